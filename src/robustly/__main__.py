@@ -1,0 +1,7 @@
+"""`python -m robustly`."""
+
+import sys
+
+from robustly.cli import main
+
+sys.exit(main())

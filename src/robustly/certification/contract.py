@@ -1,0 +1,40 @@
+"""What every certificate takes and gives back."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class CertificateResult:
+    """What was proved about each of N examples.
+
+    Args:
+        prediction: the class that holds `(N,)`.
+        radius: up to which distance, in the threat's norm, no allowed change alters the prediction `(N,)`; 0 where
+            nothing is proved.
+    """
+
+    prediction: Int64[Tensor, " n"]
+    radius: Float[Tensor, " n"]
+
+
+class Certificate(Protocol):
+    """A proof procedure; what it says of an example depends on no other example of the batch."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n ..."],
+        y: Int64[Tensor, " n"],
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> CertificateResult:
+        """Certify a batch; arguments as for an attack."""
+        ...

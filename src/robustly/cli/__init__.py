@@ -1,0 +1,132 @@
+"""The command `robustly`: train, evaluate, audit, report, recipes."""
+
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import robustly
+from robustly.cli.arguments import split_overrides
+from robustly.cli.auditing import run_audit
+from robustly.cli.evaluating import run_evaluation
+from robustly.cli.recipes import recipe_names, recipe_text
+from robustly.cli.reporting import run_report
+from robustly.cli.training import run_training
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code.
+
+    0 success, 1 a failed audit, 2 something the user has to change (one sentence on stderr), 130 Ctrl-C.
+    """
+    _plain_warnings()
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        print("robustly: interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    except BrokenPipeError:  # `robustly recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("ROBUSTLY_TRACEBACK"):
+            traceback.print_exc()
+        print(f"robustly: {_sentence(error)}", file=sys.stderr)  # noqa: T201
+        return USER_ERROR
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}; what was written before is kept"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _plain_warnings() -> None:
+    def show(message: Warning | str, category: type[Warning], *_: object) -> None:
+        if issubclass(category, UserWarning) and not issubclass(category, DeprecationWarning):
+            print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+def _run(arguments: list[str]) -> int:
+    words, overrides = split_overrides(arguments)
+    options = _parser().parse_args(words)
+    if overrides and options.command not in ("train", "evaluate"):
+        raise ValueError(f"{options.command} takes no settings, got {overrides[0]}")
+    if options.command == "train":
+        return run_training(options.recipe, options.out, options.resume, overrides, options.trust_code)
+    if options.command == "evaluate":
+        return run_evaluation(options.run, overrides, options.trust_code, options.overwrite)
+    if options.command == "audit":
+        return run_audit(options.run, options.rerun, options.trust_code)
+    if options.command == "report":
+        return run_report(options.runs, options.out)
+    print(recipe_text(options.name) if options.name else "\n".join(recipe_names()))  # noqa: T201
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="robustly",
+        description="Train robust networks, attack them honestly, and show the evidence.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"robustly {robustly.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    trust = _Parser(add_help=False)
+    trust.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="import a model named package.module:factory also where the name stands in a file",
+    )
+
+    train = commands.add_parser(
+        "train",
+        parents=[trust],
+        allow_abbrev=False,
+        help="train a model by a recipe",
+        description="Train by a recipe (see `robustly recipes`) or a YAML file. Any setting of it can be changed: "
+        "--training.epochs 5, --threat linf:0.2, --method.loss.beta 3, --data.source FILE.",
+    )
+    train.add_argument("recipe", nargs="?", help="dataset/method, or the path of a .yaml file")
+    train.add_argument("--out", type=Path, help="run folder to make (default: runs/RECIPE)")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        parents=[trust],
+        allow_abbrev=False,
+        help="attack a trained model and keep the evidence",
+        description="Evaluate the model of a run on its test images. Settings: --evaluation.suite NAME, "
+        "--evaluation.count N, --evaluation.mode worst_case, --threat linf:0.2, --runtime.device cuda. For a model "
+        "trained elsewhere name a new folder with --model.name, --model.weights and --data.source.",
+    )
+    evaluate.add_argument("run", type=Path)
+    evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
+
+    audit = commands.add_parser(
+        "audit", parents=[trust], allow_abbrev=False, help="re-check an evaluation from scratch"
+    )
+    audit.add_argument("run", type=Path)
+    audit.add_argument("--rerun", type=int, default=32, help="standing examples to attack again, per attack")
+
+    report = commands.add_parser("report", allow_abbrev=False, help="write the HTML page of one or several runs")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    report.add_argument("--out", type=Path, help="file to write (default: report.html in the run, or here)")
+
+    recipes = commands.add_parser("recipes", allow_abbrev=False, help="list the recipes, or show one")
+    recipes.add_argument("name", nargs="?")
+    return parser

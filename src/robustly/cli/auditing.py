@@ -1,0 +1,52 @@
+"""`robustly audit`."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from robustly.configuration import build_config
+from robustly.evaluation import SUITES, Check, EvidenceError, Subject, audit, read_evidence
+from robustly.runs import EVALUATION, held_out_images, load_trained, open_run
+from robustly.runtime import Runtime
+
+
+def run_audit(folder: Path, rerun: int, trust_code: bool) -> int:
+    """Re-check the evaluation of a run; 0 if every check passed, else 1.
+
+    Raises:
+        ValueError: no run there, weights or data that cannot be read.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    console = Console()
+    config = open_run(folder)
+    target = folder / EVALUATION
+    try:
+        summary = read_evidence(target).summary
+        data_settings = summary["data"]["settings"]
+        suite_name = summary["suite"]["name"]
+    except (EvidenceError, KeyError, TypeError) as error:
+        _say(console, Check("the evidence is complete and readable", str(error)))
+        return 1
+    config = replace(config, data=build_config({"data": data_settings}).data)
+    data = held_out_images(config)
+    model, _ = load_trained(folder, config, data, trust_code)
+    device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    subject = Subject(model, data.to(device), config.threat)
+    result = audit(target, subject, SUITES.get(suite_name), rerun=rerun)
+    for check in result.checks:
+        _say(console, check)
+    if suite_name not in SUITES:
+        console.print(f"suite {suite_name!r} is not known here: nothing was attacked again")
+    verdict = "[green]audit passed" if result.passed else "[red]AUDIT FAILED"
+    console.print(f"{verdict}[/]: {sum(check.passed for check in result.checks)} of {len(result.checks)} checks")
+    return 0 if result.passed else 1
+
+
+def _say(console: Console, check: Check) -> None:
+    mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
+    tail = f": {check.problem}" if check.problem else ""
+    console.print(f"{mark} {check.name}{tail}", highlight=False, soft_wrap=True)

@@ -1,0 +1,114 @@
+"""`robustly evaluate`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from robustly.cli.arguments import names_model
+from robustly.configuration import apply_overrides, build_config
+from robustly.evaluation import SUITES, evaluate, write_evidence
+from robustly.evaluation.subject import Progress as Hears
+from robustly.runs import EVALUATION, RunError, create_run, held_out_images, load_trained, open_run
+from robustly.runtime import Runtime
+
+
+def run_evaluation(folder: Path, overrides: list[str], trust_code: bool, overwrite: bool) -> int:
+    """Evaluate a run and print its table; returns the exit code.
+
+    Raises:
+        ValueError: anything that the user has to change.
+        OSError: files that cannot be read or written.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    is_new = not folder.exists() and names_model(overrides)
+    if is_new:
+        config = build_config(apply_overrides({"recipe": "evaluation only"}, overrides))
+    else:
+        config = build_config(apply_overrides(open_run(folder).as_plain(), overrides))
+    target = folder / EVALUATION
+    if target.exists() and not overwrite:
+        raise RunError(f"{target} exists already: --overwrite replaces it")
+    data = held_out_images(config)
+    allow_code = trust_code or names_model(overrides)
+    model, checkpoint = load_trained(folder, config, data, allow_code)
+    device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    console = Console()
+    with _listening(console) as hear:
+        evidence = evaluate(
+            model,
+            data.to(device),
+            config.threat,
+            SUITES[config.evaluation.suite],
+            mode=config.evaluation.mode,
+            seed=config.seed,
+            batch_size=config.evaluation.batch_size,
+            curve_count=config.evaluation.curve_count,
+            progress=hear,
+        )
+    evidence.summary["run"] = folder.resolve().name
+    evidence.summary["model"] |= {"name": config.model.name, "checkpoint": checkpoint}
+    evidence.summary["data"]["split"] = "test"
+    evidence.summary["data"]["settings"] = config.as_plain()["data"] | {
+        "test_limit": config.data.test_limit or config.evaluation.count
+    }
+    if is_new:
+        create_run(folder, config)
+    write_evidence(evidence, target)
+    console.print(summary_table(evidence.summary))
+    console.print(f"evidence: {target}\nnext: robustly report {folder}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Clean, every attack and the worst case, with their intervals."""
+    threat, count = summary["threat"]["text"], summary["clean"]["count"]
+    table = Table(title=f"{summary['run']}: {count} images, {threat}", title_justify="left")
+    table.add_column("attack")
+    table.add_column("accuracy", justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("after 8-bit rounding", justify="right")
+    table.add_column("passes per image", justify="right")
+    table.add_row("clean", *_numbers(summary["clean"]), "", "")
+    for attack in summary["suite"]["attacks"]:
+        numbers = summary["attacks"][attack["name"]]
+        passes = numbers["mean_forwards"] + numbers["mean_backwards"]
+        table.add_row(
+            attack["title"], *_numbers(numbers), f"{100 * numbers['accuracy_8bit']:.1f} %", f"{passes:.0f}"
+        )
+    worst = summary["worst_case"]
+    table.add_row("worst case", *_numbers(worst), f"{100 * worst['accuracy_8bit']:.1f} %", "", style="bold")
+    if summary["certified"] is not None:
+        table.add_row("certified", *_numbers(summary["certified"]), "", "")
+    return table
+
+
+def _numbers(entry: dict[str, Any]) -> tuple[str, str]:
+    low, high = entry["interval"]
+    return f"{100 * entry['accuracy']:.1f} %", f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+@contextmanager
+def _listening(console: Console) -> Iterator[Hears]:
+    """A live bar on a terminal, silence elsewhere."""
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        tasks: dict[str, Any] = {}
+
+        def hear(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield hear

@@ -1,0 +1,101 @@
+"""What training looks like while it runs: a live bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from robustly.training import Job, Moment, Observer
+from robustly.training.checkpoint import Row
+
+
+@contextmanager
+def observer_for(console: Console) -> Iterator[Observer]:
+    """An observer that suits the console."""
+    if console.quiet or not console.is_terminal:
+        yield PlainLines(console)
+        return
+    progress = Progress(
+        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+        BarColumn(bar_width=None),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[rate]:.0f} images/s"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        expand=True,
+    )
+    with progress:
+        yield LiveBar(console, progress)
+
+
+def epoch_line(row: Row, is_best: bool) -> str:
+    """An epoch in a line."""
+    parts = [
+        f"epoch {row['epoch']:>3}",
+        f"loss {row['train_loss']:.3f}",
+        f"validation: clean {_percent(row['validation_clean_accuracy'])}",
+        f"robust {_percent(row['validation_robust_accuracy'])}",
+        f"{row['images_per_second']:.0f} images/s",
+    ]
+    return "  ".join(parts) + ("  best" if is_best else "")
+
+
+def _percent(share: float | int | None) -> str:
+    return "   -  " if share is None else f"{100 * share:5.1f} %"
+
+
+class PlainLines(Observer):
+    """A line an epoch, with the time that is left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = time.perf_counter()
+        self._at_start = 0
+        self._epochs = 0
+
+    def started(self, job: Job, finished_epochs: int) -> None:
+        """Note where the run starts from."""
+        self._began, self._at_start, self._epochs = time.perf_counter(), finished_epochs, job.training.epochs
+
+    def epoch_finished(self, row: Row, is_best: bool) -> None:
+        """Print the epoch."""
+        epoch = int(row["epoch"] or 0)
+        per_epoch = (time.perf_counter() - self._began) / max(1, epoch - self._at_start)
+        left = per_epoch * (self._epochs - epoch)
+        self._console.print(f"{epoch_line(row, is_best)}  {left:.0f} s left", highlight=False, soft_wrap=True)
+
+
+class LiveBar(Observer):
+    """A bar over all steps of the run, and a line for every finished epoch above it."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console, self._progress = console, progress
+        self._task = TaskID(0)
+        self._began = time.perf_counter()
+        self._images = 0
+
+    def started(self, job: Job, finished_epochs: int) -> None:
+        """Set the bar up."""
+        self._began = time.perf_counter()
+        steps = job.steps_per_epoch
+        self._task = self._progress.add_task(
+            "",
+            total=steps * job.training.epochs,
+            completed=steps * finished_epochs,
+            epoch=finished_epochs + 1,
+            epochs=job.training.epochs,
+            loss=float("nan"),
+            rate=0.0,
+        )
+
+    def stepped(self, moment: Moment, loss: float, images: int) -> None:
+        """Move the bar."""
+        self._images += images
+        rate = self._images / max(1e-9, time.perf_counter() - self._began)
+        self._progress.update(self._task, completed=moment.count + 1, epoch=moment.epoch + 1, loss=loss, rate=rate)
+
+    def epoch_finished(self, row: Row, is_best: bool) -> None:
+        """Print the epoch."""
+        self._console.print(epoch_line(row, is_best), highlight=False)

@@ -1,0 +1,71 @@
+"""`robustly train`."""
+
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from robustly.cli.arguments import names_model
+from robustly.cli.progress import observer_for
+from robustly.cli.recipes import read_recipe
+from robustly.configuration import RunConfig, apply_overrides, build_config
+from robustly.runs import build_job, create_run, open_run, refuse_existing
+from robustly.runtime import Runtime
+from robustly.training import train
+
+
+def run_training(
+    recipe: str | None, out: Path | None, resume: Path | None, overrides: list[str], trust_code: bool
+) -> int:
+    """Train by a recipe, or go on with a run; returns the exit code.
+
+    Raises:
+        ValueError: anything that the user has to change.
+        OSError: files that cannot be read or written.
+    """
+    sys.path.insert(0, str(Path.cwd()))  # a model of the user's own lives where the command is given
+    if resume is not None:
+        if recipe is not None or overrides or out is not None:
+            raise ValueError("--resume goes on with the settings of the run: give no recipe, --out or settings")
+        config, folder = open_run(resume), resume
+    elif recipe is None:
+        raise ValueError("name a recipe (see `robustly recipes`) or --resume RUN")
+    else:
+        config = build_config(apply_overrides(read_recipe(recipe), overrides))
+        folder = out or Path("runs") / config.recipe.replace("/", "_")
+        if _leads():
+            refuse_existing(folder)
+    job = build_job(config, trust_code or names_model(overrides))
+    runtime = Runtime(config.runtime)
+    console = Console(quiet=runtime.rank != 0)
+    if runtime.rank == 0 and resume is None:
+        create_run(folder, config)
+    runtime.wait_for_all()
+    _say_what(console, config, folder)
+    with observer_for(console) as observer:
+        try:
+            outcome = train(job, runtime, folder, config_digest=config.digest(), observer=observer)
+        except KeyboardInterrupt:
+            console.print(f"\nstopped; go on with: robustly train --resume {folder}", soft_wrap=True)
+            raise
+    console.print(
+        f"finished {outcome.epochs} epochs in {outcome.seconds:.0f} s, best epoch {outcome.best_epoch}\n"
+        f"next: robustly evaluate {folder}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
+def _leads() -> bool:
+    """Whether this process was started by a person, not by another process of the same run."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _say_what(console: Console, config: RunConfig, folder: Path) -> None:
+    console.print(
+        f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat} -> {folder}",
+        soft_wrap=True,
+        highlight=False,
+    )

@@ -1,0 +1,19 @@
+"""Images as uint8 tensors: where they come from, how they are split, augmented and put into batches."""
+
+from robustly.data.augmentation import Augmentation
+from robustly.data.batches import Batch, batch_count, batches
+from robustly.data.images import ImageData
+from robustly.data.sources import DataConfig, load_splits, load_test
+from robustly.data.splits import Splits
+
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "DataConfig",
+    "ImageData",
+    "Splits",
+    "batch_count",
+    "batches",
+    "load_splits",
+    "load_test",
+]

@@ -1,0 +1,83 @@
+"""NumPy archives of images and labels."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustly.data.images import number_names, to_pixels
+from robustly.data.rows import Rows, rows_in_memory
+
+_LAYOUTS = {
+    "all": ("images", "labels"),
+    "train": ("x_train", "y_train"),
+    "test": ("x_test", "y_test"),
+}
+_KEYS = "images and labels, or x_train, y_train, x_test and y_test"
+
+
+def npz_rows(file: Path) -> dict[str, Rows]:
+    """The parts of an `.npz`: `images` and `labels`, or `x_train`, `y_train`, `x_test` and `y_test`.
+
+    Images are uint8, or floats in [0, 1] on the 8-bit grid, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`;
+    labels are integers, `(N,)` or `(N, 1)`; a third array `classes` may hold class names.
+
+    Raises:
+        ValueError: if the file is damaged, holds Python objects, lacks an array, or an array is not as said.
+    """
+    arrays = _read(file)
+    parts: dict[str, tuple[Tensor, Tensor]] = {}
+    for part, (images_key, labels_key) in _LAYOUTS.items():
+        if images_key in arrays and labels_key in arrays:
+            images = _images(arrays[images_key], f"{file} ({images_key})")
+            parts[part] = images, _labels(arrays[labels_key], f"{file} ({labels_key})")
+    if not parts or ("all" in parts and len(parts) > 1):
+        raise ValueError(f"{file}: holds the arrays {', '.join(sorted(arrays)) or 'none'}: it needs {_KEYS}")
+    names = arrays.get("classes")
+    classes = (
+        number_names([labels for _, labels in parts.values()])
+        if names is None
+        else tuple(str(name) for name in names.reshape(-1))
+    )
+    return {
+        part: rows_in_memory(images, labels, classes, f"{file} ({part})")
+        for part, (images, labels) in parts.items()
+    }
+
+
+def _read(file: Path) -> dict[str, NDArray[np.generic]]:
+    # a damaged archive raises whatever zipfile, zlib and NumPy meet in it
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except Exception as error:
+        raise ValueError(
+            f"{file}: is damaged, not a NumPy archive, or holds Python objects, which are never unpickled ({error})"
+        ) from error
+
+
+def _images(array: NDArray[np.generic], where: str) -> UInt8[Tensor, "n c h w"]:
+    if array.ndim not in (3, 4):
+        raise ValueError(f"{where}: has the shape {array.shape}: use (N, H, W), (N, C, H, W) or (N, H, W, C)")
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise ValueError(f"{where}: holds {array.dtype}: use uint8, or floats in [0, 1]")
+    if array.ndim == 3:
+        ordered = array[:, None]
+    else:
+        first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
+        if first and last:
+            raise ValueError(f"{where}: the shape {array.shape} has channels first or last, which is not clear")
+        ordered = array.transpose(0, 3, 1, 2) if last else array
+    images = torch.from_numpy(np.ascontiguousarray(ordered))
+    return to_pixels(images, where) if images.is_floating_point() else images
+
+
+def _labels(array: NDArray[np.generic], where: str) -> Int64[Tensor, " n"]:
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{where}: holds {array.dtype}: labels are integers 0..K-1")
+    if array.ndim != 1 and array.shape[1:] != (1,):
+        raise ValueError(f"{where}: has the shape {array.shape}: labels are one integer for each image, (N,)")
+    return torch.from_numpy(array.reshape(-1).astype(np.int64))

@@ -1,0 +1,100 @@
+"""The batches of an epoch: a keyed order, shared by processes, resumable at any batch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from robustly.data.augmentation import Augmentation
+from robustly.data.images import ImageData, to_floats
+from robustly.randomness import KeyedGenerator, derive_seed, shuffled
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one process works on in one step.
+
+    Args:
+        x: images in [0, 1], `(N, C, H, W)`.
+        y: labels, `(N,)`.
+        ids: the examples' ids, `(N,)`.
+        generator: random numbers for these examples in this epoch; fold it for each purpose.
+    """
+
+    x: Float32[Tensor, "n c h w"]
+    y: Int64[Tensor, " n"]
+    ids: Int64[Tensor, " n"]
+    generator: KeyedGenerator
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def batch_count(examples: int, batch_size: int, drop_last: bool) -> int:
+    """The number of global batches of an epoch: the same for every process."""
+    return examples // batch_size if drop_last else -(-examples // batch_size)
+
+
+def batches(
+    data: ImageData,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    augmentation: Augmentation | None = None,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """The batches of an epoch, on the data's device.
+
+    The order depends on (seed, epoch) alone, and an example's random numbers on (seed, epoch, id), so that
+    the numbers of processes and batches already done change nothing.
+
+    Args:
+        data: the examples.
+        batch_size: examples in a global batch, over all processes; at least `world_size`.
+        seed: the run's seed.
+        epoch: number of the epoch, from 0.
+        augmentation: applied to the 8-bit images; None for none.
+        shuffle: whether to permute the examples; False keeps the data's order.
+        drop_last: whether to leave out a last batch that is not full.
+        rank: this process among `world_size`: it takes every `world_size`-th example of each global batch.
+            In a last batch with fewer examples than processes, the others get a batch without examples.
+        world_size: number of processes.
+        start: number of global batches to pass over, done before a run was interrupted.
+
+    Raises:
+        ValueError: at the call, if a number is outside its range, or `drop_last` leaves no batch at all.
+    """
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank} of {world_size} processes: use 0 to {max(world_size - 1, 0)}")
+    if batch_size < world_size:
+        raise ValueError(f"batch_size is {batch_size}: use at least 1 for each of {world_size} processes")
+    count = batch_count(len(data), batch_size, drop_last)
+    if count == 0:
+        raise ValueError(
+            f"batch_size is {batch_size} but there are {len(data)} examples, and drop_last leaves no batch: "
+            "lower batch_size"
+        )
+    if not 0 <= start <= count:
+        raise ValueError(f"start is {start}: an epoch has {count} batches, so use 0 to {count}")
+    order = shuffled(len(data), seed, "order", epoch) if shuffle else torch.arange(len(data))
+    order = order.to(data.images.device)
+    chosen = augmentation or Augmentation()
+    stream = derive_seed(seed, "epoch", epoch)
+    return (
+        _batch(data, order[number * batch_size : (number + 1) * batch_size][rank::world_size], stream, chosen)
+        for number in range(start, count)
+    )
+
+
+def _batch(data: ImageData, places: Int64[Tensor, " n"], stream: int, augmentation: Augmentation) -> Batch:
+    ids = data.ids[places]
+    generator = KeyedGenerator(stream, ids)
+    images = augmentation(data.images[places], generator.fold("augmentation"))
+    return Batch(to_floats(images), data.labels[places], ids, generator)

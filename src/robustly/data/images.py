@@ -1,0 +1,179 @@
+"""Labelled images in memory: uint8 pixels, labels, and the ids that examples are known by."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from torch import Tensor
+
+_GREY_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A labelled set of images, all tensors on one device.
+
+    Args:
+        images: 8-bit pixels, `(N, C, H, W)` with N >= 1.
+        labels: class indices in 0..K-1, `(N,)`.
+        ids: distinct numbers that name the examples, `(N,)`; they survive every selection.
+        classes: the K class names.
+        source: where the images come from, as reports print it.
+
+    Raises:
+        ValueError: if a type, a shape, a length, a label or an id is not as said above.
+    """
+
+    images: UInt8[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    ids: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.images.is_floating_point():
+            raise ValueError(
+                f"{self.source}: images are {self.images.dtype}, not uint8: pass them through ImageData.from_floats"
+            )
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise ValueError(
+                f"{self.source}: images are {self.images.dtype} of shape {tuple(self.images.shape)}: "
+                "use uint8 (N, C, H, W)"
+            )
+        if 0 in self.images.shape:
+            raise ValueError(f"{self.source}: holds no images, its shape is {tuple(self.images.shape)}")
+        for key, value in (("labels", self.labels), ("ids", self.ids)):
+            if value.dtype != torch.int64 or value.dim() != 1:
+                raise ValueError(
+                    f"{self.source}: {key} are {value.dtype} of shape {tuple(value.shape)}: use int64 (N,)"
+                )
+            if len(value) != len(self.images):
+                raise ValueError(f"{self.source}: holds {len(self.images)} images but {len(value)} {key}")
+        check_labels(self.labels, self.classes, self.source)
+        if not distinct(self.ids):
+            raise ValueError(f"{self.source}: ids are not distinct: each example needs its own")
+
+    @classmethod
+    def from_floats(
+        cls,
+        images: Float[Tensor, "n c h w"],
+        labels: Int64[Tensor, " n"],
+        classes: Sequence[str] | None = None,
+        *,
+        source: str = "memory",
+        ids: Int64[Tensor, " n"] | None = None,
+    ) -> "ImageData":
+        """Images of floats in [0, 1] that are multiples of 1/255, as 8-bit files give them.
+
+        Args:
+            images: `(N, C, H, W)`, each value within 0.001/255 of a multiple of 1/255.
+            labels: class indices, `(N,)`.
+            classes: class names; None names the classes "0", "1", ... up to the largest label.
+            source: where the images come from.
+            ids: the examples' ids, `(N,)`; None numbers them from 0.
+
+        Raises:
+            ValueError: if a pixel is outside [0, 1] or off the 8-bit grid, and as `ImageData` does.
+        """
+        pixels = to_pixels(images, source)
+        names = number_names([labels]) if classes is None else tuple(classes)
+        numbers = torch.arange(len(images), device=images.device) if ids is None else ids
+        return cls(pixels, labels, numbers, names, source)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes, whether or not each one has an example."""
+        return len(self.classes)
+
+    def select(self, index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> "ImageData":
+        """The examples at some positions, `(M,)`, or under a mask, `(N,)`; they keep their ids.
+
+        Raises:
+            ValueError: if nothing is selected, or a position occurs twice.
+        """
+        place = index.to(self.images.device)
+        return replace(self, images=self.images[place], labels=self.labels[place], ids=self.ids[place])
+
+    def to(self, device: torch.device | str) -> "ImageData":
+        """The same examples on another device."""
+        images, labels, ids = (value.to(device) for value in (self.images, self.labels, self.ids))
+        return replace(self, images=images, labels=labels, ids=ids)
+
+    def floats(self, index: Tensor | None = None) -> Float32[Tensor, "m c h w"]:
+        """Pixels as float32 in [0, 1], of all examples or of those at `index` (positions or mask)."""
+        return to_floats(self.images if index is None else self.images[index])
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of images, labels and ids: the same on every device and machine."""
+        digest = hashlib.sha256()
+        for value in (self.images, self.labels, self.ids):
+            digest.update(f"{value.dtype}\x1f{tuple(value.shape)}\x1e".encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def distinct(ids: Int64[Tensor, " n"]) -> bool:
+    """Whether no id occurs twice."""
+    return bool((ids.sort().values.diff() != 0).all())
+
+
+def to_floats(images: UInt8[Tensor, "n c h w"]) -> Float32[Tensor, "n c h w"]:
+    """8-bit pixels as float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255)
+
+
+def to_pixels(images: Float[Tensor, "n c h w"], source: str) -> UInt8[Tensor, "n c h w"]:
+    """Floats in [0, 1] on the 8-bit grid as 8-bit pixels, of any shape.
+
+    Raises:
+        ValueError: if a number is not a float, outside [0, 1], or not a multiple of 1/255.
+    """
+    if not images.is_floating_point():
+        raise ValueError(f"{source}: images are {images.dtype}, not floats: give uint8 pixels to ImageData itself")
+    if images.numel() == 0:
+        raise ValueError(f"{source}: holds no images, its shape is {tuple(images.shape)}")
+    lowest, highest = float(images.min()), float(images.max())
+    if not (lowest >= 0 and highest <= 1):
+        hint = ", did you mean to divide by 255?" if 1 < highest <= 255 and lowest >= 0 else ""
+        raise ValueError(f"{source}: pixels lie in [{lowest:g}, {highest:g}], not in [0, 1]{hint}")
+    levels = images.to(torch.float64).mul_(255)
+    rounded = levels.round()
+    distance = float(levels.sub_(rounded).abs_().max())
+    if distance > _GREY_TOLERANCE:
+        raise ValueError(
+            f"{source}: pixels are up to {distance:.3g} grey levels off the multiples of 1/255: "
+            "images are kept in 8 bits, so round them yourself if that loss is acceptable"
+        )
+    return rounded.to(torch.uint8)
+
+
+def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str], source: str) -> None:
+    """Refuse labels outside 0..K-1, in one sentence.
+
+    Raises:
+        ValueError: if there are no labels, or one is outside.
+    """
+    if len(labels) == 0:
+        raise ValueError(f"{source}: is empty, there is no example in it")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= len(classes):
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(
+            f"{source}: holds the label {wrong}, but with {len(classes)} classes labels are 0..{len(classes) - 1}"
+        )
+
+
+def number_names(labels: Sequence[Int64[Tensor, " _"]]) -> tuple[str, ...]:
+    """The names "0", "1", ... of classes that have none, up to the largest label of all parts."""
+    return tuple(str(number) for number in range(max(int(part.max()) for part in labels if len(part)) + 1))

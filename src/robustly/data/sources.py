@@ -1,0 +1,169 @@
+"""Data sets by name or path: the settings that a configuration file may hold, and the splits they give."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from robustly.data.arrays import npz_rows
+from robustly.data.augmentation import Augmentation
+from robustly.data.decoding import Decoding, refit
+from robustly.data.digits import holds_idx, idx_rows, mnist5k_rows
+from robustly.data.folders import folder_rows
+from robustly.data.images import ImageData
+from robustly.data.rows import Rows
+from robustly.data.splits import SplitRule, Splits, choose_splits, choose_test
+from robustly.data.tables import Columns, hub_rows, parquet_files, parquet_rows
+
+_ALLOWED = (
+    "mnist5k, hf:NAME or hf:NAME:CONFIG, or the path of a .parquet file, an .npz file, or a folder of "
+    "Parquet files, of IDX files, or of images by class"
+)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set and how it is shared out.
+
+    Args:
+        source: `mnist5k`; `hf:uoft-cs/cifar10` or `hf:NAME:CONFIG`; or the path of a `.parquet` file, an
+            `.npz` file, or a folder with Parquet files, MNIST's IDX files, or images by class.
+        image_column: the column of images in tables; None finds it by its type.
+        label_column: the column of labels in tables; None finds it by its type.
+        train_split: the source's split to train on; None is "train", or the only one there is.
+        test_split: the source's split to test on; None is "test", or, where there is none, a part of the
+            rows to train on.
+        validation: number of examples held out of the training split to select models on, in proportion of
+            the classes; at least 1.
+        test: number of test examples where the source has no test split; None is a fifth of its rows.
+        train_limit: number of training examples to use; None is all.
+        test_limit: number of test examples to use; None is all.
+        subset: which examples a limit keeps of an official split: "first" in the source's order, or
+            "balanced", drawn in proportion of the classes.
+        split_seed: the seed of every choice above.
+        evaluation_only: all rows of a source without a training split are the test split.
+        image_size: side in pixels that images are resized to (shorter side, bicubic, then the centre).
+        channels: 1 converts images to grey, 3 to colour; None keeps what the source holds.
+        pad_crop: pixels of zero padding for random crops in training; 0 for none, 4 is usual on CIFAR.
+        flip: whether to mirror half of the training images.
+
+    Raises:
+        ValueError: for a number outside its range.
+    """
+
+    source: str = "mnist5k"
+    image_column: str | None = None
+    label_column: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+    validation: int = 500
+    test: int | None = None
+    train_limit: int | None = None
+    test_limit: int | None = None
+    subset: Literal["first", "balanced"] = "first"
+    split_seed: int = 0
+    evaluation_only: bool = False
+    image_size: int | None = None
+    channels: int | None = None
+    pad_crop: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.validation < 1:
+            raise ValueError(
+                f"validation is {self.validation}: hold out at least 1 example, as models are never selected "
+                "on test examples"
+            )
+        counts = {"test": self.test, "train_limit": self.train_limit, "test_limit": self.test_limit}
+        for key, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{key} is {count}: use at least 1 example, or leave it out")
+        if self.subset not in ("first", "balanced"):
+            raise ValueError(f"subset is {self.subset!r}: use first or balanced")
+        Decoding(self.image_size, self.channels)
+        Augmentation(self.pad_crop, self.flip)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation of training images."""
+        return Augmentation(self.pad_crop, self.flip)
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """The training, validation and test examples, on the CPU; the same for the same settings and files.
+
+    A source's own test split is kept. Ids are row numbers in the source; those of test rows go on where
+    those of training rows end, whatever the limits.
+
+    Raises:
+        ValueError: if the source is unknown or damaged, or does not have what the settings ask for.
+        FileNotFoundError: if a path or the file of `mnist5k` does not exist.
+    """
+    train, validation, test = choose_splits(_parts(config), _rule(config))
+    return Splits(train.read(), validation.read(), test.read())
+
+
+def load_test(config: DataConfig) -> ImageData:
+    """The test examples of `load_splits` alone: nothing else is decoded.
+
+    Raises:
+        ValueError: as `load_splits`.
+        FileNotFoundError: as `load_splits`.
+    """
+    return choose_test(_parts(config), _rule(config)).read()
+
+
+def _rule(config: DataConfig) -> SplitRule:
+    return SplitRule(
+        source=config.source,
+        train_split=config.train_split,
+        test_split=config.test_split,
+        validation=config.validation,
+        test=config.test,
+        train_limit=config.train_limit,
+        test_limit=config.test_limit,
+        subset=config.subset,
+        split_seed=config.split_seed,
+        evaluation_only=config.evaluation_only,
+    )
+
+
+def _parts(config: DataConfig) -> dict[str, Rows]:
+    columns = Columns(config.image_column, config.label_column)
+    decoding = Decoding(config.image_size, config.channels)
+    if config.source == "mnist5k":
+        return _refitted(mnist5k_rows(), decoding)
+    if config.source.startswith("hf:"):
+        name, _, setting = config.source.removeprefix("hf:").partition(":")
+        if not name:
+            raise ValueError(f"the source {config.source!r} names no data set: write hf:NAME or hf:NAME:CONFIG")
+        return hub_rows(name, setting or None, columns, decoding)
+    path = Path(config.source).expanduser()
+    if not path.exists():
+        near = difflib.get_close_matches(config.source, ["mnist5k"], cutoff=0.5)
+        hint = ", did you mean 'mnist5k'?" if near else ""
+        raise FileNotFoundError(f"the source {config.source!r} is no file or folder{hint}: use {_ALLOWED}")
+    files = parquet_files(path) if path.is_dir() or path.suffix == ".parquet" else {}
+    if files:
+        return parquet_rows(files, columns, decoding)
+    if path.is_file() and path.suffix == ".npz":
+        return _refitted(npz_rows(path), decoding)
+    if path.is_dir() and holds_idx(path):
+        return _refitted(idx_rows(path), decoding)
+    if path.is_dir() and any(entry.is_dir() for entry in path.iterdir()):
+        return folder_rows(path, decoding)
+    raise ValueError(f"the source {config.source!r} holds nothing that can be read: use {_ALLOWED}")
+
+
+def _refitted(parts: dict[str, Rows], decoding: Decoding) -> dict[str, Rows]:
+    return {part: _refitted_rows(rows, decoding) for part, rows in parts.items()}
+
+
+def _refitted_rows(rows: Rows, decoding: Decoding) -> Rows:
+    def read(index: Int64[Tensor, " m"]) -> UInt8[Tensor, "m c h w"]:
+        return refit(rows.read(index), decoding, rows.source)
+
+    return Rows(rows.labels, rows.classes, rows.source, read)

@@ -1,0 +1,204 @@
+"""Which rows train, which select the model, which test: disjoint, and fixed before any training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from robustly.data.images import ImageData, distinct
+from robustly.data.rows import Rows
+from robustly.randomness import shuffled
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Three sets of examples of the same classes and shape that have no id in common.
+
+    Args:
+        train: what the model learns from.
+        validation: what checkpoints and settings are selected on.
+        test: what is reported.
+
+    Raises:
+        ValueError: if two sets share an id, or classes or shapes differ.
+    """
+
+    train: ImageData
+    validation: ImageData
+    test: ImageData
+
+    def __post_init__(self) -> None:
+        for part in (self.validation, self.test):
+            if part.shape != self.train.shape:
+                raise ValueError(
+                    f"images of {part.source} have the shape {part.shape} but those of {self.train.source} "
+                    f"{self.train.shape}: set image_size or channels to make them alike"
+                )
+            if part.classes != self.train.classes:
+                raise ValueError(
+                    f"{part.source} has the classes {', '.join(part.classes[:10])} "
+                    f"but {self.train.source} has {', '.join(self.train.classes[:10])}"
+                )
+        ids = torch.cat([self.train.ids, self.validation.ids, self.test.ids])
+        if not distinct(ids):
+            raise ValueError(f"{self.train.source}: train, validation and test share examples")
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How the rows of a source are shared out; the arguments are those of `DataConfig`."""
+
+    source: str
+    train_split: str | None
+    test_split: str | None
+    validation: int
+    test: int | None
+    train_limit: int | None
+    test_limit: int | None
+    subset: str
+    split_seed: int
+    evaluation_only: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some rows of a source: positions in `rows`, `(M,)`, and the number that their ids start from."""
+
+    rows: Rows
+    positions: Int64[Tensor, " m"]
+    first_id: int
+    name: str
+
+    def read(self) -> ImageData:
+        """Decode the images of the rows."""
+        return ImageData(
+            images=self.rows.read(self.positions),
+            labels=self.rows.labels[self.positions],
+            ids=self.positions + self.first_id,
+            classes=self.rows.classes,
+            source=self.name,
+        )
+
+
+def balanced_order(labels: Int64[Tensor, " n"], *key: int | str) -> Int64[Tensor, " n"]:
+    """A permutation, keyed, whose every prefix has the classes in proportion."""
+    order = shuffled(len(labels), *key)
+    counts = labels.bincount()
+    by_class = labels[order].argsort(stable=True)
+    starts = counts.cumsum(0) - counts
+    share = torch.empty(len(labels), dtype=torch.float64)
+    place = torch.arange(len(labels)) - starts.repeat_interleave(counts)
+    share[by_class] = (place.to(torch.float64) + 0.5) / counts.repeat_interleave(counts)
+    return order[share.argsort(stable=True)]
+
+
+def choose_test(parts: Mapping[str, Rows], rule: SplitRule) -> Chosen:
+    """The rows of the test split.
+
+    Raises:
+        ValueError: if the rule asks for parts or numbers of rows that the source does not have.
+    """
+    train, test = _official(parts, rule)
+    if test is not None:
+        positions = _limited(test, torch.arange(len(test)), rule.test_limit, "test_limit", rule)
+        return Chosen(test, positions, 0 if train is None else len(train), f"{rule.source} test")
+    return _own_splits(_required(train), rule)[2]
+
+
+def choose_splits(parts: Mapping[str, Rows], rule: SplitRule) -> tuple[Chosen, Chosen, Chosen]:
+    """The rows of the train, the validation and the test split. Official test rows are never trained on.
+
+    Raises:
+        ValueError: if the rule asks for parts or numbers of rows that the source does not have.
+    """
+    if rule.evaluation_only:
+        raise ValueError(f"{rule.source}: evaluation_only is set, so there is nothing to train on: leave it out")
+    train, test = _official(parts, rule)
+    if test is None:
+        return _own_splits(_required(train), rule)
+    source = _required(train)
+    order = balanced_order(source.labels, rule.split_seed, "split")
+    _check_room(source, rule.validation, 0, rule)
+    rest = order[rule.validation :].sort().values
+    kept = _limited(source, rest, rule.train_limit, "train_limit", rule)
+    return (
+        Chosen(source, kept, 0, f"{rule.source} train"),
+        Chosen(source, order[: rule.validation], 0, f"{rule.source} validation"),
+        choose_test(parts, rule),
+    )
+
+
+def _required(rows: Rows | None) -> Rows:
+    if rows is None:
+        raise ValueError("the source has no rows to train on")
+    return rows
+
+
+def _official(parts: Mapping[str, Rows], rule: SplitRule) -> tuple[Rows | None, Rows | None]:
+    """The rows to train on and the official test rows; the latter are None where we split ourselves."""
+    for key, name in (("train_split", rule.train_split), ("test_split", rule.test_split)):
+        if name is not None and name not in parts:
+            raise ValueError(f"{rule.source}: has no split {name!r} ({key}): it has {', '.join(parts)}")
+    only = next(iter(parts)) if len(parts) == 1 else None
+    test_name = rule.test_split or ("test" if "test" in parts else None)
+    train_name = rule.train_split or only or "train"
+    if rule.evaluation_only:
+        name = test_name or only
+        if name is None:
+            raise ValueError(f"{rule.source}: set test_split to one of {', '.join(parts)}")
+        return None, parts[name]
+    if train_name not in parts:
+        raise ValueError(f"{rule.source}: has no split 'train': set train_split to one of {', '.join(parts)}")
+    if test_name is None or test_name == train_name:
+        return parts[train_name], None
+    if rule.test is not None:
+        raise ValueError(
+            f"{rule.source}: has its own test split of {len(parts[test_name])} examples, "
+            "so test must not be set: use test_limit for fewer"
+        )
+    return parts[train_name], parts[test_name]
+
+
+def _own_splits(rows: Rows, rule: SplitRule) -> tuple[Chosen, Chosen, Chosen]:
+    """Test first, then validation, so that another size of the validation set keeps the test set."""
+    tested = max(1, len(rows) // 5) if rule.test is None else rule.test
+    _check_room(rows, rule.validation, tested, rule)
+    order = balanced_order(rows.labels, rule.split_seed, "split")
+    test, held_out, train = order.tensor_split((tested, tested + rule.validation))
+    return (
+        Chosen(rows, _limit(train, rule.train_limit, "train_limit", rule), 0, f"{rule.source} train"),
+        Chosen(rows, held_out, 0, f"{rule.source} validation"),
+        Chosen(rows, _limit(test, rule.test_limit, "test_limit", rule), 0, f"{rule.source} test"),
+    )
+
+
+def _check_room(rows: Rows, validation: int, test: int, rule: SplitRule) -> None:
+    if validation + test >= len(rows):
+        raise ValueError(
+            f"{rule.source}: {validation} validation and {test} test examples leave none of its {len(rows)} "
+            "to train on: lower validation or test"
+        )
+
+
+def _limit(positions: Tensor, limit: int | None, key: str, rule: SplitRule) -> Tensor:
+    if limit is not None and limit > len(positions):
+        raise ValueError(f"{rule.source}: {key} is {limit} but the split has only {len(positions)} examples")
+    return positions if limit is None else positions[:limit]
+
+
+def _limited(rows: Rows, positions: Tensor, limit: int | None, key: str, rule: SplitRule) -> Tensor:
+    """The first examples in the source's order, or as many in proportion of the classes."""
+    kept = _limit(positions, limit, key, rule)
+    if len(kept) == len(positions):
+        return positions
+    labels = rows.labels[positions]
+    if rule.subset == "balanced":
+        return positions[balanced_order(labels, rule.split_seed, key)[:limit]]
+    if bool((labels.diff() >= 0).all()) and labels[-1] > rows.labels[kept[-1]]:
+        raise ValueError(
+            f"{rule.source}: is sorted by class, so its first {limit} examples ({key}) lack classes: "
+            "set subset to balanced"
+        )
+    return kept

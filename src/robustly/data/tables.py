@@ -1,0 +1,205 @@
+"""Arrow tables of encoded images: Parquet files, and the data sets of the Hugging Face hub."""
+
+import importlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from robustly.data.decoding import Decoding, EncodedImage, decode_images
+from robustly.data.images import number_names
+from robustly.data.rows import Rows
+
+_USUAL_IMAGES = ("image", "img")
+_USUAL_LABELS = ("label", "labels", "fine_label")
+_PART_FILE = re.compile(r"(train|test|validation|valid|val)(-\d+-of-\d+)?\.parquet")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns to read; None finds them by their types."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+def parquet_files(path: Path) -> dict[str, list[Path]]:
+    """The Parquet files of each part.
+
+    A file is one part, "all". A folder, or its subfolder `data`, may hold `train.parquet`, `test.parquet`,
+    `train-00000-of-00002.parquet`, ...; without such files the answer is empty.
+    """
+    if path.is_file():
+        return {"all": [path]}
+    for folder in (path, path / "data"):
+        parts: dict[str, list[Path]] = {}
+        for file in sorted(folder.glob("*.parquet")):
+            match = _PART_FILE.fullmatch(file.name)
+            if match:
+                parts.setdefault(match[1], []).append(file)
+        if parts:
+            return parts
+    return {}
+
+
+def parquet_rows(files: dict[str, list[Path]], columns: Columns, decoding: Decoding) -> dict[str, Rows]:
+    """The parts of Parquet files with encoded images (a binary column, or a struct with `bytes`) and labels.
+
+    Raises:
+        ValueError: naming the file, if one is damaged, a column is missing or has the wrong type, or a value
+            is missing.
+    """
+    tables = {part: [_read_parquet(file) for file in group] for part, group in files.items()}
+    for part, group in tables.items():
+        if any(table.schema.types != group[0].schema.types for table in group):
+            raise ValueError(f"{files[part][0].parent}: the {part} files have different columns")
+    joined = {part: pa.concat_tables(group) for part, group in tables.items()}
+    names = {part: str(group[0] if len(group) == 1 else group[0].parent) for part, group in files.items()}
+    return _table_rows(joined, names, columns, decoding)
+
+
+def hub_rows(name: str, config: str | None, columns: Columns, decoding: Decoding) -> dict[str, Rows]:
+    """The splits of a data set of the Hugging Face hub, downloaded once and kept by `datasets`.
+
+    Args:
+        name: as `uoft-cs/cifar10`.
+        config: the data set's configuration, as `cropped_digits`, or None for its default.
+        columns: names of columns.
+        decoding: how the files become pixels.
+
+    Raises:
+        ValueError: if `datasets` is not installed, the data set cannot be had, or its columns do not fit.
+    """
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the source hf:{name} needs the package datasets: pip install 'robustly[hf]'") from error
+    # downloads fail in as many ways as networks and loaders do
+    try:
+        loaded = datasets.load_dataset(name, config)
+        tables: dict[str, pa.Table] = {part: split.with_format("arrow")[:] for part, split in loaded.items()}
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"the data set hf:{name} cannot be loaded ({type(error).__name__}: {reason})") from error
+    typed = {
+        # the formatted tables have lost the features, among them the class names
+        part: table.replace_schema_metadata(loaded[part].features.arrow_schema.metadata)
+        for part, table in tables.items()
+    }
+    return _table_rows(typed, {part: f"hf:{name} ({part})" for part in typed}, columns, decoding)
+
+
+def _read_parquet(file: Path) -> pa.Table:
+    try:
+        return pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: is damaged or not a Parquet file ({error})") from error
+
+
+def _table_rows(
+    tables: dict[str, pa.Table], names: dict[str, str], columns: Columns, decoding: Decoding
+) -> dict[str, Rows]:
+    chosen = {part: _chosen_columns(table, columns, names[part]) for part, table in tables.items()}
+    labels = {part: _labels(table, chosen[part][1], names[part]) for part, table in tables.items()}
+    numbered = number_names(list(labels.values())) if any(len(values) for values in labels.values()) else ()
+    return {
+        part: _encoded_rows(
+            table.column(chosen[part][0]),
+            labels[part],
+            _class_names(table, chosen[part][1]) or numbered,
+            names[part],
+            decoding,
+        )
+        for part, table in tables.items()
+    }
+
+
+def _encoded_rows(
+    column: "pa.ChunkedArray[Any]",
+    labels: Int64[Tensor, " n"],
+    classes: tuple[str, ...],
+    name: str,
+    decoding: Decoding,
+) -> Rows:
+    def read(index: Tensor) -> Tensor:
+        return decode_images((_encoded(column[row].as_py(), name, row) for row in index.tolist()), decoding)
+
+    return Rows(labels, classes, name, read)
+
+
+def _encoded(cell: Any, name: str, row: int) -> EncodedImage:
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if content is None and isinstance(cell, dict) and cell.get("path") and name.startswith("hf:"):
+        content = Path(cell["path"])  # the hub's loader of image folders keeps files where they are
+    if content is None:
+        raise ValueError(f"{name} row {row}: holds no image")
+    return EncodedImage(content, f"{name} row {row}")
+
+
+def _chosen_columns(table: pa.Table, columns: Columns, name: str) -> tuple[str, str]:
+    images = [field.name for field in table.schema if _holds_files(field.type)]
+    labels = [field.name for field in table.schema if pa.types.is_integer(field.type)]
+    return (
+        _chosen(table, _Role("image", "encoded images (bytes)", _USUAL_IMAGES), columns.image, images, name),
+        _chosen(table, _Role("label", "integers 0..K-1", _USUAL_LABELS), columns.label, labels, name),
+    )
+
+
+def _holds_files(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(kind.field(place).name == "bytes" for place in range(kind.num_fields))
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+@dataclass(frozen=True)
+class _Role:
+    """What a column is read as, what it must hold, and how it is usually called."""
+
+    what: str
+    wanted: str
+    usual: tuple[str, ...]
+
+
+def _chosen(table: pa.Table, role: _Role, given: str | None, fitting: Sequence[str], name: str) -> str:
+    what, wanted, usual = role.what, role.wanted, role.usual
+    present = ", ".join(f"{field.name} ({field.type})" for field in table.schema)
+    if given is not None:
+        if given not in table.column_names:
+            raise ValueError(f"{name}: has no column {given!r} ({what}_column): its columns are {present}")
+        if given not in fitting:
+            raise ValueError(
+                f"{name}: the column {given!r} ({what}_column) holds {table.schema.field(given).type}: "
+                f"it must hold {wanted}"
+            )
+        return given
+    found = [column for column in usual if column in fitting] or list(fitting)
+    if not found:
+        raise ValueError(f"{name}: has no column of {wanted}: its columns are {present}")
+    if len(found) > 1 and found[0] not in usual:
+        raise ValueError(f"{name}: the columns {', '.join(found)} could all be the {what}s: set {what}_column")
+    return found[0]
+
+
+def _labels(table: pa.Table, column: str, name: str) -> Int64[Tensor, " n"]:
+    values = table.column(column)
+    if values.null_count:
+        raise ValueError(f"{name}: the column {column!r} lacks {values.null_count} labels")
+    return torch.from_numpy(values.to_numpy().astype(np.int64))
+
+
+def _class_names(table: pa.Table, column: str) -> tuple[str, ...]:
+    """The names that Hugging Face writes into the schema, or nothing."""
+    try:
+        features = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[column]["names"])
+    except (KeyError, TypeError, ValueError):
+        return ()

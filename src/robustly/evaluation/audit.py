@@ -1,0 +1,312 @@
+"""Re-check an evaluation from scratch: every number from the rows, every row from the images and the weights."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustly.evaluation.evidence import CURVE, IMAGES, SUMMARY, TABLE, Evidence, EvidenceError, read_evidence
+from robustly.evaluation.subject import Subject, attack_generator, round_to_8_bits
+from robustly.evaluation.suites import Suite
+from robustly.evaluation.summary import figures
+from robustly.files import file_sha256
+from robustly.models import weights_hash
+from robustly.randomness import shuffled
+from robustly.threat import ThreatModel, parse_threat
+
+_TIE = 1e-4  # logit difference below which another machine's rounding may decide
+_RERUN_SHARE = 0.02  # of the examples attacked again, the share that rounding may let fall
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was re-checked.
+
+    Args:
+        name: what, in a few words.
+        problem: what is wrong, or an empty text.
+    """
+
+    name: str
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problem
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All checks of an evaluation, in order."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+
+def audit(folder: Path, subject: Subject, suite: Suite | None, *, rerun: int = 32) -> Audit:
+    """Recompute everything that an evaluation claims.
+
+    The files are what the summary hashed; the data and the weights are those that it names; every image that is
+    said to be broken lies in the ball and the box and is misclassified; every row agrees with the images; every
+    printed number follows from the rows; certificates come out again; and a sample of the examples that stood is
+    attacked again.
+
+    Args:
+        folder: the evaluation's folder.
+        subject: the model and the data, loaded independently of the evidence. Threat, seed and batch size are
+            taken from the evidence.
+        suite: the suite, to run attacks and certificates again; None skips that and says so.
+        rerun: how many of the standing examples to attack again with each attack.
+    """
+    try:
+        evidence = read_evidence(folder)
+        checks = tuple(_checks(folder, evidence, subject, suite, rerun))
+    except EvidenceError as error:
+        checks = (Check("the evidence is complete and readable", str(error)),)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        checks = (Check("the evidence has the form it should", f"{type(error).__name__}: {error}"),)
+    return Audit(checks)
+
+
+def _checks(folder: Path, evidence: Evidence, subject: Subject, suite: Suite | None, rerun: int) -> Iterator[Check]:
+    table, summary = evidence.table, evidence.summary
+    threat = parse_threat(summary["threat"]["text"])
+    threat = ThreatModel(threat.norm, threat.epsilon, summary["threat"]["box"])
+    subject = replace(
+        subject, threat=threat, seed=int(summary["suite"]["seed"]), batch_size=int(summary["suite"]["batch_size"])
+    )
+    attacks = [entry["name"] for entry in summary["suite"]["attacks"]]
+    yield _files(folder, summary)
+    weights = weights_hash(subject.model)
+    named = summary["model"]["weights_sha256"]
+    yield Check(
+        f"the weights are those named ({named[:12]}...)", "" if weights == named else f"they hash to {weights}"
+    )
+    digest = subject.data.digest()
+    yield Check(
+        "the images are those named", "" if digest == summary["data"]["sha256"] else f"they hash to {digest}"
+    )
+    same_rows = torch.equal(table["id"], subject.data.ids.cpu()) and torch.equal(
+        table["label"], subject.data.labels.cpu()
+    )
+    yield Check("one row per image, with its label", "" if same_rows else "ids or labels differ from the data")
+    if not same_rows:
+        return
+    yield _clean(table, subject)
+    for name in attacks:
+        yield from _attack(name, evidence, subject, summary["suite"]["mode"])
+    yield _worst_case(table, attacks)
+    if summary["security_curve"] is not None:
+        yield _curve(evidence, subject, summary["security_curve"]["epsilon"][1:])
+    yield _numbers(evidence, attacks)
+    if suite is None:
+        return
+    yield from _again(evidence, subject, suite, rerun)
+
+
+def _files(folder: Path, summary: Mapping[str, Any]) -> Check:
+    wrong = [name for name in (TABLE, IMAGES) if file_sha256(folder / name) != summary["files"].get(name)]
+    return Check(f"the files are those that {SUMMARY} names", f"changed: {', '.join(wrong)}" if wrong else "")
+
+
+def _clean(table: Mapping[str, Tensor], subject: Subject) -> Check:
+    rows = torch.arange(len(subject.data), device=subject.data.images.device)
+    logits = subject.logits(subject.data.floats, rows).cpu()
+    said = table["clean_prediction"]
+    wrong = _disagree(logits, said)
+    return Check(
+        "clean predictions", f"{int(wrong.sum())} differ, first id {_first(table, wrong)}" if wrong.any() else ""
+    )
+
+
+def _disagree(logits: Tensor, said: Tensor) -> Tensor:
+    """Where a prediction is not the stated one, ties by rounding aside."""
+    stated = logits.gather(1, said.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+    behind = logits.amax(1) - stated
+    return (behind > _TIE * logits.abs().amax(1).clamp_min(1.0)) | (said < 0) | (said >= logits.shape[1])
+
+
+def _first(table: Mapping[str, Tensor], wrong: Tensor) -> int:
+    return int(table["id"][wrong.nonzero()[0, 0]])
+
+
+def _attack(name: str, evidence: Evidence, subject: Subject, mode: str) -> Iterator[Check]:
+    table, data = evidence.table, subject.data
+    right = table["clean_prediction"] == table["label"]
+    tried, invalid = table[f"{name}.tried"], table[f"{name}.invalid"]
+    shown = torch.isin(table["id"], evidence.images[f"{name}.ids"])
+    claimed = table[f"{name}.broken"] & tried & ~invalid
+    problem = ""
+    if not torch.equal(shown, claimed) or int(shown.sum()) != len(evidence.images[f"{name}.ids"]):
+        differing = shown != claimed
+        where = f", first id {_first(table, differing)}" if differing.any() else ""
+        problem = f"{int(differing.sum())} rows say otherwise than the images{where}"
+    if mode == "every" and not torch.equal(tried, right):
+        problem = "not every example that the model has right was attacked"
+    if bool((tried & ~right).any()) or bool((~tried & ~right & ~table[f"{name}.broken"]).any()):
+        problem = "misclassified images must count as broken, unattacked"
+    yield Check(f"{name}: rows and images agree", problem)
+    if problem:
+        return
+    rows, x_adv = _placed(evidence, subject, name)
+    x = data.floats(rows)
+    inside = subject.threat.contains(x_adv, x).cpu()
+    outside = f"{int((~inside).sum())} images outside ball or box" if not bool(inside.all()) else ""
+    yield Check(f"{name}: images inside the threat set", outside)
+    place = _places(rows, len(data))
+    logits = subject.logits(lambda chunk: x_adv[place[chunk]], rows).cpu()
+    here = rows.cpu()
+    fooled = _disagree(logits, table[f"{name}.prediction"][here]) | (
+        table[f"{name}.prediction"][here] == table["label"][here]
+    )
+    yield Check(
+        f"{name}: images misclassified as stated",
+        f"{int(fooled.sum())} are not, first id {int(table['id'][here[fooled][0]])}" if fooled.any() else "",
+    )
+    stated, measured = table[f"{name}.distance"][here], subject.threat.distance(x_adv, x).cpu()
+    off = ~torch.isclose(stated, measured, rtol=1e-4, atol=1e-5)
+    yield Check(f"{name}: distances", f"{int(off.sum())} differ" if off.any() else "")
+    rounded = subject.logits(lambda chunk: round_to_8_bits(x_adv[place[chunk]], data.floats(chunk)), rows).cpu()
+    says = table[f"{name}.broken_8bit"][here]
+    truth = rounded.argmax(1) != table["label"][here]
+    tie = rounded.topk(2, dim=1).values.diff(dim=1).abs()[:, 0] < _TIE
+    differ = (says != truth) & ~tie
+    yield Check(f"{name}: verdicts after rounding to 8 bits", f"{int(differ.sum())} differ" if differ.any() else "")
+
+
+def _places(rows: Tensor, total: int) -> Tensor:
+    place = torch.full((total,), -1, dtype=torch.int64, device=rows.device)
+    place[rows] = torch.arange(len(rows), device=rows.device)
+    return place
+
+
+def _placed(evidence: Evidence, subject: Subject, name: str) -> tuple[Tensor, Tensor]:
+    """Rows of the data, ascending, and the stored images for them."""
+    device = subject.data.images.device
+    position = {int(identity): row for row, identity in enumerate(evidence.table["id"].tolist())}
+    rows = torch.tensor([position[int(i)] for i in evidence.images[f"{name}.ids"]], dtype=torch.int64)
+    order = rows.argsort()
+    return rows[order].to(device), evidence.images[f"{name}.images"][order].to(device)
+
+
+def _worst_case(table: Mapping[str, Tensor], attacks: list[str]) -> Check:
+    wrong = table["clean_prediction"] != table["label"]
+    for column in ("broken", "broken_8bit"):
+        expected = wrong.clone()
+        for name in attacks:
+            expected |= table[f"{name}.{column}"]
+        if not torch.equal(expected, table[f"worst_case.{column}"]):
+            return Check("worst case over the attacks", f"worst_case.{column} is not the union of the attacks")
+    return Check("worst case over the attacks")
+
+
+def _curve(evidence: Evidence, subject: Subject, radii: list[float]) -> Check:
+    name = "security curve"
+    table = evidence.table
+    distance = table[f"{CURVE}.distance"]
+    right = table["clean_prediction"] == table["label"]
+    tried = ~distance.isnan()
+    if bool((tried & ~right & (distance != 0)).any()) or bool((tried & right & (distance == 0)).any()):
+        return Check(name, "misclassified images must stand at distance 0, and no others")
+    shown = torch.isin(table["id"], evidence.images[f"{CURVE}.ids"])
+    if not torch.equal(shown, tried & right & distance.isfinite()):
+        return Check(name, "rows say otherwise than the images")
+    rows, x_adv = _placed(evidence, subject, CURVE)
+    here = rows.cpu()
+    on_grid = torch.isin(distance[here], torch.tensor(radii, dtype=distance.dtype))
+    threat = subject.threat.with_epsilon(distance[here].to(x_adv.device))
+    inside = threat.contains(x_adv, subject.data.floats(rows)).cpu()
+    place = _places(rows, len(subject.data))
+    logits = subject.logits(lambda chunk: x_adv[place[chunk]], rows).cpu()
+    label = table["label"][here]
+    beaten = logits.gather(1, label[:, None])[:, 0] <= logits.amax(1) + 0.0
+    fooled = (logits.argmax(1) != label) & beaten
+    bad = ~(on_grid & inside & fooled)
+    return Check(name, f"{int(bad.sum())} images do not break the model at the radius stated" if bad.any() else "")
+
+
+def _numbers(evidence: Evidence, attacks: list[str]) -> Check:
+    summary = evidence.summary
+    curve = summary["security_curve"]
+    expected = figures(
+        evidence.table,
+        attacks=attacks,
+        certificates=[entry["name"] for entry in summary["suite"]["certificates"]],
+        classes=summary["data"]["classes"],
+        epsilon=float(summary["threat"]["epsilon"]),
+        curve=curve["epsilon"][1:] if curve is not None else [],
+    )
+    wrong = sorted(_differences(expected, summary, ""))
+    return Check("the printed numbers follow from the rows", f"not so: {', '.join(wrong[:5])}" if wrong else "")
+
+
+def _differences(expected: Any, stated: Any, where: str) -> Iterator[str]:
+    """Paths at which the summary says otherwise; entries that only the summary has are not numbers of the table."""
+    if isinstance(expected, dict):
+        for key, value in expected.items():
+            path = f"{where}.{key}" if where else str(key)
+            if not isinstance(stated, dict) or key not in stated:
+                yield path
+            else:
+                yield from _differences(value, stated[key], path)
+    elif isinstance(expected, list):
+        if not isinstance(stated, list) or len(stated) != len(expected):
+            yield where
+        else:
+            for index, (one, other) in enumerate(zip(expected, stated, strict=True)):
+                yield from _differences(one, other, f"{where}[{index}]")
+    elif isinstance(expected, float) and isinstance(stated, int | float):
+        if not math.isclose(expected, stated, rel_tol=1e-9, abs_tol=1e-12):
+            yield where
+    elif expected != stated:
+        yield where
+
+
+def _again(evidence: Evidence, subject: Subject, suite: Suite, count: int) -> Iterator[Check]:
+    """Attack some standing examples again, and compute every certificate again."""
+    table, data = evidence.table, subject.data
+    for name, attack in suite.attacks.items():
+        standing = (table[f"{name}.tried"] & ~table[f"{name}.broken"]).nonzero()[:, 0]
+        sample = standing[shuffled(len(standing), subject.seed, "audit", name)[:count]].sort().values
+        if len(sample) == 0:
+            continue
+        rows = sample.to(data.images.device)
+        found = attack(
+            subject.model,
+            data.floats(rows),
+            data.labels[rows],
+            threat=subject.threat,
+            generator=attack_generator(subject, name, rows),
+        )
+        fallen = int(found.broken.sum())
+        allowed = math.floor(_RERUN_SHARE * len(rows))
+        problem = f"{fallen} fell, first id {int(data.ids[rows[found.broken]][0])}" if fallen > allowed else ""
+        yield Check(f"{name}: {len(rows)} standing examples attacked again", problem)
+    for name, certificate in suite.certificates.items():
+        rows = torch.arange(len(data), device=data.images.device)
+        parts = [
+            certificate(
+                subject.model,
+                data.floats(chunk),
+                data.labels[chunk],
+                threat=subject.threat,
+                generator=attack_generator(subject, name, chunk),
+            )
+            for chunk in subject.chunks(rows)
+        ]
+        radius = torch.cat([part.radius for part in parts]).cpu()
+        prediction = torch.cat([part.prediction for part in parts]).cpu()
+        stated = table[f"certificate.{name}.radius"]
+        wrong = ~torch.isclose(stated, radius, rtol=1e-4, atol=1e-6) | (
+            table[f"certificate.{name}.prediction"] != prediction
+        )
+        yield Check(f"certificate {name}", f"{int(wrong.sum())} do not come out again" if wrong.any() else "")

@@ -1,0 +1,237 @@
+"""Models by name: the settings that a configuration file may hold, and the network that they describe."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from robustly.models.layers import ACTIVATIONS, closest
+from robustly.models.resnet import PreActResNet, ResNet
+from robustly.models.small_cnn import SmallCNN
+from robustly.models.user_code import build_user_model
+from robustly.models.weights import load_weights
+from robustly.models.wide_resnet import WideResNet
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model by its name and settings. None means: as in the reference implementation of that name.
+
+    Args:
+        name: a name in `MODELS`, or `package.module:factory` for a model of the user's own.
+        classes: number of logits, at least 2; None is 10.
+        channels: channels of the images; None is 1 for `small_cnn` and 3 for the others.
+        image_size: height and width in pixels; None is 28x28 for `small_cnn` and 32x32 for the others.
+        width: factor of the hidden widths, positive; 0.25 makes a network for small machines.
+        activation: a name in `ACTIVATIONS`; None is silu for the `_silu` networks and relu for the others.
+        mean: per-channel mean on the [0, 1] scale for the input normalisation; None for none.
+        std: per-channel standard deviation on the [0, 1] scale; None for none.
+        dropout: probability in [0, 1); None is 0.5 for `small_cnn` and 0 for wide ResNets. The others have
+            none.
+        weights: a file for `load_weights`, or None to start from new weights.
+
+    Raises:
+        ValueError: for a name that does not exist and for a number outside its range.
+    """
+
+    name: str = "small_cnn"
+    classes: int | None = None
+    channels: int | None = None
+    image_size: tuple[int, int] | None = None
+    width: float = 1.0
+    activation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    dropout: float | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if ":" not in self.name and self.name not in MODELS:
+            raise ValueError(
+                f"unknown model {self.name!r}{closest(self.name, list(MODELS))}: use {', '.join(MODELS)}, "
+                "or package.module:factory for a model of your own"
+            )
+        if self.classes is not None and self.classes < 2:
+            raise ValueError(f"classes is {self.classes}: a classifier needs at least 2")
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"channels is {self.channels}: an image has at least 1")
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ValueError(f"image_size is {self.image_size}: give height and width in pixels")
+        if not (math.isfinite(self.width) and self.width > 0):
+            raise ValueError(f"width is {self.width}: use a positive number, 1 for the network of the paper")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: use a probability in [0, 1)")
+        if self.activation is not None and self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"unknown activation {self.activation!r}{closest(self.activation, ACTIVATIONS)}: "
+                f"use {', '.join(ACTIVATIONS)}"
+            )
+
+    def for_images(self, classes: int, channels: int, image_size: tuple[int, int]) -> "ModelConfig":
+        """The same settings with what is None taken from a data set.
+
+        Raises:
+            ValueError: if a value that was given contradicts the data.
+        """
+        given = {"classes": self.classes, "channels": self.channels}
+        for key, found in (("classes", classes), ("channels", channels)):
+            if given[key] is not None and given[key] != found:
+                raise ValueError(
+                    f"the model has {key} = {given[key]} but the data has {found}: "
+                    f"leave {key} out to follow the data"
+                )
+        if self.image_size is not None and tuple(self.image_size) != tuple(image_size):
+            raise ValueError(
+                f"the model has image_size = {tuple(self.image_size)} but the data has {tuple(image_size)}: "
+                "leave image_size out to follow the data"
+            )
+        return replace(self, classes=classes, channels=channels, image_size=image_size)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A `ModelConfig` with nothing left open: what an architecture is built from."""
+
+    classes: int
+    channels: int
+    image_size: tuple[int, int]
+    width: float
+    activation: str
+    dropout: float
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A named network: how it is built, and what its reference implementation uses (no dropout: None)."""
+
+    build: Callable[[Settings], nn.Module]
+    channels: int = 3
+    image_size: tuple[int, int] = (32, 32)
+    activation: str = "relu"
+    dropout: float | None = None
+
+
+def _small_cnn(s: Settings) -> nn.Module:
+    return SmallCNN(
+        classes=s.classes,
+        channels=s.channels,
+        image_size=s.image_size,
+        width=s.width,
+        activation=s.activation,
+        dropout=s.dropout,
+        mean=s.mean,
+        std=s.std,
+    )
+
+
+def _resnet(strides: tuple[int, int, int, int]) -> Architecture:
+    def build(s: Settings) -> nn.Module:
+        return ResNet(
+            classes=s.classes,
+            channels=s.channels,
+            width=s.width,
+            strides=strides,
+            activation=s.activation,
+            mean=s.mean,
+            std=s.std,
+        )
+
+    return Architecture(build)
+
+
+def _preact_resnet18(s: Settings) -> nn.Module:
+    return PreActResNet(
+        classes=s.classes,
+        channels=s.channels,
+        width=s.width,
+        activation=s.activation,
+        mean=s.mean,
+        std=s.std,
+    )
+
+
+def _wide(depth: int, widen: int, activation: str = "relu", momentum: float = 0.1) -> Architecture:
+    def build(s: Settings) -> nn.Module:
+        return WideResNet(
+            depth,
+            widen * s.width,
+            classes=s.classes,
+            channels=s.channels,
+            activation=s.activation,
+            dropout=s.dropout,
+            momentum=momentum,
+            mean=s.mean,
+            std=s.std,
+        )
+
+    return Architecture(build, activation=activation, dropout=0.0)
+
+
+MODELS: dict[str, Architecture] = {
+    "small_cnn": Architecture(_small_cnn, channels=1, image_size=(28, 28), dropout=0.5),
+    "resnet18": _resnet((1, 2, 2, 2)),
+    "resnet18_lbgat": _resnet((1, 1, 2, 2)),
+    "preact_resnet18": Architecture(_preact_resnet18),
+    "wrn16_4": _wide(16, 4),
+    "wrn28_10": _wide(28, 10),
+    "wrn34_10": _wide(34, 10),
+    "wrn34_20": _wide(34, 20),
+    "wrn70_16": _wide(70, 16),
+    "wrn28_10_silu": _wide(28, 10, "silu", 0.01),
+    "wrn70_16_silu": _wide(70, 16, "silu", 0.01),
+}
+
+
+def build_model(config: ModelConfig, seed: int, allow_code: bool = False) -> nn.Module:
+    """The network that a configuration names, on the CPU, in train mode, with its weights.
+
+    New weights depend on the seed alone: PyTorch's global generator is neither asked nor changed.
+
+    Args:
+        config: the model's name and settings.
+        seed: any integer of 64 bits.
+        allow_code: whether a name `package.module:factory` may import and call that code. A configuration
+            file that somebody sent must not be able to, so only a person's own command sets it.
+
+    Raises:
+        ValueError: if the settings do not fit together, or the name is the user's own code and `allow_code`
+            is False.
+        WeightsError: if the file of weights does not fit the network.
+        FileNotFoundError: if the file of weights does not exist.
+    """
+    state = torch.get_rng_state()
+    try:
+        # not torch.manual_seed, which would also reseed every GPU
+        torch.default_generator.manual_seed(seed)
+        with torch.device("cpu"):
+            model = _new_model(config, allow_code)
+    finally:
+        torch.set_rng_state(state)
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    return model
+
+
+def _new_model(config: ModelConfig, allow_code: bool) -> nn.Module:
+    if ":" in config.name:
+        return build_user_model(config.name, config.classes, allow_code)
+    architecture = MODELS[config.name]
+    if architecture.dropout is None and config.dropout:
+        raise ValueError(f"dropout is {config.dropout} but {config.name} has no dropout: leave it out")
+    dropout = architecture.dropout if config.dropout is None else config.dropout
+    return architecture.build(
+        Settings(
+            classes=10 if config.classes is None else config.classes,
+            channels=config.channels or architecture.channels,
+            image_size=config.image_size or architecture.image_size,
+            width=config.width,
+            activation=config.activation or architecture.activation,
+            dropout=dropout or 0.0,
+            mean=config.mean,
+            std=config.std,
+        )
+    )

@@ -1,0 +1,52 @@
+"""A model of the user's own, named `package.module:factory` and imported only where that is allowed."""
+
+import importlib
+import inspect
+
+from torch import nn
+
+
+def build_user_model(name: str, classes: int | None, allow_code: bool) -> nn.Module:
+    """Import a module, call its factory, and return the model that it makes.
+
+    Args:
+        name: `package.module:factory`; the module must be importable.
+        classes: passed as `classes=` if the factory has an argument of this name and the number is known.
+        allow_code: whether code may be imported at all.
+
+    Raises:
+        ValueError: if code is not allowed, if the module or the factory cannot be found or fails, or if it
+            returns something else than a `torch.nn.Module`.
+    """
+    if not allow_code:
+        raise ValueError(
+            f"the model {name!r} names code to import and run, which is not allowed here: "
+            "allow it (allow_code=True) only for code that you trust"
+        )
+    module_name, _, factory_name = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), factory_name]):
+        raise ValueError(f"the model {name!r} is not of the form package.module:factory")
+    # the user's code may raise anything, and whatever it is belongs into one sentence
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ValueError(
+            f"the model {name!r}: importing {module_name!r} failed with {type(error).__name__}: {error}"
+        ) from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise ValueError(f"the model {name!r}: {module_name!r} has no function {factory_name!r}")
+    try:
+        model = factory(classes=classes) if classes is not None and _takes_classes(factory) else factory()
+    except Exception as error:
+        raise ValueError(f"the model {name!r}: the factory failed with {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model {name!r}: the factory returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _takes_classes(factory: object) -> bool:
+    try:
+        return callable(factory) and "classes" in inspect.signature(factory).parameters
+    except ValueError:  # some callables written in C have no signature
+        return False

@@ -1,0 +1,155 @@
+"""The figure of a report: what plotly draws, what a screen reader says, and its numbers as a table."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+CLEAN, ROBUST, CERTIFIED, BROKEN, INK, MUTED = (
+    "var(--clean)",
+    "var(--robust)",
+    "var(--certified)",
+    "var(--broken)",
+    "var(--ink)",
+    "var(--muted)",
+)
+"""Colours are CSS variables: the page resolves them for its theme, light or dark."""
+RUN_COLOURS = tuple(f"var(--run-{i})" for i in range(1, 9))
+RUN_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "pentagon", "hexagram")
+PERCENT_AXIS: dict[str, object] = {"tickformat": ".0%", "rangemode": "tozero"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The numbers behind a figure, as text."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Words:
+    """A figure's name within its run (`[a-z-]+`) and what is said about it.
+
+    `caption` is one or two sentences that say how to read it, `description` what a person who cannot see it
+    needs to know.
+    """
+
+    key: str
+    title: str
+    caption: str
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One chart: `data` and `layout` are plotly's, plain and JSON-safe; the rest is for people."""
+
+    words: Words
+    data: tuple[object, ...]
+    layout: Mapping[str, object]
+    table: Table
+    height: int = 340
+    wide: bool = False
+
+
+def figure(
+    words: Words,
+    traces: Sequence[object],
+    table: Table,
+    *,
+    x: Mapping[str, object],
+    y: Mapping[str, object],
+    layout: Mapping[str, object] | None = None,
+    height: int = 340,
+    wide: bool = False,
+) -> Figure:
+    """A figure in the report's common style.
+
+    Args:
+        words: its name and what is said about it.
+        traces: plotly traces.
+        table: the same numbers.
+        x: settings of the x axis.
+        y: settings of the y axis.
+        layout: further settings of plotly's layout.
+        height: in pixels.
+        wide: whether it takes the whole width of the page.
+    """
+    axis = {
+        "gridcolor": "var(--grid)",
+        "zerolinecolor": "var(--grid)",
+        "linecolor": "var(--line)",
+        "automargin": True,
+    }
+    style: dict[str, object] = {
+        "height": height,
+        "margin": {"l": 48, "r": 16, "t": 8, "b": 44},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": MUTED, "size": 12.5},
+        "hoverlabel": {
+            "bgcolor": "var(--card)",
+            "bordercolor": "var(--line)",
+            "font": {"color": INK, "size": 12.5},
+        },
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": INK}},
+        "hovermode": "closest",
+        "xaxis": {**axis, **x},
+        "yaxis": {**axis, **y},
+    }
+    drawn = go.Figure(list(traces), {**style, **(layout or {})})
+    drawn.layout.template = None
+    plain = drawn.to_plotly_json()
+    data, shape = json_safe(plain["data"]), json_safe(plain["layout"])
+    assert isinstance(data, list)
+    assert isinstance(shape, dict)
+    return Figure(words, tuple(data), shape, table, height, wide)
+
+
+def label(text: str) -> str:
+    """Text from outside as plotly shows it, without the tags it would interpret."""
+    return html.escape(text, quote=False)
+
+
+def shortened(text: str, most: int) -> str:
+    """Text of at most `most` characters; what is cut away is marked."""
+    return text if len(text) <= most else text[: most - 1] + "\u2026"
+
+
+def template_label(text: str) -> str:
+    """Text from outside within a hover template, where `%{` would begin a field."""
+    return label(text).replace("%{", "% {")
+
+
+def axis_title(text: str) -> dict[str, object]:
+    """The title of an axis."""
+    return {"text": text, "standoff": 8, "font": {"size": 13}}
+
+
+def band(x: Sequence[object], low: Sequence[object], high: Sequence[object], colour: str, group: str) -> object:
+    """A shaded band between two lines, without hover or legend; `colour` is a CSS variable."""
+    return go.Scatter(
+        x=[*x, *reversed(x)],
+        y=[*high, *reversed(low)],
+        fill="toself",
+        fillcolor=colour.replace(")", "-band)"),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=group,
+    )
+
+
+def json_safe(value: object) -> object:
+    """Plain lists, dicts, numbers and text; what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

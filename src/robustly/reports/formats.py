@@ -1,0 +1,80 @@
+"""Numbers as a reader wants them: shares in per cent with their intervals, counts, durations, hashes."""
+
+from collections.abc import Mapping
+
+from robustly.reports.evidence import Proportion
+
+NO_VALUE = "\u2013"
+THIN = "\u202f"
+"""Narrow no-break space, between a number and its unit and between thousands."""
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as `97.8 %`; a dash for None."""
+    return NO_VALUE if share is None else f"{100 * share:.1f}{THIN}%"
+
+
+def interval(part: Proportion) -> str:
+    """The 95 % interval of a share, in per cent: `[96.7, 98.6]`."""
+    return f"[{100 * part.low:.1f}, {100 * part.high:.1f}]"
+
+
+def proportion(part: Proportion | None) -> str:
+    """A share and its interval: `97.8 % [96.7, 98.6]`; a dash for None."""
+    return NO_VALUE if part is None else f"{percent(part.share)} {interval(part)}"
+
+
+def count(number: float | None) -> str:
+    """A whole number with its thousands set apart; a dash for None."""
+    return NO_VALUE if number is None else f"{round(number):,}".replace(",", THIN)
+
+
+def decimal(number: float | None) -> str:
+    """A number of three or four leading digits; a dash for None."""
+    if number is None:
+        return NO_VALUE
+    return f"{number:.1f}" if 10 <= abs(number) < 1000 else f"{number:.4g}"
+
+
+def tenths(number: float | None) -> str:
+    """A number with one decimal; a dash for None."""
+    return NO_VALUE if number is None else f"{number:.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the unit that suits it; a dash for None."""
+    if seconds is None:
+        return NO_VALUE
+    if seconds < 60:
+        return f"{seconds:.1f}{THIN}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{THIN}min {rest}{THIN}s"
+    return f"{minutes // 60}{THIN}h {minutes % 60}{THIN}min"
+
+
+def short_hash(digest: str | None) -> str:
+    """The first twelve digits of a hash; a dash for None."""
+    return NO_VALUE if digest is None else digest[:12]
+
+
+def setting(value: object) -> str:
+    """A setting of an attack on one line."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {setting(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(setting(item) for item in value)
+    return str(value)
+
+
+def moment(created: str) -> str:
+    """An ISO time without its fractions of a second: `2026-09-21 14:03 UTC`."""
+    text = created.replace("T", " ")
+    zone = " UTC" if text.endswith(("+00:00", "Z")) else ""
+    return text[:16] + zone

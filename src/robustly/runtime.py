@@ -1,0 +1,100 @@
+"""Devices, precision and processes: the only file that knows Lightning Fabric."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how to compute.
+
+    Args:
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "mps".
+        precision: "32-true", "bf16-mixed" (search and training in bfloat16, parameters and verdicts in float32)
+            or "16-mixed".
+        processes: processes of data-parallel training on this machine (under `torchrun` or SLURM: of each node).
+        nodes: machines.
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    processes: int = 1
+    nodes: int = 1
+
+
+class Runtime:
+    """A started set of processes, of which this is one.
+
+    Raises:
+        ValueError: a device that is not here.
+    """
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        if config.processes < 1 or config.nodes < 1:
+            raise ValueError(f"processes and nodes must be at least 1, got {config.processes} and {config.nodes}")
+        available = {
+            "cuda": torch.cuda.is_available(),
+            "mps": torch.backends.mps.is_available(),
+        }
+        if not available.get(config.device, True):
+            here = ", ".join(["auto", "cpu", *(name for name, found in available.items() if found)])
+            raise ValueError(f"device {config.device!r} is not available on this machine: use one of {here}")
+        many = config.processes * config.nodes > 1
+        self._fabric = Fabric(
+            accelerator=config.device,
+            strategy=DDPStrategy(find_unused_parameters=False) if many else "auto",
+            devices=config.processes,
+            num_nodes=config.nodes,
+            precision=config.precision,
+        )
+        self._fabric.launch()
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        return self._fabric.device
+
+    @property
+    def rank(self) -> int:
+        """This process's number; 0 writes the files."""
+        return self._fabric.global_rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self._fabric.world_size
+
+    def distribute(self, module: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+        """Move to the device, and average gradients over processes: one forward, one backward per step."""
+        wrapped, wrapped_optimizer = self._fabric.setup(module, optimizer)
+        return wrapped, wrapped_optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate, scaling the loss where the precision needs it."""
+        self._fabric.backward(loss)
+
+    def clip(self, module: nn.Module, optimizer: Optimizer, norm: float) -> None:
+        """Limit the norm of the whole gradient."""
+        self._fabric.clip_gradients(module, optimizer, max_norm=norm)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over processes."""
+        return value if self.world_size == 1 else self._reduced(value, "mean")
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over processes."""
+        return value if self.world_size == 1 else self._reduced(value, "sum")
+
+    def _reduced(self, value: Tensor, how: str) -> Tensor:
+        reduced: Any = self._fabric.all_reduce(value.clone(), reduce_op=how)
+        return torch.as_tensor(reduced, device=value.device)
+
+    def wait_for_all(self) -> None:
+        """Hold this process until all have come here."""
+        self._fabric.barrier()

@@ -1,0 +1,79 @@
+"""Second part of a method: the inner maximisation, an attack on an objective."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from robustly.attacks import PGD, Attack, AttackResult
+from robustly.attacks.contract import ModelMode
+from robustly.attacks.pgd import Start
+from robustly.objectives import OBJECTIVES, Goal
+from robustly.training.step import InnerMaximiser, Step
+
+
+def attack_step(
+    step: Step, attack: Attack, against: Literal["labels", "data"], with_reference: bool
+) -> AttackResult:
+    """Run any attack on the batch of a step.
+
+    Args:
+        step: the step.
+        attack: the search with its objective.
+        against: whose labels the attack works against: the label source's or the data set's.
+        with_reference: whether the objective compares with the clean logits.
+    """
+    y = step.labels.hard if against == "labels" else step.y
+    goal = Goal(y, reference=step.reference_logits if with_reference else None)
+    return attack(step.model, step.x, goal, threat=step.threat, generator=step.generator.fold("inner"))
+
+
+@dataclass(frozen=True)
+class PGDInner:
+    """Projected gradient ascent; the outer loss trains on its last iterate.
+
+    Args:
+        objective: "cross_entropy", "margin", "dlr", "kl" (from the clean logits: TRADES) or "probability_margin".
+        steps: gradient steps.
+        step_size: in units of the images; or
+        relative_step_size: as a share of epsilon; with neither, 2.5 epsilon / steps.
+        start: "random" (uniform in the threat set), "gaussian" (0.001 noise, TRADES), "halfway" or "none".
+        mode: the model's mode under attack: "eval", "train" or "train_nostat".
+        against: whose labels the attack works against: those of the label source or of the data set.
+
+    Raises:
+        ValueError: "kl" without a random start, where its gradient is zero.
+    """
+
+    objective: Literal["cross_entropy", "margin", "dlr", "kl", "probability_margin"] = "cross_entropy"
+    steps: int = 10
+    step_size: float | None = None
+    relative_step_size: float | None = None
+    start: Start = "random"
+    mode: ModelMode = "eval"
+    against: Literal["labels", "data"] = "labels"
+
+    def __post_init__(self) -> None:
+        if self.objective == "kl" and self.start == "none":
+            raise ValueError(
+                "objective 'kl' has zero gradient at the clean image: set start to 'gaussian' or 'random'"
+            )
+        self._attack()
+
+    def __call__(self, step: Step) -> AttackResult:
+        """Attack the batch of a step."""
+        return attack_step(step, self._attack(), self.against, self.objective == "kl")
+
+    def _attack(self) -> PGD:
+        return PGD(
+            steps=self.steps,
+            objective=OBJECTIVES[self.objective],
+            step_size=self.step_size,
+            relative_step_size=self.relative_step_size,
+            start=self.start,
+            mode=self.mode,
+            early_stop=False,
+            keep="last",
+            full_precision=False,
+        )
+
+
+INNER_MAXIMISERS: dict[str, type[InnerMaximiser]] = {"pgd": PGDInner}

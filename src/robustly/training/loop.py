@@ -1,0 +1,325 @@
+"""The one training loop: every method, every device, resumable at any moment."""
+
+import copy
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from robustly.attacks import dynat_pgd
+from robustly.data import Batch, batches
+from robustly.files import whole_file, write_json, write_text
+from robustly.models import save_weights
+from robustly.randomness import derive_seed
+from robustly.runtime import Runtime
+from robustly.threat import ThreatModel
+from robustly.training.checkpoint import Row, TrainingState, load_state, save_state
+from robustly.training.job import Job
+from robustly.training.method import outer_loss
+from robustly.training.metrics import Totals, as_csv
+from robustly.training.optimisation import build_optimizer, rate_factor, set_rate
+from robustly.training.step import Memory, Moment, Step
+from robustly.training.validation import accuracies
+
+LAST = "checkpoints/last.pt"
+BEST = "checkpoints/best.safetensors"
+FINAL = "model.safetensors"
+
+
+class DivergenceError(ValueError):
+    """The loss is no finite number any more."""
+
+
+class Observer:
+    """Hears what happens; override what is of interest."""
+
+    def started(self, job: Job, finished_epochs: int) -> None:
+        """Training begins or goes on."""
+
+    def stepped(self, moment: Moment, loss: float, images: int) -> None:
+        """A step is done; `images` of all processes."""
+
+    def epoch_finished(self, row: Row, is_best: bool) -> None:
+        """An epoch is done, validated and saved."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        best_epoch: the selected epoch, from 1.
+        epochs: epochs trained.
+        seconds: training time, all sittings together.
+        rows: metrics by epoch.
+    """
+
+    best_epoch: int
+    epochs: int
+    seconds: float
+    rows: list[Row]
+
+
+class _StepModule(nn.Module):
+    """A whole training step as one forward pass, so that data parallelism sees one forward and one backward."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.model = job.model
+        self.guide = job.guide
+        self._method = job.method
+        self.step: Step | None = None
+
+    def forward(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and terms of the step that was put here (an argument would be copied field by field)."""
+        assert self.step is not None
+        return outer_loss(self._method, self.step)
+
+
+def train(
+    job: Job, runtime: Runtime, folder: Path, *, config_digest: str, observer: Observer | None = None
+) -> Outcome:
+    """Train, validating, selecting and saving after every epoch; goes on where `folder` stopped.
+
+    Writes into `folder`: `checkpoints/last.pt` (whole state), `checkpoints/best.safetensors` and at the end
+    `model.safetensors` (the selected weights), `metrics.csv`, `status.json`. On one device with the same number
+    of threads, a run that was killed and resumed ends with the very weights of an unbroken one.
+
+    Args:
+        job: what to train.
+        runtime: where.
+        folder: the run's folder, which exists.
+        config_digest: hash of the configuration, to recognise the run's own checkpoints.
+        observer: who hears of progress.
+
+    Raises:
+        DivergenceError: a loss term is NaN or infinite; the last good checkpoint is kept.
+        CheckpointError: `last.pt` is damaged or foreign.
+        OSError: read-only folder or full disk; what was written before is kept.
+    """
+    with torch.random.fork_rng(devices=[runtime.device] if runtime.device.type == "cuda" else []):
+        return _Run(job, runtime, folder, config_digest, observer or Observer()).go()
+
+
+class _Run:
+    """A run under way: what changes from step to step."""
+
+    def __init__(self, job: Job, runtime: Runtime, folder: Path, config_digest: str, observer: Observer) -> None:
+        self.job, self.runtime, self.folder, self.observer = job, runtime, folder, observer
+        self.config_digest = config_digest
+        self.networks = {"model": job.model} | ({"guide": job.guide} if job.guide is not None else {})
+        layout = torch.channels_last if job.training.channels_last else torch.contiguous_format
+        for network in self.networks.values():
+            network.to(device=runtime.device, memory_format=layout)  # type: ignore[call-overload]
+        self.layout = layout
+        self.memory: Memory = {}
+        self.module = _StepModule(job)
+        optimizer = build_optimizer(job.optimizer, self.networks.values())
+        self.optimizer: Optimizer
+        self.parallel, self.optimizer = runtime.distribute(self.module, optimizer)
+        self.train_data = job.train.to(runtime.device)
+        self.validation_data = job.validation.to(runtime.device)
+        self.rows: list[Row] = []
+        self.best_epoch, self.best_score = -1, (-1.0, -1.0)
+        self.seconds = 0.0
+
+    def go(self) -> Outcome:
+        """Train to the end."""
+        self._recover()
+        self.observer.started(self.job, len(self.rows))
+        try:
+            while not self._done():
+                self._epoch(len(self.rows))
+        except DivergenceError as error:
+            self._write_status("diverged", str(error))
+            raise
+        except KeyboardInterrupt:
+            self._write_status("stopped", "interrupted by the user")
+            raise
+        if self.runtime.rank == 0:
+            with whole_file(self.folder / FINAL) as temporary:
+                shutil.copyfile(self.folder / BEST, temporary)
+        self._write_status("finished", "")
+        self.runtime.wait_for_all()
+        return Outcome(self.best_epoch + 1, len(self.rows), self.seconds, self.rows)
+
+    def _done(self) -> bool:
+        training = self.job.training
+        waited = len(self.rows) - 1 - self.best_epoch
+        impatient = training.patience is not None and bool(self.rows) and waited >= training.patience
+        return len(self.rows) >= training.epochs or impatient
+
+    def _epoch(self, epoch: int) -> None:
+        began = time.perf_counter()
+        totals = Totals(self.runtime.device)
+        job = self.job
+        rate = 0.0
+        for index, batch in enumerate(
+            batches(
+                self.train_data,
+                job.training.batch_size,
+                seed=derive_seed(job.seed, "train"),
+                epoch=epoch,
+                augmentation=job.augmentation,
+                rank=self.runtime.rank,
+                world_size=self.runtime.world_size,
+            )
+        ):
+            moment = Moment(epoch, index, job.steps_per_epoch, job.training.epochs)
+            rate = self._step(batch, moment, totals)
+        trained = time.perf_counter() - began
+        clean, robust = self._validate()
+        row: Row = {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * job.steps_per_epoch,
+            "learning_rate": rate,
+            "train_clean_accuracy": None,
+            "train_robust_accuracy": None,
+            **totals.means(self.runtime),
+            "validation_clean_accuracy": clean,
+            "validation_robust_accuracy": robust,
+            "images_per_second": len(job.train) / trained,
+        }
+        self.seconds += time.perf_counter() - began
+        row["seconds"] = self.seconds
+        self.rows.append(row)
+        score = (robust, clean) if job.training.select_by == "robust" else (clean, robust)
+        is_best = score > self.best_score
+        if is_best:
+            self.best_epoch, self.best_score = epoch, score
+        self._save(is_best)
+        self.observer.epoch_finished(row, is_best)
+
+    def _step(self, batch: Batch, moment: Moment, totals: Totals) -> float:
+        """One step of the optimiser; returns the learning rate."""
+        job = self.job
+        torch.manual_seed(derive_seed(job.seed, "step", moment.count, self.runtime.rank))  # dropout
+        middle = moment.time + 0.5 / moment.steps_per_epoch
+        rate = job.optimizer.learning_rate * rate_factor(job.schedule, middle, job.training.epochs)
+        set_rate(self.optimizer, rate)
+        self.networks["model"].train()
+        if job.guide is not None:
+            job.guide.train()
+        batch = replace(batch, x=batch.x.contiguous(memory_format=self.layout))
+        step = Step(
+            batch,
+            job.model,
+            job.guide,
+            threat=self._threat_at(middle),
+            moment=moment,
+            label_source=job.method.labels,
+            inner=job.method.inner,
+            memory=self.memory,
+            global_mean=self.runtime.mean,
+        )
+        self.module.step = step
+        loss, terms = self.parallel()
+        global_count = min(job.training.batch_size, len(job.train) - moment.index * job.training.batch_size)
+        share = len(batch.y) * self.runtime.world_size / global_count  # ragged shards count by their size
+        self.optimizer.zero_grad(set_to_none=True)
+        self.runtime.backward(loss * share)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergenceError(self._divergence(terms, moment))
+        if job.optimizer.clip_norm is not None:
+            self.runtime.clip(self.parallel, self.optimizer, job.optimizer.clip_norm)
+        self.optimizer.step()
+        for part in job.method.parameters:
+            part.after_step(step)
+        totals.add_step(step, loss, terms)
+        self.module.step = None
+        self.observer.stepped(moment, value, global_count)
+        return rate
+
+    def _threat_at(self, time_in_epochs: float) -> ThreatModel:
+        ramp = self.job.training.epsilon_ramp
+        threat = self.job.threat
+        if time_in_epochs >= ramp or isinstance(threat.epsilon, Tensor):
+            return threat
+        return threat.with_epsilon(float(threat.epsilon) * time_in_epochs / ramp)
+
+    @staticmethod
+    def _divergence(terms: Mapping[str, Tensor], moment: Moment) -> str:
+        culprits = [name for name, value in terms.items() if not bool(value.isfinite())] or ["the sum"]
+        return (
+            f"training diverged in epoch {moment.epoch + 1}, step {moment.index + 1}: loss term "
+            f"{', '.join(culprits)} is not finite; the state after epoch {moment.epoch} is kept. Lower "
+            "optimizer.learning_rate, or set optimizer.clip_norm"
+        )
+
+    def _selected(self) -> nn.Module:
+        """The network that is validated and released: the averaged one, if a part averages."""
+        for part in self.job.method.parameters:
+            average = part.evaluation_state(self.memory.get(type(part).__name__, {}))
+            if average is not None:
+                network = copy.deepcopy(self.job.model)
+                network.load_state_dict(average)
+                return network
+        return self.job.model
+
+    def _validate(self) -> tuple[float, float]:
+        training = self.job.training
+        return accuracies(
+            self._selected(),
+            self.validation_data,
+            dynat_pgd(training.validation_steps),
+            self.job.threat,
+            seed=derive_seed(self.job.seed, "validation"),
+            batch_size=training.validation_batch_size,
+            rank=self.runtime.rank,
+            world_size=self.runtime.world_size,
+            total=self.runtime.sum,
+        )
+
+    def _save(self, is_best: bool) -> None:
+        if self.runtime.rank == 0:
+            (self.folder / LAST).parent.mkdir(exist_ok=True)
+            if is_best:
+                save_weights(self._selected(), self.folder / BEST)
+            state = TrainingState(
+                epoch=len(self.rows),
+                config_digest=self.config_digest,
+                networks={role: network.state_dict() for role, network in self.networks.items()},
+                optimizer=self.optimizer.state_dict(),
+                memory=self.memory,
+                rows=self.rows,
+                best_epoch=self.best_epoch,
+                best_score=self.best_score,
+                seconds=self.seconds,
+            )
+            save_state(state, self.folder / LAST)
+            write_text(self.folder / "metrics.csv", as_csv(self.rows))
+            self._write_status("running", "")
+        self.runtime.wait_for_all()
+
+    def _recover(self) -> None:
+        if not (self.folder / LAST).exists():
+            return
+        state = load_state(self.folder / LAST, self.config_digest)
+        for role, network in self.networks.items():
+            network.load_state_dict(state.networks[role])
+        self.optimizer.load_state_dict(state.optimizer)
+        for part, tensors in state.memory.items():
+            self.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
+        self.rows, self.seconds = list(state.rows), state.seconds
+        self.best_epoch, self.best_score = state.best_epoch, (state.best_score[0], state.best_score[1])
+        if self.runtime.rank == 0:
+            write_text(self.folder / "metrics.csv", as_csv(self.rows))
+
+    def _write_status(self, state: str, message: str) -> None:
+        if self.runtime.rank == 0:
+            content = {
+                "state": state,
+                "best_epoch": self.best_epoch + 1,
+                "epochs": len(self.rows),
+                "seconds": self.seconds,
+                "message": message,
+                "threads": torch.get_num_threads(),
+            }
+            write_json(self.folder / "status.json", content)

@@ -1,0 +1,112 @@
+"""Optimisers and learning-rate schedules."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters move.
+
+    Args:
+        name: "sgd" or "adamw".
+        learning_rate: peak learning rate, positive; the schedule scales it.
+        momentum: SGD's momentum.
+        nesterov: whether SGD looks ahead.
+        weight_decay: at least 0.
+        decay_norms: whether weight decay also holds for vectors (biases, normalisation), as most
+            adversarial-training code has it.
+        clip_norm: largest norm of the whole gradient; none without it.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    decay_norms: bool = True
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        if not (self.weight_decay >= 0 and 0 <= self.momentum < 1):
+            raise ValueError(
+                f"weight_decay must be at least 0 and momentum in [0, 1), got {self.weight_decay}, {self.momentum}"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate changes; times are epochs, in fractions, evaluated at every step.
+
+    Args:
+        name: "constant"; "piecewise" (factors between boundaries); "cosine" (1 to `floor`); or "one_cycle"
+            (linear 0 to 1 at `peak` and back to 0).
+        boundaries: epochs at which a piecewise schedule changes, ascending.
+        factors: factors of the learning rate before, between and after the boundaries: one more than those.
+        peak: where a one-cycle schedule is highest, as a share of the run.
+        floor: last factor of a cosine schedule.
+        warm_up: epochs of linear growth from 0 in front, on top of any schedule.
+    """
+
+    name: Literal["constant", "piecewise", "cosine", "one_cycle"] = "constant"
+    boundaries: tuple[float, ...] = ()
+    factors: tuple[float, ...] = (1.0,)
+    peak: float = 0.5
+    floor: float = 0.0
+    warm_up: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.factors) != len(self.boundaries) + 1:
+            raise ValueError(
+                f"factors must be one more than boundaries, got {len(self.factors)} and {len(self.boundaries)}"
+            )
+        if any(later <= earlier for earlier, later in pairwise(self.boundaries)):
+            raise ValueError(f"boundaries must ascend, got {list(self.boundaries)}")
+        if not (0 < self.peak < 1 and 0 <= self.floor <= 1 and self.warm_up >= 0):
+            raise ValueError("peak must lie in (0, 1), floor in [0, 1] and warm_up be at least 0")
+
+
+def rate_factor(schedule: ScheduleConfig, time: float, epochs: float) -> float:
+    """What the learning rate is multiplied with at a time in [0, epochs]."""
+    if schedule.name == "piecewise":
+        factor = schedule.factors[sum(time >= boundary for boundary in schedule.boundaries)]
+    elif schedule.name == "cosine":
+        factor = schedule.floor + (1 - schedule.floor) * 0.5 * (1 + math.cos(math.pi * time / epochs))
+    elif schedule.name == "one_cycle":
+        share = time / epochs
+        factor = share / schedule.peak if share < schedule.peak else (1 - share) / (1 - schedule.peak)
+    else:
+        factor = 1.0
+    return factor * (min(1.0, time / schedule.warm_up) if schedule.warm_up > 0 else 1.0)
+
+
+def build_optimizer(config: OptimizerConfig, networks: Iterable[nn.Module]) -> Optimizer:
+    """One optimiser over all networks; vectors are a group of their own where decay spares them."""
+    parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    vector_decay = config.weight_decay if config.decay_norms else 0.0
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": vector_decay},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.name == "adamw":
+        return AdamW(groups, lr=config.learning_rate)
+    return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov)
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,76 @@
+"""Fifth part of a method: what happens to the parameters around the optimiser's step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustly.training.losses import Terms
+from robustly.training.step import Step
+
+
+class ParameterPart:
+    """Does nothing at every occasion; parts override the occasions that they need.
+
+    State lives in `step.remember(self)`, which every checkpoint saves.
+    """
+
+    def before_outer(self, step: Step) -> None:
+        """Called when the adversarial examples are there, before the outer loss (perturb the weights here)."""
+
+    def extra_terms(self, step: Step) -> Terms:
+        """More terms of the loss (regularisers)."""
+        return {}
+
+    def after_step(self, step: Step) -> None:
+        """Called after the optimiser's step (undo a perturbation, average weights)."""
+
+    def evaluation_state(self, memory: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """The state dict to validate, select and release instead of the model's own, or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class ExponentialAverage(ParameterPart):
+    """Exponential moving average of the weights; validation, selection and release use the average.
+
+    After step t (counted from the end of the warm-up) average <- d average + (1 - d) weights with
+    d = min(decay, (1 + t) / (10 + t)); d = 0 during the warm-up. Batch-norm buffers are copied, not averaged
+    (Gowal et al., arXiv 2010.03593, and the released code of Wang et al., ICML 2023).
+
+    Args:
+        decay: upper bound of d, in [0, 1).
+        warm_up: share of the run's steps during which the average only follows, in [0, 1].
+    """
+
+    decay: float = 0.995
+    warm_up: float = 0.025
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.decay < 1 and 0 <= self.warm_up <= 1):
+            raise ValueError(f"decay must lie in [0, 1) and warm_up in [0, 1], got {self.decay} and {self.warm_up}")
+
+    def decay_at(self, count: int, total: int) -> float:
+        """The factor d after step `count` (from 0) of `total`."""
+        since = count - int(self.warm_up * total)
+        return 0.0 if since < 0 else min(self.decay, (1 + since) / (10 + since))
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        """Move the average towards the weights."""
+        average = step.remember(self)
+        moment = step.moment
+        decay = self.decay_at(moment.count, moment.epochs * moment.steps_per_epoch)
+        trained = {name for name, _ in step.model.named_parameters()}
+        for name, value in step.model.state_dict().items():
+            if name in average and name in trained:
+                average[name].lerp_(value, 1 - decay)
+            else:
+                average[name] = value.detach().clone()
+
+    def evaluation_state(self, memory: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return the average, once there is one."""
+        return memory or None
+
+
+PARAMETER_PARTS: dict[str, type[ParameterPart]] = {"ema": ExponentialAverage}

@@ -1,0 +1,188 @@
+"""The quantities of one training step, each computed when first asked for, and once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks import AttackResult
+from robustly.attacks.contract import frozen
+from robustly.data import Batch
+from robustly.threat import ThreatModel
+
+Memory = dict[str, dict[str, Tensor]]
+Logits = Float[Tensor, "n k"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Where the outer loss wants each example to go.
+
+    Args:
+        hard: classes `(N,)`, without gradient.
+        terms: per-example losses that the label source trains itself with, by name: `(N,)` each, already scaled.
+    """
+
+    hard: Int64[Tensor, " n"]
+    terms: dict[str, Float[Tensor, " n"]] = field(default_factory=dict)
+
+
+class LabelSource(Protocol):
+    """First part of a method: where labels come from."""
+
+    @property
+    def needs_guide(self) -> bool:
+        """Whether it asks for a second network, trained beside the model."""
+        ...
+
+    def __call__(self, step: "Step") -> Labels:
+        """The labels of a batch."""
+        ...
+
+
+class InnerMaximiser(Protocol):
+    """Second part: how the training attack runs, on which objective."""
+
+    def __call__(self, step: "Step") -> AttackResult:
+        """Attack the batch of a step."""
+        ...
+
+
+def same(value: Tensor) -> Tensor:
+    """The mean over processes, where there is one."""
+    return value
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in the run a step stands.
+
+    Args:
+        epoch: finished epochs.
+        index: finished steps of this epoch.
+        steps_per_epoch: steps of an epoch.
+        epochs: epochs of the run.
+    """
+
+    epoch: int
+    index: int
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def count(self) -> int:
+        """Steps finished since the run began."""
+        return self.epoch * self.steps_per_epoch + self.index
+
+    @property
+    def time(self) -> float:
+        """Epochs since the run began, in fractions."""
+        return self.epoch + self.index / self.steps_per_epoch
+
+
+class Step:
+    """One training step as every part of a method sees it.
+
+    Clean, guide and adversarial logits come from one train-mode forward pass each, in the order in which they are
+    first asked for (ours ask for clean before adversarial logits: batch normalisation remembers the order).
+
+    Args:
+        batch: images, labels, example ids and the batch's random numbers.
+        model: the network in training, unwrapped.
+        guide: the network trained beside it, if the method has one.
+        threat: what the training attack may do, at this moment of the run.
+        moment: where in the run this is.
+        label_source: first part of the method.
+        inner: second part, or None for a method without attack.
+        memory: named tensors that outlive the step and are saved with every checkpoint; see `remember`.
+        global_mean: mean of a scalar over all processes.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        model: nn.Module,
+        guide: nn.Module | None,
+        *,
+        threat: ThreatModel,
+        moment: Moment,
+        label_source: LabelSource,
+        inner: InnerMaximiser | None,
+        memory: Memory,
+        global_mean: Callable[[Tensor], Tensor] = same,
+    ) -> None:
+        self.x, self.y, self.ids, self.generator = batch.x, batch.y, batch.ids, batch.generator
+        self.model = model
+        self.threat = threat
+        self.moment = moment
+        self.global_mean = global_mean
+        self._guide = guide
+        self._label_source = label_source
+        self._inner = inner
+        self._memory = memory
+
+    @property
+    def guide(self) -> nn.Module:
+        """The network trained beside the model.
+
+        Raises:
+            ValueError: the run has none.
+        """
+        if self._guide is None:
+            raise ValueError("the method asks for a guide network, the run has none: set the key 'guide'")
+        return self._guide
+
+    def remember(self, part: object) -> dict[str, Tensor]:
+        """A part's own named tensors, empty at first, kept from step to step and in every checkpoint."""
+        return self._memory.setdefault(type(part).__name__, {})
+
+    @cached_property
+    def clean_logits(self) -> Logits:
+        """Logits of the clean images, with gradient."""
+        return self._forward(self.model, self.x)
+
+    @cached_property
+    def guide_logits(self) -> Logits:
+        """The guide's logits of the clean images, with gradient."""
+        return self._forward(self.guide, self.x)
+
+    @cached_property
+    def reference_logits(self) -> Logits:
+        """Logits of the clean images in evaluation mode, without gradient: what a KL attack moves away from."""
+        with frozen(self.model, full_precision=False), torch.no_grad():
+            return self._forward(self.model, self.x)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """What the label source says."""
+        return self._label_source(self)
+
+    @cached_property
+    def adversarial(self) -> AttackResult:
+        """What the inner maximisation found.
+
+        Raises:
+            ValueError: the method has no inner maximisation.
+        """
+        if self._inner is None:
+            raise ValueError("the loss asks for adversarial examples, the method has no inner maximisation")
+        return self._inner(self)
+
+    @cached_property
+    def adversarial_logits(self) -> Logits:
+        """Logits of the adversarial images, with gradient."""
+        return self._forward(self.model, self.adversarial.x_adv)
+
+    def computed(self, quantity: str) -> Tensor | None:
+        """A quantity if some part asked for it already (for statistics, which must cost nothing)."""
+        value = self.__dict__.get(quantity)
+        return value.detach() if isinstance(value, Tensor) else None
+
+    @staticmethod
+    def _forward(network: nn.Module, x: Tensor) -> Logits:
+        logits: Tensor = network(x)
+        return logits.float()
