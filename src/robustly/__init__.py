@@ -1,3 +1,33 @@
-"""Train robust networks, attack them honestly, and show the evidence."""
+"""Train robust networks, attack them honestly, and show the evidence.
 
-__version__ = "0.1.0"
+The names that most programs need; everything else is in the room that its subject names (`robustly.attacks`,
+`robustly.training`, ...). Each room can be imported by itself.
+"""
+
+from importlib.metadata import version
+
+from robustly.attacks import ATTACKS, PGD
+from robustly.data import ImageData
+from robustly.evaluation import SUITES, Suite, audit, evaluate, read_evidence, write_evidence
+from robustly.models import load_weights
+from robustly.threat import ThreatModel
+from robustly.training import Method, train
+
+__version__ = version("robustly")
+
+__all__ = [
+    "ATTACKS",
+    "PGD",
+    "SUITES",
+    "ImageData",
+    "Method",
+    "Suite",
+    "ThreatModel",
+    "__version__",
+    "audit",
+    "evaluate",
+    "load_weights",
+    "read_evidence",
+    "train",
+    "write_evidence",
+]

@@ -134,7 +134,7 @@ _SECTIONS: dict[str, type] = {
     "runtime": RuntimeConfig,
     "evaluation": EvaluationConfig,
 }
-_KEYS = ("recipe", "seed", "threat", "guide", "method", *_SECTIONS)
+TOP_LEVEL = ("seed", "threat", "guide", "method", *_SECTIONS)
 _PARTS: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,
     "inner": INNER_MAXIMISERS,
@@ -149,7 +149,7 @@ def build_config(settings: Settings) -> RunConfig:
     Raises:
         ConfigurationError: an unknown key or name, a value of another type or out of range.
     """
-    _check_keys(settings, _KEYS, "")
+    _check_keys(settings, ("recipe", *TOP_LEVEL), "")
     built = {name: build_section(cls, settings.get(name) or {}, name) for name, cls in _SECTIONS.items()}
     guide = settings.get("guide")
     method, plain = _build_method(settings.get("method") or {})

@@ -1,6 +1,7 @@
 """The command `robustly`: train, evaluate, audit, report, recipes."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -30,9 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 success, 1 a failed audit, 2 something the user has to change (one sentence on stderr), 130 Ctrl-C.
     """
-    _plain_warnings()
+    for name in ("lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         print("robustly: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
@@ -53,12 +57,10 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _plain_warnings() -> None:
-    def show(message: Warning | str, category: type[Warning], *_: object) -> None:
-        if issubclass(category, UserWarning) and not issubclass(category, DeprecationWarning):
-            print(f"warning: {message}", file=sys.stderr)  # noqa: T201
-
-    warnings.showwarning = show  # type: ignore[assignment]
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Warnings for people only, without file and line."""
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)  # noqa: T201
 
 
 def _run(arguments: list[str]) -> int:

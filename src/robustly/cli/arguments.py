@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-_TOP_LEVEL = ("seed", "threat", "guide")
+from robustly.configuration import TOP_LEVEL
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Take out `--a.b value`, `--a.b=value` and the settings without a dot (seed, threat, guide).
+    """Take out `--a.b value`, `--a.b=value` and the settings without a dot (`--seed 1`, `--threat linf:0.2`).
 
     Returns:
         The other words, and the settings, each in their order.
@@ -17,7 +17,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     while rest:
         word = rest.pop(0)
         key, equals, _ = word.removeprefix("--").partition("=")
-        if word.startswith("--") and ("." in key or key in _TOP_LEVEL):
+        if word.startswith("--") and ("." in key or key in TOP_LEVEL):
             overrides.append(word)
             if not equals and rest:
                 overrides.append(rest.pop(0))

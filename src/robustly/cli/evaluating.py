@@ -56,7 +56,7 @@ def run_evaluation(folder: Path, overrides: list[str], trust_code: bool, overwri
         )
     evidence.summary["run"] = folder.resolve().name
     evidence.summary["model"] |= {"name": config.model.name, "checkpoint": checkpoint}
-    evidence.summary["data"]["split"] = "test"
+    evidence.summary["data"] |= {"source": config.data.source, "split": "test"}
     evidence.summary["data"]["settings"] = config.as_plain()["data"] | {
         "test_limit": config.data.test_limit or config.evaluation.count
     }

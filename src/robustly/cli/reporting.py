@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
-from robustly.reports import write_report
+from robustly.reports import RunEvidence, read_run, write_report
+from robustly.reports.evidence import Proportion
 from robustly.runs import REPORT
 
 
@@ -18,5 +20,27 @@ def run_report(runs: Sequence[Path], out: Path | None) -> int:
     """
     target = out or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
     written = write_report(runs, target)
-    Console().print(f"report: {written.resolve().as_uri()}", soft_wrap=True, highlight=False)
+    console = Console()
+    if len(runs) > 1:
+        console.print(_comparison([read_run(run) for run in runs]))
+    console.print(f"report: {written.resolve().as_uri()}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _comparison(runs: Sequence[RunEvidence]) -> Table:
+    """Runs against attacks, with 95 % intervals."""
+    evaluations = [(run.name, run.evaluation) for run in runs if run.evaluation is not None]
+    titles = list(dict.fromkeys(attack.title for _, found in evaluations for attack in found.attacks))
+    table = Table(title="accuracy in %, with 95 % intervals", title_justify="left")
+    table.add_column("run")
+    for title in ("clean", *titles, "worst case"):
+        table.add_column(title, justify="right")
+    for name, found in evaluations:
+        by_title = {attack.title: attack.robust for attack in found.attacks}
+        shares = [found.clean, *(by_title.get(title) for title in titles), found.worst_case]
+        table.add_row(name, *("-" if share is None else _cell(share) for share in shares))
+    return table
+
+
+def _cell(share: Proportion) -> str:
+    return f"{100 * share.share:.1f}\n[{100 * share.low:.1f}, {100 * share.high:.1f}]"

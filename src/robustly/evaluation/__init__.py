@@ -3,9 +3,9 @@
 from robustly.evaluation.audit import Audit, Check, audit
 from robustly.evaluation.evaluate import EvaluationError, evaluate
 from robustly.evaluation.evidence import Evidence, EvidenceError, read_evidence, write_evidence
-from robustly.evaluation.statistics import Proportion
 from robustly.evaluation.subject import Subject
 from robustly.evaluation.suites import SUITES, Suite
+from robustly.statistics import Proportion
 
 __all__ = [
     "SUITES",

@@ -6,12 +6,12 @@ import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
+from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-import robustly
 from robustly.attacks import Attack
 from robustly.data import ImageData
 from robustly.evaluation.evidence import CURVE, SCHEMA, Evidence
@@ -257,7 +257,7 @@ def _describe(subject: Subject, suite: Suite, mode: Mode) -> dict[str, Any]:
             "curve": suite.curve,
         },
         "versions": {
-            "robustly": robustly.__version__,
+            "robustly": version("robustly"),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

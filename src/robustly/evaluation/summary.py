@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustly.evaluation.evidence import CURVE
-from robustly.evaluation.statistics import Proportion
+from robustly.statistics import Proportion
 
 Table = Mapping[str, Tensor]
 

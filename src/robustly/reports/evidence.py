@@ -1,6 +1,5 @@
 """What a report knows about a run: plain frozen values, read from the run's files by `reading`."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-Z95 = 1.959963984540054
-"""The 97.5 % point of the standard normal distribution: two-sided 95 % intervals."""
+from robustly.statistics import wilson_interval
 
 
 class ReportError(ValueError):
@@ -36,11 +34,9 @@ class Proportion:
 
 
 def wilson(correct: int, count: int) -> Proportion:
-    """The share `correct / count` with its 95 % Wilson interval (Wilson, JASA 22, 1927)."""
-    p, z2 = correct / count, Z95 * Z95
-    centre = (p + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 * math.sqrt(p * (1 - p) / count + z2 / (4 * count * count)) / (1 + z2 / count)
-    return Proportion(correct, count, max(0.0, centre - half), min(1.0, centre + half))
+    """The share `correct / count` with its 95 % Wilson interval."""
+    low, high = wilson_interval(correct, count)
+    return Proportion(correct, count, low, high)
 
 
 @dataclass(frozen=True)

@@ -124,10 +124,6 @@ def _warnings(run: RunEvidence) -> tuple[str, ...]:
     if training is not None and training.state == "stopped":
         found.append(f"The training was stopped before its end. {training.message}".strip())
     if evaluation is not None:
-        if evaluation.invalid:
-            found.append(
-                f"{count(evaluation.invalid)} adversarial pictures lay outside the allowed set; they do not count."
-            )
         found += evaluation.warnings
     return tuple(found)
 

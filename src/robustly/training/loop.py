@@ -172,6 +172,8 @@ class _Run:
             )
         ):
             moment = Moment(epoch, index, job.steps_per_epoch, job.training.epochs)
+            if self._global_count(moment) < self.runtime.world_size:
+                break  # a last batch with fewer images than processes: all processes leave it out
             rate = self._step(batch, moment, totals)
         trained = time.perf_counter() - began
         clean, robust = self._validate()
@@ -220,7 +222,7 @@ class _Run:
         )
         self.module.step = step
         loss, terms = self.parallel()
-        global_count = min(job.training.batch_size, len(job.train) - moment.index * job.training.batch_size)
+        global_count = self._global_count(moment)
         share = len(batch.y) * self.runtime.world_size / global_count  # ragged shards count by their size
         self.optimizer.zero_grad(set_to_none=True)
         self.runtime.backward(loss * share)
@@ -236,6 +238,11 @@ class _Run:
         self.module.step = None
         self.observer.stepped(moment, value, global_count)
         return rate
+
+    def _global_count(self, moment: Moment) -> int:
+        """Images of a step, all processes together."""
+        batch_size = self.job.training.batch_size
+        return min(batch_size, len(self.job.train) - moment.index * batch_size)
 
     def _threat_at(self, time_in_epochs: float) -> ThreatModel:
         ramp = self.job.training.epsilon_ramp

@@ -5,7 +5,7 @@ mean of their sum is what the optimiser sees. z are clean and z' adversarial log
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -18,6 +18,11 @@ Terms = dict[str, Float[Tensor, " n"]]
 
 class OuterLoss(Protocol):
     """Third part of a method."""
+
+    @property
+    def needs_inner(self) -> bool:
+        """Whether it asks for adversarial examples."""
+        ...
 
     def __call__(self, step: Step) -> Terms:
         """The loss terms of a batch, by name."""
@@ -42,6 +47,8 @@ def _adversarial(step: Step) -> Tensor:
 class CleanLoss:
     """CE(z, y): standard training."""
 
+    needs_inner: ClassVar[bool] = False
+
     def __call__(self, step: Step) -> Terms:
         """Return the term "clean"."""
         return {"clean": _clean(step)}
@@ -50,6 +57,8 @@ class CleanLoss:
 @dataclass(frozen=True)
 class AdversarialLoss:
     """CE(z', y): adversarial training (Madry et al., ICLR 2018, eq. 2.1)."""
+
+    needs_inner: ClassVar[bool] = True
 
     def __call__(self, step: Step) -> Terms:
         """Return the term "adversarial"."""
@@ -63,6 +72,8 @@ class MixtureLoss:
     Args:
         ratio: share of the adversarial term, in [0, 1].
     """
+
+    needs_inner: ClassVar[bool] = True
 
     ratio: float = 0.5
 
@@ -83,6 +94,8 @@ class TradesLoss:
     Args:
         beta: price of inconsistency, at least 0; 6 in the paper's CIFAR-10 results (1 / lambda there).
     """
+
+    needs_inner: ClassVar[bool] = True
 
     beta: float = 6.0
 
@@ -107,6 +120,8 @@ class DynatLoss:
         beta: weight of the adversarial term, at least 0; 1 in the paper's CIFAR-10 results.
         consistency: weight of the KL term, at least 0; 0 leaves its clean forward pass out.
     """
+
+    needs_inner: ClassVar[bool] = True
 
     beta: float = 1.0
     consistency: float = 0.0

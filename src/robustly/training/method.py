@@ -28,7 +28,8 @@ class Method:
         parameters: what happens to the weights around the optimiser's step, in order.
 
     Raises:
-        MethodError: two parameter parts of one class (they would share their memory).
+        MethodError: two parameter parts of one class (they would share their memory); a loss that lacks its inner
+            maximisation, or one that nothing would use.
     """
 
     labels: LabelSource = field(default_factory=DataLabels)
@@ -41,6 +42,11 @@ class Method:
         kinds = [type(part).__name__ for part in self.parameters]
         if len(set(kinds)) < len(kinds):
             raise MethodError(f"each parameter part may be named once, got {', '.join(kinds)}")
+
+        if self.loss.needs_inner and self.inner is None:
+            raise MethodError("the loss asks for adversarial examples, the method has no inner maximisation")
+        if self.inner is not None and not self.loss.needs_inner:
+            raise MethodError("the method has an inner maximisation that its loss does not use")
 
     @property
     def needs_guide(self) -> bool:

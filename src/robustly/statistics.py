@@ -6,9 +6,17 @@ from dataclasses import dataclass
 Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share of `count` >= 1 examples (Wilson, JASA 22, 1927), in [0, 1]."""
+    share, z2 = hits / count, Z_95**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count)) / (1 + z2 / count)
+    return 0.0 if hits == 0 else centre - half, 1.0 if hits == count else centre + half
+
+
 @dataclass(frozen=True)
 class Proportion:
-    """A share of examples with its 95 % Wilson interval.
+    """A share of examples.
 
     Args:
         hits: examples counted.
@@ -25,12 +33,8 @@ class Proportion:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The Wilson score interval (Wilson 1927), in [0, 1]."""
-        share, n, z2 = self.value, self.count, Z_95**2
-        centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-        half = Z_95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-        low = 0.0 if self.hits == 0 else centre - half
-        return low, 1.0 if self.hits == n else centre + half
+        """Its 95 % Wilson interval."""
+        return wilson_interval(self.hits, self.count)
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -1,0 +1,62 @@
+# Everything sets itself up: each target makes and reuses .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO := runs/demo
+
+.PHONY: demo test lint wheel bench docs clean
+
+demo: $(DEMO)/standard/evaluation/summary.json $(DEMO)/dynat/evaluation/summary.json
+	$(BIN)/robustly audit $(DEMO)/dynat
+	$(BIN)/robustly report $(DEMO)/standard $(DEMO)/dynat --out $(DEMO)/report.html
+
+.PRECIOUS: $(DEMO)/%/model.safetensors
+$(DEMO)/%/model.safetensors: | .venv/installed
+	if [ -d $(DEMO)/$* ]; then $(BIN)/robustly train --resume $(DEMO)/$*; \
+	else $(BIN)/robustly train mnist5k/$* --out $(DEMO)/$*; fi
+
+$(DEMO)/%/evaluation/summary.json: $(DEMO)/%/model.safetensors
+	$(BIN)/robustly evaluate $(DEMO)/$* --overwrite
+
+# One thread a worker: two workers share two cores, and resumed runs are compared bit by bit.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: .venv/installed-dev
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch dist/*.whl
+	cd dist && ../.venv-wheel/bin/python -c "import robustly.cli, robustly.reports; print('imported', robustly.__version__)"
+	cd dist && ../.venv-wheel/bin/robustly recipes
+	rm -rf .venv-wheel
+
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks/pgd_peers.py
+	$(BIN)/python benchmarks/cifar10_small.py
+
+docs: .venv/installed-dev
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv .venv-wheel dist site
+
+# torch goes first and pinned: whatever depends on it must find it there.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --upgrade --constraint constraints.txt pip
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[all]'
+	touch $@
+
+# The peers pin old or heavy things that the tests do not need, hence --no-deps.
+.venv/installed-dev: .venv/installed requirements-peers.txt
+	$(PIP) install --quiet --constraint constraints.txt --group test --group lint --group docs
+	$(PIP) install --quiet --no-deps --requirement requirements-peers.txt
+	touch $@

@@ -1,0 +1,283 @@
+"""The commands as a user types them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from robustly.cli import main
+
+SMALL = [
+    "--data.train_limit", "300", "--data.validation", "60", "--data.test", "60", "--model.width", "0.25",
+    "--training.epochs", "1", "--training.validation_steps", "2", "--evaluation.curve_count", "20",
+]  # fmt: skip
+GUIDE = ["--guide.width", "0.25", "--method.inner.steps", "2"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained and evaluated DYNAT run."""
+    folder = tmp_path_factory.mktemp("runs") / "dynat"
+    assert main(["train", "mnist5k/dynat", "--out", str(folder), *SMALL, *GUIDE]) == 0
+    assert main(["evaluate", str(folder)]) == 0
+    return folder
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a refused command says: one sentence, no traceback."""
+    assert main(list(words)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("robustly: ")
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+    return said
+
+
+def test_a_run_folder_is_complete(run: Path) -> None:
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert names == {
+        "config.yaml", "metrics.csv", "status.json", "model.safetensors", "checkpoints/last.pt",
+        "checkpoints/best.safetensors", "evaluation/summary.json", "evaluation/evidence.parquet",
+        "evaluation/adversarial.safetensors",
+    }  # fmt: skip
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["recipe"] == "mnist5k/dynat"
+    assert config["method"]["loss"] == {"name": "dynat", "beta": 1.0, "consistency": 0.0}
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def test_audit_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(run), "--rerun", "4"]) == 0
+    assert "audit passed" in capsys.readouterr().out
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "linf:0.3" in page
+    (run / "report.html").unlink()
+
+
+def test_audit_fails_loudly(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "forged"
+    subprocess.run(["cp", "-r", str(run), str(copy)], check=True)
+    summary = json.loads((copy / "evaluation/summary.json").read_text())
+    summary["worst_case"]["accuracy"] = 0.99
+    (copy / "evaluation/summary.json").write_text(json.dumps(summary))
+    assert main(["audit", str(copy)]) == 1
+    said = capsys.readouterr().out
+    assert "AUDIT FAILED" in said
+    assert "worst_case.accuracy" in said
+    (copy / "evaluation/evidence.parquet").write_bytes(b"PAR1")
+    assert main(["audit", str(copy)]) == 1
+    assert "evidence.parquet is damaged" in capsys.readouterr().out
+
+
+def test_audit_fails_with_other_weights(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "swapped"
+    subprocess.run(["cp", "-r", str(run), str(copy)], check=True)
+    assert main(["train", "mnist5k/standard", "--out", str(tmp_path / "other"), *SMALL]) == 0
+    (copy / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    assert main(["audit", str(copy)]) == 1
+    assert "FAILED the weights" in capsys.readouterr().out
+
+
+def test_nothing_is_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "exists already" in refusal(capsys, "train", "mnist5k/standard", "--out", str(run))
+    assert "--overwrite" in refusal(capsys, "evaluate", str(run))
+
+
+def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    names = capsys.readouterr().out.split()
+    methods = ("standard", "pgd_at", "trades", "dynat", "dynat_inner")
+    assert {f"{data}/{method}" for data in ("mnist5k", "cifar10") for method in methods} <= set(names)
+    assert main(["recipes", "cifar10/dynat"]) == 0
+    assert "resnet18_lbgat" in capsys.readouterr().out
+
+
+REFUSED = [
+    (["train", "mnist5k/dinat"], "did you mean 'mnist5k/dynat'"),
+    (["train", "nowhere.yaml"], "there is no file nowhere.yaml"),
+    (["train"], "name a recipe"),
+    (["train", "mnist5k/dynat", "--training.epoch", "3"], "unknown key 'training.epoch', did you mean 'epochs'"),
+    (["train", "mnist5k/dynat", "--trainin.epochs", "3"], "unknown key 'trainin', did you mean 'training'"),
+    (["train", "mnist5k/dynat", "--training.epochs", "many"], "training.epochs: expected"),
+    (["train", "mnist5k/dynat", "--training.epochs", "0"], "epochs must be at least 1"),
+    (["train", "mnist5k/dynat", "--training.epochs"], "--training.epochs needs a value"),
+    (["train", "mnist5k/dynat", "--threat", "linf:8"], "did you mean 8/255?"),
+    (["train", "mnist5k/dynat", "--threat", "linf:-0.1"], "at least 0"),
+    (["train", "mnist5k/dynat", "--threat", "linf:nan"], "finite number"),
+    (["train", "mnist5k/dynat", "--threat", "lp:0.1"], "allowed are linf, l2, l1, l0"),
+    (["train", "mnist5k/dynat", "--guide", "null"], "set the key 'guide'"),
+    (["train", "mnist5k/trades", "--guide.name", "small_cnn"], "does not use"),
+    (["train", "mnist5k/trades", "--method.inner.start", "none"], "zero gradient"),
+    (["train", "mnist5k/trades", "--method.inner", "null"], "inner maximisation"),
+    (["train", "mnist5k/trades", "--method.loss.name", "clean"], "does not use"),
+    (["train", "mnist5k/trades", "--method.loss.beta", "-1"], "beta must be at least 0"),
+    (["train", "mnist5k/trades", "--method.loss.name", "tradez"], "did you mean 'trades'"),
+    (["train", "mnist5k/trades", "--method.loss.gamma", "1"], "allowed: beta"),
+    (["train", "mnist5k/dynat", "--method.inner.objective", "kll"], "'kl'"),
+    (["train", "mnist5k/dynat", "--method.parameters.emma.decay", "0.9"], "did you mean 'ema'"),
+    (["train", "mnist5k/dynat", "--runtime.device", "cuda:9"], "'auto', 'cpu', 'cuda', 'mps'"),
+    (["train", "mnist5k/dynat", "--runtime.processes", "0"], "processes"),
+    (["train", "mnist5k/dynat", "--seed", "one"], "seed: expected a whole number"),
+    (["train", "mnist5k/dynat", "--data.source", "nowhere"], "'nowhere' is no file or folder"),
+    (["train", "mnist5k/dynat", "--model.classes", "7"], "classes = 7"),
+    (["train", "mnist5k/dynat", "--model.name", "resnet19"], "unknown model 'resnet19'"),
+    (["train", "mnist5k/dynat", "--model.name", "no_such_module:net"], "no_such_module"),
+    (["train", "mnist5k/dynat", "--model.weights", "nowhere.safetensors"], "nowhere.safetensors"),
+    (["train", "mnist5k/dynat", "--evaluation.suite", "autoattack"], "unknown suite 'autoattack'"),
+    (["train", "mnist5k/dynat", "extra"], "unrecognized arguments: extra"),
+    (["train", "mnist5k/dynat", "--frobnicate"], "unrecognized arguments"),
+    (["train", "--resume", "nowhere"], "no run folder"),
+    (["train", "mnist5k/dynat", "--resume", "nowhere"], "give no recipe"),
+    (["evaluate", "nowhere"], "no run folder"),
+    (["audit", "nowhere"], "no run folder"),
+    (["report", "nowhere"], "nowhere"),
+    (["report", "a", "--training.epochs", "3"], "takes no settings"),
+    (["recipes", "mnist5k/none"], "unknown recipe"),
+    (["frobnicate"], "invalid choice"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "reason"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_refused_in_one_sentence_before_any_work(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
+) -> None:
+    assert reason in refusal(capsys, *words)
+    assert list(here.iterdir()) == []
+
+
+def test_a_file_cannot_import_code(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "evil.py").write_text("raise SystemExit('code was run')\n")
+    recipe = {"data": {"source": "mnist5k"}, "model": {"name": "evil:make"}, "method": {"loss": "clean"}}
+    (here / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert "not allowed" in refusal(capsys, "train", "recipe.yaml")
+    (here / "recipe.yaml").write_text("model: !!python/object/apply:os.system ['touch pwned']\n")
+    assert "no readable YAML" in refusal(capsys, "train", "recipe.yaml")
+    assert not (here / "pwned").exists()
+
+
+def test_a_model_of_ones_own_is_trained_evaluated_and_audited(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.py").write_text(
+        "from torch import nn\n"
+        "def make(classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, classes))\n"
+    )
+    small = [word for word in SMALL if word not in ("--model.width", "0.25")]
+    assert main(["train", "mnist5k/standard", "--model.name", "mine:make", "--out", "own", *small]) == 0
+    assert "not allowed" in refusal(capsys, "evaluate", "own")
+    assert main(["evaluate", "own", "--trust-code"]) == 0
+    assert main(["audit", "own", "--trust-code", "--rerun", "2"]) == 0
+    # and as weights trained elsewhere, from a plain state dict
+    from safetensors.torch import load_file
+
+    torch.save({"state_dict": load_file("own/model.safetensors")}, "weights.pt")
+    words = ["evaluate", "elsewhere", "--model.name", "mine:make", "--model.weights", "weights.pt"]
+    assert main([*words, "--threat", "l2:1", "--evaluation.count", "30"]) == 0
+    summary = json.loads(Path("elsewhere/evaluation/summary.json").read_text())
+    assert summary["threat"]["text"] == "l2:1"
+    assert summary["clean"]["count"] == 30
+    assert main(["audit", "elsewhere", "--trust-code"]) == 0
+    assert main(["report", "elsewhere"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("nn.Sequential(nn.Flatten(), nn.Linear(784, 7))", "returns (8, 7) for 8 images of 10 classes"),
+        ("nn.Sequential(nn.Flatten(), nn.Linear(100, 10))", "fails on images of shape (8, 1, 28, 28)"),
+        ("nn.Flatten(0)", "expected logits"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, body: str, reason: str
+) -> None:
+    name = "unfit" + re.sub(r"\W", "", body)
+    (here / f"{name}.py").write_text(f"from torch import nn\ndef make():\n    return {body}\n")
+    assert reason in refusal(capsys, "train", "mnist5k/standard", "--model.name", f"{name}:make")
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_nan_from_a_model_is_refused_and_probabilities_warned_of(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "odd.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def nan():\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+        "    nn.init.constant_(net[1].weight, float('nan'))\n"
+        "    return net\n"
+        "def soft():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softmax(1))\n"
+    )
+    assert "NaN" in refusal(capsys, "train", "mnist5k/standard", "--model.name", "odd:nan")
+    small = [word for word in SMALL if word not in ("--model.width", "0.25")]
+    assert main(["train", "mnist5k/standard", "--model.name", "odd:soft", *small]) == 0
+    assert "probabilities, not logits" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "damaged"
+    subprocess.run(["cp", "-r", str(run), str(copy)], check=True)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "model.safetensors" in refusal(capsys, "audit", str(copy))
+    last = copy / "checkpoints/last.pt"
+    last.write_bytes(last.read_bytes()[:5000])
+    assert "last.pt is truncated" in refusal(capsys, "train", "--resume", str(copy))
+
+
+def test_a_file_in_the_way_of_the_run_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "runs").write_text("not a folder")
+    assert "runs" in refusal(capsys, "train", "mnist5k/standard", *SMALL)
+
+
+@pytest.mark.skipif(not hasattr(os, "setrlimit") and sys.platform == "win32", reason="needs file size limits")
+def test_a_full_disk_keeps_what_was_written(here: Path) -> None:
+    """A file size limit stands in for the full disk: the checkpoint after the first epoch does not fit."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000));"
+        "from robustly.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "mnist5k/standard", "--out", "full", *SMALL],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (here / "full/config.yaml").exists()
+    assert not list((here / "full").rglob("*.part"))
+    # with room again, the run goes on
+    assert main(["train", "--resume", "full"]) == 0
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(here: Path) -> None:
+    words = [sys.executable, "-m", "robustly", "train", "mnist5k/dynat", "--out", "run", *SMALL, *GUIDE]
+    words += ["--training.epochs", "50"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (here / "run/metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "robustly train --resume run" in out
+    assert json.loads((here / "run/status.json").read_text())["state"] == "stopped"

@@ -1,0 +1,41 @@
+"""What tests share: real digits, a network that has learnt them, and where the optional data is."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from robustly.data import DataConfig, Splits, load_splits
+from robustly.models import ModelConfig, build_model
+
+
+@pytest.fixture(scope="session")
+def digits() -> Splits:
+    """1,000 training, 200 validation and 200 test digits of MNIST."""
+    return load_splits(DataConfig(validation=200, test=200, train_limit=1000))
+
+
+@pytest.fixture(scope="session")
+def digit_net(digits: Splits) -> nn.Module:
+    """A small network that classifies most digits, in evaluation mode. Not robust."""
+    torch.manual_seed(0)
+    net = build_model(ModelConfig(name="small_cnn", width=0.25, dropout=0.0), seed=0)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    x, y = digits.train.floats(), digits.train.labels
+    for _ in range(6):
+        for rows in torch.randperm(len(y)).split(50):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return net.eval()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of optional real data; tests that need it skip without."""
+    folder = os.environ.get("ROBUSTLY_SHARED_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("set ROBUSTLY_SHARED_DATA to the folder of optional data to run this")
+    return Path(folder)
