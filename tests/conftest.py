@@ -5,10 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from torch import nn
 
-from robustly.data import DataConfig, Splits, load_splits
-from robustly.models import ModelConfig, build_model
+# Annotated shapes and types are checked in tests only. Rooms whose tests hand over wrong types on purpose, to read
+# the message at the door, are left out.
+CHECKED = ("attacks", "balls", "certification", "evaluation", "objectives", "projections", "randomness", "training")
+install_import_hook([f"robustly.{room}" for room in CHECKED], "shape_checks.check")
+
+from robustly.data import DataConfig, Splits, load_splits  # noqa: E402
+from robustly.models import ModelConfig, build_model  # noqa: E402
 
 
 @pytest.fixture(scope="session")

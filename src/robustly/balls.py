@@ -1,7 +1,7 @@
 """The sets of images that an adversary may choose from, one around each image of a batch."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +23,7 @@ def per_example(values: PerExample, like: Images) -> Images:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
+@runtime_checkable
 class Ball(Protocol):
     """A ball of the box around each of N images.
 

@@ -7,7 +7,8 @@ tables; a name is never an import path, so that a configuration file cannot run 
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -123,6 +124,23 @@ class RunConfig:
         plain = self.as_plain()
         relevant = {key: value for key, value in plain.items() if key not in ("recipe", "evaluation")}
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same settings with files named from the root, so that the run is found from any folder."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).resolve()) if Path(path).exists() else path
+
+    def with_weights(model: ModelConfig) -> ModelConfig:
+        return model if model.weights is None else replace(model, weights=absolute(model.weights))
+
+    return replace(
+        config,
+        data=replace(config.data, source=absolute(config.data.source)),
+        model=with_weights(config.model),
+        guide=None if config.guide is None else with_weights(config.guide),
+    )
 
 
 _SECTIONS: dict[str, type] = {

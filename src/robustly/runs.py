@@ -37,17 +37,17 @@ def create_run(folder: Path, config: RunConfig) -> None:
         OSError: the folder cannot be written.
     """
     refuse_existing(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG, yaml.safe_dump(config.as_plain(), sort_keys=False))
 
 
 def refuse_existing(folder: Path) -> None:
-    """Never write into somebody else's run.
+    """Never write into somebody else's run; an empty folder (of a run killed as it began) is nobody's.
 
     Raises:
-        RunError: the folder exists.
+        RunError: something is there.
     """
-    if folder.exists():
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists already: choose another name with --out, or go on with --resume {folder}")
 
 

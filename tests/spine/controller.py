@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from gairat import batch_mean
@@ -63,6 +64,7 @@ class AlternatingThreats(ParameterPart):
 class BalancedLoss:
     """w_clean CE(z, y) + w_adv CE(z', y), the w moved each step to equal relative progress (B-MTARD, eq. 8)."""
 
+    needs_inner: ClassVar[bool] = True
     rate: float = 0.025
 
     def __call__(self, step: Step) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -49,6 +49,7 @@ class AttackResult:
     invalid: Bool[Tensor, " n"]
 
 
+@runtime_checkable
 class Attack(Protocol):
     """A search for adversarial examples.
 

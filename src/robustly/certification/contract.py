@@ -1,7 +1,7 @@
 """What every certificate takes and gives back."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class CertificateResult:
     radius: Float[Tensor, " n"]
 
 
+@runtime_checkable
 class Certificate(Protocol):
     """A proof procedure; what it says of an example depends on no other example of the batch."""
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from robustly.cli.arguments import names_model
-from robustly.configuration import apply_overrides, build_config
+from robustly.configuration import apply_overrides, build_config, with_absolute_paths
 from robustly.evaluation import SUITES, evaluate, write_evidence
 from robustly.evaluation.subject import Progress as Hears
 from robustly.runs import EVALUATION, RunError, create_run, held_out_images, load_trained, open_run
@@ -30,7 +30,7 @@ def run_evaluation(folder: Path, overrides: list[str], trust_code: bool, overwri
     sys.path.insert(0, str(Path.cwd()))
     is_new = not folder.exists() and names_model(overrides)
     if is_new:
-        config = build_config(apply_overrides({"recipe": "evaluation only"}, overrides))
+        config = with_absolute_paths(build_config(apply_overrides({"recipe": "evaluation only"}, overrides)))
     else:
         config = build_config(apply_overrides(open_run(folder).as_plain(), overrides))
     target = folder / EVALUATION

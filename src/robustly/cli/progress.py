@@ -21,6 +21,7 @@ def observer_for(console: Console) -> Iterator[Observer]:
         TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
         BarColumn(bar_width=None),
         TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[validated]}"),
         TextColumn("{task.fields[rate]:.0f} images/s"),
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
@@ -87,6 +88,7 @@ class LiveBar(Observer):
             epoch=finished_epochs + 1,
             epochs=job.training.epochs,
             loss=float("nan"),
+            validated="",
             rate=0.0,
         )
 
@@ -99,3 +101,6 @@ class LiveBar(Observer):
     def epoch_finished(self, row: Row, is_best: bool) -> None:
         """Print the epoch."""
         self._console.print(epoch_line(row, is_best), highlight=False)
+        clean, robust = row["validation_clean_accuracy"], row["validation_robust_accuracy"]
+        validated = f"clean {_percent(clean).strip()} robust {_percent(robust).strip()}"
+        self._progress.update(self._task, validated=validated)

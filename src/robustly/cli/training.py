@@ -9,7 +9,7 @@ from rich.console import Console
 from robustly.cli.arguments import names_model
 from robustly.cli.progress import observer_for
 from robustly.cli.recipes import read_recipe
-from robustly.configuration import RunConfig, apply_overrides, build_config
+from robustly.configuration import RunConfig, apply_overrides, build_config, with_absolute_paths
 from robustly.runs import build_job, create_run, open_run, refuse_existing
 from robustly.runtime import Runtime
 from robustly.training import train
@@ -32,7 +32,7 @@ def run_training(
     elif recipe is None:
         raise ValueError("name a recipe (see `robustly recipes`) or --resume RUN")
     else:
-        config = build_config(apply_overrides(read_recipe(recipe), overrides))
+        config = with_absolute_paths(build_config(apply_overrides(read_recipe(recipe), overrides)))
         folder = out or Path("runs") / config.recipe.replace("/", "_")
         if _leads():
             refuse_existing(folder)

@@ -5,7 +5,7 @@ mean of their sum is what the optimiser sees. z are clean and z' adversarial log
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from robustly.training.step import Step
 Terms = dict[str, Float[Tensor, " n"]]
 
 
+@runtime_checkable
 class OuterLoss(Protocol):
     """Third part of a method."""
 

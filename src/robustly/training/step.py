@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -31,6 +31,7 @@ class Labels:
     terms: dict[str, Float[Tensor, " n"]] = field(default_factory=dict)
 
 
+@runtime_checkable
 class LabelSource(Protocol):
     """First part of a method: where labels come from."""
 
@@ -44,6 +45,7 @@ class LabelSource(Protocol):
         ...
 
 
+@runtime_checkable
 class InnerMaximiser(Protocol):
     """Second part: how the training attack runs, on which objective."""
 

@@ -1,6 +1,6 @@
 """Fourth part of a method: instance weights."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from robustly.training.step import Step
 
 
+@runtime_checkable
 class InstanceWeights(Protocol):
     """Fourth part: how much each example counts, in which term of the loss."""
 
