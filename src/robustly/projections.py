@@ -71,7 +71,7 @@ def project_l1(
     excess = norms.gather(1, segment) - epsilon
     threshold = corners.gather(1, segment) + excess / (-slope.gather(1, segment)).clamp_min(1.0)
     threshold = torch.where(full <= epsilon, torch.zeros_like(threshold), threshold.clamp_min(0.0))
-    shrunk = (exact - threshold).clamp_min(0.0).to(delta.dtype)
+    shrunk = (exact - threshold).clamp_min(0.0).to(delta.dtype) * (epsilon > 0)
     return delta.sign() * torch.minimum(shrunk, cap)
 
 

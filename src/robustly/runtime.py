@@ -16,14 +16,13 @@ class RuntimeConfig:
 
     Args:
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "mps".
-        precision: "32-true", "bf16-mixed" (search and training in bfloat16, parameters and verdicts in float32)
-            or "16-mixed".
+        precision: "32-true", or "bf16-mixed" (training in bfloat16, parameters and verdicts in float32).
         processes: processes of data-parallel training on this machine (under `torchrun` or SLURM: of each node).
         nodes: machines.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     processes: int = 1
     nodes: int = 1
 
@@ -80,8 +79,8 @@ class Runtime:
         self._fabric.backward(loss)
 
     def clip(self, module: nn.Module, optimizer: Optimizer, norm: float) -> None:
-        """Limit the norm of the whole gradient."""
-        self._fabric.clip_gradients(module, optimizer, max_norm=norm)
+        """Limit the norm of the whole gradient; one that is not finite stays so."""
+        self._fabric.clip_gradients(module, optimizer, max_norm=norm, error_if_nonfinite=False)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over processes."""
@@ -94,6 +93,12 @@ class Runtime:
     def _reduced(self, value: Tensor, how: str) -> Tensor:
         reduced: Any = self._fabric.all_reduce(value.clone(), reduce_op=how)
         return torch.as_tensor(reduced, device=value.device)
+
+    def follow_first(self, module: nn.Module) -> None:
+        """Give every process the buffers of the first (batch-norm statistics, which each has of its own images)."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                buffer.copy_(self._fabric.broadcast(buffer, src=0))
 
     def wait_for_all(self) -> None:
         """Hold this process until all have come here."""

@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from gairat import batch_mean
 from torch import Tensor
 
 from robustly.attacks import PGD, AttackResult
@@ -43,7 +42,7 @@ class AlternatingThreats(ParameterPart):
     def after_step(self, step: Step) -> None:
         memory = self._memory(step)
         right = (step.adversarial_logits.detach().argmax(1) == step.y).double()
-        memory["accuracies"][memory["chosen"]] += batch_mean(step, right)
+        memory["accuracies"][memory["chosen"]] += step.batch_mean(right)
         memory["batches"][memory["chosen"]] += 1
 
     @staticmethod
@@ -69,7 +68,7 @@ class BalancedLoss:
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         terms = {name: 2 * term for name, term in MixtureLoss(0.5)(step).items()}
-        now = torch.stack([batch_mean(step, term.detach().double()) for term in terms.values()])
+        now = torch.stack([step.batch_mean(term.detach().double()) for term in terms.values()])
         memory = step.remember(self)
         weight = self.moved(
             memory.setdefault("weight", torch.full_like(now, 0.5)), now, memory.setdefault("first", now)

@@ -8,11 +8,6 @@ from torch import Tensor
 from robustly.training import Step
 
 
-def batch_mean(step: Step, values: Tensor) -> Tensor:
-    """Mean of per-example values over the global batch, exact for shards of unequal size."""
-    return step.global_mean(values.sum()) / step.global_mean(values.new_tensor(float(len(values))))
-
-
 @dataclass(frozen=True)
 class Gairat:
     """Weight (1 + tanh(lambda + 5 (1 - 2 kappa / K))) / 2, batch mean 1 (Zhang et al., ICLR 2021, eq. 6).
@@ -32,7 +27,7 @@ class Gairat:
             return None
         attack = step.adversarial
         weight = self.raw(attack.correct_iterates, attack.backwards)
-        return weight / batch_mean(step, weight)
+        return weight / step.batch_mean(weight)
 
     def raw(self, kappa: Tensor, steps: Tensor) -> Tensor:
         return (1 + torch.tanh(self.shift + 5 * (1 - 2 * kappa / steps))) / 2
@@ -52,7 +47,7 @@ class Mail:
         if term != self.term or step.moment.epoch < self.burn_in:
             return None
         weight = self.raw(step.adversarial_logits.detach(), step.labels.hard)
-        return weight / batch_mean(step, weight) if self.mean_one else weight
+        return weight / step.batch_mean(weight) if self.mean_one else weight
 
     def raw(self, logits: Tensor, y: Tensor) -> Tensor:
         p = logits.softmax(1)

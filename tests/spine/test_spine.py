@@ -129,18 +129,19 @@ def test_the_attack_counts_the_iterates_that_gairat_weighs() -> None:
 
 def test_gairat_trains_and_before_its_burn_in_is_pgd_at(tmp_path: Path) -> None:
     splits = digits()
-    plain = run(small_job(Method(inner=INNER, loss=AdversarialLoss()), splits=splits), tmp_path / "plain")
-    for weights in (Gairat(burn_in=6), Mail(burn_in=6), Mail(slope=0.0)):
+    plain = run(small_job(Method(inner=INNER, loss=AdversarialLoss()), 2, splits), tmp_path / "plain")
+    for weights in (Gairat(burn_in=2), Mail(slope=0.0)):
         method = Method(inner=INNER, loss=AdversarialLoss(), weights=weights)
-        assert same(plain, run(small_job(method, splits=splits), tmp_path / repr(weights))), weights
+        assert same(plain, run(small_job(method, 2, splits), tmp_path / repr(weights))), weights
     weighted = Method(inner=INNER, loss=AdversarialLoss(), weights=Gairat(burn_in=1))
+    assert not same(plain, run(small_job(weighted, 2, splits), tmp_path / "weighted"))
     weighted_weights = run(small_job(weighted, splits=splits), tmp_path / "gairat")
-    assert not same(plain, weighted_weights)
     model = build_model(ModelConfig(width=0.25, dropout=0.2, image_size=(16, 16)), seed=1)
     model.load_state_dict(weighted_weights)
     threat = ThreatModel("linf", 0.1)
     found = evaluate(model, splits.test, threat, Suite("s", {"pgd": dynat_pgd(10)}))
-    print(found.summary["clean"]["accuracy"], found.summary["worst_case"]["accuracy"])
+    assert found.summary["clean"]["accuracy"] > 0.55
+    assert found.summary["worst_case"]["accuracy"] > 0.35
 
 
 # 2. controllers
@@ -184,22 +185,21 @@ class Slow(Observer):
 
     def stepped(self, moment: Moment, loss: float, images: int) -> None:
         print(moment.count, flush=True)  # noqa: T201
-        time.sleep(0.005)
+        time.sleep(0.002)
 
 
 def test_controllers_survive_kills_bit_by_bit(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path / "killed")]
     (tmp_path / "killed").mkdir()
-    for kill_at in (5, 33, 80):  # of 128 steps: in the first epoch, right after one, in a later one
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if int(line) >= kill_at:
-                process.send_signal(signal.SIGKILL)
-                break
-        process.stdout.close()
-        assert process.wait() == -signal.SIGKILL
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 70:  # of 128 steps, in the third of four epochs
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed/model.safetensors").exists()
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     (tmp_path / "whole").mkdir()

@@ -179,14 +179,19 @@ def _ascent(
     """Logits, gradient of the summed objective with respect to the images, and the objective per example."""
     if not gradient:
         with torch.no_grad():
-            logits = model(x_adv).float()
-            return logits, x_adv, objective(logits, goal)
+            logits = _widened(model(x_adv))
+            return logits, x_adv, objective(logits, goal).to(x_adv.dtype)
     point = x_adv.detach().requires_grad_()
-    logits = model(point).float()
+    logits = _widened(model(point))
     value = objective(logits, goal)
     (slope,) = torch.autograd.grad(value.sum(), point)
     slope = slope.nan_to_num_(0.0, 0.0, 0.0)  # a slope that is no number points nowhere; the verdict is the logits'
-    return logits.detach(), slope, value.detach()
+    return logits.detach(), slope, value.detach().to(point.dtype)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    """Half precision as float32, in which objectives do not underflow; double as it is."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _untouched(x: Images) -> AttackResult:

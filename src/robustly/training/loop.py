@@ -19,7 +19,7 @@ from robustly.models import save_weights
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
 from robustly.threat import ThreatModel
-from robustly.training.checkpoint import Row, TrainingState, load_state, save_state
+from robustly.training.checkpoint import CheckpointError, Row, TrainingState, load_state, save_state
 from robustly.training.job import Job
 from robustly.training.method import outer_loss
 from robustly.training.metrics import Totals, as_csv
@@ -176,6 +176,7 @@ class _Run:
                 break  # a last batch with fewer images than processes: all processes leave it out
             rate = self._step(batch, moment, totals)
         trained = time.perf_counter() - began
+        self._refuse_broken_weights(epoch)
         clean, robust = self._validate()
         row: Row = {
             "epoch": epoch + 1,
@@ -226,9 +227,12 @@ class _Run:
         share = len(batch.y) * self.runtime.world_size / global_count  # ragged shards count by their size
         self.optimizer.zero_grad(set_to_none=True)
         self.runtime.backward(loss * share)
-        value = float(loss.detach())
+        value = float(
+            self.runtime.mean(loss.detach() * share)
+        )  # of all processes: they stop together or not at all
         if not math.isfinite(value):
-            raise DivergenceError(self._divergence(terms, moment))
+            where = f"epoch {moment.epoch + 1}, step {moment.index + 1}"
+            raise DivergenceError(self._divergence(where, self._culprits(terms), moment.epoch))
         if job.optimizer.clip_norm is not None:
             self.runtime.clip(self.parallel, self.optimizer, job.optimizer.clip_norm)
         self.optimizer.step()
@@ -249,15 +253,27 @@ class _Run:
         threat = self.job.threat
         if time_in_epochs >= ramp or isinstance(threat.epsilon, Tensor):
             return threat
-        return threat.with_epsilon(float(threat.epsilon) * time_in_epochs / ramp)
+        radius = float(threat.epsilon) * time_in_epochs / ramp
+        return threat.with_epsilon(math.ceil(radius) if threat.norm == "l0" else radius)
+
+    def _refuse_broken_weights(self, epoch: int) -> None:
+        """The last step of an epoch has no loss after it that would show what it did to the weights."""
+        for role, network in self.networks.items():
+            broken = [name for name, value in network.state_dict().items() if not bool(value.isfinite().all())]
+            if broken:
+                raise DivergenceError(self._divergence(f"epoch {epoch + 1}", f"{broken[0]} of the {role}", epoch))
+
+    def _culprits(self, terms: Mapping[str, Tensor]) -> str:
+        means = self.runtime.mean(torch.stack(list(terms.values()))).isfinite().tolist()
+        broken = [name for name, finite in zip(terms, means, strict=True) if not finite]
+        return f"loss term {', '.join(broken or ['the sum'])}"
 
     @staticmethod
-    def _divergence(terms: Mapping[str, Tensor], moment: Moment) -> str:
-        culprits = [name for name, value in terms.items() if not bool(value.isfinite())] or ["the sum"]
+    def _divergence(where: str, what: str, epoch: int) -> str:
+        kept = f"the state after epoch {epoch} is kept" if epoch else "nothing was saved yet"
         return (
-            f"training diverged in epoch {moment.epoch + 1}, step {moment.index + 1}: loss term "
-            f"{', '.join(culprits)} is not finite; the state after epoch {moment.epoch} is kept. Lower "
-            "optimizer.learning_rate, or set optimizer.clip_norm"
+            f"training diverged in {where}: {what} is not finite; {kept}. Lower optimizer.learning_rate, or set "
+            "optimizer.clip_norm"
         )
 
     def _selected(self) -> nn.Module:
@@ -272,8 +288,10 @@ class _Run:
 
     def _validate(self) -> tuple[float, float]:
         training = self.job.training
+        selected = self._selected()
+        self.runtime.follow_first(selected)
         return accuracies(
-            self._selected(),
+            selected,
             self.validation_data,
             dynat_pgd(training.validation_steps),
             self.job.threat,
@@ -309,9 +327,13 @@ class _Run:
         if not (self.folder / LAST).exists():
             return
         state = load_state(self.folder / LAST, self.config_digest)
-        for role, network in self.networks.items():
-            network.load_state_dict(state.networks[role])
-        self.optimizer.load_state_dict(state.optimizer)
+        try:
+            for role, network in self.networks.items():
+                network.load_state_dict(state.networks[role])
+            self.optimizer.load_state_dict(state.optimizer)
+        except (RuntimeError, KeyError, ValueError) as error:  # the user's own model may have changed since
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{self.folder / LAST} does not fit the networks of the run ({reason})") from None
         for part, tensors in state.memory.items():
             self.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
         self.rows, self.seconds = list(state.rows), state.seconds

@@ -139,8 +139,17 @@ class Step:
         return self._guide
 
     def remember(self, part: object) -> dict[str, Tensor]:
-        """A part's own named tensors, empty at first, kept from step to step and in every checkpoint."""
+        """A part's own named tensors, empty at first, kept from step to step and in every checkpoint.
+
+        They go by the part's class. With several processes each keeps its own and the first one's are saved: what
+        is remembered has to be the same everywhere (see `batch_mean`).
+        """
         return self._memory.setdefault(type(part).__name__, {})
+
+    def batch_mean(self, values: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Mean of per-example values over the batch of all processes, also where their shares differ in size."""
+        count = values.new_tensor(float(len(values)))
+        return self.global_mean(values.sum()) / self.global_mean(count)
 
     @cached_property
     def clean_logits(self) -> Logits:
@@ -187,4 +196,4 @@ class Step:
     @staticmethod
     def _forward(network: nn.Module, x: Tensor) -> Logits:
         logits: Tensor = network(x)
-        return logits.float()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision up, double kept

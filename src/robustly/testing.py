@@ -1,0 +1,312 @@
+"""Contract checks for authors of new attacks, objectives and certificates.
+
+Each function runs a part on small networks and raises `AssertionError` with a sentence that says what it broke.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustly.attacks import Attack, AttackResult
+from robustly.certification import Certificate
+from robustly.objectives import Goal, Objective
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+SHAPES: tuple[tuple[int, ...], ...] = ((6,), (2, 5), (1, 4, 4), (3, 5, 4))
+
+
+def small_network(shape: tuple[int, ...], classes: int = 4, seed: int = 0) -> nn.Module:
+    """A small random network with batch normalisation and dropout, in train mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        size = int(torch.tensor(shape).prod())
+        net = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(size, 16),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(16, classes),
+        )
+        net(torch.rand(32, *shape))  # running statistics that are not the initial ones
+        return net
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A batch of examples that the network has right, and a few that it has wrong."""
+
+    net: nn.Module
+    x: Tensor
+    y: Tensor
+    threat: ThreatModel
+
+    @staticmethod
+    def make(
+        shape: tuple[int, ...], threat: ThreatModel, count: int = 7, classes: int = 4, seed: int = 0
+    ) -> "_Case":
+        net = small_network(shape, classes, seed)
+        x = KeyedGenerator(seed, torch.arange(count)).uniform(*shape) * 0.8 + 0.1
+        with torch.no_grad():
+            y = net.eval()(x).argmax(1)
+        net.train()
+        if count > 2:
+            y[-1] = (y[-1] + 1) % classes  # one that is wrong from the outset
+        return _Case(net, x, y, threat)
+
+    def run(self, attack: Attack, rows: Tensor | None = None, goal: Goal | None = None) -> AttackResult:
+        rows = torch.arange(len(self.x)) if rows is None else rows
+        return attack(
+            self.net,
+            self.x[rows],
+            self.y[rows] if goal is None else goal.select(rows),
+            threat=self.threat.select(rows),
+            generator=KeyedGenerator(7, rows),
+        )
+
+
+def check_attack(
+    attack: Attack, threats: tuple[ThreatModel, ...], *, targeted: bool = False, finds_invalid: bool = True
+) -> None:
+    """Hold an attack against the contract of `robustly.attacks.Attack`.
+
+    Args:
+        attack: the attack.
+        threats: threat models that it supports; with a radius that breaks some of a random network's examples.
+        targeted: whether it also takes a `Goal` with target classes.
+        finds_invalid: whether it reports NaN logits as `invalid`.
+
+    Raises:
+        AssertionError: the first property that does not hold, with the threat and the input shape.
+    """
+    for threat in threats:
+        for shape in SHAPES:
+            case = _Case.make(shape, threat)
+            where = f"under {threat} on inputs of shape {shape}"
+            result = case.run(attack)
+            _check_result(case, result, where)
+            _check_independence(case, attack, result, where)
+        case = _Case.make(SHAPES[2], threat)
+        where = f"under {threat}"
+        _check_leaves_model(case, attack, where)
+        _check_surroundings(case, attack, where)
+        _check_sizes(attack, threat)
+        _check_radii(case, attack, where)
+        if targeted:
+            _check_targets(case, attack, where)
+        if finds_invalid:
+            _check_nan(case, attack, where)
+
+
+def _say(holds: Tensor | bool, sentence: str) -> None:
+    if not bool(holds):
+        raise AssertionError(sentence)
+
+
+def _logits(net: nn.Module, x: Tensor) -> Tensor:
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    with torch.no_grad():
+        logits: Tensor = net(x)
+    for module, training in modes:
+        module.training = training
+    return logits
+
+
+def _check_result(case: _Case, result: AttackResult, where: str) -> None:
+    x, y, threat = case.x, case.y, case.threat
+    _say(result.x_adv.shape == x.shape, f"the attack changes the shape of images {where}")
+    _say(result.x_adv.dtype == x.dtype, f"the attack changes the dtype of images {where}")
+    _say(threat.contains(result.x_adv, x).all(), f"the attack leaves the ball or the box {where}")
+    wrong = _logits(case.net, x).argmax(1) != y
+    _say((result.x_adv[wrong] == x[wrong]).all(), f"images that are already wrong are changed {where}")
+    _say(result.broken[wrong].all(), f"images that are already wrong do not count as broken {where}")
+    _say((result.distance[wrong] == 0).all(), f"images that are already wrong are not at distance 0 {where}")
+    fooled = _logits(case.net, result.x_adv).argmax(1) != y
+    _say(fooled[result.broken].all(), f"an image is called broken that the model still has right {where}")
+    measured = threat.distance(result.x_adv, x)
+    near = torch.isclose(result.distance[result.broken], measured[result.broken], rtol=1e-4, atol=1e-5)
+    _say(near.all(), f"a distance is not that of the image returned {where}")
+    _say(not result.invalid.any(), f"finite answers are called invalid {where}")
+    _say((result.forwards >= 1).all(), f"forward passes are not counted {where}")
+
+
+def _check_independence(case: _Case, attack: Attack, result: AttackResult, where: str) -> None:
+    again = case.run(attack)
+    _say(torch.equal(again.x_adv, result.x_adv), f"the same seed gives other images {where}")
+    count = len(case.x)
+    for rows in (torch.arange(count).flip(0), torch.arange(0, count, 2), torch.tensor([2])):
+        part = case.run(attack, rows)
+        same = torch.equal(part.broken, result.broken[rows])
+        _say(same, f"verdicts depend on the other images of the batch or their order {where}")
+        near = torch.allclose(part.x_adv, result.x_adv[rows], atol=1e-4)
+        _say(near, f"images depend on the other images of the batch or their order {where}")
+
+
+def _check_leaves_model(case: _Case, attack: Attack, where: str) -> None:
+    net = case.net
+    net[1].requires_grad_(False)  # type: ignore[index]
+    net[2].eval()  # type: ignore[index]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in net.parameters()]
+    modes = [module.training for module in net.modules()]
+
+    def untouched(when: str) -> None:
+        same = all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+        _say(same, f"parameters or buffers of the model are changed {when} {where}")
+        _say(flags == [p.requires_grad for p in net.parameters()], f"requires_grad is changed {when} {where}")
+        _say(
+            modes == [module.training for module in net.modules()], f"train or eval mode is changed {when} {where}"
+        )
+        _say(all(p.grad is None for p in net.parameters()), f".grad of a parameter is written {when} {where}")
+
+    case.run(attack)
+    untouched("by the attack")
+    calls = 0
+
+    def fail(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise _PlannedError
+
+    hook = net.register_forward_pre_hook(fail)
+    try:
+        case.run(attack)
+    except _PlannedError:
+        untouched("when the model raises")
+    finally:
+        hook.remove()
+
+
+class _PlannedError(Exception):
+    """Raised by a model on purpose."""
+
+
+def _check_surroundings(case: _Case, attack: Attack, where: str) -> None:
+    expected = case.run(attack)
+    surroundings: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        "no_grad": torch.no_grad,
+        "inference_mode": torch.inference_mode,
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+        "nothing": nullcontext,
+    }
+    for name, enter in surroundings.items():
+        with enter():
+            inside = _Case(case.net, case.x.clone(), case.y.clone(), case.threat)
+            result = inside.run(attack)
+            _say(
+                torch.is_grad_enabled() == (name in ("autocast", "nothing")), f"grad mode is changed inside {name}"
+            )
+        _say(torch.equal(result.broken, expected.broken), f"verdicts differ inside {name} {where}")
+
+
+def _check_sizes(attack: Attack, threat: ThreatModel) -> None:
+    for count in (0, 1, 3):
+        for classes in (2, 3):
+            case = _Case.make(SHAPES[2], threat, count=count, classes=classes)
+            result = case.run(attack)
+            _say(len(result.x_adv) == len(result.broken) == count, f"{count} images of {classes} classes fail")
+
+
+def _check_radii(case: _Case, attack: Attack, where: str) -> None:
+    nothing = _Case(case.net, case.x, case.y, case.threat.with_epsilon(0))
+    result = nothing.run(attack)
+    _say(torch.equal(result.x_adv, case.x), f"epsilon 0 changes an image {where}")
+    zero = torch.zeros(len(case.x))
+    if not isinstance(case.threat.epsilon, Tensor):
+        mixed = zero.clone()
+        mixed[::2] = float(case.threat.epsilon)
+        per_example = _Case(case.net, case.x, case.y, case.threat.with_epsilon(mixed))
+        one = per_example.run(attack)
+        _say(torch.equal(one.x_adv[1::2], case.x[1::2]), f"per-example epsilon 0 changes an image {where}")
+        same = torch.equal(one.broken[::2], case.run(attack).broken[::2])
+        _say(same, f"per-example epsilon gives another verdict than the same epsilon for all {where}")
+
+
+def _check_targets(case: _Case, attack: Attack, where: str) -> None:
+    goal = Goal(case.y, target=(case.y + 1) % 4)
+    result = case.run(attack, goal=goal)
+    reached = _logits(case.net, result.x_adv).argmax(1).eq((case.y + 1) % 4)
+    _say(reached[result.broken].all(), f"a target is called reached that the model does not predict {where}")
+
+
+def _check_nan(case: _Case, attack: Attack, where: str) -> None:
+    class Sick(nn.Module):
+        def __init__(self, net: nn.Module, clean: Tensor) -> None:
+            super().__init__()
+            self.net, self.clean = net, clean
+
+        def forward(self, x: Tensor) -> Tensor:
+            known = torch.eq(x.flatten(1)[:, None], self.clean.flatten(1)[None]).all(2).any(1)
+            logits: Tensor = self.net(x)
+            return logits.masked_fill(~known[:, None], float("nan"))
+
+    case.net.eval()
+    sick = _Case(Sick(case.net, case.x), case.x, case.y, case.threat)
+    result = sick.run(attack)
+    right = _logits(case.net, case.x).argmax(1) == case.y
+    _say(result.invalid[right].all(), f"NaN logits are not reported as invalid {where}")
+    _say(result.broken.all(), f"an example that the model answers with NaN counts as robust {where}")
+
+
+def check_objective(objective: Objective, *, classes: int = 5, reference: bool = False) -> None:
+    """Hold an objective against its contract: per example, differentiable, larger when the adversary is better off.
+
+    Args:
+        objective: the objective.
+        classes: number of classes to try it on.
+        reference: whether it measures from reference logits.
+
+    Raises:
+        AssertionError: the first property that does not hold.
+    """
+    draws = KeyedGenerator(3, torch.arange(9))
+    logits = draws.normal(classes).double().requires_grad_()
+    y = draws.fold("labels").integers(classes, 1)[:, 0]
+    goal = Goal(y, reference=draws.fold("reference").normal(classes).double() if reference else None)
+    value = objective(logits, goal)
+    _say(value.shape == (9,), f"an objective gives one number per example, got shape {tuple(value.shape)}")
+    _say(value.isfinite().all(), "the objective is not finite on ordinary logits")
+    (slope,) = torch.autograd.grad(value.sum(), logits)
+    _say(slope.isfinite().all() and slope.abs().sum() > 0, "the objective has no usable gradient")
+    rows = torch.tensor([4, 1])
+    part = objective(logits.detach()[rows], goal.select(rows))
+    _say(torch.allclose(part, value.detach()[rows]), "the objective depends on the other examples of the batch")
+    if not reference:
+        with torch.no_grad():
+            lowered = logits - 3 * nn.functional.one_hot(y, classes)
+            _say(
+                (objective(lowered, goal) >= value).all(),
+                "lowering the logit of the true class lowers the objective",
+            )
+
+
+def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+    """Hold a certificate against its contract: per example, deterministic, and true against random attempts.
+
+    Args:
+        certificate: the certificate.
+        net: a network that it can certify.
+        x: images `(N, ...)`.
+        y: labels `(N,)`.
+        threat: the threat model whose norm its radius is measured in.
+
+    Raises:
+        AssertionError: the first property that does not hold.
+    """
+    everything = torch.arange(len(x))
+    result = certificate(net, x, y, threat=threat, generator=KeyedGenerator(1, everything))
+    _say(
+        result.radius.shape == (len(x),) and result.prediction.shape == (len(x),),
+        "one radius and class per example",
+    )
+    _say((result.radius >= 0).all(), "a certified radius is negative")
+    rows = everything.flip(0)[: max(1, len(x) // 2)]
+    part = certificate(net, x[rows], y[rows], threat=threat.select(rows), generator=KeyedGenerator(1, rows))
+    same = torch.allclose(part.radius, result.radius[rows], rtol=1e-4, atol=1e-6)
+    _say(same, "the certificate depends on the other examples of the batch or their order")
