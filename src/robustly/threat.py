@@ -68,14 +68,15 @@ class ThreatModel:
         else:
             least = largest = float(self.epsilon)
         if not (least >= 0 and math.isfinite(largest)):
-            raise ThreatError(f"epsilon must be a finite number of at least 0, got {least:g}")
+            wrong = largest if least >= 0 else least
+            raise ThreatError(f"epsilon must be a finite number of at least 0, got {wrong:g}")
         low, high = self.box
         if self.norm == "linf" and largest > high - low:
             meant = f": did you mean {largest:g}/255?" if largest <= 255 * (high - low) else "."
             raise ThreatError(
                 f"epsilon {largest:g} is wider than the box [{low:g}, {high:g}] that images live in{meant}"
             )
-        if self.norm == "l0" and not isinstance(self.epsilon, Tensor) and self.epsilon.denominator != 1:
+        if self.norm == "l0" and not _is_whole(self.epsilon):
             raise ThreatError(f"l0 counts pixels: epsilon must be a whole number, got {self.epsilon_text}")
 
     def __eq__(self, other: object) -> bool:
@@ -146,17 +147,22 @@ class ThreatModel:
 def parse_epsilon(value: float | str | Fraction) -> Fraction:
     """An exact radius from `8/255`, "8/255", "0.3" or a Fraction.
 
-    A float is read as the simplest fraction that rounds to it, so that `8 / 255` is 8/255.
+    A number is read as the simplest fraction that rounds to the same float, so that `8 / 255` is 8/255, and a text
+    as the number that it shows.
 
     Raises:
         ThreatError: not a finite number.
     """
     try:
         if isinstance(value, str):
-            top, slash, bottom = value.partition("/")
-            return Fraction(top.strip()) / Fraction(bottom.strip()) if slash else Fraction(value.strip())
-        simple = Fraction(value).limit_denominator(1_000_000)
-        return simple if float(simple) == float(value) else Fraction(value)
+            top, *bottom = (Fraction(part.strip()) for part in value.split("/"))
+            exact = top / bottom.pop() if bottom else top
+            if bottom:
+                raise ValueError("more than one slash")
+        else:
+            exact = value if isinstance(value, Fraction) else Fraction(repr(float(value)))
+        simple = exact.limit_denominator(1_000_000)
+        return simple if float(simple) == float(exact) else exact
     except (ValueError, OverflowError, ZeroDivisionError, TypeError):
         raise ThreatError(
             f"epsilon must be a finite number of at least 0, such as 0.3 or 8/255, got {value!r}"
@@ -164,13 +170,24 @@ def parse_epsilon(value: float | str | Fraction) -> Fraction:
 
 
 def fraction_text(value: Fraction) -> str:
-    """A radius as a person writes it: short decimals as decimals, multiples of 1/255 as such."""
+    """A radius as a person writes it: short decimals as decimals, multiples of 1/255 as such.
+
+    `parse_epsilon` reads the same radius from it.
+    """
     decimal = f"{float(value):g}"
     if "e" not in decimal and Fraction(decimal) == value:
         return decimal
     if (value * 255).denominator == 1:
         return f"{value * 255}/255"
-    return f"{value.numerator}/{value.denominator}" if value.denominator < 10_000 else repr(float(value))
+    if value.denominator >= 10_000 and parse_epsilon(repr(float(value))) == value:
+        return repr(float(value))
+    return f"{value.numerator}/{value.denominator}"
+
+
+def _is_whole(epsilon: Fraction | Tensor) -> bool:
+    if isinstance(epsilon, Tensor):
+        return bool((epsilon == epsilon.round()).all())
+    return epsilon.denominator == 1
 
 
 def parse_threat(text: str) -> ThreatModel:
