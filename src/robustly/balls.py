@@ -23,6 +23,12 @@ def per_example(values: PerExample, like: Images) -> Images:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def laid_out_like(x: Images, values: Images) -> Images:
+    """`values` in the number format, on the device and in the memory format (channels-last) of `x`."""
+    same = values.stride() == x.stride() and values.dtype == x.dtype and values.device == x.device
+    return values if same else torch.empty_like(x).copy_(values)
+
+
 @runtime_checkable
 class Ball(Protocol):
     """A ball of the box around each of N images.
@@ -81,14 +87,14 @@ class LinfBall:
         return moved.clamp_(self.lower, self.upper)
 
     def random_start(self, generator: KeyedGenerator) -> Images:  # noqa: D102
-        noise = generator.uniform(*self.x.shape[1:]).to(self.x).mul_(2.0).sub_(1.0)
+        noise = laid_out_like(self.x, generator.uniform(*self.x.shape[1:])).mul_(2.0).sub_(1.0)
         return self.project(self.x + noise.mul_(per_example(self.radius, self.x)))
 
     def distance(self, x_adv: Images) -> PerExample:  # noqa: D102
         return (x_adv - self.x).flatten(1).abs().amax(1)
 
     def contains(self, x_adv: Images) -> Bool[Tensor, " n"]:  # noqa: D102
-        return _inside(self.distance(x_adv), self.radius, 1e-6) & _in_box(x_adv, self.box)
+        return _inside(self.distance(x_adv), self.radius, 1e-6, self.box) & _in_box(x_adv, self.box)
 
     def default_step_size(self, steps: int) -> PerExample:  # noqa: D102
         return 2.5 * self.radius / max(steps, 1)
@@ -125,7 +131,7 @@ class L2Ball:
         return length
 
     def contains(self, x_adv: Images) -> Bool[Tensor, " n"]:  # noqa: D102
-        return _inside(self.distance(x_adv), self.radius, 1e-5) & _in_box(x_adv, self.box)
+        return _inside(self.distance(x_adv), self.radius, 1e-5, self.box) & _in_box(x_adv, self.box)
 
     def default_step_size(self, steps: int) -> PerExample:  # noqa: D102
         return 2.5 * self.radius / max(steps, 1)
@@ -162,7 +168,7 @@ class L1Ball:
         return (x_adv - self.x).flatten(1).abs().sum(1)
 
     def contains(self, x_adv: Images) -> Bool[Tensor, " n"]:  # noqa: D102
-        return _inside(self.distance(x_adv), self.radius, 1e-5) & _in_box(x_adv, self.box)
+        return _inside(self.distance(x_adv), self.radius, 1e-5, self.box) & _in_box(x_adv, self.box)
 
     def default_step_size(self, steps: int) -> PerExample:  # noqa: D102
         return 2.5 * self.radius / max(steps, 1)
@@ -182,7 +188,7 @@ class L0Ball:
         delta = project_l0(
             _pixels(x_adv) - pixels, self.box[0] - pixels, self.box[1] - pixels, self.radius[:, None]
         )
-        return (pixels + delta).view_as(x_adv).clamp(*self.box)
+        return laid_out_like(self.x, (pixels + delta).view(x_adv.shape)).clamp_(*self.box)
 
     def step(self, x_adv: Images, gradient: Images, step_size: PerExample) -> Images:
         """A long step along the gradient of unit l1 length; the projection keeps what pays (PGD0)."""
@@ -195,7 +201,7 @@ class L0Ball:
         colours = generator.fold("colours").uniform(*self.x.shape[1:]).to(self.x) * (high - low) + low
         rank = generator.fold("pixels").bits(_pixels(self.x).shape[2]).argsort(dim=1).argsort(dim=1)
         chosen = (rank < self.radius[:, None]).unsqueeze(1)
-        return torch.where(chosen, _pixels(colours), _pixels(self.x)).view_as(self.x)
+        return laid_out_like(self.x, torch.where(chosen, _pixels(colours), _pixels(self.x)).view(self.x.shape))
 
     def distance(self, x_adv: Images) -> PerExample:  # noqa: D102
         return (_pixels(x_adv) != _pixels(self.x)).any(1).sum(1).to(x_adv.dtype)
@@ -214,7 +220,7 @@ def _project_flat(project: Callable[..., Tensor], ball: L1Ball | L2Ball, x_adv: 
     centre = ball.x.flatten(1)
     low, high = ball.box
     delta = project(x_adv.flatten(1) - centre, low - centre, high - centre, ball.radius[:, None])
-    return (centre + delta).view_as(x_adv).clamp(low, high)
+    return laid_out_like(ball.x, (centre + delta).view(x_adv.shape)).clamp_(low, high)
 
 
 def _pixels(x: Images) -> Float[Tensor, "n c p"]:
@@ -222,8 +228,11 @@ def _pixels(x: Images) -> Float[Tensor, "n c p"]:
     return x.flatten(2) if x.ndim > 2 else x.unsqueeze(1)
 
 
-def _inside(distance: PerExample, radius: PerExample, relative: float) -> Bool[Tensor, " n"]:
-    return distance <= radius * (1 + relative) + 1e-6
+def _inside(
+    distance: PerExample, radius: PerExample, relative: float, box: tuple[float, float]
+) -> Bool[Tensor, " n"]:
+    """Up to rounding, which grows with the values in the box: [0, 255] is coarser than [0, 1]."""
+    return distance <= radius * (1 + relative) + 1e-6 * max(1.0, abs(box[0]), abs(box[1]))
 
 
 def _in_box(x_adv: Images, box: tuple[float, float]) -> Bool[Tensor, " n"]:

@@ -295,6 +295,7 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
         ConfigurationError: a word that is no key, a key without value, a path through something that has no keys.
     """
     result: dict[str, Any] = _copied(settings)
+    given: list[tuple[str, str]] = []
     words = list(arguments)
     while words:
         word = words.pop(0)
@@ -305,6 +306,9 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
             if not words:
                 raise ConfigurationError(f"--{key} needs a value")
             value = words.pop(0)
+        given.append((key, value))
+    # a new name clears the settings of what was there before, so names go first, wherever they stand
+    for key, value in sorted(given, key=lambda pair: not pair[0].endswith("name")):
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -57,7 +57,7 @@ def project_l1(
     """
     size = delta.abs()
     cap = torch.where(delta > 0, upper, -lower)
-    full = torch.minimum(size, cap).sum(1, keepdim=True)
+    full = torch.minimum(size, cap).sum(1, keepdim=True, dtype=torch.float64)
     if bool((full <= epsilon).all()):
         return delta.clamp(lower, upper)
     exact = size.double()
@@ -66,7 +66,7 @@ def project_l1(
     corners, order = corners.sort(dim=1)
     slope = bend.gather(1, order).cumsum(1)
     gaps = corners.diff(dim=1)
-    norms = torch.cat([full.double(), full.double() + (slope[:, :-1] * gaps).cumsum(1)], dim=1)
+    norms = torch.cat([full, full + (slope[:, :-1] * gaps).cumsum(1)], dim=1)
     segment = ((norms > epsilon).sum(1, keepdim=True) - 1).clamp_min(0)
     excess = norms.gather(1, segment) - epsilon
     threshold = corners.gather(1, segment) + excess / (-slope.gather(1, segment)).clamp_min(1.0)

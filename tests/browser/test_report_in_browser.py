@@ -11,9 +11,7 @@ from robustly.reports import write_report
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"
-)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -29,9 +27,7 @@ VIEWS = [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")]
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     first = write_synthetic_run(folder / "runs", Synthetic(count=300, certified=0.4, epochs=8))
-    second = write_synthetic_run(
-        folder / "runs", Synthetic(name="mnist5k_plain", count=300, robust=0.2, epochs=8)
-    )
+    second = write_synthetic_run(folder / "runs", Synthetic(name="mnist5k_plain", count=300, robust=0.2, epochs=8))
     colour = write_synthetic_run(
         folder / "runs",
         Synthetic(
@@ -192,9 +188,7 @@ def test_printing_shows_every_run(browser, reports, tmp_path):
 
 def test_markup_from_outside_does_not_run(browser, tmp_path):
     evil = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
-    options = Synthetic(
-        name="evil", count=80, epochs=3, classes=(evil, *map(str, range(1, 10))), warnings=(evil,)
-    )
+    options = Synthetic(name="evil", count=80, epochs=3, classes=(evil, *map(str, range(1, 10))), warnings=(evil,))
     report = write_report([write_synthetic_run(tmp_path, options)], tmp_path / "evil.html")
     with opened(browser, report) as page:
         page.locator("[data-figure$=-by-class]").scroll_into_view_if_needed()

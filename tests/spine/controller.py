@@ -8,19 +8,14 @@ import torch
 from torch import Tensor
 
 from robustly.attacks import PGD, AttackResult
-from robustly.objectives import Goal
-from robustly.randomness import KeyedGenerator
 from robustly.threat import ThreatModel, parse_threat
-from robustly.training import MixtureLoss, ParameterPart, Step
+from robustly.training import MixtureLoss, Step
+from robustly.training.inner import attack_step
 
 
 @dataclass(frozen=True)
-class AlternatingThreats(ParameterPart):
-    """E-AT: one threat per batch, drawn with weights 1 - running robust accuracy (Croce and Hein, ICML 2022).
-
-    One value that is put into two slots of a method: `inner`, where it chooses and attacks, and `parameters`,
-    whose `after_step` is the only occasion to learn how the step went. Both see one memory, as it goes by class.
-    """
+class AlternatingThreats:
+    """E-AT: one threat per batch, drawn with weights 1 - running robust accuracy (Croce and Hein, ICML 2022)."""
 
     threats: tuple[str, ...] = ("linf:0.2", "l1:8")
     steps: int = 5
@@ -31,13 +26,11 @@ class AlternatingThreats(ParameterPart):
 
     def __call__(self, step: Step) -> AttackResult:
         memory = self._memory(step)
-        draw = KeyedGenerator(step.generator.fold("threat").seed, step.ids.new_tensor([step.moment.index]))
-        chosen = int((self.shares(memory).cumsum(0) <= draw.uniform(1)[0]).sum())
+        draw = step.batch_generator.fold("threat").uniform(1)[0]
+        chosen = int((self.shares(memory).cumsum(0) <= draw).sum())
         memory["chosen"] = torch.tensor(min(chosen, len(self.threats) - 1))
         attack = PGD(steps=self.steps, early_stop=False, keep="last", full_precision=False)
-        goal = Goal(step.labels.hard)
-        threat = self._threats[int(memory["chosen"])]
-        return attack(step.model, step.x, goal, threat=threat, generator=step.generator.fold("inner"))
+        return attack_step(step, attack, threat=self._threats[int(memory["chosen"])])
 
     def after_step(self, step: Step) -> None:
         memory = self._memory(step)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ class DDN:
         gamma: relative change of the norm per step.
         objective: what is maximised.
     """
+
+    minimum_norm: ClassVar[bool] = True
 
     steps: int = 100
     gamma: float = 0.05
@@ -62,7 +65,6 @@ class DDN:
                 delta = delta * (norm / delta.flatten(1).norm(dim=1).clamp_min(1e-12)).view(flat)
                 point = (x + delta).clamp(low, high)
         inside = distance.isfinite() & threat.contains(best, x)
-        # the contract wants images inside the threat set, so what lies beyond epsilon is dropped here
         x_adv = torch.where(inside.view(flat), best, x)
         spent = torch.full_like(goal.y, self.steps)
-        return AttackResult(x_adv, inside | invalid, distance, spent, spent.clone(), kappa, invalid)
+        return AttackResult(x_adv, inside | invalid, distance, spent, spent.clone(), kappa, invalid, best)

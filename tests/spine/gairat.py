@@ -22,8 +22,8 @@ class Gairat:
     burn_in: int = 0
     term: str = "adversarial"
 
-    def __call__(self, step: Step, term: str) -> Tensor | None:
-        if term != self.term or step.moment.epoch < self.burn_in:
+    def __call__(self, step: Step) -> Tensor | None:
+        if step.moment.epoch < self.burn_in:
             return None
         attack = step.adversarial
         weight = self.raw(attack.correct_iterates, attack.backwards)
@@ -43,8 +43,8 @@ class Mail:
     mean_one: bool = True
     burn_in: int = 0
 
-    def __call__(self, step: Step, term: str) -> Tensor | None:
-        if term != self.term or step.moment.epoch < self.burn_in:
+    def __call__(self, step: Step) -> Tensor | None:
+        if step.moment.epoch < self.burn_in:
             return None
         weight = self.raw(step.adversarial_logits.detach(), step.labels.hard)
         return weight / step.batch_mean(weight) if self.mean_one else weight

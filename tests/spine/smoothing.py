@@ -38,12 +38,14 @@ class Smoothing:
         selection: noisy copies that choose the class.
         samples: noisy copies that bound its probability.
         failure_probability: per example.
+        certifies: "model" only for a model that is its own smoothing, such as a half-space.
     """
 
     sigma: float = 0.25
     selection: int = 20
     samples: int = 200
     failure_probability: float = 0.001
+    certifies: str = "the model smoothed with Gaussian noise"
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, generator: KeyedGenerator

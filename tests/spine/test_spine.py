@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from awp import WeightPerturbation
 from controller import AlternatingThreats, BalancedLoss
 from ddn import DDN
 from gairat import Gairat, Mail
@@ -20,7 +21,8 @@ from smoothing import Smoothing, lower_confidence_bound
 from torch import nn
 
 from robustly import configuration
-from robustly.attacks import AttackError, dynat_pgd
+from robustly.attacks import AttackError, AttackResult, dynat_pgd
+from robustly.certification import CertificateResult
 from robustly.data import Augmentation, Batch, DataConfig, ImageData, Splits, load_splits
 from robustly.evaluation import Subject, Suite, audit, evaluate, read_evidence, write_evidence
 from robustly.models import ModelConfig, build_model
@@ -39,9 +41,11 @@ from robustly.training import (
     PGDInner,
     ScheduleConfig,
     Step,
+    TradesLoss,
     TrainingConfig,
     train,
 )
+from robustly.training.method import MethodError, outer_loss
 
 LINF = ThreatModel("linf", 0.1)
 INNER = PGDInner(steps=4, relative_step_size=0.35)
@@ -120,11 +124,13 @@ def test_the_attack_counts_the_iterates_that_gairat_weighs() -> None:
     step = step_of(x, y, nn.Identity(), PGDInner(steps=3, step_size=0.04, start="none"))
     assert step.adversarial.correct_iterates.tolist() == [1, 3]
     assert torch.allclose(step.adversarial.x_adv[0], torch.tensor([0.45, 0.60], dtype=torch.float64))
-    weight = Gairat(term="t")(step, "t")
+    weight = Gairat()(step)
     assert weight is not None
     assert float(weight.mean()) == pytest.approx(1.0)
     assert weight[0] > 10 * weight[1]
-    assert Gairat(term="t")(step, "another") is None
+    assert Gairat(burn_in=1)(step) is None
+    with pytest.raises(MethodError, match="loss term 'adversarial', the loss has clean, consistency"):
+        outer_loss(Method(inner=INNER, loss=TradesLoss(), weights=Gairat()), step)
 
 
 def test_gairat_trains_and_before_its_burn_in_is_pgd_at(tmp_path: Path) -> None:
@@ -159,14 +165,12 @@ def test_controllers_move_as_published() -> None:
 
 def test_a_controller_fits_into_yaml_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(configuration.INNER_MAXIMISERS, "e_at", AlternatingThreats)
-    monkeypatch.setitem(configuration.PARAMETER_PARTS, "e_at", AlternatingThreats)
     monkeypatch.setitem(configuration.WEIGHTS, "gairat", Gairat)
     settings = {
         "method": {
             "inner": {"name": "e_at", "threats": ["linf:0.2", "l1:8"], "steps": 2},
             "loss": "adversarial",
             "weights": {"name": "gairat", "burn_in": 1},
-            "parameters": {"e_at": {"threats": ["linf:0.2", "l1:8"], "steps": 2}},
         }
     }
     config = configuration.build_config(settings)
@@ -176,8 +180,7 @@ def test_a_controller_fits_into_yaml_settings(monkeypatch: pytest.MonkeyPatch) -
 
 
 def controlled() -> Job:
-    part = AlternatingThreats(steps=3)
-    return small_job(Method(inner=part, loss=BalancedLoss(), parameters=(part,)), epochs=4)
+    return small_job(Method(inner=AlternatingThreats(steps=3), loss=BalancedLoss()), epochs=4)
 
 
 class Slow(Observer):
@@ -213,6 +216,43 @@ def test_controllers_survive_kills_bit_by_bit(tmp_path: Path) -> None:
     assert state["batches"].sum() == 128
     assert (state["batches"] > 0).all()
     assert not torch.allclose(one["memory"]["BalancedLoss"]["weight"], torch.tensor([0.5, 0.5]).double())
+
+
+# (and a perturbation of the weights)
+
+
+def test_awp_trains_at_the_perturbed_weights() -> None:
+    """Relative size gamma per tensor, weights back after the step, batch-norm statistics as without it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+    draws = KeyedGenerator(0, torch.arange(12))
+    x, y = draws.uniform(1, 4, 4), draws.integers(10, 1)[:, 0]
+    part = WeightPerturbation(gamma=0.05)
+    method = Method(inner=INNER, loss=TradesLoss(), parameters=(part,))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    step = step_of(x, y, net, INNER)
+    loss, _ = outer_loss(method, step)
+    moved = {name: p.detach() - before[name] for name, p in net.named_parameters()}
+    for name, shift in moved.items():
+        expected = 0.05 * before[name].norm() if shift.ndim > 1 else torch.tensor(0.0)
+        assert torch.allclose(shift.norm(), expected, rtol=1e-4), name
+    loss.backward()
+    plain, _ = outer_loss(Method(inner=INNER, loss=TradesLoss()), step_of(x, y, net, FixedPoint(step.adversarial)))
+    assert torch.allclose(loss, plain)  # at the perturbed weights
+    assert int(net[2].num_batches_tracked) == 2 + 2
+    method.after_step(step)
+    for name, p in net.named_parameters():
+        assert torch.allclose(p, before[name], atol=1e-6), name
+
+
+class FixedPoint:
+    """An inner maximisation whose answer is known."""
+
+    def __init__(self, answer: AttackResult) -> None:
+        self.answer = answer
+
+    def __call__(self, step: Step) -> AttackResult:
+        return self.answer
 
 
 # 3. a minimum-norm attack
@@ -285,10 +325,18 @@ def test_one_run_of_ddn_gives_the_security_curve(trained: tuple[nn.Module, Image
     assert int(right.sum()) > 60
     distance = torch.where(right, table["ddn.distance"].nan_to_num(math.inf), 0.0)
     assert bool((distance > 0.5).any()), "distances beyond epsilon are in the table"
-    # what the suite spends seven more runs on is what the distances of the one run say
+    # the distances of the one run are the curve, and each of them has its image
     once = [float((distance > radius + 1e-6).double().mean()) for radius in curve["epsilon"][1:]]
     assert once == pytest.approx(curve["accuracy"][1:])
     assert curve["accuracy"][1] > curve["accuracy"][-1]
+    assert len(evidence.images["ddn.ids"]) > int((evidence.table["ddn.broken"] & right).sum())
+    forged = dict(evidence.table)
+    forged["ddn.distance"] = torch.where(distance > 0.5, 3 * forged["ddn.distance"], forged["ddn.distance"])
+    write_evidence(replace(evidence, table=forged), tmp_path)
+    wrong = [
+        check.name for check in audit(tmp_path, Subject(model, data, threat), suite).checks if not check.passed
+    ]
+    assert "ddn: distances" in wrong
 
 
 # 4. a certificate
@@ -344,7 +392,7 @@ def test_certified_and_attacked_accuracy_stand_side_by_side(tmp_path: Path) -> N
     suite = Suite(
         "both",
         {"ddn": DDN(100)},
-        certificates={"smoothing": Smoothing(sigma=0.25, samples=200)},
+        certificates={"smoothing": Smoothing(sigma=0.25, samples=200, certifies="model")},
         curve="ddn",
     )
     evidence = evaluate(model, data, threat, suite)
@@ -368,6 +416,34 @@ def test_certified_and_attacked_accuracy_stand_side_by_side(tmp_path: Path) -> N
     assert any("certificate smoothing" in check.name for check in wrong)
 
 
+def test_a_forged_certificate_has_no_way_through(tmp_path: Path) -> None:
+    """Neither with no suite, nor with one that lacks the certificate, nor with a certificate that lies."""
+    model, data, _ = half_space(60)
+    threat = ThreatModel("l2", 0.2)
+    honest = Smoothing(sigma=0.25, samples=200, certifies="model")
+    suite = Suite("both", {"ddn": DDN(60)}, certificates={"smoothing": honest})
+    evidence = evaluate(model, data, threat, suite)
+    subject = Subject(model, data, threat)
+    write_evidence(evidence, tmp_path)
+    assert audit(tmp_path, subject, suite).passed
+    for other in (None, Suite("both", {"ddn": DDN(60)}), replace(suite, attacks={"ddn": DDN(5)})):
+        assert not audit(tmp_path, subject, other).passed
+    forged = dict(evidence.table)
+    forged["certificate.smoothing.radius"] = torch.full_like(forged["certificate.smoothing.radius"], 5.0)
+    write_evidence(replace(evidence, table=forged), tmp_path)
+    wrong = [check.name for check in audit(tmp_path, subject, suite).checks if not check.passed]
+    assert "no example both certified and broken" in wrong
+
+    class Liar:
+        certifies = "model"
+
+        def __call__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, **rest: object) -> CertificateResult:
+            return CertificateResult(y, torch.full((len(y),), 9.0))
+
+    with pytest.raises(ValueError, match="a certificate is wrong"):
+        evaluate(model, data, threat, replace(suite, certificates={"liar": Liar()}))
+
+
 def test_smoothing_of_a_trained_network_is_in_the_evidence(
     trained: tuple[nn.Module, ImageData], tmp_path: Path
 ) -> None:
@@ -379,7 +455,10 @@ def test_smoothing_of_a_trained_network_is_in_the_evidence(
     write_evidence(evidence, tmp_path)
     result = audit(tmp_path, Subject(model, few, threat, batch_size=7), suite)
     assert result.passed, result.checks
-    assert evidence.summary["certified"]["accuracy"] > 0.3
+    assert evidence.summary["certified"] is None, "the smoothed model is another classifier than the one attacked"
+    other = evidence.summary["certificates"][0]
+    assert other["of"] == "the model smoothed with Gaussian noise"
+    assert other["accuracy"] > 0.3
 
 
 if __name__ == "__main__":

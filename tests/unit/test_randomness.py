@@ -21,9 +21,14 @@ def test_an_example_draws_the_same_alone_and_in_any_company(seed: int, ids: list
 def test_purposes_seeds_and_ids_are_unrelated() -> None:
     ids = torch.arange(200)
     streams = [
-        KeyedGenerator(0, ids), KeyedGenerator(1, ids), KeyedGenerator(0, ids + 1), KeyedGenerator(0, ids).fold("a"),
-        KeyedGenerator(0, ids).fold("b"), KeyedGenerator(0, ids).fold("a", 1), KeyedGenerator(0, ids).fold("a").fold(1),
-    ]  # fmt: skip
+        KeyedGenerator(0, ids),
+        KeyedGenerator(1, ids),
+        KeyedGenerator(0, ids + 1),
+        KeyedGenerator(0, ids).fold("a"),
+        KeyedGenerator(0, ids).fold("b"),
+        KeyedGenerator(0, ids).fold("a", 1),
+        KeyedGenerator(0, ids).fold("a").fold(1),
+    ]
     draws = torch.stack([stream.uniform(500).flatten().double() for stream in streams])
     correlation = torch.corrcoef(draws) - torch.eye(len(streams))
     assert correlation.abs().max() < 5 / 100_000**0.5

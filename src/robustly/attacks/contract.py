@@ -31,13 +31,15 @@ class AttackResult:
             it returns on failure (the original, or the point of highest objective).
         broken: whether `x_adv` was seen to reach the goal. Examples that were misclassified before the attack
             are broken at distance 0.
-        distance: distance of `x_adv` from the original where broken, else infinity. A minimum-norm attack also
-            gives the distance of examples that it found outside the threat set; those are not `broken`.
+        distance: distance of the nearest adversarial example that was found, infinity where there was none. Broken
+            examples have it at most epsilon; what a minimum-norm attack finds beyond is in `beyond`.
         forwards: forward passes spent on the example.
         backwards: input-gradient passes spent on the example.
         correct_iterates: how many of the points at which a gradient was taken the model still had right
             (kappa of GAIRAT, Zhang et al. 2021).
         invalid: whether the model ever answered with NaN or infinite logits.
+        beyond: for minimum-norm attacks, the nearest adversarial example of each image that was found outside the
+            threat set (other rows are ignored); None for attacks that stay inside.
     """
 
     x_adv: Images
@@ -47,6 +49,7 @@ class AttackResult:
     backwards: Int64[Tensor, " n"]
     correct_iterates: Int64[Tensor, " n"]
     invalid: Bool[Tensor, " n"]
+    beyond: Images | None = None
 
 
 @runtime_checkable
@@ -56,6 +59,9 @@ class Attack(Protocol):
     Leaves the model as it found it (train or eval mode of every module, `requires_grad` and `.grad` of every
     parameter, buffers) and has no state of its own. What it finds for an example depends on (model, x, y, threat,
     seed, example id) and not on the other examples of the batch.
+
+    An attack that looks for the nearest adversarial example, whatever epsilon is, says so with an attribute
+    `minimum_norm = True`: one run of it gives the whole security curve.
     """
 
     def __call__(

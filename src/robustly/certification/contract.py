@@ -28,6 +28,14 @@ class CertificateResult:
 class Certificate(Protocol):
     """A proof procedure; what it says of an example depends on no other example of the batch."""
 
+    @property
+    def certifies(self) -> str:
+        """Which classifier the proof speaks of: "model" for the very model that is attacked, else its description.
+
+        A bound on another classifier (the smoothed one) is reported, but never joined to an interval with attacks.
+        """
+        ...
+
     def __call__(
         self,
         model: nn.Module,

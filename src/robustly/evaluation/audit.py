@@ -11,8 +11,8 @@ from torch import Tensor
 
 from robustly.evaluation.evidence import CURVE, IMAGES, SUMMARY, TABLE, Evidence, EvidenceError, read_evidence
 from robustly.evaluation.subject import Subject, attack_generator, round_to_8_bits
-from robustly.evaluation.suites import Suite
-from robustly.evaluation.summary import figures
+from robustly.evaluation.suites import Suite, settings
+from robustly.evaluation.summary import contradictions, figures
 from robustly.files import file_sha256
 from robustly.models import weights_hash
 from robustly.randomness import shuffled
@@ -64,7 +64,8 @@ def audit(folder: Path, subject: Subject, suite: Suite | None, *, rerun: int = 3
         folder: the evaluation's folder.
         subject: the model and the data, loaded independently of the evidence. Threat, seed and batch size are
             taken from the evidence.
-        suite: the suite, to run attacks and certificates again; None skips that and says so.
+        suite: the suite that was run, from a source of one's own, to run attacks and certificates again. None (it
+            is not known) fails the audit: what stood, and what was proved, would rest on the word of the evidence.
         rerun: how many of the standing examples to attack again with each attack.
     """
     try:
@@ -108,9 +109,34 @@ def _checks(folder: Path, evidence: Evidence, subject: Subject, suite: Suite | N
     if summary["security_curve"] is not None:
         yield _curve(evidence, subject, summary["security_curve"]["epsilon"][1:])
     yield _numbers(evidence, attacks)
+    certificates = _certificate_subjects(summary)
+    count = int(contradictions(table, attacks, certificates).sum())
+    if certificates:
+        yield Check("no example both certified and broken", f"{count} are" if count else "")
+    yield _same_suite(summary, suite)
+    if suite is not None:
+        yield from _again(evidence, subject, suite, rerun)
+
+
+def _certificate_subjects(summary: Mapping[str, Any]) -> dict[str, str]:
+    return {entry["name"]: entry["certifies"] for entry in summary["suite"]["certificates"]}
+
+
+def _same_suite(summary: Mapping[str, Any], suite: Suite | None) -> Check:
+    """Whether the suite at hand is the one that was run, part by part and setting by setting."""
+    name = f"the suite {summary['suite']['name']!r} is the one known by that name"
     if suite is None:
-        return
-    yield from _again(evidence, subject, suite, rerun)
+        return Check(name, "it is not known here, so nothing that stood could be attacked or certified again")
+    recorded = {
+        kind: {entry["name"]: entry["settings"] for entry in summary["suite"][kind]}
+        for kind in ("attacks", "certificates")
+    }
+    known = {
+        "attacks": {key: settings(part) for key, part in suite.attacks.items()},
+        "certificates": {key: settings(part) for key, part in suite.certificates.items()},
+    }
+    wrong = [kind for kind, parts in known.items() if parts != recorded[kind]]
+    return Check(name, f"its {' and '.join(wrong)} differ from what the summary names" if wrong else "")
 
 
 def _files(folder: Path, summary: Mapping[str, Any]) -> Check:
@@ -142,45 +168,51 @@ def _first(table: Mapping[str, Tensor], wrong: Tensor) -> int:
 def _attack(name: str, evidence: Evidence, subject: Subject, mode: str) -> Iterator[Check]:
     table, data = evidence.table, subject.data
     right = table["clean_prediction"] == table["label"]
-    tried, invalid = table[f"{name}.tried"], table[f"{name}.invalid"]
+    tried, invalid, broken = table[f"{name}.tried"], table[f"{name}.invalid"], table[f"{name}.broken"]
     shown = torch.isin(table["id"], evidence.images[f"{name}.ids"])
-    claimed = table[f"{name}.broken"] & tried & ~invalid
+    found = tried & ~invalid & table[f"{name}.distance"].isfinite()
     problem = ""
-    if not torch.equal(shown, claimed) or int(shown.sum()) != len(evidence.images[f"{name}.ids"]):
-        differing = shown != claimed
+    if not torch.equal(shown, found) or int(shown.sum()) != len(evidence.images[f"{name}.ids"]):
+        differing = shown != found
         where = f", first id {_first(table, differing)}" if differing.any() else ""
         problem = f"{int(differing.sum())} rows say otherwise than the images{where}"
+    if bool((tried & ~invalid & broken & ~shown).any()):
+        problem = "rows are said to be broken without an image"
     if mode == "every" and not torch.equal(tried, right):
         problem = "not every example that the model has right was attacked"
-    if bool((tried & ~right).any()) or bool((~tried & ~right & ~table[f"{name}.broken"]).any()):
-        problem = "misclassified images must count as broken, unattacked"
+    if bool((tried & ~right).any()) or bool((~right & ~broken).any()) or bool((invalid & ~broken).any()):
+        problem = "misclassified or unanswered images must count as broken"
     yield Check(f"{name}: rows and images agree", problem)
     if problem:
         return
     rows, x_adv = _placed(evidence, subject, name)
     x = data.floats(rows)
+    here = rows.cpu()
     inside = subject.threat.contains(x_adv, x).cpu()
-    outside = f"{int((~inside).sum())} images outside ball or box" if not bool(inside.all()) else ""
-    yield Check(f"{name}: images inside the threat set", outside)
+    in_box = ((x_adv >= subject.threat.box[0]) & (x_adv <= subject.threat.box[1])).flatten(1).all(1).cpu()
+    stray = (broken[here] & ~inside) | ~in_box
+    hidden = inside & ~broken[here]
+    problem = f"{int(stray.sum())} images outside ball or box" if stray.any() else ""
+    problem += f"{int(hidden.sum())} images inside it are not counted" if hidden.any() else ""
+    yield Check(f"{name}: images inside the threat set", problem)
     place = _places(rows, len(data))
     logits = subject.logits(lambda chunk: x_adv[place[chunk]], rows).cpu()
-    here = rows.cpu()
-    fooled = _disagree(logits, table[f"{name}.prediction"][here]) | (
-        table[f"{name}.prediction"][here] == table["label"][here]
-    )
+    label = table["label"][here]
+    fooled = _disagree(logits, table[f"{name}.prediction"][here]) | (table[f"{name}.prediction"][here] == label)
     yield Check(
         f"{name}: images misclassified as stated",
         f"{int(fooled.sum())} are not, first id {int(table['id'][here[fooled][0]])}" if fooled.any() else "",
     )
     stated, measured = table[f"{name}.distance"][here], subject.threat.distance(x_adv, x).cpu()
-    off = ~torch.isclose(stated, measured, rtol=1e-4, atol=1e-5)
+    off = ~torch.isclose(stated, measured.to(stated.dtype), rtol=1e-4, atol=1e-5)
     yield Check(f"{name}: distances", f"{int(off.sum())} differ" if off.any() else "")
     rounded = subject.logits(lambda chunk: round_to_8_bits(x_adv[place[chunk]], data.floats(chunk)), rows).cpu()
-    says = table[f"{name}.broken_8bit"][here]
-    truth = rounded.argmax(1) != table["label"][here]
+    truth = (rounded.argmax(1) != label) & broken[here]
     tie = rounded.topk(2, dim=1).values.diff(dim=1).abs()[:, 0] < _TIE
-    differ = (says != truth) & ~tie
-    yield Check(f"{name}: verdicts after rounding to 8 bits", f"{int(differ.sum())} differ" if differ.any() else "")
+    differ = (table[f"{name}.broken_8bit"][here] != truth) & ~tie
+    unfounded = table[f"{name}.broken_8bit"] & ~broken
+    count = int(differ.sum()) + int(unfounded.sum())
+    yield Check(f"{name}: verdicts after rounding to 8 bits", f"{count} differ" if count else "")
 
 
 def _places(rows: Tensor, total: int) -> Tensor:
@@ -240,7 +272,7 @@ def _numbers(evidence: Evidence, attacks: list[str]) -> Check:
     expected = figures(
         evidence.table,
         attacks=attacks,
-        certificates=[entry["name"] for entry in summary["suite"]["certificates"]],
+        certificates=_certificate_subjects(summary),
         classes=summary["data"]["classes"],
         epsilon=float(summary["threat"]["epsilon"]),
         curve=curve["epsilon"][1:] if curve is not None else [],
@@ -275,6 +307,8 @@ def _again(evidence: Evidence, subject: Subject, suite: Suite, count: int) -> It
     """Attack some standing examples again, and compute every certificate again."""
     table, data = evidence.table, subject.data
     for name, attack in suite.attacks.items():
+        if f"{name}.tried" not in table:
+            continue  # the suite differs, which has its own check
         standing = (table[f"{name}.tried"] & ~table[f"{name}.broken"]).nonzero()[:, 0]
         sample = standing[shuffled(len(standing), subject.seed, "audit", name)[:count]].sort().values
         if len(sample) == 0:
@@ -292,6 +326,8 @@ def _again(evidence: Evidence, subject: Subject, suite: Suite, count: int) -> It
         problem = f"{fallen} fell, first id {int(data.ids[rows[found.broken]][0])}" if fallen > allowed else ""
         yield Check(f"{name}: {len(rows)} standing examples attacked again", problem)
     for name, certificate in suite.certificates.items():
+        if f"certificate.{name}.radius" not in table:
+            continue
         rows = torch.arange(len(data), device=data.images.device)
         parts = [
             certificate(

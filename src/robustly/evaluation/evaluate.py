@@ -17,7 +17,7 @@ from robustly.data import ImageData
 from robustly.evaluation.evidence import CURVE, SCHEMA, Evidence
 from robustly.evaluation.subject import Progress, Subject, attack_generator, confirm, run_attack
 from robustly.evaluation.suites import Suite, settings
-from robustly.evaluation.summary import figures
+from robustly.evaluation.summary import contradictions, figures
 from robustly.models import weights_hash
 from robustly.objectives import Goal, margin
 from robustly.threat import ThreatModel, fraction_text
@@ -98,17 +98,26 @@ def evaluate(
     table |= _certificates(subject, suite, hear)
     radii = _radii(threat, suite)
     if radii:
-        columns, kept = _curve(
-            subject, suite.attacks[suite.curve or ""], wrong, radii=radii, count=curve_count, hear=hear
-        )
+        name, attack = suite.curve or "", suite.attacks[suite.curve or ""]
+        if getattr(attack, "minimum_norm", False) and mode == "every":
+            columns, kept = _curve_of_distances(table, images, name, wrong, radii)
+        else:
+            columns, kept = _curve(subject, attack, wrong, radii=radii, count=curve_count, hear=hear)
         table |= columns
         images |= kept
     images |= _gallery(subject, table, images, list(suite.attacks))
     table = {name: values.cpu() for name, values in table.items()}
+    certified = {name: certificate.certifies for name, certificate in suite.certificates.items()}
+    contradicted = int(contradictions(table, list(suite.attacks), certified).sum())
+    if contradicted:
+        raise EvaluationError(
+            f"{contradicted} examples are certified at a radius at which an attack broke them: "
+            "a certificate is wrong"
+        )
     numbers = figures(
         table,
         attacks=list(suite.attacks),
-        certificates=list(suite.certificates),
+        certificates=certified,
         classes=data.classes,
         epsilon=float(threat.epsilon),
         curve=[float(radius) for radius in radii],
@@ -196,6 +205,23 @@ def _curve(
     return {f"{CURVE}.distance": distance}, {f"{CURVE}.ids": torch.cat(ids), f"{CURVE}.images": torch.cat(images)}
 
 
+def _curve_of_distances(
+    table: dict[str, Tensor], images: dict[str, Tensor], name: str, wrong: Tensor, radii: list[Fraction]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One run of a minimum-norm attack is the whole curve: each example breaks at the next radius of the grid."""
+    found = table[f"{name}.distance"]
+    grid = torch.tensor([float(radius) for radius in radii], device=found.device)
+    place = torch.bucketize(found.nan_to_num(torch.inf), grid * (1 + 1e-6))
+    distance = torch.cat([grid, grid.new_tensor([torch.inf])])[place.clamp_max(len(grid))]
+    distance = torch.where(wrong, 0.0, distance)
+    reached = table["id"][distance.isfinite() & ~wrong]
+    stored = torch.isin(images[f"{name}.ids"], reached)
+    return {f"{CURVE}.distance": distance}, {
+        f"{CURVE}.ids": images[f"{name}.ids"][stored],
+        f"{CURVE}.images": images[f"{name}.images"][stored],
+    }
+
+
 def _gallery(
     subject: Subject, table: dict[str, Tensor], images: dict[str, Tensor], attacks: list[str]
 ) -> dict[str, Tensor]:
@@ -251,7 +277,12 @@ def _describe(subject: Subject, suite: Suite, mode: Mode) -> dict[str, Any]:
                 for name, attack in suite.attacks.items()
             ],
             "certificates": [
-                {"name": name, "title": suite.title(name), "settings": settings(certificate)}
+                {
+                    "name": name,
+                    "title": suite.title(name),
+                    "certifies": certificate.certifies,
+                    "settings": settings(certificate),
+                }
                 for name, certificate in suite.certificates.items()
             ],
             "curve": suite.curve,

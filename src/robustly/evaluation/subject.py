@@ -1,7 +1,7 @@
 """What is evaluated, how an attack is run on it, and how a success is confirmed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,17 @@ def run_attack(subject: Subject, attack: Attack, rows: Tensor, name: str, hear: 
         none = torch.zeros(0, dtype=torch.int64, device=data.images.device)
         x = data.floats(none)
         return AttackResult(x, none.bool(), x.new_zeros(0), none, none, none, none.bool())
-    names = AttackResult.__dataclass_fields__
-    return AttackResult(*(torch.cat([getattr(result, field) for result in results]) for field in names))
+    return _joined(results)
+
+
+def _joined(results: list[AttackResult]) -> AttackResult:
+    """The results of consecutive batches as one."""
+    columns = [name for name in AttackResult.__dataclass_fields__ if name != "beyond"]
+    whole = AttackResult(*(torch.cat([getattr(result, name) for result in results]) for name in columns))
+    if all(result.beyond is None for result in results):
+        return whole
+    beyond = torch.cat([result.x_adv if result.beyond is None else result.beyond for result in results])
+    return replace(whole, beyond=beyond)
 
 
 def attack_generator(subject: Subject, name: str, rows: Tensor) -> KeyedGenerator:
@@ -89,19 +98,26 @@ def confirm(
     """Table columns, images worth keeping, and how many examples a second look did not confirm.
 
     An example counts as broken if the very tensor that is stored lies in the threat set and is misclassified by
-    a forward pass of its own.
+    a forward pass of its own. What a minimum-norm attack found beyond epsilon is confirmed and stored alike.
     """
     data, total = subject.data, len(subject.data)
-    broken = found.broken & ~found.invalid
-    candidates = broken.nonzero()[:, 0]
-    inside = subject.threat.contains(found.x_adv[candidates], data.floats(rows[candidates]))
+    images, distance = found.x_adv, found.distance
+    if found.beyond is not None:
+        images = torch.where(found.broken.reshape(-1, *[1] * (images.ndim - 1)), images, found.beyond)
+    candidates = ((found.broken | distance.isfinite()) & ~found.invalid).nonzero()[:, 0]
+    wanted = rows[candidates]
     place = torch.full((total,), -1, dtype=torch.int64, device=rows.device)
     place[rows] = torch.arange(len(rows), device=rows.device)
-    logits = subject.logits(lambda chunk: found.x_adv[place[chunk]], rows[candidates])
-    holds = inside & (logits.argmax(1) != data.labels[rows[candidates]])
+    measured = subject.threat.distance(images[candidates], data.floats(wanted))
+    inside = subject.threat.contains(images[candidates], data.floats(wanted))
+    logits = subject.logits(lambda chunk: images[place[chunk]], wanted)
+    in_box = (images[candidates].flatten(1) >= subject.threat.box[0]).all(1)
+    in_box &= (images[candidates].flatten(1) <= subject.threat.box[1]).all(1)
+    holds = in_box & (logits.argmax(1) != data.labels[wanted])
     kept = candidates[holds]
+    broken = candidates[holds & inside]
     eight_bit = subject.logits(
-        lambda chunk: round_to_8_bits(found.x_adv[place[chunk]], data.floats(chunk)), rows[kept]
+        lambda chunk: round_to_8_bits(images[place[chunk]], data.floats(chunk)), rows[broken]
     )
     columns = {
         f"{name}.broken": torch.zeros(total, dtype=torch.bool),
@@ -114,15 +130,16 @@ def confirm(
         f"{name}.tried": torch.zeros(total, dtype=torch.bool),
     }
     columns = {key: value.to(rows.device) for key, value in columns.items()}
-    columns[f"{name}.broken"][rows[kept]] = True
+    columns[f"{name}.broken"][rows[broken]] = True
     columns[f"{name}.broken"][rows[found.invalid]] = True  # no answer is no right answer
     columns[f"{name}.broken_8bit"][rows[found.invalid]] = True
-    columns[f"{name}.broken_8bit"][rows[kept]] = eight_bit.argmax(1) != data.labels[rows[kept]]
-    columns[f"{name}.distance"][rows] = torch.where(found.distance.isfinite(), found.distance, torch.nan)
+    columns[f"{name}.broken_8bit"][rows[broken]] = eight_bit.argmax(1) != data.labels[rows[broken]]
+    columns[f"{name}.distance"][rows[kept]] = measured[holds].to(torch.float32)
     columns[f"{name}.prediction"][rows[kept]] = logits.argmax(1)[holds]
     columns[f"{name}.forwards"][rows] = found.forwards
     columns[f"{name}.backwards"][rows] = found.backwards
     columns[f"{name}.invalid"][rows] = found.invalid
     columns[f"{name}.tried"][rows] = True
-    images = {f"{name}.ids": data.ids[rows[kept]], f"{name}.images": found.x_adv[kept]}
-    return columns, images, len(candidates) - len(kept)
+    stored = {f"{name}.ids": data.ids[rows[kept]], f"{name}.images": images[kept]}
+    unconfirmed = found.broken[candidates] & ~(holds & inside)
+    return columns, stored, int(unconfirmed.sum())

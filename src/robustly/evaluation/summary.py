@@ -16,7 +16,7 @@ def figures(
     table: Table,
     *,
     attacks: Sequence[str],
-    certificates: Sequence[str],
+    certificates: Mapping[str, str],
     classes: Sequence[str],
     epsilon: float,
     curve: Sequence[float],
@@ -26,22 +26,40 @@ def figures(
     Args:
         table: the evidence table.
         attacks: names of the attacks.
-        certificates: names of the certificates.
+        certificates: names of the certificates, each with the classifier that it speaks of ("model", or another).
         classes: class names.
         epsilon: the evaluated radius.
         curve: radii of the security curve, ascending; empty without one.
     """
+    of_model = [name for name, subject in certificates.items() if subject == "model"]
     correct = table["clean_prediction"] == table["label"]
     worst = ~table["worst_case.broken"]
     found: dict[str, Any] = {
         "clean": _proportion(correct, "correct"),
         "attacks": {name: _attack(table, name) for name in attacks},
         "worst_case": _proportion(worst, "robust") | _eight_bit(~table["worst_case.broken_8bit"]),
-        "certified": _certified(table, certificates, epsilon),
+        "certified": _certified(table, of_model, epsilon),
+        "certificates": [
+            {"of": subject} | (_certified(table, [name], epsilon) or {}) for name, subject in certificates.items()
+        ],
         "per_class": _per_class(table["label"], correct, worst, classes),
-        "security_curve": _curve(table, correct, curve, certificates),
+        "security_curve": _curve(table, correct, curve, of_model),
         "invalid": int(torch.stack([table[f"{name}.invalid"] for name in attacks]).any(0).sum()) if attacks else 0,
     }
+    return found
+
+
+def contradictions(table: Table, attacks: Sequence[str], certificates: Mapping[str, str]) -> Tensor:
+    """Rows that are certified at a radius at which an adversarial example of them is stored, `(N,)` bool."""
+    nearest = torch.full((len(table["label"]),), torch.inf, dtype=torch.float64)
+    for name in attacks:
+        distance = table[f"{name}.distance"].double().nan_to_num(torch.inf)
+        nearest = torch.minimum(nearest, distance)
+    found = torch.zeros(len(nearest), dtype=torch.bool)
+    for name, subject in certificates.items():
+        if subject == "model":
+            right = table[f"certificate.{name}.prediction"] == table["label"]
+            found |= right & (table[f"certificate.{name}.radius"].double() * (1 - 1e-5) > nearest + 1e-6)
     return found
 
 

@@ -7,11 +7,17 @@ from robustly.attacks import PGD, Attack, AttackResult
 from robustly.attacks.contract import ModelMode
 from robustly.attacks.pgd import Start
 from robustly.objectives import OBJECTIVES, Goal
+from robustly.threat import ThreatModel
 from robustly.training.step import InnerMaximiser, Step
 
 
 def attack_step(
-    step: Step, attack: Attack, against: Literal["labels", "data"], with_reference: bool
+    step: Step,
+    attack: Attack,
+    *,
+    against: Literal["labels", "data"] = "labels",
+    with_reference: bool = False,
+    threat: ThreatModel | None = None,
 ) -> AttackResult:
     """Run any attack on the batch of a step.
 
@@ -20,10 +26,11 @@ def attack_step(
         attack: the search with its objective.
         against: whose labels the attack works against: the label source's or the data set's.
         with_reference: whether the objective compares with the clean logits.
+        threat: another threat than the run's, for parts that train against several.
     """
     y = step.labels.hard if against == "labels" else step.y
     goal = Goal(y, reference=step.reference_logits if with_reference else None)
-    return attack(step.model, step.x, goal, threat=step.threat, generator=step.generator.fold("inner"))
+    return attack(step.model, step.x, goal, threat=threat or step.threat, generator=step.generator.fold("inner"))
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class PGDInner:
 
     def __call__(self, step: Step) -> AttackResult:
         """Attack the batch of a step."""
-        return attack_step(step, self._attack(), self.against, self.objective == "kl")
+        return attack_step(step, self._attack(), against=self.against, with_reference=self.objective == "kl")
 
     def _attack(self) -> PGD:
         return PGD(

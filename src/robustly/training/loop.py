@@ -220,6 +220,7 @@ class _Run:
             inner=job.method.inner,
             memory=self.memory,
             global_mean=self.runtime.mean,
+            seed=job.seed,
         )
         self.module.step = step
         loss, terms = self.parallel()
@@ -236,8 +237,7 @@ class _Run:
         if job.optimizer.clip_norm is not None:
             self.runtime.clip(self.parallel, self.optimizer, job.optimizer.clip_norm)
         self.optimizer.step()
-        for part in job.method.parameters:
-            part.after_step(step)
+        job.method.after_step(step)
         totals.add_step(step, loss, terms)
         self.module.step = None
         self.observer.stepped(moment, value, global_count)

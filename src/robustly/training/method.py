@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from robustly.training.labels import DataLabels
-from robustly.training.losses import CleanLoss, OuterLoss
+from robustly.training.losses import CleanLoss, OuterLoss, Terms
 from robustly.training.parameters import ParameterPart
 from robustly.training.step import InnerMaximiser, LabelSource, Step
 from robustly.training.weights import InstanceWeights
@@ -19,6 +20,8 @@ class MethodError(ValueError):
 @dataclass(frozen=True)
 class Method:
     """Where labels come from, how the inner maximisation runs, outer loss, instance weights, parameters.
+
+    Any part may also define `after_step(step)`, called after the optimiser's step, to learn from how it went.
 
     Args:
         labels: label source.
@@ -42,11 +45,19 @@ class Method:
         kinds = [type(part).__name__ for part in self.parameters]
         if len(set(kinds)) < len(kinds):
             raise MethodError(f"each parameter part may be named once, got {', '.join(kinds)}")
-
         if self.loss.needs_inner and self.inner is None:
             raise MethodError("the loss asks for adversarial examples, the method has no inner maximisation")
         if self.inner is not None and not self.loss.needs_inner:
             raise MethodError("the method has an inner maximisation that its loss does not use")
+
+    def after_step(self, step: Step) -> None:
+        """Tell every part that has an `after_step` how the step went; a value in two slots hears it once."""
+        heard: list[object] = []
+        for part in (self.labels, self.inner, self.loss, self.weights, *self.parameters):
+            listen = getattr(part, "after_step", None)
+            if listen is not None and not any(part is other for other in heard):
+                heard.append(part)
+                listen(step)
 
     @property
     def needs_guide(self) -> bool:
@@ -60,12 +71,34 @@ def outer_loss(method: Method, step: Step) -> tuple[Float[Tensor, ""], dict[str,
     if method.inner is not None:
         _ = step.adversarial
     for part in method.parameters:
-        part.before_outer(step)
-    terms = {**labels.terms, **method.loss(step)}
+        part.before_outer(step, lambda other: _total(_weighted(method, other)))
+    if any(type(part).before_outer is not ParameterPart.before_outer for part in method.parameters):
+        step.forget_model_logits()
+    terms = _joined(labels.terms, _weighted(method, step))
     for part in method.parameters:
-        terms.update(part.extra_terms(step))
-    if method.weights is not None:
-        weights = {name: method.weights(step, name) for name in terms}
-        terms |= {name: weight.detach() * terms[name] for name, weight in weights.items() if weight is not None}
+        terms = _joined(terms, part.extra_terms(step))
     means = {name: value.mean() for name, value in terms.items()}
     return sum(means.values(), start=step.x.new_zeros(())), {name: m.detach() for name, m in means.items()}
+
+
+def _weighted(method: Method, step: Step) -> Terms:
+    """The terms of the outer loss, one of them weighted where the method weights instances."""
+    terms = method.loss(step)
+    if method.weights is None:
+        return terms
+    name = method.weights.term
+    if name not in terms:
+        raise MethodError(f"the weights are for the loss term {name!r}, the loss has {', '.join(terms)}")
+    weight = method.weights(step)
+    return terms if weight is None else terms | {name: weight.detach() * terms[name]}
+
+
+def _joined(terms: Terms, more: Terms) -> Terms:
+    twice = terms.keys() & more.keys()
+    if twice:
+        raise MethodError(f"two parts of the method have a loss term {', '.join(sorted(twice))!r}: name them apart")
+    return terms | more
+
+
+def _total(terms: Terms) -> Float[Tensor, ""]:
+    return torch.stack([value.mean() for value in terms.values()]).sum()

@@ -1,5 +1,6 @@
 """Fifth part of a method: what happens to the parameters around the optimiser's step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,12 @@ class ParameterPart:
     State lives in `step.remember(self)`, which every checkpoint saves.
     """
 
-    def before_outer(self, step: Step) -> None:
-        """Called when the adversarial examples are there, before the outer loss (perturb the weights here)."""
+    def before_outer(self, step: Step, loss: Callable[[Step], Tensor]) -> None:
+        """Called when labels and adversarial examples are there: perturb the weights here.
+
+        `loss(step.again())` evaluates the method's outer loss on the same examples without touching `step`.
+        Logits of the model that were computed before are forgotten afterwards: its weights may have moved.
+        """
 
     def extra_terms(self, step: Step) -> Terms:
         """More terms of the loss (regularisers)."""
@@ -35,8 +40,9 @@ class ExponentialAverage(ParameterPart):
     """Exponential moving average of the weights; validation, selection and release use the average.
 
     After step t (counted from the end of the warm-up) average <- d average + (1 - d) weights with
-    d = min(decay, (1 + t) / (10 + t)); d = 0 during the warm-up. Batch-norm buffers are copied, not averaged
-    (Gowal et al., arXiv 2010.03593, and the released code of Wang et al., ICML 2023).
+    d = min(decay, (1 + t) / (10 + t)); d = 0 during the warm-up. The average starts from the weights after the
+    first step. Batch-norm buffers are copied, not averaged (Gowal et al., arXiv 2010.03593, and the released code
+    of Wang et al., ICML 2023).
 
     Args:
         decay: upper bound of d, in [0, 1).

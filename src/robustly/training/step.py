@@ -1,5 +1,6 @@
 """The quantities of one training step, each computed when first asked for, and once."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from robustly.attacks import AttackResult
 from robustly.attacks.contract import frozen
 from robustly.data import Batch
+from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threat import ThreatModel
 
 Memory = dict[str, dict[str, Tensor]]
@@ -101,7 +103,8 @@ class Step:
         label_source: first part of the method.
         inner: second part, or None for a method without attack.
         memory: named tensors that outlive the step and are saved with every checkpoint; see `remember`.
-        global_mean: mean of a scalar over all processes.
+        global_mean: mean of a tensor over all processes.
+        seed: the run's seed.
     """
 
     def __init__(
@@ -116,12 +119,14 @@ class Step:
         inner: InnerMaximiser | None,
         memory: Memory,
         global_mean: Callable[[Tensor], Tensor] = same,
+        seed: int = 0,
     ) -> None:
         self.x, self.y, self.ids, self.generator = batch.x, batch.y, batch.ids, batch.generator
         self.model = model
         self.threat = threat
         self.moment = moment
         self.global_mean = global_mean
+        self.seed = seed
         self._guide = guide
         self._label_source = label_source
         self._inner = inner
@@ -145,6 +150,12 @@ class Step:
         is remembered has to be the same everywhere (see `batch_mean`).
         """
         return self._memory.setdefault(type(part).__name__, {})
+
+    @property
+    def batch_generator(self) -> KeyedGenerator:
+        """Random numbers of the step as a whole `(1, ...)`, the same in every process."""
+        count = torch.tensor([self.moment.count], device=self.x.device)
+        return KeyedGenerator(derive_seed(self.seed, "batch"), count)
 
     def batch_mean(self, values: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         """Mean of per-example values over the batch of all processes, also where their shares differ in size."""
@@ -187,6 +198,25 @@ class Step:
     def adversarial_logits(self) -> Logits:
         """Logits of the adversarial images, with gradient."""
         return self._forward(self.model, self.adversarial.x_adv)
+
+    def again(self) -> "Step":
+        """The same labels and adversarial examples, with the model's logits yet to be computed.
+
+        For a second evaluation of the loss (AWP, SAM) that leaves this step alone. The guide is not asked again:
+        its logits are passed on without gradient, its own loss is left out.
+        """
+        twin = copy.copy(self)
+        twin.__dict__ = dict(self.__dict__)
+        twin.forget_model_logits()
+        twin.__dict__["labels"] = Labels(self.labels.hard)
+        if "guide_logits" in self.__dict__:
+            twin.__dict__["guide_logits"] = self.guide_logits.detach()
+        return twin
+
+    def forget_model_logits(self) -> None:
+        """Compute the model's logits anew when they are asked for: its weights have moved."""
+        for name in ("clean_logits", "adversarial_logits"):
+            self.__dict__.pop(name, None)
 
     def computed(self, quantity: str) -> Tensor | None:
         """A quantity if some part asked for it already (for statistics, which must cost nothing)."""

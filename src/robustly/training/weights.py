@@ -12,8 +12,13 @@ from robustly.training.step import Step
 class InstanceWeights(Protocol):
     """Fourth part: how much each example counts, in which term of the loss."""
 
-    def __call__(self, step: Step, term: str) -> Float[Tensor, " n"] | None:
-        """Weights of a batch for one term of the loss, without gradient; None leaves the term alone."""
+    @property
+    def term(self) -> str:
+        """The term of the loss that is weighted, such as "adversarial" or "consistency"."""
+        ...
+
+    def __call__(self, step: Step) -> Float[Tensor, " n"] | None:
+        """Weights of a batch; they carry no gradient. None counts every example once (a burn-in)."""
         ...
 
 

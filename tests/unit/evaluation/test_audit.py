@@ -68,7 +68,7 @@ def reseal(folder: Path) -> None:
     numbers = figures(
         table,
         attacks=list(SUITE.attacks),
-        certificates=[],
+        certificates={},
         classes=summary["data"]["classes"],
         epsilon=summary["threat"]["epsilon"],
         curve=summary["security_curve"]["epsilon"][1:],

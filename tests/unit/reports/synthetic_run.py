@@ -65,9 +65,7 @@ def blobs(count: int) -> tuple[np.ndarray, np.ndarray]:
         centre, width, colour = rng.uniform(-0.5, 0.5, 2), rng.uniform(0.2, 0.6), rng.uniform(0.1, 0.95, 3)
         blob = np.exp(-((grid[:, None] - centre[0]) ** 2 + (grid[None] - centre[1]) ** 2) / width**2)
         sky = np.linspace(*rng.uniform(0.2, 0.8, 2), 32)[:, None] * np.ones(32)
-        pictures[i] = (
-            sky[None] * (1 - blob) + blob * colour[:, None, None] + 0.02 * rng.normal(size=(3, 32, 32))
-        )
+        pictures[i] = sky[None] * (1 - blob) + blob * colour[:, None, None] + 0.02 * rng.normal(size=(3, 32, 32))
     return pictures.clip(0, 1), rng.integers(0, 10, count)
 
 
@@ -170,15 +168,11 @@ def _write_evaluation(path: Path, options: Synthetic) -> None:
             f"{attack}.forwards": rng.integers(2, 40, n).astype(np.int32),
             f"{attack}.backwards": rng.integers(1, 39, n).astype(np.int32),
         }
-        results[attack] = _result(
-            clean_right & ~broken, clean_right & ~rounded, 9.1 * (i + 1), 3.2 * (i + 1) ** 2
-        )
+        results[attack] = _result(clean_right & ~broken, clean_right & ~rounded, 9.1 * (i + 1), 3.2 * (i + 1) ** 2)
         tensors[f"{attack}.ids"] = np.flatnonzero(broken)
         tensors[f"{attack}.images"] = _adversarial(images[broken], np.nan_to_num(distance[broken]), rng)
     columns["worst_case.broken"] = broken_by_any
-    shown = np.concatenate(
-        [np.flatnonzero(broken_by_any)[:24], np.flatnonzero(clean_right & ~broken_by_any)[:4]]
-    )
+    shown = np.concatenate([np.flatnonzero(broken_by_any)[:24], np.flatnonzero(clean_right & ~broken_by_any)[:4]])
     tensors |= {"gallery.ids": shown, "gallery.images": np.ascontiguousarray(images[shown])}
     pq.write_table(pa.table(columns), folder / "evidence.parquet")
     save_file(tensors, folder / "adversarial.safetensors")
@@ -237,9 +231,7 @@ def _summary(  # noqa: PLR0917
             "name": "dynat",
             "mode": "every",
             "seed": 0,
-            "attacks": [
-                {"name": key, "title": title, "settings": settings} for key, title in ATTACKS.items()
-            ],
+            "attacks": [{"name": key, "title": title, "settings": settings} for key, title in ATTACKS.items()],
         },
         "clean": {
             "correct": clean["robust"],
@@ -271,12 +263,9 @@ def _curve(options, clean, robust, count):
     certified = None
     if options.certified is not None:
         certified = [
-            float(clean * (1 - (1 - options.certified / clean) * min(1.6, e / threat["epsilon"])))
-            for e in grid
+            float(clean * (1 - (1 - options.certified / clean) * min(1.6, e / threat["epsilon"]))) for e in grid
         ]
-        certified = [
-            max(0.0, min(value, 0.9 * part.share)) for value, part in zip(certified, parts, strict=True)
-        ]
+        certified = [max(0.0, min(value, 0.9 * part.share)) for value, part in zip(certified, parts, strict=True)]
     return {
         "attack": "PGD-20",
         "epsilon": grid.tolist(),

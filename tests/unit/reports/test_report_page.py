@@ -246,8 +246,7 @@ def test_an_attack_that_one_run_lacks_leaves_a_gap(run):
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
     runs = [
-        read_run(write_synthetic_run(tmp_path / place, Synthetic(count=60, epochs=2)))
-        for place in ("a", "b", "b")
+        read_run(write_synthetic_run(tmp_path / place, Synthetic(count=60, epochs=2))) for place in ("a", "b", "b")
     ]
     page = words(render(runs)).replace("_ ", "_").replace("/ ", "/").replace("- ", "-")
     assert "a/mnist5k_trades" in page
@@ -259,9 +258,7 @@ def test_the_report_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
     assert write_report([run], output) == output
     before = output.read_text(encoding="utf-8")
     assert before.startswith("<!doctype html>")
-    monkeypatch.setattr(
-        "pathlib.Path.replace", lambda self, target: (_ for _ in ()).throw(OSError("disk full"))
-    )
+    monkeypatch.setattr("pathlib.Path.replace", lambda self, target: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_report([run], output)
     assert output.read_text(encoding="utf-8") == before

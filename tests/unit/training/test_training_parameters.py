@@ -94,7 +94,7 @@ class Recorder(ParameterPart):
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def before_outer(self, step: object) -> None:
+    def before_outer(self, step: object, loss: object) -> None:
         assert "adversarial_logits" not in vars(step)
         self.calls.append("before")
 
