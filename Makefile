@@ -42,7 +42,7 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/cifar10_small.py
 
 docs: .venv/installed-dev
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv .venv-wheel dist site

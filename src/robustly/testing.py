@@ -5,13 +5,13 @@ Each function runs a part on small networks and raises `AssertionError` with a s
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from robustly.attacks import Attack, AttackResult
-from robustly.certification import Certificate
+from robustly.attacks import PGD, Attack, AttackResult
+from robustly.certification import Certificate, CertificateResult
 from robustly.objectives import Goal, Objective
 from robustly.randomness import KeyedGenerator
 from robustly.threat import ThreatModel
@@ -59,7 +59,10 @@ class _Case:
         return _Case(net, x, y, threat)
 
     def run(self, attack: Attack, rows: Tensor | None = None, goal: Goal | None = None) -> AttackResult:
-        rows = torch.arange(len(self.x)) if rows is None else rows
+        """Attack some rows; all of them as the very tensors of the case, so that a change in place is seen."""
+        if rows is None:
+            labels, generator = self.y if goal is None else goal, KeyedGenerator(7, torch.arange(len(self.x)))
+            return attack(self.net, self.x, labels, threat=self.threat, generator=generator)
         return attack(
             self.net,
             self.x[rows],
@@ -87,13 +90,18 @@ def check_attack(
         for shape in SHAPES:
             case = _Case.make(shape, threat)
             where = f"under {threat} on inputs of shape {shape}"
+            x, y, state = case.x.clone(), case.y.clone(), torch.get_rng_state()
             result = case.run(attack)
+            _say(torch.equal(case.x, x) and torch.equal(case.y, y), f"the caller's images or labels change {where}")
+            _say(torch.equal(torch.get_rng_state(), state), f"the global random state is moved {where}")
             _check_result(case, result, where)
             _check_independence(case, attack, result, where)
         case = _Case.make(SHAPES[2], threat)
         where = f"under {threat}"
+        _check_formats(threat, attack, where)
         _check_leaves_model(case, attack, where)
         _check_surroundings(case, attack, where)
+        _check_flat(case, attack, where)
         _check_sizes(attack, threat)
         _check_radii(case, attack, where)
         if targeted:
@@ -121,6 +129,8 @@ def _check_result(case: _Case, result: AttackResult, where: str) -> None:
     x, y, threat = case.x, case.y, case.threat
     _say(result.x_adv.shape == x.shape, f"the attack changes the shape of images {where}")
     _say(result.x_adv.dtype == x.dtype, f"the attack changes the dtype of images {where}")
+    _say(result.x_adv.device == x.device, f"the attack changes the device of images {where}")
+    _say(not result.x_adv.requires_grad, f"the images returned still carry a gradient {where}")
     _say(threat.contains(result.x_adv, x).all(), f"the attack leaves the ball or the box {where}")
     wrong = _logits(case.net, x).argmax(1) != y
     _say((result.x_adv[wrong] == x[wrong]).all(), f"images that are already wrong are changed {where}")
@@ -131,8 +141,57 @@ def _check_result(case: _Case, result: AttackResult, where: str) -> None:
     measured = threat.distance(result.x_adv, x)
     near = torch.isclose(result.distance[result.broken], measured[result.broken], rtol=1e-4, atol=1e-5)
     _say(near.all(), f"a distance is not that of the image returned {where}")
+    _check_beyond(case, result, where)
     _say(not result.invalid.any(), f"finite answers are called invalid {where}")
     _say((result.forwards >= 1).all(), f"forward passes are not counted {where}")
+
+
+def _check_beyond(case: _Case, result: AttackResult, where: str) -> None:
+    """What was found outside the threat set: not broken, further away than epsilon, and there to be looked at."""
+    found = ~result.broken & result.distance.isfinite()
+    if not bool(found.any()):
+        return
+    _say(result.beyond is not None, f"a distance is given to images that nothing was found for {where}")
+    assert result.beyond is not None  # for mypy
+    low, high = case.threat.box
+    epsilon = case.threat.around(case.x).radius
+    _say((result.distance > epsilon * (1 - 1e-6))[found].all(), f"an image within epsilon is not broken {where}")
+    measured = case.threat.distance(result.beyond, case.x)
+    near = torch.isclose(result.distance[found], measured[found], rtol=1e-4, atol=1e-5)
+    _say(near.all(), f"a distance is not that of the image found beyond epsilon {where}")
+    fooled = _logits(case.net, result.beyond).argmax(1) != case.y
+    _say(fooled[found].all(), f"an image beyond epsilon is given that the model still has right {where}")
+    inside = ((result.beyond >= low) & (result.beyond <= high)).flatten(1).all(1)
+    _say(inside[found].all(), f"an image beyond epsilon leaves the box {where}")
+
+
+def _check_formats(threat: ThreatModel, attack: Attack, where: str) -> None:
+    case = _Case.make(SHAPES[3], threat)
+    expected = case.run(attack)
+    last = replace(case, x=case.x.to(memory_format=torch.channels_last)).run(attack)
+    kept = last.x_adv.is_contiguous(memory_format=torch.channels_last) and expected.x_adv.is_contiguous()
+    _say(kept, f"the attack changes the memory format of images {where}")
+    _say(torch.equal(last.broken, expected.broken), f"channels-last images get other verdicts {where}")
+    double = _Case(case.net.double(), case.x.double(), case.y, threat).run(attack)
+    _say(double.x_adv.dtype == torch.float64, f"the attack changes the dtype of images {where}")
+    _say(threat.contains(double.x_adv, case.x.double()).all(), f"float64 images leave the ball or the box {where}")
+
+
+def _check_flat(case: _Case, attack: Attack, where: str) -> None:
+    """A model whose gradient is zero everywhere: the attack comes back, and breaks nothing."""
+
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            zero = 0 * x.flatten(1).sum(1, keepdim=True)
+            return torch.cat([zero, zero + 1, zero], dim=1)
+
+    flat = _Case(Flat(), case.x, torch.ones_like(case.y), case.threat)
+    result = flat.run(attack)
+    _say(not result.broken.any(), f"a constant model is called broken {where}")
+    _say(
+        case.threat.contains(result.x_adv, case.x).all(), f"a constant model's images leave the ball or box {where}"
+    )
+    _say(result.x_adv.isfinite().all(), f"a zero gradient gives images that are not finite {where}")
 
 
 def _check_independence(case: _Case, attack: Attack, result: AttackResult, where: str) -> None:
@@ -179,6 +238,8 @@ def _check_leaves_model(case: _Case, attack: Attack, where: str) -> None:
         case.run(attack)
     except _PlannedError:
         untouched("when the model raises")
+    else:
+        _say(calls < 2, f"an error of the model is swallowed {where}")
     finally:
         hook.remove()
 
@@ -209,8 +270,24 @@ def _check_sizes(attack: Attack, threat: ThreatModel) -> None:
     for count in (0, 1, 3):
         for classes in (2, 3):
             case = _Case.make(SHAPES[2], threat, count=count, classes=classes)
+            seen = 0
+
+            def count_images(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                nonlocal seen
+                seen += len(inputs[0])  # noqa: B023, RUF100 (used within this turn of the loop)
+
+            hook = case.net.register_forward_pre_hook(count_images)
             result = case.run(attack)
-            _say(len(result.x_adv) == len(result.broken) == count, f"{count} images of {classes} classes fail")
+            hook.remove()
+            what = f"{count} images of {classes} classes under {threat}"
+            _say(result.x_adv.shape == case.x.shape, f"{what} come back in another shape")
+            per_example = (
+                result.broken, result.distance, result.forwards, result.backwards, result.correct_iterates,
+                result.invalid,
+            )  # fmt: skip
+            _say(all(value.shape == (count,) for value in per_example), f"{what} have results that are not (N,)")
+            spent = int(result.forwards.sum())
+            _say(spent >= seen, f"{what} cost {seen} forward passes, the attack reports {spent}")
 
 
 def _check_radii(case: _Case, attack: Attack, where: str) -> None:
@@ -233,6 +310,10 @@ def _check_targets(case: _Case, attack: Attack, where: str) -> None:
     result = case.run(attack, goal=goal)
     reached = _logits(case.net, result.x_adv).argmax(1).eq((case.y + 1) % 4)
     _say(reached[result.broken].all(), f"a target is called reached that the model does not predict {where}")
+    prediction = _logits(case.net, case.x).argmax(1)
+    there = case.run(attack, goal=Goal((prediction + 1) % 4, target=prediction))
+    _say(there.broken.all(), f"a target that is predicted already does not count as reached {where}")
+    _say(torch.equal(there.x_adv, case.x), f"images whose target is predicted already are changed {where}")
 
 
 def _check_nan(case: _Case, attack: Attack, where: str) -> None:
@@ -289,10 +370,13 @@ def check_objective(objective: Objective, *, classes: int = 5, reference: bool =
 def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     """Hold a certificate against its contract: per example, deterministic, and true against random attempts.
 
+    A proof about the model itself is also held against random images and PGD inside its radius. One about another
+    classifier (a smoothed one) cannot be refuted this way.
+
     Args:
         certificate: the certificate.
         net: a network that it can certify.
-        x: images `(N, ...)`.
+        x: images `(N, ...)`, N at least 2, in the box.
         y: labels `(N,)`.
         threat: the threat model whose norm its radius is measured in.
 
@@ -300,7 +384,15 @@ def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Te
         AssertionError: the first property that does not hold.
     """
     everything = torch.arange(len(x))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
     result = certificate(net, x, y, threat=threat, generator=KeyedGenerator(1, everything))
+    same = all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    _say(same, "the certificate changes parameters or buffers of the model")
+    _say(modes == [module.training for module in net.modules()], "the certificate changes train or eval mode")
+    again = certificate(net, x, y, threat=threat, generator=KeyedGenerator(1, everything))
+    same = torch.equal(again.radius, result.radius) and torch.equal(again.prediction, result.prediction)
+    _say(same, "the same seed gives another certificate")
     _say(
         result.radius.shape == (len(x),) and result.prediction.shape == (len(x),),
         "one radius and class per example",
@@ -310,3 +402,27 @@ def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Te
     part = certificate(net, x[rows], y[rows], threat=threat.select(rows), generator=KeyedGenerator(1, rows))
     same = torch.allclose(part.radius, result.radius[rows], rtol=1e-4, atol=1e-6)
     _say(same, "the certificate depends on the other examples of the batch or their order")
+    if certificate.certifies == "model":
+        _check_truth(net, x, result, threat)
+
+
+def _check_truth(net: nn.Module, x: Tensor, result: CertificateResult, threat: ThreatModel) -> None:
+    """Nothing that random points and PGD find just inside the radius changes the prediction."""
+    proved = result.radius > 0
+    stated = result.prediction
+    said = _logits(net, x).argmax(1)
+    _say((said == stated)[proved].all(), "a certificate names another class than the model predicts")
+    low, high = threat.box
+    radius = (result.radius.to(x.dtype) * (1 - 1e-4)).clamp(max=(high - low) * x[0].numel())
+    radius = radius.clamp(max=high - low) if threat.norm == "linf" else radius
+    radius = result.radius.floor() if threat.norm == "l0" else radius
+    rows = proved.nonzero()[:, 0]
+    if len(rows) == 0:
+        return
+    inside = threat.with_epsilon(radius[rows])
+    for seed in range(10):
+        point = inside.around(x[rows]).random_start(KeyedGenerator(seed, rows))
+        same = _logits(net, point).argmax(1) == stated[rows]
+        _say(same.all(), "a random image within the certified radius has another prediction")
+    found = PGD(40, restarts=2)(net, x[rows], stated[rows], threat=inside, generator=KeyedGenerator(0, rows))
+    _say(not found.broken.any(), "PGD finds an adversarial example within the certified radius")

@@ -1,5 +1,10 @@
 """Every registered attack and objective under the common contract, and broken ones that it has to catch."""
 
+import copy
+import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -7,41 +12,63 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustly.attacks import ATTACKS, PGD, AttackResult
+from robustly.attacks import ATTACKS, PGD, AttackResult, fgsm, r_fgsm
 from robustly.attacks.contract import frozen
-from robustly.objectives import OBJECTIVES, Goal
+from robustly.certification import CertificateResult
+from robustly.objectives import OBJECTIVES, Goal, margin
 from robustly.randomness import KeyedGenerator
-from robustly.testing import check_attack, check_objective
+from robustly.testing import check_attack, check_certificate, check_objective
 from robustly.threat import ThreatModel
 
 THREATS = (ThreatModel("linf", 0.15), ThreatModel("l2", 0.5), ThreatModel("l1", 1.2), ThreatModel("l0", 3))
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_presets_keep_the_contract(name: str) -> None:
-    check_attack(ATTACKS[name], THREATS, targeted=True)
+FULL_LENGTH = """
+from robustly.attacks import ATTACKS
+from robustly.testing import check_attack
+from robustly.threat import ThreatModel
+threats = (ThreatModel("linf", 0.15), ThreatModel("l2", 0.5), ThreatModel("l1", 1.2), ThreatModel("l0", 3))
+for attack in ATTACKS.values():
+    check_attack(attack, threats, targeted=True)
+print(len(ATTACKS))
+"""
+
+
+def test_presets_keep_the_contract() -> None:
+    """As authors of parts run it: without pytest, and without the shape checker, which costs minutes."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_LENGTH],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(len(ATTACKS))
 
 
 @pytest.mark.parametrize(
     "attack",
     [
-        PGD(5, restarts=3),
-        PGD(5, early_stop=False),
-        PGD(5, start="gaussian"),
-        PGD(5, start="halfway"),
-        PGD(5, start="none", step_size=0.05),
-        PGD(5, OBJECTIVES["probability_margin"]),
+        fgsm(),
+        r_fgsm(),
+        PGD(2, margin, relative_step_size=0.25),
+        PGD(2, restarts=2),
+        PGD(2, early_stop=False),
+        PGD(2, start="gaussian"),
+        PGD(2, OBJECTIVES["probability_margin"], start="none", step_size=0.05),
         PGD(0),
     ],
-    ids=lambda attack: f"{attack.steps}-{attack.restarts}-{attack.start}-{attack.objective.__name__}",
+    ids=["fgsm", "r_fgsm", "cw", "restarts", "no-active-set", "gaussian", "probability-margin", "no-steps"],
 )
-def test_variants_of_pgd_keep_the_contract(attack: PGD) -> None:
+def test_variants_of_pgd_keep_the_contract_and_their_shapes(attack: PGD) -> None:
     check_attack(attack, THREATS, targeted=True)
 
 
 def test_an_epsilon_that_covers_the_box() -> None:
     check_attack(
-        PGD(3), (ThreatModel("linf", 1), ThreatModel("l2", 50), ThreatModel("l1", 500), ThreatModel("l0", 400))
+        PGD(2), (ThreatModel("linf", 1), ThreatModel("l2", 50), ThreatModel("l1", 500), ThreatModel("l0", 400))
     )
 
 
@@ -59,10 +86,22 @@ class Spoilt:
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor | Goal, *, threat: ThreatModel, generator: KeyedGenerator
     ) -> AttackResult:
-        def honest(x: Tensor = x, generator: KeyedGenerator = generator, **changes: object) -> AttackResult:
-            return replace(PGD(4), **changes)(model, x, y, threat=threat, generator=generator)
+        def honest(
+            y: Tensor | Goal = y,
+            threat: ThreatModel = threat,
+            generator: KeyedGenerator = generator,
+            **changes: object,
+        ) -> AttackResult:
+            return replace(PGD(2), **changes)(model, x, y, threat=threat, generator=generator)
 
         return self.spoil(honest, model, x, y, generator)
+
+
+def unchecked(result, **changes):
+    """A result with shapes that the shape checker of these tests would stop before the contract sees them."""
+    changed = copy.copy(result)
+    vars(changed).update(changes)
+    return changed
 
 
 def leaves_the_ball(honest, model, x, y, generator):
@@ -101,9 +140,12 @@ def has_no_seed(honest, model, x, y, generator):
 
 
 def writes_gradients(honest, model, x, y, generator):
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     with torch.inference_mode(False), torch.enable_grad():
-        if len(x) > 1:
-            nn.functional.cross_entropy(model(x.clone()), y if isinstance(y, Tensor) else y.y).backward()
+        model(x.clone()).sum().backward()
+    for module, training in modes:
+        module.training = training
     return honest()
 
 
@@ -120,16 +162,18 @@ def freezes_parameters(honest, model, x, y, generator):
 
 
 def moves_running_statistics(honest, model, x, y, generator):
-    with torch.no_grad():
-        if len(x) > 1:
-            model(x)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.num_batches_tracked += 1
     return honest()
 
 
 def forgets_the_model_after_an_error(honest, model, x, y, generator):
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     result = honest()
-    model.train()
+    for module, training in modes:
+        module.training = training
     return result
 
 
@@ -138,36 +182,217 @@ def changes_the_dtype(honest, model, x, y, generator):
     return replace(result, x_adv=result.x_adv.double())
 
 
+def drops_failures(honest, model, x, y, generator):
+    result = honest()
+    return unchecked(result, x_adv=result.x_adv[result.broken])
+
+
 def swallows_nan(honest, model, x, y, generator):
     result = honest()
     return replace(result, broken=result.broken & ~result.invalid, invalid=torch.zeros_like(result.invalid))
 
 
+def counts_nan_as_robust(honest, model, x, y, generator):
+    result = honest()
+    return replace(result, broken=result.broken & ~result.invalid)
+
+
+def changes_what_it_is_given(honest, model, x, y, generator):
+    result = honest()
+    x += 0.0001
+    return result
+
+
+def moves_the_global_random_state(honest, model, x, y, generator):
+    torch.rand(1)
+    return honest()
+
+
+def returns_doubles(honest, model, x, y, generator):
+    result = honest()
+    return replace(result, x_adv=result.x_adv.double())
+
+
+def returns_singles(honest, model, x, y, generator):
+    result = honest()
+    return replace(result, x_adv=result.x_adv.float())
+
+
+def returns_a_gradient(honest, model, x, y, generator):
+    result = honest()
+    with torch.inference_mode(False):
+        return replace(result, x_adv=result.x_adv.clone().requires_grad_())
+
+
+def loses_the_memory_format(honest, model, x, y, generator):
+    result = honest()
+    return replace(result, x_adv=result.x_adv.contiguous())
+
+
+def swallows_errors(honest, model, x, y, generator):
+    try:
+        return honest()
+    except Exception:
+        modes = [(module, module.training) for module in model.modules()]
+        result = replace(PGD(0, start="none"))(model, x, y, threat=ThreatModel("linf", 0), generator=generator)
+        for module, training in modes:
+            module.training = training
+        return result
+
+
+def hides_its_cost(honest, model, x, y, generator):
+    result = honest()
+    return replace(result, forwards=result.forwards.clamp(max=1))
+
+
+def calls_a_constant_broken(honest, model, x, y, generator):
+    result = honest()
+    flat = not list(model.parameters()) and not list(model.children())
+    return replace(result, broken=torch.ones_like(result.broken)) if flat else result
+
+
+def moves_without_a_radius(honest, model, x, y, generator):
+    return honest(threat=ThreatModel("linf", 0.15))
+
+
+def says_too_near(honest, model, x, y, generator):
+    result = honest()
+    return replace(result, distance=torch.where(result.broken, result.distance, 1e-3), beyond=result.x_adv)
+
+
+def finds_beyond_without_showing(honest, model, x, y, generator):
+    result = honest()
+    return replace(result, distance=torch.where(result.broken, result.distance, 9.0))
+
+
+def shows_beyond_what_is_right(honest, model, x, y, generator):
+    result = honest()
+    beyond = (x - 0.3).clamp(0, 1)
+    distance = ThreatModel("linf", 1).distance(beyond, x)
+    return replace(result, distance=torch.where(result.broken, result.distance, distance), beyond=beyond)
+
+
+def misses_the_target(honest, model, x, y, generator):
+    if isinstance(y, Goal):
+        result = honest(y=y.y)
+        return replace(result, broken=torch.ones_like(result.broken))
+    return honest()
+
+
+def works_in_the_precision_around_it(honest, model, x, y, generator):
+    if torch.is_autocast_enabled("cpu"):
+        result = honest()
+        return replace(result, broken=~result.broken)
+    return honest()
+
+
+def has_no_room_for_nobody(honest, model, x, y, generator):
+    result = honest()
+    return unchecked(result, broken=result.broken[:, None]) if len(x) == 0 else result
+
+
+def test_the_frame_of_the_broken_attacks_is_honest() -> None:
+    check_attack(Spoilt(lambda honest, *rest: honest()), THREATS[:1], targeted=True)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "sentence"),
     [
-        leaves_the_ball,
-        leaves_the_box,
-        boasts,
-        gives_other_distances,
-        attacks_what_is_wrong_already,
-        depends_on_the_batch,
-        has_no_seed,
-        writes_gradients,
-        leaves_eval_mode,
-        freezes_parameters,
-        moves_running_statistics,
-        forgets_the_model_after_an_error,
-        changes_the_dtype,
-        swallows_nan,
+        (leaves_the_ball, "leaves the ball"),
+        (leaves_the_box, "leaves the ball or the box"),
+        (boasts, "called broken that the model still has right"),
+        (gives_other_distances, "distance is not that of the image"),
+        (attacks_what_is_wrong_already, "already wrong are changed"),
+        (depends_on_the_batch, "depend on the other images"),
+        (has_no_seed, "global random state"),
+        (writes_gradients, r"\.grad of a parameter is written"),
+        (leaves_eval_mode, "train or eval mode is changed"),
+        (freezes_parameters, "requires_grad is changed"),
+        (moves_running_statistics, "buffers of the model are changed"),
+        (forgets_the_model_after_an_error, "mode is changed when the model raises"),
+        (drops_failures, "changes the shape"),
+        (swallows_nan, "not reported as invalid"),
+        (counts_nan_as_robust, "counts as robust"),
+        (changes_what_it_is_given, "caller's images or labels"),
+        (moves_the_global_random_state, "global random state"),
+        (returns_doubles, "changes the dtype"),
+        (returns_singles, "changes the dtype"),
+        (returns_a_gradient, "carry a gradient"),
+        (loses_the_memory_format, "memory format"),
+        (swallows_errors, "swallowed"),
+        (hides_its_cost, "forward passes, the attack reports"),
+        (calls_a_constant_broken, "constant model is called broken"),
+        (moves_without_a_radius, "epsilon 0 changes an image"),
+        (says_too_near, "within epsilon is not broken"),
+        (finds_beyond_without_showing, "nothing was found for"),
+        (shows_beyond_what_is_right, "beyond epsilon is given that the model still has right"),
+        (misses_the_target, "target is called reached"),
+        (works_in_the_precision_around_it, "differ inside autocast"),
+        (has_no_room_for_nobody, r"not \(N,\)"),
     ],
 )
-def test_the_contract_catches_an_attack_that(spoil: Callable[..., AttackResult]) -> None:
+def test_the_contract_catches_an_attack_that(spoil: Callable[..., AttackResult], sentence: str) -> None:
     torch.manual_seed(0)
-    check_attack(Spoilt(lambda honest, *rest: honest()), THREATS[:2])
-    with pytest.raises(AssertionError):
-        check_attack(Spoilt(spoil), THREATS[:2])
+    with pytest.raises(AssertionError, match=sentence):
+        check_attack(Spoilt(spoil), THREATS[:1], targeted=True)
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Exact for a linear model: the distance to the nearest plane between two classes (Hoelder's inequality)."""
+
+    stretch: float = 1.0
+    spoil: Callable[[nn.Module, Tensor, CertificateResult], CertificateResult] = lambda net, x, result: result
+    certifies: str = "model"
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, generator: KeyedGenerator
+    ) -> CertificateResult:
+        weight = next(model.parameters()).detach()
+        dual = {"linf": 1, "l2": 2, "l1": float("inf")}[threat.norm]
+        with torch.no_grad():
+            logits = model(x)
+        prediction = logits.argmax(1)
+        gap = logits.gather(1, prediction[:, None]) - logits
+        slope = (weight[prediction][:, None] - weight[None]).norm(p=dual, dim=2)
+        radius = (gap / slope).scatter(1, prediction[:, None], torch.inf).amin(1)
+        return self.spoil(model, x, CertificateResult(prediction, self.stretch * radius))
+
+
+def linear_problem() -> tuple[nn.Module, Tensor, Tensor]:
+    net = nn.Sequential(nn.Linear(5, 3))
+    net[0].weight.data = KeyedGenerator(1, torch.arange(3)).normal(5)
+    x = KeyedGenerator(2, torch.arange(12)).uniform(5) * 0.2 + 0.4
+    net[0].bias.data = -net[0].weight.data.sum(1) / 2
+    return net, x, torch.zeros(12, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("threat", THREATS[:3], ids=str)
+def test_a_true_certificate_passes_and_one_that_is_a_tenth_too_long_does_not(threat: ThreatModel) -> None:
+    net, x, y = linear_problem()
+    check_certificate(Margin(), net, x, y, threat)
+    with pytest.raises(AssertionError, match=r"PGD finds an adversarial example|random image"):
+        check_certificate(Margin(stretch=1.1), net, x, y, threat)
+    check_certificate(Margin(stretch=1.1, certifies="another model"), net, x, y, threat)  # nobody can tell
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda net, x, found: replace(found, radius=found.radius - 1), "negative"),
+        (lambda net, x, found: replace(found, prediction=2 - found.prediction), "another class than the model"),
+        (lambda net, x, found: replace(found, radius=found.radius / len(x)), "depends on the other examples"),
+        (lambda net, x, found: replace(found, radius=found.radius * torch.rand(1)), "same seed gives another"),
+        (lambda net, x, found: (net.eval(), found)[1], "train or eval mode"),
+        (lambda net, x, found: (net[0].bias.data.add_(0.01), found)[1], "changes parameters"),
+        (lambda net, x, found: unchecked(found, radius=found.radius[:, None]), "one radius and class per example"),
+    ],
+)
+def test_the_contract_catches_certificates_that_are_wrong(spoil: Callable[..., object], sentence: str) -> None:
+    net, x, y = linear_problem()
+    with pytest.raises(AssertionError, match=sentence):
+        inspect.unwrap(check_certificate)(Margin(spoil=spoil), net, x, y, THREATS[1])
 
 
 def test_the_contract_catches_objectives_that_are_wrong() -> None:

@@ -168,10 +168,12 @@ def test_an_l1_step_leaves_out_what_the_box_stops() -> None:
 
 def test_default_steps_cross_the_ball() -> None:
     x = torch.full((2, 3, 8, 8), 0.5)
-    for norm in ("linf", "l2", "l1"):
+    for norm in ("linf", "l2"):
         ball = around(norm, x, (0.0, 1.0))
         assert torch.allclose(ball.default_step_size(10), 0.25 * ball.radius)
         assert torch.equal(ball.default_step_size(0), 2.5 * ball.radius)
+    sparse = around("l1", x, (0.0, 1.0))
+    assert torch.allclose(sparse.default_step_size(50), 0.2 * sparse.radius)
     assert torch.allclose(around("l0", x, (0.0, 1.0)).default_step_size(10), torch.tensor(L0_STEP_SHARE * 192))
 
 

@@ -136,6 +136,10 @@ def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: ThreatModel) -> tu
         raise AttackError(f"images must be floats in {list(threat.box)}, got {x.dtype}: divide uint8 by 255")
     if goal.y.shape != x.shape[:1] or goal.y.dtype != torch.int64:
         raise AttackError(f"labels must be int64 of shape ({len(x)},), got {goal.y.dtype} of {tuple(goal.y.shape)}")
+    if goal.target is not None and (goal.target.shape != goal.y.shape or goal.target.dtype != torch.int64):
+        raise AttackError(
+            f"target classes must be int64 of shape ({len(x)},), got {goal.target.dtype} of {tuple(goal.target.shape)}"
+        )
     low, high = threat.box
     if x.numel() and not (bool(x.amin() >= low) and bool(x.amax() <= high)):
         raise AttackError(
@@ -157,8 +161,10 @@ def check_logits(logits: Tensor, goal: Goal) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(goal.y) or logits.shape[1] < 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise AttackError(f"the model must return logits ({len(goal.y)}, classes >= 2), got {shape}")
-    if len(goal.y) and not (int(goal.y.min()) >= 0 and int(goal.y.max()) < logits.shape[1]):
-        raise AttackError(
-            f"labels span {int(goal.y.min())}..{int(goal.y.max())}, the model has classes 0..{logits.shape[1] - 1}"
-        )
+    for name, classes in (("labels", goal.y), ("target classes", goal.target)):
+        if classes is None or len(classes) == 0:
+            continue
+        least, largest = int(classes.min()), int(classes.max())
+        if least < 0 or largest >= logits.shape[1]:
+            raise AttackError(f"{name} span {least}..{largest}, the model has classes 0..{logits.shape[1] - 1}")
     return logits

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks.contract import AttackError, AttackResult, Images, ModelMode, check_logits, frozen, prepare
-from robustly.balls import Ball
+from robustly.balls import Ball, laid_out_like
 from robustly.objectives import Goal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator
 from robustly.threat import ThreatModel
@@ -26,8 +26,8 @@ class PGD:
         steps: gradient steps per restart, at least 0.
         objective: what is maximised (`robustly.objectives`).
         step_size: length of a step in units of the images; not together with `relative_step_size`.
-        relative_step_size: length of a step as a share of epsilon. With neither, 2.5 epsilon / steps (l0: see
-            `balls.L0_STEP_SHARE`).
+        relative_step_size: length of a step as a share of epsilon. With neither, 2.5 epsilon / steps (l1, l0: see
+            `robustly.balls`).
         start: "random" (a random point of the threat set), "gaussian" (0.001 standard normal noise around the
             image, as TRADES), "halfway" (a step of epsilon / 2 in a random direction) or "none" (the image itself).
         restarts: independent starts in total; later ones see only what still stands.
@@ -74,6 +74,10 @@ class PGD:
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         x, goal = prepare(x, y, threat)
+        if len(generator.ids) != len(x):
+            raise AttackError(
+                f"every image needs its id: the generator has {len(generator.ids)} ids for {len(x)} images"
+            )
         if len(x) == 0:
             return _untouched(x)
         with frozen(model, self.mode, self.full_precision):
@@ -92,12 +96,12 @@ class PGD:
         if self.start == "random":
             return ball.random_start(generator.fold("start"))
         if self.start == "gaussian":
-            noise = generator.fold("start").normal(*ball.x.shape[1:]).to(ball.x)
+            noise = laid_out_like(ball.x, generator.fold("start").normal(*ball.x.shape[1:]))
             noisy = ball.x + GAUSSIAN_START * noise
             # TRADES evaluates its first gradient at the noisy image as it is; a verdict needs an allowed one
             return noisy if self.keep == "last" and self.steps > 0 else ball.project(noisy)
         if self.start == "halfway":
-            direction = generator.fold("start").normal(*ball.x.shape[1:]).to(ball.x)
+            direction = laid_out_like(ball.x, generator.fold("start").normal(*ball.x.shape[1:]))
             return ball.step(ball.x, direction, ball.radius / 2)
         return ball.x
 
@@ -114,6 +118,7 @@ class PGD:
             correct = correct + ~goal.reached(logits)
             x_adv = ball.step(x_adv, gradient, step_size)
         spent = result.forwards + self.steps
+        x_adv = laid_out_like(x, x_adv)  # steps take the memory format of the gradient
         return replace(result, x_adv=x_adv, correct_iterates=correct, forwards=spent, backwards=spent.clone())
 
     def _best_iterate(
@@ -185,7 +190,7 @@ def _ascent(
     logits = _widened(model(point))
     value = objective(logits, goal)
     (slope,) = torch.autograd.grad(value.sum(), point)
-    slope = slope.nan_to_num_(0.0, 0.0, 0.0)  # a slope that is no number points nowhere; the verdict is the logits'
+    slope = slope.nan_to_num(0.0, 0.0, 0.0)  # a slope that is no number points nowhere; the verdict is the logits'
     return logits.detach(), slope, value.detach().to(point.dtype)
 
 
