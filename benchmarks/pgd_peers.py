@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from robustly import PGD, ThreatModel
 from robustly.cli import main as robustly
+from robustly.data import load_test
 from robustly.randomness import KeyedGenerator
-from robustly.runs import held_out_images, load_trained, open_run
+from robustly.runs import evaluation_data, load_trained, open_run
 
 EPSILON, STEPS, ROUNDS, COUNT = 0.3, 20, 7, 500
 RESULTS = Path(__file__).parent / "results" / "pgd_peers.md"
@@ -36,8 +37,8 @@ def victim(folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
     if robustly(["train", "mnist5k/pgd_at", "--out", str(folder), *settings]) != 0:
         raise SystemExit("training failed")
     config = open_run(folder)
-    data = held_out_images(config)
-    model, _ = load_trained(folder, config, data, allow_code=False)
+    data = load_test(evaluation_data(config))
+    model, _ = load_trained(folder, config, data, trusts=lambda name: False)
     return model, data.floats(), data.labels
 
 

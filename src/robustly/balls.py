@@ -116,8 +116,7 @@ class L2Ball:
         return _project_flat(project_l2, self, x_adv)
 
     def step(self, x_adv: Images, gradient: Images, step_size: PerExample) -> Images:  # noqa: D102
-        length = gradient.flatten(1).norm(dim=1).clamp_min(_TINY)
-        return self.project(x_adv + gradient * per_example(step_size / length, x_adv))
+        return self.project(x_adv + _unit(gradient, 2) * per_example(step_size, x_adv))
 
     def random_start(self, generator: KeyedGenerator) -> Images:
         """Uniform in the ball, then projected on the box."""
@@ -193,8 +192,7 @@ class L0Ball:
 
     def step(self, x_adv: Images, gradient: Images, step_size: PerExample) -> Images:
         """A long step along the gradient of unit l1 length; the projection keeps what pays (PGD0)."""
-        length = gradient.flatten(1).abs().sum(1).clamp_min(_TINY)
-        return self.project(x_adv + gradient * per_example(step_size / length, x_adv))
+        return self.project(x_adv + _unit(gradient, 1) * per_example(step_size, x_adv))
 
     def random_start(self, generator: KeyedGenerator) -> Images:
         """Random pixels take random colours."""
@@ -215,6 +213,14 @@ class L0Ball:
 
     def select(self, index: Tensor) -> "L0Ball":  # noqa: D102
         return L0Ball(self.x[index], self.radius[index], self.box)
+
+
+def _unit(gradient: Images, order: int) -> Images:
+    """The gradient at unit norm, however small it is: the squares of a confident network's would underflow."""
+    largest = gradient.flatten(1).abs().amax(1)
+    scaled = gradient / per_example(torch.where(largest > 0, largest, 1.0), gradient)
+    length = torch.linalg.vector_norm(scaled.flatten(1), order, dim=1)
+    return scaled / per_example(torch.where(largest > 0, length, 1.0), gradient)
 
 
 def _project_flat(project: Callable[..., Tensor], ball: L1Ball | L2Ball, x_adv: Images) -> Images:

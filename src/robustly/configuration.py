@@ -122,7 +122,8 @@ class RunConfig:
     def digest(self) -> str:
         """Hash of everything that the trained weights depend on."""
         plain = self.as_plain()
-        relevant = {key: value for key, value in plain.items() if key not in ("recipe", "evaluation")}
+        relevant = {key: value for key, value in plain.items() if key not in ("recipe", "evaluation", "runtime")}
+        relevant["precision"] = self.runtime.precision
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"
 
 
@@ -130,7 +131,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same settings with files named from the root, so that the run is found from any folder."""
 
     def absolute(path: str) -> str:
-        return str(Path(path).resolve()) if Path(path).exists() else path
+        is_name = path == "mnist5k" or path.startswith("hf:")
+        return path if is_name or not Path(path).exists() else str(Path(path).resolve())
 
     def with_weights(model: ModelConfig) -> ModelConfig:
         return model if model.weights is None else replace(model, weights=absolute(model.weights))
@@ -306,6 +308,8 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
             if not words:
                 raise ConfigurationError(f"--{key} needs a value")
             value = words.pop(0)
+            if value.startswith("--"):
+                raise ConfigurationError(f"--{key} needs a value, got {value!r}")
         given.append((key, value))
     # a new name clears the settings of what was there before, so names go first, wherever they stand
     for key, value in sorted(given, key=lambda pair: not pair[0].endswith("name")):

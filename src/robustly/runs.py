@@ -1,6 +1,7 @@
 """A run folder: its settings, its networks and its data, put together from `config.yaml`."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from robustly.attacks.contract import check_logits, frozen
 from robustly.configuration import ConfigurationError, RunConfig, build_config
-from robustly.data import ImageData, load_splits, load_test
+from robustly.data import DataConfig, ImageData, load_splits
 from robustly.evaluation.evaluate import looks_like_probabilities
 from robustly.files import write_text
 from robustly.models import ModelConfig, build_model, load_weights
@@ -23,6 +24,8 @@ from robustly.training.loop import BEST, FINAL
 CONFIG = "config.yaml"
 EVALUATION = "evaluation"
 REPORT = "report.html"
+
+Trusts = Callable[[str], bool]
 
 
 class RunError(ValueError):
@@ -78,12 +81,12 @@ def read_yaml(path: Path) -> dict[str, object]:
     return content
 
 
-def build_job(config: RunConfig, allow_code: bool) -> Job:
+def build_job(config: RunConfig, trusts: Trusts) -> Job:
     """Everything that training needs, with every check that can be made beforehand.
 
     Args:
         config: the run's settings.
-        allow_code: whether a model named `package.module:factory` may be imported.
+        trusts: whether a model named `package.module:factory` may be imported.
 
     Raises:
         ValueError: settings, data or model that do not fit together.
@@ -92,10 +95,10 @@ def build_job(config: RunConfig, allow_code: bool) -> Job:
     check_guide(config.method, config.guide is not None)
     splits = load_splits(config.data)
     seed = config.seed
-    model = build_network(config.model, splits.train, derive_seed(seed, "model"), allow_code)
+    model = build_network(config.model, splits.train, derive_seed(seed, "model"), trusts)
     guide = None
     if config.guide is not None:
-        guide = build_network(config.guide, splits.train, derive_seed(seed, "guide"), allow_code)
+        guide = build_network(config.guide, splits.train, derive_seed(seed, "guide"), trusts)
     return Job(
         method=config.method,
         model=model,
@@ -111,7 +114,7 @@ def build_job(config: RunConfig, allow_code: bool) -> Job:
     )
 
 
-def build_network(config: ModelConfig, data: ImageData, seed: int, allow_code: bool) -> nn.Module:
+def build_network(config: ModelConfig, data: ImageData, seed: int, trusts: Trusts) -> nn.Module:
     """A network for a data set, tried on a few of its images.
 
     Raises:
@@ -119,7 +122,7 @@ def build_network(config: ModelConfig, data: ImageData, seed: int, allow_code: b
     """
     channels, height, width = data.shape
     fitted = config.for_images(data.num_classes, channels, (height, width))
-    model = build_model(fitted, seed, allow_code)
+    model = build_model(fitted, seed, trusts(config.name))
     try_network(model, data)
     return model
 
@@ -154,7 +157,7 @@ def try_network(model: nn.Module, data: ImageData) -> None:
         )
 
 
-def load_trained(folder: Path, config: RunConfig, data: ImageData, allow_code: bool) -> tuple[nn.Module, str]:
+def load_trained(folder: Path, config: RunConfig, data: ImageData, trusts: Trusts) -> tuple[nn.Module, str]:
     """The network of a run with its selected weights, and which these are.
 
     A finished run gives `model.safetensors`, an unfinished one its best checkpoint so far, a folder without
@@ -164,21 +167,20 @@ def load_trained(folder: Path, config: RunConfig, data: ImageData, allow_code: b
         RunError: there are no weights yet.
         ValueError: weights that are damaged or do not fit.
     """
-    model = build_network(config.model, data, derive_seed(config.seed, "model"), allow_code)
+    seed = derive_seed(config.seed, "model")
     for name in (FINAL, BEST):
         if (folder / name).is_file():
+            # what the run started from may be gone by now, and does not matter
+            model = build_network(replace(config.model, weights=None), data, seed, trusts)
             load_weights(model, folder / name)
             try_network(model, data)
             return model.eval(), name
     if config.model.weights is None:
         raise RunError(f"{folder} has no weights yet: train it, or name weights with --model.weights FILE")
-    return model.eval(), config.model.weights
+    return build_network(config.model, data, seed, trusts).eval(), config.model.weights
 
 
-def held_out_images(config: RunConfig) -> ImageData:
-    """The test images of a run, as many as it evaluates on."""
-    limit = config.evaluation.count
-    data = config.data
-    if limit is not None and data.test_limit is None:
-        data = replace(data, test_limit=limit, subset="first")
-    return load_test(data)
+def evaluation_data(config: RunConfig) -> DataConfig:
+    """Where a run's test images come from, as many as it evaluates on."""
+    limits = [limit for limit in (config.data.test_limit, config.evaluation.count) if limit is not None]
+    return replace(config.data, test_limit=min(limits)) if limits else config.data

@@ -93,6 +93,36 @@ def test_audit_fails_with_other_weights(run: Path, tmp_path: Path, capsys: pytes
     assert "FAILED the weights" in capsys.readouterr().out
 
 
+def test_a_run_is_evaluated_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--data.split_seed", "7"], ["--model.weights", "other.safetensors"], ["--training.epochs", "3"]):
+        assert f"evaluate takes no {words[0]}" in refusal(capsys, "evaluate", str(run), "--overwrite", *words)
+    assert (
+        main(["evaluate", str(run), "--overwrite", "--evaluation.count", "20", "--evaluation.mode", "worst_case"])
+        == 0
+    )
+    assert main(["audit", str(run), "--rerun", "4"]) == 0
+    assert "20 images" in capsys.readouterr().out
+    assert main(["evaluate", str(run), "--overwrite"]) == 0
+
+
+def test_a_name_that_was_typed_trusts_that_name_only(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "evil.py").write_text("raise SystemExit('code was run')\n")
+    recipe = {
+        "data": {"source": "mnist5k"},
+        "model": {"name": "evil:make"},
+        "method": {"labels": "guide", "inner": "pgd", "loss": "dynat"},
+    }
+    (here / "sent.yaml").write_text(yaml.safe_dump(recipe))
+    assert "not allowed" in refusal(capsys, "train", "sent.yaml", "--guide.name", "small_cnn")
+
+
+def test_markup_in_names_is_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "mnist5k/standard", "--out", "x[/y] [bold]z", *SMALL]) == 0
+    assert "x[/y] [bold]z" in capsys.readouterr().out
+    assert main(["evaluate", "x[/y] [bold]z", "--evaluation.count", "10"]) == 0
+    assert main(["report", "x[/y] [bold]z"]) == 0
+
+
 def test_nothing_is_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "exists already" in refusal(capsys, "train", "mnist5k/standard", "--out", str(run))
     assert "--overwrite" in refusal(capsys, "evaluate", str(run))
@@ -116,6 +146,8 @@ REFUSED = [
     (["train", "mnist5k/dynat", "--training.epochs", "many"], "training.epochs: expected"),
     (["train", "mnist5k/dynat", "--training.epochs", "0"], "epochs must be at least 1"),
     (["train", "mnist5k/dynat", "--training.epochs"], "--training.epochs needs a value"),
+    (["train", "mnist5k/dynat", "--training.epochs", "--seed", "3"], "--training.epochs needs a value"),
+    (["train", "mnist5k/dynat", "--optimizer.nesterov", "true"], "nesterov"),
     (["train", "mnist5k/dynat", "--threat", "linf:8"], "did you mean 8/255?"),
     (["train", "mnist5k/dynat", "--threat", "linf:-0.1"], "at least 0"),
     (["train", "mnist5k/dynat", "--threat", "linf:nan"], "finite number"),
@@ -145,6 +177,7 @@ REFUSED = [
     (["train", "mnist5k/dynat", "--resume", "nowhere"], "give no recipe"),
     (["evaluate", "nowhere"], "no run folder"),
     (["audit", "nowhere"], "no run folder"),
+    (["audit", "nowhere", "--rerun", "-5"], "--rerun must be at least 1"),
     (["report", "nowhere"], "nowhere"),
     (["report", "a", "--training.epochs", "3"], "takes no settings"),
     (["recipes", "mnist5k/none"], "unknown recipe"),

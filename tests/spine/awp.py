@@ -20,7 +20,6 @@ class WeightPerturbation(ParameterPart):
     gamma: float = 0.01
 
     def before_outer(self, step: Step, loss: Callable[[Step], Tensor]) -> None:
-        buffers = {name: buffer.clone() for name, buffer in step.model.named_buffers()}
         matrices = {name: p for name, p in step.model.named_parameters() if p.ndim > 1 and p.requires_grad}
         slopes = torch.autograd.grad(loss(step.again()), list(matrices.values()), allow_unused=True)
         memory = step.remember(self)
@@ -29,8 +28,6 @@ class WeightPerturbation(ParameterPart):
                 mean = torch.zeros_like(weight) if slope is None else step.global_mean(slope)
                 memory[name] = self.gamma * weight.norm() * mean / (mean.norm() + 1e-20)
                 weight.add_(memory[name])
-            for name, buffer in step.model.named_buffers():
-                buffer.copy_(buffers[name])
 
     def after_step(self, step: Step) -> None:
         memory = step.remember(self)

@@ -146,7 +146,7 @@ def test_r_fgsm_is_a_random_half_step_and_a_gradient_half_step() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_on_a_slope_without_end_pgd_ends_at_the_best_allowed_image(norm: str) -> None:
-    """z = (-9, w x): the optimum is known in each norm; it breaks nothing, so that the search goes on to the end."""
+    """z = (-9, w x): the optimum is known in each norm; it breaks nothing, so that the search goes on."""
     weight = torch.tensor([3.0, -2.0, 1.0, 0.5])
     model = nn.Linear(4, 2)
     model.weight.data, model.bias.data = torch.stack([torch.zeros(4), weight]), torch.tensor([-9.0, 0.0])
@@ -167,7 +167,7 @@ def test_on_a_slope_without_end_pgd_ends_at_the_best_allowed_image(norm: str) ->
 def test_more_steps_and_restarts_never_lose(norm: str) -> None:
     """With one seed and one step size, the longer search has seen every point of the shorter one."""
     model = net(3)
-    x, y = batch(model)
+    y = batch(model)[1]
     threat = ThreatModel(norm, {"linf": 0.03, "l2": 0.15, "l1": 0.6, "l0": 1}[norm])
     step = {"linf": 0.01, "l2": 0.05, "l1": 0.2, "l0": 5.0}[norm]
     broken, value = torch.zeros(COUNT, dtype=torch.bool), torch.full((COUNT,), -torch.inf)
@@ -306,8 +306,9 @@ def test_no_answer_in_the_midst_of_a_search_is_invalid_and_not_robust(value: flo
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-@pytest.mark.parametrize("start", ["random", "gaussian", "halfway", "none"])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("norm", "start"), [*((norm, "random") for norm in NORMS), ("linf", "gaussian"), ("linf", "halfway")]
+)
 def test_images_keep_their_memory_format(norm: str, start: str, keep: str) -> None:
     model = net().to(memory_format=torch.channels_last)
     x, y = batch(model)

@@ -94,9 +94,9 @@ def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = Tr
 
     Args:
         model: the model under attack; its parameters ask for no gradient inside.
-        mode: "eval"; "train" (batch statistics, which also update the running ones: what a training method may
-            ask for); or "train_nostat" (batch statistics, running ones left alone).
-        full_precision: whether to switch autocast off.
+        mode: "eval"; "train" (the modes are left as they are: under training, batch statistics that also update the
+            running ones); or "train_nostat" (batch statistics, running ones left alone).
+        full_precision: whether to switch autocast and TF32 off.
     """
     training = [(module, module.training) for module in model.modules()]
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
@@ -104,7 +104,10 @@ def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = Tr
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = next((p.device.type for p in model.parameters()), "cpu")
     autocast = torch.autocast(device, enabled=not full_precision and torch.is_autocast_enabled(device))
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
+        if full_precision:  # 10-bit mantissas would give other verdicts than the CPU that audits them
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         for parameter in wanted:
             parameter.requires_grad_(False)
         if mode == "eval":
@@ -117,6 +120,7 @@ def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = Tr
         with torch.inference_mode(False), torch.enable_grad(), autocast:
             yield
     finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         for parameter in wanted:
             parameter.requires_grad_(True)
         for module, was_training in training:
@@ -138,7 +142,8 @@ def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: ThreatModel) -> tu
         raise AttackError(f"labels must be int64 of shape ({len(x)},), got {goal.y.dtype} of {tuple(goal.y.shape)}")
     if goal.target is not None and (goal.target.shape != goal.y.shape or goal.target.dtype != torch.int64):
         raise AttackError(
-            f"target classes must be int64 of shape ({len(x)},), got {goal.target.dtype} of {tuple(goal.target.shape)}"
+            f"target classes must be int64 of shape ({len(x)},), got {goal.target.dtype} of "
+            f"{tuple(goal.target.shape)}"
         )
     low, high = threat.box
     if x.numel() and not (bool(x.amin() >= low) and bool(x.amax() <= high)):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks.contract import AttackError, AttackResult, Images, ModelMode, check_logits, frozen, prepare
-from robustly.balls import Ball, laid_out_like
+from robustly.balls import Ball, L0Ball, laid_out_like
 from robustly.objectives import Goal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator
 from robustly.threat import ThreatModel
@@ -22,18 +22,21 @@ GAUSSIAN_START = 0.001  # standard deviation of TRADES' start around the clean i
 class PGD:
     """Projected gradient ascent in the steepest direction of the threat's norm.
 
+    A robust example costs 1 + restarts * (steps + 1) forward and restarts * steps backward passes: the first
+    forward pass spares what is wrong already, the last of a restart looks at what its last step reached.
+
     Args:
         steps: gradient steps per restart, at least 0.
         objective: what is maximised (`robustly.objectives`).
         step_size: length of a step in units of the images; not together with `relative_step_size`.
-        relative_step_size: length of a step as a share of epsilon. With neither, 2.5 epsilon / steps (l1, l0: see
-            `robustly.balls`).
+        relative_step_size: length of a step as a share of epsilon (under l0, which counts pixels, the default is
+            taken instead). With neither, 2.5 epsilon / steps (l1, l0: see `robustly.balls`).
         start: "random" (a random point of the threat set), "gaussian" (0.001 standard normal noise around the
             image, as TRADES), "halfway" (a step of epsilon / 2 in a random direction) or "none" (the image itself).
         restarts: independent starts in total; later ones see only what still stands.
         early_stop: whether an example leaves the batch as soon as it is broken.
-        keep: "best" returns the first broken iterate, or else the iterate of highest objective, and costs one
-            forward pass more than steps; "last" returns the last iterate, unseen, as training methods do.
+        keep: "best" returns the first broken iterate, or else the iterate of highest objective; "last" returns the
+            last iterate, unseen, as training methods do, for steps forward and backward passes.
         mode: how batch normalisation behaves under attack; see `frozen`.
         full_precision: whether to switch autocast off. Verdicts are given in full precision; training may not care.
 
@@ -88,7 +91,7 @@ class PGD:
     def _step_sizes(self, ball: Ball) -> Float[Tensor, " n"]:
         if self.step_size is not None:
             return torch.full_like(ball.radius, self.step_size)
-        if self.relative_step_size is not None:
+        if self.relative_step_size is not None and not isinstance(ball, L0Ball):
             return ball.radius * self.relative_step_size
         return ball.default_step_size(self.steps)
 

@@ -1,6 +1,10 @@
 """Settings on the command line: which words are options of a command, and which change the configuration."""
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 from robustly.configuration import TOP_LEVEL
 
@@ -19,13 +23,63 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         key, equals, _ = word.removeprefix("--").partition("=")
         if word.startswith("--") and ("." in key or key in TOP_LEVEL):
             overrides.append(word)
-            if not equals and rest:
+            if not equals and rest and not rest[0].startswith("--"):
                 overrides.append(rest.pop(0))
         else:
             words.append(word)
     return words, overrides
 
 
-def names_model(overrides: Sequence[str]) -> bool:
-    """Whether the person at the keyboard named a model, and so trusts its code."""
-    return any(word.partition("=")[0] in ("--model.name", "--guide.name") for word in overrides)
+@dataclass(frozen=True)
+class Trust:
+    """Whose code may be imported: models `package.module:factory` that the person at the keyboard named.
+
+    Args:
+        names: names typed on this command line; what a file says is not among them.
+        everything: whether `--trust-code` was given.
+    """
+
+    names: frozenset[str] = frozenset()
+    everything: bool = False
+
+    def allows(self, name: str) -> bool:
+        """Whether a model of this name may be imported; the working folder is then searched, after all others."""
+        allowed = self.everything or name in self.names
+        if allowed and ":" in name and str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        return allowed
+
+
+def trust_in(overrides: Sequence[str], everything: bool) -> Trust:
+    """The trust that a command line expresses."""
+    pairs = pairwise([*overrides, ""])
+    typed = [(word.partition("=")[2] if "=" in word else value) for word, value in pairs if is_model_name(word)]
+    return Trust(frozenset(typed), everything)
+
+
+def is_model_name(word: str) -> bool:
+    """Whether a word of the command line names a model."""
+    return word.partition("=")[0] in ("--model.name", "--guide.name")
+
+
+def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -> None:
+    """A trained run is evaluated as it is: on its own test images, with its own weights.
+
+    Args:
+        overrides: settings from the command line.
+        names: the run's own model names, which may be typed again to trust their code.
+
+    Raises:
+        ValueError: a setting that an evaluation of a run does not take.
+    """
+    rest = list(overrides)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        value = value if equals else (rest.pop(0) if rest else "")
+        free = key in ("threat", "seed", "runtime.device") or key.startswith("evaluation.")
+        if not free and not (is_model_name(word) and value in names):
+            raise ValueError(
+                f"evaluate takes no --{key} for a run that exists: allowed are --threat, --seed, --evaluation.* "
+                "and --runtime.device; to test other weights or data, name a new folder"
+            )

@@ -1,15 +1,17 @@
 """`robustly audit`."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
+from robustly.cli.arguments import Trust
 from robustly.configuration import build_config
+from robustly.data import load_test
 from robustly.evaluation import SUITES, Check, EvidenceError, Subject, audit, read_evidence
-from robustly.runs import EVALUATION, held_out_images, load_trained, open_run
+from robustly.runs import EVALUATION, load_trained, open_run
 from robustly.runtime import Runtime
 
 
@@ -19,8 +21,9 @@ def run_audit(folder: Path, rerun: int, trust_code: bool) -> int:
     Raises:
         ValueError: no run there, weights or data that cannot be read.
     """
-    sys.path.insert(0, str(Path.cwd()))
     console = Console()
+    if rerun < 1:
+        raise ValueError(f"--rerun must be at least 1, got {rerun}")
     config = open_run(folder)
     target = folder / EVALUATION
     try:
@@ -31,8 +34,8 @@ def run_audit(folder: Path, rerun: int, trust_code: bool) -> int:
         _say(console, Check("the evidence is complete and readable", str(error)))
         return 1
     config = replace(config, data=build_config({"data": data_settings}).data)
-    data = held_out_images(config)
-    model, _ = load_trained(folder, config, data, trust_code)
+    data = load_test(config.data)
+    model, _ = load_trained(folder, config, data, Trust(everything=trust_code).allows)
     device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     subject = Subject(model, data.to(device), config.threat)
@@ -47,4 +50,4 @@ def run_audit(folder: Path, rerun: int, trust_code: bool) -> int:
 def _say(console: Console, check: Check) -> None:
     mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
     tail = f": {check.problem}" if check.problem else ""
-    console.print(f"{mark} {check.name}{tail}", highlight=False, soft_wrap=True)
+    console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)

@@ -1,22 +1,24 @@
 """`robustly evaluate`."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from robustly.cli.arguments import names_model
+from robustly.cli.arguments import check_evaluation_overrides, is_model_name, trust_in
 from robustly.configuration import apply_overrides, build_config, with_absolute_paths
+from robustly.data import load_test
 from robustly.evaluation import SUITES, evaluate, write_evidence
 from robustly.evaluation.subject import Progress as Hears
-from robustly.runs import EVALUATION, RunError, create_run, held_out_images, load_trained, open_run
+from robustly.runs import EVALUATION, RunError, create_run, evaluation_data, load_trained, open_run
 from robustly.runtime import Runtime
 
 
@@ -27,18 +29,20 @@ def run_evaluation(folder: Path, overrides: list[str], trust_code: bool, overwri
         ValueError: anything that the user has to change.
         OSError: files that cannot be read or written.
     """
-    sys.path.insert(0, str(Path.cwd()))
-    is_new = not folder.exists() and names_model(overrides)
+    trust = trust_in(overrides, trust_code)
+    is_new = not folder.exists() and any(is_model_name(word) for word in overrides)
     if is_new:
         config = with_absolute_paths(build_config(apply_overrides({"recipe": "evaluation only"}, overrides)))
     else:
-        config = build_config(apply_overrides(open_run(folder).as_plain(), overrides))
+        stored = open_run(folder)
+        check_evaluation_overrides(overrides, [stored.model.name, stored.guide.name if stored.guide else ""])
+        config = build_config(apply_overrides(stored.as_plain(), overrides))
     target = folder / EVALUATION
     if target.exists() and not overwrite:
         raise RunError(f"{target} exists already: --overwrite replaces it")
-    data = held_out_images(config)
-    allow_code = trust_code or names_model(overrides)
-    model, checkpoint = load_trained(folder, config, data, allow_code)
+    source = evaluation_data(config)
+    data = load_test(source)
+    model, checkpoint = load_trained(folder, config, data, trust.allows)
     device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     console = Console()
@@ -57,21 +61,24 @@ def run_evaluation(folder: Path, overrides: list[str], trust_code: bool, overwri
     evidence.summary["run"] = folder.resolve().name
     evidence.summary["model"] |= {"name": config.model.name, "checkpoint": checkpoint}
     evidence.summary["data"] |= {"source": config.data.source, "split": "test"}
-    evidence.summary["data"]["settings"] = config.as_plain()["data"] | {
-        "test_limit": config.data.test_limit or config.evaluation.count
-    }
+    evidence.summary["data"]["settings"] = replace(config, data=source).as_plain()["data"]
     if is_new:
         create_run(folder, config)
     write_evidence(evidence, target)
     console.print(summary_table(evidence.summary))
-    console.print(f"evidence: {target}\nnext: robustly report {folder}", soft_wrap=True, highlight=False)
+    console.print(
+        f"evidence: {target}\nnext: robustly report {quote(str(folder))}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
     return 0
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Clean, every attack and the worst case, with their intervals."""
     threat, count = summary["threat"]["text"], summary["clean"]["count"]
-    table = Table(title=f"{summary['run']}: {count} images, {threat}", title_justify="left")
+    table = Table(title=escape(f"{summary['run']}: {count} images, {threat}"), title_justify="left")
     table.add_column("attack")
     table.add_column("accuracy", justify="right")
     table.add_column("95 % interval", justify="right")
@@ -82,7 +89,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         numbers = summary["attacks"][attack["name"]]
         passes = numbers["mean_forwards"] + numbers["mean_backwards"]
         table.add_row(
-            attack["title"], *_numbers(numbers), f"{100 * numbers['accuracy_8bit']:.1f} %", f"{passes:.0f}"
+            escape(attack["title"]), *_numbers(numbers), f"{100 * numbers['accuracy_8bit']:.1f} %", f"{passes:.0f}"
         )
     worst = summary["worst_case"]
     table.add_row("worst case", *_numbers(worst), f"{100 * worst['accuracy_8bit']:.1f} %", "", style="bold")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from robustly.reports import RunEvidence, read_run, write_report
@@ -23,7 +24,7 @@ def run_report(runs: Sequence[Path], out: Path | None) -> int:
     console = Console()
     if len(runs) > 1:
         console.print(_comparison([read_run(run) for run in runs]))
-    console.print(f"report: {written.resolve().as_uri()}", soft_wrap=True, highlight=False)
+    console.print(f"report: {written.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
@@ -34,11 +35,11 @@ def _comparison(runs: Sequence[RunEvidence]) -> Table:
     table = Table(title="accuracy in %, with 95 % intervals", title_justify="left")
     table.add_column("run")
     for title in ("clean", *titles, "worst case"):
-        table.add_column(title, justify="right")
+        table.add_column(escape(title), justify="right")
     for name, found in evaluations:
         by_title = {attack.title: attack.robust for attack in found.attacks}
         shares = [found.clean, *(by_title.get(title) for title in titles), found.worst_case]
-        table.add_row(name, *("-" if share is None else _cell(share) for share in shares))
+        table.add_row(escape(name), *("-" if share is None else _cell(share) for share in shares))
     return table
 
 

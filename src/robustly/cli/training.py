@@ -1,12 +1,12 @@
 """`robustly train`."""
 
 import os
-import sys
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 
-from robustly.cli.arguments import names_model
+from robustly.cli.arguments import trust_in
 from robustly.cli.progress import observer_for
 from robustly.cli.recipes import read_recipe
 from robustly.configuration import RunConfig, apply_overrides, build_config, with_absolute_paths
@@ -24,7 +24,6 @@ def run_training(
         ValueError: anything that the user has to change.
         OSError: files that cannot be read or written.
     """
-    sys.path.insert(0, str(Path.cwd()))  # a model of the user's own lives where the command is given
     if resume is not None:
         if recipe is not None or overrides or out is not None:
             raise ValueError("--resume goes on with the settings of the run: give no recipe, --out or settings")
@@ -36,7 +35,7 @@ def run_training(
         folder = out or Path("runs") / config.recipe.replace("/", "_")
         if _leads():
             refuse_existing(folder)
-    job = build_job(config, trust_code or names_model(overrides))
+    job = build_job(config, trust_in(overrides, trust_code).allows)
     runtime = Runtime(config.runtime)
     console = Console(quiet=runtime.rank != 0)
     if runtime.rank == 0 and resume is None:
@@ -47,12 +46,15 @@ def run_training(
         try:
             outcome = train(job, runtime, folder, config_digest=config.digest(), observer=observer)
         except KeyboardInterrupt:
-            console.print(f"\nstopped; go on with: robustly train --resume {folder}", soft_wrap=True)
+            console.print(
+                f"\nstopped; go on with: robustly train --resume {quote(str(folder))}", soft_wrap=True, markup=False
+            )
             raise
     console.print(
         f"finished {outcome.epochs} epochs in {outcome.seconds:.0f} s, best epoch {outcome.best_epoch}\n"
-        f"next: robustly evaluate {folder}",
+        f"next: robustly evaluate {quote(str(folder))}",
         soft_wrap=True,
+        markup=False,
         highlight=False,
     )
     return 0
@@ -67,5 +69,6 @@ def _say_what(console: Console, config: RunConfig, folder: Path) -> None:
     console.print(
         f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat} -> {folder}",
         soft_wrap=True,
+        markup=False,
         highlight=False,
     )

@@ -1,6 +1,7 @@
 """Suites of attacks, the evidence that they leave, and the audit that re-checks it."""
 
-from robustly.evaluation.audit import Audit, Check, audit
+from robustly.evaluation.audit import Audit, audit
+from robustly.evaluation.check import Check
 from robustly.evaluation.evaluate import EvaluationError, evaluate
 from robustly.evaluation.evidence import Evidence, EvidenceError, read_evidence, write_evidence
 from robustly.evaluation.subject import Subject

@@ -9,35 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustly.evaluation.check import Check
+from robustly.evaluation.describe import describe
 from robustly.evaluation.evidence import CURVE, IMAGES, SUMMARY, TABLE, Evidence, EvidenceError, read_evidence
-from robustly.evaluation.subject import Subject, attack_generator, round_to_8_bits
+from robustly.evaluation.rerun import again
+from robustly.evaluation.subject import Subject, round_to_8_bits
 from robustly.evaluation.suites import Suite, settings
 from robustly.evaluation.summary import contradictions, figures
 from robustly.files import file_sha256
 from robustly.models import weights_hash
-from robustly.randomness import shuffled
 from robustly.threat import ThreatModel, parse_threat
 
 _TIE = 1e-4  # logit difference below which another machine's rounding may decide
-_RERUN_SHARE = 0.02  # of the examples attacked again, the share that rounding may let fall
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was re-checked.
-
-    Args:
-        name: what, in a few words.
-        problem: what is wrong, or an empty text.
-    """
-
-    name: str
-    problem: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problem
 
 
 @dataclass(frozen=True)
@@ -57,8 +40,8 @@ def audit(folder: Path, subject: Subject, suite: Suite | None, *, rerun: int = 3
 
     The files are what the summary hashed; the data and the weights are those that it names; every image that is
     said to be broken lies in the ball and the box and is misclassified; every row agrees with the images; every
-    printed number follows from the rows; certificates come out again; and a sample of the examples that stood is
-    attacked again.
+    printed number follows from the rows; certificates come out again; and a sample of the examples that
+    stood, another one each time, is attacked again.
 
     Args:
         folder: the evaluation's folder.
@@ -89,9 +72,10 @@ def _checks(folder: Path, evidence: Evidence, subject: Subject, suite: Suite | N
     yield _files(folder, summary)
     weights = weights_hash(subject.model)
     named = summary["model"]["weights_sha256"]
-    yield Check(
-        f"the weights are those named ({named[:12]}...)", "" if weights == named else f"they hash to {weights}"
-    )
+    same = "" if weights == named else f"they hash to {weights}: the evaluation is of another checkpoint"
+    yield Check(f"the weights are those named ({named[:12]}...)", same)
+    if same:
+        return
     digest = subject.data.digest()
     yield Check(
         "the images are those named", "" if digest == summary["data"]["sha256"] else f"they hash to {digest}"
@@ -103,8 +87,11 @@ def _checks(folder: Path, evidence: Evidence, subject: Subject, suite: Suite | N
     if not same_rows:
         return
     yield _clean(table, subject)
+    expected = table["clean_prediction"] == table["label"]
     for name in attacks:
-        yield from _attack(name, evidence, subject, summary["suite"]["mode"])
+        yield from _attack(name, evidence, subject, expected)
+        if summary["suite"]["mode"] == "worst_case":
+            expected = expected & ~table[f"{name}.broken"]
     yield _worst_case(table, attacks)
     if summary["security_curve"] is not None:
         yield _curve(evidence, subject, summary["security_curve"]["epsilon"][1:])
@@ -114,8 +101,29 @@ def _checks(folder: Path, evidence: Evidence, subject: Subject, suite: Suite | N
     if certificates:
         yield Check("no example both certified and broken", f"{count} are" if count else "")
     yield _same_suite(summary, suite)
+    yield _gallery(evidence, subject)
     if suite is not None:
-        yield from _again(evidence, subject, suite, rerun)
+        yield _description(summary, describe(subject, suite, summary["suite"]["mode"]))
+        yield from again(evidence, subject, suite, rerun)
+
+
+def _description(summary: Mapping[str, Any], known: Mapping[str, Any]) -> Check:
+    """Threat, classes, titles and counts as the report prints them, derived anew."""
+    pairs = {
+        "threat": (summary["threat"], known["threat"]),
+        "suite": (summary["suite"], known["suite"]),
+        "data.classes": (summary["data"]["classes"], known["data"]["classes"]),
+        "data.count": (summary["data"]["count"], known["data"]["count"]),
+        "model.parameters": (summary["model"]["parameters"], known["model"]["parameters"]),
+    }
+    wrong = [name for name, (stated, derived) in pairs.items() if stated != derived]
+    return Check("what is said of threat, suite and data", f"not so: {', '.join(wrong)}" if wrong else "")
+
+
+def _gallery(evidence: Evidence, subject: Subject) -> Check:
+    rows, images = _placed(evidence, subject, "gallery")
+    same = torch.equal(images, subject.data.floats(rows)) if len(rows) else True
+    return Check("the originals shown are those of the data", "" if same else "they differ")
 
 
 def _certificate_subjects(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -161,13 +169,18 @@ def _disagree(logits: Tensor, said: Tensor) -> Tensor:
     return (behind > _TIE * logits.abs().amax(1).clamp_min(1.0)) | (said < 0) | (said >= logits.shape[1])
 
 
+def _tied(logits: Tensor) -> Tensor:
+    """Where the two largest logits are so close that rounding may decide."""
+    gap = logits.topk(2, dim=1).values.diff(dim=1).abs()[:, 0]
+    return gap <= _TIE * logits.abs().amax(1).clamp_min(1.0)
+
+
 def _first(table: Mapping[str, Tensor], wrong: Tensor) -> int:
     return int(table["id"][wrong.nonzero()[0, 0]])
 
 
-def _attack(name: str, evidence: Evidence, subject: Subject, mode: str) -> Iterator[Check]:
+def _attack(name: str, evidence: Evidence, subject: Subject, expected: Tensor) -> Iterator[Check]:
     table, data = evidence.table, subject.data
-    right = table["clean_prediction"] == table["label"]
     tried, invalid, broken = table[f"{name}.tried"], table[f"{name}.invalid"], table[f"{name}.broken"]
     shown = torch.isin(table["id"], evidence.images[f"{name}.ids"])
     found = tried & ~invalid & table[f"{name}.distance"].isfinite()
@@ -178,9 +191,9 @@ def _attack(name: str, evidence: Evidence, subject: Subject, mode: str) -> Itera
         problem = f"{int(differing.sum())} rows say otherwise than the images{where}"
     if bool((tried & ~invalid & broken & ~shown).any()):
         problem = "rows are said to be broken without an image"
-    if mode == "every" and not torch.equal(tried, right):
-        problem = "not every example that the model has right was attacked"
-    if bool((tried & ~right).any()) or bool((~right & ~broken).any()) or bool((invalid & ~broken).any()):
+    if not torch.equal(tried, expected):
+        problem = "not every example that still stood was attacked, or others were"
+    if bool((~expected & ~broken).any()) or bool((invalid & ~broken).any()) or bool((invalid & ~tried).any()):
         problem = "misclassified or unanswered images must count as broken"
     yield Check(f"{name}: rows and images agree", problem)
     if problem:
@@ -208,8 +221,7 @@ def _attack(name: str, evidence: Evidence, subject: Subject, mode: str) -> Itera
     yield Check(f"{name}: distances", f"{int(off.sum())} differ" if off.any() else "")
     rounded = subject.logits(lambda chunk: round_to_8_bits(x_adv[place[chunk]], data.floats(chunk)), rows).cpu()
     truth = (rounded.argmax(1) != label) & broken[here]
-    tie = rounded.topk(2, dim=1).values.diff(dim=1).abs()[:, 0] < _TIE
-    differ = (table[f"{name}.broken_8bit"][here] != truth) & ~tie
+    differ = (table[f"{name}.broken_8bit"][here] != truth) & ~_tied(rounded)
     unfounded = table[f"{name}.broken_8bit"] & ~broken
     count = int(differ.sum()) + int(unfounded.sum())
     yield Check(f"{name}: verdicts after rounding to 8 bits", f"{count} differ" if count else "")
@@ -247,6 +259,16 @@ def _curve(evidence: Evidence, subject: Subject, radii: list[float]) -> Check:
     distance = table[f"{CURVE}.distance"]
     right = table["clean_prediction"] == table["label"]
     tried = ~distance.isnan()
+    count = int(tried.sum())
+    if count == 0 or bool(tried[count:].any()):
+        return Check(name, "it is not drawn from the first examples")
+    attack = f"{evidence.summary['suite']['curve']}.distance"
+    grid = torch.tensor([*radii, torch.inf], dtype=torch.float64)
+    known = table[attack].double().nan_to_num(torch.inf)
+    reached = grid[torch.bucketize(known * (1 - 1e-5) - 1e-6, grid).clamp_max(len(radii))]
+    same_radius = (grid - evidence.summary["threat"]["epsilon"]).abs().min() < 1e-9
+    if same_radius and bool((distance[tried].double() > reached[tried] + 1e-6).any()):
+        return Check(name, "examples stand at a radius at which the table has them broken")
     if bool((tried & ~right & (distance != 0)).any()) or bool((tried & right & (distance == 0)).any()):
         return Check(name, "misclassified images must stand at distance 0, and no others")
     shown = torch.isin(table["id"], evidence.images[f"{CURVE}.ids"])
@@ -260,8 +282,8 @@ def _curve(evidence: Evidence, subject: Subject, radii: list[float]) -> Check:
     place = _places(rows, len(subject.data))
     logits = subject.logits(lambda chunk: x_adv[place[chunk]], rows).cpu()
     label = table["label"][here]
-    beaten = logits.gather(1, label[:, None])[:, 0] <= logits.amax(1) + 0.0
-    fooled = (logits.argmax(1) != label) & beaten
+    # an exact tie, which another machine may round the other way, counts as fooled
+    fooled = (logits.argmax(1) != label) | _tied(logits)
     bad = ~(on_grid & inside & fooled)
     return Check(name, f"{int(bad.sum())} images do not break the model at the radius stated" if bad.any() else "")
 
@@ -301,48 +323,3 @@ def _differences(expected: Any, stated: Any, where: str) -> Iterator[str]:
             yield where
     elif expected != stated:
         yield where
-
-
-def _again(evidence: Evidence, subject: Subject, suite: Suite, count: int) -> Iterator[Check]:
-    """Attack some standing examples again, and compute every certificate again."""
-    table, data = evidence.table, subject.data
-    for name, attack in suite.attacks.items():
-        if f"{name}.tried" not in table:
-            continue  # the suite differs, which has its own check
-        standing = (table[f"{name}.tried"] & ~table[f"{name}.broken"]).nonzero()[:, 0]
-        sample = standing[shuffled(len(standing), subject.seed, "audit", name)[:count]].sort().values
-        if len(sample) == 0:
-            continue
-        rows = sample.to(data.images.device)
-        found = attack(
-            subject.model,
-            data.floats(rows),
-            data.labels[rows],
-            threat=subject.threat,
-            generator=attack_generator(subject, name, rows),
-        )
-        fallen = int(found.broken.sum())
-        allowed = math.floor(_RERUN_SHARE * len(rows))
-        problem = f"{fallen} fell, first id {int(data.ids[rows[found.broken]][0])}" if fallen > allowed else ""
-        yield Check(f"{name}: {len(rows)} standing examples attacked again", problem)
-    for name, certificate in suite.certificates.items():
-        if f"certificate.{name}.radius" not in table:
-            continue
-        rows = torch.arange(len(data), device=data.images.device)
-        parts = [
-            certificate(
-                subject.model,
-                data.floats(chunk),
-                data.labels[chunk],
-                threat=subject.threat,
-                generator=attack_generator(subject, name, chunk),
-            )
-            for chunk in subject.chunks(rows)
-        ]
-        radius = torch.cat([part.radius for part in parts]).cpu()
-        prediction = torch.cat([part.prediction for part in parts]).cpu()
-        stated = table[f"certificate.{name}.radius"]
-        wrong = ~torch.isclose(stated, radius, rtol=1e-4, atol=1e-6) | (
-            table[f"certificate.{name}.prediction"] != prediction
-        )
-        yield Check(f"certificate {name}", f"{int(wrong.sum())} do not come out again" if wrong.any() else "")

@@ -1,28 +1,24 @@
 """Attack and certify a model on a data set, and keep the evidence."""
 
-import platform
 import time
 import warnings
 from dataclasses import replace
-from datetime import UTC, datetime
 from fractions import Fraction
-from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustly.attacks import Attack
 from robustly.data import ImageData
-from robustly.evaluation.evidence import CURVE, SCHEMA, Evidence
-from robustly.evaluation.subject import Progress, Subject, attack_generator, confirm, run_attack
-from robustly.evaluation.suites import Suite, settings
+from robustly.evaluation.describe import describe
+from robustly.evaluation.evidence import CURVE, Evidence
+from robustly.evaluation.subject import Mode, Progress, Subject, attack_generator, confirm, run_attack
+from robustly.evaluation.suites import Suite
 from robustly.evaluation.summary import contradictions, figures
-from robustly.models import weights_hash
 from robustly.objectives import Goal, margin
 from robustly.threat import ThreatModel, fraction_text
 
-Mode = Literal["every", "worst_case"]
 GALLERY = 12
 
 
@@ -102,7 +98,7 @@ def evaluate(
         if getattr(attack, "minimum_norm", False) and mode == "every":
             columns, kept = _curve_of_distances(table, images, name, wrong, radii)
         else:
-            columns, kept = _curve(subject, attack, wrong, radii=radii, count=curve_count, hear=hear)
+            columns, kept = _curve(subject, name, attack, wrong, radii=radii, count=curve_count, hear=hear)
         table |= columns
         images |= kept
     images |= _gallery(subject, table, images, list(suite.attacks))
@@ -124,7 +120,7 @@ def evaluate(
     )
     for name, value in seconds.items():
         numbers["attacks"][name]["seconds"] = value
-    summary = _describe(subject, suite, mode) | numbers
+    summary = describe(subject, suite, mode) | numbers
     if radii:
         summary["security_curve"] |= {
             "attack": suite.title(suite.curve or ""),
@@ -138,6 +134,13 @@ def _clean_logits(subject: Subject) -> Tensor:
     data = subject.data
     rows = torch.arange(len(data), device=data.images.device)
     clean = subject.logits(data.floats, rows)
+    first = rows[: subject.batch_size]
+    again = subject.logits(data.floats, first)
+    if bool(((again - clean[: len(first)]).abs() > 1e-4 * clean[: len(first)].abs().amax().clamp_min(1.0)).any()):
+        raise EvaluationError(
+            "the model answers the same images differently each time: a randomised model needs attacks that "
+            "average over its randomness, which this version does not have; fix its random numbers to evaluate it"
+        )
     bad = int((~clean.isfinite().all(1)).sum())
     if bad:
         raise EvaluationError(f"the model answers {bad} of {len(data)} clean images with NaN or infinite logits")
@@ -185,7 +188,14 @@ def _radii(threat: ThreatModel, suite: Suite) -> list[Fraction]:
 
 
 def _curve(
-    subject: Subject, attack: Attack, wrong: Tensor, *, radii: list[Fraction], count: int | None, hear: Progress
+    subject: Subject,
+    name: str,
+    attack: Attack,
+    wrong: Tensor,
+    *,
+    radii: list[Fraction],
+    count: int | None,
+    hear: Progress,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Accuracy against epsilon: ascending radii, and what broke once stays broken."""
     data = subject.data
@@ -196,7 +206,7 @@ def _curve(
         hear("security curve", done, len(radii))
         rows = (distance == torch.inf).nonzero()[:, 0]
         at_radius = replace(subject, threat=subject.threat.with_epsilon(radius))
-        found = run_attack(at_radius, attack, rows, CURVE, lambda what, done, total: None)
+        found = run_attack(at_radius, attack, rows, name, lambda what, done, total: None)
         columns, kept, _ = confirm(at_radius, found, rows, CURVE)
         distance[columns[f"{CURVE}.broken"] & (distance == torch.inf)] = float(radius)
         ids.append(kept[f"{CURVE}.ids"])
@@ -236,64 +246,6 @@ def _gallery(
         rows += [members[turn] for members in by_class if turn < len(members)]
     chosen = torch.tensor(rows[:GALLERY], dtype=torch.int64, device=data.images.device)
     return {"gallery.ids": data.ids[chosen], "gallery.images": data.floats(chosen)}
-
-
-def _describe(subject: Subject, suite: Suite, mode: Mode) -> dict[str, Any]:
-    threat, data = subject.threat, subject.data
-    assert not isinstance(threat.epsilon, Tensor)  # refused at the door
-    return {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": "",
-        "model": {
-            "name": type(subject.model).__name__,
-            "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
-            "weights_sha256": weights_hash(subject.model),
-            "checkpoint": None,
-        },
-        "data": {
-            "source": data.source,
-            "split": None,
-            "count": len(data),
-            "sha256": data.digest(),
-            "classes": list(data.classes),
-            "note": None,
-        },
-        "threat": {
-            "text": str(threat),
-            "norm": threat.norm,
-            "epsilon": float(threat.epsilon),
-            "epsilon_text": threat.epsilon_text,
-            "box": list(threat.box),
-            "words": threat.words(),
-        },
-        "suite": {
-            "name": suite.name,
-            "mode": mode,
-            "seed": subject.seed,
-            "batch_size": subject.batch_size,
-            "attacks": [
-                {"name": name, "title": suite.title(name), "settings": settings(attack)}
-                for name, attack in suite.attacks.items()
-            ],
-            "certificates": [
-                {
-                    "name": name,
-                    "title": suite.title(name),
-                    "certifies": certificate.certifies,
-                    "settings": settings(certificate),
-                }
-                for name, certificate in suite.certificates.items()
-            ],
-            "curve": suite.curve,
-        },
-        "versions": {
-            "robustly": version("robustly"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "device": str(data.images.device),
-    }
 
 
 def _warnings(clean: Tensor, numbers: dict[str, Any], unconfirmed: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threat import ThreatModel
 
+Mode = Literal["every", "worst_case"]
 Progress = Callable[[str, int, int], None]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustly.training.labels import DataLabels
 from robustly.training.losses import CleanLoss, OuterLoss, Terms
@@ -71,7 +72,7 @@ def outer_loss(method: Method, step: Step) -> tuple[Float[Tensor, ""], dict[str,
     if method.inner is not None:
         _ = step.adversarial
     for part in method.parameters:
-        part.before_outer(step, lambda other: _total(_weighted(method, other)))
+        part.before_outer(step, lambda other: _second_look(method, other))
     if any(type(part).before_outer is not ParameterPart.before_outer for part in method.parameters):
         step.forget_model_logits()
     terms = _joined(labels.terms, _weighted(method, step))
@@ -79,6 +80,19 @@ def outer_loss(method: Method, step: Step) -> tuple[Float[Tensor, ""], dict[str,
         terms = _joined(terms, part.extra_terms(step))
     means = {name: value.mean() for name, value in terms.items()}
     return sum(means.values(), start=step.x.new_zeros(())), {name: m.detach() for name, m in means.items()}
+
+
+def _second_look(method: Method, step: Step) -> Float[Tensor, ""]:
+    """The outer loss on the side: batch-norm statistics do not hear of it."""
+    norms = [module for module in step.model.modules() if isinstance(module, _BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        return _total(_weighted(method, step))
+    finally:
+        for norm, was_tracked in zip(norms, tracked, strict=True):
+            norm.track_running_stats = was_tracked
 
 
 def _weighted(method: Method, step: Step) -> Terms:

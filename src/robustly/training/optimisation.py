@@ -40,6 +40,8 @@ class OptimizerConfig:
             raise ValueError(
                 f"weight_decay must be at least 0 and momentum in [0, 1), got {self.weight_decay}, {self.momentum}"
             )
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs name 'sgd' and a positive momentum")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
 

@@ -222,6 +222,110 @@ def test_hiding_everything_an_attack_broke_is_found_by_attacking_again(folder: P
     assert "attacked again" in problems(audit(folder, subject, SUITE))
 
 
+def empty_images(images: dict[str, torch.Tensor]) -> None:
+    for name in ("pgd_10", "cw_20"):
+        images[f"{name}.ids"] = images[f"{name}.ids"][:0]
+        images[f"{name}.images"] = images[f"{name}.images"][:0]
+
+
+def untried(table: dict[str, torch.Tensor]) -> None:
+    wrong = table["clean_prediction"] != table["label"]
+    for name in ("pgd_10", "cw_20"):
+        table[f"{name}.tried"][:] = False
+        for column in (f"{name}.broken", f"{name}.broken_8bit"):
+            table[column] = wrong.clone()
+        table[f"{name}.distance"][:] = torch.nan
+    for column in ("worst_case.broken", "worst_case.broken_8bit"):
+        table[column] = wrong.clone()
+
+
+def slandered(table: dict[str, torch.Tensor]) -> None:
+    for name in ("pgd_10", "cw_20"):
+        tried = table[f"{name}.tried"]
+        for column in ("broken", "broken_8bit", "invalid"):
+            table[f"{name}.{column}"] |= tried
+        table[f"{name}.distance"][:] = torch.nan
+    for column in ("worst_case.broken", "worst_case.broken_8bit"):
+        table[column][:] = True
+
+
+@pytest.mark.parametrize("change", [untried, slandered])
+@pytest.mark.parametrize("mode", ["every", "worst_case"])
+def test_rows_that_were_never_attacked_or_never_answered_fail(
+    folder: Path, subject: Subject, change: Callable[[dict[str, torch.Tensor]], None], mode: str
+) -> None:
+    edit_table(folder, change)
+    edit_images(folder, empty_images)
+    summary = json.loads((folder / SUMMARY).read_text())
+    summary["suite"]["mode"] = mode
+    write_json(folder / SUMMARY, summary)
+    reseal(folder)
+    assert not audit(folder, subject, SUITE).passed
+
+
+def test_the_sample_that_is_attacked_again_cannot_be_foreseen(folder: Path, subject: Subject) -> None:
+    """Whatever rows are hidden, some audit looks at them."""
+
+    def hide_half(table: dict[str, torch.Tensor]) -> None:
+        rows = (table["pgd_10.broken"] & table["pgd_10.tried"]).nonzero()[::2, 0]
+        for name in ("pgd_10", "cw_20"):
+            for column in ("broken", "broken_8bit"):
+                table[f"{name}.{column}"][rows] = False
+                table[f"worst_case.{column}"][rows] = False
+            table[f"{name}.distance"][rows] = torch.nan
+        hidden.extend(table["id"][rows].tolist())
+
+    def drop(images: dict[str, torch.Tensor]) -> None:
+        for name in ("pgd_10", "cw_20"):
+            kept = ~torch.isin(images[f"{name}.ids"], torch.tensor(hidden))
+            images[f"{name}.ids"], images[f"{name}.images"] = (
+                images[f"{name}.ids"][kept],
+                images[f"{name}.images"][kept],
+            )
+
+    hidden: list[int] = []
+    edit_table(folder, hide_half)
+    edit_images(folder, drop)
+    reseal(folder)
+    assert not audit(folder, subject, SUITE, rerun=1000).passed
+    assert not all(audit(folder, subject, SUITE, rerun=20).passed for _ in range(4))
+
+
+def curve_untried(table: dict[str, torch.Tensor]) -> None:
+    table["curve.distance"][table["curve.distance"] > 0] = torch.nan
+
+
+def curve_kept_up(table: dict[str, torch.Tensor]) -> None:
+    table["curve.distance"][table["curve.distance"] > 0] = torch.inf
+
+
+@pytest.mark.parametrize("change", [curve_untried, curve_kept_up])
+def test_a_nicer_curve_fails(
+    folder: Path, subject: Subject, change: Callable[[dict[str, torch.Tensor]], None]
+) -> None:
+    def drop(images: dict[str, torch.Tensor]) -> None:
+        images["curve.ids"], images["curve.images"] = images["curve.ids"][:0], images["curve.images"][:0]
+
+    edit_table(folder, change)
+    edit_images(folder, drop)
+    reseal(folder)
+    assert not audit(folder, subject, SUITE).passed
+
+
+def test_what_the_report_prints_is_derived_anew(folder: Path, subject: Subject) -> None:
+    original = (folder / SUMMARY).read_text()
+    for path in (("threat", "words"), ("threat", "epsilon_text"), ("data", "classes"), ("suite", "attacks")):
+        summary = json.loads(original)
+        value = summary[path[0]][path[1]]
+        if path[1] == "attacks":
+            value[0]["title"] = "AutoAttack"
+        else:
+            summary[path[0]][path[1]] = "0.3" if isinstance(value, str) else ["cat", *value[1:]]
+        write_json(folder / SUMMARY, summary)
+        reseal(folder)
+        assert "what is said of" in problems(audit(folder, subject, SUITE)), path
+
+
 @pytest.mark.parametrize("key", ["clean", "worst_case"])
 def test_a_nicer_number_fails(folder: Path, subject: Subject, key: str) -> None:
     summary = json.loads((folder / SUMMARY).read_text())

@@ -181,9 +181,7 @@ def _write_evaluation(path: Path, options: Synthetic) -> None:
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
-def _summary(  # noqa: PLR0917
-    options, classes, labels, clean_right, held, results
-):
+def _summary(options, classes, labels, clean_right, held, results):
     proved = None
     if options.certified is not None:
         part = wilson(round(options.certified * len(labels)), len(labels))

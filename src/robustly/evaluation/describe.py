@@ -1,0 +1,73 @@
+"""What was tested on what with what, in plain values: the part of a summary that is no result."""
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustly.evaluation.evidence import SCHEMA
+from robustly.evaluation.subject import Mode, Subject
+from robustly.evaluation.suites import Suite, settings
+from robustly.models import weights_hash
+
+
+def describe(subject: Subject, suite: Suite, mode: Mode) -> dict[str, Any]:
+    """The description of an evaluation, as `summary.json` holds it."""
+    threat, data = subject.threat, subject.data
+    assert not isinstance(threat.epsilon, Tensor)  # refused at the door
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": "",
+        "model": {
+            "name": type(subject.model).__name__,
+            "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+            "weights_sha256": weights_hash(subject.model),
+            "checkpoint": None,
+        },
+        "data": {
+            "source": data.source,
+            "split": None,
+            "count": len(data),
+            "sha256": data.digest(),
+            "classes": list(data.classes),
+            "note": None,
+        },
+        "threat": {
+            "text": str(threat),
+            "norm": threat.norm,
+            "epsilon": float(threat.epsilon),
+            "epsilon_text": threat.epsilon_text,
+            "box": list(threat.box),
+            "words": threat.words(),
+        },
+        "suite": {
+            "name": suite.name,
+            "mode": mode,
+            "seed": subject.seed,
+            "batch_size": subject.batch_size,
+            "attacks": [
+                {"name": name, "title": suite.title(name), "settings": settings(attack)}
+                for name, attack in suite.attacks.items()
+            ],
+            "certificates": [
+                {
+                    "name": name,
+                    "title": suite.title(name),
+                    "certifies": certificate.certifies,
+                    "settings": settings(certificate),
+                }
+                for name, certificate in suite.certificates.items()
+            ],
+            "curve": suite.curve,
+        },
+        "versions": {
+            "robustly": version("robustly"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": str(data.images.device),
+    }
