@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -29,19 +30,22 @@ def run_report(runs: Sequence[Path], out: Path | None) -> int:
 
 
 def _comparison(runs: Sequence[RunEvidence]) -> Table:
-    """Runs against attacks, with 95 % intervals."""
+    """Attacks against runs, with 95 % intervals."""
     evaluations = [(run.name, run.evaluation) for run in runs if run.evaluation is not None]
     titles = list(dict.fromkeys(attack.title for _, found in evaluations for attack in found.attacks))
-    table = Table(title="accuracy in %, with 95 % intervals", title_justify="left")
-    table.add_column("run")
-    for title in ("clean", *titles, "worst case"):
-        table.add_column(escape(title), justify="right")
+    table = Table(title="accuracy in %, with 95 % intervals", title_justify="left", box=SIMPLE)
+    table.add_column("attack")
+    rows: dict[str, list[str]] = {title: [title] for title in ("clean", *titles, "worst case")}
     for name, found in evaluations:
+        table.add_column(escape(name), justify="right")
         by_title = {attack.title: attack.robust for attack in found.attacks}
-        shares = [found.clean, *(by_title.get(title) for title in titles), found.worst_case]
-        table.add_row(escape(name), *("-" if share is None else _cell(share) for share in shares))
+        shares = {"clean": found.clean, **by_title, "worst case": found.worst_case}
+        for title, row in rows.items():
+            row.append(_cell(shares[title]) if title in shares else "-")
+    for row in rows.values():
+        table.add_row(*map(escape, row))
     return table
 
 
 def _cell(share: Proportion) -> str:
-    return f"{100 * share.share:.1f}\n[{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    return f"{100 * share.share:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
