@@ -90,9 +90,14 @@ def kl_divergence(logits: Logits, goal: Goal) -> PerExample:
     """
     if goal.reference is None:
         raise ValueError("the KL objective measures from reference logits: give Goal(y, reference=logits)")
-    log_p = goal.reference.log_softmax(1)
-    divergence = (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)
+    divergence = kl(goal.reference, logits)
     return divergence if goal.target is None else -divergence
+
+
+def kl(reference: Logits, logits: Logits) -> PerExample:
+    """KL(softmax(reference) || softmax(logits)), with gradient through both."""
+    log_p = reference.log_softmax(1)
+    return (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)
 
 
 def probability_margin(logits: Logits, goal: Goal) -> PerExample:

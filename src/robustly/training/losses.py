@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from robustly.objectives import kl
 from robustly.training.step import Step
 
 Terms = dict[str, Float[Tensor, " n"]]
@@ -28,12 +29,6 @@ class OuterLoss(Protocol):
     def __call__(self, step: Step) -> Terms:
         """The loss terms of a batch, by name."""
         ...
-
-
-def kl(reference: Float[Tensor, "n k"], logits: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
-    """KL(softmax(reference) || softmax(logits)), with gradient through both."""
-    log_p = reference.log_softmax(1)
-    return (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)
 
 
 def _clean(step: Step) -> Tensor:

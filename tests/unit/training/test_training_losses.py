@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training_tools import Given, make_step, mlp
 
+from robustly.objectives import kl
 from robustly.training import (
     AdversarialLoss,
     CleanLoss,
@@ -20,7 +21,6 @@ from robustly.training import (
     PGDInner,
     TradesLoss,
 )
-from robustly.training.losses import kl
 from robustly.training.method import outer_loss
 
 Z, Z_ADV = (2.0, 0.0, 0.0), (0.0, 1.0, 0.0)
