@@ -13,7 +13,7 @@ from robustly.evaluation.check import Check
 from robustly.evaluation.describe import describe
 from robustly.evaluation.evidence import CURVE, IMAGES, SUMMARY, TABLE, Evidence, EvidenceError, read_evidence
 from robustly.evaluation.rerun import again
-from robustly.evaluation.subject import Subject, round_to_8_bits
+from robustly.evaluation.subject import Subject, places, round_to_8_bits
 from robustly.evaluation.suites import Suite, settings
 from robustly.evaluation.summary import contradictions, figures
 from robustly.files import file_sha256
@@ -208,7 +208,7 @@ def _attack(name: str, evidence: Evidence, subject: Subject, expected: Tensor) -
     problem = f"{int(stray.sum())} images outside ball or box" if stray.any() else ""
     problem += f"{int(hidden.sum())} images inside it are not counted" if hidden.any() else ""
     yield Check(f"{name}: images inside the threat set", problem)
-    place = _places(rows, len(data))
+    place = places(rows, len(data))
     logits = subject.logits(lambda chunk: x_adv[place[chunk]], rows).cpu()
     label = table["label"][here]
     fooled = _disagree(logits, table[f"{name}.prediction"][here]) | (table[f"{name}.prediction"][here] == label)
@@ -225,12 +225,6 @@ def _attack(name: str, evidence: Evidence, subject: Subject, expected: Tensor) -
     unfounded = table[f"{name}.broken_8bit"] & ~broken
     count = int(differ.sum()) + int(unfounded.sum())
     yield Check(f"{name}: verdicts after rounding to 8 bits", f"{count} differ" if count else "")
-
-
-def _places(rows: Tensor, total: int) -> Tensor:
-    place = torch.full((total,), -1, dtype=torch.int64, device=rows.device)
-    place[rows] = torch.arange(len(rows), device=rows.device)
-    return place
 
 
 def _placed(evidence: Evidence, subject: Subject, name: str) -> tuple[Tensor, Tensor]:
@@ -279,7 +273,7 @@ def _curve(evidence: Evidence, subject: Subject, radii: list[float]) -> Check:
     on_grid = torch.isin(distance[here], torch.tensor(radii, dtype=distance.dtype))
     threat = subject.threat.with_epsilon(distance[here].to(x_adv.device))
     inside = threat.contains(x_adv, subject.data.floats(rows)).cpu()
-    place = _places(rows, len(subject.data))
+    place = places(rows, len(subject.data))
     logits = subject.logits(lambda chunk: x_adv[place[chunk]], rows).cpu()
     label = table["label"][here]
     # an exact tie, which another machine may round the other way, counts as fooled

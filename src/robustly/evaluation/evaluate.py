@@ -13,7 +13,7 @@ from robustly.attacks import Attack
 from robustly.data import ImageData
 from robustly.evaluation.describe import describe
 from robustly.evaluation.evidence import CURVE, Evidence
-from robustly.evaluation.subject import Mode, Progress, Subject, attack_generator, confirm, run_attack
+from robustly.evaluation.subject import Mode, Progress, Subject, confirm, run_attack, run_certificate, unheard
 from robustly.evaluation.suites import Suite
 from robustly.evaluation.summary import contradictions, figures
 from robustly.objectives import Goal, margin
@@ -61,7 +61,7 @@ def evaluate(
     if isinstance(threat.epsilon, Tensor):
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
     subject = Subject(model, data, threat, seed, batch_size)
-    hear = progress or (lambda what, done, total: None)
+    hear = progress or unheard
     clean = _clean_logits(subject)
     label = data.labels
     table: dict[str, Tensor] = {
@@ -156,23 +156,10 @@ def looks_like_probabilities(logits: Tensor) -> bool:
 
 
 def _certificates(subject: Subject, suite: Suite, hear: Progress) -> dict[str, Tensor]:
-    data, columns = subject.data, {}
-    rows = torch.arange(len(data), device=data.images.device)
+    columns: dict[str, Tensor] = {}
     for name, certificate in suite.certificates.items():
-        parts = []
-        for done, chunk in enumerate(subject.chunks(rows)):
-            hear(name, done * subject.batch_size, len(data))
-            parts.append(
-                certificate(
-                    subject.model,
-                    data.floats(chunk),
-                    data.labels[chunk],
-                    threat=subject.threat,
-                    generator=attack_generator(subject, name, chunk),
-                )
-            )
-        columns[f"certificate.{name}.radius"] = torch.cat([part.radius for part in parts])
-        columns[f"certificate.{name}.prediction"] = torch.cat([part.prediction for part in parts])
+        found = run_certificate(subject, certificate, name, hear)
+        columns |= {f"certificate.{name}.radius": found.radius, f"certificate.{name}.prediction": found.prediction}
     return columns
 
 
@@ -206,7 +193,7 @@ def _curve(
         hear("security curve", done, len(radii))
         rows = (distance == torch.inf).nonzero()[:, 0]
         at_radius = replace(subject, threat=subject.threat.with_epsilon(radius))
-        found = run_attack(at_radius, attack, rows, name, lambda what, done, total: None)
+        found = run_attack(at_radius, attack, rows, name, unheard)
         columns, kept, _ = confirm(at_radius, found, rows, CURVE)
         distance[columns[f"{CURVE}.broken"] & (distance == torch.inf)] = float(radius)
         ids.append(kept[f"{CURVE}.ids"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustly.attacks import Attack
 from robustly.evaluation.check import Check
 from robustly.evaluation.evidence import CURVE, Evidence
-from robustly.evaluation.subject import Subject, attack_generator
+from robustly.evaluation.subject import Subject, run_attack, run_certificate, unheard
 from robustly.evaluation.suites import Suite
 from robustly.randomness import shuffled
 
@@ -53,23 +53,11 @@ def again(evidence: Evidence, subject: Subject, suite: Suite, count: int) -> Ite
             "security curve: standing examples attacked again",
             "more fell than rounding explains" if worst > 0 else "",
         )
-    data = subject.data
     for name, certificate in suite.certificates.items():
         if f"certificate.{name}.radius" not in table:
             continue
-        rows = torch.arange(len(data), device=data.images.device)
-        parts = [
-            certificate(
-                subject.model,
-                data.floats(chunk),
-                data.labels[chunk],
-                threat=subject.threat,
-                generator=attack_generator(subject, name, chunk),
-            )
-            for chunk in subject.chunks(rows)
-        ]
-        radius = torch.cat([part.radius for part in parts]).cpu()
-        prediction = torch.cat([part.prediction for part in parts]).cpu()
+        found = run_certificate(subject, certificate, name, unheard)
+        radius, prediction = found.radius.cpu(), found.prediction.cpu()
         stated = table[f"certificate.{name}.radius"]
         wrong = ~torch.isclose(stated, radius, rtol=1e-4, atol=1e-6) | (
             table[f"certificate.{name}.prediction"] != prediction
@@ -85,15 +73,5 @@ def _drawn(mask: Tensor, count: int) -> Tensor:
 
 def _attacked_again(subject: Subject, attack: Attack, name: str, sample: Tensor) -> tuple[int, int]:
     """How many of some rows an attack breaks, and how many there were."""
-    data = subject.data
-    fallen = 0
-    for rows in subject.chunks(sample.to(data.images.device)):
-        found = attack(
-            subject.model,
-            data.floats(rows),
-            data.labels[rows],
-            threat=subject.threat,
-            generator=attack_generator(subject, name, rows),
-        )
-        fallen += int(found.broken.sum())
-    return fallen, len(sample)
+    found = run_attack(subject, attack, sample.to(subject.data.images.device), name, unheard)
+    return int(found.broken.sum()), len(sample)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robustly.attacks import Attack, AttackResult
 from robustly.attacks.contract import check_logits, frozen
+from robustly.certification import Certificate, CertificateResult
 from robustly.data import ImageData
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator, derive_seed
@@ -73,6 +74,36 @@ def run_attack(subject: Subject, attack: Attack, rows: Tensor, name: str, hear: 
     return _joined(results)
 
 
+def run_certificate(subject: Subject, certificate: Certificate, name: str, hear: Progress) -> CertificateResult:
+    """A certificate on all images, in batches."""
+    data, parts = subject.data, []
+    for done, chunk in enumerate(subject.chunks(torch.arange(len(data), device=data.images.device))):
+        hear(name, done * subject.batch_size, len(data))
+        parts.append(
+            certificate(
+                subject.model,
+                data.floats(chunk),
+                data.labels[chunk],
+                threat=subject.threat,
+                generator=attack_generator(subject, name, chunk),
+            )
+        )
+    return CertificateResult(
+        torch.cat([part.prediction for part in parts]), torch.cat([part.radius for part in parts])
+    )
+
+
+def unheard(what: str, done: int, total: int) -> None:
+    """For work whose progress nobody follows."""
+
+
+def places(rows: Tensor, total: int) -> Tensor:
+    """Where each of `total` rows stands among `rows`, -1 for those that do not, `(total,)`."""
+    place = torch.full((total,), -1, dtype=torch.int64, device=rows.device)
+    place[rows] = torch.arange(len(rows), device=rows.device)
+    return place
+
+
 def _joined(results: list[AttackResult]) -> AttackResult:
     """The results of consecutive batches as one."""
     columns = [name for name in AttackResult.__dataclass_fields__ if name != "beyond"]
@@ -108,8 +139,7 @@ def confirm(
         images = torch.where(found.broken.reshape(-1, *[1] * (images.ndim - 1)), images, found.beyond)
     candidates = ((found.broken | distance.isfinite()) & ~found.invalid).nonzero()[:, 0]
     wanted = rows[candidates]
-    place = torch.full((total,), -1, dtype=torch.int64, device=rows.device)
-    place[rows] = torch.arange(len(rows), device=rows.device)
+    place = places(rows, total)
     measured = subject.threat.distance(images[candidates], data.floats(wanted))
     inside = subject.threat.contains(images[candidates], data.floats(wanted))
     logits = subject.logits(lambda chunk: images[place[chunk]], wanted)
