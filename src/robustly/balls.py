@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from robustly.projections import project_l0, project_l1, project_l2
@@ -18,7 +18,7 @@ L1_STEP_SHARE = 0.01  # an l1 step moves this share of the coordinates (Tramer a
 L0_STEP_SHARE = 0.15  # an l0 step has this l1 length per coordinate (PGD0: 120000/255 for 3,072 coordinates)
 
 
-def per_example(values: PerExample, like: Images) -> Images:
+def per_example(values: Shaped[Tensor, " n"], like: Images) -> Shaped[Tensor, "n ..."]:
     """Reshape `(N,)` so that it broadcasts against a batch of images."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
@@ -51,6 +51,10 @@ class Ball(Protocol):
 
     def random_start(self, generator: KeyedGenerator) -> Images:
         """A random allowed image."""
+        ...
+
+    def boundary_start(self, generator: KeyedGenerator) -> Images:
+        """A random allowed image at the edge of the ball, up to what the box allows."""
         ...
 
     def distance(self, x_adv: Images) -> PerExample:
@@ -90,6 +94,12 @@ class LinfBall:
         noise = laid_out_like(self.x, generator.uniform(*self.x.shape[1:])).mul_(2.0).sub_(1.0)
         return self.project(self.x + noise.mul_(per_example(self.radius, self.x)))
 
+    def boundary_start(self, generator: KeyedGenerator) -> Images:
+        """Uniform noise scaled so that its largest value is the radius (Croce and Hein 2020)."""
+        noise = laid_out_like(self.x, generator.uniform(*self.x.shape[1:])).mul_(2.0).sub_(1.0)
+        largest = noise.flatten(1).abs().amax(1).clamp_min(_TINY)
+        return self.project(self.x + noise * per_example(self.radius / largest, self.x))
+
     def distance(self, x_adv: Images) -> PerExample:  # noqa: D102
         return (x_adv - self.x).flatten(1).abs().amax(1)
 
@@ -124,6 +134,12 @@ class L2Ball:
         share = generator.fold("length").uniform(1)[:, 0].to(self.x) ** (1.0 / self.x[0].numel())
         length = direction.flatten(1).norm(dim=1).clamp_min(_TINY)
         return self.project(self.x + direction * per_example(self.radius * share / length, self.x))
+
+    def boundary_start(self, generator: KeyedGenerator) -> Images:
+        """A Gaussian direction of the radius' length (Croce and Hein 2020)."""
+        direction = generator.normal(*self.x.shape[1:]).to(self.x)
+        length = direction.flatten(1).norm(dim=1).clamp_min(_TINY)
+        return self.project(self.x + direction * per_example(self.radius / length, self.x))
 
     def distance(self, x_adv: Images) -> PerExample:  # noqa: D102
         length: Tensor = torch.linalg.vector_norm((x_adv - self.x).flatten(1), dim=1)
@@ -163,6 +179,10 @@ class L1Ball:
         """Gaussian noise, projected (Croce and Hein 2021)."""
         return self.project(self.x + generator.normal(*self.x.shape[1:]).to(self.x))
 
+    def boundary_start(self, generator: KeyedGenerator) -> Images:
+        """As `random_start`: the projection of that much noise lies on the edge."""
+        return self.random_start(generator)
+
     def distance(self, x_adv: Images) -> PerExample:  # noqa: D102
         return (x_adv - self.x).flatten(1).abs().sum(1)
 
@@ -201,6 +221,10 @@ class L0Ball:
         rank = generator.fold("pixels").bits(_pixels(self.x).shape[2]).argsort(dim=1).argsort(dim=1)
         chosen = (rank < self.radius[:, None]).unsqueeze(1)
         return laid_out_like(self.x, torch.where(chosen, _pixels(colours), _pixels(self.x)).view(self.x.shape))
+
+    def boundary_start(self, generator: KeyedGenerator) -> Images:
+        """As `random_start`, which changes as many pixels as it may."""
+        return self.random_start(generator)
 
     def distance(self, x_adv: Images) -> PerExample:  # noqa: D102
         return (_pixels(x_adv) != _pixels(self.x)).any(1).sum(1).to(x_adv.dtype)

@@ -19,6 +19,7 @@ from robustly.evaluation import SUITES
 from robustly.models import ModelConfig
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
+from robustly.suite_settings import suite_from
 from robustly.threat import ThreatModel, parse_threat
 from robustly.training import (
     INNER_MAXIMISERS,
@@ -47,20 +48,22 @@ class EvaluationConfig:
 
     Args:
         suite: name of the suite.
+        stages: the stages of a suite of one's own, by name; see `robustly.suite_settings`.
         mode: "every" attack on every example, or "worst_case".
         count: how many test images, from the first; all without it.
         curve_count: how many of them draw the security curve.
-        batch_size: images at a time.
+        batch_size: images at a time; without it two or three are measured.
     """
 
     suite: str = "dynat"
+    stages: dict[str, dict[str, Any]] | None = None
     mode: Literal["every", "worst_case"] = "every"
     count: int | None = None
     curve_count: int = 300
-    batch_size: int = 250
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.suite not in SUITES:
+        if self.stages is None and self.suite not in SUITES:
             raise ValueError(f"unknown suite {self.suite!r}: allowed are {', '.join(SUITES)}")
         for name in ("count", "curve_count", "batch_size"):
             value = getattr(self, name)
@@ -180,6 +183,11 @@ def build_config(settings: Settings) -> RunConfig:
         threat = parse_threat(str(settings.get("threat", "linf:8/255")))
     except ValueError as error:
         raise ConfigurationError(f"threat: {error}") from None
+    evaluation = built["evaluation"]
+    try:
+        suite_from(evaluation.suite, evaluation.stages, threat.norm)
+    except ValueError as error:
+        raise ConfigurationError(f"evaluation: {error}") from None
     return RunConfig(
         recipe=str(settings.get("recipe", "custom")),
         seed=seed,

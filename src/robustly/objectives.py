@@ -41,6 +41,32 @@ class Goal:
 Objective = Callable[[Logits, Goal], PerExample]
 
 
+@dataclass(frozen=True)
+class Alternating:
+    """One objective after the other, each for an equal share of the steps (Xie et al., arXiv 2411.15210, "alt").
+
+    As an objective of its own, where nobody counts steps, it is the last of them.
+
+    Args:
+        objectives: in the order of their turns.
+    """
+
+    objectives: tuple[Objective, ...]
+
+    def __call__(self, logits: Logits, goal: Goal) -> PerExample:
+        """The last objective."""
+        return self.objectives[-1](logits, goal)
+
+    def at(self, step: int, steps: int) -> Objective:
+        """The objective of a step of a search."""
+        return self.objectives[min(max(step, 0) * len(self.objectives) // max(steps, 1), len(self.objectives) - 1)]
+
+
+def at_step(objective: Objective, step: int, steps: int) -> Objective:
+    """The objective to maximise at a step, for searches: most are the same at every step."""
+    return objective.at(step, steps) if isinstance(objective, Alternating) else objective
+
+
 def cross_entropy(logits: Logits, goal: Goal) -> PerExample:
     """-log p_y; targeted: log p_t."""
     if goal.target is None:
@@ -64,16 +90,11 @@ def difference_of_logits_ratio(logits: Logits, goal: Goal) -> PerExample:
 
     Untargeted -(z_y - max_{j != y} z_j) / (z_1st - z_3rd), targeted
     -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2) (Croce and Hein, "Reliable evaluation of adversarial robustness",
-    ICML 2020, eqs. 6 and 7).
-
-    Raises:
-        ValueError: fewer than 3 classes (targeted: 4).
+    ICML 2020, eqs. 6 and 7). With fewer than 3 classes (targeted: 4) there is no such spread: it is the margin.
     """
     needed = 3 if goal.target is None else 4
     if logits.shape[1] < needed:
-        raise ValueError(
-            f"the DLR objective needs {needed} classes, the model has {logits.shape[1]}: use 'margin' instead"
-        )
+        return margin(logits, goal)
     ordered = logits.topk(needed, dim=1).values
     floor = ordered[:, 2] if goal.target is None else (ordered[:, 2] + ordered[:, 3]) / 2
     return margin(logits, goal) / (ordered[:, 0] - floor + 1e-12)
@@ -105,12 +126,24 @@ def probability_margin(logits: Logits, goal: Goal) -> PerExample:
     return margin(logits.softmax(1), goal)
 
 
+def scaled_cross_entropy(logits: Logits, goal: Goal) -> PerExample:
+    """Cross-entropy of the logits over their own spread z_1st - z_2nd (MIFPE, Yu and Xu, CVPR 2023).
+
+    The spread is a constant to the gradient. Without it, float32 rounds the slope of a confident network to zero.
+    """
+    ordered = logits.detach().topk(2, dim=1).values
+    spread = (ordered[:, 0] - ordered[:, 1]).clamp_min(1e-6)
+    return cross_entropy(logits / spread[:, None], goal)
+
+
 OBJECTIVES: dict[str, Objective] = {
     "cross_entropy": cross_entropy,
     "margin": margin,
     "dlr": difference_of_logits_ratio,
     "kl": kl_divergence,
     "probability_margin": probability_margin,
+    "scaled_cross_entropy": scaled_cross_entropy,
+    "alternating": Alternating((cross_entropy, difference_of_logits_ratio, margin)),
 }
 
 

@@ -54,6 +54,19 @@ def refuse_existing(folder: Path) -> None:
         raise RunError(f"{folder} exists already: choose another name with --out, or go on with --resume {folder}")
 
 
+def evaluation_folder(run: Path, label: str | None = None) -> Path:
+    """Where an evaluation of a run is kept: `evaluation`, or `evaluation_LABEL` where several stand side by side.
+
+    Raises:
+        RunError: a label that is no plain word.
+    """
+    if label is None:
+        return run / EVALUATION
+    if not label.isidentifier():
+        raise RunError(f"--as takes a plain word, got {label!r}")
+    return run / f"{EVALUATION}_{label}"
+
+
 def open_run(folder: Path) -> RunConfig:
     """The settings of a run.
 

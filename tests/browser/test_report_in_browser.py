@@ -36,6 +36,8 @@ def reports(tmp_path_factory):
             count=200,
             epochs=8,
             warnings=("W" * 90,),
+            masking=("Square broke 3 images that gradients had left.", "M" * 90),
+            analysis=True,
         ),
     )
     return {
@@ -89,7 +91,7 @@ def test_every_figure_is_drawn_and_nothing_overflows(browser, reports, name, wid
                 box = plot.locator(".main-svg").first.bounding_box()
                 assert box["width"] > 200
                 assert box["height"] > 200
-                assert plot.locator(".trace, .bars, .point").count() > 0
+                assert plot.locator(".trace, .bars, .point, .hm").count() > 0
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             assert page.evaluate(
                 "[...document.querySelectorAll('.plot .main-svg')].every(s => "

@@ -29,7 +29,7 @@ class AlternatingThreats:
         draw = step.batch_generator.fold("threat").uniform(1)[0]
         chosen = int((self.shares(memory).cumsum(0) <= draw).sum())
         memory["chosen"] = torch.tensor(min(chosen, len(self.threats) - 1))
-        attack = PGD(steps=self.steps, early_stop=False, keep="last", full_precision=False)
+        attack = PGD(steps=self.steps, early_stop=False, keep="last", precision="ambient")
         return attack_step(step, attack, threat=self._threats[int(memory["chosen"])])
 
     def after_step(self, step: Step) -> None:

@@ -345,7 +345,7 @@ def test_autocast_reaches_the_search_only_where_asked() -> None:
         exact = PGD(2)(model, x, y, threat=LINF, generator=generator)
         assert set(seen) == {torch.float32}
         seen.clear()
-        coarse = PGD(2, full_precision=False, keep="last")(model, x, y, threat=LINF, generator=generator)
+        coarse = PGD(2, precision="ambient", keep="last")(model, x, y, threat=LINF, generator=generator)
         assert set(seen) == {torch.bfloat16}
     assert exact.x_adv.dtype == coarse.x_adv.dtype == torch.float32
     assert LINF.contains(coarse.x_adv, x).all()

@@ -1,7 +1,60 @@
 """How the adversary searches: one file per family, all under one contract."""
 
+from robustly.attacks.adaptive import BPDA, Detected, ExpectationOverTransformation
+from robustly.attacks.apgd import APGD, TargetedAPGD
+from robustly.attacks.boundary import Boundary
+from robustly.attacks.carlini_wagner import CarliniWagner
 from robustly.attacks.contract import Attack, AttackError, AttackResult
+from robustly.attacks.ddn import DDN
+from robustly.attacks.deepfool import DeepFool
+from robustly.attacks.ead import EAD
+from robustly.attacks.estimators import NES, SPSA, Averaged
+from robustly.attacks.fab import FAB
+from robustly.attacks.fmn import FMN
+from robustly.attacks.hopskipjump import HopSkipJump
+from robustly.attacks.jsma import JSMA
+from robustly.attacks.mim import MIM, InputDiversity
 from robustly.attacks.pgd import PGD
-from robustly.attacks.presets import ATTACKS, TITLES, dynat_pgd, fgsm, r_fgsm
+from robustly.attacks.pma import PMA
+from robustly.attacks.presets import ATTACK_KINDS, ATTACKS, TITLES, dynat_pgd, fgsm, r_fgsm
+from robustly.attacks.sigma_zero import SigmaZero
+from robustly.attacks.sparse_rs import SparseRS
+from robustly.attacks.square import Square
+from robustly.attacks.transfer import Transfer
 
-__all__ = ["ATTACKS", "PGD", "TITLES", "Attack", "AttackError", "AttackResult", "dynat_pgd", "fgsm", "r_fgsm"]
+__all__ = [
+    "APGD",
+    "ATTACKS",
+    "ATTACK_KINDS",
+    "BPDA",
+    "DDN",
+    "EAD",
+    "FAB",
+    "FMN",
+    "JSMA",
+    "MIM",
+    "NES",
+    "PGD",
+    "PMA",
+    "SPSA",
+    "TITLES",
+    "Attack",
+    "AttackError",
+    "AttackResult",
+    "Averaged",
+    "Boundary",
+    "CarliniWagner",
+    "DeepFool",
+    "Detected",
+    "ExpectationOverTransformation",
+    "HopSkipJump",
+    "InputDiversity",
+    "SigmaZero",
+    "SparseRS",
+    "Square",
+    "TargetedAPGD",
+    "Transfer",
+    "dynat_pgd",
+    "fgsm",
+    "r_fgsm",
+]

@@ -40,6 +40,9 @@ class AttackResult:
         invalid: whether the model ever answered with NaN or infinite logits.
         beyond: for minimum-norm attacks, the nearest adversarial example of each image that was found outside the
             threat set (other rows are ignored); None for attacks that stay inside.
+        margin: the highest max_{j != y} z_j - z_y that was seen at any point of the search, `(N,)`: how close the
+            example came to being misclassified. None where the attack does not say.
+        zero_gradients: at how many points the gradient was exactly zero, `(N,)`; None where there is none.
     """
 
     x_adv: Images
@@ -50,6 +53,8 @@ class AttackResult:
     correct_iterates: Int64[Tensor, " n"]
     invalid: Bool[Tensor, " n"]
     beyond: Images | None = None
+    margin: Float[Tensor, " n"] | None = None
+    zero_gradients: Int64[Tensor, " n"] | None = None
 
 
 @runtime_checkable
@@ -61,7 +66,8 @@ class Attack(Protocol):
     seed, example id) and not on the other examples of the batch.
 
     An attack that looks for the nearest adversarial example, whatever epsilon is, says so with an attribute
-    `minimum_norm = True`: one run of it gives the whole security curve.
+    `minimum_norm = True`: one run of it gives the whole security curve. One that is not defined for every norm
+    lists those that it is for in an attribute `norms`, and refuses the others.
     """
 
     def __call__(
@@ -83,7 +89,8 @@ class Attack(Protocol):
             generator: source of random numbers, keyed by the examples' ids.
 
         Raises:
-            AttackError: shapes that do not fit, images outside the box, labels that are no classes.
+            AttackError: shapes that do not fit, images outside the box, labels that are no classes, a norm that the
+                attack is not defined for.
         """
         ...
 

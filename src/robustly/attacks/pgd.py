@@ -1,15 +1,26 @@
 """Projected gradient ascent: any objective, any threat (Madry et al., ICLR 2018)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images, ModelMode, check_logits, frozen, prepare
+from robustly.attacks.contract import AttackError, AttackResult, Images, ModelMode, frozen, prepare
+from robustly.attacks.search import (
+    GradientEstimator,
+    Precision,
+    Rows,
+    Search,
+    answer,
+    check_device,
+    check_ids,
+    run_search,
+    slope_of,
+)
 from robustly.balls import Ball, L0Ball, laid_out_like
-from robustly.objectives import Goal, Objective, cross_entropy
+from robustly.objectives import Goal, Objective, at_step, cross_entropy
 from robustly.randomness import KeyedGenerator
 from robustly.threat import ThreatModel
 
@@ -38,7 +49,9 @@ class PGD:
         keep: "best" returns the first broken iterate, or else the iterate of highest objective; "last" returns the
             last iterate, unseen, as training methods do, for steps forward and backward passes.
         mode: how batch normalisation behaves under attack; see `frozen`.
-        full_precision: whether to switch autocast off. Verdicts are given in full precision; training may not care.
+        precision: "full"; "ambient" (autocast as it is, for training); or "bfloat16": the search runs in a
+            bfloat16, channels-last copy of the model, and only what full precision confirms counts.
+        estimator: where gradients come from, if not from a backward pass (`robustly.attacks.estimators`).
 
     Raises:
         AttackError: a setting that is out of range.
@@ -53,7 +66,8 @@ class PGD:
     early_stop: bool = True
     keep: Keep = "best"
     mode: ModelMode = "eval"
-    full_precision: bool = True
+    precision: Precision = "full"
+    estimator: GradientEstimator | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.restarts < 1:
@@ -76,17 +90,18 @@ class PGD:
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
-        x, goal = prepare(x, y, threat)
-        if len(generator.ids) != len(x):
-            raise AttackError(
-                f"every image needs its id: the generator has {len(generator.ids)} ids for {len(x)} images"
-            )
-        if len(x) == 0:
-            return _untouched(x)
-        with frozen(model, self.mode, self.full_precision):
-            if self.keep == "last":
-                return self._last_iterate(model, x, goal, threat.around(x), generator)
-            return self._best_iterate(model, x, goal, threat, generator)
+        if self.keep == "last":
+            return self._last_iterate(model, x, y, threat, generator)
+        return run_search(
+            self._restarts,
+            model,
+            x,
+            y,
+            threat=threat,
+            generator=generator,
+            mode=self.mode,
+            precision=self.precision,
+        )
 
     def _step_sizes(self, ball: Ball) -> Float[Tensor, " n"]:
         if self.step_size is not None:
@@ -109,124 +124,65 @@ class PGD:
         return ball.x
 
     def _last_iterate(
-        self, model: nn.Module, x: Images, goal: Goal, ball: Ball, generator: KeyedGenerator
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
     ) -> AttackResult:
         """The K steps of a training method: K forward and K backward passes, nothing else."""
-        result = _untouched(x)
-        step_size = self._step_sizes(ball)
-        x_adv = self._started(ball, generator.fold("restart", 0))
-        correct = result.correct_iterates
-        for _ in range(self.steps):
-            logits, gradient, _ = _ascent(model, x_adv, goal, self.objective)
-            correct = correct + ~goal.reached(logits)
-            x_adv = ball.step(x_adv, gradient, step_size)
-        spent = result.forwards + self.steps
+        x, goal = prepare(x, y, threat)
+        check_ids(x, generator)
+        check_device(model, x)
+        ball = threat.around(x)
+        correct = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        no, spent = correct.bool(), torch.full_like(correct, self.steps)
+        distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        if len(x) == 0:
+            return AttackResult(x, no, distance, correct, correct.clone(), correct.clone(), no.clone())
+        with frozen(model, self.mode, self.precision != "ambient"):
+            x_adv, step_size = self._started(ball, generator.fold("restart", 0)), self._step_sizes(ball)
+            for step in range(self.steps):
+                point = x_adv.detach().requires_grad_()
+                logits = answer(model, point)
+                value = at_step(self.objective, step, self.steps)(logits, goal)
+                slope = slope_of(value.sum(), point)
+                correct = correct + ~goal.reached(logits.detach())
+                x_adv = ball.step(x_adv, slope, step_size)
         x_adv = laid_out_like(x, x_adv)  # steps take the memory format of the gradient
-        return replace(result, x_adv=x_adv, correct_iterates=correct, forwards=spent, backwards=spent.clone())
+        return AttackResult(x_adv, no, distance, spent, spent.clone(), correct, no.clone())
 
-    def _best_iterate(
-        self, model: nn.Module, x: Images, goal: Goal, threat: ThreatModel, generator: KeyedGenerator
-    ) -> AttackResult:
-        """Restarts from survivor to survivor; what was misclassified at the outset is not attacked."""
-        with torch.no_grad():
-            clean = check_logits(model(x), goal)
-        invalid = ~clean.isfinite().all(1)
-        result = replace(_untouched(x), invalid=invalid, broken=goal.reached(clean) | invalid)
-        result = replace(result, forwards=result.forwards + 1)
-        best = torch.full_like(result.distance, -torch.inf)
+    def _restarts(self, search: Search, generator: KeyedGenerator) -> None:
+        """From survivor to survivor."""
         for restart in range(self.restarts):
-            rows = (~result.broken).nonzero()[:, 0]
+            rows = search.standing
             if len(rows) == 0:
-                break
-            ball = threat.select(rows).around(x[rows])
-            draws = generator.select(rows).fold("restart", restart)
-            found, objective = self._run(model, goal.select(rows), ball, draws)
-            better = found.broken | (objective > best[rows])
-            best[rows] = torch.maximum(best[rows], objective)
-            result = _merge(result, rows, found, better)
-        distance = threat.around(x).distance(result.x_adv)
-        return replace(result, distance=torch.where(result.broken, distance, torch.inf))
+                return
+            self._run(search, rows, generator.select(rows).fold("restart", restart))
 
-    def _run(
-        self, model: nn.Module, goal: Goal, ball: Ball, generator: KeyedGenerator
-    ) -> tuple[AttackResult, Float[Tensor, " n"]]:
-        """One start. Returns what was found and the highest objective seen."""
-        result = _untouched(ball.x)
-        best = torch.full_like(ball.radius, -torch.inf)
-        x_adv = self._started(ball, generator)
-        step_size = self._step_sizes(ball)
-        rows = torch.arange(len(x_adv), device=x_adv.device)
+    def _run(self, search: Search, rows: Rows, draws: KeyedGenerator) -> None:
+        """One start: steps, and a look at what the last one reached."""
+        goal, ball = search.select(rows)
+        x_adv, step_size = self._started(ball, draws), self._step_sizes(ball)
         for step in range(self.steps + 1):
             is_last = step == self.steps
-            logits, gradient, objective = _ascent(model, x_adv, goal, self.objective, gradient=not is_last)
-            finite = logits.isfinite().all(1)
-            reached = (goal.reached(logits) & finite) & ~result.broken[rows]
-            improved = reached | ((objective > best[rows]) & ~result.broken[rows])
-            result.x_adv[rows[improved]] = x_adv[improved]
-            best[rows[improved]] = objective[improved]
-            result.broken[rows] |= reached
-            result.invalid[rows] |= ~finite
-            result.forwards[rows] += 1
+            found = search.climb(
+                x_adv,
+                rows,
+                at_step(self.objective, min(step, self.steps - 1), self.steps),
+                goal=goal,
+                estimator=self.estimator,
+                draws=draws.fold("estimate", step) if self.estimator is not None else None,
+                gradient=not is_last,
+            )
             if is_last:
-                break
-            result.backwards[rows] += 1
-            result.correct_iterates[rows] += ~goal.reached(logits)
-            standing = ~(reached | ~finite) if self.early_stop else finite
-            if not bool(standing.all()):
-                rows, x_adv, gradient = rows[standing], x_adv[standing], gradient[standing]
-                goal, ball, step_size = goal.select(standing), ball.select(standing), step_size[standing]
+                return
+            gradient = found.gradient
+            keep = found.standing if self.early_stop else ~search.invalid[rows]
+            if not bool(keep.all()):
+                rows, x_adv, gradient, step_size = rows[keep], x_adv[keep], gradient[keep], step_size[keep]
+                goal, ball, draws = goal.select(keep), ball.select(keep), draws.select(keep)
                 if len(rows) == 0:
-                    break
+                    return
             x_adv = ball.step(x_adv, gradient, step_size)
-        return replace(result, broken=result.broken | result.invalid), best
-
-
-def _ascent(
-    model: nn.Module, x_adv: Images, goal: Goal, objective: Objective, gradient: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, gradient of the summed objective with respect to the images, and the objective per example."""
-    if not gradient:
-        with torch.no_grad():
-            logits = _widened(model(x_adv))
-            return logits, x_adv, objective(logits, goal).to(x_adv.dtype)
-    point = x_adv.detach().requires_grad_()
-    logits = _widened(model(point))
-    value = objective(logits, goal)
-    (slope,) = torch.autograd.grad(value.sum(), point)
-    slope = slope.nan_to_num(0.0, 0.0, 0.0)  # a slope that is no number points nowhere; the verdict is the logits'
-    return logits.detach(), slope, value.detach().to(point.dtype)
-
-
-def _widened(logits: Tensor) -> Tensor:
-    """Half precision as float32, in which objectives do not underflow; double as it is."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _untouched(x: Images) -> AttackResult:
-    """The result of an attack that has not begun."""
-    count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    no = count.bool()
-    distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
-    return AttackResult(x.clone(), no, distance, count, count.clone(), count.clone(), no.clone())
-
-
-def _merge(result: AttackResult, rows: Tensor, found: AttackResult, better: Tensor) -> AttackResult:
-    """Take over what a restart found for some rows; images only where it did better."""
-    x_adv, broken, invalid = result.x_adv.clone(), result.broken.clone(), result.invalid.clone()
-    x_adv[rows[better]] = found.x_adv[better]
-    broken[rows] |= found.broken
-    invalid[rows] |= found.invalid
-    forwards, backwards = result.forwards.clone(), result.backwards.clone()
-    correct = result.correct_iterates.clone()
-    forwards[rows] += found.forwards
-    backwards[rows] += found.backwards
-    correct[rows] += found.correct_iterates
-    return replace(
-        result,
-        x_adv=x_adv,
-        broken=broken,
-        invalid=invalid,
-        forwards=forwards,
-        backwards=backwards,
-        correct_iterates=correct,
-    )

@@ -1,4 +1,4 @@
-"""The command `robustly`: train, evaluate, audit, report, recipes."""
+"""The command `robustly`: train, evaluate, diagnose, analyse, audit, report, suites, recipes."""
 
 import argparse
 import logging
@@ -6,17 +6,22 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import robustly
+from robustly.cli.analysing import COUNT, run_analysis
 from robustly.cli.arguments import split_overrides
 from robustly.cli.auditing import run_audit
+from robustly.cli.diagnosing import COUNT as DIAGNOSED
+from robustly.cli.diagnosing import run_diagnostics
 from robustly.cli.evaluating import run_evaluation
 from robustly.cli.recipes import recipe_names, recipe_text
 from robustly.cli.reporting import run_report
+from robustly.cli.suites import show_suites
 from robustly.cli.training import run_training
+from robustly.threat import NORMS
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -29,7 +34,8 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0 success, 1 a failed audit, 2 something the user has to change (one sentence on stderr), 130 Ctrl-C.
+    0 success, 1 a failed audit or diagnostic, 2 something the user has to change (one sentence on stderr), 130
+    Ctrl-C.
     """
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -66,18 +72,38 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object) -
 def _run(arguments: list[str]) -> int:
     words, overrides = split_overrides(arguments)
     options = _parser().parse_args(words)
-    if overrides and options.command not in ("train", "evaluate"):
+    if overrides and options.command not in ("train", "evaluate", "diagnose"):
         raise ValueError(f"{options.command} takes no settings, got {overrides[0]}")
-    if options.command == "train":
-        return run_training(options.recipe, options.out, options.resume, overrides, options.trust_code)
-    if options.command == "evaluate":
-        return run_evaluation(options.run, overrides, options.trust_code, options.overwrite)
-    if options.command == "audit":
-        return run_audit(options.run, options.rerun, options.trust_code)
-    if options.command == "report":
-        return run_report(options.runs, options.out)
+    return _COMMANDS[options.command](options, overrides)
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    return run_training(options.recipe, options.out, options.resume, overrides, options.trust_code)
+
+
+def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
+    if options.suite is not None:
+        overrides = ["--evaluation.suite", options.suite, *overrides]
+    return run_evaluation(options.run, overrides, options.trust_code, options.overwrite, options.label)
+
+
+def _recipes(options: argparse.Namespace, overrides: list[str]) -> int:
     print(recipe_text(options.name) if options.name else "\n".join(recipe_names()))  # noqa: T201
     return 0
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "audit": lambda options, _: run_audit(options.run, options.rerun, options.trust_code, options.label),
+    "diagnose": lambda options, overrides: run_diagnostics(
+        options.run, options.count, overrides, options.trust_code
+    ),
+    "analyse": lambda options, _: run_analysis(options.run, options.count, options.trust_code),
+    "suites": lambda options, _: show_suites(options.name, options.norm),
+    "report": lambda options, _: run_report(options.runs, options.out),
+    "recipes": _recipes,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,17 +143,44 @@ def _parser() -> argparse.ArgumentParser:
         "trained elsewhere name a new folder with --model.name, --model.weights and --data.source.",
     )
     evaluate.add_argument("run", type=Path)
+    evaluate.add_argument("--suite", metavar="NAME", help="short for --evaluation.suite NAME")
+    evaluate.add_argument("--as", dest="label", metavar="NAME", help="keep it beside others, in evaluation_NAME")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
 
     audit = commands.add_parser(
         "audit", parents=[trust], allow_abbrev=False, help="re-check an evaluation from scratch"
     )
     audit.add_argument("run", type=Path)
+    audit.add_argument("--as", dest="label", metavar="NAME", help="the one in evaluation_NAME")
     audit.add_argument("--rerun", type=int, default=32, help="standing examples to attack again, per attack")
 
     report = commands.add_parser("report", allow_abbrev=False, help="write the HTML page of one or several runs")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="file to write (default: report.html in the run, or here)")
+
+    diagnose = commands.add_parser(
+        "diagnose",
+        parents=[trust],
+        allow_abbrev=False,
+        help="look for signs that robust accuracy should not be trusted",
+        description="Twelve tests and a dozen flags for masked gradients, on the test images of a run. Settings as "
+        "for evaluate, such as --threat l2:0.5. Exit code 1 if one fails.",
+    )
+    diagnose.add_argument("run", type=Path)
+    diagnose.add_argument("--count", type=int, default=DIAGNOSED, help="images, from the first")
+
+    analyse = commands.add_parser(
+        "analyse",
+        parents=[trust],
+        allow_abbrev=False,
+        help="gradients, loss landscapes, and the union of several threats",
+    )
+    analyse.add_argument("run", type=Path)
+    analyse.add_argument("--count", type=int, default=COUNT, help="images for the gradients")
+
+    suites = commands.add_parser("suites", allow_abbrev=False, help="list the suites, or show the stages of one")
+    suites.add_argument("name", nargs="?")
+    suites.add_argument("--norm", default="linf", choices=NORMS)
 
     recipes = commands.add_parser("recipes", allow_abbrev=False, help="list the recipes, or show one")
     recipes.add_argument("name", nargs="?")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -10,12 +11,13 @@ from rich.markup import escape
 from robustly.cli.arguments import Trust
 from robustly.configuration import build_config
 from robustly.data import load_test
-from robustly.evaluation import SUITES, Check, EvidenceError, Subject, audit, read_evidence
-from robustly.runs import EVALUATION, load_trained, open_run
+from robustly.evaluation import Check, EvidenceError, Subject, Suite, audit, read_evidence
+from robustly.runs import evaluation_folder, load_trained, open_run
 from robustly.runtime import Runtime
+from robustly.suite_settings import suite_from
 
 
-def run_audit(folder: Path, rerun: int, trust_code: bool) -> int:
+def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = None) -> int:
     """Re-check the evaluation of a run; 0 if every check passed, else 1.
 
     Raises:
@@ -25,7 +27,7 @@ def run_audit(folder: Path, rerun: int, trust_code: bool) -> int:
     if rerun < 1:
         raise ValueError(f"--rerun must be at least 1, got {rerun}")
     config = open_run(folder)
-    target = folder / EVALUATION
+    target = evaluation_folder(folder, label)
     try:
         summary = read_evidence(target).summary
         data_settings = summary["data"]["settings"]
@@ -39,12 +41,20 @@ def run_audit(folder: Path, rerun: int, trust_code: bool) -> int:
     device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     subject = Subject(model, data.to(device), config.threat)
-    result = audit(target, subject, SUITES.get(suite_name), rerun=rerun)
+    result = audit(target, subject, _suite(suite_name, summary), rerun=rerun)
     for check in result.checks:
         _say(console, check)
     verdict = "[green]audit passed" if result.passed else "[red]AUDIT FAILED"
     console.print(f"{verdict}[/]: {sum(check.passed for check in result.checks)} of {len(result.checks)} checks")
     return 0 if result.passed else 1
+
+
+def _suite(name: str, summary: dict[str, Any]) -> Suite | None:
+    """The suite that was run: the known one of that name, or the one that the evidence says was composed."""
+    try:
+        return suite_from(name, summary.get("composed"), str(summary["threat"]["norm"]))
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _say(console: Console, check: Check) -> None:

@@ -12,18 +12,32 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import nn
 
 from robustly.cli.arguments import check_evaluation_overrides, is_model_name, trust_in
-from robustly.configuration import apply_overrides, build_config, with_absolute_paths
-from robustly.data import load_test
-from robustly.evaluation import SUITES, evaluate, write_evidence
+from robustly.configuration import RunConfig, apply_overrides, build_config, with_absolute_paths
+from robustly.data import ImageData, load_test
+from robustly.evaluation import Partial, evaluate, write_evidence
 from robustly.evaluation.subject import Progress as Hears
-from robustly.runs import EVALUATION, RunError, create_run, evaluation_data, load_trained, open_run
+from robustly.evaluation.suites import Suite, settings
+from robustly.models import weights_hash
+from robustly.randomness import derive_seed
+from robustly.runs import RunError, create_run, evaluation_data, evaluation_folder, load_trained, open_run
 from robustly.runtime import Runtime
+from robustly.suite_settings import suite_from
 
 
-def run_evaluation(folder: Path, overrides: list[str], trust_code: bool, overwrite: bool) -> int:
+def run_evaluation(
+    folder: Path, overrides: list[str], trust_code: bool, overwrite: bool, label: str | None = None
+) -> int:
     """Evaluate a run and print its table; returns the exit code.
+
+    Args:
+        folder: the run.
+        overrides: settings.
+        trust_code: whether code that a file names may be imported.
+        overwrite: whether an earlier evaluation may be replaced.
+        label: where several evaluations of a run stand side by side, the name of this one.
 
     Raises:
         ValueError: anything that the user has to change.
@@ -37,7 +51,7 @@ def run_evaluation(folder: Path, overrides: list[str], trust_code: bool, overwri
         stored = open_run(folder)
         check_evaluation_overrides(overrides, [stored.model.name, stored.guide.name if stored.guide else ""])
         config = build_config(apply_overrides(stored.as_plain(), overrides))
-    target = folder / EVALUATION
+    target = evaluation_folder(folder, label)
     if target.exists() and not overwrite:
         raise RunError(f"{target} exists already: --overwrite replaces it")
     source = evaluation_data(config)
@@ -45,27 +59,35 @@ def run_evaluation(folder: Path, overrides: list[str], trust_code: bool, overwri
     model, checkpoint = load_trained(folder, config, data, trust.allows)
     device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.norm)
+    partial = Partial(target.with_name(f"{target.name}.partial"), _identity(config, suite, model, data))
+    if is_new:
+        create_run(folder, config)
     console = Console()
     with _listening(console) as hear:
         evidence = evaluate(
             model,
             data.to(device),
             config.threat,
-            SUITES[config.evaluation.suite],
+            suite,
             mode=config.evaluation.mode,
             seed=config.seed,
             batch_size=config.evaluation.batch_size,
             curve_count=config.evaluation.curve_count,
+            partial=partial,
             progress=hear,
         )
+    if config.evaluation.stages is not None:
+        evidence.summary["composed"] = config.evaluation.stages
     evidence.summary["run"] = folder.resolve().name
     evidence.summary["model"] |= {"name": config.model.name, "checkpoint": checkpoint}
     evidence.summary["data"] |= {"source": config.data.source, "split": "test"}
     evidence.summary["data"]["settings"] = replace(config, data=source).as_plain()["data"]
-    if is_new:
-        create_run(folder, config)
     write_evidence(evidence, target)
+    partial.remove()
     console.print(summary_table(evidence.summary))
+    for sentence in [*evidence.summary["masking"], *evidence.summary["failures"].values()]:
+        console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
     console.print(
         f"evidence: {target}\nnext: robustly report {quote(str(folder))}",
         soft_wrap=True,
@@ -73,6 +95,14 @@ def run_evaluation(folder: Path, overrides: list[str], trust_code: bool, overwri
         markup=False,
     )
     return 0
+
+
+def _identity(config: RunConfig, suite: Suite, model: nn.Module, data: ImageData) -> str:
+    """What the parts of an interrupted evaluation must have in common with this one."""
+    parts = [settings(attack) for attack in suite.attacks.values()]
+    plans = [suite.plan(name) for name in suite.attacks]
+    known = (weights_hash(model), data.digest(), str(config.threat), config.evaluation.mode, config.seed)
+    return f"{derive_seed(*map(str, known), suite.name, repr(parts), repr(plans)):016x}"
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
@@ -87,12 +117,19 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_row("clean", *_numbers(summary["clean"]), "", "")
     for attack in summary["suite"]["attacks"]:
         numbers = summary["attacks"][attack["name"]]
+        if attack["name"] in summary["failures"]:
+            table.add_row(escape(attack["title"]), "failed", "", "", "")
+            continue
+        if attack["plan"]["on_suspicion"] and numbers["tried"] == 0:
+            table.add_row(escape(attack["title"]), "not needed", "", "", "")
+            continue
         passes = numbers["mean_forwards"] + numbers["mean_backwards"]
         table.add_row(
             escape(attack["title"]), *_numbers(numbers), f"{100 * numbers['accuracy_8bit']:.1f} %", f"{passes:.0f}"
         )
     worst = summary["worst_case"]
-    table.add_row("worst case", *_numbers(worst), f"{100 * worst['accuracy_8bit']:.1f} %", "", style="bold")
+    title = "upper bound; masking suspected" if summary["masking"] else "worst case"
+    table.add_row(title, *_numbers(worst), f"{100 * worst['accuracy_8bit']:.1f} %", "", style="bold")
     if summary["certified"] is not None:
         table.add_row("certified", *_numbers(summary["certified"]), "", "")
     return table

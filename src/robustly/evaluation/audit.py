@@ -11,10 +11,11 @@ from torch import Tensor
 
 from robustly.evaluation.check import Check
 from robustly.evaluation.describe import describe
+from robustly.evaluation.diagnostics import Finding, cheap_findings, masking_suspected
 from robustly.evaluation.evidence import CURVE, IMAGES, SUMMARY, TABLE, Evidence, EvidenceError, read_evidence
 from robustly.evaluation.rerun import again
 from robustly.evaluation.subject import Subject, places, round_to_8_bits
-from robustly.evaluation.suites import Suite, settings
+from robustly.evaluation.suites import Plan, Suite, settings
 from robustly.evaluation.summary import contradictions, figures
 from robustly.files import file_sha256
 from robustly.models import weights_hash
@@ -87,11 +88,13 @@ def _checks(folder: Path, evidence: Evidence, subject: Subject, suite: Suite | N
     if not same_rows:
         return
     yield _clean(table, subject)
-    expected = table["clean_prediction"] == table["label"]
-    for name in attacks:
-        yield from _attack(name, evidence, subject, expected)
-        if summary["suite"]["mode"] == "worst_case":
-            expected = expected & ~table[f"{name}.broken"]
+    findings = cheap_findings(subject)
+    yield _same_findings(summary, findings)
+    for name, standing, expected in _expected(summary, table, bool(masking_suspected(findings))):
+        if name in summary["failures"]:
+            yield Check(f"{name} ran", f"it failed: {summary['failures'][name]}")
+        else:
+            yield from _attack(name, evidence, subject, standing, expected)
     yield _worst_case(table, attacks)
     if summary["security_curve"] is not None:
         yield _curve(evidence, subject, summary["security_curve"]["epsilon"][1:])
@@ -105,6 +108,33 @@ def _checks(folder: Path, evidence: Evidence, subject: Subject, suite: Suite | N
     if suite is not None:
         yield _description(summary, describe(subject, suite, summary["suite"]["mode"]))
         yield from again(evidence, subject, suite, rerun)
+
+
+def _expected(
+    summary: Mapping[str, Any], table: Mapping[str, Tensor], is_suspicious: bool
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each attack's name, the examples that stood before it, and those of them that it had to attack."""
+    right = table["clean_prediction"] == table["label"]
+    standing, closeness = right, -table["clean_margin"]
+    survivors_only = summary["suite"]["mode"] == "worst_case"
+    for entry in summary["suite"]["attacks"]:
+        name, plan = entry["name"], Plan(**entry["plan"])
+        expected = torch.zeros_like(standing)
+        if not plan.on_suspicion or is_suspicious:
+            rows = plan.rows(standing, closeness, table["id"], int(summary["suite"]["seed"]))
+            expected[rows if survivors_only else right] = True
+        yield name, standing if survivors_only else right, expected
+        broken = table[f"{name}.broken"]
+        is_suspicious |= plan.sentinel and bool((expected & broken).any())
+        closeness = torch.fmax(closeness, table[f"{name}.margin"])
+        standing = standing & ~broken
+
+
+def _same_findings(summary: Mapping[str, Any], findings: list[Finding]) -> Check:
+    """Whether the cheap diagnostics come out as stated."""
+    stated = {entry["id"]: entry["passed"] for entry in summary["findings"]}
+    wrong = [finding.id for finding in findings if stated.get(finding.id) != finding.passed]
+    return Check("the diagnostics come out again", f"not so: {', '.join(wrong)}" if wrong else "")
 
 
 def _description(summary: Mapping[str, Any], known: Mapping[str, Any]) -> Check:
@@ -179,7 +209,7 @@ def _first(table: Mapping[str, Tensor], wrong: Tensor) -> int:
     return int(table["id"][wrong.nonzero()[0, 0]])
 
 
-def _attack(name: str, evidence: Evidence, subject: Subject, expected: Tensor) -> Iterator[Check]:
+def _attack(name: str, evidence: Evidence, subject: Subject, standing: Tensor, expected: Tensor) -> Iterator[Check]:
     table, data = evidence.table, subject.data
     tried, invalid, broken = table[f"{name}.tried"], table[f"{name}.invalid"], table[f"{name}.broken"]
     shown = torch.isin(table["id"], evidence.images[f"{name}.ids"])
@@ -191,9 +221,11 @@ def _attack(name: str, evidence: Evidence, subject: Subject, expected: Tensor) -
         problem = f"{int(differing.sum())} rows say otherwise than the images{where}"
     if bool((tried & ~invalid & broken & ~shown).any()):
         problem = "rows are said to be broken without an image"
+    if bool((standing & ~tried & broken).any()):
+        problem = "rows are said to be broken that were not attacked"
     if not torch.equal(tried, expected):
-        problem = "not every example that still stood was attacked, or others were"
-    if bool((~expected & ~broken).any()) or bool((invalid & ~broken).any()) or bool((invalid & ~tried).any()):
+        problem = "not every example that still stood and was to be attacked was, or others were"
+    if bool((~standing & ~broken).any()) or bool((invalid & ~broken).any()) or bool((invalid & ~tried).any()):
         problem = "misclassified or unanswered images must count as broken"
     yield Check(f"{name}: rows and images agree", problem)
     if problem:

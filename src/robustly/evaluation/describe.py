@@ -1,6 +1,7 @@
 """What was tested on what with what, in plain values: the part of a summary that is no result."""
 
 import platform
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -50,7 +51,12 @@ def describe(subject: Subject, suite: Suite, mode: Mode) -> dict[str, Any]:
             "seed": subject.seed,
             "batch_size": subject.batch_size,
             "attacks": [
-                {"name": name, "title": suite.title(name), "settings": settings(attack)}
+                {
+                    "name": name,
+                    "title": suite.title(name),
+                    "settings": settings(attack),
+                    "plan": asdict(suite.plan(name)),
+                }
                 for name, attack in suite.attacks.items()
             ],
             "certificates": [

@@ -1,41 +1,41 @@
 """Attack and certify a model on a data set, and keep the evidence."""
 
-import time
 import warnings
-from dataclasses import replace
-from fractions import Fraction
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustly.attacks import Attack
 from robustly.data import ImageData
+from robustly.evaluation.catalogue import suite_named
+from robustly.evaluation.curve import curve_by_attack, curve_by_distances, curve_radii
 from robustly.evaluation.describe import describe
-from robustly.evaluation.evidence import CURVE, Evidence
-from robustly.evaluation.subject import Mode, Progress, Subject, confirm, run_attack, run_certificate, unheard
+from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
+from robustly.evaluation.evidence import Evidence
+from robustly.evaluation.partial import Partial
+from robustly.evaluation.stages import EvaluationError, Stages, run_stages
+from robustly.evaluation.subject import Mode, Progress, Subject, run_certificate, unheard
 from robustly.evaluation.suites import Suite
 from robustly.evaluation.summary import contradictions, figures
+from robustly.evaluation.tuning import in_full_precision, measure
 from robustly.objectives import Goal, margin
-from robustly.threat import ThreatModel, fraction_text
+from robustly.threat import NORMS, ThreatModel, fraction_text
 
 GALLERY = 12
-
-
-class EvaluationError(ValueError):
-    """A model or data set that cannot be evaluated; the message says why."""
 
 
 def evaluate(
     model: nn.Module,
     data: ImageData,
     threat: ThreatModel,
-    suite: Suite,
+    suite: Suite | str,
     *,
     mode: Mode = "every",
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     curve_count: int | None = 500,
+    partial: Partial | None = None,
     progress: Progress | None = None,
     about: dict[str, Any] | None = None,
 ) -> Evidence:
@@ -45,24 +45,35 @@ def evaluate(
         model: any module from images in [0, 1] to logits.
         data: labelled images, on the model's device.
         threat: what the adversary may do; one epsilon for all examples.
-        suite: attacks and certificates.
+        suite: attacks and certificates, or the name of a known suite.
         mode: "every" runs every attack on every example that the model has right (a table as in papers);
             "worst_case" spares each attack what an earlier one broke (the worst case is the same verdict, sooner).
+            Suites that hand survivors on, such as AutoAttack, run in "worst_case" whatever is said here.
         seed: seed of every random number.
-        batch_size: images at a time; the verdict does not depend on it.
+        batch_size: images at a time; the verdict does not depend on it. Without it two or three are measured, and
+            whether searching in bfloat16 pays.
         curve_count: how many examples, from the first, the security curve is drawn from; None takes all.
+        partial: where to keep what finished attacks found, so that a killed evaluation goes on.
         progress: hears (what, done, total).
         about: more entries of the summary: who was tested.
 
     Raises:
-        EvaluationError: NaN or infinite logits on clean images; another number of outputs than classes.
-        AttackError: see `Attack`.
+        EvaluationError: NaN or infinite logits on clean images; another number of outputs than classes; an attack
+            that is not defined for the threat's norm; every attack failed.
     """
     if isinstance(threat.epsilon, Tensor):
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
-    subject = Subject(model, data, threat, seed, batch_size)
+    suite = suite_named(suite, threat.norm) if isinstance(suite, str) else suite
+    mode = "worst_case" if suite.worst_case else mode
+    _check_norms(suite, threat)
     hear = progress or unheard
-    clean = _clean_logits(subject)
+    subject = Subject(model, data, threat, seed, batch_size or len(data))
+    clean = _clean_logits(replace(subject, batch_size=batch_size or 250))
+    tuning = None
+    if batch_size is None:
+        tuning = measure(subject)
+        subject = replace(subject, batch_size=tuning.batch_size)
+    tuned = suite if tuning is None or tuning.half_pays else in_full_precision(suite)
     label = data.labels
     table: dict[str, Tensor] = {
         "id": data.ids,
@@ -71,34 +82,19 @@ def evaluate(
         "clean_margin": -margin(clean, Goal(label)),
     }
     wrong = table["clean_prediction"] != label
-    images: dict[str, Tensor] = {}
-    standing, standing_8bit = ~wrong, ~wrong
-    seconds: dict[str, float] = {}
-    unconfirmed = 0
-    for name, attack in suite.attacks.items():
-        began = time.perf_counter()
-        rows = (standing if mode == "worst_case" else ~wrong).nonzero()[:, 0]
-        found = run_attack(subject, attack, rows, name, hear)
-        columns, kept, doubtful = confirm(subject, found, rows, name)
-        broken_before = ~standing if mode == "worst_case" else wrong
-        broken_8bit_before = ~standing_8bit if mode == "worst_case" else wrong
-        columns[f"{name}.broken"] |= broken_before
-        columns[f"{name}.broken_8bit"] |= broken_8bit_before
-        standing &= ~columns[f"{name}.broken"]
-        standing_8bit &= ~columns[f"{name}.broken_8bit"]
-        table |= columns
-        images |= kept
-        unconfirmed += doubtful
-        seconds[name] = time.perf_counter() - began
-    table |= {"worst_case.broken": ~standing, "worst_case.broken_8bit": ~standing_8bit}
+    findings = cheap_findings(subject)
+    run = run_stages(
+        subject, tuned, table, mode=mode, suspicions=masking_suspected(findings), partial=partial, hear=hear
+    )
+    table, images = run.table, run.images
     table |= _certificates(subject, suite, hear)
-    radii = _radii(threat, suite)
+    radii = curve_radii(threat, suite) if suite.curve not in run.failures else []
     if radii:
-        name, attack = suite.curve or "", suite.attacks[suite.curve or ""]
+        name, attack = suite.curve or "", tuned.attacks[suite.curve or ""]
         if getattr(attack, "minimum_norm", False) and mode == "every":
-            columns, kept = _curve_of_distances(table, images, name, wrong, radii)
+            columns, kept = curve_by_distances(table, images, name, wrong, radii)
         else:
-            columns, kept = _curve(subject, name, attack, wrong, radii=radii, count=curve_count, hear=hear)
+            columns, kept = curve_by_attack(subject, name, attack, wrong, radii=radii, count=curve_count, hear=hear)
         table |= columns
         images |= kept
     images |= _gallery(subject, table, images, list(suite.attacks))
@@ -118,15 +114,19 @@ def evaluate(
         epsilon=float(threat.epsilon),
         curve=[float(radius) for radius in radii],
     )
-    for name, value in seconds.items():
+    for name, value in run.seconds.items():
         numbers["attacks"][name]["seconds"] = value
     summary = describe(subject, suite, mode) | numbers
+    summary["precision"] = "full" if tuned is not suite else "as the suite says"
+    summary["failures"] = run.failures
+    summary["findings"] = [asdict(finding) for finding in (*findings, *run.findings)]
+    summary["masking"] = [*masking_suspected(findings), *run.suspicions]
     if radii:
         summary["security_curve"] |= {
             "attack": suite.title(suite.curve or ""),
             "epsilon_text": ["0", *(fraction_text(radius) for radius in radii)],
         }
-    summary["warnings"] = _warnings(clean, numbers, unconfirmed)
+    summary["warnings"] = _warnings(clean, numbers, run)
     return Evidence(table, images, summary | (about or {}))
 
 
@@ -138,8 +138,8 @@ def _clean_logits(subject: Subject) -> Tensor:
     again = subject.logits(data.floats, first)
     if bool(((again - clean[: len(first)]).abs() > 1e-4 * clean[: len(first)].abs().amax().clamp_min(1.0)).any()):
         raise EvaluationError(
-            "the model answers the same images differently each time: a randomised model needs attacks that "
-            "average over its randomness, which this version does not have; fix its random numbers to evaluate it"
+            "the model answers the same images differently each time: wrap a randomised model in "
+            "robustly.attacks.adaptive.ExpectationOverTransformation, which averages over its randomness"
         )
     bad = int((~clean.isfinite().all(1)).sum())
     if bad:
@@ -163,62 +163,6 @@ def _certificates(subject: Subject, suite: Suite, hear: Progress) -> dict[str, T
     return columns
 
 
-def _radii(threat: ThreatModel, suite: Suite) -> list[Fraction]:
-    """Radii of the security curve that make sense for the threat."""
-    if suite.curve is None or isinstance(threat.epsilon, Tensor) or threat.epsilon == 0:
-        return []
-    radii = [threat.epsilon * Fraction(factor).limit_denominator(1000) for factor in suite.curve_factors]
-    if threat.norm == "l0":
-        radii = [Fraction(round(radius)) for radius in radii if round(radius) > 0]
-    width = Fraction(threat.box[1]) - Fraction(threat.box[0])
-    return sorted({radius for radius in radii if threat.norm != "linf" or radius <= width})
-
-
-def _curve(
-    subject: Subject,
-    name: str,
-    attack: Attack,
-    wrong: Tensor,
-    *,
-    radii: list[Fraction],
-    count: int | None,
-    hear: Progress,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Accuracy against epsilon: ascending radii, and what broke once stays broken."""
-    data = subject.data
-    distance = torch.full((len(data),), torch.nan, device=wrong.device)
-    distance[:count] = torch.where(wrong[:count], 0.0, torch.inf)
-    ids, images = [], []
-    for done, radius in enumerate(radii):
-        hear("security curve", done, len(radii))
-        rows = (distance == torch.inf).nonzero()[:, 0]
-        at_radius = replace(subject, threat=subject.threat.with_epsilon(radius))
-        found = run_attack(at_radius, attack, rows, name, unheard)
-        columns, kept, _ = confirm(at_radius, found, rows, CURVE)
-        distance[columns[f"{CURVE}.broken"] & (distance == torch.inf)] = float(radius)
-        ids.append(kept[f"{CURVE}.ids"])
-        images.append(kept[f"{CURVE}.images"])
-    hear("security curve", len(radii), len(radii))
-    return {f"{CURVE}.distance": distance}, {f"{CURVE}.ids": torch.cat(ids), f"{CURVE}.images": torch.cat(images)}
-
-
-def _curve_of_distances(
-    table: dict[str, Tensor], images: dict[str, Tensor], name: str, wrong: Tensor, radii: list[Fraction]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """One run of a minimum-norm attack is the whole curve: each example breaks at the next radius of the grid."""
-    found = table[f"{name}.distance"]
-    grid = torch.tensor([float(radius) for radius in radii], device=found.device)
-    place = torch.bucketize(found.nan_to_num(torch.inf), grid * (1 + 1e-6))
-    distance = torch.cat([grid, grid.new_tensor([torch.inf])])[place.clamp_max(len(grid))]
-    distance = torch.where(wrong, 0.0, distance)
-    reached = table["id"][distance.isfinite() & ~wrong]
-    stored = torch.isin(images[f"{name}.ids"], reached)
-    return {f"{CURVE}.distance": distance}, {
-        f"{CURVE}.ids": images[f"{name}.ids"][stored],
-        f"{CURVE}.images": images[f"{name}.images"][stored],
-    }
-
-
 def _gallery(
     subject: Subject, table: dict[str, Tensor], images: dict[str, Tensor], attacks: list[str]
 ) -> dict[str, Tensor]:
@@ -235,8 +179,21 @@ def _gallery(
     return {"gallery.ids": data.ids[chosen], "gallery.images": data.floats(chosen)}
 
 
-def _warnings(clean: Tensor, numbers: dict[str, Any], unconfirmed: int) -> list[str]:
-    found = []
+def _check_norms(suite: Suite, threat: ThreatModel) -> None:
+    for name, attack in suite.attacks.items():
+        norms = getattr(attack, "norms", NORMS)
+        if threat.norm not in norms:
+            raise EvaluationError(
+                f"the attack {name!r} of suite {suite.name!r} is defined for {', '.join(norms)}, "
+                f"the threat is {threat}"
+            )
+
+
+def _warnings(clean: Tensor, numbers: dict[str, Any], run: Stages) -> list[str]:
+    found = [
+        f"The attack {name!r} failed ({message}). Robust accuracy is an upper bound without it."
+        for name, message in run.failures.items()
+    ]
     if looks_like_probabilities(clean):
         found.append(
             "The model seems to return probabilities, not logits: attacks see vanishing gradients, and robust "
@@ -244,8 +201,10 @@ def _warnings(clean: Tensor, numbers: dict[str, Any], unconfirmed: int) -> list[
         )
     if numbers["invalid"]:
         found.append(f"The model answered {numbers['invalid']} attacked images with NaN; they count as broken.")
-    if unconfirmed:
-        found.append(f"{unconfirmed} attack successes did not survive a second forward pass and were not counted.")
+    if run.unconfirmed:
+        found.append(
+            f"{run.unconfirmed} attack successes did not survive a second forward pass and were not counted."
+        )
     for text in found:
         warnings.warn(text, stacklevel=3)
     return found

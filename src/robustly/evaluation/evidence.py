@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustly.files import file_sha256, whole_file, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 TABLE, IMAGES, SUMMARY = "evidence.parquet", "adversarial.safetensors", "summary.json"
 CURVE = "curve"
 
@@ -33,7 +33,9 @@ class Evidence:
         table: per-example columns `(N,)` by name, in a fixed order: `id`, `label`, `clean_prediction`,
             `clean_margin`; for each attack `NAME.broken`, `NAME.broken_8bit` (after rounding to 8 bits),
             `NAME.distance` (NaN where not broken), `NAME.prediction`, `NAME.forwards`, `NAME.backwards`,
-            `NAME.invalid`, `NAME.tried`; `worst_case.broken`, `worst_case.broken_8bit`; for the security curve
+            `NAME.invalid`, `NAME.tried`, `NAME.margin` (the highest max_{j != y} z_j - z_y seen, NaN where
+            unknown), `NAME.zero_gradients` (points at which the gradient was exactly zero); `worst_case.broken`,
+            `worst_case.broken_8bit`; for the security curve
             `curve.distance`, the smallest radius of the grid at which the example broke (inf: at none, NaN: not
             tried); for each certificate `certificate.NAME.radius` and `.prediction`.
         images: per attack and for the curve `NAME.images` `(M, C, H, W)` and `NAME.ids` `(M,)` of the examples

@@ -52,7 +52,11 @@ def compare(runs: Sequence[RunEvidence]) -> Comparison:
     certified = any(one.certified for one in evaluated)
     names = ["Clean", *titles.values(), "Worst case", *(["Certified"] if certified else [])]
     rows = [_row(run.evaluation, list(titles), certified) for run in runs]
-    columns = [_marked([row[i] for row in rows], comparable=not differences) for i in range(len(names))]
+    trusted = [run.evaluation is None or not run.evaluation.masking for run in runs]
+    columns = [
+        _marked([row[i] for row in rows], trusted if i else [True] * len(rows), comparable=not differences)
+        for i in range(len(names))
+    ]
     cells = tuple(tuple(column[i] for column in columns) for i in range(len(runs)))
     return Comparison(tuple(run.name for run in runs), tuple(names), cells, differences)
 
@@ -60,21 +64,22 @@ def compare(runs: Sequence[RunEvidence]) -> Comparison:
 def _row(evaluation: Evaluation | None, attacks: Sequence[str], certified: bool) -> list[Proportion | None]:
     if evaluation is None:
         return [None] * (len(attacks) + 2 + certified)
-    own = {attack.name: attack.robust for attack in evaluation.attacks}
+    own = {attack.name: attack.robust for attack in evaluation.attacks if not attack.state}
     row = [evaluation.clean, *(own.get(name) for name in attacks), evaluation.worst_case]
     if certified:
         row.append(evaluation.certified.robust if evaluation.certified else None)
     return row
 
 
-def _marked(column: Sequence[Proportion | None], comparable: bool) -> list[Cell]:
-    known = [part for part in column if part is not None]
+def _marked(column: Sequence[Proportion | None], trusted: Sequence[bool], comparable: bool) -> list[Cell]:
+    """The best of a column; numbers that masking is suspected behind are shown, but are no best ones."""
+    known = [part for part, sound in zip(column, trusted, strict=True) if part is not None and sound]
     if not comparable or len(known) < 2:
         return [Cell(part) for part in column]
     top = max(part.share for part in known)
     cells = []
-    for part in column:
-        best = part is not None and part.share == top
+    for part, sound in zip(column, trusted, strict=True):
+        best = part is not None and sound and part.share == top
         others = [other for other in known if other is not part]
         cells.append(Cell(part, best, best and all(part.clearly_above(other) for other in others if part)))
     return cells

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from robustly.budgets import Spent
 from robustly.statistics import wilson_interval
 
 
@@ -79,7 +80,10 @@ class ThreatFacts:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What one attack of the suite left standing, and what it cost per example."""
+    """What one attack of the suite left standing, and what it cost per example.
+
+    `state` says why it has no number: "failed" or "not needed".
+    """
 
     name: str
     title: str
@@ -89,6 +93,7 @@ class AttackResult:
     forwards: float | None = None
     backwards: float | None = None
     seconds: float | None = None
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,18 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One check of whether the attacks can be trusted; `passed` is None where it could not be decided."""
+
+    id: str
+    title: str
+    passed: bool | None
+    value: float | None
+    threshold: str
+    words: str
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The whole of `evaluation/summary.json`."""
 
@@ -145,6 +162,8 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str | None = None
+    findings: tuple[Finding, ...] = ()
+    masking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,6 +189,7 @@ class AttackRecord:
     broken: NDArray[np.bool_]
     distance: NDArray[np.float64] | None
     prediction: NDArray[np.int64] | None
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +224,67 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How a quantity is spread over examples; the histogram's last bin also holds what lies above it."""
+
+    count: int
+    median: float
+    low: float
+    high: float
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Input gradients on `count` clean pictures: measures by name, and first-order radii of the `right` ones."""
+
+    count: int
+    right: int
+    measures: Mapping[str, Spread]
+    radius: Spread | None
+    beyond: int
+    unreachable: int
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A loss surface on a square grid; rows belong to the second direction."""
+
+    title: str
+    axis: tuple[float, ...]
+    loss: NDArray[np.float64]
+    margin: NDArray[np.float64] | None
+    roughness: float
+    roughest: float
+    misclassified: float
+
+
+@dataclass(frozen=True)
+class ThreatUnion:
+    """Robust accuracy by threat, under all of them at once, and the average with its interval."""
+
+    clean: Proportion
+    threats: tuple[tuple[str, Proportion], ...]
+    union: Proportion
+    average: float
+    average_ends: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The whole of `analysis.json`."""
+
+    weights_sha256: str | None
+    threat: str
+    gradients: Gradients | None
+    inputs: tuple[Surface, ...]
+    weights: Surface | None
+    union: ThreatUnion | None
+
+
+@dataclass(frozen=True)
 class RunEvidence:
     """All that a run folder holds; parts that are not there are None."""
 
@@ -215,3 +296,4 @@ class RunEvidence:
     examples: Examples | None
     pictures: Pictures | None
     notes: tuple[str, ...] = ()
+    analysis: Analysis | None = None

@@ -7,6 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from robustly.reports.budget_figure import accuracy_against_budget
 from robustly.reports.charts import (
     BROKEN,
     CERTIFIED,
@@ -38,6 +39,7 @@ def evaluation_figures(evaluation: Evaluation, examples: Examples | None) -> tup
     found = [
         None if evaluation.curve is None else security_curve(evaluation, evaluation.curve),
         None if examples is None else distances(evaluation, examples),
+        None if examples is None else accuracy_against_budget(evaluation, examples),
         by_class(evaluation.per_class) if evaluation.per_class else None,
     ]
     return tuple(each for each in found if each is not None)

@@ -36,6 +36,11 @@ def decimal(number: float | None) -> str:
     return f"{number:.1f}" if 10 <= abs(number) < 1000 else f"{number:.4g}"
 
 
+def short(number: float | None) -> str:
+    """A measured number with three leading digits; a dash for None."""
+    return NO_VALUE if number is None else f"{number:.3g}"
+
+
 def tenths(number: float | None) -> str:
     """A number with one decimal; a dash for None."""
     return NO_VALUE if number is None else f"{number:.1f}"

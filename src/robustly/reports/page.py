@@ -23,7 +23,10 @@ from robustly.reports.views import RunView, embedded_json, passes, view
 
 SECTIONS = (
     ("attacks", "Attacks"),
+    ("trust", "Trust"),
+    ("union", "Several threats"),
     ("robustness", "Where it breaks"),
+    ("inside", "Inside"),
     ("pictures", "Pictures"),
     ("training", "Training"),
     ("setup", "Setup"),
@@ -152,7 +155,10 @@ def _navigation(views: Sequence[RunView], comparison: Comparison | None) -> list
 def _has(one: RunView, section: str) -> bool:
     parts = {
         "attacks": one.run.evaluation is not None,
+        "trust": bool(one.checks),
+        "union": bool(one.union),
         "robustness": bool(one.charts),
+        "inside": bool(one.analysis or one.measures),
         "pictures": one.gallery is not None,
         "training": bool(one.training),
         "setup": True,
@@ -163,7 +169,7 @@ def _has(one: RunView, section: str) -> bool:
 def _figures(views: Sequence[RunView], together: Sequence[Figure]) -> dict[str, object]:
     """Everything that plotly draws, by the name that its place on the page carries."""
     found = [("all", figure) for figure in together]
-    found += [(one.key, figure) for one in views for figure in (*one.charts, *one.training)]
+    found += [(one.key, figure) for one in views for figure in (*one.charts, *one.analysis, *one.training)]
     return {f"{key}-{figure.words.key}": {"data": figure.data, "layout": figure.layout} for key, figure in found}
 
 
@@ -196,6 +202,7 @@ _FILTERS = {
     "count": formats.count,
     "decimal": formats.decimal,
     "duration": formats.duration,
+    "short": formats.short,
     "breakable": _breakable,
     "moment": formats.moment,
     "setting": formats.setting,

@@ -12,7 +12,10 @@ import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from robustly.budgets import Spent, spent_from
+from robustly.reports.analysis import parse_analysis
 from robustly.reports.evidence import (
+    Analysis,
     AttackRecord,
     Evaluation,
     Examples,
@@ -53,8 +56,11 @@ def read_run(path: Path) -> RunEvidence:
         examples = _if_there(folder / "evidence.parquet", lambda file: _read_examples(file, evaluation))
         pictures = _if_there(folder / "adversarial.safetensors", lambda file: _read_pictures(file, evaluation))
         notes = _contradictions(evaluation, examples)
+    analysis = _if_there(path / "analysis.json", lambda file: parse_analysis(read_json(file)))
+    if analysis is not None and evaluation is not None:
+        notes += _other_model(analysis, evaluation)
     name = (evaluation.run if evaluation else None) or path.resolve().name
-    return RunEvidence(path, name, config, training, evaluation, examples, pictures, tuple(notes))
+    return RunEvidence(path, name, config, training, evaluation, examples, pictures, tuple(notes), analysis)
 
 
 def _if_there(file: Path, read: Callable[[Path], Part]) -> Part | None:
@@ -121,7 +127,13 @@ def _read_examples(file: Path, evaluation: Evaluation) -> Examples:
             needed(f"{attack}.broken").astype(bool),
             None if distance is None else distance.astype(np.float64),
             None if prediction is None else prediction.astype(np.int64),
+            spent(attack),
         )
+
+    def spent(attack: str) -> Spent | None:
+        names = [f"{attack}.{what}" for what in ("broken", "tried", "forwards", "backwards")]
+        found = {name: values for name in names if (values := column(name)) is not None}
+        return spent_from(found, attack) if {names[2], names[3]} <= set(found) else None
 
     worst = column("worst_case.broken")
     return Examples(
@@ -160,6 +172,19 @@ def _read_pictures(file: Path, evaluation: Evaluation) -> Pictures | None:
     except (SafetensorError, OSError) as error:
         raise ReportError(f"{file} is no readable safetensors (cut off while it was written?): {error}.") from error
     return Pictures(ids.astype(np.int64), originals.astype(np.float32), adversarial) if len(ids) else None
+
+
+def _other_model(analysis: Analysis, evaluation: Evaluation) -> list[str]:
+    """Where the analysis is not one of what was evaluated."""
+    theirs, ours = analysis.weights_sha256, evaluation.model.weights_sha256
+    if theirs and ours and theirs != ours:
+        return ["The analysis is of other weights than the evaluation. Run robustly analyse again."]
+    if analysis.threat != evaluation.threat.text:
+        return [
+            f"The analysis was made for {analysis.threat}, the evaluation for {evaluation.threat.text}. Run "
+            "robustly analyse again."
+        ]
+    return []
 
 
 def _contradictions(evaluation: Evaluation, examples: Examples | None) -> list[str]:

@@ -1,6 +1,4 @@
-"""`evaluation/summary.json` (schema 1) -> `Evaluation`."""
-
-from collections.abc import Mapping
+"""`evaluation/summary.json` -> `Evaluation`."""
 
 from robustly.reports.evidence import (
     AttackResult,
@@ -8,6 +6,7 @@ from robustly.reports.evidence import (
     ClassResult,
     DataFacts,
     Evaluation,
+    Finding,
     ModelFacts,
     Proportion,
     ReportError,
@@ -17,8 +16,8 @@ from robustly.reports.evidence import (
 )
 from robustly.reports.fields import Fields
 
-SCHEMA = 1
-"""The version of `evaluation/summary.json` that this package reads."""
+SCHEMAS = (1, 2)
+"""The versions of `evaluation/summary.json` that this package reads."""
 
 
 def parse_summary(summary: Fields) -> Evaluation:
@@ -28,10 +27,10 @@ def parse_summary(summary: Fields) -> Evaluation:
         ReportError: if the schema is another one, or a field is missing or of the wrong kind.
     """
     schema = summary.values.get("schema")
-    if schema != SCHEMA:
+    if schema not in SCHEMAS:
         raise ReportError(
             f"{summary.where} is written in schema {str(schema)[:20]}, but this robustly reads schema "
-            f"{SCHEMA}: use the robustly that wrote it, or evaluate again."
+            f"{' and '.join(map(str, SCHEMAS))}: use the robustly that wrote it, or evaluate again."
         )
     worst = summary.inside("worst_case")
     suite = summary.maybe_inside("suite") or Fields({}, f"{summary.where}: suite")
@@ -48,7 +47,7 @@ def parse_summary(summary: Fields) -> Evaluation:
         mode=suite.maybe_text("mode") or "every",
         seed=suite.maybe_whole("seed"),
         clean=summary.inside("clean").proportion("correct", "interval"),
-        attacks=_attacks(summary.inside("attacks"), suite),
+        attacks=_attacks(summary.inside("attacks"), suite, summary.maybe_inside("failures")),
         worst_case=worst.proportion("robust", "interval"),
         worst_case_8bit=_rounded(worst),
         certified=None if certified is None else _certified(certified),
@@ -58,6 +57,8 @@ def parse_summary(summary: Fields) -> Evaluation:
         warnings=tuple(str(text) for text in summary.listed("warnings")),
         versions={} if versions is None else {key: str(value) for key, value in versions.values.items()},
         device=summary.maybe_text("device"),
+        findings=tuple(_finding(entry) for entry in summary.objects("findings")),
+        masking=tuple(str(text) for text in summary.listed("masking")),
     )
 
 
@@ -94,28 +95,42 @@ def _threat(threat: Fields) -> ThreatFacts:
     )
 
 
-def _attacks(results: Fields, suite: Fields) -> tuple[AttackResult, ...]:
+def _attacks(results: Fields, suite: Fields, failures: Fields | None) -> tuple[AttackResult, ...]:
     """The results in the suite's order; an attack the suite does not list comes last."""
-    listed: dict[str, tuple[str, Mapping[str, object]]] = {}
-    for entry in suite.objects("attacks"):
-        settings = entry.maybe_inside("settings")
-        name = entry.text("name")
-        listed[name] = (entry.maybe_text("title") or name, {} if settings is None else settings.values)
+    listed = {entry.text("name"): entry for entry in suite.objects("attacks")}
     names = [name for name in listed if name in results.values]
     names += [name for name in results.values if name not in listed]
-    return tuple(_attack(name, *listed.get(name, (name, {})), results.inside(name)) for name in names)
+    failed = {} if failures is None else failures.values
+    nothing = Fields({}, results.where)
+    return tuple(_attack(name, listed.get(name, nothing), results.inside(name), name in failed) for name in names)
 
 
-def _attack(name: str, title: str, settings: Mapping[str, object], result: Fields) -> AttackResult:
+def _attack(name: str, entry: Fields, result: Fields, failed: bool) -> AttackResult:
+    settings, plan = entry.maybe_inside("settings"), entry.maybe_inside("plan")
+    waits = plan is not None and bool(plan.values.get("on_suspicion"))
+    idle = waits and result.maybe_whole("tried") == 0
     return AttackResult(
         name=name,
-        title=title,
-        settings=settings,
+        title=entry.maybe_text("title") or name,
+        settings={} if settings is None else settings.values,
         robust=result.proportion("robust", "interval"),
         robust_8bit=_rounded(result),
         forwards=result.maybe_number("mean_forwards"),
         backwards=result.maybe_number("mean_backwards"),
         seconds=result.maybe_number("seconds"),
+        state="failed" if failed else "not needed" if idle else "",
+    )
+
+
+def _finding(entry: Fields) -> Finding:
+    passed = entry.values.get("passed")
+    return Finding(
+        id=entry.text("id"),
+        title=entry.maybe_text("title") or entry.text("id"),
+        passed=None if passed is None else bool(passed),
+        value=entry.maybe_number("value"),
+        threshold=entry.maybe_text("threshold") or "",
+        words=entry.maybe_text("words") or "",
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import yaml
 
+from robustly.reports.analysis_figures import MeasureRow, UnionCell, analysis_figures, measure_rows, union_cells
 from robustly.reports.charts import Figure, Table
-from robustly.reports.evidence import AttackResult, Evaluation, Examples, RunEvidence
+from robustly.reports.evidence import AttackResult, Evaluation, Examples, Finding, RunEvidence
 from robustly.reports.facts import FactGroup, facts
 from robustly.reports.figures import evaluation_figures
 from robustly.reports.formats import count, setting, tenths
@@ -45,6 +46,15 @@ class ConfigLine:
 
 
 @dataclass(frozen=True)
+class Checks:
+    """Findings of one outcome: "failed", "undecided" or "passed"."""
+
+    kind: str
+    words: str
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
 class RunView:
     """One run, ready for the page."""
 
@@ -60,6 +70,10 @@ class RunView:
     gallery: Gallery | None
     config: tuple[ConfigLine, ...]
     facts: tuple[FactGroup, ...]
+    checks: tuple[Checks, ...] = ()
+    analysis: tuple[Figure, ...] = ()
+    measures: tuple[MeasureRow, ...] = ()
+    union: tuple[UnionCell, ...] = ()
 
 
 def view(run: RunEvidence, key: str) -> RunView:
@@ -69,7 +83,7 @@ def view(run: RunEvidence, key: str) -> RunView:
         run: the evidence.
         key: a word of letters and digits that sets this run's parts of the page apart.
     """
-    evaluation = run.evaluation
+    evaluation, analysis = run.evaluation, run.analysis
     pictures = None
     if evaluation is not None and run.pictures is not None:
         pictures = gallery(evaluation, run.examples, run.pictures)
@@ -86,6 +100,10 @@ def view(run: RunEvidence, key: str) -> RunView:
         gallery=pictures,
         config=() if run.config is None else config_lines(run.config),
         facts=facts(run),
+        checks=() if evaluation is None else _checks(evaluation),
+        analysis=() if analysis is None else analysis_figures(analysis, evaluation.threat if evaluation else None),
+        measures=() if analysis is None or analysis.gradients is None else measure_rows(analysis.gradients),
+        union=() if analysis is None or analysis.union is None else union_cells(analysis.union),
     )
 
 
@@ -144,6 +162,20 @@ def _segments(evaluation: Evaluation) -> tuple[Segment, ...]:
         ("wrong", "wrong without any attack", total - clean),
     ]
     return tuple(Segment(kind, words, number, number / total) for kind, words, number in parts if number)
+
+
+def _checks(evaluation: Evaluation) -> tuple[Checks, ...]:
+    """The findings by outcome, those that matter first."""
+    kinds = [("failed", False, "failed"), ("undecided", None, "could not be decided"), ("passed", True, "passed")]
+    found = [
+        (kind, words, tuple(one for one in evaluation.findings if one.passed is passed))
+        for kind, passed, words in kinds
+    ]
+    return tuple(
+        Checks(kind, f"{len(some)} check{'' if len(some) == 1 else 's'} {words}", some)
+        for kind, words, some in found
+        if some
+    )
 
 
 def _attack_rows(evaluation: Evaluation, examples: Examples | None) -> tuple[AttackRow, ...]:

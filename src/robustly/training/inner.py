@@ -79,7 +79,7 @@ class PGDInner:
             mode=self.mode,
             early_stop=False,
             keep="last",
-            full_precision=False,
+            precision="ambient",
         )
 
 

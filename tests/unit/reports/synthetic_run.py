@@ -44,6 +44,8 @@ class Synthetic:
     evaluation: bool = True
     state: str = "finished"
     seed: int = 0
+    masking: tuple[str, ...] = ()
+    analysis: bool = False
 
 
 @cache
@@ -77,7 +79,81 @@ def write_synthetic_run(folder: Path, options: Synthetic = Synthetic()) -> Path:
         _write_training(path, options)
     if options.evaluation:
         _write_evaluation(path, options)
+    if options.analysis:
+        (path / "analysis.json").write_text(json.dumps(_analysis(options)), encoding="utf-8")
     return path
+
+
+def _analysis(options: Synthetic) -> dict:
+    """What `robustly analyse` would write: gradients, three surfaces, the union over two threats."""
+    rng = np.random.default_rng(options.seed + 2)
+    threat = _threat(options)
+
+    def spread(values: np.ndarray) -> dict:
+        counts, edges = np.histogram(values, 24)
+        low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
+        histogram = {"edges": edges.tolist(), "counts": counts.tolist()}
+        return {"count": len(values), "median": middle, "low": low, "high": high, "histogram": histogram}
+
+    def surface(height: float, single: bool) -> dict:
+        axis = np.linspace(-2, 2, 21)
+        loss = height * (1 + np.tanh(axis[None] + 0.1 * axis[:, None] ** 2))
+        margin = (axis[None] - 1 + 0 * axis[:, None]).tolist()
+        grids = {
+            "axis": axis.tolist(),
+            "loss": loss.tolist(),
+            "wrong": (loss > 1.5 * height).astype(float).tolist(),
+        }
+        numbers = {"roughness": 0.01, "roughest": 0.1, "misclassified": 0.25}
+        return {**grids, "margin": margin if single else None, **numbers}
+
+    def share(robust: int) -> dict:
+        part = wilson(robust, options.count)
+        numbers = {"robust": robust, "count": options.count, "accuracy": part.share}
+        return numbers | {"interval": [part.low, part.high]}
+
+    radii, held = rng.gamma(2, threat["epsilon"], 150), options.count // 2
+    names = ("l1", "l2", "edges", "variation", "high_frequency", "concentration")
+    radius = {**spread(radii), "norm": "linf", "epsilon": threat["epsilon"], "unreachable": 0}
+    return {
+        "schema": 1,
+        "model": {"weights_sha256": "9f2c" * 16},
+        "threat": {"text": threat["text"]},
+        "gradients": {
+            "count": 200,
+            "right": 150,
+            "zero": 0,
+            "measures": {name: spread(rng.uniform(0, 1, 200)) for name in names},
+            "radius": {**radius, "beyond": int((radii > threat["epsilon"]).sum())},
+        },
+        "landscapes": {
+            "inputs": [{"id": i, "label": "cat", **surface(1.0 + i, single=True)} for i in range(2)],
+            "weights": {"images": 128, **surface(0.5, single=False)},
+        },
+        "union": {
+            "clean": share(options.count - 1),
+            "threats": [{"text": threat["text"], **share(held)}, {"text": "l2:0.5", **share(held // 2)}],
+            "union": share(held // 3),
+            "average": {"accuracy": 0.375, "interval": [0.3, 0.45]},
+        },
+    }
+
+
+def _findings(options: Synthetic) -> list[dict]:
+    """One check of each outcome, and those that masking was concluded from."""
+    passed = {
+        "id": "D6",
+        "title": "gradients do not vanish",
+        "passed": True,
+        "value": 0.0,
+        "threshold": "at most 1 %",
+    }
+    unknown = {"id": "D7", "title": "gradients are right", "passed": None, "value": None, "threshold": ""}
+    found = [passed | {"words": "None vanished."}, unknown | {"words": "Nothing to compare."}]
+    return found + [
+        {"id": "D2", "title": "queries", "passed": False, "value": 0.05, "threshold": "0.002", "words": words}
+        for words in options.masking
+    ]
 
 
 def _write_training(path: Path, options: Synthetic) -> None:
@@ -178,6 +254,8 @@ def _write_evaluation(path: Path, options: Synthetic) -> None:
     save_file(tensors, folder / "adversarial.safetensors")
     held = clean_right & ~broken_by_any
     summary = _summary(options, classes, labels, clean_right, held, results)
+    if options.masking:
+        summary |= {"schema": 2, "findings": _findings(options), "masking": list(options.masking), "failures": {}}
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 

@@ -108,7 +108,7 @@ def test_broken_yaml_is_named(run):
         read_run(run)
 
 
-@pytest.mark.parametrize("schema", [2, "1", None])
+@pytest.mark.parametrize("schema", [3, "1", None])
 def test_another_schema_is_refused(run, schema):
     edit_summary(run, lambda summary: summary.update(schema=schema))
     with pytest.raises(ReportError, match="schema"):

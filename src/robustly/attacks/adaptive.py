@@ -1,0 +1,197 @@
+"""Hooks for adaptive attacks: through stages without gradient, through randomness, and around detectors.
+
+A defence is only as good as the attack that was written against it (Tramer, Carlini, Brendel and Madry, NeurIPS
+2020). Each class here is an `nn.Module` that wraps a defended model so that every attack of this package can be run
+on it as it is; `docs/adaptive.md` has the checklist and worked examples.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.contract import AttackError, Images
+from robustly.objectives import Goal
+from robustly.randomness import derive_seed
+
+Stage = Callable[[Tensor], Tensor]
+
+
+class BPDA(nn.Module):
+    """A stage without useful gradient: exact on the way forward, a substitute on the way back.
+
+    Backward pass differentiable approximation (Athalye, Carlini and Wagner, ICML 2018, sec. 4.1). The identity is
+    the substitute for stages that give back about what they were given: quantisation, JPEG, denoising.
+
+    Args:
+        stage: what the defence does, from images to images or features.
+        backward: "identity", or a differentiable function of the same input whose gradient is taken instead.
+
+    Raises:
+        AttackError: when it is called, if the substitute's output has another shape than the stage's.
+    """
+
+    def __init__(self, stage: Stage, backward: Literal["identity"] | Stage = "identity") -> None:
+        super().__init__()
+        self.stage = stage
+        self.substitute: Stage = nn.Identity() if isinstance(backward, str) else backward
+
+    def forward(self, x: Images) -> Float[Tensor, "n ..."]:
+        """The stage's output to the last bit, with the substitute's gradient."""
+        with torch.no_grad():
+            exact = self.stage(x)
+        near = self.substitute(x)
+        if near.shape != exact.shape:
+            raise AttackError(
+                f"the substitute gives {tuple(near.shape)}, the stage {tuple(exact.shape)}: they must agree"
+            )
+        return exact + (near - near.detach())  # the bracket is exactly zero
+
+
+class ExpectationOverTransformation(nn.Module):
+    """A randomised model as the attacker sees it: its logits averaged over draws of its randomness.
+
+    Expectation over transformation (Athalye, Engstrom, Ilyas and Kwok, ICML 2018): the gradient of the average is
+    the average of the gradients. The draws are the same ones at every call, and every example sees the same: the
+    wrapped model is a function of each image alone, whatever else is in the batch, so that attacks, second looks
+    and audits of it agree. Its verdict is that of the averaged logits; how the model does on single draws says
+    `accuracy_over_draws`.
+
+    PyTorch's random numbers are seeded inside and put back afterwards. What a model draws from elsewhere (NumPy,
+    `random`) is beyond this class.
+
+    Args:
+        model: the randomised model. Its randomness must not be switched off by evaluation mode.
+        draws: how many, at least 1 (AutoAttack's "rand" version takes 20).
+        seed: of the draws.
+        vectorised: whether all examples of a batch go through at once (`torch.func.vmap`). False sends them one by
+            one, with the same result, for models that vmap cannot follow: branches on the values of an image.
+
+    Raises:
+        AttackError: fewer than one draw.
+    """
+
+    def __init__(self, model: nn.Module, draws: int = 20, seed: int = 0, vectorised: bool = True) -> None:
+        if draws < 1:
+            raise AttackError(f"draws must be at least 1, got {draws}")
+        super().__init__()
+        self.model, self.draws, self.seed, self.vectorised = model, draws, seed, vectorised
+
+    def forward(self, x: Images) -> Float[Tensor, "n k"]:
+        """Mean logits."""
+        parts = []
+        with forked_randomness(x.device):
+            for draw in range(self.draws):
+                parts.append(self._draw(x, derive_seed(self.seed, "draw", draw)))
+        return torch.stack(parts).mean(0)
+
+    def _draw(self, x: Images, seed: int) -> Float[Tensor, "n k"]:
+        if len(x) == 0:
+            nothing: Tensor = self.model(x)
+            return nothing
+        if self.vectorised:
+            reseed(seed, x.device)
+            logits: Tensor = torch.func.vmap(lambda image: self.model(image[None])[0], randomness="same")(x)
+            return logits
+        rows = []
+        for row in range(len(x)):
+            reseed(seed, x.device)
+            rows.append(self.model(x[row : row + 1]))
+        return torch.cat(rows)
+
+
+class Detected(nn.Module):
+    """A classifier and a detector of adversarial examples as one model with K + 1 classes, the last: "detected".
+
+    With s the detector's score and t its threshold, logit K is max z + (s - t)(max z - min z): the prediction is
+    the classifier's where s <= t and K where s > t. This is the combined model of Carlini and Wagner ("Adversarial
+    examples are not easily detected", AISec 2017: (Z_D + 1) max Z_F), with logits counted from the lowest, so that
+    it also holds where all of them are negative. Attack it with `UndetectedGoal(y)` and the objective
+    `undetected_margin`.
+
+    Args:
+        model: from images to logits `(N, K)`.
+        detector: from images to scores `(N,)` or `(N, 1)`, larger is more suspicious; differentiable, or wrapped.
+        threshold: scores above it are detected.
+    """
+
+    def __init__(self, model: nn.Module, detector: nn.Module, threshold: float) -> None:
+        super().__init__()
+        self.model, self.detector, self.threshold = model, detector, threshold
+
+    def forward(self, x: Images) -> Float[Tensor, "n k1"]:
+        """Logits `(N, K + 1)`."""
+        logits = self.model(x)
+        score = self.detector(x).reshape(len(logits)).to(logits)
+        highest = logits.amax(1)
+        spread = (highest - logits.amin(1)).clamp_min(1e-6)
+        return torch.cat([logits, (highest + (score - self.threshold) * spread)[:, None]], dim=1)
+
+
+@dataclass(frozen=True)
+class UndetectedGoal(Goal):
+    """Misclassified, and not as the last class, which stands for "detected"."""
+
+    def select(self, index: Tensor) -> "UndetectedGoal":
+        """The goals of some of the examples."""
+        part = super().select(index)
+        return UndetectedGoal(part.y, part.target, part.reference)
+
+    def reached(self, logits: Float[Tensor, "n k"]) -> Bool[Tensor, " n"]:
+        """Whether the prediction is a wrong class (the target, if there is one) other than the last."""
+        return super().reached(logits) & (logits.argmax(1) != logits.shape[1] - 1)
+
+
+def undetected_margin(logits: Float[Tensor, "n k"], goal: Goal) -> Float[Tensor, " n"]:
+    """max_{j not y, K} z_j - max(z_y, z_K) for logits whose last class K is "detected"; targeted: z_t - the same.
+
+    Positive exactly where an untargeted `UndetectedGoal` is reached; targeted: where z_t beats the label and the
+    alarm.
+
+    Raises:
+        AttackError: fewer than two classes beside the last.
+    """
+    if logits.shape[1] < 3:
+        raise AttackError(f"two classes and the last one for 'detected' are needed, got {logits.shape[1]} logits")
+    at_y = logits.gather(1, goal.y[:, None])[:, 0]
+    held = torch.maximum(at_y, logits[:, -1])
+    if goal.target is not None:
+        return logits.gather(1, goal.target[:, None])[:, 0] - held
+    others = logits[:, :-1].scatter(1, goal.y[:, None], torch.finfo(logits.dtype).min)
+    return others.amax(1) - held
+
+
+def accuracy_over_draws(
+    model: nn.Module, x: Images, y: Int64[Tensor, " n"], draws: int = 10, seed: int = 1
+) -> Float[Tensor, " n"]:
+    """How often a randomised model is right about each image, over independent draws of its randomness.
+
+    A single draw is a coin toss; report the mean. The draws are others than those of an
+    `ExpectationOverTransformation` of another seed, which the attacker has adapted to.
+    """
+    right = torch.zeros(len(x), device=x.device)
+    with forked_randomness(x.device), torch.no_grad():
+        for draw in range(draws):
+            reseed(derive_seed(seed, "draw", draw), x.device)
+            right += model(x).argmax(1) == y
+    return right / draws
+
+
+@contextmanager
+def forked_randomness(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn from PyTorch's generators inside, they go on outside as if nothing had been."""
+    gpu = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpu, device_type="cuda"):
+        yield
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed PyTorch's generators of the CPU and of one device, and of no other."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

@@ -1,0 +1,337 @@
+"""Auto-PGD: projected ascent that sets its own step size (Croce and Hein, "Reliable evaluation", ICML 2020)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.apgd_l1 import climb_l1
+from robustly.attacks.contract import AttackError, AttackResult, Images
+from robustly.attacks.ranking import Ranking, ranked_targets
+from robustly.attacks.search import GradientEstimator, Precision, Rows, Search, run_search
+from robustly.attacks.starts import random_direction_ascent
+from robustly.balls import per_example
+from robustly.objectives import Goal, Objective, at_step, cross_entropy, difference_of_logits_ratio
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+Start = Literal["sphere", "odi"]
+INCREASES = 0.75  # rho: a window with a smaller share of rising steps halves the step size
+MOMENTUM = 0.75  # alpha: share of the new step; the rest repeats the last move
+
+
+@dataclass(frozen=True)
+class APGD:
+    """Ascent with momentum whose step size halves where the objective stops rising (Croce and Hein 2020, alg. 1).
+
+    A robust example costs 1 + restarts * (steps + 1) forward and restarts * (steps + 1) backward passes. Under l1
+    the steps are sparse (Croce and Hein, "Mind the box", ICML 2021, alg. 2).
+
+    Args:
+        steps: ascent steps per restart, at least 0.
+        objective: what is maximised.
+        restarts: independent starts; later ones see only what still stands.
+        start: "sphere" (a random point with one coordinate at epsilon, under l2 on the sphere), or "odi" (ascent on
+            a random combination of the logits from there, Tashiro et al., NeurIPS 2020).
+        odi_steps: steps of that ascent.
+        large_epsilon: l1 only: search at 3, then 2 epsilon first and come back from there, in 30, 30 and 40 % of
+            the steps.
+        early_stop: whether an example leaves the batch as soon as it is broken.
+        precision: "full", "ambient" or "bfloat16"; see `PGD`.
+        estimator: where gradients come from, if not from a backward pass.
+
+    Raises:
+        AttackError: a setting that is out of range.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+
+    steps: int = 100
+    objective: Objective = cross_entropy
+    restarts: int = 1
+    start: Start = "sphere"
+    odi_steps: int = 7
+    large_epsilon: bool = False
+    early_stop: bool = True
+    precision: Precision = "full"
+    estimator: GradientEstimator | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.restarts, self.odi_steps, self.start)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> AttackResult:
+        """Attack a batch; see `Attack`."""
+        return run_search(
+            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, precision=self.precision
+        )
+
+    def _run(self, search: Search, generator: KeyedGenerator) -> None:
+        ascent = _Climb(
+            self.steps,
+            self.objective,
+            self.start,
+            self.odi_steps,
+            self.large_epsilon,
+            self.early_stop,
+            self.estimator,
+        )
+        for restart in range(self.restarts):
+            rows = search.standing
+            if len(rows) == 0:
+                return
+            ascent(search, rows, search.goal.select(rows), generator.select(rows).fold("restart", restart))
+
+
+@dataclass(frozen=True)
+class TargetedAPGD:
+    """APGD towards one wrong class after the other: APGD-T, and its MALT-ordered variant.
+
+    An example is broken by any wrong prediction, whatever the class that its search is directed at.
+
+    Args:
+        steps: ascent steps per target.
+        objective: what is maximised, in its targeted form.
+        targets: how many classes, in the order of `ranking`; at most K - 1 are there.
+        first: rank of the first of them, from 0; so that a later stage of a suite goes on where an earlier stopped.
+        ranking: "confidence" (largest clean logits first, as AutoAttack), or "malt" (smallest linearised distance
+            first, Melamed et al., NeurIPS 2024; costs K - 1 more backward passes).
+        restarts: starts per target.
+        start, odi_steps, large_epsilon, early_stop, precision, estimator: as in `APGD`.
+
+    Raises:
+        AttackError: a setting that is out of range.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+
+    steps: int = 100
+    objective: Objective = difference_of_logits_ratio
+    targets: int = 9
+    first: int = 0
+    ranking: Ranking = "confidence"
+    restarts: int = 1
+    start: Start = "sphere"
+    odi_steps: int = 7
+    large_epsilon: bool = False
+    early_stop: bool = True
+    precision: Precision = "full"
+    estimator: GradientEstimator | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.restarts, self.odi_steps, self.start)
+        if self.targets < 1 or self.first < 0:
+            raise AttackError(f"targets must be at least 1 and first at least 0, got {self.targets}, {self.first}")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> AttackResult:
+        """Attack a batch; see `Attack`. A goal with targets is attacked at these alone."""
+        return run_search(
+            self._run,
+            model,
+            x,
+            y,
+            threat=threat,
+            generator=generator,
+            norms=self.norms,
+            by_margin=True,
+            precision=self.precision,
+        )
+
+    def _run(self, search: Search, generator: KeyedGenerator) -> None:
+        ascent = _Climb(
+            self.steps,
+            self.objective,
+            self.start,
+            self.odi_steps,
+            self.large_epsilon,
+            self.early_stop,
+            self.estimator,
+        )
+        order = _targets_of(search, self.ranking, self.first + self.targets)
+        for rank in range(min(self.first, order.shape[1]), order.shape[1]):
+            for restart in range(self.restarts):
+                rows = search.standing
+                if len(rows) == 0:
+                    return
+                goal = Goal(search.goal.y[rows], order[rows, rank])
+                ascent(search, rows, goal, generator.select(rows).fold("target", rank, restart))
+
+
+@dataclass(frozen=True)
+class _Climb:
+    """One run from one start on some rows."""
+
+    steps: int
+    objective: Objective
+    start: Start
+    odi_steps: int
+    large_epsilon: bool
+    early_stop: bool
+    estimator: GradientEstimator | None
+
+    def __call__(self, search: Search, rows: Rows, goal: Goal, draws: KeyedGenerator) -> None:
+        """Search for adversarial examples of some rows; `goal` is what the objective is told."""
+        ball = search.ball.select(rows)
+        x_adv = ball.boundary_start(draws.fold("start"))
+        if self.start == "odi":
+            x_adv = random_direction_ascent(search, rows, x_adv, ball, draws.fold("odi"), self.odi_steps)
+        if search.threat.norm == "l1":
+            climb_l1(
+                search,
+                rows,
+                goal,
+                x_adv,
+                steps=self.steps,
+                objective=self.objective,
+                large_epsilon=self.large_epsilon,
+                early_stop=self.early_stop,
+                estimator=self.estimator,
+                draws=draws,
+            )
+        else:
+            self._climb(search, rows, goal, x_adv, draws)
+
+    def _climb(self, search: Search, rows: Rows, goal: Goal, x_adv: Images, draws: KeyedGenerator) -> None:
+        ball = search.ball.select(rows)
+        found = search.climb(
+            x_adv, rows, at_step(self.objective, 0, self.steps), goal=goal, estimator=self.estimator, draws=draws
+        )
+        state = _State.at_start(x_adv, found.gradient, found.value, 2 * ball.radius)
+        standing = found.standing
+        windows = dict(zip(checkpoints(self.steps), window_lengths(self.steps), strict=True))
+        for step in range(self.steps):
+            keep = standing if self.early_stop else ~search.invalid[rows]
+            if not bool(keep.all()):
+                rows, goal, ball, draws = rows[keep], goal.select(keep), ball.select(keep), draws.select(keep)
+                if len(rows) == 0:
+                    return
+                state = state.select(keep)
+            share = 1.0 if step == 0 else MOMENTUM
+            ahead = ball.step(state.x_adv, state.gradient, state.step_size)
+            moved = state.x_adv + share * (ahead - state.x_adv) + (1 - share) * (state.x_adv - state.previous)
+            x_adv = ball.project(moved)
+            objective = at_step(self.objective, step + 1, self.steps + 1)
+            found = search.climb(
+                x_adv, rows, objective, goal=goal, estimator=self.estimator, draws=draws.fold("step", step)
+            )
+            standing = found.standing
+            state = state.moved(x_adv, found.gradient, found.value)
+            if step + 1 in windows:
+                state = state.checked(windows[step + 1])
+
+
+@dataclass(frozen=True)
+class _State:
+    """What an ascent remembers of each example, `(M, ...)` or `(M,)`."""
+
+    x_adv: Images
+    previous: Images
+    best: Images
+    gradient: Images
+    best_gradient: Images
+    value: Float[Tensor, " m"]
+    best_value: Float[Tensor, " m"]
+    step_size: Float[Tensor, " m"]
+    rises: Float[Tensor, " m"]
+    checked_value: Float[Tensor, " m"]
+    just_halved: Bool[Tensor, " m"]
+
+    @staticmethod
+    def at_start(
+        x_adv: Images, gradient: Images, value: Float[Tensor, " m"], step_size: Float[Tensor, " m"]
+    ) -> "_State":
+        """Before the first step."""
+        none, yes = torch.zeros_like(value), torch.ones_like(value).bool()
+        return _State(x_adv, x_adv, x_adv, gradient, gradient, value, value, step_size, none, value, yes)
+
+    def select(self, index: Tensor) -> "_State":
+        """The memory of some of the examples."""
+        return _State(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def moved(self, x_adv: Images, gradient: Images, value: Float[Tensor, " m"]) -> "_State":
+        """After a step to `x_adv`."""
+        higher = value > self.best_value
+        wide = per_example(higher, x_adv)
+        return _State(
+            x_adv,
+            self.x_adv,
+            torch.where(wide, x_adv, self.best),
+            gradient,
+            torch.where(wide, gradient, self.best_gradient),
+            value,
+            torch.where(higher, value, self.best_value),
+            self.step_size,
+            self.rises + (value > self.value),
+            self.checked_value,
+            self.just_halved,
+        )
+
+    def checked(self, window: int) -> "_State":
+        """At the end of a window: where it went badly, back to the best point with half the step size."""
+        halved = (self.rises <= INCREASES * window) | (~self.just_halved & (self.best_value <= self.checked_value))
+        wide = per_example(halved, self.x_adv)
+        return _State(
+            torch.where(wide, self.best, self.x_adv),
+            self.previous,
+            self.best,
+            torch.where(wide, self.best_gradient, self.gradient),
+            self.best_gradient,
+            self.value,
+            self.best_value,
+            torch.where(halved, self.step_size / 2, self.step_size),
+            torch.zeros_like(self.rises),
+            self.best_value,
+            halved,
+        )
+
+
+def window_lengths(steps: int) -> list[int]:
+    """Lengths of the windows that end at `checkpoints`: 22 % of the steps, each time 3 % less, at least 6 %."""
+    lengths: list[int] = []
+    window, shortest, shorter = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
+    while sum(lengths) + window <= steps:
+        lengths.append(window)
+        window = max(window - shorter, shortest)
+    return lengths
+
+
+def checkpoints(steps: int) -> list[int]:
+    """After which steps the step size is looked at: 22, 41, 57, 70, 80, 87, 93, 99 of 100."""
+    ends, total = [], 0
+    for length in window_lengths(steps):
+        total += length
+        ends.append(total)
+    return ends
+
+
+def _targets_of(search: Search, ranking: Ranking, count: int) -> Int64[Tensor, "n t"]:
+    """The classes to go for, one column per rank."""
+    if search.goal.target is not None:
+        return search.goal.target[:, None]
+    return ranked_targets(search, ranking, count)
+
+
+def _check(steps: int, restarts: int, odi_steps: int, start: str) -> None:
+    if steps < 0 or restarts < 1 or odi_steps < 1:
+        raise AttackError(
+            f"steps must be at least 0, restarts and odi_steps at least 1, got {steps}, {restarts}, {odi_steps}"
+        )
+    if start not in ("sphere", "odi"):
+        raise AttackError(f"start must be 'sphere' or 'odi', got {start!r}")

@@ -1,0 +1,164 @@
+"""Boundary attack: a random walk along the decision boundary (Brendel, Rauber and Bethge, ICLR 2018)."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.contract import AttackError, AttackResult, Images
+from robustly.attacks.decisions import bisect, decide, look_decided, random_adversarials
+from robustly.attacks.search import Search, run_search
+from robustly.balls import per_example
+from robustly.objectives import Goal
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+ADAPTATION = 1.5  # factor that the steps grow or shrink by
+CHECK_EVERY = 10  # steps between questions to the sphere alone
+FIRST_BISECTIONS = 10
+SMALLEST_SOURCE_STEP = 1e-7
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Random moves on the sphere around the original, then towards it, kept while the goal is reached.
+
+    The walk of Brendel et al. (ICLR 2018), with the thresholds of Foolbox: every tenth step asks about the move on
+    the sphere alone, too. If of the last 100 such answers more than 50 % (less than 20 %) reach the goal, both step
+    sizes grow (shrink) by 1.5; if of the last 30 whole steps of that kind more than 25 % (less than 10 %) do, the
+    step towards the original does. It sees no logits, only whether the goal is reached. Minimum-norm.
+
+    Costs some 1.1 forward passes per step, up to `tries` for a start, and no backward pass. Examples for which no
+    random image reaches the goal are not attacked.
+
+    Args:
+        steps: at least 1; the paper takes 25,000 and more.
+        spherical_step: first length of a move on the sphere, relative to the distance, positive.
+        source_step: first length of a move towards the original, relative to the distance, in (0, 1).
+        tries: random images to start from, at least 1.
+
+    Raises:
+        AttackError: a setting that is out of range.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 25_000
+    spherical_step: float = 0.01
+    source_step: float = 0.01
+    tries: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.tries < 1:
+            raise AttackError(f"steps and tries must be at least 1, got {self.steps}, {self.tries}")
+        if not 0 < self.spherical_step < float("inf") or not 0 < self.source_step < 1:
+            raise AttackError(
+                "spherical_step must be a positive number and source_step in (0, 1), got "
+                f"{self.spherical_step}, {self.source_step}"
+            )
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> AttackResult:
+        """Attack a batch; see `Attack`."""
+        return run_search(
+            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+        )
+
+    def _run(self, search: Search, generator: KeyedGenerator) -> None:
+        rows = search.standing
+        rows, points = random_adversarials(search, rows, generator.select(rows).fold("start"), self.tries)
+        points = bisect(search, rows, points, FIRST_BISECTIONS)
+        x, draws = search.x[rows], generator.select(rows)
+        distance = _length(points - x)
+        spherical, source = (torch.full_like(distance, size) for size in (self.spherical_step, self.source_step))
+        on_sphere, whole = _Memory.empty(distance, 100), _Memory.empty(distance, 30)
+        for step in range(self.steps):
+            keep = ~search.invalid[rows] & (source > SMALLEST_SOURCE_STEP)
+            if not bool(keep.all()):
+                rows, x, draws, points = rows[keep], x[keep], draws.select(keep), points[keep]
+                distance, spherical, source = distance[keep], spherical[keep], source[keep]
+                on_sphere, whole = on_sphere.select(keep), whole.select(keep)
+            if len(rows) == 0:
+                return
+            noise = draws.fold("step", step).normal(*x.shape[1:]).to(x)
+            moved, nearer = _moves(x, points, noise, spherical, source, search.threat.box)
+            checked = step % CHECK_EVERY == 0
+            stays = decide(search, rows, moved[:, None])[:, 0] if checked else None
+            reached = look_decided(search, nearer, rows)
+            shorter = _length(nearer - x)
+            better = reached & (shorter < distance)
+            points = torch.where(per_example(better, points), nearer, points)
+            distance = torch.where(better, shorter, distance)
+            if stays is not None:
+                on_sphere, whole = on_sphere.add(stays), whole.add(reached)
+                factor, on_sphere = on_sphere.adapt(0.2, 0.5)
+                spherical, source = spherical * factor, source * factor
+                factor, whole = whole.adapt(0.1, 0.25)
+                source = source * factor
+
+
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    """The last answers of each example, `(M, W)`, and how many there have been since it was last emptied."""
+
+    answers: Bool[Tensor, "m w"]
+    count: Int64[Tensor, " m"]
+
+    @staticmethod
+    def empty(like: Float[Tensor, " m"], length: int) -> "_Memory":
+        """Of a length."""
+        count = torch.zeros_like(like, dtype=torch.int64)
+        return _Memory(count.bool()[:, None].expand(-1, length), count)
+
+    def add(self, reached: Bool[Tensor, " m"]) -> "_Memory":
+        """With the latest answer in the place of the oldest."""
+        return _Memory(torch.cat([self.answers[:, 1:], reached[:, None]], dim=1), self.count + 1)
+
+    def adapt(self, least: float, most: float) -> tuple[Float[Tensor, " m"], "_Memory"]:
+        """A full memory's factor for a step size, and the memory, emptied where that is not 1."""
+        rate, full = self.answers.double().mean(1), self.count >= self.answers.shape[1]
+        up, down = full & (rate > most), full & (rate < least)
+        factor = torch.where(up, ADAPTATION, torch.where(down, 1 / ADAPTATION, 1.0))
+        return factor, replace(self, count=self.count.masked_fill(up | down, 0))
+
+    def select(self, keep: Bool[Tensor, " m"]) -> "_Memory":
+        """That of some of the examples."""
+        return _Memory(self.answers[keep], self.count[keep])
+
+
+def _moves(
+    x: Images,
+    points: Images,
+    noise: Images,
+    spherical: Float[Tensor, " m"],
+    source: Float[Tensor, " m"],
+    box: tuple[float, float],
+) -> tuple[Images, Images]:
+    """A move on the sphere around x, and the same followed by one towards x."""
+    away = points - x
+    distance = _length(away)
+    outward = away / per_example(distance.clamp_min(_TINY), x)
+    across = noise - per_example((noise * outward).flatten(1).sum(1), x) * outward
+    across = across * per_example(spherical * distance / _length(across).clamp_min(_TINY), x)
+    on_sphere = (away + across) / per_example((spherical.square() + 1).sqrt(), x)
+    moved = (x + on_sphere).clamp(*box)
+    back = x - moved
+    length = _length(back)
+    wanted = (source * distance + length - distance).clamp_min(0.0) / length.clamp_min(_TINY)
+    return moved, (moved + per_example(wanted, x) * back).clamp(*box)
+
+
+def _length(delta: Images) -> Float[Tensor, " m"]:
+    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    return length

@@ -1,0 +1,118 @@
+"""The l2 attack of Carlini and Wagner ("Towards evaluating the robustness of neural networks", S&P 2017)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.contract import AttackError, AttackResult, Images
+from robustly.attacks.penalty import PenaltyWeight, capped_lead
+from robustly.attacks.search import Rows, Search, run_search
+from robustly.balls import per_example
+from robustly.objectives import Goal
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+INSIDE = 0.999999  # keeps the inverse of tanh finite at the edge of the box
+CHECKS = 10  # how often a run is checked for progress
+PROGRESS = 0.9999  # a loss above this share of the last check's ends a run
+BETAS, TINY = (0.9, 0.999), 1e-8  # of Adam
+
+
+@dataclass(frozen=True)
+class CarliniWagner:
+    """Minimises |x' - x|^2 + c max(z_y - max_{j != y} z_j + confidence, 0) over x' = box of tanh(w), by Adam.
+
+    c is searched for each example (see `PenaltyWeight`). A step costs one forward and one backward pass; a run
+    ends early where it makes no progress.
+
+    Args:
+        steps: per value of c, at least 1.
+        search_steps: values of c, at least 1; from ten on, the last is the smallest that sufficed.
+        initial_c: first value.
+        confidence: by how much a success must lead, at least 0.
+        learning_rate: of Adam, in the variable w.
+
+    Raises:
+        AttackError: a setting that is out of range.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 1000
+    search_steps: int = 9
+    initial_c: float = 1e-3
+    confidence: float = 0.0
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.search_steps < 1:
+            raise AttackError(f"steps and search_steps must be at least 1, got {self.steps}, {self.search_steps}")
+        if not (self.initial_c > 0 and self.learning_rate > 0 and self.confidence >= 0):
+            raise AttackError(
+                "initial_c and learning_rate must be positive and confidence at least 0, got "
+                f"{self.initial_c}, {self.learning_rate}, {self.confidence}"
+            )
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> AttackResult:
+        """Attack a batch; see `Attack`."""
+        return run_search(
+            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+        )
+
+    def _run(self, search: Search, generator: KeyedGenerator) -> None:
+        rows = search.standing
+        weight = PenaltyWeight.starting_at(self.initial_c, search.distance[rows])
+        for turn in range(self.search_steps):
+            if turn == self.search_steps - 1 and self.search_steps >= 10:
+                weight = weight.best_known()
+            weight = weight.after(self._descend(search, rows, weight.c))
+
+    def _descend(self, search: Search, rows: Rows, c: Float[Tensor, " m"]) -> Bool[Tensor, " m"]:
+        """One run with given weights; returns which reached the goal with the confidence asked for."""
+        low, high = search.threat.box
+        half, place = (high - low) / 2, torch.arange(len(rows), device=rows.device)
+        x = search.x[rows]
+        w = torch.atanh(((x - low) / half - 1) * INSIDE)
+        first, second = torch.zeros_like(w), torch.zeros_like(w)
+        success = torch.zeros_like(rows).bool()
+        last = torch.full_like(c, torch.inf)
+        objective = capped_lead(self.confidence)
+        every = max(self.steps // CHECKS, 1)
+        for step in range(self.steps):
+            here, squashed = rows[place], torch.tanh(w)
+            point = (low + half * (squashed + 1)).clamp(low, high)
+            found = search.climb(point, here, objective, record=False)
+            reached = (found.value >= self.confidence) & search.goal.select(here).reached(found.logits)
+            judged = reached | ~found.logits.isfinite().all(1)
+            if bool(judged.any()):
+                search.judge(point[judged], here[judged], found.logits[judged], None, exact=True)
+            success[place] |= reached
+            keep = ~search.invalid[here]
+            if (step + 1) % every == 0:
+                change = (point - x).flatten(1).square().sum(1)
+                loss = change + c * (self.confidence - found.value)
+                keep &= loss <= PROGRESS * last
+                last = loss
+            slope = (2 * (point - x) - per_example(c, x) * found.gradient) * half * (1 - squashed.square())
+            first = BETAS[0] * first + (1 - BETAS[0]) * slope
+            second = BETAS[1] * second + (1 - BETAS[1]) * slope.square()
+            ahead = first / (1 - BETAS[0] ** (step + 1))
+            w = w - self.learning_rate * ahead / ((second / (1 - BETAS[1] ** (step + 1))).sqrt() + TINY)
+            if not bool(keep.all()):
+                place, x, w, c, last = place[keep], x[keep], w[keep], c[keep], last[keep]
+                first, second = first[keep], second[keep]
+                if len(place) == 0:
+                    break
+        return success

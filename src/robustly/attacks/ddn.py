@@ -1,0 +1,105 @@
+"""Decoupled direction and norm: the gradient says where to, success or failure how far."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from robustly.attacks.contract import AttackError, AttackResult, Images
+from robustly.attacks.hyperplanes import unit
+from robustly.attacks.search import Search, run_search
+from robustly.balls import laid_out_like, per_example
+from robustly.objectives import Goal, Objective, at_step, cross_entropy
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+_LAST_STEP = 0.01  # the step size falls from 1 to this share on a cosine
+
+
+@dataclass(frozen=True)
+class DDN:
+    """Gradient steps on a sphere that shrinks while the point is adversarial (Rony et al., CVPR 2019, algorithm 1).
+
+    Costs steps + 1 forward and steps backward passes, and the clean pass. It converges to the point that is best
+    for its objective, which for cross-entropy need not be the nearest adversarial one: `margin` can be closer.
+    A zero gradient gives way to a random direction.
+
+    Args:
+        steps: gradient steps, at least 1.
+        initial_norm: length of the first change, for a box of width 1 (other boxes scale it, as they do the
+            steps, of length 1 to 0.01).
+        gamma: relative change of the norm per step, in (0, 1).
+        objective: what is maximised.
+
+    Raises:
+        AttackError: a setting that is out of range.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 100
+    initial_norm: float = 1.0
+    gamma: float = 0.05
+    objective: Objective = cross_entropy
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise AttackError(f"steps must be at least 1, got {self.steps}")
+        if not 0 < self.initial_norm < float("inf") or not 0 < self.gamma < 1:
+            raise AttackError(
+                f"initial_norm must be a positive number and gamma in (0, 1), got {self.initial_norm}, {self.gamma}"
+            )
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> AttackResult:
+        """Attack a batch; see `Attack`."""
+        return run_search(
+            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+        )
+
+    def _run(self, search: Search, generator: KeyedGenerator) -> None:
+        low, high = search.threat.box
+        rows = search.standing
+        x, draws = search.x[rows], generator.select(rows)
+        furthest = _length(torch.maximum(x - low, high - x))
+        norm, point = torch.full_like(furthest, self.initial_norm * (high - low)), x
+        for step in range(self.steps):
+            found = search.climb(point, rows, at_step(self.objective, step, self.steps))
+            reached = search.goal.select(rows).reached(found.logits)
+            direction = _direction(found.gradient, draws.fold("direction", step))
+            decay = _LAST_STEP + (1 - _LAST_STEP) * (1 + math.cos(math.pi * step / self.steps)) / 2
+            delta = point - x + decay * (high - low) * direction
+            norm = torch.minimum(norm * torch.where(reached, 1 - self.gamma, 1 + self.gamma), furthest)
+            point = (x + unit(delta) * per_example(norm, x)).clamp(low, high)
+            if not bool(found.standing.all()):
+                keep = found.standing
+                rows, x, draws, furthest = rows[keep], x[keep], draws.select(keep), furthest[keep]
+                norm, point = norm[keep], point[keep]
+                if len(rows) == 0:
+                    return
+        search.look(point, rows)
+
+
+def _direction(gradient: Images, draws: KeyedGenerator) -> Images:
+    """The gradient at length 1; where it is zero, a random direction."""
+    still = (gradient == 0).flatten(1).all(1)
+    if bool(still.any()):
+        noise = laid_out_like(gradient, draws.normal(*gradient.shape[1:]))
+        gradient = torch.where(per_example(still, gradient), noise, gradient)
+    return unit(gradient)
+
+
+def _length(delta: Images) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    return length

@@ -1,0 +1,92 @@
+"""DeepFool: step after step to the nearest boundary of the linearised model."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.contract import AttackError, AttackResult, Images
+from robustly.attacks.hyperplanes import nearest_boundary, steepness, unit
+from robustly.attacks.ranking import ranked_targets
+from robustly.attacks.search import Search, run_search
+from robustly.balls import per_example
+from robustly.objectives import Goal
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+_BEYOND = 1e-4  # what each step adds to the distance of the boundary, on a scale from 0 to 1
+
+
+@dataclass(frozen=True)
+class DeepFool:
+    """The way to the nearest linearised boundary, until the model is fooled (Moosavi-Dezfooli et al., CVPR 2016).
+
+    Untargeted, without random numbers. The overshoot applies to the sum of the steps, as in the authors' code:
+    the point is x + (1 + overshoot) * (r_1 + ... + r_i), cut off by the box. An iteration costs two forward passes
+    and one backward pass per candidate; an example stops at the first adversarial point.
+
+    Args:
+        steps: at most so many, at least 1.
+        overshoot: how far to go beyond the sum of the steps, as a share of it, at least 0.
+        candidates: the wrong classes of largest clean logits that are looked at, at least 1.
+
+    Raises:
+        AttackError: a setting that is out of range; at a call, a goal with target classes.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("l2", "linf")
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 50
+    overshoot: float = 0.02
+    candidates: int = 9
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.candidates < 1:
+            raise AttackError(f"steps and candidates must be at least 1, got {self.steps}, {self.candidates}")
+        if not 0 <= self.overshoot < float("inf"):
+            raise AttackError(f"overshoot must be a finite number of at least 0, got {self.overshoot}")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> AttackResult:
+        """Attack a batch; see `Attack`."""
+        if isinstance(y, Goal) and y.target is not None:
+            raise AttackError("DeepFool has no targeted form: give labels without target classes")
+        return run_search(
+            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+        )
+
+    def _run(self, search: Search, generator: KeyedGenerator) -> None:
+        low, high = search.threat.box
+        rows = search.standing
+        classes = ranked_targets(search, "confidence", self.candidates)[rows]
+        point, total = search.x[rows], torch.zeros_like(search.x[rows])
+        for _ in range(self.steps):
+            gap, slope = nearest_boundary(search, point, rows, classes)
+            x = search.x[rows]
+            total = total + self._step(search.threat, gap, slope)
+            stretch = 1 + self.overshoot
+            total = torch.minimum(torch.maximum(total, (low - x) / stretch), (high - x) / stretch)
+            point = (x + stretch * total).clamp(low, high)
+            reached = search.goal.select(rows).reached(search.look(point, rows))
+            # without a slope every further step would be the same
+            keep = ~reached & ~search.invalid[rows] & (slope != 0).flatten(1).any(1)
+            rows, point, total, classes = rows[keep], point[keep], total[keep], classes[keep]
+            if len(rows) == 0:
+                return
+
+    @staticmethod
+    def _step(threat: ThreatModel, gap: Float[Tensor, " m"], slope: Images) -> Images:
+        gain = steepness(slope, threat.norm)
+        length = gap.abs() / torch.where(gain > 0, gain, 1.0) + _BEYOND * (threat.box[1] - threat.box[0])
+        direction = slope.sign() if threat.norm == "linf" else unit(slope)
+        return direction * per_example(length, slope)

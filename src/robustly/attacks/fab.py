@@ -1,0 +1,167 @@
+"""Fast adaptive boundary attack: from one linearised boundary to the next, with a bias towards the original."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.contract import AttackError, AttackResult, Images
+from robustly.attacks.hyperplanes import ORDER, lead_of_target, nearest_boundary, step_to_hyperplane
+from robustly.attacks.ranking import ranked_targets
+from robustly.attacks.search import Rows, Search, run_search
+from robustly.balls import per_example
+from robustly.objectives import Goal, margin
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+_TINY = 1e-8  # below this a way to the boundary has no length, on a scale from 0 to 1
+
+
+@dataclass(frozen=True)
+class FAB:
+    """Looks for the nearest adversarial example (Croce and Hein, ICML 2020, algorithm 1).
+
+    Each step projects the point and the original on the linearised boundary inside the box, goes a little beyond,
+    to a mean of the two, and, where that is adversarial, back towards the original. A step costs two forward
+    passes and K - 1 backward passes, with `targets` one, for each target in turn (FAB-T). Given target classes,
+    it makes for these alone and counts only them.
+
+    Args:
+        steps: per start, at least 1.
+        restarts: starts per target; the first at the image, later ones at random at half the smaller of epsilon
+            and the distance of what was found, in the threat's norm.
+        targets: 0 makes for the nearest of all boundaries; T goes for each of the T wrong classes of largest
+            clean logits, the best first.
+        alpha_max: largest weight of the original, in [0, 1].
+        eta: overshoot of the boundary, at least 1.
+        beta: share of the way from the original that an adversarial point keeps, in (0, 1).
+        stop_inside: whether an example is left alone once it is broken within epsilon: cheaper at a fixed epsilon,
+            as in AutoAttack. The distance is then that of a find, not minimised, so `minimum_norm` is False.
+
+    Raises:
+        AttackError: a setting that is out of range.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+
+    steps: int = 100
+    restarts: int = 1
+    targets: int = 0
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    stop_inside: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1 or self.targets < 0:
+            raise AttackError(
+                "steps and restarts must be at least 1 and targets at least 0, "
+                f"got {self.steps}, {self.restarts}, {self.targets}"
+            )
+        if not (0 <= self.alpha_max <= 1 and 1 <= self.eta < float("inf") and 0 < self.beta < 1):
+            raise AttackError(
+                "alpha_max must be in [0, 1], eta at least 1 and beta in (0, 1), "
+                f"got {self.alpha_max}, {self.eta}, {self.beta}"
+            )
+
+    @property
+    def minimum_norm(self) -> bool:
+        """Whether one run gives the whole security curve."""
+        return not self.stop_inside
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> AttackResult:
+        """Attack a batch; see `Attack`."""
+        return run_search(
+            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+        )
+
+    def _run(self, search: Search, generator: KeyedGenerator) -> None:
+        """From target to target, and from start to start."""
+        for aims in self._aims(search):
+            for restart in range(self.restarts):
+                rows = search.standing[self._open(search, search.standing)]
+                if len(rows) == 0:
+                    return
+                draws = generator.select(rows).fold("restart", restart)
+                start = search.x[rows] if restart == 0 else _random_start(search, rows, draws)
+                self._follow(search, rows, start, aims[rows])
+
+    def _aims(self, search: Search) -> list[Int64[Tensor, "n c"]]:
+        """What each run makes for: all wrong classes at once, or a single one `(N, 1)`."""
+        if search.goal.target is not None:
+            return [search.goal.target[:, None]]
+        classes = search.clean.shape[1]
+        ranked = ranked_targets(search, "confidence", self.targets or classes - 1)
+        return [aim[:, None] for aim in ranked.unbind(1)] if self.targets else [ranked]
+
+    def _open(self, search: Search, rows: Rows) -> Tensor:
+        """Which examples there is still something to look for `(M,)`."""
+        inside = search.distance[rows] <= search.ball.radius[rows]
+        return ~search.invalid[rows] & ~(inside & self.stop_inside)
+
+    def _follow(self, search: Search, rows: Rows, point: Images, aims: Int64[Tensor, "m c"]) -> None:
+        """Steps from one start."""
+        for _ in range(self.steps):
+            gap, slope = self._boundary(search, point, rows, aims)
+            x = search.x[rows]
+            # where the slope is zero at the original itself, every further step would be the same
+            keep = ((slope != 0) | (point != x)).flatten(1).any(1) & self._open(search, rows)
+            if not bool(keep.all()):
+                rows, point, aims, x = rows[keep], point[keep], aims[keep], x[keep]
+                gap, slope = gap[keep], slope[keep]
+                if len(rows) == 0:
+                    return
+            point = self._step(search.threat, x, point, gap, slope)
+            reached = search.goal.select(rows).reached(search.look(point, rows))
+            point = torch.where(per_example(reached, x), x + self.beta * (point - x), point)
+
+    def _boundary(
+        self, search: Search, point: Images, rows: Rows, aims: Int64[Tensor, "m c"]
+    ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m ..."]]:
+        """How far above the boundary that they make for the points are, and in which direction it rises."""
+        if self.targets == 0 and search.goal.target is None:
+            return nearest_boundary(search, point, rows, aims)
+        objective = margin if search.goal.target is None else lead_of_target
+        found = search.climb(point, rows, objective, goal=Goal(search.goal.y[rows], target=aims[:, 0]))
+        return found.value.nan_to_num(0.0, 0.0, 0.0), found.gradient
+
+    def _step(
+        self,
+        threat: ThreatModel,
+        x: Images,
+        point: Images,
+        gap: Float[Tensor, " m"],
+        slope: Images,
+    ) -> Images:
+        """Beyond the boundary, to a mean of where the point and where the original meet it."""
+        along = (slope.double() * (point - x).double()).flatten(1).sum(1)
+        from_point = step_to_hyperplane(point, slope, -gap, threat.norm, threat.box)
+        from_x = step_to_hyperplane(x, slope, (along - gap.double()).to(gap), threat.norm, threat.box)
+        tiny = _TINY * (threat.box[1] - threat.box[0])
+        near, far = (
+            torch.linalg.vector_norm(step.flatten(1), ORDER[threat.norm], dim=1).clamp_min(tiny)
+            for step in (from_point, from_x)
+        )
+        weight = per_example((near / (near + far)).clamp_max(self.alpha_max), x)
+        moved = (1 - weight) * (point + self.eta * from_point) + weight * (x + self.eta * from_x)
+        return moved.clamp(*threat.box)
+
+
+def _random_start(search: Search, rows: Rows, draws: KeyedGenerator) -> Images:
+    """A random direction, half as long in the threat's norm as epsilon or what was found already."""
+    x, norm = search.x[rows], search.threat.norm
+    shape = x.shape[1:]
+    noise = (draws.uniform(*shape) * 2 - 1 if norm == "linf" else draws.normal(*shape)).to(x)
+    length = torch.linalg.vector_norm(noise.flatten(1), ORDER[norm], dim=1).clamp_min(_TINY)
+    reach = torch.minimum(search.distance[rows], search.ball.radius[rows]) / 2
+    return (x + noise * per_example(reach / length, x)).clamp(*search.threat.box)

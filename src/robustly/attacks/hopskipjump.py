@@ -1,0 +1,163 @@
+"""HopSkipJump: the boundary's normal from predicted classes alone (Chen, Jordan and Wainwright, IEEE S&P 2020)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.contract import AttackError, AttackResult, Images
+from robustly.attacks.decisions import MOST_BISECTIONS, bisect, decide, look_decided, random_adversarials
+from robustly.attacks.search import Rows, Search, run_search
+from robustly.balls import laid_out_like, per_example
+from robustly.objectives import Goal
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+FIRST_DELTA = 0.1  # length of the first finite differences, as a share of the width of the box
+COARSEST = 1e-3  # bisection ends at this share of the interval, or sooner in high dimension
+MOST_SHRINKING = 20  # a step is halved that often before it is given up
+DIRECTIONS = 32  # asked at once for each example
+_VALUES = 2**24  # of random directions that are in memory together
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class HopSkipJump:
+    """Steps along an estimate of the boundary's normal, each followed by a bisection back to the boundary.
+
+    Algorithm 2 of Chen, Jordan and Wainwright, "HopSkipJumpAttack" (IEEE S&P 2020): at a point on the boundary,
+    the predicted classes at random directions nearby give the normal by Monte Carlo. It sees no logits, only
+    whether the goal is reached, and is told nothing by gradients. Minimum-norm: the nearest point asked at is the
+    result, whatever epsilon is.
+
+    Step t asks min(evaluations * sqrt(t + 1), most_evaluations) directions, some 25,000 to 50,000 forward passes in
+    all, and no backward pass. Examples for which no random image reaches the goal are not attacked: rare without a
+    target class, common with one.
+
+    Args:
+        steps: at least 1.
+        evaluations: directions of the first step, at least 1.
+        most_evaluations: directions of a step at most, at least 1.
+        tries: random images to start from, at least 1.
+        gamma: precision of the boundary search, positive: theta is gamma / d^1.5 under l2, gamma / d^2 under linf.
+
+    Raises:
+        AttackError: a setting that is out of range.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 64
+    evaluations: int = 100
+    most_evaluations: int = 10_000
+    tries: int = 1000
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "evaluations", "most_evaluations", "tries"):
+            if getattr(self, name) < 1:
+                raise AttackError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.gamma < float("inf"):
+            raise AttackError(f"gamma must be a positive number, got {self.gamma}")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> AttackResult:
+        """Attack a batch; see `Attack`."""
+        return run_search(
+            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+        )
+
+    def _run(self, search: Search, generator: KeyedGenerator) -> None:
+        rows = search.standing
+        rows, points = random_adversarials(search, rows, generator.select(rows).fold("start"), self.tries)
+        size = search.x[0].numel()
+        sup = search.threat.norm == "linf"
+        theta = self.gamma / (size**2 if sup else size**1.5)
+        halvings = min(math.ceil(-math.log2(min(theta, COARSEST))), MOST_BISECTIONS)
+        low, high = search.threat.box
+        points = bisect(search, rows, points, halvings)
+        for step in range(self.steps):
+            sound = ~search.invalid[rows]
+            rows, points = rows[sound], points[sound]
+            if len(rows) == 0:
+                return
+            distance = search.ball.select(rows).distance(points)
+            delta = theta * distance * (size if sup else math.sqrt(size))
+            if step == 0:
+                delta = torch.full_like(distance, FIRST_DELTA * (high - low))
+            count = max(min(int(self.evaluations * math.sqrt(step + 1)), self.most_evaluations), 1)
+            normal = _normals(search, rows, points, delta, generator.fold("step", step), count)
+            direction = normal.sign() if sup else normal
+            stepped, moved = _stepped(search, rows, points, direction, distance / math.sqrt(step + 1))
+            points = torch.where(per_example(moved, points), stepped, points)
+            points = bisect(search, rows, points, halvings)
+
+
+def _normals(
+    search: Search, rows: Rows, points: Images, delta: Float[Tensor, " m"], generator: KeyedGenerator, count: int
+) -> Images:
+    """`_normal`, for as many examples at once as memory bears."""
+    group = max(_VALUES // (DIRECTIONS * points[0].numel()), 1)
+    parts = [slice(first, first + group) for first in range(0, len(rows), group)]
+    normals = [
+        _normal(search, rows[part], points[part], delta[part], generator.select(rows[part]), count)
+        for part in parts
+    ]
+    return torch.cat(normals)
+
+
+def _normal(
+    search: Search, rows: Rows, points: Images, delta: Float[Tensor, " m"], draws: KeyedGenerator, count: int
+) -> Images:
+    """Unit vectors across the boundary, towards the goal (eq. 16 of the paper, with its baseline)."""
+    low, high = search.threat.box
+    shape, uniform = points.shape[1:], search.threat.norm == "linf"
+    along, alone = torch.zeros_like(points), torch.zeros_like(points)
+    agreed = torch.zeros_like(delta)
+    width = per_example(delta, points)[:, None]
+    for first in range(0, count, DIRECTIONS):
+        several, chunk = min(DIRECTIONS, count - first), draws.fold("directions", first)
+        noise = (chunk.uniform(several, *shape) * 2 - 1) if uniform else chunk.normal(several, *shape)
+        noise = noise.to(points)
+        length = torch.linalg.vector_norm(noise.flatten(2), dim=2).clamp_min(_TINY)
+        noise = noise / length.view(*length.shape, *[1] * len(shape))
+        asked = (points[:, None] + width * noise).clamp(low, high)
+        noise = (asked - points[:, None]) / width.clamp_min(_TINY)  # what the box left of it
+        sign = torch.where(decide(search, rows, asked), 1.0, -1.0).to(points)
+        along += (sign.view(*sign.shape, *[1] * len(shape)) * noise).sum(1)
+        alone += noise.sum(1)
+        agreed += sign.sum(1)
+    mean = agreed / count
+    centred = along - per_example(mean, points) * alone
+    unanimous = per_example(mean.abs() == 1, points)
+    normal = torch.where(unanimous, along, centred)
+    length = torch.linalg.vector_norm(normal.flatten(1), dim=1)
+    return laid_out_like(points, normal / per_example(length.clamp_min(_TINY), points))
+
+
+def _stepped(
+    search: Search, rows: Rows, points: Images, direction: Images, length: Float[Tensor, " m"]
+) -> tuple[Images, Bool[Tensor, " m"]]:
+    """The longest of length, length / 2, length / 4, ... along a direction that still reaches the goal."""
+    low, high = search.threat.box
+    stepped, moved = points.clone(), torch.zeros_like(rows).bool()
+    for halving in range(MOST_SHRINKING):
+        left = (~moved & ~search.invalid[rows]).nonzero()[:, 0]
+        if len(left) == 0:
+            break
+        reach = per_example(length[left] / 2**halving, points[left])
+        tried = (points[left] + reach * direction[left]).clamp(low, high)
+        reached = look_decided(search, tried, rows[left])
+        stepped[left[reached]], moved[left[reached]] = tried[reached], True
+    return stepped, moved

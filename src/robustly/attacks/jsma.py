@@ -1,0 +1,129 @@
+"""Jacobian-based saliency maps: feature after feature (Papernot et al., EuroS&P 2016)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.contract import AttackError, AttackResult, Images
+from robustly.attacks.ranking import ranked_targets
+from robustly.attacks.search import Rows, Search, run_search
+from robustly.objectives import Goal
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+LARGEST_FOR_PAIRS = 1024  # features; beyond, the table of all pairs would not fit
+PAIRS_AT_A_TIME = 2**25  # entries of that table held at once
+
+
+@dataclass(frozen=True)
+class JSMA:
+    """Moves the one or two features that raise the target's logit and lower the others' most, again and again.
+
+    Alpha is the slope of the target's logit, beta that of the sum of the others; a feature or a pair is admissible
+    if it raises the first and lowers the second (for `theta` < 0: the other way round), and -alpha * beta decides
+    (their eq. 8, on logits). Without a target class the runs go for the wrong classes in the order of the clean
+    logits, and the sparsest success is kept. A step costs one forward and K backward passes.
+
+    Args:
+        theta: how far a feature moves, as a share of the box's width, in [-1, 1] and not 0.
+        gamma: share of the features that may change, in (0, 1].
+        pairs: whether two features move at a time; None decides by the number of features.
+        targets: how many wrong classes are tried; all without it.
+
+    Raises:
+        AttackError: a setting that is out of range.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("l0",)
+    minimum_norm: ClassVar[bool] = True
+
+    theta: float = 1.0
+    gamma: float = 0.1
+    pairs: bool | None = None
+    targets: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.theta == 0 or not -1 <= self.theta <= 1 or not 0 < self.gamma <= 1:
+            raise AttackError(f"theta is in [-1, 1] and not 0, gamma in (0, 1], got {self.theta}, {self.gamma}")
+        if self.targets is not None and self.targets < 1:
+            raise AttackError(f"targets must be at least 1, got {self.targets}")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> AttackResult:
+        """Attack a batch; see `Attack`."""
+        return run_search(
+            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+        )
+
+    def _run(self, search: Search, generator: KeyedGenerator) -> None:
+        rows = search.standing
+        if search.goal.target is not None:
+            self._follow(search, rows, search.goal.target[rows])
+            return
+        order = ranked_targets(search, "confidence", self.targets or search.clean.shape[1])
+        for rank in range(order.shape[1]):
+            rows = search.standing
+            if len(rows) == 0:
+                return
+            self._follow(search, rows, order[rows, rank])
+
+    def _follow(self, search: Search, rows: Rows, target: Int64[Tensor, " m"]) -> None:
+        """One target class: until it is reached, or the features are used up."""
+        low, high = search.threat.box
+        size = search.x[0].numel()
+        pairs = self.pairs if self.pairs is not None else size <= LARGEST_FOR_PAIRS
+        together = 2 if pairs and size > 1 else 1
+        classes = torch.arange(search.clean.shape[1], device=rows.device)
+        point, step = search.x[rows].clone(), self.theta * (high - low)
+        used = torch.zeros(len(rows), size, dtype=torch.bool, device=rows.device)
+        for _ in range(max(int(self.gamma * size) // together, 1) + 1):
+            logits, slopes = search.jacobian(point, rows, classes.expand(len(rows), -1))
+            slopes = slopes.flatten(2)
+            alpha = slopes.gather(1, target[:, None, None].expand(-1, 1, size))[:, 0]
+            beta = slopes.sum(1) - alpha
+            flat = point.flatten(1)
+            free = (flat < high) if step > 0 else (flat > low)
+            chosen, admissible = _most_salient(alpha, beta, free, step > 0, together)
+            spent = (used.scatter(1, chosen, True)).sum(1) > int(self.gamma * size)
+            keep = admissible & ~spent & (logits.argmax(1) != target) & ~search.invalid[rows]
+            rows, target, chosen = rows[keep], target[keep], chosen[keep]
+            if len(rows) == 0:
+                return
+            used = used[keep].scatter(1, chosen, True)
+            flat = flat[keep].scatter_add(1, chosen, torch.full_like(chosen, step, dtype=flat.dtype))
+            point = flat.clamp(low, high).view(len(rows), *search.x.shape[1:])
+
+
+def _most_salient(
+    alpha: Float[Tensor, "m d"], beta: Float[Tensor, "m d"], free: Tensor, is_up: bool, together: int
+) -> tuple[Int64[Tensor, "m t"], Tensor]:
+    """The feature, or pair, of largest saliency of each example, and whether it is admissible."""
+    if not is_up:
+        alpha, beta = -alpha, -beta
+    if together == 1:
+        score = torch.where((alpha > 0) & (beta < 0) & free, -alpha * beta, -torch.inf)
+        best = score.max(1)
+        return best.indices[:, None], best.values > 0
+    size = alpha.shape[1]
+    chosen, admissible = [], []
+    for part in torch.arange(len(alpha), device=alpha.device).split(max(PAIRS_AT_A_TIME // size**2, 1)):  # type: ignore[no-untyped-call]
+        a, b, f = alpha[part], beta[part], free[part]
+        both_a, both_b = a[:, :, None] + a[:, None, :], b[:, :, None] + b[:, None, :]
+        score = torch.where(
+            (both_a > 0) & (both_b < 0) & f[:, :, None] & f[:, None, :], -both_a * both_b, -torch.inf
+        )
+        score.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        best = score.flatten(1).max(1)
+        chosen.append(torch.stack([best.indices // size, best.indices % size], dim=1))
+        admissible.append(best.values > 0)
+    return torch.cat(chosen), torch.cat(admissible)

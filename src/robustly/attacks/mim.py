@@ -1,0 +1,233 @@
+"""Ascent with momentum, and the boosters that make its points transfer (Dong et al., CVPR 2018 and 2019)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.contract import AttackError, AttackResult, Images
+from robustly.attacks.craft import endless
+from robustly.attacks.search import GradientEstimator, Precision, Rows, Search, run_search, slope_of
+from robustly.balls import Ball, laid_out_like, per_example
+from robustly.objectives import Goal, Objective, at_step, cross_entropy
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+Start = Literal["none", "random"]
+Keep = Literal["best", "last"]
+SMOOTHING_SIGMA = 3.0  # pixels
+
+
+@dataclass(frozen=True)
+class InputDiversity:
+    """Gradients at images that are shrunk and padded at random (DI-FGSM, Xie et al., CVPR 2019).
+
+    With probability `probability` an image is resized (bilinearly) to a random size between `least` of its own and
+    the whole, and put at a random place of a black image of its own size: models of fixed input size take it. Size
+    and place are drawn anew for each example and step. The verdict is always that of the image itself, which costs
+    one more forward pass. A gradient estimator: any search that takes one can use it.
+
+    Args:
+        probability: of changing an image, in [0, 1].
+        least: smallest size, as a share of the image's own, in (0, 1].
+
+    Raises:
+        AttackError: a setting that is out of range; at a call, inputs that are not `(N, C, H, W)`.
+    """
+
+    probability: float = 0.5
+    least: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1 or not 0 < self.least <= 1:
+            raise AttackError(
+                f"probability must be in [0, 1] and least in (0, 1], got {self.probability}, {self.least}"
+            )
+
+    def __call__(
+        self,
+        ask: Callable[[Tensor], Tensor],
+        points: Tensor,
+        value: Callable[[Tensor], Tensor],
+        draws: KeyedGenerator,
+    ) -> tuple[Tensor, int, int]:
+        """The gradient through the change; see `GradientEstimator`."""
+        here = points.detach().requires_grad_()
+        return slope_of(value(ask(self.changed(here, draws))).sum(), here), 1, 1
+
+    def changed(self, x: Images, draws: KeyedGenerator) -> Images:
+        """Shrunk and padded images; linear in `x`."""
+        if x.ndim != 4:
+            raise AttackError(f"input diversity resizes images (N, C, H, W), got {tuple(x.shape)}")
+        chance, share, top, left = draws.uniform(4).to(x).unbind(1)
+        share = self.least + share * (1 - self.least)
+        rows, columns = (
+            _shrinking(size, share, place) for size, place in zip(x.shape[2:], (top, left), strict=True)
+        )
+        shrunk = rows[:, None] @ x @ columns[:, None].mT
+        return torch.where(per_example(chance < self.probability, x), shrunk, x)
+
+
+@dataclass(frozen=True)
+class MIM:
+    """Steps along a decaying sum of normalised gradients: MI-FGSM (Dong et al., CVPR 2018, algorithm 1).
+
+    g <- decay * g + gradient / |gradient|_1, then a step of the threat's norm along g. Without decay and boosters
+    it is `PGD` from the image itself. A robust example costs 1 + restarts * (steps + 1) forward and
+    restarts * steps backward passes (input diversity: restarts * steps more forward passes).
+
+    Args:
+        steps: per restart, at least 1.
+        decay: mu, at least 0; 1 adds all gradients up, 0 forgets them.
+        objective: what is maximised.
+        step_size: length of a step in units of the images; None takes epsilon / steps.
+        start: "none" (the image itself) or "random" (a random point of the threat set).
+        restarts: independent runs; more than one needs something random.
+        early_stop: whether an example leaves the batch as soon as it is broken.
+        keep: "best" returns the first broken iterate, or else the iterate of highest objective; "last" returns the
+            last iterate, unseen and of all examples, as for crafting and training.
+        diversity: resize and pad before each gradient (DI-FGSM).
+        smoothing: side in pixels, odd, of the Gaussian kernel (sigma 3) that each gradient is convolved with
+            (TI-FGSM, Dong et al., CVPR 2019, eq. 8; they take 7 to 15); None for no smoothing.
+        precision: "full", "ambient" or "bfloat16"; see `PGD`.
+        estimator: where gradients come from, if not from a backward pass; not together with `diversity`.
+
+    Raises:
+        AttackError: a setting that is out of range; at a call, smoothing of inputs that are not `(N, C, H, W)`.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+
+    steps: int = 10
+    decay: float = 1.0
+    objective: Objective = cross_entropy
+    step_size: float | None = None
+    start: Start = "none"
+    restarts: int = 1
+    early_stop: bool = True
+    keep: Keep = "best"
+    diversity: InputDiversity | None = None
+    smoothing: int | None = None
+    precision: Precision = "full"
+    estimator: GradientEstimator | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise AttackError(f"steps and restarts must be at least 1, got {self.steps}, {self.restarts}")
+        if not 0 <= self.decay < float("inf"):
+            raise AttackError(f"decay must be a finite number of at least 0, got {self.decay}")
+        if self.step_size is not None and not 0 < self.step_size < float("inf"):
+            raise AttackError(f"step_size must be a positive number, got {self.step_size}")
+        if self.smoothing is not None and (self.smoothing < 1 or self.smoothing % 2 == 0):
+            raise AttackError(f"smoothing is an odd number of pixels, got {self.smoothing}")
+        if self.diversity is not None and self.estimator is not None:
+            raise AttackError("give diversity or estimator, not both: each says where gradients come from")
+        if self.keep == "last" and self.restarts > 1:
+            raise AttackError("keep='last' returns the end of one run: it goes with restarts=1")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> AttackResult:
+        """Attack a batch; see `Attack`."""
+        return run_search(
+            self._restarts,
+            model,
+            x,
+            endless(y) if self.keep == "last" else y,
+            threat=threat,
+            generator=generator,
+            norms=self.norms,
+            precision=self.precision,
+        )
+
+    def _restarts(self, search: Search, generator: KeyedGenerator) -> None:
+        for restart in range(self.restarts):
+            rows = search.standing
+            if len(rows) == 0:
+                return
+            self._run(search, rows, generator.select(rows).fold("restart", restart))
+
+    def _run(self, search: Search, rows: Rows, draws: KeyedGenerator) -> None:
+        goal, ball = search.select(rows)
+        x_adv = ball.random_start(draws.fold("start")) if self.start == "random" else ball.x
+        velocity = torch.zeros_like(x_adv)
+        for step in range(self.steps):
+            estimator = self.diversity or self.estimator
+            found = search.climb(
+                x_adv,
+                rows,
+                at_step(self.objective, step, self.steps),
+                goal=goal,
+                estimator=estimator,
+                draws=None if estimator is None else draws.fold("estimate", step),
+            )
+            gradient = found.gradient
+            keep = found.standing if self.early_stop else ~search.invalid[rows]
+            if not bool(keep.all()):
+                rows, x_adv, gradient, velocity = rows[keep], x_adv[keep], gradient[keep], velocity[keep]
+                goal, ball, draws = goal.select(keep), ball.select(keep), draws.select(keep)
+                if len(rows) == 0:
+                    return
+            velocity = self._pushed(velocity, gradient)
+            x_adv = ball.step(x_adv, velocity, self._step_sizes(ball))
+        if self.keep == "last":
+            search.x_adv[rows] = x_adv
+        else:
+            search.climb(
+                x_adv, rows, at_step(self.objective, self.steps - 1, self.steps), goal=goal, gradient=False
+            )
+
+    def _step_sizes(self, ball: Ball) -> Float[Tensor, " n"]:
+        if self.step_size is None:
+            return ball.radius / self.steps
+        return torch.full_like(ball.radius, self.step_size)
+
+    def _pushed(self, velocity: Images, gradient: Images) -> Images:
+        if self.smoothing is not None:
+            gradient = smoothed(gradient, self.smoothing)
+        if self.decay == 0:
+            return gradient  # as PGD, to the last bit: a step knows no length of its direction
+        length = gradient.flatten(1).abs().sum(1)
+        return self.decay * velocity + gradient / per_example(torch.where(length > 0, length, 1.0), gradient)
+
+
+def smoothed(gradient: Images, side: int) -> Images:
+    """Each channel convolved with a Gaussian kernel of sum 1, with zeros beyond the edge.
+
+    Args:
+        gradient: `(N, C, H, W)`.
+        side: of the kernel, odd.
+
+    Raises:
+        AttackError: inputs without height and width.
+    """
+    if gradient.ndim != 4:
+        raise AttackError(f"smoothing is for images (N, C, H, W), got {tuple(gradient.shape)}")
+    place = torch.arange(side, device=gradient.device, dtype=gradient.dtype) - side // 2
+    profile = (-0.5 * (place / SMOOTHING_SIGMA) ** 2).exp()
+    profile = profile / profile.sum()
+    planes = gradient.flatten(0, 1)[:, None]
+    planes = F.conv2d(planes, profile.view(1, 1, -1, 1), padding=(side // 2, 0))
+    planes = F.conv2d(planes, profile.view(1, 1, 1, -1), padding=(0, side // 2))
+    return laid_out_like(gradient, planes.view(gradient.shape))
+
+
+def _shrinking(size: int, share: Float[Tensor, " n"], place: Float[Tensor, " n"]) -> Float[Tensor, "n size size"]:
+    """Matrices that resize a line of pixels bilinearly to a share of its length, with zeros around it."""
+    length = (share * size).round().clamp_min(1)[:, None]
+    first = (place[:, None] * (size - length + 1)).floor()
+    pixel = torch.arange(size, device=share.device, dtype=share.dtype)
+    inside = (pixel >= first) & (pixel < first + length)
+    source = ((pixel - first + 0.5) * size / length - 0.5).clamp(0, size - 1)
+    weight = (1 - (source[:, :, None] - pixel).abs()).clamp_min(0)
+    return weight * inside[:, :, None]

@@ -1,0 +1,205 @@
+"""Sparse-RS: random search for a few pixels, from logits alone (Croce et al., AAAI 2022)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.contract import AttackError, AttackResult, Images
+from robustly.attacks.random_search import Flat, falling_share, random_search
+from robustly.attacks.search import Precision, Search, run_search
+from robustly.objectives import Goal, Objective, cross_entropy, margin
+from robustly.randomness import KeyedGenerator
+from robustly.threat import ThreatModel
+
+LESS_AFTER = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+DIVISORS = (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
+
+
+@dataclass(frozen=True)
+class SparseRS:
+    """Swaps some of the changed pixels for others of random corner colours and keeps what helps.
+
+    Algorithm 1 of Croce, Andriushchenko, Singh, Flammarion and Hein, "Sparse-RS" (AAAI 2022), for l0: exactly
+    epsilon pixels are set to corners of the colour cube. A single pixel that is swapped in always takes another
+    colour than it has. Pixels are drawn for each example, not for the batch.
+
+    A robust example costs 1 + restarts * (queries + 1) forward passes and no backward pass.
+
+    Args:
+        queries: changes tried per restart, at least 0. The paper takes 10,000.
+        alpha_init: share of the pixels that are swapped, in (0, 1]; it is halved at once and falls to a twentieth
+            over the run, however long that is. The paper takes 0.1 for target classes.
+        restarts: independent runs, at least 1; later ones see only what still stands.
+        objective: what is maximised without a target class. With one it is the cross-entropy to it.
+        precision: "full", "ambient" or "bfloat16"; see `Square`.
+
+    Raises:
+        AttackError: a setting that is out of range.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("l0",)
+
+    queries: int = 5000
+    alpha_init: float = 0.3
+    restarts: int = 1
+    objective: Objective = margin
+    precision: Precision = "full"
+
+    def __post_init__(self) -> None:
+        if self.queries < 0 or self.restarts < 1:
+            raise AttackError(
+                f"queries must be at least 0 and restarts at least 1, got {self.queries}, {self.restarts}"
+            )
+        if not 0 < self.alpha_init <= 1:
+            raise AttackError(f"alpha_init is a share of the changed pixels in (0, 1], got {self.alpha_init}")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Images,
+        y: Int64[Tensor, " n"] | Goal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
+    ) -> AttackResult:
+        """Attack a batch; see `Attack`."""
+        return run_search(
+            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, precision=self.precision
+        )
+
+    def share(self, query: int) -> float:
+        """Share of the changed pixels that a query swaps; the schedule is stretched from 10,000 queries."""
+        return falling_share(
+            self.alpha_init, max(int((query + 1) / self.queries * 10_000), 1), LESS_AFTER, DIVISORS
+        )
+
+    def _run(self, search: Search, generator: KeyedGenerator) -> None:
+        for restart in range(self.restarts):
+            rows = search.standing
+            rows = rows[search.ball.radius[rows] > 0]
+            if len(rows) == 0:
+                return
+            goal, ball = search.select(rows)
+            objective = self.objective if goal.target is None else cross_entropy
+            draws = generator.select(rows).fold("restart", restart)
+            moves = _Swaps.of(ball.x, ball.radius, search.threat.box, draws.fold("pixels"))
+            random_search(search, rows, draws, moves, objective, self.share, self.queries)
+
+
+@dataclass(eq=False)
+class _Swaps:
+    """The changed pixels of M examples, and the swap that was proposed last.
+
+    Args:
+        x: original images, flat, `(M, C * P)`.
+        channels: C; flat images are pixels of one channel.
+        order: a permutation of the pixels of each example; the first `chosen` of them are changed.
+        chosen: how many pixels are changed, at most P.
+        box: least and largest value.
+        largest: the largest of `chosen`, or more.
+        swapped: of the last proposal, places in `order` that exchange their pixels, `(M, S)` each.
+    """
+
+    x: Flat
+    channels: int
+    order: Int64[Tensor, "m p"]
+    chosen: Int64[Tensor, "m 1"]
+    box: tuple[float, float]
+    largest: int
+    swapped: tuple[Tensor, Tensor] | None = None
+
+    @staticmethod
+    def of(x: Images, radius: Float[Tensor, " m"], box: tuple[float, float], draws: KeyedGenerator) -> "_Swaps":
+        """Random pixels."""
+        channels = x.shape[1] if x.ndim > 2 else 1
+        flat = x.flatten(1)
+        pixels = flat.shape[1] // channels
+        order = draws.bits(pixels).argsort(dim=1)
+        chosen = radius.long().clamp_max(pixels)[:, None]
+        return _Swaps(flat, channels, order, chosen, box, int(chosen.max()))
+
+    def draw(self, draws: KeyedGenerator, queries: int, share: float) -> Float[Tensor, "m q s r"]:
+        """Pixel by pixel: what an example draws must not depend on how many pixels others may swap."""
+        parts = [
+            draws.fold("pixel", pixel).uniform(queries, 5 + self.channels) for pixel in range(self._most(share))
+        ]
+        return torch.stack(parts, dim=2)
+
+    def start(self, draws: KeyedGenerator) -> Flat:
+        pixels = self.order.shape[1]
+        colours = self._colours(draws.uniform(self.channels, pixels))
+        rank = self.order.argsort(dim=1)
+        changed = (rank < self.chosen)[:, None]
+        return torch.where(changed, colours, self.x.view(-1, self.channels, pixels)).flatten(1)
+
+    def propose(self, current: Flat, numbers: Float[Tensor, "m s r"], share: float) -> Flat:
+        pixels, most = self.order.shape[1], self._most(share)
+        wanted = (share * self.chosen.double()).long().clamp_min(1)
+        room = pixels - self.chosen
+        numbers = numbers[:, :most]
+        leaving, first = _distinct(numbers[:, :, 0:2].flatten(1), self.chosen, wanted)
+        arriving, second = _distinct(numbers[:, :, 2:4].flatten(1), room.clamp_min(1), wanted)
+        count = torch.minimum(first, second)
+        arriving = torch.where(
+            room > 0, arriving + self.chosen, leaving
+        )  # all pixels changed: colours alone change
+        idle = torch.arange(most, device=current.device) >= count
+        leaving, arriving = (torch.where(idle, places[:, :1], places) for places in (leaving, arriving))
+        self.swapped = leaving, arriving
+        old, new = self.order.gather(1, leaving), self.order.gather(1, arriving)
+        there = self._everywhere(new)
+        colours = self._colours(numbers[:, :, 5:].mT)
+        other = self._other(colours, current, there, numbers[:, :1, 4])
+        colours = torch.where((wanted == 1)[:, :, None], other, colours)
+        colours = torch.where(idle[:, None], colours[:, :, :1], colours)
+        here = self._everywhere(old).flatten(1)
+        return current.scatter(1, here, self.x.gather(1, here)).scatter_(1, there.flatten(1), colours.flatten(1))
+
+    def accept(self, better: Int64[Tensor, " b"]) -> None:
+        assert self.swapped is not None
+        leaving, arriving = (places[better] for places in self.swapped)
+        order = self.order[better]
+        old, new = order.gather(1, leaving), order.gather(1, arriving)
+        self.order[better] = order.scatter(1, leaving, new).scatter_(1, arriving, old)
+
+    def select(self, keep: Bool[Tensor, " m"]) -> "_Swaps":
+        return _Swaps(self.x[keep], self.channels, self.order[keep], self.chosen[keep], self.box, self.largest)
+
+    def _most(self, share: float) -> int:
+        return max(1, int(share * self.largest))
+
+    def _everywhere(self, pixels: Int64[Tensor, "m s"]) -> Int64[Tensor, "m c s"]:
+        """Places of pixels in the flat image, in every channel."""
+        channel = torch.arange(self.channels, device=pixels.device)[:, None]
+        return pixels[:, None] + channel * self.order.shape[1]
+
+    def _colours(self, numbers: Tensor) -> Tensor:
+        low, high = self.box
+        return torch.where(numbers < 0.5, low, high).to(self.x)
+
+    def _other(self, colours: Tensor, current: Flat, there: Tensor, extra: Float[Tensor, "m 1"]) -> Tensor:
+        """The colours with one random channel turned over where they are those of the image already."""
+        same = (current.gather(1, there.flatten(1)).view(there.shape) == colours).all(1, keepdim=True)
+        turned = (extra * self.channels).long()[:, :, None] == torch.arange(self.channels, device=extra.device)[
+            :, None
+        ]
+        low, high = self.box
+        return torch.where(same & turned, low + high - colours, colours)
+
+
+def _distinct(
+    numbers: Float[Tensor, "m twice"], below: Int64[Tensor, "m 1"], wanted: Int64[Tensor, "m 1"]
+) -> tuple[Int64[Tensor, "m most"], Int64[Tensor, "m 1"]]:
+    """Different integers in {0, ..., below - 1}, all subsets alike: of 2 * wanted draws, the first of each value.
+
+    Returns:
+        The integers, and how many of them are valid, from the left: `wanted` but for rare cases, at least 1.
+    """
+    drawn, twice = (numbers * below).long(), numbers.shape[1]
+    unused = torch.arange(twice, device=drawn.device) >= 2 * wanted
+    unused |= (drawn[:, :, None] == drawn[:, None, :]).tril(-1).any(2)
+    first = unused.to(torch.int8).argsort(dim=1, stable=True)[:, : twice // 2]
+    return drawn.gather(1, first), torch.minimum((~unused).sum(1, keepdim=True), wanted)

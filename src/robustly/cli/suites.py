@@ -1,0 +1,54 @@
+"""`robustly suites`."""
+
+from rich.console import Console
+from rich.table import Table
+
+from robustly.attacks import Attack
+from robustly.evaluation import SUITES, Plan, suite_named
+from robustly.evaluation.cost import suite_passes
+from robustly.evaluation.suites import settings
+
+
+def show_suites(name: str | None, norm: str) -> int:
+    """List the suites, or the stages of one with what they cost.
+
+    Raises:
+        ValueError: an unknown suite, or a norm that it is not defined for.
+    """
+    console = Console()
+    if name is None:
+        console.print("\n".join(SUITES), highlight=False)
+        return 0
+    suite = suite_named(name, norm)
+    table = Table(title=f"{name} under {norm}", title_justify="left")
+    for column in ("stage", "attack", "sees"):
+        table.add_column(column)
+    table.add_column("passes", justify="right")
+    for stage, (forwards, backwards) in suite_passes(suite, norm).items():
+        sees = _sees(suite.plan(stage)) if suite.worst_case else "all"
+        table.add_row(suite.title(stage), _attack(suite.attacks[stage]), sees, f"{forwards} + {backwards}")
+    console.print(table)
+    console.print("passes: forward + backward of an image of 10 classes that nothing breaks", highlight=False)
+    return 0
+
+
+def _attack(attack: Attack) -> str:
+    """An attack's kind, and the settings that are not its defaults."""
+    chosen, usual = settings(attack), settings(type(attack)())
+    words = [
+        f"{key} {value}" for key, value in chosen.items() if value != usual[key] or key in ("steps", "queries")
+    ]
+    return f"{chosen['kind']}: {', '.join(words)}"
+
+
+def _sees(plan: Plan) -> str:
+    words = "survivors"
+    if plan.closest < 1:
+        words = f"closest {100 * plan.closest:g} % of them"
+        words += f", at least {plan.at_least}" if plan.at_least else ""
+    if plan.sample is not None:
+        words = f"{plan.sample} of them"
+        words += f", at most {100 * plan.sample_share:g} %" if plan.sample_share < 1 else ""
+    if plan.sentinel:
+        words += " (sentinel)"
+    return f"{words}, on suspicion" if plan.on_suspicion else words

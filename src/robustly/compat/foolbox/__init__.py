@@ -1,0 +1,6 @@
+"""Attacks as Foolbox 3 calls them: `raw, clipped, is_adv = attack(fmodel, images, labels, epsilons=[...])`."""
+
+from robustly.compat.foolbox import attacks
+from robustly.compat.foolbox.models import Misclassification, PyTorchModel, TargetedMisclassification, accuracy
+
+__all__ = ["Misclassification", "PyTorchModel", "TargetedMisclassification", "accuracy", "attacks"]

@@ -1,0 +1,11 @@
+"""Contract checks for authors of new attacks, objectives and certificates.
+
+Each function runs a part on small networks and raises `AssertionError` with a sentence that says what it broke.
+"""
+
+from robustly.testing.attacks import check_attack
+from robustly.testing.certificates import check_certificate
+from robustly.testing.networks import SHAPES, small_network
+from robustly.testing.objectives import check_objective
+
+__all__ = ["SHAPES", "check_attack", "check_certificate", "check_objective", "small_network"]

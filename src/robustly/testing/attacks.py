@@ -1,0 +1,294 @@
+"""The contract of attacks."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from robustly.attacks import Attack, AttackResult
+from robustly.objectives import Goal
+from robustly.randomness import KeyedGenerator
+from robustly.testing.networks import SHAPES, logits_of, say, small_network
+from robustly.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A batch of examples that the network has right, and a few that it has wrong."""
+
+    net: nn.Module
+    x: Tensor
+    y: Tensor
+    threat: ThreatModel
+
+    @staticmethod
+    def make(
+        shape: tuple[int, ...], threat: ThreatModel, count: int = 7, classes: int = 4, seed: int = 0
+    ) -> "_Case":
+        net = small_network(shape, classes, seed)
+        x = KeyedGenerator(seed, torch.arange(count)).uniform(*shape) * 0.8 + 0.1
+        with torch.no_grad():
+            y = net.eval()(x).argmax(1)
+        net.train()
+        if count > 2:
+            y[-1] = (y[-1] + 1) % classes  # one that is wrong from the outset
+        return _Case(net, x, y, threat)
+
+    def run(self, attack: Attack, rows: Tensor | None = None, goal: Goal | None = None) -> AttackResult:
+        """Attack some rows; all of them as the very tensors of the case, so that a change in place is seen."""
+        if rows is None:
+            labels, generator = self.y if goal is None else goal, KeyedGenerator(7, torch.arange(len(self.x)))
+            return attack(self.net, self.x, labels, threat=self.threat, generator=generator)
+        return attack(
+            self.net,
+            self.x[rows],
+            self.y[rows] if goal is None else goal.select(rows),
+            threat=self.threat.select(rows),
+            generator=KeyedGenerator(7, rows),
+        )
+
+
+def check_attack(
+    attack: Attack, threats: tuple[ThreatModel, ...], *, targeted: bool = False, finds_invalid: bool = True
+) -> None:
+    """Hold an attack against the contract of `robustly.attacks.Attack`.
+
+    Args:
+        attack: the attack.
+        threats: threat models that it supports; with a radius that breaks some of a random network's examples.
+        targeted: whether it also takes a `Goal` with target classes.
+        finds_invalid: whether it reports NaN logits as `invalid`.
+
+    Raises:
+        AssertionError: the first property that does not hold, with the threat and the input shape.
+    """
+    for threat in threats:
+        for shape in SHAPES:
+            case = _Case.make(shape, threat)
+            where = f"under {threat} on inputs of shape {shape}"
+            x, y, state = case.x.clone(), case.y.clone(), torch.get_rng_state()
+            result = case.run(attack)
+            say(torch.equal(case.x, x) and torch.equal(case.y, y), f"the caller's images or labels change {where}")
+            say(torch.equal(torch.get_rng_state(), state), f"the global random state is moved {where}")
+            _check_result(case, result, where)
+            _check_independence(case, attack, result, where)
+        case = _Case.make(SHAPES[2], threat)
+        where = f"under {threat}"
+        _check_formats(threat, attack, where)
+        _check_leaves_model(case, attack, where)
+        _check_surroundings(case, attack, where)
+        _check_flat(case, attack, where)
+        _check_sizes(attack, threat)
+        _check_radii(case, attack, where)
+        if targeted:
+            _check_targets(case, attack, where)
+        if finds_invalid:
+            _check_nan(case, attack, where)
+
+
+def _check_result(case: _Case, result: AttackResult, where: str) -> None:
+    x, y, threat = case.x, case.y, case.threat
+    say(result.x_adv.shape == x.shape, f"the attack changes the shape of images {where}")
+    say(result.x_adv.dtype == x.dtype, f"the attack changes the dtype of images {where}")
+    say(result.x_adv.device == x.device, f"the attack changes the device of images {where}")
+    say(not result.x_adv.requires_grad, f"the images returned still carry a gradient {where}")
+    say(threat.contains(result.x_adv, x).all(), f"the attack leaves the ball or the box {where}")
+    wrong = logits_of(case.net, x).argmax(1) != y
+    say((result.x_adv[wrong] == x[wrong]).all(), f"images that are already wrong are changed {where}")
+    say(result.broken[wrong].all(), f"images that are already wrong do not count as broken {where}")
+    say((result.distance[wrong] == 0).all(), f"images that are already wrong are not at distance 0 {where}")
+    fooled = logits_of(case.net, result.x_adv).argmax(1) != y
+    say(fooled[result.broken].all(), f"an image is called broken that the model still has right {where}")
+    measured = threat.distance(result.x_adv, x)
+    near = torch.isclose(result.distance[result.broken], measured[result.broken], rtol=1e-4, atol=1e-5)
+    say(near.all(), f"a distance is not that of the image returned {where}")
+    _check_beyond(case, result, where)
+    say(not result.invalid.any(), f"finite answers are called invalid {where}")
+    say((result.forwards >= 1).all(), f"forward passes are not counted {where}")
+
+
+def _check_beyond(case: _Case, result: AttackResult, where: str) -> None:
+    """What was found outside the threat set: not broken, further away than epsilon, and there to be looked at."""
+    found = ~result.broken & result.distance.isfinite()
+    if not bool(found.any()):
+        return
+    say(result.beyond is not None, f"a distance is given to images that nothing was found for {where}")
+    assert result.beyond is not None  # for mypy
+    low, high = case.threat.box
+    epsilon = case.threat.around(case.x).radius
+    say((result.distance > epsilon * (1 - 1e-6))[found].all(), f"an image within epsilon is not broken {where}")
+    measured = case.threat.distance(result.beyond, case.x)
+    near = torch.isclose(result.distance[found], measured[found], rtol=1e-4, atol=1e-5)
+    say(near.all(), f"a distance is not that of the image found beyond epsilon {where}")
+    fooled = logits_of(case.net, result.beyond).argmax(1) != case.y
+    say(fooled[found].all(), f"an image beyond epsilon is given that the model still has right {where}")
+    inside = ((result.beyond >= low) & (result.beyond <= high)).flatten(1).all(1)
+    say(inside[found].all(), f"an image beyond epsilon leaves the box {where}")
+
+
+def _check_formats(threat: ThreatModel, attack: Attack, where: str) -> None:
+    case = _Case.make(SHAPES[3], threat)
+    expected = case.run(attack)
+    last = replace(case, x=case.x.to(memory_format=torch.channels_last)).run(attack)
+    kept = last.x_adv.is_contiguous(memory_format=torch.channels_last) and expected.x_adv.is_contiguous()
+    say(kept, f"the attack changes the memory format of images {where}")
+    say(torch.equal(last.broken, expected.broken), f"channels-last images get other verdicts {where}")
+    double = _Case(case.net.double(), case.x.double(), case.y, threat).run(attack)
+    say(double.x_adv.dtype == torch.float64, f"the attack changes the dtype of images {where}")
+    say(threat.contains(double.x_adv, case.x.double()).all(), f"float64 images leave the ball or the box {where}")
+
+
+def _check_flat(case: _Case, attack: Attack, where: str) -> None:
+    """A model whose gradient is zero everywhere: the attack comes back, and breaks nothing."""
+
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            zero = 0 * x.flatten(1).sum(1, keepdim=True)
+            return torch.cat([zero, zero + 1, zero], dim=1)
+
+    flat = _Case(Flat(), case.x, torch.ones_like(case.y), case.threat)
+    result = flat.run(attack)
+    say(not result.broken.any(), f"a constant model is called broken {where}")
+    say(
+        case.threat.contains(result.x_adv, case.x).all(), f"a constant model's images leave the ball or box {where}"
+    )
+    say(result.x_adv.isfinite().all(), f"a zero gradient gives images that are not finite {where}")
+
+
+def _check_independence(case: _Case, attack: Attack, result: AttackResult, where: str) -> None:
+    again = case.run(attack)
+    say(torch.equal(again.x_adv, result.x_adv), f"the same seed gives other images {where}")
+    count = len(case.x)
+    for rows in (torch.arange(count).flip(0), torch.arange(0, count, 2), torch.tensor([2])):
+        part = case.run(attack, rows)
+        same = torch.equal(part.broken, result.broken[rows])
+        say(same, f"verdicts depend on the other images of the batch or their order {where}")
+        near = torch.allclose(part.x_adv, result.x_adv[rows], atol=1e-4)
+        say(near, f"images depend on the other images of the batch or their order {where}")
+
+
+def _check_leaves_model(case: _Case, attack: Attack, where: str) -> None:
+    net = case.net
+    net[1].requires_grad_(False)  # type: ignore[index]
+    net[2].eval()  # type: ignore[index]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in net.parameters()]
+    modes = [module.training for module in net.modules()]
+
+    def untouched(when: str) -> None:
+        same = all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+        say(same, f"parameters or buffers of the model are changed {when} {where}")
+        say(flags == [p.requires_grad for p in net.parameters()], f"requires_grad is changed {when} {where}")
+        say(modes == [module.training for module in net.modules()], f"train or eval mode is changed {when} {where}")
+        say(all(p.grad is None for p in net.parameters()), f".grad of a parameter is written {when} {where}")
+
+    case.run(attack)
+    untouched("by the attack")
+    calls = 0
+
+    def fail(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise _PlannedError
+
+    hook = net.register_forward_pre_hook(fail)
+    try:
+        case.run(attack)
+    except _PlannedError:
+        untouched("when the model raises")
+    else:
+        say(calls < 2, f"an error of the model is swallowed {where}")
+    finally:
+        hook.remove()
+
+
+class _PlannedError(Exception):
+    """Raised by a model on purpose."""
+
+
+def _check_surroundings(case: _Case, attack: Attack, where: str) -> None:
+    expected = case.run(attack)
+    surroundings: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        "no_grad": torch.no_grad,
+        "inference_mode": torch.inference_mode,
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+        "nothing": nullcontext,
+    }
+    for name, enter in surroundings.items():
+        with enter():
+            inside = _Case(case.net, case.x.clone(), case.y.clone(), case.threat)
+            result = inside.run(attack)
+            say(torch.is_grad_enabled() == (name in ("autocast", "nothing")), f"grad mode is changed inside {name}")
+        say(torch.equal(result.broken, expected.broken), f"verdicts differ inside {name} {where}")
+
+
+def _check_sizes(attack: Attack, threat: ThreatModel) -> None:
+    for count in (0, 1, 3):
+        for classes in (2, 3):
+            case = _Case.make(SHAPES[2], threat, count=count, classes=classes)
+            seen = 0
+
+            def count_images(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                nonlocal seen
+                seen += len(inputs[0])  # noqa: B023, RUF100 (used within this turn of the loop)
+
+            hook = case.net.register_forward_pre_hook(count_images)
+            result = case.run(attack)
+            hook.remove()
+            what = f"{count} images of {classes} classes under {threat}"
+            say(result.x_adv.shape == case.x.shape, f"{what} come back in another shape")
+            per_example = (
+                result.broken, result.distance, result.forwards, result.backwards, result.correct_iterates,
+                result.invalid,
+            )  # fmt: skip
+            say(all(value.shape == (count,) for value in per_example), f"{what} have results that are not (N,)")
+            spent = int(result.forwards.sum())
+            say(spent >= seen, f"{what} cost {seen} forward passes, the attack reports {spent}")
+
+
+def _check_radii(case: _Case, attack: Attack, where: str) -> None:
+    nothing = _Case(case.net, case.x, case.y, case.threat.with_epsilon(0))
+    result = nothing.run(attack)
+    say(torch.equal(result.x_adv, case.x), f"epsilon 0 changes an image {where}")
+    zero = torch.zeros(len(case.x))
+    if not isinstance(case.threat.epsilon, Tensor):
+        mixed = zero.clone()
+        mixed[::2] = float(case.threat.epsilon)
+        per_example = _Case(case.net, case.x, case.y, case.threat.with_epsilon(mixed))
+        one = per_example.run(attack)
+        say(torch.equal(one.x_adv[1::2], case.x[1::2]), f"per-example epsilon 0 changes an image {where}")
+        same = torch.equal(one.broken[::2], case.run(attack).broken[::2])
+        say(same, f"per-example epsilon gives another verdict than the same epsilon for all {where}")
+
+
+def _check_targets(case: _Case, attack: Attack, where: str) -> None:
+    goal = Goal(case.y, target=(case.y + 1) % 4)
+    result = case.run(attack, goal=goal)
+    reached = logits_of(case.net, result.x_adv).argmax(1).eq((case.y + 1) % 4)
+    say(reached[result.broken].all(), f"a target is called reached that the model does not predict {where}")
+    prediction = logits_of(case.net, case.x).argmax(1)
+    there = case.run(attack, goal=Goal((prediction + 1) % 4, target=prediction))
+    say(there.broken.all(), f"a target that is predicted already does not count as reached {where}")
+    say(torch.equal(there.x_adv, case.x), f"images whose target is predicted already are changed {where}")
+
+
+def _check_nan(case: _Case, attack: Attack, where: str) -> None:
+    class Sick(nn.Module):
+        def __init__(self, net: nn.Module, clean: Tensor) -> None:
+            super().__init__()
+            self.net, self.clean = net, clean
+
+        def forward(self, x: Tensor) -> Tensor:
+            known = torch.eq(x.flatten(1)[:, None], self.clean.flatten(1)[None]).all(2).any(1)
+            logits: Tensor = self.net(x)
+            return logits.masked_fill(~known[:, None], float("nan"))
+
+    case.net.eval()
+    sick = _Case(Sick(case.net, case.x), case.x, case.y, case.threat)
+    result = sick.run(attack)
+    right = logits_of(case.net, case.x).argmax(1) == case.y
+    say(result.invalid[right].all(), f"NaN logits are not reported as invalid {where}")
+    say(result.broken.all(), f"an example that the model answers with NaN counts as robust {where}")

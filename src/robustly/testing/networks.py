@@ -1,0 +1,44 @@
+"""Small networks for contract checks, and what they answer."""
+
+import torch
+from torch import Tensor, nn
+
+SHAPES: tuple[tuple[int, ...], ...] = ((6,), (2, 5), (1, 4, 4), (3, 5, 4))
+
+
+def small_network(shape: tuple[int, ...], classes: int = 4, seed: int = 0) -> nn.Module:
+    """A small random network with batch normalisation and dropout, in train mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        size = int(torch.tensor(shape).prod())
+        net = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(size, 16),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(16, classes),
+        )
+        net(torch.rand(32, *shape))  # running statistics that are not the initial ones
+        return net
+
+
+def say(holds: Tensor | bool, sentence: str) -> None:
+    """Raise the sentence unless the property holds.
+
+    Raises:
+        AssertionError: it does not.
+    """
+    if not bool(holds):
+        raise AssertionError(sentence)
+
+
+def logits_of(net: nn.Module, x: Tensor) -> Tensor:
+    """What a network answers in evaluation mode; its modes are put back."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    with torch.no_grad():
+        logits: Tensor = net(x)
+    for module, training in modes:
+        module.training = training
+    return logits

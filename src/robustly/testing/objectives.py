@@ -1,0 +1,40 @@
+"""The contract of objectives."""
+
+import torch
+from torch import nn
+
+from robustly.objectives import Goal, Objective
+from robustly.randomness import KeyedGenerator
+from robustly.testing.networks import say
+
+
+def check_objective(objective: Objective, *, classes: int = 5, reference: bool = False) -> None:
+    """Hold an objective against its contract: per example, differentiable, larger when the adversary is better off.
+
+    Args:
+        objective: the objective.
+        classes: number of classes to try it on.
+        reference: whether it measures from reference logits.
+
+    Raises:
+        AssertionError: the first property that does not hold.
+    """
+    draws = KeyedGenerator(3, torch.arange(9))
+    logits = draws.normal(classes).double().requires_grad_()
+    y = draws.fold("labels").integers(classes, 1)[:, 0]
+    goal = Goal(y, reference=draws.fold("reference").normal(classes).double() if reference else None)
+    value = objective(logits, goal)
+    say(value.shape == (9,), f"an objective gives one number per example, got shape {tuple(value.shape)}")
+    say(value.isfinite().all(), "the objective is not finite on ordinary logits")
+    (slope,) = torch.autograd.grad(value.sum(), logits)
+    say(slope.isfinite().all() and slope.abs().sum() > 0, "the objective has no usable gradient")
+    rows = torch.tensor([4, 1])
+    part = objective(logits.detach()[rows], goal.select(rows))
+    say(torch.allclose(part, value.detach()[rows]), "the objective depends on the other examples of the batch")
+    if not reference:
+        with torch.no_grad():
+            lowered = logits - 3 * nn.functional.one_hot(y, classes)
+            say(
+                (objective(lowered, goal) >= value).all(),
+                "lowering the logit of the true class lowers the objective",
+            )
