@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.penalty import PenaltyWeight, capped_lead
+from robustly.attacks.penalty import PenaltyWeight, capped_lead, check_penalty_search
 from robustly.attacks.search import Rows, Search, run_search
 from robustly.balls import per_example
 from robustly.objectives import Goal
@@ -49,13 +49,9 @@ class CarliniWagner:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.search_steps < 1:
-            raise AttackError(f"steps and search_steps must be at least 1, got {self.steps}, {self.search_steps}")
-        if not (self.initial_c > 0 and self.learning_rate > 0 and self.confidence >= 0):
-            raise AttackError(
-                "initial_c and learning_rate must be positive and confidence at least 0, got "
-                f"{self.initial_c}, {self.learning_rate}, {self.confidence}"
-            )
+        check_penalty_search(self.steps, self.search_steps, self.initial_c, self.learning_rate)
+        if not self.confidence >= 0:
+            raise AttackError(f"confidence must be at least 0, got {self.confidence}")
 
     def __call__(
         self,

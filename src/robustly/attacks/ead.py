@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.penalty import PenaltyWeight, capped_lead
+from robustly.attacks.penalty import PenaltyWeight, capped_lead, check_penalty_search
 from robustly.attacks.search import Rows, Search, run_search
 from robustly.balls import per_example
 from robustly.objectives import Goal
@@ -44,13 +44,9 @@ class EAD:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.search_steps < 1:
-            raise AttackError(f"steps and search_steps must be at least 1, got {self.steps}, {self.search_steps}")
-        if not (self.initial_c > 0 and self.learning_rate > 0 and self.beta >= 0):
-            raise AttackError(
-                "initial_c and learning_rate must be positive and beta at least 0, got "
-                f"{self.initial_c}, {self.learning_rate}, {self.beta}"
-            )
+        check_penalty_search(self.steps, self.search_steps, self.initial_c, self.learning_rate)
+        if not self.beta >= 0:
+            raise AttackError(f"beta must be at least 0, got {self.beta}")
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from robustly.attacks.contract import AttackError
 from robustly.attacks.hyperplanes import lead_of_target
 from robustly.objectives import Goal, margin
 
@@ -42,6 +43,18 @@ class PenaltyWeight:
         return PenaltyWeight(
             torch.where(self.sufficed < LARGEST, self.sufficed, self.c), self.failed, self.sufficed
         )
+
+
+def check_penalty_search(steps: int, search_steps: int, initial_c: float, learning_rate: float) -> None:
+    """Refuse settings that make no search.
+
+    Raises:
+        AttackError: no step, no value of c, or a rate that is not positive.
+    """
+    if steps < 1 or search_steps < 1:
+        raise AttackError(f"steps and search_steps must be at least 1, got {steps}, {search_steps}")
+    if not (initial_c > 0 and learning_rate > 0):
+        raise AttackError(f"initial_c and learning_rate must be positive, got {initial_c}, {learning_rate}")
 
 
 def capped_lead(confidence: float) -> Callable[[Tensor, Goal], Tensor]:

@@ -91,7 +91,8 @@ def evaluate(
     radii = curve_radii(threat, suite) if suite.curve not in run.failures else []
     if radii:
         name, attack = suite.curve or "", tuned.attacks[suite.curve or ""]
-        if getattr(attack, "minimum_norm", False) and mode == "every":
+        met_all = bool((table[f"{name}.tried"] | wrong).all())
+        if getattr(attack, "minimum_norm", False) and met_all:
             columns, kept = curve_by_distances(table, images, name, wrong, radii)
         else:
             columns, kept = curve_by_attack(subject, name, attack, wrong, radii=radii, count=curve_count, hear=hear)

@@ -67,7 +67,7 @@ def standard(norm: str) -> Suite:
     watch = Plan(sample=200, sample_share=0.25, sentinel=True)
     plans = {"far_targets": far, "long_runs": NEAR, "pma": NEAR, "sentinel": watch}
     plans |= {name: suspicious for name in attacks if name.startswith(("more_", "fab_", "restarts_"))}
-    return Suite("standard", attacks, titles=TITLES, plans=plans, worst_case=True)
+    return Suite("standard", attacks, titles=TITLES, plans=plans, worst_case=True, curve="screen")
 
 
 def strong(norm: str) -> Suite:
@@ -82,7 +82,7 @@ def strong(norm: str) -> Suite:
         "square": Square(queries=1000, precision="bfloat16"),
     }
     plans = {"fab_t": NEAR, "square": Plan(sentinel=True)}
-    return Suite("strong", attacks, titles=TITLES, plans=plans, worst_case=True)
+    return Suite("strong", attacks, titles=TITLES, plans=plans, worst_case=True, curve="apgd_ce")
 
 
 def _screen(norm: str) -> dict[str, Attack]:
@@ -112,4 +112,4 @@ def _targeted(norm: str, *, steps: int, targets: int, first: int = 0, start: str
 def _sparse(name: str, steps: int, queries: int) -> Suite:
     """Under l0: the strongest minimum-norm attack, and random search."""
     attacks: dict[str, Attack] = {"sigma_zero": SigmaZero(steps=steps), "sparse_rs": SparseRS(queries=queries)}
-    return Suite(name, attacks, titles=TITLES, worst_case=True)
+    return Suite(name, attacks, titles=TITLES, worst_case=True, curve="sigma_zero")
