@@ -40,6 +40,8 @@ wheel: .venv/installed-dev
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/pgd_peers.py
 	$(BIN)/python benchmarks/cifar10_small.py
+	$(BIN)/python benchmarks/suites.py
+	$(BIN)/python benchmarks/memory.py
 
 docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -65,9 +65,11 @@ def test_the_versions_have_the_published_order() -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_our_suites_spend_what_their_page_says(norm: str) -> None:
-    units = {
-        name: sum(map(sum, suite_passes(suite_named(name, norm), norm).values())) for name in ("quick", "strong")
-    }
+    units = {}
+    for name in ("quick", "strong"):
+        suite = suite_named(name, norm)
+        usual = {stage: attack for stage, attack in suite.attacks.items() if not suite.plan(stage).on_suspicion}
+        units[name] = sum(map(sum, suite_passes(Suite(name, usual), norm).values()))
     assert units["quick"] < 1000
     assert units["strong"] < 9762 / 2
     standard = suite_passes(suite_named("standard", norm), norm)

@@ -8,7 +8,6 @@ on it as it is; `docs/adaptive.md` has the checklist and worked examples.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -32,10 +31,13 @@ class BPDA(nn.Module):
         backward: "identity", or a differentiable function of the same input whose gradient is taken instead.
 
     Raises:
-        AttackError: when it is called, if the substitute's output has another shape than the stage's.
+        AttackError: another word than "identity"; when called, if the substitute's output has another shape than
+            the stage's.
     """
 
-    def __init__(self, stage: Stage, backward: Literal["identity"] | Stage = "identity") -> None:
+    def __init__(self, stage: Stage, backward: str | Stage = "identity") -> None:
+        if isinstance(backward, str) and backward != "identity":
+            raise AttackError(f"backward is 'identity' or a differentiable function, got {backward!r}")
         super().__init__()
         self.stage = stage
         self.substitute: Stage = nn.Identity() if isinstance(backward, str) else backward
@@ -110,8 +112,8 @@ class Detected(nn.Module):
     With s the detector's score and t its threshold, logit K is max z + (s - t)(max z - min z): the prediction is
     the classifier's where s <= t and K where s > t. This is the combined model of Carlini and Wagner ("Adversarial
     examples are not easily detected", AISec 2017: (Z_D + 1) max Z_F), with logits counted from the lowest, so that
-    it also holds where all of them are negative. Attack it with `UndetectedGoal(y)` and the objective
-    `undetected_margin`.
+    it also holds where all of them are negative; the factor max z - min z is a constant to the gradient. Attack it
+    with `UndetectedGoal(y)` and the objective `undetected_margin`.
 
     Args:
         model: from images to logits `(N, K)`.
@@ -128,7 +130,8 @@ class Detected(nn.Module):
         logits = self.model(x)
         score = self.detector(x).reshape(len(logits)).to(logits)
         highest = logits.amax(1)
-        spread = (highest - logits.amin(1)).clamp_min(1e-6)
+        # a scale only: its slope would reward lowering all logits while the alarm is on, and climbs get stuck there
+        spread = (highest - logits.amin(1)).clamp_min(1e-6).detach()
         return torch.cat([logits, (highest + (score - self.threshold) * spread)[:, None]], dim=1)
 
 
@@ -161,8 +164,8 @@ def undetected_margin(logits: Float[Tensor, "n k"], goal: Goal) -> Float[Tensor,
     held = torch.maximum(at_y, logits[:, -1])
     if goal.target is not None:
         return logits.gather(1, goal.target[:, None])[:, 0] - held
-    others = logits[:, :-1].scatter(1, goal.y[:, None], torch.finfo(logits.dtype).min)
-    return others.amax(1) - held
+    others = logits.scatter(1, goal.y[:, None], torch.finfo(logits.dtype).min)
+    return others[:, :-1].amax(1) - held
 
 
 def accuracy_over_draws(

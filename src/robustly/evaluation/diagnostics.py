@@ -55,7 +55,7 @@ _OF_D11 = ("randomized", "dynamic", "quantised_input")
 
 def together(probe: Probe) -> Finding:
     """D11: what needs an adaptive attack by its nature: randomness, test-time optimisation, quantisation."""
-    found = [name for name in _OF_D11 if not _FLAGS[name](probe).passed]
+    found = [name for name in _OF_D11 if _FLAGS[name](probe).passed is False]
     words = (
         f"The model is one for adaptive attacks: {', '.join(found)}." if found else "Nothing of the kind was seen."
     )

@@ -149,8 +149,9 @@ def zero_gradient(probe: Probe) -> Finding:
     seed = derive_seed(probe.subject.seed, "diagnostics", "zero_gradient")
     generator = KeyedGenerator(seed, probe.subject.data.ids[probe.right])
     start = probe.subject.threat.around(probe.x).boundary_start(generator)
-    slope, _, _ = probe.slopes(start, probe.right, difference_of_logits_ratio)
-    flat = int((slope == 0).flatten(1).all(1).sum())
+    slope, value, _ = probe.slopes(start, probe.right, difference_of_logits_ratio)
+    # where the start is adversarial already, DLR may be at its highest and have no slope
+    flat = int(((slope == 0).flatten(1).all(1) & ~(value > 0)).sum())
     words = f"{flat} of {len(start)} images have exactly zero gradient at a random point of the threat set"
     words += ", where no gradient attack can move: try BPDA, many random starts and Square." if flat else "."
     return Finding("zero_gradient", title, flat == 0, flat / len(start), threshold, words)

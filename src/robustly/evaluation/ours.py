@@ -1,9 +1,12 @@
 """Our own suites: a cheap screen, targets in the order of MALT, long runs on what is close, and a sentinel."""
 
+from dataclasses import replace
+
 from robustly.attacks import Attack
-from robustly.attacks.apgd import APGD, TargetedAPGD
+from robustly.attacks.apgd import APGD, Start, TargetedAPGD
 from robustly.attacks.fab import FAB
 from robustly.attacks.pma import PMA
+from robustly.attacks.search import Precision
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
@@ -17,6 +20,7 @@ TITLES = {
     "long_runs": "APGD-T, long, ODI starts",
     "pma": "PMA",
     "sentinel": "Square on a sample",
+    "second_look": "FAB-T on a sample",
     "square": "Square",
     "more_square": "Square, 5,000 queries",
     "fab_t": "FAB-T",
@@ -29,13 +33,14 @@ TITLES = {
 
 
 NEAR = Plan(closest=0.1, at_least=20)
+WATCH = Plan(sample=200, sample_share=0.2, sentinel=True)
 
 
 def quick(norm: str) -> Suite:
     """For monitoring: a screen, the three nearest classes, long runs on the closest tenth; about 370 passes."""
     if norm == "l0":
         return Suite("quick", {"sigma_zero": SigmaZero(steps=100)}, titles=TITLES, worst_case=True)
-    attacks = _screen(norm) | {"long_runs": _long_runs(norm)}
+    attacks = _screen(norm) | {"long_runs": _long_runs(norm, "bfloat16")}
     return Suite("quick", attacks, titles=TITLES, plans={"long_runs": NEAR}, worst_case=True)
 
 
@@ -44,16 +49,18 @@ def standard(norm: str) -> Suite:
 
     Screen all, go for the classes that are nearest to the linearised model, spend long runs on what came closest to
     the boundary, and let a gradient-free sentinel watch over it: if it breaks what gradients did not, or a
-    diagnostic fails, the stages marked `on_suspicion` run.
+    diagnostic fails, the stages marked `on_suspicion` run. So they do if FAB, which looks for the boundary instead
+    of climbing, breaks what climbing did not.
     """
     if norm == "l0":
         return _sparse("standard", 300, 1000)
     sparse = norm == "l1"
     attacks = _screen(norm) | {
         "far_targets": _targeted(norm, steps=25, targets=2 if sparse else 6, first=3),
-        "long_runs": _long_runs(norm),
+        "long_runs": _long_runs(norm, "full"),  # the last of the way is finer than bfloat16's logits
         "pma": PMA(steps=50, precision="bfloat16"),
         "sentinel": Square(queries=500, precision="bfloat16"),
+        "second_look": FAB(steps=30, targets=2, stop_inside=True),
         "more_square": Square(queries=5000, precision="bfloat16"),
         "fab_t": FAB(targets=9, stop_inside=True),
         **{
@@ -64,8 +71,7 @@ def standard(norm: str) -> Suite:
         },
     }
     far, suspicious = Plan(closest=0.5, at_least=20), Plan(on_suspicion=True)
-    watch = Plan(sample=200, sample_share=0.25, sentinel=True)
-    plans = {"far_targets": far, "long_runs": NEAR, "pma": NEAR, "sentinel": watch}
+    plans = {"far_targets": far, "long_runs": NEAR, "pma": NEAR, "sentinel": WATCH, "second_look": WATCH}
     plans |= {name: suspicious for name in attacks if name.startswith(("more_", "fab_", "restarts_"))}
     return Suite("standard", attacks, titles=TITLES, plans=plans, worst_case=True, curve="screen")
 
@@ -78,10 +84,13 @@ def strong(norm: str) -> Suite:
         "apgd_ce": APGD(restarts=5 if norm == "l1" else 1, large_epsilon=norm == "l1", precision="bfloat16"),
         "apgd_t": _targeted(norm, steps=100, targets=9),
         "pma": PMA(steps=100, precision="bfloat16"),
-        "fab_t": FAB(targets=3, stop_inside=True),
+        "second_look": FAB(steps=100, targets=3, stop_inside=True),
         "square": Square(queries=1000, precision="bfloat16"),
+        "fab_t": FAB(targets=9, stop_inside=True),
+        "more_square": Square(queries=5000, precision="bfloat16"),
     }
-    plans = {"fab_t": NEAR, "square": Plan(sentinel=True)}
+    plans = {"second_look": replace(NEAR, sentinel=True), "square": Plan(sentinel=True)}
+    plans |= {name: Plan(on_suspicion=True) for name in ("fab_t", "more_square")}
     return Suite("strong", attacks, titles=TITLES, plans=plans, worst_case=True, curve="apgd_ce")
 
 
@@ -92,18 +101,18 @@ def _screen(norm: str) -> dict[str, Attack]:
     }
 
 
-def _long_runs(norm: str) -> TargetedAPGD:
+def _long_runs(norm: str, precision: Precision) -> TargetedAPGD:
     """From starts that differ in what the model answers, where the norm's ascent can use them."""
-    return _targeted(norm, steps=100, targets=3, start="sphere" if norm == "l1" else "odi")
+    start: Start = "sphere" if norm == "l1" else "odi"
+    return replace(_targeted(norm, steps=100, targets=3), start=start, precision=precision)
 
 
-def _targeted(norm: str, *, steps: int, targets: int, first: int = 0, start: str = "sphere") -> TargetedAPGD:
+def _targeted(norm: str, *, steps: int, targets: int, first: int = 0) -> TargetedAPGD:
     return TargetedAPGD(
         steps=steps,
         targets=targets,
         first=first,
         ranking="malt",
-        start="odi" if start == "odi" else "sphere",
         large_epsilon=norm == "l1",
         precision="bfloat16",
     )

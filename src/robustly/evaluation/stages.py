@@ -88,10 +88,10 @@ def run_stages(
         columns = {key: value.to(wrong.device) for key, value in found.columns.items()}
         if plan.sentinel and len(rows):
             fooled = int(columns[f"{name}.broken"][rows].sum())
-            done.findings.append(_sentinel(suite.title(name), fooled, len(rows)))
+            done.findings.append(_sentinel(name, suite.title(name), fooled, len(rows)))
             if fooled:
                 done.suspicions.append(
-                    f"{suite.title(name)}, which uses no gradients, broke {fooled} of {len(rows)} images that "
+                    f"{suite.title(name)}, a search of another kind, broke {fooled} of {len(rows)} images that "
                     "every attack before it had left standing."
                 )
         closeness = torch.fmax(closeness, columns[f"{name}.margin"])
@@ -135,11 +135,11 @@ def _finished(
     return finished
 
 
-def _sentinel(title: str, fooled: int, count: int) -> Finding:
+def _sentinel(name: str, title: str, fooled: int, count: int) -> Finding:
     bound = Proportion(fooled, count).interval[1]
     return Finding(
-        id="sentinel",
-        title=f"{title}: gradients left nothing for a search without them",
+        id=f"sentinel:{name}",
+        title=f"{title}: the attacks before left nothing for a search of another kind",
         passed=fooled == 0,
         value=fooled / count,
         threshold="0 broken",

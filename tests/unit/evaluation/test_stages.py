@@ -122,7 +122,7 @@ def test_a_quiet_sentinel_leaves_the_others_asleep(digit_net: nn.Module, digits:
     found = evaluate(digit_net, digits.test, THREAT, suite, batch_size=64)
     assert not found.table["more.tried"].any()
     assert found.summary["masking"] == []
-    sentinel = next(entry for entry in found.summary["findings"] if entry["id"] == "sentinel")
+    sentinel = next(entry for entry in found.summary["findings"] if entry["id"] == "sentinel:watch")
     assert sentinel["passed"]
     assert "0 of 20" in sentinel["words"]
     write_evidence(found, tmp_path)
