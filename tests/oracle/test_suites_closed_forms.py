@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from robustly.evaluation import Suite, suite_named
 from robustly.evaluation.autoattack import autoattack
-from robustly.evaluation.cost import suite_passes
+from robustly.evaluation.cost import autoattack_passes, suite_passes
 from robustly.evaluation.tuning import in_full_precision
 from robustly.randomness import KeyedGenerator
 from robustly.threat import ThreatModel
@@ -51,6 +51,7 @@ def test_autoattack_costs_what_the_published_protocol_does() -> None:
     assert passes["apgd_t"] == (1 + 909, 909)
     assert passes["fab_t"][1] == 900
     assert passes["square"] == (5002, 0)
+    assert sum(map(sum, passes.values())) == autoattack_passes(10)
 
 
 def test_the_versions_have_the_published_order() -> None:

@@ -25,8 +25,9 @@ BETAS, TINY = (0.9, 0.999), 1e-8  # of Adam
 class CarliniWagner:
     """Minimises |x' - x|^2 + c max(z_y - max_{j != y} z_j + confidence, 0) over x' = box of tanh(w), by Adam.
 
-    c is searched for each example (see `PenaltyWeight`). A step costs one forward and one backward pass; a run
-    ends early where it makes no progress.
+    The change is measured in widths of the box, so that settings mean the same on every box. c is searched for each
+    example (see `PenaltyWeight`). A step costs one forward and one backward pass; a run ends early where the loss,
+    looked at ten times from the first step on, makes no progress.
 
     Args:
         steps: per value of c, at least 1.
@@ -78,7 +79,8 @@ class CarliniWagner:
     def _descend(self, search: Search, rows: Rows, c: Float[Tensor, " m"]) -> Bool[Tensor, " m"]:
         """One run with given weights; returns which reached the goal with the confidence asked for."""
         low, high = search.threat.box
-        half, place = (high - low) / 2, torch.arange(len(rows), device=rows.device)
+        width = high - low
+        half, place = width / 2, torch.arange(len(rows), device=rows.device)
         x = search.x[rows]
         w = torch.atanh(((x - low) / half - 1) * INSIDE)
         first, second = torch.zeros_like(w), torch.zeros_like(w)
@@ -91,17 +93,19 @@ class CarliniWagner:
             point = (low + half * (squashed + 1)).clamp(low, high)
             found = search.climb(point, here, objective, record=False)
             reached = (found.value >= self.confidence) & search.goal.select(here).reached(found.logits)
-            judged = reached | ~found.logits.isfinite().all(1)
+            # a success that leads by less than the confidence must not be kept; all else may be judged
+            judged = reached | ~search.goal.select(here).reached(found.logits) | ~found.logits.isfinite().all(1)
             if bool(judged.any()):
                 search.judge(point[judged], here[judged], found.logits[judged], None, exact=True)
             success[place] |= reached
             keep = ~search.invalid[here]
-            if (step + 1) % every == 0:
-                change = (point - x).flatten(1).square().sum(1)
+            moved = (point - x) / width
+            if step % every == 0:
+                change = moved.flatten(1).square().sum(1)
                 loss = change + c * (self.confidence - found.value)
                 keep &= loss <= PROGRESS * last
                 last = loss
-            slope = (2 * (point - x) - per_example(c, x) * found.gradient) * half * (1 - squashed.square())
+            slope = (2 * moved / width - per_example(c, x) * found.gradient) * half * (1 - squashed.square())
             first = BETAS[0] * first + (1 - BETAS[0]) * slope
             second = BETAS[1] * second + (1 - BETAS[1]) * slope.square()
             ahead = first / (1 - BETAS[0] ** (step + 1))

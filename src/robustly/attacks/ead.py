@@ -1,7 +1,7 @@
 """Elastic-net attack: sparse changes under l1 (Chen et al., "EAD", AAAI 2018)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -15,20 +15,24 @@ from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threat import ThreatModel
 
+Rule = Literal["l1", "elastic_net"]
+
 
 @dataclass(frozen=True)
 class EAD:
     """Minimises c max(z_y - max_{j != y} z_j, 0) + |x' - x|_2^2 + beta |x' - x|_1 by FISTA.
 
-    c is searched for each example (see `PenaltyWeight`); of all successes the nearest in l1 is kept (the published
-    decision rule "L1"). A step costs two forward passes and one backward pass.
+    The change is measured in widths of the box, so that settings mean the same on every box. c is searched for each
+    example (see `PenaltyWeight`). A step costs two forward passes and one backward pass.
 
     Args:
         steps: per value of c, at least 1.
         search_steps: values of c, at least 1.
-        beta: weight of the l1 norm, and how much every change shrinks in a step, on a box of width 1; at least 0.
+        beta: weight of the l1 norm, and how much every change shrinks in a step; at least 0.
         initial_c: first value of c.
         learning_rate: first step size; it falls as the root of what is left of the steps.
+        rule: which success is kept (the published decision rules): "l1", the nearest in l1, or "elastic_net", that
+            of least |x' - x|_2^2 + beta |x' - x|_1, which is never nearer in l1.
 
     Raises:
         AttackError: a setting that is out of range.
@@ -42,11 +46,14 @@ class EAD:
     beta: float = 1e-3
     initial_c: float = 1e-3
     learning_rate: float = 0.01
+    rule: Rule = "l1"
 
     def __post_init__(self) -> None:
         check_penalty_search(self.steps, self.search_steps, self.initial_c, self.learning_rate)
         if not self.beta >= 0:
             raise AttackError(f"beta must be at least 0, got {self.beta}")
+        if self.rule not in get_args(Rule):
+            raise AttackError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
 
     def __call__(
         self,
@@ -65,13 +72,18 @@ class EAD:
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         rows = search.standing
         weight = PenaltyWeight.starting_at(self.initial_c, search.distance[rows])
+        cheapest = _Cheapest.none_yet(search)
         for _ in range(self.search_steps):
-            weight = weight.after(self._descend(search, rows, weight.c))
+            weight = weight.after(self._descend(search, rows, weight.c, cheapest))
+        found = cheapest.cost.isfinite().nonzero()[:, 0]
+        search.judge(cheapest.points[found], found, cheapest.logits[found], None, exact=True)
 
-    def _descend(self, search: Search, rows: Rows, c: Float[Tensor, " m"]) -> Bool[Tensor, " m"]:
+    def _descend(
+        self, search: Search, rows: Rows, c: Float[Tensor, " m"], cheapest: "_Cheapest"
+    ) -> Bool[Tensor, " m"]:
         """One run with given weights; returns which reached the goal."""
         low, high = search.threat.box
-        shrink = self.beta * (high - low)
+        width = high - low
         place = torch.arange(len(rows), device=rows.device)
         success = torch.zeros_like(rows).bool()
         x = search.x[rows]
@@ -80,12 +92,12 @@ class EAD:
         for step in range(self.steps):
             here = rows[place]
             found = search.climb(ahead, here, objective, record=False)
-            slope = 2 * (ahead - x) - per_example(c, x) * found.gradient
-            size = self.learning_rate * (1 - step / self.steps) ** 0.5
-            change = ahead - size * slope - x
-            moved = x + change.sign() * (change.abs() - shrink).clamp_min(0.0)
+            change = (ahead - x) / width
+            slope = 2 * change - per_example(c, x) * width * found.gradient
+            change = change - self.learning_rate * (1 - step / self.steps) ** 0.5 * slope
+            moved = x + width * change.sign() * (change.abs() - self.beta).clamp_min(0.0)
             moved = moved.clamp(low, high)
-            success[place] |= search.goal.select(here).reached(search.look(moved, here))
+            success[place] |= self._reached(search, moved, here, cheapest)
             ahead = moved + step / (step + 3) * (moved - point)
             point = moved
             keep = ~search.invalid[here]
@@ -94,3 +106,32 @@ class EAD:
                 if len(place) == 0:
                     break
         return success
+
+    def _reached(self, search: Search, points: Images, rows: Rows, cheapest: "_Cheapest") -> Bool[Tensor, " m"]:
+        """Which points reach the goal; each is kept, or put by, as the rule has it."""
+        if self.rule == "l1":
+            return search.goal.select(rows).reached(search.look(points, rows))
+        logits = search.climb(points, rows, capped_lead(0.0), gradient=False, record=False).logits
+        reached = search.goal.select(rows).reached(logits) & logits.isfinite().all(1)
+        search.judge(points[~reached], rows[~reached], logits[~reached], None, exact=True)
+        low, high = search.threat.box
+        change = ((points - search.x[rows]) / (high - low)).flatten(1)
+        cost = change.square().sum(1) + self.beta * change.abs().sum(1)
+        cheaper = reached & (cost < cheapest.cost[rows])
+        place = rows[cheaper]
+        cheapest.points[place], cheapest.logits[place] = points[cheaper], logits[cheaper]
+        cheapest.cost[place] = cost[cheaper]
+        return reached
+
+
+@dataclass(frozen=True)
+class _Cheapest:
+    """The success of least elastic-net cost of each example, which the search would not keep by itself."""
+
+    points: Images
+    logits: Float[Tensor, "n k"]
+    cost: Float[Tensor, " n"]
+
+    @staticmethod
+    def none_yet(search: Search) -> "_Cheapest":
+        return _Cheapest(search.x.clone(), search.clean.clone(), torch.full_like(search.distance, torch.inf))

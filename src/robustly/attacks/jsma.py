@@ -15,7 +15,7 @@ from robustly.randomness import KeyedGenerator
 from robustly.threat import ThreatModel
 
 LARGEST_FOR_PAIRS = 1024  # features; beyond, the table of all pairs would not fit
-PAIRS_AT_A_TIME = 2**25  # entries of that table held at once
+PAIRS_AT_A_TIME = 2**22  # entries of that table held at once
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class JSMA:
     Alpha is the slope of the target's logit, beta that of the sum of the others; a feature or a pair is admissible
     if it raises the first and lowers the second (for `theta` < 0: the other way round), and -alpha * beta decides
     (their eq. 8, on logits). Without a target class the runs go for the wrong classes in the order of the clean
-    logits, and the sparsest success is kept. A step costs one forward and K backward passes.
+    logits, and the sparsest success is kept; a run that changed as many pixels as an earlier success ends. A step
+    costs two forward and two backward passes, however many classes there are.
 
     Args:
         theta: how far a feature moves, as a share of the box's width, in [-1, 1] and not 0.
@@ -83,25 +84,44 @@ class JSMA:
         size = search.x[0].numel()
         pairs = self.pairs if self.pairs is not None else size <= LARGEST_FOR_PAIRS
         together = 2 if pairs and size > 1 else 1
-        classes = torch.arange(search.clean.shape[1], device=rows.device)
+        allowed = int(self.gamma * size + 1e-9)  # 0.29 * 100 is a little less than 29
+        moves = allowed // together
+        if moves == 0:
+            return
         point, step = search.x[rows].clone(), self.theta * (high - low)
         used = torch.zeros(len(rows), size, dtype=torch.bool, device=rows.device)
-        for _ in range(max(int(self.gamma * size) // together, 1) + 1):
-            logits, slopes = search.jacobian(point, rows, classes.expand(len(rows), -1))
-            slopes = slopes.flatten(2)
-            alpha = slopes.gather(1, target[:, None, None].expand(-1, 1, size))[:, 0]
-            beta = slopes.sum(1) - alpha
+        for move in range(moves + 1):
+            aim = Goal(search.goal.y[rows], target=target)
+            found = search.climb(point, rows, _targets_logit, goal=aim, gradient=move < moves, rank=False)
+            if move == moves:
+                return
+            sparser = search.ball.select(rows).distance(point) < search.distance[rows]
+            keep = sparser & (found.logits.argmax(1) != target) & ~search.invalid[rows]
+            rows, target, point, used = rows[keep], target[keep], point[keep], used[keep]
+            if len(rows) == 0:
+                return
+            others = search.climb(point, rows, _other_logits, goal=aim.select(keep), record=False)
             flat = point.flatten(1)
             free = (flat < high) if step > 0 else (flat > low)
-            chosen, admissible = _most_salient(alpha, beta, free, step > 0, together)
-            spent = (used.scatter(1, chosen, True)).sum(1) > int(self.gamma * size)
-            keep = admissible & ~spent & (logits.argmax(1) != target) & ~search.invalid[rows]
+            chosen, admissible = _most_salient(
+                found.gradient[keep].flatten(1), others.gradient.flatten(1), free, step > 0, together
+            )
+            keep = admissible & (used.scatter(1, chosen, True).sum(1) <= allowed)
             rows, target, chosen = rows[keep], target[keep], chosen[keep]
             if len(rows) == 0:
                 return
             used = used[keep].scatter(1, chosen, True)
             flat = flat[keep].scatter_add(1, chosen, torch.full_like(chosen, step, dtype=flat.dtype))
             point = flat.clamp(low, high).view(len(rows), *search.x.shape[1:])
+
+
+def _targets_logit(logits: Float[Tensor, "m k"], goal: Goal) -> Float[Tensor, " m"]:
+    assert goal.target is not None
+    return logits.gather(1, goal.target[:, None])[:, 0]
+
+
+def _other_logits(logits: Float[Tensor, "m k"], goal: Goal) -> Float[Tensor, " m"]:
+    return logits.sum(1) - _targets_logit(logits, goal)
 
 
 def _most_salient(

@@ -18,6 +18,7 @@ from robustly.cli.arguments import check_evaluation_overrides, is_model_name, tr
 from robustly.configuration import RunConfig, apply_overrides, build_config, with_absolute_paths
 from robustly.data import ImageData, load_test
 from robustly.evaluation import Partial, evaluate, write_evidence
+from robustly.evaluation.cost import autoattack_passes
 from robustly.evaluation.subject import Progress as Hears
 from robustly.evaluation.suites import Suite, settings
 from robustly.models import weights_hash
@@ -86,6 +87,7 @@ def run_evaluation(
     write_evidence(evidence, target)
     partial.remove()
     console.print(summary_table(evidence.summary))
+    console.print(_spent(evidence.summary), highlight=False, soft_wrap=True)
     for sentence in [*evidence.summary["masking"], *evidence.summary["failures"].values()]:
         console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
     console.print(
@@ -103,6 +105,21 @@ def _identity(config: RunConfig, suite: Suite, model: nn.Module, data: ImageData
     plans = [suite.plan(name) for name in suite.attacks]
     known = (weights_hash(model), data.digest(), str(config.threat), config.evaluation.mode, config.seed)
     return f"{derive_seed(*map(str, known), suite.name, repr(parts), repr(plans)):016x}"
+
+
+def _spent(summary: dict[str, Any]) -> str:
+    """All passes of the attacks, beside what AutoAttack's protocol takes for the images that stood."""
+    spent = sum(
+        (entry["mean_forwards"] + entry["mean_backwards"]) * entry["tried"] for entry in summary["attacks"].values()
+    )
+    told = f"{spent:,.0f} passes through the model"
+    stood = summary["worst_case"]["robust"]
+    if summary["threat"]["norm"] in ("linf", "l2") and stood and spent:
+        theirs = stood * autoattack_passes(len(summary["data"]["classes"]))
+        told += (
+            f"; AutoAttack spends {theirs:,} on the {stood} images that stood, {theirs / spent:.1f} times as many"
+        )
+    return told
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
