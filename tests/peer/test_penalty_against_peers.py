@@ -1,4 +1,4 @@
-"""C&W and EAD find digits as near as foolbox's do, sigma-zero as sparse as adv-lib's."""
+"""C&W and EAD are as near as foolbox's, sigma-zero as sparse as adv-lib's; JSMA moves torchattacks' features."""
 
 import importlib.util
 import warnings
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from robustly.attacks import Attack
 from robustly.attacks.carlini_wagner import CarliniWagner
 from robustly.attacks.ead import EAD
+from robustly.attacks.jsma import JSMA
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.data import Splits
+from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threat import ThreatModel
 
@@ -83,3 +85,20 @@ def test_sigma_zero(digit_net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     measured = distances(SigmaZero(steps=150), digit_net, batch, "l0")
     assert measured.isfinite().all()
     assert measured.double().mean() <= 1.1 * expected.mean()
+
+
+def test_jsma_reaches_the_same_targets_with_the_same_pixels(digit_net: nn.Module, digits: Splits) -> None:
+    torchattacks = pytest.importorskip("torchattacks", reason="pip install --no-deps -r requirements-peers.txt")
+    x, y = digits.test.floats()[5:11], digits.test.labels[5:11]
+    target = (y + 1) % 10
+    draws, threat = KeyedGenerator(0, torch.arange(len(x))), ThreatModel("l0", 784)
+    ours = JSMA(theta=1.0, gamma=0.1)(digit_net, x, Goal(y, target), threat=threat, generator=draws)
+    peer = torchattacks.JSMA(digit_net, theta=1.0, gamma=0.1)
+    peer.set_mode_targeted_by_label(quiet=True)
+    theirs = peer(x, target)
+    with torch.no_grad():
+        reached = digit_net(theirs).argmax(1) == target
+    assert int(reached.sum()) >= 3
+    assert not reached.all(), "a failure is compared as well"
+    assert torch.equal(ours.broken, reached)
+    assert torch.equal(ours.x_adv[reached], theirs[reached])

@@ -106,7 +106,12 @@ class TargetedAPGD:
         ranking: "confidence" (largest clean logits first, as AutoAttack), or "malt" (smallest linearised distance
             first, Melamed et al., NeurIPS 2024; costs K - 1 more backward passes).
         restarts: starts per target.
-        start, odi_steps, large_epsilon, early_stop, precision, estimator: as in `APGD`.
+        start: as in `APGD`, like all that follow.
+        odi_steps: steps of an ODI start.
+        large_epsilon: whether the l1 schedule begins in larger balls.
+        early_stop: whether a found example leaves the batch.
+        precision: of the search; verdicts are in full precision.
+        estimator: what stands in for the gradient.
 
     Raises:
         AttackError: a setting that is out of range.

@@ -28,7 +28,8 @@ class EAD:
     Args:
         steps: per value of c, at least 1.
         search_steps: values of c, at least 1.
-        beta: weight of the l1 norm, and how much every change shrinks in a step; at least 0.
+        beta: weight of the l1 norm, and how much every change shrinks in a step; at least 0. Values that move by
+            no more than beta in a step from the image stay where they are, until c is large enough.
         initial_c: first value of c.
         learning_rate: first step size; it falls as the root of what is left of the steps.
         rule: which success is kept (the published decision rules): "l1", the nearest in l1, or "elastic_net", that

@@ -15,6 +15,9 @@ from robustly.randomness import KeyedGenerator
 from robustly.threat import ThreatModel
 
 LARGEST_FOR_PAIRS = 1024  # features; beyond, the table of all pairs would not fit
+SATURATED = (
+    0.01  # features this near the edge, as a share of the box's width, are left alone: moving them is a waste
+)
 PAIRS_AT_A_TIME = 2**22  # entries of that table held at once
 
 
@@ -102,7 +105,8 @@ class JSMA:
                 return
             others = search.climb(point, rows, _other_logits, goal=aim.select(keep), record=False)
             flat = point.flatten(1)
-            free = (flat < high) if step > 0 else (flat > low)
+            edge = SATURATED * (high - low)
+            free = (flat < high - edge) if step > 0 else (flat > low + edge)
             chosen, admissible = _most_salient(
                 found.gradient[keep].flatten(1), others.gradient.flatten(1), free, step > 0, together
             )

@@ -325,7 +325,11 @@ def run_search(
 
     Args:
         run: the search; it is called with the state after the clean pass, if anything is left to attack.
-        model, x, y, threat, generator: as `Attack` has them.
+        model: as `Attack` has it, like the four that follow.
+        x: the clean images.
+        y: what they show, or a goal.
+        threat: what is allowed.
+        generator: keyed by example.
         norms: the norms that the attack is defined for.
         nearest: for minimum-norm attacks.
         by_margin: how failing points are ranked; see `Search`.

@@ -68,7 +68,8 @@ class Transfer:
         attack: what crafts, for a given radius. Boosted ones transfer best: `MIM(diversity=InputDiversity())`.
             One that keeps its last iterate (`keep="last"`) has that one tried, and no other.
         surrogates: one or more models of the victim's classes, on its device.
-        weights, fuse: how they become one; see `LogitEnsemble`.
+        weights: of the surrogates; see `LogitEnsemble`.
+        fuse: how they become one; see `LogitEnsemble`.
 
     Raises:
         AttackError: no surrogate, weights that do not fit; a minimum-norm attack, which stops at the surrogate's

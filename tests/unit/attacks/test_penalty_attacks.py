@@ -21,10 +21,13 @@ CASES = [
     (SigmaZero(steps=6), ThreatModel("l0", 3)),
     (JSMA(gamma=0.3), ThreatModel("l0", 3)),
     (JSMA(gamma=0.3, pairs=False, targets=2, theta=-0.5), ThreatModel("l0", 3)),
+    (EAD(steps=6, search_steps=2, initial_c=1.0, rule="elastic_net"), ThreatModel("l1", 1.2)),
 ]
 
 
-@pytest.mark.parametrize(("attack", "threat"), CASES, ids=["cw", "ead", "sigma-zero", "jsma", "jsma-single"])
+@pytest.mark.parametrize(
+    ("attack", "threat"), CASES, ids=["cw", "ead", "sigma-zero", "jsma", "jsma-single", "ead-en"]
+)
 def test_they_keep_the_contract(attack: Attack, threat: ThreatModel) -> None:
     check_attack(attack, (threat,), targeted=True)
 
@@ -58,6 +61,96 @@ def test_saliency_maps_keep_to_their_share_of_the_features(
     assert ((found.x_adv != x).flatten(1).sum(1) <= int(0.02 * 784)).all()
 
 
+@pytest.mark.parametrize(("low", "width"), [(-1.0, 2.0), (0.0, 255.0)])
+@pytest.mark.parametrize(
+    ("attack", "norm"),
+    [
+        (CarliniWagner(steps=60, search_steps=3, initial_c=1.0, learning_rate=0.05), "l2"),
+        (EAD(steps=60, search_steps=3, initial_c=1.0, learning_rate=0.05), "l1"),
+        (EAD(steps=60, search_steps=3, initial_c=1.0, learning_rate=0.05, rule="elastic_net"), "l1"),
+        (SigmaZero(steps=60), "l0"),
+        (JSMA(gamma=1.0), "l0"),
+    ],
+    ids=["cw", "ead", "ead-en", "sigma-zero", "jsma"],
+)
+def test_settings_mean_the_same_on_every_box(attack: Attack, norm: str, low: float, width: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 4)).double()
+    for parameter in net.parameters():
+        parameter.data *= 3
+    x = torch.rand(5, 1, 4, 4).double()
+    y = net(x).argmax(1)
+
+    class Stretched(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return net((x - low) / width)
+
+    draws, unit = KeyedGenerator(0, torch.arange(5)), 1.0 if norm == "l0" else width
+    plain = attack(net, x, y, threat=ThreatModel(norm, 16), generator=draws)
+    box = (low, low + width)
+    wide = attack(Stretched(), low + width * x, y, threat=ThreatModel(norm, 16 * unit, box), generator=draws)
+    assert int(plain.distance.isfinite().sum()) >= 2
+    assert torch.allclose(wide.distance / unit, plain.distance, rtol=1e-6)
+    assert torch.equal(wide.backwards, plain.backwards)
+
+
+def test_each_decision_rule_keeps_what_is_least_by_its_own_measure(digit_net: nn.Module, digits: Splits) -> None:
+    x, y = digits.test.floats()[:8], digits.test.labels[:8]
+    found = {
+        rule: EAD(steps=40, search_steps=3, beta=1e-2, initial_c=1.0, learning_rate=0.05, rule=rule)(
+            digit_net, x, y, threat=ThreatModel("l1", 784), generator=KeyedGenerator(0, torch.arange(8))
+        )
+        for rule in ("l1", "elastic_net")
+    }
+    near, cheap = found["l1"], found["elastic_net"]
+    assert torch.equal(near.broken, cheap.broken)
+    assert int(near.broken.sum()) >= 6
+
+    def cost(points: torch.Tensor) -> torch.Tensor:
+        change = (points - x).flatten(1)
+        return change.square().sum(1) + 1e-2 * change.abs().sum(1)
+
+    assert (near.distance <= cheap.distance).all()
+    assert (cost(cheap.x_adv) <= cost(near.x_adv) + 1e-6).all()
+    assert not torch.equal(near.x_adv, cheap.x_adv), "the case tells the rules apart"
+    assert torch.equal(near.backwards, cheap.backwards), "they search alike"
+
+
+def test_how_close_a_failure_came_is_told() -> None:
+    net = nn.Linear(4, 2)
+    net.weight.data, net.bias.data = torch.tensor([[-0.5] * 4, [0.5] * 4]), torch.tensor([0.0, -5.0])
+    x, y = torch.full((1, 4), 0.5), torch.zeros(1, dtype=torch.int64)
+    for attack, norm in (
+        (CarliniWagner(steps=100, search_steps=3, initial_c=10.0, learning_rate=0.1), "l2"),
+        (EAD(steps=100, search_steps=3, initial_c=10.0), "l1"),
+        (EAD(steps=100, search_steps=3, initial_c=10.0, rule="elastic_net"), "l1"),
+        (SigmaZero(steps=100), "l0"),
+        (JSMA(gamma=1.0), "l0"),
+    ):
+        draws = KeyedGenerator(0, torch.arange(1))
+        found = attack(net, x, y, threat=ThreatModel(norm, 4), generator=draws)
+        assert not found.broken.any()
+        assert found.margin is not None
+        assert float(found.margin) == pytest.approx(-1.0, abs=0.05), "the corner of the box is the best there is"
+
+
+def test_saliency_maps_cost_two_passes_each_way_per_move_however_many_classes() -> None:
+    class Slope(nn.Module):
+        """Class 1 rises with every feature, the others stand far above it."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rise = 0.01 * x.flatten(1).sum(1, keepdim=True)
+            return torch.cat([5 - rise, rise, *[-rise] * 18], dim=1)
+
+    x, y = torch.zeros(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64)
+    goal, draws = Goal(y, target=torch.ones_like(y)), KeyedGenerator(0, torch.arange(1))
+    for pairs, moves in ((True, 2), (False, 4)):
+        found = JSMA(gamma=0.25, pairs=pairs)(Slope(), x, goal, threat=ThreatModel("l0", 16), generator=draws)
+        assert not found.broken.any()
+        assert int(found.backwards) == 2 * moves
+        assert int(found.forwards) == 1 + 2 * moves + 1
+
+
 def test_passes_are_counted() -> None:
     class Constant(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -74,7 +167,7 @@ def test_passes_are_counted() -> None:
     assert cost(EAD(steps=10, search_steps=2), "l1") == (1 + 2 * 20, 20)
     forwards, backwards = cost(CarliniWagner(steps=50, search_steps=3), "l2")
     assert forwards == 1 + backwards
-    assert backwards < 150, "runs without progress end early"
+    assert backwards == 3 * (50 // 10 + 1), "a run without progress ends at the second check, a tenth in"
 
 
 @pytest.mark.parametrize(
