@@ -33,6 +33,7 @@ from robustly.training import (
     ScheduleConfig,
     TrainingConfig,
 )
+from robustly.training.job import ROLES
 
 Settings = Mapping[str, Any]
 T = TypeVar("T")
@@ -82,6 +83,8 @@ class RunConfig:
         data: the images.
         model: the network to train.
         guide: the network trained beside it, if any.
+        teacher: a frozen, robust network to learn from, if any.
+        clean_teacher: a frozen network trained on clean images, if any.
         method: the five parts.
         method_settings: the same as plain values.
         optimizer: how parameters move.
@@ -97,6 +100,8 @@ class RunConfig:
     data: DataConfig
     model: ModelConfig
     guide: ModelConfig | None
+    teacher: ModelConfig | None
+    clean_teacher: ModelConfig | None
     method: Method
     method_settings: dict[str, Any]
     optimizer: OptimizerConfig
@@ -117,10 +122,25 @@ class RunConfig:
             "threat": str(self.threat),
             "data": sections.pop("data"),
             "model": sections.pop("model"),
-            "guide": None if self.guide is None else _plain(asdict(self.guide)),
+            **{
+                role: None if network is None else _plain(asdict(network))
+                for role, network in (("guide", self.guide), *self.teachers.items())
+            },
             "method": self.method_settings,
             **sections,
         }
+
+    @property
+    def teachers(self) -> dict[str, ModelConfig | None]:
+        """Frozen networks by role."""
+        return {"teacher": self.teacher, "clean_teacher": self.clean_teacher}
+
+    @property
+    def model_names(self) -> list[str]:
+        """Names of all networks of the run."""
+        return [
+            network.name for network in (self.model, self.guide, *self.teachers.values()) if network is not None
+        ]
 
     def digest(self) -> str:
         """Hash of everything that the trained weights depend on."""
@@ -145,6 +165,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         data=replace(config.data, source=absolute(config.data.source)),
         model=with_weights(config.model),
         guide=None if config.guide is None else with_weights(config.guide),
+        teacher=None if config.teacher is None else with_weights(config.teacher),
+        clean_teacher=None if config.clean_teacher is None else with_weights(config.clean_teacher),
     )
 
 
@@ -157,7 +179,7 @@ _SECTIONS: dict[str, type] = {
     "runtime": RuntimeConfig,
     "evaluation": EvaluationConfig,
 }
-TOP_LEVEL = ("seed", "threat", "guide", "method", *_SECTIONS)
+TOP_LEVEL = ("seed", "threat", *ROLES, "method", *_SECTIONS)
 _PARTS: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,
     "inner": INNER_MAXIMISERS,
@@ -174,7 +196,13 @@ def build_config(settings: Settings) -> RunConfig:
     """
     _check_keys(settings, ("recipe", *TOP_LEVEL), "")
     built = {name: build_section(cls, settings.get(name) or {}, name) for name, cls in _SECTIONS.items()}
-    guide = settings.get("guide")
+    networks = {
+        role: None if settings.get(role) is None else build_section(ModelConfig, settings[role], role)
+        for role in ROLES
+    }
+    for role in ("teacher", "clean_teacher"):
+        if (network := networks[role]) is not None and network.weights is None:
+            raise ConfigurationError(f"{role}: a teacher has learned already: set {role}.weights to its file")
     method, plain = _build_method(settings.get("method") or {})
     seed = settings.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
@@ -192,7 +220,9 @@ def build_config(settings: Settings) -> RunConfig:
         recipe=str(settings.get("recipe", "custom")),
         seed=seed,
         threat=threat,
-        guide=None if guide is None else build_section(ModelConfig, guide, "guide"),
+        guide=networks["guide"],
+        teacher=networks["teacher"],
+        clean_teacher=networks["clean_teacher"],
         method=method,
         method_settings=plain,
         **built,

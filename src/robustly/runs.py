@@ -18,7 +18,7 @@ from robustly.models import ModelConfig, build_model, load_weights
 from robustly.objectives import Goal
 from robustly.randomness import derive_seed
 from robustly.training import Job
-from robustly.training.job import check_guide
+from robustly.training.job import check_networks
 from robustly.training.loop import BEST, FINAL
 
 CONFIG = "config.yaml"
@@ -105,13 +105,19 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         ValueError: settings, data or model that do not fit together.
         OSError: a file cannot be read.
     """
-    check_guide(config.method, config.guide is not None)
+    networks = {"guide": config.guide, **config.teachers}
+    check_networks(config.method, [role for role, network in networks.items() if network is not None])
     splits = load_splits(config.data)
     seed = config.seed
     model = build_network(config.model, splits.train, derive_seed(seed, "model"), trusts)
     guide = None
     if config.guide is not None:
         guide = build_network(config.guide, splits.train, derive_seed(seed, "guide"), trusts)
+    teachers = {
+        role: build_network(teacher, splits.train, derive_seed(seed, role), trusts)
+        for role, teacher in config.teachers.items()
+        if teacher is not None
+    }
     return Job(
         method=config.method,
         model=model,
@@ -124,6 +130,7 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         training=config.training,
         augmentation=config.data.augmentation,
         seed=seed,
+        teachers=teachers,
     )
 
 

@@ -209,13 +209,13 @@ def test_controllers_survive_kills_bit_by_bit(tmp_path: Path) -> None:
     subprocess.run([*command[:2], str(tmp_path / "whole")], check=True, env=environment, stdout=subprocess.DEVNULL)
     one, other = (torch.load(tmp_path / name / "checkpoints/last.pt") for name in ("killed", "whole"))
     assert same(one["networks"]["model"], other["networks"]["model"])
-    assert set(one["memory"]) == {"AlternatingThreats", "BalancedLoss"}
+    assert set(one["memory"]) == {"inner", "loss"}
     for part, memory in one["memory"].items():
         assert same(memory, other["memory"][part]), part
-    state = one["memory"]["AlternatingThreats"]
+    state = one["memory"]["inner"]
     assert state["batches"].sum() == 128
     assert (state["batches"] > 0).all()
-    assert not torch.allclose(one["memory"]["BalancedLoss"]["weight"], torch.tensor([0.5, 0.5]).double())
+    assert not torch.allclose(one["memory"]["loss"]["weight"], torch.tensor([0.5, 0.5]).double())
 
 
 # (and a perturbation of the weights)
@@ -240,7 +240,7 @@ def test_awp_trains_at_the_perturbed_weights() -> None:
     plain, _ = outer_loss(Method(inner=INNER, loss=TradesLoss()), step_of(x, y, net, FixedPoint(step.adversarial)))
     assert torch.allclose(loss, plain)  # at the perturbed weights
     assert int(net[2].num_batches_tracked) == 2 + 2
-    method.after_step(step)
+    method.tell("after_step", step)
     for name, p in net.named_parameters():
         assert torch.allclose(p, before[name], atol=1e-6), name
 

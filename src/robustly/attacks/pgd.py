@@ -103,14 +103,16 @@ class PGD:
             precision=self.precision,
         )
 
-    def _step_sizes(self, ball: Ball) -> Float[Tensor, " n"]:
+    def step_sizes(self, ball: Ball) -> Float[Tensor, " n"]:
+        """Length of a step, per example."""
         if self.step_size is not None:
             return torch.full_like(ball.radius, self.step_size)
         if self.relative_step_size is not None and not isinstance(ball, L0Ball):
             return ball.radius * self.relative_step_size
         return ball.default_step_size(self.steps)
 
-    def _started(self, ball: Ball, generator: KeyedGenerator) -> Images:
+    def started(self, ball: Ball, generator: KeyedGenerator) -> Images:
+        """Where a restart begins."""
         if self.start == "random":
             return ball.random_start(generator.fold("start"))
         if self.start == "gaussian":
@@ -142,7 +144,7 @@ class PGD:
         if len(x) == 0:
             return AttackResult(x, no, distance, correct, correct.clone(), correct.clone(), no.clone())
         with frozen(model, self.mode, self.precision != "ambient"):
-            x_adv, step_size = self._started(ball, generator.fold("restart", 0)), self._step_sizes(ball)
+            x_adv, step_size = self.started(ball, generator.fold("restart", 0)), self.step_sizes(ball)
             for step in range(self.steps):
                 point = x_adv.detach().requires_grad_()
                 logits = answer(model, point)
@@ -164,7 +166,7 @@ class PGD:
     def _run(self, search: Search, rows: Rows, draws: KeyedGenerator) -> None:
         """One start: steps, and a look at what the last one reached."""
         goal, ball = search.select(rows)
-        x_adv, step_size = self._started(ball, draws), self._step_sizes(ball)
+        x_adv, step_size = self.started(ball, draws), self.step_sizes(ball)
         for step in range(self.steps + 1):
             is_last = step == self.steps
             found = search.climb(

@@ -59,7 +59,7 @@ def trust_in(overrides: Sequence[str], everything: bool) -> Trust:
 
 def is_model_name(word: str) -> bool:
     """Whether a word of the command line names a model."""
-    return word.partition("=")[0] in ("--model.name", "--guide.name")
+    return word.partition("=")[0] in ("--model.name", "--guide.name", "--teacher.name", "--clean_teacher.name")
 
 
 def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: 
         raise ValueError(f"--count must be at least 1, got {count}")
     trust = trust_in(overrides, trust_code)
     stored = open_run(folder)
-    check_evaluation_overrides(overrides, [stored.model.name, stored.guide.name if stored.guide else ""])
+    check_evaluation_overrides(overrides, stored.model_names)
     config = build_config(apply_overrides(stored.as_plain(), overrides))
     data = load_test(evaluation_data(config))
     model, _ = load_trained(folder, config, data, trust.allows)

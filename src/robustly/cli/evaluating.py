@@ -50,7 +50,7 @@ def run_evaluation(
         config = with_absolute_paths(build_config(apply_overrides({"recipe": "evaluation only"}, overrides)))
     else:
         stored = open_run(folder)
-        check_evaluation_overrides(overrides, [stored.model.name, stored.guide.name if stored.guide else ""])
+        check_evaluation_overrides(overrides, stored.model_names)
         config = build_config(apply_overrides(stored.as_plain(), overrides))
     target = evaluation_folder(folder, label)
     if target.exists() and not overwrite:

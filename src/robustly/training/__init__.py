@@ -1,11 +1,17 @@
 """Adversarial training: a method is five parts, composed; one loop runs them all."""
 
-from robustly.training.inner import INNER_MAXIMISERS, PGDInner
+from robustly.training.catalogue import (
+    INNER_MAXIMISERS,
+    LABEL_SOURCES,
+    LOSSES,
+    PARAMETER_PARTS,
+    WEIGHTS,
+)
+from robustly.training.inner import PGDInner
 from robustly.training.job import Job, TrainingConfig
-from robustly.training.labels import LABEL_SOURCES, DataLabels, GuideLabels
+from robustly.training.labels import DataLabels, GuideLabels
 from robustly.training.loop import DivergenceError, Observer, Outcome, train
 from robustly.training.losses import (
-    LOSSES,
     AdversarialLoss,
     CleanLoss,
     DynatLoss,
@@ -15,9 +21,9 @@ from robustly.training.losses import (
 )
 from robustly.training.method import Method, MethodError
 from robustly.training.optimisation import OptimizerConfig, ScheduleConfig
-from robustly.training.parameters import PARAMETER_PARTS, ExponentialAverage, ParameterPart
+from robustly.training.parameters import ExponentialAverage, ParameterPart
 from robustly.training.step import InnerMaximiser, Labels, LabelSource, Moment, Step
-from robustly.training.weights import WEIGHTS, InstanceWeights
+from robustly.training.weights import InstanceWeights
 
 __all__ = [
     "INNER_MAXIMISERS",

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustly.files import whole_file
 from robustly.training.step import Memory
 
-FORMAT = "robustly-training-state-1"
+FORMAT = "robustly-training-state-2"
 Row = dict[str, float | int | None]
 
 
@@ -28,6 +28,7 @@ class TrainingState:
         epoch: finished epochs.
         config_digest: hash of the configuration that the run was started with.
         networks: state dicts by role ("model", "guide").
+        teachers: hashes of the frozen networks' weights, by role.
         optimizer: the optimiser's state dict.
         memory: the parts' own tensors.
         rows: metrics of the finished epochs.
@@ -39,6 +40,7 @@ class TrainingState:
     epoch: int
     config_digest: str
     networks: dict[str, dict[str, Tensor]]
+    teachers: dict[str, str]
     optimizer: dict[str, Any]
     memory: Memory
     rows: list[Row]

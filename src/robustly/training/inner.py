@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxtyping import Float
+from torch import Tensor
+
 from robustly.attacks import PGD, Attack, AttackResult
 from robustly.attacks.contract import ModelMode
 from robustly.attacks.pgd import Start
-from robustly.objectives import OBJECTIVES, Goal
+from robustly.objectives import OBJECTIVES, Goal, Objective, cross_entropy
 from robustly.threat import ThreatModel
-from robustly.training.step import InnerMaximiser, Step
+from robustly.training.step import Step
 
 
 def attack_step(
@@ -16,7 +19,7 @@ def attack_step(
     attack: Attack,
     *,
     against: Literal["labels", "data"] = "labels",
-    with_reference: bool = False,
+    reference: Float[Tensor, "n k"] | None = None,
     threat: ThreatModel | None = None,
 ) -> AttackResult:
     """Run any attack on the batch of a step.
@@ -25,12 +28,35 @@ def attack_step(
         step: the step.
         attack: the search with its objective.
         against: whose labels the attack works against: the label source's or the data set's.
-        with_reference: whether the objective compares with the clean logits.
+        reference: logits that the objective compares with, if it does.
         threat: another threat than the run's, for parts that train against several.
     """
     y = step.labels.hard if against == "labels" else step.y
-    goal = Goal(y, reference=step.reference_logits if with_reference else None)
+    goal = Goal(y, reference=reference)
     return attack(step.model, step.x, goal, threat=threat or step.threat, generator=step.generator.fold("inner"))
+
+
+def training_pgd(
+    steps: int,
+    objective: Objective = cross_entropy,
+    *,
+    step_size: float | None = None,
+    relative_step_size: float | None = None,
+    start: Start = "random",
+    mode: ModelMode = "eval",
+) -> PGD:
+    """PGD as training uses it: the last iterate, no early stop, the precision of the run."""
+    return PGD(
+        steps=steps,
+        objective=objective,
+        step_size=step_size,
+        relative_step_size=relative_step_size,
+        start=start,
+        mode=mode,
+        early_stop=False,
+        keep="last",
+        precision="ambient",
+    )
 
 
 @dataclass(frozen=True)
@@ -45,6 +71,8 @@ class PGDInner:
         start: "random" (uniform in the threat set), "gaussian" (0.001 noise, TRADES), "halfway" or "none".
         mode: the model's mode under attack: "eval", "train" or "train_nostat".
         against: whose labels the attack works against: those of the label source or of the data set.
+        reference: whose logits on the clean images "kl" starts from: the model's own, in the mode of the attack
+            ("clean"), or the teacher's ("teacher": RSLAD).
 
     Raises:
         ValueError: "kl" without a random start, where its gradient is zero.
@@ -57,9 +85,10 @@ class PGDInner:
     start: Start = "random"
     mode: ModelMode = "eval"
     against: Literal["labels", "data"] = "labels"
+    reference: Literal["clean", "teacher"] = "clean"
 
     def __post_init__(self) -> None:
-        if self.objective == "kl" and self.start == "none":
+        if self.objective == "kl" and self.start == "none" and self.reference == "clean":
             raise ValueError(
                 "objective 'kl' has zero gradient at the clean image: set start to 'gaussian' or 'random'"
             )
@@ -67,20 +96,24 @@ class PGDInner:
 
     def __call__(self, step: Step) -> AttackResult:
         """Attack the batch of a step."""
-        return attack_step(step, self._attack(), against=self.against, with_reference=self.objective == "kl")
+        reference = None
+        if self.objective == "kl" and self.reference == "teacher":
+            reference = step.teacher_logits("teacher")
+        elif self.objective == "kl":
+            reference = step.reference_logits if self.mode == "eval" else step.reference_in(self.mode)
+        return attack_step(step, self._attack(), against=self.against, reference=reference)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Roles of further networks."""
+        return ("teacher",) if self.reference == "teacher" else ()
 
     def _attack(self) -> PGD:
-        return PGD(
-            steps=self.steps,
-            objective=OBJECTIVES[self.objective],
+        return training_pgd(
+            self.steps,
+            OBJECTIVES[self.objective],
             step_size=self.step_size,
             relative_step_size=self.relative_step_size,
             start=self.start,
             mode=self.mode,
-            early_stop=False,
-            keep="last",
-            precision="ambient",
         )
-
-
-INNER_MAXIMISERS: dict[str, type[InnerMaximiser]] = {"pgd": PGDInner}

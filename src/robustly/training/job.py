@@ -1,6 +1,7 @@
 """What a training run is made of."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
@@ -24,6 +25,8 @@ class TrainingConfig:
             one breaks ties.
         patience: epochs without a better one after which training stops; none without it.
         epsilon_ramp: epochs during which the training attack's epsilon grows linearly from 0.
+        stop_after_drop: training stops after an epoch whose robust validation accuracy lies more than this below
+            the epoch before (catastrophic overfitting; Wong et al., ICLR 2020, stop at 0.2); none without it.
         channels_last: whether images are laid out channels-last, the faster layout for convolutions.
     """
 
@@ -34,6 +37,7 @@ class TrainingConfig:
     select_by: Literal["robust", "clean"] = "robust"
     patience: int | None = None
     epsilon_ramp: float = 0.0
+    stop_after_drop: float | None = None
     channels_last: bool = True
 
     def __post_init__(self) -> None:
@@ -42,6 +46,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1, got {self.patience}")
+        if self.stop_after_drop is not None and not 0 < self.stop_after_drop < 1:
+            raise ValueError(f"stop_after_drop must lie between 0 and 1, got {self.stop_after_drop}")
         if not self.epsilon_ramp >= 0:
             raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
 
@@ -54,6 +60,7 @@ class Job:
         method: the five parts.
         model: the network to train.
         guide: the network trained beside it, where the method has one.
+        teachers: frozen networks by role ("teacher", "clean_teacher"), where the method has any.
         train: training images.
         validation: held-out images for model selection.
         threat: what the adversary may do.
@@ -75,9 +82,10 @@ class Job:
     training: TrainingConfig
     augmentation: Augmentation
     seed: int = 0
+    teachers: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_guide(self.method, self.guide is not None)
+        check_networks(self.method, [*self.teachers, *(["guide"] if self.guide is not None else [])])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -85,13 +93,26 @@ class Job:
         return -(-len(self.train) // self.training.batch_size)
 
 
-def check_guide(method: Method, has_guide: bool) -> None:
-    """A guide network is there exactly if the method wants one.
+ROLES = ("guide", "teacher", "clean_teacher")
+
+
+def check_networks(method: Method, roles: Collection[str]) -> None:
+    """The networks beside the model are exactly those that the method asks for.
 
     Raises:
-        MethodError: it is missing, or nothing would use it.
+        MethodError: one is missing, or nothing would use it.
     """
-    if method.needs_guide and not has_guide:
-        raise MethodError("the method's labels come from a guide network, the run has none: set the key 'guide'")
-    if has_guide and not method.needs_guide:
-        raise MethodError("the run has a guide network that the method does not use: set the key 'guide' to null")
+    for role in method.networks:
+        if role not in roles:
+            raise MethodError(f"the method asks for a {_said(role)}, the run has none: set the key {role!r}")
+    for role in roles:
+        if role not in method.networks:
+            raise MethodError(
+                f"the run has a {_said(role)} that the method does not use: set the key {role!r} to null"
+            )
+
+
+def _said(role: str) -> str:
+    return {"guide": "guide network", "teacher": "teacher", "clean_teacher": "second, standard-trained teacher"}[
+        role
+    ]

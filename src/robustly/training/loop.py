@@ -4,7 +4,7 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from robustly.attacks import dynat_pgd
 from robustly.data import Batch, batches
 from robustly.files import whole_file, write_json, write_text
-from robustly.models import save_weights
+from robustly.models import save_weights, weights_hash
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
 from robustly.threat import ThreatModel
@@ -24,6 +24,7 @@ from robustly.training.job import Job
 from robustly.training.method import outer_loss
 from robustly.training.metrics import Totals, as_csv
 from robustly.training.optimisation import build_optimizer, rate_factor, set_rate
+from robustly.training.parameters import EpochEnd
 from robustly.training.step import Memory, Moment, Step
 from robustly.training.validation import accuracies
 
@@ -115,10 +116,13 @@ class _Run:
         self.config_digest = config_digest
         self.networks = {"model": job.model} | ({"guide": job.guide} if job.guide is not None else {})
         layout = torch.channels_last if job.training.channels_last else torch.contiguous_format
-        for network in self.networks.values():
+        self.teachers = {role: network.requires_grad_(False).eval() for role, network in job.teachers.items()}
+        for network in (*self.networks.values(), *self.teachers.values()):
             network.to(device=runtime.device, memory_format=layout)  # type: ignore[call-overload]
         self.layout = layout
         self.memory: Memory = {}
+        if job.method.replays > 1 and runtime.world_size > 1:
+            raise ValueError("a replaying inner maximisation (Free-AT) keeps its perturbation per process: use one")
         self.module = _StepModule(job)
         optimizer = build_optimizer(job.optimizer, self.networks.values())
         self.optimizer: Optimizer
@@ -153,28 +157,37 @@ class _Run:
         training = self.job.training
         waited = len(self.rows) - 1 - self.best_epoch
         impatient = training.patience is not None and bool(self.rows) and waited >= training.patience
-        return len(self.rows) >= training.epochs or impatient
+        return len(self.rows) >= training.epochs or impatient or self._collapsed()
+
+    def _collapsed(self) -> bool:
+        """Whether robust accuracy fell from one epoch to the next as it does in catastrophic overfitting."""
+        limit = self.job.training.stop_after_drop
+        if limit is None or len(self.rows) < 2:
+            return False
+        before, now = (row["validation_robust_accuracy"] for row in self.rows[-2:])
+        return before is not None and now is not None and before - now > limit
 
     def _epoch(self, epoch: int) -> None:
         began = time.perf_counter()
         totals = Totals(self.runtime.device)
         job = self.job
         rate = 0.0
-        for index, batch in enumerate(
-            batches(
-                self.train_data,
-                job.training.batch_size,
-                seed=derive_seed(job.seed, "train"),
-                epoch=epoch,
-                augmentation=job.augmentation,
-                rank=self.runtime.rank,
-                world_size=self.runtime.world_size,
-            )
-        ):
+        for index, batch in enumerate(self._batches(epoch)):
             moment = Moment(epoch, index, job.steps_per_epoch, job.training.epochs)
             if self._global_count(moment) < self.runtime.world_size:
                 break  # a last batch with fewer images than processes: all processes leave it out
-            rate = self._step(batch, moment, totals)
+            for replay in range(job.method.replays):
+                rate = self._step(batch, moment, totals, replay)
+        job.method.after_epoch(
+            EpochEnd(
+                epoch=epoch,
+                epochs=job.training.epochs,
+                model=job.model,
+                images=lambda: (batch.x.contiguous(memory_format=self.layout) for batch in self._batches(epoch)),
+                remember=lambda part: self.memory.setdefault(job.method.slot_of(part), {}),
+                global_mean=self.runtime.mean,
+            )
+        )
         trained = time.perf_counter() - began
         self._refuse_broken_weights(epoch)
         clean, robust = self._validate()
@@ -199,11 +212,24 @@ class _Run:
         self._save(is_best)
         self.observer.epoch_finished(row, is_best)
 
-    def _step(self, batch: Batch, moment: Moment, totals: Totals) -> float:
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        job = self.job
+        return batches(
+            self.train_data,
+            job.training.batch_size,
+            seed=derive_seed(job.seed, "train"),
+            epoch=epoch,
+            augmentation=job.augmentation,
+            rank=self.runtime.rank,
+            world_size=self.runtime.world_size,
+        )
+
+    def _step(self, batch: Batch, moment: Moment, totals: Totals, replay: int) -> float:
         """One step of the optimiser; returns the learning rate."""
         job = self.job
-        torch.manual_seed(derive_seed(job.seed, "step", moment.count, self.runtime.rank))  # dropout
-        middle = moment.time + 0.5 / moment.steps_per_epoch
+        step_seed = derive_seed(job.seed, "step", moment.count, self.runtime.rank)
+        torch.manual_seed(derive_seed(step_seed, "replay", replay) if replay else step_seed)  # dropout
+        middle = moment.time + (replay + 0.5) / job.method.replays / moment.steps_per_epoch
         rate = job.optimizer.learning_rate * rate_factor(job.schedule, middle, job.training.epochs)
         set_rate(self.optimizer, rate)
         self.networks["model"].train()
@@ -214,13 +240,16 @@ class _Run:
             batch,
             job.model,
             job.guide,
+            teachers=self.teachers,
             threat=self._threat_at(middle),
             moment=moment,
             label_source=job.method.labels,
             inner=job.method.inner,
             memory=self.memory,
             global_mean=self.runtime.mean,
+            slot_of=job.method.slot_of,
             seed=job.seed,
+            replay=replay,
         )
         self.module.step = step
         loss, terms = self.parallel()
@@ -234,10 +263,11 @@ class _Run:
         if not math.isfinite(value):
             where = f"epoch {moment.epoch + 1}, step {moment.index + 1}"
             raise DivergenceError(self._divergence(where, self._culprits(terms), moment.epoch))
+        job.method.tell("after_backward", step)
         if job.optimizer.clip_norm is not None:
             self.runtime.clip(self.parallel, self.optimizer, job.optimizer.clip_norm)
         self.optimizer.step()
-        job.method.after_step(step)
+        job.method.tell("after_step", step)
         totals.add_step(step, loss, terms)
         self.module.step = None
         self.observer.stepped(moment, value, global_count)
@@ -279,7 +309,7 @@ class _Run:
     def _selected(self) -> nn.Module:
         """The network that is validated and released: the averaged one, if a part averages."""
         for part in self.job.method.parameters:
-            average = part.evaluation_state(self.memory.get(type(part).__name__, {}))
+            average = part.evaluation_state(self.memory.get(self.job.method.slot_of(part), {}))
             if average is not None:
                 network = copy.deepcopy(self.job.model)
                 network.load_state_dict(average)
@@ -311,6 +341,7 @@ class _Run:
                 epoch=len(self.rows),
                 config_digest=self.config_digest,
                 networks={role: network.state_dict() for role, network in self.networks.items()},
+                teachers={role: weights_hash(network) for role, network in self.teachers.items()},
                 optimizer=self.optimizer.state_dict(),
                 memory=self.memory,
                 rows=self.rows,
@@ -334,6 +365,9 @@ class _Run:
         except (RuntimeError, KeyError, ValueError) as error:  # the user's own model may have changed since
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{self.folder / LAST} does not fit the networks of the run ({reason})") from None
+        for role, network in self.teachers.items():
+            if state.teachers.get(role) != weights_hash(network):
+                raise CheckpointError(f"the {role}'s weights are others than those that the run was started with")
         for part, tensors in state.memory.items():
             self.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
         self.rows, self.seconds = list(state.rows), state.seconds

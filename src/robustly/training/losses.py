@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustly.objectives import kl
-from robustly.training.step import Step
+from robustly.training.step import Labels, Step
 
 Terms = dict[str, Float[Tensor, " n"]]
 
@@ -31,12 +31,17 @@ class OuterLoss(Protocol):
         ...
 
 
+def label_loss(logits: Float[Tensor, "n k"], labels: Labels) -> Float[Tensor, " n"]:
+    """Cross-entropy with what the label source says, smoothed where it says so."""
+    return F.cross_entropy(logits, labels.hard, reduction="none", label_smoothing=labels.smoothing)
+
+
 def _clean(step: Step) -> Tensor:
-    return F.cross_entropy(step.clean_logits, step.labels.hard, reduction="none")
+    return label_loss(step.clean_logits, step.labels)
 
 
 def _adversarial(step: Step) -> Tensor:
-    return F.cross_entropy(step.adversarial_logits, step.labels.hard, reduction="none")
+    return label_loss(step.adversarial_logits, step.labels)
 
 
 @dataclass(frozen=True)
@@ -133,12 +138,3 @@ class DynatLoss:
             terms["consistency"] = self.consistency * kl(step.clean_logits, step.adversarial_logits)
         terms["adversarial"] = self.beta * _adversarial(step)
         return terms
-
-
-LOSSES: dict[str, type[OuterLoss]] = {
-    "clean": CleanLoss,
-    "adversarial": AdversarialLoss,
-    "mixture": MixtureLoss,
-    "trades": TradesLoss,
-    "dynat": DynatLoss,
-}

@@ -1,6 +1,8 @@
 """A training method: five parts, composed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -9,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustly.training.labels import DataLabels
 from robustly.training.losses import CleanLoss, OuterLoss, Terms
-from robustly.training.parameters import ParameterPart
+from robustly.training.parameters import EpochEnd, ParameterPart
 from robustly.training.step import InnerMaximiser, LabelSource, Step
 from robustly.training.weights import InstanceWeights
 
@@ -22,7 +24,10 @@ class MethodError(ValueError):
 class Method:
     """Where labels come from, how the inner maximisation runs, outer loss, instance weights, parameters.
 
-    Any part may also define `after_step(step)`, called after the optimiser's step, to learn from how it went.
+    Any part may also define `after_backward(step)` (gradients are there, the optimiser has not moved yet),
+    `after_step(step)` (it has) and `after_epoch(end)`, to learn from how it went; `networks`, a tuple with the
+    roles of further networks that it needs: "guide" (trained beside the model), "teacher", "clean_teacher" (frozen); and
+    `check(method)`, which returns why it does not go with the other parts, or None.
 
     Args:
         labels: label source.
@@ -32,8 +37,8 @@ class Method:
         parameters: what happens to the weights around the optimiser's step, in order.
 
     Raises:
-        MethodError: two parameter parts of one class (they would share their memory); a loss that lacks its inner
-            maximisation, or one that nothing would use.
+        MethodError: two parameter parts of one class; a loss that lacks its inner maximisation, or one that nothing
+            would use; parts that contradict each other.
     """
 
     labels: LabelSource = field(default_factory=DataLabels)
@@ -50,20 +55,60 @@ class Method:
             raise MethodError("the loss asks for adversarial examples, the method has no inner maximisation")
         if self.inner is not None and not self.loss.needs_inner:
             raise MethodError("the method has an inner maximisation that its loss does not use")
+        if self.replays > 1 and any(_perturbs(part) for part in self.parameters):
+            raise MethodError(
+                "a replaying inner maximisation (Free-AT) has one backward pass for attack and weights: no part "
+                "may perturb the weights in between (awp)"
+            )
+        for slot, part in self.slots():
+            check = getattr(part, "check", None)
+            reason = check(self) if check is not None else None
+            if reason is not None:
+                raise MethodError(f"{slot}: {reason}")
 
-    def after_step(self, step: Step) -> None:
-        """Tell every part that has an `after_step` how the step went; a value in two slots hears it once."""
-        heard: list[object] = []
-        for part in (self.labels, self.inner, self.loss, self.weights, *self.parameters):
-            listen = getattr(part, "after_step", None)
-            if listen is not None and not any(part is other for other in heard):
-                heard.append(part)
+    def slots(self) -> Iterator[tuple[str, object]]:
+        """Every part with the name of its place in the method; a value in two places comes once."""
+        places: list[tuple[str, object]] = [
+            ("labels", self.labels),
+            ("inner", self.inner),
+            ("loss", self.loss),
+            ("weights", self.weights),
+            *((f"parameters.{type(part).__name__}", part) for part in self.parameters),
+        ]
+        seen: list[object] = []
+        for name, part in places:
+            if part is not None and not any(part is other for other in seen):
+                seen.append(part)
+                yield name, part
+
+    def slot_of(self, part: object) -> str:
+        """The place of a part; for one inside another part, its class."""
+        return next((name for name, other in self.slots() if other is part), type(part).__name__)
+
+    def tell(self, occasion: Literal["after_backward", "after_step"], step: Step) -> None:
+        """Tell every part that wants to hear it how the step went."""
+        for _, part in self.slots():
+            listen = getattr(part, occasion, None)
+            if listen is not None:
                 listen(step)
 
+    def after_epoch(self, end: EpochEnd) -> None:
+        """Tell every part that wants to hear it that an epoch is over."""
+        for _, part in self.slots():
+            listen = getattr(part, "after_epoch", None)
+            if listen is not None:
+                listen(end)
+
     @property
-    def needs_guide(self) -> bool:
-        """Whether a network is trained beside the model."""
-        return self.labels.needs_guide
+    def networks(self) -> tuple[str, ...]:
+        """Roles of the networks beside the model that the parts ask for."""
+        roles = [role for _, part in self.slots() for role in getattr(part, "networks", ())]
+        return tuple(dict.fromkeys(roles))
+
+    @property
+    def replays(self) -> int:
+        """Steps of the optimiser on each batch."""
+        return int(getattr(self.inner, "replays", 1))
 
 
 def outer_loss(method: Method, step: Step) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
@@ -73,13 +118,17 @@ def outer_loss(method: Method, step: Step) -> tuple[Float[Tensor, ""], dict[str,
         _ = step.adversarial
     for part in method.parameters:
         part.before_outer(step, lambda other: _second_look(method, other))
-    if any(type(part).before_outer is not ParameterPart.before_outer for part in method.parameters):
+    if any(_perturbs(part) for part in method.parameters):
         step.forget_model_logits()
     terms = _joined(labels.terms, _weighted(method, step))
     for part in method.parameters:
         terms = _joined(terms, part.extra_terms(step))
     means = {name: value.mean() for name, value in terms.items()}
     return sum(means.values(), start=step.x.new_zeros(())), {name: m.detach() for name, m in means.items()}
+
+
+def _perturbs(part: ParameterPart) -> bool:
+    return type(part).before_outer is not ParameterPart.before_outer
 
 
 def _second_look(method: Method, step: Step) -> Float[Tensor, ""]:

@@ -1,13 +1,34 @@
 """Fifth part of a method: what happens to the parameters around the optimiser's step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustly.training.losses import Terms
 from robustly.training.step import Step
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What a part hears of when an epoch is over, before validation.
+
+    Args:
+        epoch: the finished epoch, from 0.
+        epochs: epochs of the run.
+        model: the network in training.
+        images: the training images batch by batch, in the run's order and augmentation of this epoch.
+        remember: a part's own memory; see `Step.remember`.
+        global_mean: mean of a tensor over all processes.
+    """
+
+    epoch: int
+    epochs: int
+    model: nn.Module
+    images: Callable[[], Iterator[Tensor]]
+    remember: Callable[[object], dict[str, Tensor]]
+    global_mean: Callable[[Tensor], Tensor]
 
 
 class ParameterPart:
@@ -29,6 +50,9 @@ class ParameterPart:
 
     def after_step(self, step: Step) -> None:
         """Called after the optimiser's step (undo a perturbation, average weights)."""
+
+    def after_epoch(self, end: EpochEnd) -> None:
+        """Called when an epoch is over, before validation."""
 
     def evaluation_state(self, memory: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """The state dict to validate, select and release instead of the model's own, or None."""
@@ -77,6 +101,3 @@ class ExponentialAverage(ParameterPart):
     def evaluation_state(self, memory: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """Return the average, once there is one."""
         return memory or None
-
-
-PARAMETER_PARTS: dict[str, type[ParameterPart]] = {"ema": ExponentialAverage}

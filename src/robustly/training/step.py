@@ -1,23 +1,26 @@
 """The quantities of one training step, each computed when first asked for, and once."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks import AttackResult
-from robustly.attacks.contract import frozen
+from robustly.attacks.contract import ModelMode, frozen
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threat import ThreatModel
 
 Memory = dict[str, dict[str, Tensor]]
 Logits = Float[Tensor, "n k"]
+Of = Literal["clean", "adversarial"]
+NO_TEACHERS: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -27,20 +30,18 @@ class Labels:
     Args:
         hard: classes `(N,)`, without gradient.
         terms: per-example losses that the label source trains itself with, by name: `(N,)` each, already scaled.
+        smoothing: share of each label's weight that cross-entropies of the outer loss spread evenly over all
+            classes, the label's own included.
     """
 
     hard: Int64[Tensor, " n"]
     terms: dict[str, Float[Tensor, " n"]] = field(default_factory=dict)
+    smoothing: float = 0.0
 
 
 @runtime_checkable
 class LabelSource(Protocol):
     """First part of a method: where labels come from."""
-
-    @property
-    def needs_guide(self) -> bool:
-        """Whether it asks for a second network, trained beside the model."""
-        ...
 
     def __call__(self, step: "Step") -> Labels:
         """The labels of a batch."""
@@ -59,6 +60,11 @@ class InnerMaximiser(Protocol):
 def same(value: Tensor) -> Tensor:
     """The mean over processes, where there is one."""
     return value
+
+
+def class_name(part: object) -> str:
+    """What a part's memory is called outside a method."""
+    return type(part).__name__
 
 
 @dataclass(frozen=True)
@@ -98,13 +104,16 @@ class Step:
         batch: images, labels, example ids and the batch's random numbers.
         model: the network in training, unwrapped.
         guide: the network trained beside it, if the method has one.
+        teachers: frozen networks by their role, if the method has any.
         threat: what the training attack may do, at this moment of the run.
         moment: where in the run this is.
         label_source: first part of the method.
         inner: second part, or None for a method without attack.
         memory: named tensors that outlive the step and are saved with every checkpoint; see `remember`.
         global_mean: mean of a tensor over all processes.
+        slot_of: what a part's memory is called.
         seed: the run's seed.
+        replay: how many steps were taken on this very batch before (Free-AT).
     """
 
     def __init__(
@@ -113,13 +122,16 @@ class Step:
         model: nn.Module,
         guide: nn.Module | None,
         *,
+        teachers: Mapping[str, nn.Module] = NO_TEACHERS,
         threat: ThreatModel,
         moment: Moment,
         label_source: LabelSource,
         inner: InnerMaximiser | None,
         memory: Memory,
         global_mean: Callable[[Tensor], Tensor] = same,
+        slot_of: Callable[[object], str] = class_name,
         seed: int = 0,
+        replay: int = 0,
     ) -> None:
         self.x, self.y, self.ids, self.generator = batch.x, batch.y, batch.ids, batch.generator
         self.model = model
@@ -127,7 +139,10 @@ class Step:
         self.moment = moment
         self.global_mean = global_mean
         self.seed = seed
+        self.replay = replay
         self._guide = guide
+        self._teachers = teachers
+        self._slot_of = slot_of
         self._label_source = label_source
         self._inner = inner
         self._memory = memory
@@ -143,13 +158,23 @@ class Step:
             raise ValueError("the method asks for a guide network, the run has none: set the key 'guide'")
         return self._guide
 
+    def teacher(self, role: str = "teacher") -> nn.Module:
+        """A frozen network.
+
+        Raises:
+            ValueError: the run has none of that role.
+        """
+        if role not in self._teachers:
+            raise ValueError(f"the method asks for a frozen network, the run has none: set the key {role!r}")
+        return self._teachers[role]
+
     def remember(self, part: object) -> dict[str, Tensor]:
         """A part's own named tensors, empty at first, kept from step to step and in every checkpoint.
 
-        They go by the part's class. With several processes each keeps its own and the first one's are saved: what
-        is remembered has to be the same everywhere (see `batch_mean`).
+        They go by the part's slot in the method. With several processes each keeps its own and the first one's are
+        saved: what is remembered has to be the same everywhere (see `batch_mean`).
         """
-        return self._memory.setdefault(type(part).__name__, {})
+        return self._memory.setdefault(self._slot_of(part), {})
 
     @property
     def batch_generator(self) -> KeyedGenerator:
@@ -175,8 +200,22 @@ class Step:
     @cached_property
     def reference_logits(self) -> Logits:
         """Logits of the clean images in evaluation mode, without gradient: what a KL attack moves away from."""
-        with frozen(self.model, full_precision=False), torch.no_grad():
+        return self.reference_in("eval")
+
+    def reference_in(self, mode: ModelMode) -> Logits:
+        """Logits of the clean images in the mode of the attack, without gradient; computed anew at every call."""
+        with frozen(self.model, mode, full_precision=False), torch.no_grad():
             return self._forward(self.model, self.x)
+
+    def teacher_logits(self, role: str = "teacher", of: Of = "clean") -> Logits:
+        """What a frozen network says of the clean or the adversarial images, without gradient."""
+        name = f"{role}_{of}_logits"
+        if name not in self.__dict__:
+            network, x = self.teacher(role), self.x if of == "clean" else self.adversarial.x_adv
+            with frozen(network, full_precision=False), torch.no_grad():
+                self.__dict__[name] = self._forward(network, x.detach())
+        found: Logits = self.__dict__[name]
+        return found
 
     @cached_property
     def labels(self) -> Labels:
@@ -208,7 +247,7 @@ class Step:
         twin = copy.copy(self)
         twin.__dict__ = dict(self.__dict__)
         twin.forget_model_logits()
-        twin.__dict__["labels"] = Labels(self.labels.hard)
+        twin.__dict__["labels"] = Labels(self.labels.hard, smoothing=self.labels.smoothing)
         if "guide_logits" in self.__dict__:
             twin.__dict__["guide_logits"] = self.guide_logits.detach()
         return twin

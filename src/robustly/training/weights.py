@@ -20,6 +20,3 @@ class InstanceWeights(Protocol):
     def __call__(self, step: Step) -> Float[Tensor, " n"] | None:
         """Weights of a batch; they carry no gradient. None counts every example once (a burn-in)."""
         ...
-
-
-WEIGHTS: dict[str, type[InstanceWeights]] = {}

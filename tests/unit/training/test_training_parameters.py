@@ -45,7 +45,7 @@ def test_the_average_follows_its_recursion_and_buffers_are_copied(little: Splits
             average[name] = d * average[name] + (1 - d) * value if name in trained and count else value
         if count % 5 == 4:
             by_epoch.append(dict(average))
-    memory = last(tmp_path)["memory"]["ExponentialAverage"]
+    memory = last(tmp_path)["memory"]["parameters.ExponentialAverage"]
     released = final(tmp_path)
     assert memory.keys() == released.keys() == average.keys()
     for name, value in average.items():
@@ -79,7 +79,9 @@ def test_the_average_of_constant_weights_is_them(little: Splits, tmp_path: Path)
     before = model.conv.weight.detach().clone()
     model.conv.requires_grad_(False)
     run(make_job(little, Method(parameters=(ExponentialAverage(0.9, 0.0),)), model), tmp_path)
-    assert torch.allclose(last(tmp_path)["memory"]["ExponentialAverage"]["conv.weight"], before, atol=1e-7)
+    assert torch.allclose(
+        last(tmp_path)["memory"]["parameters.ExponentialAverage"]["conv.weight"], before, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("settings", [{"decay": 1.0}, {"decay": -0.1}, {"warm_up": 1.1}])
@@ -125,5 +127,5 @@ def test_the_best_checkpoint_holds_the_average_and_the_resumed_run_the_weights(
     run(make_job(little, method, NormNet(), training={"epochs": 1}), tmp_path)
     best = load_file(tmp_path / "checkpoints/best.safetensors")
     state = last(tmp_path)
-    assert same(best, state["memory"]["ExponentialAverage"])
+    assert same(best, state["memory"]["parameters.ExponentialAverage"])
     assert not same(best, state["networks"]["model"])

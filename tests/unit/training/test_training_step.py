@@ -67,7 +67,7 @@ def test_every_recipe_spends_what_its_method_needs(name: str) -> None:
         torch.rand(8, 1, 16, 16),
         torch.arange(8),
         model.train(),
-        guide=guide.train() if method.needs_guide else None,
+        guide=guide.train() if method.networks else None,
         label_source=method.labels,
         inner=method.inner,
     )

@@ -96,6 +96,7 @@ def make_job(splits: Splits, method: Method, model: nn.Module | None = None, **c
         method=method,
         model=model or small_net(),
         guide=changes.pop("guide", None),
+        teachers=changes.pop("teachers", {}),
         train=splits.train,
         validation=splits.validation,
         threat=THREAT,
