@@ -162,7 +162,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
     return replace(
         config,
-        data=replace(config.data, source=absolute(config.data.source)),
+        data=replace(
+            config.data,
+            source=absolute(config.data.source),
+            extra_source=None if config.data.extra_source is None else absolute(config.data.extra_source),
+        ),
         model=with_weights(config.model),
         guide=None if config.guide is None else with_weights(config.guide),
         teacher=None if config.teacher is None else with_weights(config.teacher),

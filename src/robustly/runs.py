@@ -11,7 +11,7 @@ from torch import nn
 
 from robustly.attacks.contract import check_logits, frozen
 from robustly.configuration import ConfigurationError, RunConfig, build_config
-from robustly.data import DataConfig, ImageData, load_splits
+from robustly.data import DataConfig, ImageData, load_extra, load_splits
 from robustly.evaluation.evaluate import looks_like_probabilities
 from robustly.files import write_text
 from robustly.models import ModelConfig, build_model, load_weights
@@ -131,6 +131,7 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         augmentation=config.data.augmentation,
         seed=seed,
         teachers=teachers,
+        extra=load_extra(config.data, splits),
     )
 
 

@@ -3,17 +3,21 @@
 from robustly.data.augmentation import Augmentation
 from robustly.data.batches import Batch, batch_count, batches
 from robustly.data.images import ImageData
-from robustly.data.sources import DataConfig, load_splits, load_test
+from robustly.data.mixing import Extra, mixed_batches
+from robustly.data.sources import DataConfig, load_extra, load_splits, load_test
 from robustly.data.splits import Splits
 
 __all__ = [
     "Augmentation",
     "Batch",
     "DataConfig",
+    "Extra",
     "ImageData",
     "Splits",
     "batch_count",
     "batches",
+    "load_extra",
     "load_splits",
     "load_test",
+    "mixed_batches",
 ]

@@ -13,6 +13,7 @@ from robustly.data.rows import Rows, rows_in_memory
 
 _LAYOUTS = {
     "all": ("images", "labels"),
+    "generated": ("image", "label"),  # as diffusion models' samples are published (Wang et al., ICML 2023)
     "train": ("x_train", "y_train"),
     "test": ("x_test", "y_test"),
 }
@@ -20,7 +21,7 @@ _KEYS = "images and labels, or x_train, y_train, x_test and y_test"
 
 
 def npz_rows(file: Path) -> dict[str, Rows]:
-    """The parts of an `.npz`: `images` and `labels`, or `x_train`, `y_train`, `x_test` and `y_test`.
+    """The parts of an archive: `images`, `labels` (or `image`, `label`); or `x_train`, `y_train`, `x_test`, ...
 
     Images are uint8, or floats in [0, 1] on the 8-bit grid, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`;
     labels are integers, `(N,)` or `(N, 1)`; a third array `classes` may hold class names.
@@ -34,7 +35,7 @@ def npz_rows(file: Path) -> dict[str, Rows]:
         if images_key in arrays and labels_key in arrays:
             images = _images(arrays[images_key], f"{file} ({images_key})")
             parts[part] = images, _labels(arrays[labels_key], f"{file} ({labels_key})")
-    if not parts or ("all" in parts and len(parts) > 1):
+    if not parts or ({"all", "generated"} & parts.keys() and len(parts) > 1):
         raise ValueError(f"{file}: holds the arrays {', '.join(sorted(arrays)) or 'none'}: it needs {_KEYS}")
     names = arrays.get("classes")
     classes = (

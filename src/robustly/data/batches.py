@@ -71,10 +71,7 @@ def batches(
     Raises:
         ValueError: at the call, if a number is outside its range, or `drop_last` leaves no batch at all.
     """
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank} of {world_size} processes: use 0 to {max(world_size - 1, 0)}")
-    if batch_size < world_size:
-        raise ValueError(f"batch_size is {batch_size}: use at least 1 for each of {world_size} processes")
+    check_batches(batch_size, rank, world_size)
     count = batch_count(len(data), batch_size, drop_last)
     if count == 0:
         raise ValueError(
@@ -91,6 +88,18 @@ def batches(
         _batch(data, order[number * batch_size : (number + 1) * batch_size][rank::world_size], stream, chosen)
         for number in range(start, count)
     )
+
+
+def check_batches(batch_size: int, rank: int, world_size: int) -> None:
+    """Refuse numbers of images and processes that do not go together.
+
+    Raises:
+        ValueError: a rank that is no process, or fewer images than processes.
+    """
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank} of {world_size} processes: use 0 to {max(world_size - 1, 0)}")
+    if batch_size < world_size:
+        raise ValueError(f"batch_size is {batch_size}: use at least 1 for each of {world_size} processes")
 
 
 def _batch(data: ImageData, places: Int64[Tensor, " n"], stream: int, augmentation: Augmentation) -> Batch:

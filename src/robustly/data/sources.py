@@ -1,10 +1,11 @@
 """Data sets by name or path: the settings that a configuration file may hold, and the splits they give."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from robustly.data.decoding import Decoding, refit
 from robustly.data.digits import holds_idx, idx_rows, mnist5k_rows
 from robustly.data.folders import folder_rows
 from robustly.data.images import ImageData
+from robustly.data.mixing import Extra, check_extra
 from robustly.data.rows import Rows
 from robustly.data.splits import SplitRule, Splits, choose_splits, choose_test
 from robustly.data.tables import Columns, hub_rows, parquet_files, parquet_rows
@@ -49,6 +51,9 @@ class DataConfig:
         channels: 1 converts images to grey, 3 to colour; None keeps what the source holds.
         pad_crop: pixels of zero padding for random crops in training; 0 for none, 4 is usual on CIFAR.
         flip: whether to mirror half of the training images.
+        extra_source: more training images (generated, or labelled by a network), written like `source`; all of its
+            training rows are used, and it has the same columns, classes and number of channels.
+        extra_fraction: their share of each batch, in (0, 1); 0.7 is usual for a million generated images.
 
     Raises:
         ValueError: for a number outside its range.
@@ -70,6 +75,8 @@ class DataConfig:
     channels: int | None = None
     pad_crop: int = 0
     flip: bool = False
+    extra_source: str | None = None
+    extra_fraction: float = 0.7
 
     def __post_init__(self) -> None:
         if self.validation < 1:
@@ -83,6 +90,8 @@ class DataConfig:
                 raise ValueError(f"{key} is {count}: use at least 1 example, or leave it out")
         if self.subset not in ("first", "balanced"):
             raise ValueError(f"subset is {self.subset!r}: use first or balanced")
+        if not 0 < self.extra_fraction < 1:
+            raise ValueError(f"extra_fraction must lie between 0 and 1, got {self.extra_fraction}")
         Decoding(self.image_size, self.channels)
         Augmentation(self.pad_crop, self.flip)
 
@@ -104,6 +113,23 @@ def load_splits(config: DataConfig) -> Splits:
     """
     train, validation, test = choose_splits(_parts(config), _rule(config))
     return Splits(train.read(), validation.read(), test.read())
+
+
+def load_extra(config: DataConfig, splits: Splits) -> Extra | None:
+    """The images that are mixed into the training, if the settings name any.
+
+    Raises:
+        ValueError: as `load_splits`; images of another shape or number of classes, or held-out ones among them.
+        FileNotFoundError: as `load_splits`.
+    """
+    if config.extra_source is None:
+        return None
+    parts = _parts(replace(config, source=config.extra_source))
+    rows = parts.get("train") or next(iter(parts.values()))
+    everything = torch.arange(len(rows))
+    found = ImageData(rows.read(everything), rows.labels, everything, rows.classes, config.extra_source)
+    check_extra(found, splits.train, (splits.validation, splits.test))
+    return Extra(found, config.extra_fraction)
 
 
 def load_test(config: DataConfig) -> ImageData:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from robustly.data import Augmentation, ImageData
+from robustly.data import Augmentation, Extra, ImageData
 from robustly.threat import ThreatModel
 from robustly.training.method import Method, MethodError
 from robustly.training.optimisation import OptimizerConfig, ScheduleConfig
@@ -61,6 +61,7 @@ class Job:
         model: the network to train.
         guide: the network trained beside it, where the method has one.
         teachers: frozen networks by role ("teacher", "clean_teacher"), where the method has any.
+        extra: more training images, mixed into every batch.
         train: training images.
         validation: held-out images for model selection.
         threat: what the adversary may do.
@@ -83,9 +84,12 @@ class Job:
     augmentation: Augmentation
     seed: int = 0
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
+    extra: Extra | None = None
 
     def __post_init__(self) -> None:
         check_networks(self.method, [*self.teachers, *(["guide"] if self.guide is not None else [])])
+        if self.extra is not None:
+            self.extra.share_of(self.training.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:

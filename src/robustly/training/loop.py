@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from robustly.attacks import dynat_pgd
-from robustly.data import Batch, batches
+from robustly.data import Batch, batches, mixed_batches
 from robustly.files import whole_file, write_json, write_text
 from robustly.models import save_weights, weights_hash
 from robustly.randomness import derive_seed
@@ -128,6 +128,7 @@ class _Run:
         self.optimizer: Optimizer
         self.parallel, self.optimizer = runtime.distribute(self.module, optimizer)
         self.train_data = job.train.to(runtime.device)
+        self.extra = job.extra.to(runtime.device) if job.extra is not None else None
         self.validation_data = job.validation.to(runtime.device)
         self.rows: list[Row] = []
         self.best_epoch, self.best_score = -1, (-1.0, -1.0)
@@ -214,14 +215,27 @@ class _Run:
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         job = self.job
+        seed, rank, world_size = derive_seed(job.seed, "train"), self.runtime.rank, self.runtime.world_size
+        size, augmentation = job.training.batch_size, job.augmentation
+        if self.extra is not None:
+            return mixed_batches(
+                self.train_data,
+                self.extra,
+                size,
+                seed=seed,
+                epoch=epoch,
+                augmentation=augmentation,
+                rank=rank,
+                world_size=world_size,
+            )
         return batches(
             self.train_data,
-            job.training.batch_size,
-            seed=derive_seed(job.seed, "train"),
+            size,
+            seed=seed,
             epoch=epoch,
-            augmentation=job.augmentation,
-            rank=self.runtime.rank,
-            world_size=self.runtime.world_size,
+            augmentation=augmentation,
+            rank=rank,
+            world_size=world_size,
         )
 
     def _step(self, batch: Batch, moment: Moment, totals: Totals, replay: int) -> float:
@@ -276,6 +290,8 @@ class _Run:
     def _global_count(self, moment: Moment) -> int:
         """Images of a step, all processes together."""
         batch_size = self.job.training.batch_size
+        if self.extra is not None:
+            return batch_size
         return min(batch_size, len(self.job.train) - moment.index * batch_size)
 
     def _threat_at(self, time_in_epochs: float) -> ThreatModel:

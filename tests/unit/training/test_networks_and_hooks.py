@@ -1,6 +1,6 @@
 """Networks beside the model, by role; what parts hear of; what stops a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,16 +10,19 @@ from torch import Tensor
 from training_tools import NormNet, final, last, make_job, make_step, mlp, run, same, small_net
 
 from robustly.attacks import AttackResult
-from robustly.data import Splits
+from robustly.data import Extra, Splits
 from robustly.training import (
     AdversarialLoss,
     CleanLoss,
     DataLabels,
     ExponentialAverage,
     GuideLabels,
+    Job,
     Labels,
     Method,
     MethodError,
+    Moment,
+    Observer,
     PGDInner,
     Step,
     TrainingConfig,
@@ -197,3 +200,31 @@ def test_a_collapse_of_robust_accuracy_stops_the_run(little: Splits, tmp_path: P
     assert final(tmp_path / "run")
     with pytest.raises(ValueError, match="stop_after_drop must lie between 0 and 1"):
         TrainingConfig(stop_after_drop=1.5)
+
+
+def test_extra_images_are_mixed_into_every_batch_and_resumption_is_exact(little: Splits, tmp_path: Path) -> None:
+    changed = (little.train.images // 2).clone()
+    extra = Extra(replace(little.train, images=changed), 0.7)
+
+    def job(epochs: int) -> Job:
+        return make_job(little, Method(), small_net(dropout=0.3), extra=extra, training={"epochs": epochs})
+
+    whole = run(job(3), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(job(3), tmp_path / "cut", Stop(7))
+    run(job(3), tmp_path / "cut")
+    assert same(final(tmp_path / "whole"), final(tmp_path / "cut"))
+    assert whole.rows[-1]["step"] == 3 * job(3).steps_per_epoch
+
+
+class Stop(Observer):
+    """Ctrl-C after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def stepped(self, moment: Moment, loss: float, images: int) -> None:
+        self.left -= 1
+        assert images == 32, "every batch is full"
+        if self.left == 0:
+            raise KeyboardInterrupt
