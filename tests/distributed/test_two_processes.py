@@ -111,6 +111,20 @@ def test_a_guide_is_trained_by_two_processes_as_by_one(tmp_path: Path) -> None:
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2e-5
 
 
+def test_the_class_prior_and_the_batch_denominator_are_those_of_all_processes(tmp_path: Path) -> None:
+    # a random start is far from where the gradient of the attack is nearly zero
+    fast = {"--optimizer.name": "sgd", "--optimizer.learning_rate": "0.1", "--method.inner.start": "random"}
+    train(tmp_path / "one", "mnist5k/gkl", fast)
+    train(tmp_path / "two", "mnist5k/gkl", fast, TWO)
+    one, two = (state(tmp_path / name) for name in ("one", "two"))
+    priors = [content["memory"]["ClassPrior"]["prior"] for content in (one, two)]
+    assert torch.allclose(*priors, atol=1e-5)
+    assert float((priors[0] - 0.1).abs().max()) > 0.001  # it says something
+    assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-4
+    for mine, theirs in zip(one["rows"], two["rows"], strict=True):
+        assert mine["loss_squares"] == pytest.approx(theirs["loss_squares"], abs=1e-5)
+
+
 NORM_NET = """
 from torch import nn
 

@@ -7,6 +7,7 @@ from shlex import quote
 from rich.console import Console
 
 from robustly.cli.arguments import trust_in
+from robustly.cli.composing import show_composition
 from robustly.cli.progress import observer_for
 from robustly.cli.recipes import read_recipe
 from robustly.configuration import RunConfig, apply_overrides, build_config, with_absolute_paths
@@ -16,9 +17,14 @@ from robustly.training import train
 
 
 def run_training(
-    recipe: str | None, out: Path | None, resume: Path | None, overrides: list[str], trust_code: bool
+    recipe: str | None,
+    out: Path | None,
+    resume: Path | None,
+    overrides: list[str],
+    trust_code: bool,
+    dry_run: bool = False,
 ) -> int:
-    """Train by a recipe, or go on with a run; returns the exit code.
+    """Train by a recipe, or go on with a run; returns the exit code. A dry run only says what it would do.
 
     Raises:
         ValueError: anything that the user has to change.
@@ -33,9 +39,12 @@ def run_training(
     else:
         config = with_absolute_paths(build_config(apply_overrides(read_recipe(recipe), overrides)))
         folder = out or Path("runs") / config.recipe.replace("/", "_")
-        if _leads():
+        if _leads() and not dry_run:
             refuse_existing(folder)
     job = build_job(config, trust_in(overrides, trust_code).allows)
+    if dry_run:
+        show_composition(Console(), config, job)
+        return 0
     runtime = Runtime(config.runtime)
     console = Console(quiet=runtime.rank != 0)
     if runtime.rank == 0 and resume is None:

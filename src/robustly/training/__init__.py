@@ -1,5 +1,6 @@
 """Adversarial training: a method is five parts, composed; one loop runs them all."""
 
+from robustly.training.awp import WeightPerturbation
 from robustly.training.catalogue import (
     INNER_MAXIMISERS,
     LABEL_SOURCES,
@@ -7,14 +8,21 @@ from robustly.training.catalogue import (
     PARAMETER_PARTS,
     WEIGHTS,
 )
+from robustly.training.distillation import AdaadInner, AdaadLoss, ArdLoss, KdLoss, RsladLoss
+from robustly.training.friendly import CurriculumInner, FriendlyInner
+from robustly.training.gkl import GklInner, GklLoss
+from robustly.training.gradalign import GradAlign
+from robustly.training.guided_losses import DynatLoss, LbgatLoss
 from robustly.training.inner import PGDInner
+from robustly.training.introspective import Iad2Loss, IadLoss
 from robustly.training.job import Job, TrainingConfig
 from robustly.training.labels import DataLabels, GuideLabels
 from robustly.training.loop import DivergenceError, Observer, Outcome, train
 from robustly.training.losses import (
     AdversarialLoss,
+    AlpLoss,
     CleanLoss,
-    DynatLoss,
+    MartLoss,
     MixtureLoss,
     OuterLoss,
     TradesLoss,
@@ -22,8 +30,10 @@ from robustly.training.losses import (
 from robustly.training.method import Method, MethodError
 from robustly.training.optimisation import OptimizerConfig, ScheduleConfig
 from robustly.training.parameters import ExponentialAverage, ParameterPart
+from robustly.training.single_step import FreeInner, NoisyFGSMInner
 from robustly.training.step import InnerMaximiser, Labels, LabelSource, Moment, Step
-from robustly.training.weights import InstanceWeights
+from robustly.training.swa import WeightAverage
+from robustly.training.weights import GairatWeights, InstanceWeights, MailWeights, WeightsError
 
 __all__ = [
     "INNER_MAXIMISERS",
@@ -31,31 +41,53 @@ __all__ = [
     "LOSSES",
     "PARAMETER_PARTS",
     "WEIGHTS",
+    "AdaadInner",
+    "AdaadLoss",
     "AdversarialLoss",
+    "AlpLoss",
+    "ArdLoss",
     "CleanLoss",
+    "CurriculumInner",
     "DataLabels",
     "DivergenceError",
     "DynatLoss",
     "ExponentialAverage",
+    "FreeInner",
+    "FriendlyInner",
+    "GairatWeights",
+    "GklInner",
+    "GklLoss",
+    "GradAlign",
     "GuideLabels",
+    "Iad2Loss",
+    "IadLoss",
     "InnerMaximiser",
     "InstanceWeights",
     "Job",
+    "KdLoss",
     "LabelSource",
     "Labels",
+    "LbgatLoss",
+    "MailWeights",
+    "MartLoss",
     "Method",
     "MethodError",
     "MixtureLoss",
     "Moment",
+    "NoisyFGSMInner",
     "Observer",
     "OptimizerConfig",
     "Outcome",
     "OuterLoss",
     "PGDInner",
     "ParameterPart",
+    "RsladLoss",
     "ScheduleConfig",
     "Step",
     "TradesLoss",
     "TrainingConfig",
+    "WeightAverage",
+    "WeightPerturbation",
+    "WeightsError",
     "train",
 ]

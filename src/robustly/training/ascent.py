@@ -15,7 +15,7 @@ from robustly.training.step import Step
 Rows = Int64[Tensor, " m"]
 Logits = Float[Tensor, "m k"]
 Value = Callable[[Images, Logits, Goal], Float[Tensor, " m"]]
-Settled = Callable[[Rows, Logits, Goal], Bool[Tensor, " m"]]
+Settled = Callable[[Rows, Images, Logits, Goal], Bool[Tensor, " m"]]
 
 
 def ascend(
@@ -34,8 +34,8 @@ def ascend(
         settings: steps, step size, start, mode and (without `value`) objective.
         goal: the adversary's, for all N examples.
         value: what is maximised at M points, from the points, the model's logits there and their goals.
-        settled: which of some rows, by the logits of their iterate, stay where they are from now on; asked once per
-            step, before it.
+        settled: which of some rows, by their iterate and its logits, stay where they are from now on; asked once
+            per step, before it.
         noise: standard deviation of Gaussian noise that every step adds before it projects.
 
     Returns:
@@ -59,7 +59,7 @@ def ascend(
             correct[rows] += (~here.reached(logits.detach())).long()
             going = torch.ones_like(rows, dtype=torch.bool)
             if settled is not None:
-                going = ~settled(rows, logits.detach(), here)
+                going = ~settled(rows, point.detach(), logits.detach(), here)
                 if not bool(going.any()):
                     break
             maximised = (

@@ -3,19 +3,29 @@
 A name is never an import path, so that a configuration file cannot run code. New parts add a line here.
 """
 
+from robustly.training.awp import WeightPerturbation
+from robustly.training.distillation import AdaadInner, AdaadLoss, ArdLoss, KdLoss, RsladLoss
+from robustly.training.friendly import CurriculumInner, FriendlyInner
+from robustly.training.gkl import GklInner, GklLoss
+from robustly.training.gradalign import GradAlign
+from robustly.training.guided_losses import DynatLoss, LbgatLoss
 from robustly.training.inner import PGDInner
+from robustly.training.introspective import Iad2Loss, IadLoss
 from robustly.training.labels import DataLabels, GuideLabels, SmoothedLabels
 from robustly.training.losses import (
     AdversarialLoss,
+    AlpLoss,
     CleanLoss,
-    DynatLoss,
+    MartLoss,
     MixtureLoss,
     OuterLoss,
     TradesLoss,
 )
 from robustly.training.parameters import ExponentialAverage, ParameterPart
+from robustly.training.single_step import FreeInner, NoisyFGSMInner
 from robustly.training.step import InnerMaximiser, LabelSource
-from robustly.training.weights import InstanceWeights
+from robustly.training.swa import WeightAverage
+from robustly.training.weights import GairatWeights, InstanceWeights, MailWeights
 
 LABEL_SOURCES: dict[str, type[LabelSource]] = {
     "data": DataLabels,
@@ -25,6 +35,12 @@ LABEL_SOURCES: dict[str, type[LabelSource]] = {
 
 INNER_MAXIMISERS: dict[str, type[InnerMaximiser]] = {
     "pgd": PGDInner,
+    "adaad": AdaadInner,
+    "gkl": GklInner,
+    "n_fgsm": NoisyFGSMInner,
+    "free": FreeInner,
+    "friendly": FriendlyInner,
+    "curriculum": CurriculumInner,
 }
 
 LOSSES: dict[str, type[OuterLoss]] = {
@@ -33,10 +49,26 @@ LOSSES: dict[str, type[OuterLoss]] = {
     "mixture": MixtureLoss,
     "trades": TradesLoss,
     "dynat": DynatLoss,
+    "alp": AlpLoss,
+    "mart": MartLoss,
+    "lbgat": LbgatLoss,
+    "ard": ArdLoss,
+    "rslad": RsladLoss,
+    "iad": IadLoss,
+    "iad2": Iad2Loss,
+    "adaad": AdaadLoss,
+    "kd": KdLoss,
+    "gkl": GklLoss,
 }
 
-WEIGHTS: dict[str, type[InstanceWeights]] = {}
+WEIGHTS: dict[str, type[InstanceWeights]] = {
+    "gairat": GairatWeights,
+    "mail": MailWeights,
+}
 
 PARAMETER_PARTS: dict[str, type[ParameterPart]] = {
     "ema": ExponentialAverage,
+    "swa": WeightAverage,
+    "awp": WeightPerturbation,
+    "grad_align": GradAlign,
 }

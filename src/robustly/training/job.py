@@ -88,6 +88,7 @@ class Job:
 
     def __post_init__(self) -> None:
         check_networks(self.method, [*self.teachers, *(["guide"] if self.guide is not None else [])])
+        self.method.check_epochs(self.training.epochs)
         if self.extra is not None:
             self.extra.share_of(self.training.batch_size)
 

@@ -5,14 +5,18 @@ mean of their sum is what the optimiser sees. z are clean and z' adversarial log
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from robustly.objectives import kl
 from robustly.training.step import Labels, Step
+
+if TYPE_CHECKING:
+    from robustly.training.method import Method
 
 Terms = dict[str, Float[Tensor, " n"]]
 
@@ -34,6 +38,20 @@ class OuterLoss(Protocol):
 def label_loss(logits: Float[Tensor, "n k"], labels: Labels) -> Float[Tensor, " n"]:
     """Cross-entropy with what the label source says, smoothed where it says so."""
     return F.cross_entropy(logits, labels.hard, reduction="none", label_smoothing=labels.smoothing)
+
+
+def soft_cross_entropy(
+    reference: Float[Tensor, "n k"], logits: Float[Tensor, "n k"], temperature: float = 1.0
+) -> Float[Tensor, " n"]:
+    """-sum_k softmax(reference / T)_k log softmax(logits / T)_k, without gradient to the reference."""
+    target = (reference.detach() / temperature).softmax(1)
+    return -(target * (logits / temperature).log_softmax(1)).sum(1)
+
+
+def log_rest(logits: Float[Tensor, "n k"], classes: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """log(1 - p_class), from the other classes' logits: it stays exact where p_class rounds to 1."""
+    others = logits.scatter(1, classes[:, None], -torch.inf)
+    return others.logsumexp(1) - logits.logsumexp(1)
 
 
 def _clean(step: Step) -> Tensor:
@@ -111,30 +129,72 @@ class TradesLoss:
 
 
 @dataclass(frozen=True)
-class DynatLoss:
-    """beta CE(z', label) + consistency KL(p || p'), to which the guide adds its own CE(g(x), y).
+class AlpLoss:
+    """1/2 CE(z, y) + 1/2 CE(z', y) + pairing ||z - z'||^2: adversarial logit pairing.
 
-    With dynamic labels this is eq. 6 of DYNAT (Liu et al., arXiv 2408.13102), and with `consistency` 1 its
-    TRADES-extended form.
+    Kannan, Kurakin and Goodfellow, arXiv 1803.06373; the squared distance sums over classes and has gradients
+    through both. It masks gradients: its robust accuracy falls under stronger attacks (Engstrom et al., arXiv
+    1807.10272). Believe only what a worst case of several attacks says.
 
     Args:
-        beta: weight of the adversarial term, at least 0; 1 in the paper's CIFAR-10 results.
-        consistency: weight of the KL term, at least 0; 0 leaves its clean forward pass out.
+        pairing: weight of the squared distance, at least 0; 0.5 in the authors' ImageNet results.
     """
 
     needs_inner: ClassVar[bool] = True
 
-    beta: float = 1.0
-    consistency: float = 0.0
+    pairing: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (self.beta >= 0 and self.consistency >= 0):
-            raise ValueError(f"beta and consistency must be at least 0, got {self.beta} and {self.consistency}")
+        if not self.pairing >= 0:
+            raise ValueError(f"pairing must be at least 0, got {self.pairing}")
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "adversarial" and, if it counts, "consistency"."""
-        terms: Terms = {}
-        if self.consistency > 0:
-            terms["consistency"] = self.consistency * kl(step.clean_logits, step.adversarial_logits)
-        terms["adversarial"] = self.beta * _adversarial(step)
-        return terms
+        """Return the terms "clean", "adversarial" and "pairing"."""
+        terms = MixtureLoss()(step)
+        distance = (step.clean_logits - step.adversarial_logits).square().sum(1)
+        return {**terms, "pairing": self.pairing * distance}
+
+
+@dataclass(frozen=True)
+class MartLoss:
+    """BCE(z', y) + beta KL(p || p') (1 - p_y), BCE = -log p'_y - log(1 - max_{k != y} p'_k).
+
+    Wang et al., "Improving adversarial robustness requires revisiting misclassified examples", ICLR 2020. Gradients
+    go through all of it, the factor 1 - p_y included.
+
+    Args:
+        beta: weight of the second term, at least 0; 5 in the paper (6 for its WRN-34-10).
+        published_constants: whether to add the constants 1e-12, 1.0001 and 1.0000001 with which the released code
+            keeps its logarithms finite; without them the formula is exact, and finite, at any confidence.
+    """
+
+    needs_inner: ClassVar[bool] = True
+
+    beta: float = 5.0
+    published_constants: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.beta >= 0:
+            raise ValueError(f"beta must be at least 0, got {self.beta}")
+
+    def check(self, method: "Method") -> str | None:
+        """Refuse smoothed labels: BCE knows one right class."""
+        if getattr(method.labels, "smoothing", 0) > 0:
+            return "mart knows one right class for each example: it cannot use smoothed labels"
+        return None
+
+    def __call__(self, step: Step) -> Terms:
+        """Return the terms "adversarial" (the BCE) and "consistency" (the weighted KL)."""
+        z, z_adv, y = step.clean_logits, step.adversarial_logits, step.labels.hard
+        rival = z_adv.detach().scatter(1, y[:, None], -torch.inf).argmax(1)
+        if self.published_constants:
+            p, p_adv = z.softmax(1), z_adv.softmax(1)
+            missed = -(1.0001 - p_adv.gather(1, rival[:, None])[:, 0] + 1e-12).log()
+            divergence = (p * (z.log_softmax(1) - (p_adv + 1e-12).log())).sum(1)
+            doubt = 1.0000001 - p.gather(1, y[:, None])[:, 0]
+        else:
+            missed, divergence, doubt = -log_rest(z_adv, rival), kl(z, z_adv), log_rest(z, y).exp()
+        return {
+            "adversarial": F.cross_entropy(z_adv, y, reduction="none") + missed,
+            "consistency": self.beta * divergence * doubt,
+        }

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from robustly.training.batch_norms import statistics_kept
 from robustly.training.labels import DataLabels
 from robustly.training.losses import CleanLoss, OuterLoss, Terms
 from robustly.training.parameters import EpochEnd, ParameterPart
@@ -26,8 +26,9 @@ class Method:
 
     Any part may also define `after_backward(step)` (gradients are there, the optimiser has not moved yet),
     `after_step(step)` (it has) and `after_epoch(end)`, to learn from how it went; `networks`, a tuple with the
-    roles of further networks that it needs: "guide" (trained beside the model), "teacher", "clean_teacher" (frozen); and
-    `check(method)`, which returns why it does not go with the other parts, or None.
+    roles of further networks that it needs: "guide" (trained beside the model), "teacher", "clean_teacher"
+    (frozen); `check(method)`, which returns why it does not go with the other parts, or None; and
+    `check_epochs(epochs)`, which does so for the length of a run.
 
     Args:
         labels: label source.
@@ -66,6 +67,18 @@ class Method:
             if reason is not None:
                 raise MethodError(f"{slot}: {reason}")
 
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse a run that is too short for a part.
+
+        Raises:
+            MethodError: a part's `check_epochs` says why.
+        """
+        for slot, part in self.slots():
+            check = getattr(part, "check_epochs", None)
+            reason = check(epochs) if check is not None else None
+            if reason is not None:
+                raise MethodError(f"{slot}: {reason}")
+
     def slots(self) -> Iterator[tuple[str, object]]:
         """Every part with the name of its place in the method; a value in two places comes once."""
         places: list[tuple[str, object]] = [
@@ -86,8 +99,11 @@ class Method:
         return next((name for name, other in self.slots() if other is part), type(part).__name__)
 
     def tell(self, occasion: Literal["after_backward", "after_step"], step: Step) -> None:
-        """Tell every part that wants to hear it how the step went."""
-        for _, part in self.slots():
+        """Tell every part that wants to hear it how the step went; first of all who perturbed the weights.
+
+        Whatever looks at the weights after the step (an average) sees them without their perturbation.
+        """
+        for _, part in sorted(self.slots(), key=lambda slot: not _perturbs(slot[1])):
             listen = getattr(part, occasion, None)
             if listen is not None:
                 listen(step)
@@ -127,21 +143,14 @@ def outer_loss(method: Method, step: Step) -> tuple[Float[Tensor, ""], dict[str,
     return sum(means.values(), start=step.x.new_zeros(())), {name: m.detach() for name, m in means.items()}
 
 
-def _perturbs(part: ParameterPart) -> bool:
-    return type(part).before_outer is not ParameterPart.before_outer
+def _perturbs(part: object) -> bool:
+    return isinstance(part, ParameterPart) and type(part).before_outer is not ParameterPart.before_outer
 
 
 def _second_look(method: Method, step: Step) -> Float[Tensor, ""]:
     """The outer loss on the side: batch-norm statistics do not hear of it."""
-    norms = [module for module in step.model.modules() if isinstance(module, _BatchNorm)]
-    tracked = [norm.track_running_stats for norm in norms]
-    try:
-        for norm in norms:
-            norm.track_running_stats = False
+    with statistics_kept(step.model):
         return _total(_weighted(method, step))
-    finally:
-        for norm, was_tracked in zip(norms, tracked, strict=True):
-            norm.track_running_stats = was_tracked
 
 
 def _weighted(method: Method, step: Step) -> Terms:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,15 +67,18 @@ class ExponentialAverage(ParameterPart):
     After step t (counted from the end of the warm-up) average <- d average + (1 - d) weights with
     d = min(decay, (1 + t) / (10 + t)); d = 0 during the warm-up. The average starts from the weights after the
     first step. Batch-norm buffers are copied, not averaged (Gowal et al., arXiv 2010.03593, and the released code
-    of Wang et al., ICML 2023).
+    of Wang et al., ICML 2023), unless `buffers` says otherwise.
 
     Args:
         decay: upper bound of d, in [0, 1).
         warm_up: share of the run's steps during which the average only follows, in [0, 1].
+        buffers: whether running statistics are those of the last step ("copy") or averaged like weights
+            ("average"); counters are copied in any case.
     """
 
     decay: float = 0.995
     warm_up: float = 0.025
+    buffers: Literal["copy", "average"] = "copy"
 
     def __post_init__(self) -> None:
         if not (0 <= self.decay < 1 and 0 <= self.warm_up <= 1):
@@ -93,7 +97,8 @@ class ExponentialAverage(ParameterPart):
         decay = self.decay_at(moment.count, moment.epochs * moment.steps_per_epoch)
         trained = {name for name, _ in step.model.named_parameters()}
         for name, value in step.model.state_dict().items():
-            if name in average and name in trained:
+            averaged = name in trained or (self.buffers == "average" and value.is_floating_point())
+            if name in average and averaged:
                 average[name].lerp_(value, 1 - decay)
             else:
                 average[name] = value.detach().clone()

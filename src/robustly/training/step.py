@@ -233,6 +233,11 @@ class Step:
             raise ValueError("the loss asks for adversarial examples, the method has no inner maximisation")
         return self._inner(self)
 
+    @property
+    def attack_steps(self) -> int:
+        """How many steps the inner maximisation may take: its attribute `steps`, 0 where it has none."""
+        return int(getattr(self._inner, "steps", 0))
+
     @cached_property
     def adversarial_logits(self) -> Logits:
         """Logits of the adversarial images, with gradient."""
@@ -248,7 +253,7 @@ class Step:
         twin.__dict__ = dict(self.__dict__)
         twin.forget_model_logits()
         twin.__dict__["labels"] = Labels(self.labels.hard, smoothing=self.labels.smoothing)
-        if "guide_logits" in self.__dict__:
+        if self._guide is not None:
             twin.__dict__["guide_logits"] = self.guide_logits.detach()
         return twin
 

@@ -20,7 +20,7 @@ def settle_after(times: int):  # type: ignore[no-untyped-def]
     """Stay where the goal was seen reached `times` times before."""
     seen = torch.zeros(100, dtype=torch.int64)
 
-    def settled(rows: Tensor, logits: Tensor, goal: Goal) -> Tensor:
+    def settled(rows: Tensor, points: Tensor, logits: Tensor, goal: Goal) -> Tensor:
         reached = goal.reached(logits)
         stays = reached & (seen[rows] >= times)
         seen[rows] += reached.long()
@@ -49,7 +49,7 @@ def test_where_nothing_settles_it_is_pgd_bit_by_bit(start: str, mode: str) -> No
     inner = PGDInner(steps=4, step_size=0.03, start=start, mode=mode)  # type: ignore[arg-type]
     expected = inner(steps[0])
     pgd = training_pgd(4, step_size=0.03, start=start, mode=mode)  # type: ignore[arg-type]
-    found = ascend(steps[1], pgd, Goal(y), settled=lambda rows, logits, goal: torch.zeros_like(rows).bool())
+    found = ascend(steps[1], pgd, Goal(y), settled=lambda rows, points, logits, goal: torch.zeros_like(rows).bool())
     for name in ("x_adv", "broken", "distance", "forwards", "backwards", "correct_iterates"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     one, other = (step.model.state_dict() for step in steps)

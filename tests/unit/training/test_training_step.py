@@ -55,19 +55,40 @@ COSTS = {
     "trades": lambda k: (k + 2 + 1, k + 2, 2, 0),
     "dynat": lambda k: (k + 1 + 1, k + 1, 1, 1),
     "dynat_inner": lambda k: (k + 1, k + 1, 1, 1),
+    "alp": lambda k: (k + 2, k + 2, 2, 0),
+    "mart": lambda k: (k + 2, k + 2, 2, 0),
+    "mart_wrn": lambda k: (k + 2, k + 2, 2, 0),
+    "lbgat": lambda k: (k + 1 + 1, k + 1, 1, 1),
+    "lbgat0": lambda k: (k + 1 + 1, k + 1, 1, 1),
+    "lbgat6": lambda k: (k + 2 + 1, k + 2, 2, 1),
+    "ard": lambda k: (k + 1, k + 1, 1, 0),
+    "rslad": lambda k: (k + 2, k + 2, 2, 0),  # the attack starts from the teacher's prediction
+    "iad": lambda k: (k + 1, k + 1, 1, 0),
+    "adaad": lambda k: (k + 1, k + 1, 1, 0),
+    "kd_swa": lambda k: (k + 1, k + 1, 1, 0),
+    "gkl": lambda k: (k + 2 + 1, k + 2, 2, 0),
+    "ikl": lambda k: (k + 2 + 1, k + 2, 2, 0),
 }
+
+
+def method_of(recipe: str) -> Method:
+    settings = read_recipe(recipe)
+    for role in {"teacher", "clean_teacher"} & settings.keys():
+        settings[role] = {**settings[role], "weights": "FILE"}  # type: ignore[dict-item]
+    return build_config(settings).method
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_spends_what_its_method_needs(name: str) -> None:
-    method = build_config(read_recipe(name)).method
+    method = method_of(name)
     model, guide = NormNet(0), NormNet(1)
     of_model, of_guide = Counter(model), Counter(guide)
     step = make_step(
         torch.rand(8, 1, 16, 16),
         torch.arange(8),
         model.train(),
-        guide=guide.train() if method.networks else None,
+        guide=guide.train() if "guide" in method.networks else None,
+        teachers={"teacher": NormNet(2), "clean_teacher": NormNet(3)},
         label_source=method.labels,
         inner=method.inner,
     )

@@ -1,0 +1,267 @@
+"""Learning from frozen teachers t: outer losses of adversarial distillation, and AdaAD's attack.
+
+z are clean and z' adversarial logits of the model, p and p' their softmax. The teachers answer in evaluation mode
+and never learn; the role "teacher" is a robust network, "clean_teacher" one trained on clean images.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from robustly.attacks import PGD, AttackResult
+from robustly.attacks.contract import Images, ModelMode, frozen
+from robustly.attacks.pgd import Start
+from robustly.attacks.search import answer
+from robustly.objectives import Goal, kl
+from robustly.training.ascent import ascend
+from robustly.training.inner import training_pgd
+from robustly.training.labels import DataLabels
+from robustly.training.losses import Terms, label_loss, soft_cross_entropy
+from robustly.training.step import Of, Step
+
+if TYPE_CHECKING:
+    from robustly.training.method import Method
+
+Logits = Float[Tensor, "n k"]
+
+
+def tempered_kl(
+    reference: Logits, logits: Logits, temperature: float = 1.0, element_mean: bool = False
+) -> Float[Tensor, " n"]:
+    """T^2 KL(softmax(reference / T) || softmax(logits / T)); T^2 keeps the size of its gradient.
+
+    Args:
+        reference: logits to reach.
+        logits: logits that move.
+        temperature: T, positive; softens both.
+        element_mean: divide by the number of classes, as the default reduction of `torch.nn.KLDivLoss` does.
+    """
+    divergence = temperature**2 * kl(reference / temperature, logits / temperature)
+    return divergence / logits.shape[1] if element_mean else divergence
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse a share outside [0, 1].
+
+    Raises:
+        ValueError: it is.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
+def check_temperature(value: float) -> None:
+    """Refuse a temperature that is not positive.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not value > 0:
+        raise ValueError(f"temperature must be positive, got {value}")
+
+
+@dataclass(frozen=True)
+class ArdLoss:
+    """alpha T^2 KL(t(x) / T || z' / T) + (1 - alpha) CE(z, y): adversarially robust distillation.
+
+    Goldblum et al., "Adversarially robust distillation", AAAI 2020: the teacher sees the clean image, the
+    model the adversarial one. A term without weight is left out, with its forward pass.
+
+    Args:
+        alpha: share of the distillation, in [0, 1]; 1 in the paper's CIFAR-10 results.
+        temperature: T, positive; 30 there.
+        element_mean: divide the KL by the number of classes, as the released code does.
+    """
+
+    needs_inner: ClassVar[bool] = True
+    networks: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    alpha: float = 1.0
+    temperature: float = 30.0
+    element_mean: bool = False
+
+    def __post_init__(self) -> None:
+        check_share("alpha", self.alpha)
+        check_temperature(self.temperature)
+
+    def __call__(self, step: Step) -> Terms:
+        """Return the terms "clean" (cross-entropy) and "adversarial" (distillation)."""
+        terms: Terms = {}
+        if self.alpha < 1:
+            terms["clean"] = (1 - self.alpha) * label_loss(step.clean_logits, step.labels)
+        if self.alpha > 0:
+            target = step.teacher_logits("teacher")
+            divergence = tempered_kl(target, step.adversarial_logits, self.temperature, self.element_mean)
+            terms["adversarial"] = self.alpha * divergence
+        return terms
+
+
+@dataclass(frozen=True)
+class RsladLoss:
+    """ratio KL(t(x) || p') + (1 - ratio) KL(t(x) || p): robust soft label distillation.
+
+    Zi et al., "Revisiting adversarial robustness distillation", ICCV 2021: no hard label, no temperature.
+
+    Args:
+        ratio: share of the adversarial term, in [0, 1]; 5/6 in the paper.
+        element_mean: divide both terms by the number of classes, as the released code does.
+        scale: factor of both terms, positive; the released code has 10 for CIFAR-100, which with `element_mean`
+            gives the size that CIFAR-10 has.
+    """
+
+    needs_inner: ClassVar[bool] = True
+    networks: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    ratio: float = 5 / 6
+    element_mean: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_share("ratio", self.ratio)
+        if not self.scale > 0:
+            raise ValueError(f"scale must be positive, got {self.scale}")
+
+    def check(self, method: "Method") -> str | None:
+        """Refuse a label source that nothing would use."""
+        return _without_labels("rslad", method)
+
+    def __call__(self, step: Step) -> Terms:
+        """Return the terms "clean" and "adversarial"."""
+        target = step.teacher_logits("teacher")
+        clean = tempered_kl(target, step.clean_logits, element_mean=self.element_mean)
+        adversarial = tempered_kl(target, step.adversarial_logits, element_mean=self.element_mean)
+        return {
+            "clean": self.scale * (1 - self.ratio) * clean,
+            "adversarial": self.scale * self.ratio * adversarial,
+        }
+
+
+@dataclass(frozen=True)
+class AdaadLoss:
+    """alpha KL(t(x') || p') + (1 - alpha) KL(t(x) || p): the teacher, too, sees the adversarial image.
+
+    Huang et al., "Boosting accuracy and robustness of student models via adaptive adversarial distillation", CVPR
+    2023. A term without weight is left out, with its forward passes.
+
+    Args:
+        alpha: share of the adversarial term, in [0, 1]; 1 in the paper.
+        element_mean: divide both terms by the number of classes, as the released code does on CIFAR-10.
+    """
+
+    needs_inner: ClassVar[bool] = True
+    networks: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    alpha: float = 1.0
+    element_mean: bool = False
+
+    def __post_init__(self) -> None:
+        check_share("alpha", self.alpha)
+
+    def check(self, method: "Method") -> str | None:
+        """Refuse a label source that nothing would use."""
+        return _without_labels("adaad", method)
+
+    def __call__(self, step: Step) -> Terms:
+        """Return the terms "clean" and "adversarial"."""
+        terms: Terms = {}
+        shares: tuple[tuple[Of, float], ...] = (("clean", 1 - self.alpha), ("adversarial", self.alpha))
+        for of, share in shares:
+            if share > 0:
+                logits = step.clean_logits if of == "clean" else step.adversarial_logits
+                target = step.teacher_logits("teacher", of)
+                terms[of] = share * tempered_kl(target, logits, element_mean=self.element_mean)
+        return terms
+
+
+@dataclass(frozen=True)
+class KdLoss:
+    """labels CE(z', y) + clean T^2 H(s(x') / T, z' / T) + robust T^2 H(t(x') / T, z' / T), H the cross-entropy.
+
+    Smoothing by two teachers of the model's own architecture, a standard-trained s and an adversarially trained t,
+    both on the adversarial image (Chen et al., "Robust overfitting may be mitigated by properly learned
+    smoothening", ICLR 2021; there with SWA).
+
+    Args:
+        labels: weight of the labels, at least 0; 0.3 in the released code.
+        clean: weight of the clean teacher, at least 0; 0.1 there.
+        robust: weight of the robust teacher, at least 0; 0.6 there.
+        temperature: T, positive; 2 there.
+    """
+
+    needs_inner: ClassVar[bool] = True
+    networks: ClassVar[tuple[str, ...]] = ("teacher", "clean_teacher")
+
+    labels: float = 0.3
+    clean: float = 0.1
+    robust: float = 0.6
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "clean", "robust"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        check_temperature(self.temperature)
+
+    def __call__(self, step: Step) -> Terms:
+        """Return the terms "adversarial" (labels), "clean_teacher" and "teacher"."""
+        z_adv, t = step.adversarial_logits, self.temperature
+        standard = soft_cross_entropy(step.teacher_logits("clean_teacher", "adversarial"), z_adv, t)
+        robust = soft_cross_entropy(step.teacher_logits("teacher", "adversarial"), z_adv, t)
+        return {
+            "adversarial": self.labels * label_loss(z_adv, step.labels),
+            "clean_teacher": self.clean * t**2 * standard,
+            "teacher": self.robust * t**2 * robust,
+        }
+
+
+@dataclass(frozen=True)
+class AdaadInner:
+    """Gradient ascent on KL(t(x') || p'), where the teacher moves with x': its input gradient counts too.
+
+    Huang et al., CVPR 2023, as released. Each step costs a forward and a backward pass of both networks.
+
+    Args:
+        steps: gradient steps.
+        step_size: in units of the images; or
+        relative_step_size: as a share of epsilon; with neither, 2.5 epsilon / steps.
+        start: "gaussian" (0.001 noise, as released), "random", "halfway" or "none".
+        mode: the model's mode under attack: "eval", "train" or "train_nostat".
+    """
+
+    networks: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    steps: int = 10
+    step_size: float | None = None
+    relative_step_size: float | None = None
+    start: Start = "gaussian"
+    mode: ModelMode = "eval"
+
+    def __post_init__(self) -> None:
+        self._settings()
+
+    def __call__(self, step: Step) -> AttackResult:
+        """Attack the batch of a step."""
+        teacher = step.teacher("teacher")
+
+        def value(points: Images, logits: Logits, goal: Goal) -> Float[Tensor, " m"]:
+            return kl(answer(teacher, points), logits)
+
+        with frozen(teacher, full_precision=False):
+            return ascend(step, self._settings(), Goal(step.y), value=value)
+
+    def _settings(self) -> PGD:
+        return training_pgd(
+            self.steps,
+            step_size=self.step_size,
+            relative_step_size=self.relative_step_size,
+            start=self.start,
+            mode=self.mode,
+        )
+
+
+def _without_labels(name: Literal["rslad", "adaad"], method: "Method") -> str | None:
+    if isinstance(method.labels, DataLabels):
+        return None
+    return f"{name} learns from its teacher alone: leave 'labels' out"

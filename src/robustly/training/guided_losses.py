@@ -1,0 +1,82 @@
+"""Outer losses of methods that train a guide network g beside the model."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from robustly.objectives import kl
+from robustly.training.labels import GuideLabels
+from robustly.training.losses import Terms, label_loss
+from robustly.training.step import Step
+
+if TYPE_CHECKING:
+    from robustly.training.method import Method
+
+
+@dataclass(frozen=True)
+class DynatLoss:
+    """beta CE(z', label) + consistency KL(p || p'), to which the guide adds its own CE(g(x), y).
+
+    With dynamic labels this is eq. 6 of DYNAT (Liu et al., arXiv 2408.13102), and with `consistency` 1 its
+    TRADES-extended form.
+
+    Args:
+        beta: weight of the adversarial term, at least 0; 1 in the paper's CIFAR-10 results.
+        consistency: weight of the KL term, at least 0; 0 leaves its clean forward pass out.
+    """
+
+    needs_inner: ClassVar[bool] = True
+
+    beta: float = 1.0
+    consistency: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.beta >= 0 and self.consistency >= 0):
+            raise ValueError(f"beta and consistency must be at least 0, got {self.beta} and {self.consistency}")
+
+    def __call__(self, step: Step) -> Terms:
+        """Return the terms "adversarial" and, if it counts, "consistency"."""
+        terms: Terms = {}
+        if self.consistency > 0:
+            terms["consistency"] = self.consistency * kl(step.clean_logits, step.adversarial_logits)
+        terms["adversarial"] = self.beta * label_loss(step.adversarial_logits, step.labels)
+        return terms
+
+
+@dataclass(frozen=True)
+class LbgatLoss:
+    """CE(g(x), y) + MSE(z', g(x)) + beta KL(p || p'): learnable boundary guided adversarial training.
+
+    Cui et al., "Learnable boundary guided adversarial training", ICCV 2021. The squared error is the mean
+    over classes, and it pulls the guide towards the model too, as in the released code.
+
+    Args:
+        beta: weight of the KL term, at least 0: 0 (the paper's "LBGAT0", which leaves its clean forward pass out)
+            or 6 ("LBGAT6").
+        detach_guide: whether the guide learns from its own cross-entropy alone.
+    """
+
+    needs_inner: ClassVar[bool] = True
+    networks: ClassVar[tuple[str, ...]] = ("guide",)
+
+    beta: float = 0.0
+    detach_guide: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.beta >= 0:
+            raise ValueError(f"beta must be at least 0, got {self.beta}")
+
+    def check(self, method: "Method") -> str | None:
+        """Refuse dynamic labels: the guide of LBGAT learns the data's."""
+        if isinstance(method.labels, GuideLabels):
+            return "lbgat trains its guide itself, on the labels of the data: leave 'labels' out"
+        return None
+
+    def __call__(self, step: Step) -> Terms:
+        """Return the terms "guide", "mse" and, if it counts, "consistency"."""
+        guide = step.guide_logits
+        terms: Terms = {"guide": label_loss(guide, step.labels)}
+        if self.beta > 0:
+            terms["consistency"] = self.beta * kl(step.clean_logits, step.adversarial_logits)
+        boundary = guide.detach() if self.detach_guide else guide
+        terms["mse"] = (step.adversarial_logits - boundary).square().mean(1)
+        return terms

@@ -1,0 +1,149 @@
+"""Introspective adversarial distillation: students that know when to trust themselves more than their teacher.
+
+Zhu et al., "Reliable adversarial distillation with unreliable teachers", ICLR 2022. Notation as in `distillation`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from robustly.training.distillation import check_share, check_temperature, tempered_kl
+from robustly.training.losses import Terms, label_loss
+from robustly.training.step import Of, Step
+
+
+def teacher_trust(step: Step, power: float) -> Float[Tensor, " n"]:
+    """(t(x')_y)^power: how sure the teacher is of the label of the adversarial image, without gradient."""
+    log_probability = -F.cross_entropy(
+        step.teacher_logits("teacher", "adversarial"), step.labels.hard, reduction="none"
+    )
+    return (power * log_probability).exp()
+
+
+@dataclass(frozen=True)
+class IadLoss:
+    """ARD that trusts the teacher as far as the teacher is right: IAD-I.
+
+    alpha T^2 KL(t(x) / T || z' / T) + alpha (1 - a) KL(p || p') + (1 - alpha) CE(z, y) with a = (t(x')_y)^power.
+    Zhu et al., "Reliable adversarial distillation with unreliable teachers", ICLR 2022, as released: the
+    second term has no temperature, and gradients through p too. Until epoch `begin` it is ARD.
+
+    Args:
+        alpha: share of both distillation terms, in [0, 1]; 1 in the paper.
+        power: how sharply trust falls with the teacher's own confidence in the label, at least 0; 0.1 there.
+        begin: finished epochs before the model starts to trust itself; 60 there.
+        temperature: T, positive; 1 there.
+        teacher_term_weighted: whether the teacher's term is multiplied by a, as the paper writes (the released code
+            leaves it whole).
+        teacher_on: what the teacher sees in the first term: the "clean" images or, with AdaAD's attack ("AdaIAD"),
+            the "adversarial" ones.
+        element_mean: divide the KL terms by the number of classes.
+    """
+
+    needs_inner: ClassVar[bool] = True
+    networks: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    alpha: float = 1.0
+    power: float = 0.1
+    begin: int = 60
+    temperature: float = 1.0
+    teacher_term_weighted: bool = False
+    teacher_on: Of = "clean"
+    element_mean: bool = False
+
+    def __post_init__(self) -> None:
+        check_share("alpha", self.alpha)
+        check_temperature(self.temperature)
+        _check_trust(self.power, self.begin)
+
+    def check_epochs(self, epochs: int) -> str | None:
+        """Refuse a beginning after the end of the run."""
+        return _too_late(self.begin, epochs)
+
+    def __call__(self, step: Step) -> Terms:
+        """Return the terms "clean" (cross-entropy), "adversarial" (the teacher's), "consistency" (its own)."""
+        terms: Terms = {}
+        trust = teacher_trust(step, self.power) if step.moment.epoch >= self.begin else None
+        if self.alpha < 1:
+            terms["clean"] = (1 - self.alpha) * label_loss(step.clean_logits, step.labels)
+        if trust is not None:
+            own = tempered_kl(step.clean_logits, step.adversarial_logits, element_mean=self.element_mean)
+            terms["consistency"] = self.alpha * (1 - trust) * own
+        target = step.teacher_logits("teacher", self.teacher_on)
+        taught = tempered_kl(target, step.adversarial_logits, self.temperature, self.element_mean)
+        if self.teacher_term_weighted and trust is not None:
+            taught = trust * taught
+        terms["adversarial"] = self.alpha * taught
+        return terms
+
+
+@dataclass(frozen=True)
+class Iad2Loss:
+    """IAD-II, with a second teacher s that was trained on clean images.
+
+    (1 - robust - clean) CE(z', y) + robust T^2 [a KL(t(x') / T || z' / T) + (1 - a) KL(p || p')]
+    + clean T^2 KL(s(x') / T || z' / T) with a = (t(x')_y)^power (Zhu et al., ICLR 2022, as released).
+    Until epoch `begin` a is 1.
+
+    Args:
+        robust: share of the robust teacher's term, in [0, 1]; 0.5 in the released code.
+        clean: share of the clean teacher's term, in [0, 1]; 0.25 there; both together at most 1.
+        power: as in `IadLoss`.
+        begin: finished epochs before the model starts to trust itself; 40 there.
+        temperature: T, positive; 1 there.
+        element_mean: divide the KL terms by the number of classes.
+    """
+
+    needs_inner: ClassVar[bool] = True
+    networks: ClassVar[tuple[str, ...]] = ("teacher", "clean_teacher")
+
+    robust: float = 0.5
+    clean: float = 0.25
+    power: float = 0.1
+    begin: int = 40
+    temperature: float = 1.0
+    element_mean: bool = False
+
+    def __post_init__(self) -> None:
+        check_share("robust", self.robust)
+        check_share("clean", self.clean)
+        check_share("robust + clean", round(self.robust + self.clean, 9))
+        check_temperature(self.temperature)
+        _check_trust(self.power, self.begin)
+
+    def check_epochs(self, epochs: int) -> str | None:
+        """Refuse a beginning after the end of the run."""
+        return _too_late(self.begin, epochs)
+
+    def __call__(self, step: Step) -> Terms:
+        """Return the terms "adversarial" (cross-entropy), "teacher", "clean_teacher", "consistency" (its own)."""
+        terms: Terms = {}
+        scale, t = self.robust * self.temperature**2, self.temperature
+        trust = teacher_trust(step, self.power) if step.moment.epoch >= self.begin else None
+        if trust is not None:
+            own = tempered_kl(step.clean_logits, step.adversarial_logits, element_mean=self.element_mean)
+            terms["consistency"] = scale * (1 - trust) * own
+        z_adv = step.adversarial_logits
+        robust = tempered_kl(step.teacher_logits("teacher", "adversarial"), z_adv, t, self.element_mean)
+        standard = tempered_kl(step.teacher_logits("clean_teacher", "adversarial"), z_adv, t, self.element_mean)
+        return terms | {
+            "teacher": self.robust * (robust if trust is None else trust * robust),
+            "clean_teacher": self.clean * standard,
+            "adversarial": (1 - self.robust - self.clean) * label_loss(z_adv, step.labels),
+        }
+
+
+def _check_trust(power: float, begin: int) -> None:
+    if not power >= 0:
+        raise ValueError(f"power must be at least 0, got {power}")
+    if begin < 0:
+        raise ValueError(f"begin must be at least 0 finished epochs, got {begin}")
+
+
+def _too_late(begin: int, epochs: int) -> str | None:
+    if begin < epochs:
+        return None
+    return f"begin is {begin} epochs and the run has {epochs}: the model would never trust itself"

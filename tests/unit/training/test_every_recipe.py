@@ -1,0 +1,130 @@
+"""Every shipped recipe: its settings are valid, and a little run of it that is stopped and resumed ends bit by bit
+as an unbroken one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from training_tools import final, last, same, small_net
+
+from robustly.cli.recipes import read_recipe, recipe_names
+from robustly.configuration import apply_overrides, build_config
+from robustly.models import save_weights
+from robustly.runs import build_job
+from robustly.runtime import Runtime, RuntimeConfig
+from robustly.training import Job, Moment, Observer, train
+from robustly.training.job import ROLES, check_networks
+
+EPOCHS, STEPS_PER_EPOCH = 3, 3
+LITTLE = {
+    "threat": "linf:0.1",
+    "data.source": "mnist5k",
+    "data.train_limit": "90",
+    "data.validation": "20",
+    "data.test": "20",
+    "data.image_size": "16",
+    "training.epochs": str(EPOCHS),
+    "training.batch_size": "32",
+    "training.validation_steps": "1",
+    "training.validation_batch_size": "20",
+    "model.dropout": "0.3",
+}
+
+
+class Stop(Observer):
+    """Ctrl-C after a step."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def stepped(self, moment: Moment, loss: float, images: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def little_job(recipe: str, teacher: Path) -> Job:
+    """The recipe's method on 90 digits, its late parts at work from the second epoch on."""
+    settings = read_recipe(recipe)
+    words = dict(LITTLE)
+    for role in ("model", *ROLES):
+        if settings.get(role) is not None or role == "model":
+            words[f"{role}.width"] = "0.25"
+            if role.endswith("teacher"):
+                words[f"{role}.weights"] = str(teacher)
+    method = settings["method"]
+    assert isinstance(method, dict)
+    late = {"weights": method.get("weights"), "loss": method.get("loss")}
+    late |= {f"parameters.{name}": part for name, part in (method.get("parameters") or {}).items()}
+    for slot, part in late.items():
+        for key in ("burn_in", "start", "begin") + (("warm_up",) if slot.endswith("awp") else ()):
+            if isinstance(part, dict) and part.get(key, 0) > 1:
+                words[f"method.{slot}.{key}"] = "1"
+    plain = apply_overrides(settings, [word for key, value in words.items() for word in (f"--{key}", value)])
+    return build_job(build_config(plain), lambda name: False)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that has learnt nothing, but says something."""
+    path = tmp_path_factory.mktemp("teacher") / "model.safetensors"
+    net = small_net()
+    with torch.no_grad():
+        for number, parameter in enumerate(net.parameters()):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    save_weights(net, path)
+    return path
+
+
+def go(job: Job, folder: Path, observer: Observer | None = None) -> None:
+    folder.mkdir(exist_ok=True)
+    train(job, Runtime(RuntimeConfig(device="cpu")), folder, config_digest="test", observer=observer)
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith("mnist5k/")])
+def test_a_stopped_run_ends_as_an_unbroken_one(recipe: str, teacher: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    go(little_job(recipe, teacher), whole)
+    steps = STEPS_PER_EPOCH * little_job(recipe, teacher).method.replays
+    with pytest.raises(KeyboardInterrupt):
+        go(little_job(recipe, teacher), cut, Stop(steps + 2))  # in the second epoch
+    with pytest.raises(KeyboardInterrupt):
+        go(little_job(recipe, teacher), cut, Stop(steps + 1))  # in the third
+    go(little_job(recipe, teacher), cut)
+    assert same(final(whole), final(cut))
+    one, other = last(whole), last(cut)
+    assert one["networks"].keys() == other["networks"].keys()
+    for role, weights in one["networks"].items():
+        assert same(weights, other["networks"][role]), role
+    assert one["memory"].keys() == other["memory"].keys()
+    for part, tensors in one["memory"].items():
+        assert same(tensors, other["memory"][part]), part
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_settings_are_valid_and_name_their_source(recipe: str) -> None:
+    settings = read_recipe(recipe)
+    for role in ("teacher", "clean_teacher"):
+        if isinstance(network := settings.get(role), dict):
+            assert "weights" not in network, "whose teacher that is says the user"
+            settings[role] = {**network, "weights": "FILE"}
+    config = build_config(settings)
+    config.method.check_epochs(config.training.epochs)
+    networks = {"guide": config.guide, **config.teachers}
+    check_networks(config.method, [role for role, network in networks.items() if network is not None])
+    assert config.recipe == recipe
+
+
+def test_every_method_of_the_literature_is_there_for_both_data_sets() -> None:
+    for method in WANTED:
+        for data in ("mnist5k", "cifar10"):
+            assert f"{data}/{method}" in recipe_names(), f"{data}/{method}"
+
+
+WANTED = (
+    *("standard", "pgd_at", "trades", "fast_at", "n_fgsm", "gradalign", "free_at", "alp", "mart", "fat", "sat"),
+    *("gairat", "mail_at", "mail_trades", "mail_mart", "at_awp", "trades_awp", "gkl", "ikl", "kd_swa"),
+    *("ard", "rslad", "iad", "adaad", "trades_smoothed", "trades_awp_ema"),
+    *("dynat", "dynat_inner", "dynat_awp_0", "dynat_awp_1", "dynat_inner_awp", "dynat_gairat"),
+    *("dynat_inner_gairat", "dynat_mail", "dynat_inner_mail", "dynat_swapped"),
+)

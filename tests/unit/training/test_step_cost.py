@@ -1,0 +1,95 @@
+"""The passes that a dry run prints are those of the specification's cost model, and those of real steps."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from training_tools import make_step, mlp
+
+from robustly.cli.recipes import read_recipe, recipe_names
+from robustly.configuration import build_config
+from robustly.training import Method
+from robustly.training.cost import step_cost
+from robustly.training.method import outer_loss
+from robustly.training.step import Moment
+
+K = 10
+# model forwards and backwards, guide forwards and backwards (specification, section 12)
+EXPECTED = {
+    "standard": (1, 1, 0, 0),
+    "pgd_at": (K + 1, K + 1, 0, 0),
+    "trades": (1 + K + 2, K + 2, 0, 0),
+    "dynat": (1 + K + 1, K + 1, 1, 1),
+    "dynat_inner": (K + 1, K + 1, 1, 1),
+}
+
+
+def method_of(recipe: str) -> tuple[Method, int]:
+    settings = read_recipe(recipe)
+    for role in ("teacher", "clean_teacher"):
+        if settings.get(role) is not None:
+            settings[role] = {**settings[role], "weights": "of.safetensors"}  # type: ignore[dict-item]
+    config = build_config(settings)
+    return config.method, config.training.epochs
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_passes_are_those_of_the_cost_model(name: str) -> None:
+    method, epochs = method_of(f"cifar10/{name}")
+    cost = step_cost(method, epochs)
+    forwards, backwards, guide_forwards, guide_backwards = EXPECTED[name]
+    assert (cost.forwards["model"], cost.backwards["model"]) == (forwards, backwards)
+    assert cost.forwards.get("guide", 0) == guide_forwards
+    assert cost.backwards.get("guide", 0) == guide_backwards
+    assert cost.total == sum(EXPECTED[name])
+
+
+class Watched(nn.Module):
+    """A network of another kind than the stand-in, which counts."""
+
+    def __init__(self, passes: Counter[str]) -> None:
+        super().__init__()
+        self.net, self.passes = mlp(), passes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.net(x)
+        self.passes["forward"] += len(x)
+        if logits.requires_grad:
+            logits.register_hook(lambda slope: self.passes.update(backward=len(slope)))
+        return logits
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith("mnist5k/")])
+def test_real_steps_take_as_many(recipe: str) -> None:
+    """At most as many where examples may settle early, and never more."""
+    method, epochs = method_of(recipe)
+    cost = step_cost(method, epochs)
+    torch.manual_seed(0)
+    x, y = torch.rand(8, 6, dtype=torch.float64), torch.randint(4, (8,))
+    counts = {role: Counter[str]() for role in ("model", *method.networks)}
+    networks = {role: Watched(passes) for role, passes in counts.items()}
+    teachers = {role: network for role, network in networks.items() if role not in ("model", "guide")}
+    memory: dict[str, dict[str, torch.Tensor]] = {}
+    for replay in range(method.replays):
+        step = make_step(
+            x,
+            y,
+            networks["model"],
+            guide=networks.get("guide"),
+            teachers=teachers,
+            label_source=method.labels,
+            inner=method.inner,
+            memory=memory,
+            slot_of=method.slot_of,
+            moment=Moment(epochs - 1, 0, 1, epochs),
+            replay=replay,
+        )
+        outer_loss(method, step)[0].backward()
+        method.tell("after_backward", step)
+        method.tell("after_step", step)
+    settles = type(method.inner).__name__ in ("FriendlyInner", "CurriculumInner")
+    for role, passes in counts.items():
+        for way, declared in (("forward", cost.forwards[role]), ("backward", cost.backwards[role])):
+            spent = passes[way] / len(x)
+            assert spent <= declared if settles else spent == declared, (role, way)
