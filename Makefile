@@ -42,6 +42,8 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/cifar10_small.py
 	$(BIN)/python benchmarks/suites.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/methods.py
 
 docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -154,6 +154,15 @@ REFUSED = [
     (["train", "mnist5k/dynat", "--threat", "lp:0.1"], "allowed are linf, l2, l1, l0"),
     (["train", "mnist5k/dynat", "--guide", "null"], "set the key 'guide'"),
     (["train", "mnist5k/trades", "--guide.name", "small_cnn"], "does not use"),
+    (["train", "mnist5k/rslad"], "set teacher.weights to its file"),
+    (["train", "mnist5k/rslad", "--teacher", "null"], "asks for a teacher, the run has none"),
+    (["train", "mnist5k/rslad", "--teacher.weights", "nowhere.safetensors"], "nowhere.safetensors"),
+    (["train", "mnist5k/pgd_at", "--teacher.weights", "x"], "a teacher that the method does not use"),
+    (["train", "mnist5k/dynat", "--guide.classes", "7"], "classes = 7"),
+    (["train", "mnist5k/trades", "--method.labels", "{name: smoothed, smoothing: 1}"], "smoothing must"),
+    (["train", "mnist5k/trades", "--data.extra_source", "nowhere.npz"], "'nowhere.npz' is no file or folder"),
+    (["train", "mnist5k/trades", "--data.extra_fraction", "1"], "extra_fraction must lie between 0 and 1"),
+    (["train", "mnist5k/trades", "--training.stop_after_drop", "2"], "stop_after_drop must lie between"),
     (["train", "mnist5k/trades", "--method.inner.start", "none"], "zero gradient"),
     (["train", "mnist5k/trades", "--method.inner", "null"], "inner maximisation"),
     (["train", "mnist5k/trades", "--method.loss.name", "clean"], "does not use"),
@@ -191,6 +200,21 @@ def test_refused_in_one_sentence_before_any_work(
 ) -> None:
     assert reason in refusal(capsys, *words)
     assert list(here.iterdir()) == []
+
+
+def test_a_dry_run_prints_parts_and_passes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "mnist5k/dynat", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "objective kl" in said
+    assert [line.split("│")[2:5] for line in said.splitlines() if "guide   │" in line] == [
+        ["     78,778 ", "       1 ", "        1 "]
+    ]
+    assert "19 in all, 9.5 times standard training's" in said
+    assert "nothing was written" in said
+    assert list(here.iterdir()) == []
+    (here / "runs" / "mnist5k_dynat").mkdir(parents=True)
+    (here / "runs" / "mnist5k_dynat" / "config.yaml").write_text("{}")
+    assert main(["train", "mnist5k/dynat", "--dry-run"]) == 0, "an existing run is not in the way"
 
 
 def test_a_file_cannot_import_code(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The command `robustly`: train, evaluate, diagnose, analyse, audit, report, suites, recipes."""
+"""The command `robustly`: train, sweep, evaluate, diagnose, analyse, audit, compare, report, suites, recipes."""
 
 import argparse
 import logging
@@ -14,12 +14,15 @@ import robustly
 from robustly.cli.analysing import COUNT, run_analysis
 from robustly.cli.arguments import split_overrides
 from robustly.cli.auditing import run_audit
+from robustly.cli.comparing import add_compare, run_comparison
 from robustly.cli.diagnosing import COUNT as DIAGNOSED
 from robustly.cli.diagnosing import run_diagnostics
 from robustly.cli.evaluating import run_evaluation
 from robustly.cli.recipes import recipe_names, recipe_text
 from robustly.cli.reporting import run_report
 from robustly.cli.suites import show_suites
+from robustly.cli.sweep_arguments import add_sweep, asked_from
+from robustly.cli.sweeping import run_sweep
 from robustly.cli.training import run_training
 from robustly.threat import NORMS
 
@@ -72,13 +75,13 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object) -
 def _run(arguments: list[str]) -> int:
     words, overrides = split_overrides(arguments)
     options = _parser().parse_args(words)
-    if overrides and options.command not in ("train", "evaluate", "diagnose"):
+    if overrides and options.command not in ("train", "sweep", "evaluate", "diagnose"):
         raise ValueError(f"{options.command} takes no settings, got {overrides[0]}")
     return _COMMANDS[options.command](options, overrides)
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
-    return run_training(options.recipe, options.out, options.resume, overrides, options.trust_code)
+    return run_training(options.recipe, options.out, options.resume, overrides, options.trust_code, options.dry_run)
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -94,6 +97,7 @@ def _recipes(options: argparse.Namespace, overrides: list[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "train": _train,
+    "sweep": lambda options, overrides: run_sweep(asked_from(options, overrides)),
     "evaluate": _evaluate,
     "audit": lambda options, _: run_audit(options.run, options.rerun, options.trust_code, options.label),
     "diagnose": lambda options, overrides: run_diagnostics(
@@ -101,6 +105,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     ),
     "analyse": lambda options, _: run_analysis(options.run, options.count, options.trust_code),
     "suites": lambda options, _: show_suites(options.name, options.norm),
+    "compare": lambda options, _: run_comparison(options.runs, options.by, options.csv, options.html),
     "report": lambda options, _: run_report(options.runs, options.out),
     "recipes": _recipes,
 }
@@ -132,6 +137,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", nargs="?", help="dataset/method, or the path of a .yaml file")
     train.add_argument("--out", type=Path, help="run folder to make (default: runs/RECIPE)")
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
+    train.add_argument("--dry-run", action="store_true", help="check everything, print the parts and their cost")
+
+    add_sweep(
+        commands.add_parser("sweep", parents=[trust], allow_abbrev=False, help="train recipes x seeds x values")
+    )
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -157,6 +167,10 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", allow_abbrev=False, help="write the HTML page of one or several runs")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="file to write (default: report.html in the run, or here)")
+
+    add_compare(
+        commands.add_parser("compare", allow_abbrev=False, help="tables of runs, seeds and published numbers")
+    )
 
     diagnose = commands.add_parser(
         "diagnose",

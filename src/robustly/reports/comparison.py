@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import plotly.graph_objects as go
@@ -22,14 +23,34 @@ from robustly.reports.charts import (
 )
 from robustly.reports.evidence import Evaluation, Proportion, RunEvidence
 from robustly.reports.figures import epsilon_axis
-from robustly.reports.formats import NO_VALUE, percent, proportion
+from robustly.reports.formats import NO_VALUE, percent
+from robustly.reports.front import Point, clean_against_robust
+
+
+class Share(Protocol):
+    """A share in [0, 1] with the ends of its interval."""
+
+    @property
+    def share(self) -> float:
+        """The share itself."""
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+
+
+S = TypeVar("S", bound=Share)
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Generic[S]):
     """One number of the comparison: best of its column, and whether no interval of another touches it."""
 
-    value: Proportion | None
+    value: S | None
     best: bool = False
     clearly: bool = False
 
@@ -40,7 +61,7 @@ class Comparison:
 
     runs: tuple[str, ...]
     columns: tuple[str, ...]
-    cells: tuple[tuple[Cell, ...], ...]
+    cells: tuple[tuple[Cell[Proportion], ...], ...]
     differences: tuple[str, ...]
 
 
@@ -54,7 +75,7 @@ def compare(runs: Sequence[RunEvidence]) -> Comparison:
     rows = [_row(run.evaluation, list(titles), certified) for run in runs]
     trusted = [run.evaluation is None or not run.evaluation.masking for run in runs]
     columns = [
-        _marked([row[i] for row in rows], trusted if i else [True] * len(rows), comparable=not differences)
+        marked([row[i] for row in rows], trusted if i else [True] * len(rows), comparable=not differences)
         for i in range(len(names))
     ]
     cells = tuple(tuple(column[i] for column in columns) for i in range(len(runs)))
@@ -71,8 +92,14 @@ def _row(evaluation: Evaluation | None, attacks: Sequence[str], certified: bool)
     return row
 
 
-def _marked(column: Sequence[Proportion | None], trusted: Sequence[bool], comparable: bool) -> list[Cell]:
-    """The best of a column; numbers that masking is suspected behind are shown, but are no best ones."""
+def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool) -> list[Cell[S]]:
+    """The best of a column; numbers that masking is suspected behind are shown, but are no best ones.
+
+    Args:
+        column: the numbers, None where there is none.
+        trusted: which of them may be best.
+        comparable: whether they may be set against each other at all.
+    """
     known = [part for part, sound in zip(column, trusted, strict=True) if part is not None and sound]
     if not comparable or len(known) < 2:
         return [Cell(part) for part in column]
@@ -81,7 +108,7 @@ def _marked(column: Sequence[Proportion | None], trusted: Sequence[bool], compar
     for part, sound in zip(column, trusted, strict=True):
         best = part is not None and sound and part.share == top
         others = [other for other in known if other is not part]
-        cells.append(Cell(part, best, best and all(part.clearly_above(other) for other in others if part)))
+        cells.append(Cell(part, best, best and all(part.low > other.high for other in others if part)))
     return cells
 
 
@@ -104,49 +131,18 @@ def _differences(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
 
 def comparison_figures(runs: Sequence[RunEvidence]) -> tuple[Figure, ...]:
     """The figures that show all the runs together."""
-    found = [clean_against_robust(runs), security_curves(runs), robust_by_epoch(runs)]
+    found = [clean_against_robust(_points(runs)), security_curves(runs), robust_by_epoch(runs)]
     return tuple(each for each in found if each is not None)
 
 
-def clean_against_robust(runs: Sequence[RunEvidence]) -> Figure | None:
-    """One point per run: clean accuracy across, robust accuracy up."""
-    points = [(i, run.name, run.evaluation) for i, run in enumerate(runs) if run.evaluation is not None]
-    if not points:
-        return None
-    traces = [
-        go.Scatter(
-            x=[one.clean.share],
-            y=[one.worst_case.share],
-            error_x=_whisker(one.clean, i),
-            error_y=_whisker(one.worst_case, i),
-            name=label(shortened(name, 30)),
-            mode="markers",
-            marker={"size": 13, "color": RUN_COLOURS[i % 8], "symbol": RUN_SYMBOLS[i % 8]},
-            customdata=[[proportion(one.clean), proportion(one.worst_case)]],
-            hovertemplate="clean %{customdata[0]}<br>robust, at most %{customdata[1]}<extra></extra>",
-        )
-        for i, name, one in points
+def _points(runs: Sequence[RunEvidence]) -> list[Point]:
+    """A run's clean accuracy and its worst case; there is a front only where the tests were the same."""
+    tested = [(i, run.name, run.evaluation) for i, run in enumerate(runs) if run.evaluation is not None]
+    comparable = not _differences([one for *_, one in tested])
+    return [
+        Point.of_shares(i, name, one.clean, one.worst_case, ranked=comparable and not one.masking)
+        for i, name, one in tested
     ]
-    return figure(
-        Words(
-            "clean-against-robust",
-            "Clean against robust accuracy",
-            "Up and to the right is better. Whiskers are 95 % intervals; robust accuracy is the worst case "
-            "over all attacks, an upper bound.",
-            "Scatter chart. "
-            + "; ".join(
-                f"{name}: clean {percent(one.clean.share)}, robust {percent(one.worst_case.share)}"
-                for _, name, one in points
-            ),
-        ),
-        traces,
-        Table(
-            ("Run", "Clean", "Robust (worst case)"),
-            tuple((name, proportion(one.clean), proportion(one.worst_case)) for _, name, one in points),
-        ),
-        x={"tickformat": "~%", "title": axis_title("Clean accuracy")},
-        y={"tickformat": "~%", "title": axis_title("Robust accuracy (at most)")},
-    )
 
 
 def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
@@ -235,13 +231,3 @@ def robust_by_epoch(runs: Sequence[RunEvidence]) -> Figure | None:
         y={**PERCENT_AXIS, "title": axis_title("Accuracy")},
         layout={"hovermode": "x unified"},
     )
-
-
-def _whisker(part: Proportion, index: int) -> dict[str, object]:
-    return {
-        "array": [part.high - part.share],
-        "arrayminus": [part.share - part.low],
-        "color": RUN_COLOURS[index % 8],
-        "thickness": 1.5,
-        "width": 3,
-    }

@@ -1,6 +1,7 @@
 """Numbers as a reader wants them: shares in per cent with their intervals, counts, durations, hashes."""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from robustly.reports.evidence import Proportion
 
@@ -9,12 +10,24 @@ THIN = "\u202f"
 """Narrow no-break space, between a number and its unit and between thousands."""
 
 
+class Interval(Protocol):
+    """Whatever has the two ends of an interval, in [0, 1]."""
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+
+
 def percent(share: float | None) -> str:
     """A share in [0, 1] as `97.8 %`; a dash for None."""
     return NO_VALUE if share is None else f"{100 * share:.1f}{THIN}%"
 
 
-def interval(part: Proportion) -> str:
+def interval(part: Interval) -> str:
     """The 95 % interval of a share, in per cent: `[96.7, 98.6]`."""
     return f"[{100 * part.low:.1f}, {100 * part.high:.1f}]"
 
@@ -22,6 +35,11 @@ def interval(part: Proportion) -> str:
 def proportion(part: Proportion | None) -> str:
     """A share and its interval: `97.8 % [96.7, 98.6]`; a dash for None."""
     return NO_VALUE if part is None else f"{percent(part.share)} {interval(part)}"
+
+
+def deviating(share: float, deviation: float) -> str:
+    """A mean share and its standard deviation, in per cent: `45.7 ± 0.8 %`."""
+    return f"{100 * share:.1f} ± {100 * deviation:.1f}{THIN}%"
 
 
 def count(number: float | None) -> str:

@@ -1,25 +1,18 @@
 """Evidence of one or several runs -> one self-contained HTML page."""
 
-import base64
-import hashlib
-import os
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata, resources
 from pathlib import Path
 
-import jinja2
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
+from robustly.files import write_text
 from robustly.reports import formats
+from robustly.reports.assembly import assembled
 from robustly.reports.charts import Figure
 from robustly.reports.comparison import Comparison, compare, comparison_figures
 from robustly.reports.evidence import ReportError, RunEvidence
+from robustly.reports.names import distinct_names
 from robustly.reports.reading import read_run
-from robustly.reports.views import RunView, embedded_json, passes, view
+from robustly.reports.views import RunView, view
 
 SECTIONS = (
     ("attacks", "Attacks"),
@@ -51,12 +44,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     """
     page = render([read_run(Path(run)) for run in runs])
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(output, page)
     return output
 
 
@@ -68,50 +56,24 @@ def render(runs: Sequence[RunEvidence]) -> str:
     """
     if not runs:
         raise ReportError("A report needs at least one run.")
-    runs = _distinct_names(runs)
+    names = distinct_names([(run.name, run.path) for run in runs])
+    runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
     views = [view(run, f"run{i + 1}") for i, run in enumerate(runs)]
     comparison = compare(runs) if len(runs) > 1 else None
     together = comparison_figures(runs) if comparison else ()
-    scripts = {name: _script(_resource(f"{name}.js")) for name in ("theme", "page")}
-    scripts["plotly"] = _script(get_plotlyjs())
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("robustly.reports"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return assembled(
+        "page.html",
+        _figures(views, together),
+        {
+            "title": _title(runs),
+            "lead": _lead(runs),
+            "navigation": _navigation(views, comparison),
+            "views": views,
+            "comparison": comparison,
+            "figures": together,
+            "count": len(runs),
+        },
     )
-    environment.filters.update(_FILTERS)
-    return environment.get_template("page.html").render(
-        title=_title(runs),
-        lead=_lead(runs),
-        version=metadata.version("robustly"),
-        navigation=_navigation(views, comparison),
-        views=views,
-        comparison=comparison,
-        figures=together,
-        figures_json=embedded_json(_figures(views, together)),
-        style=_resource("style.css"),
-        theme_script=scripts["theme"],
-        plotly_script=scripts["plotly"],
-        page_script=scripts["page"],
-        script_hashes=[_hash(text) for text in scripts.values()],
-    )
-
-
-def _distinct_names(runs: Sequence[RunEvidence]) -> list[RunEvidence]:
-    """Runs of one name are told apart by the folders they lie in, or else by numbers."""
-    often = Counter(run.name for run in runs)
-    longer = [
-        run
-        if often[run.name] == 1
-        else replace(run, name=f"{run.path.resolve().parent.name}/{run.path.resolve().name}")
-        for run in runs
-    ]
-    often = Counter(run.name for run in longer)
-    return [
-        run if often[run.name] == 1 else replace(run, name=f"{run.name} ({i + 1})") for i, run in enumerate(longer)
-    ]
 
 
 def _title(runs: Sequence[RunEvidence]) -> str:
@@ -166,46 +128,8 @@ def _has(one: RunView, section: str) -> bool:
     return parts[section]
 
 
-def _figures(views: Sequence[RunView], together: Sequence[Figure]) -> dict[str, object]:
+def _figures(views: Sequence[RunView], together: Sequence[Figure]) -> dict[str, Figure]:
     """Everything that plotly draws, by the name that its place on the page carries."""
     found = [("all", figure) for figure in together]
     found += [(one.key, figure) for one in views for figure in (*one.charts, *one.analysis, *one.training)]
-    return {f"{key}-{figure.words.key}": {"data": figure.data, "layout": figure.layout} for key, figure in found}
-
-
-def _resource(name: str) -> str:
-    return resources.files("robustly.reports").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _script(text: str) -> str:
-    """JavaScript as it can stand in a page: nothing in it may end the script element or open a comment."""
-    plain = text.replace("\r\n", "\n").replace("\r", "\n")
-    return plain.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
-def _hash(script: str) -> str:
-    """The hash by which the page's security policy lets this script run, and no other."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
-
-
-def _breakable(text: str) -> Markup:
-    """Text whose lines may break behind underscores and slashes, as run names need it on a phone."""
-    parts = re.split(r"(?<=[_/-])", text)
-    return Markup("<wbr>").join(parts)
-
-
-_FILTERS = {
-    "percent": formats.percent,
-    "interval": formats.interval,
-    "proportion": formats.proportion,
-    "count": formats.count,
-    "decimal": formats.decimal,
-    "duration": formats.duration,
-    "short": formats.short,
-    "breakable": _breakable,
-    "moment": formats.moment,
-    "setting": formats.setting,
-    "number": lambda value: f"{value:.5f}",
-    "passes": passes,
-}
+    return {f"{key}-{figure.words.key}": figure for key, figure in found}

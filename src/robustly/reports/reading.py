@@ -42,9 +42,9 @@ def read_run(path: Path) -> RunEvidence:
     if not path.is_dir():
         raise ReportError(f"{path} is no folder of a run.")
     folder = path / "evaluation"
-    config = _if_there(path / "config.yaml", _read_config)
-    training = _if_there(path / "metrics.csv", _read_training)
-    evaluation = _if_there(folder / "summary.json", lambda file: parse_summary(read_json(file)))
+    config = if_there(path / "config.yaml", read_config)
+    training = if_there(path / "metrics.csv", _read_training)
+    evaluation = if_there(folder / "summary.json", lambda file: parse_summary(read_json(file)))
     if training is None and evaluation is None:
         raise ReportError(
             f"{path} holds neither evaluation/summary.json nor metrics.csv: evaluate it first "
@@ -53,21 +53,27 @@ def read_run(path: Path) -> RunEvidence:
     examples = pictures = None
     notes = []
     if evaluation is not None:
-        examples = _if_there(folder / "evidence.parquet", lambda file: _read_examples(file, evaluation))
-        pictures = _if_there(folder / "adversarial.safetensors", lambda file: _read_pictures(file, evaluation))
+        examples = if_there(folder / "evidence.parquet", lambda file: read_examples(file, evaluation))
+        pictures = if_there(folder / "adversarial.safetensors", lambda file: _read_pictures(file, evaluation))
         notes = _contradictions(evaluation, examples)
-    analysis = _if_there(path / "analysis.json", lambda file: parse_analysis(read_json(file)))
+    analysis = if_there(path / "analysis.json", lambda file: parse_analysis(read_json(file)))
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
     name = (evaluation.run if evaluation else None) or path.resolve().name
     return RunEvidence(path, name, config, training, evaluation, examples, pictures, tuple(notes), analysis)
 
 
-def _if_there(file: Path, read: Callable[[Path], Part]) -> Part | None:
+def if_there(file: Path, read: Callable[[Path], Part]) -> Part | None:
+    """What a file holds, or None where there is no such file."""
     return read(file) if file.is_file() else None
 
 
-def _read_config(file: Path) -> Mapping[str, object]:
+def read_config(file: Path) -> Mapping[str, object]:
+    """The settings of a run.
+
+    Raises:
+        ReportError: no YAML, or no mapping.
+    """
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -105,7 +111,12 @@ def _read_training(file: Path) -> Training | None:
     )
 
 
-def _read_examples(file: Path, evaluation: Evaluation) -> Examples:
+def read_examples(file: Path, evaluation: Evaluation) -> Examples:
+    """The evidence table of an evaluation.
+
+    Raises:
+        ReportError: if the file is cut off or lacks a column.
+    """
     try:
         table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:

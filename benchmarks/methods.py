@@ -1,0 +1,160 @@
+"""Every method of DYNAT's first table and its neighbours at one budget, on real images, several seeds.
+
+    python benchmarks/methods.py [--data mnist,cifar] [--methods pgd_at,trades,...] [--seeds 0,1,2] [--out FOLDER]
+
+MNIST: the shipped `mnist5k/...` recipes as they are (linf 0.3). CIFAR-10: the shipped `cifar10/...` recipes with a
+ResNet-18 of a quarter of the width, 20,000 images of `$ROBUSTLY_SHARED_DATA/cifar10-jpeg` (JPEG q75: numbers on it
+are not comparable with published ones), 10 epochs, PGD-5 inside, all else alike. Teachers are trained first.
+Finished runs are kept, stopped ones go on: methods and seeds can be added one by one. Evaluates clean, PGD-20
+and C&W with the suite `dynat`, and `quick` for the worst case; writes `methods.csv` and `methods.md` into
+`benchmarks/results`.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from robustly.cli import main as robustly
+from robustly.cli.recipes import read_recipe, recipe_names
+
+RESULTS = Path(__file__).parent / "results"
+FIRST = ("pgd_at", "trades", "lbgat0", "dynat", "dynat_inner_awp")
+NORMALISATION = {"mean": "[0.4914, 0.4822, 0.4465]", "std": "[0.2471, 0.2435, 0.2616]"}
+EPOCHS = 10
+COLUMNS = ("data", "method", "seeds", "clean", "pgd_20", "cw_20", "quick", "spread_of_quick", "minutes")
+
+
+def words(settings: dict[str, str]) -> list[str]:
+    return [word for key, value in settings.items() for word in (f"--{key}", value)]
+
+
+def cifar_settings(method: str) -> dict[str, str]:
+    """What all methods have in common on CIFAR-10, whatever their published settings."""
+    shared = os.environ.get("ROBUSTLY_SHARED_DATA")
+    if not shared or not (Path(shared) / "cifar10-jpeg").is_dir():
+        sys.exit("set ROBUSTLY_SHARED_DATA to a folder with cifar10-jpeg/train.parquet and test.parquet")
+    recipe = read_recipe(f"cifar10/{method}")
+    values = {
+        "threat": "linf:8/255",
+        "data.source": str((Path(shared) / "cifar10-jpeg").resolve()),
+        "data.train_limit": "20000",
+        "data.test_limit": "1000",
+        "optimizer.learning_rate": "0.1",
+        "optimizer.weight_decay": "0.0005",
+        "schedule": "{name: one_cycle, peak: 0.3}",
+        "training.epochs": str(EPOCHS),
+        "training.batch_size": "128",
+        "runtime.precision": "bf16-mixed",
+    }
+    for role in ("model", "guide", "teacher"):
+        if role == "model" or recipe.get(role) is not None:
+            values |= {f"{role}.name": "resnet18", f"{role}.width": "0.25"}
+            values |= {f"{role}.{key}": value for key, value in NORMALISATION.items()}
+    method_settings = recipe["method"]
+    assert isinstance(method_settings, dict)
+    inner = method_settings.get("inner") or {}
+    if inner.get("steps", 1) > 5:
+        values |= {"method.inner.steps": "5", "method.inner.step_size": "null"}
+        values |= {"method.inner.relative_step_size": "0.5"}
+    for name, part in {
+        "weights": method_settings.get("weights"),
+        **(method_settings.get("parameters") or {}),
+    }.items():
+        for key in ("burn_in", "warm_up", "start"):
+            if isinstance(part, dict) and isinstance(part.get(key), int) and part[key] > 0:
+                slot = "weights" if name == "weights" else f"parameters.{name}"
+                values[f"method.{slot}.{key}"] = str(EPOCHS // 2)
+    return values
+
+
+def run(data: str, method: str, seed: int, folder: Path) -> Path:
+    """Train and evaluate one run, or take up what is there."""
+    out = folder / data / f"{method}-{seed}"
+    dataset = {"mnist": "mnist5k", "cifar": "cifar10"}[data]
+    recipe = read_recipe(f"{dataset}/{method}")
+    settings = {"seed": str(seed)} | (cifar_settings(method) if data == "cifar" else {})
+    for role, by in (("teacher", "trades"), ("clean_teacher", "standard")):
+        if recipe.get(role) is not None:
+            settings[f"{role}.weights"] = str((run(data, by, seed, folder) / "model.safetensors").resolve())
+    train = ["train", f"{dataset}/{method}", "--out", str(out), *words(settings)]
+    if (out / "config.yaml").exists():
+        train = ["train", "--resume", str(out)]
+    steps = [(out / "model.safetensors", train)]
+    for suite, label in (("dynat", "dynat"), ("quick", "quick")):
+        evaluated = ["evaluate", str(out), "--suite", suite, "--as", label]
+        steps.append((out / f"evaluation_{label}" / "summary.json", evaluated))
+    for product, command in steps:
+        if not product.exists() and robustly(command) != 0:
+            sys.exit(f"{' '.join(command[:2])} failed")
+    return out
+
+
+def row_of(data: str, method: str, runs: list[Path]) -> dict[str, str]:
+    """Means over seeds, in %."""
+    numbers: dict[str, list[float]] = {name: [] for name in ("clean", "pgd_20", "cw_20", "quick", "minutes")}
+    for out in runs:
+        full = json.loads((out / "evaluation_dynat" / "summary.json").read_text())
+        fast = json.loads((out / "evaluation_quick" / "summary.json").read_text())
+        numbers["clean"].append(100 * full["clean"]["accuracy"])
+        for attack in ("pgd_20", "cw_20"):
+            numbers[attack].append(100 * full["attacks"][attack]["accuracy"])
+        numbers["quick"].append(100 * fast["worst_case"]["accuracy"])
+        numbers["minutes"].append(json.loads((out / "status.json").read_text())["seconds"] / 60)
+    means = {name: f"{statistics.mean(values):.1f}" for name, values in numbers.items()}
+    spread = f"{statistics.stdev(numbers['quick']):.1f}" if len(runs) > 1 else ""
+    return {"data": data, "method": method, "seeds": str(len(runs)), "spread_of_quick": spread, **means}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", default="mnist,cifar")
+    parser.add_argument("--methods", help="those of a data set's recipes without it")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    options = parser.parse_args()
+    stored: dict[tuple[str, str], dict[str, str]] = {}
+    table = RESULTS / "methods.csv"
+    if table.exists():
+        with table.open(encoding="utf-8") as file:
+            stored = {(row["data"], row["method"]): row for row in csv.DictReader(file)}
+    for data in options.data.split(","):
+        dataset = {"mnist": "mnist5k", "cifar": "cifar10"}[data]
+        shipped = [name.partition("/")[2] for name in recipe_names() if name.startswith(f"{dataset}/")]
+        chosen = (
+            options.methods.split(",") if options.methods else [*FIRST, *(m for m in shipped if m not in FIRST)]
+        )
+        for method in chosen:
+            if method in shipped:
+                runs = [run(data, method, int(seed), options.out) for seed in options.seeds.split(",")]
+                stored[data, method] = row_of(data, method, runs)
+                write(stored, table)
+
+
+def write(stored: dict[tuple[str, str], dict[str, str]], table: Path) -> None:
+    """The table as CSV and as a page."""
+    rows = [stored[key] for key in sorted(stored)]
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join('---' for _ in COLUMNS)} |"]
+    lines += [f"| {' | '.join(row[name] for name in COLUMNS)} |" for row in rows]
+    (RESULTS / "methods.md").write_text(
+        "# Methods at one budget\n\n" + "\n".join(lines) + "\n\n"
+        "Accuracy in % on 1,000 test images, means over seeds; `quick` is the worst case over that suite, and\n"
+        "`spread_of_quick` its standard deviation over seeds. MNIST: 3,500 digits, linf 0.3, `mnist5k` recipes.\n"
+        f"CIFAR-10 (JPEG q75): quarter-width ResNet-18, 20,000 images, {EPOCHS} epochs, PGD-5 inside, linf 8/255.\n"
+        "A scale of their own: nothing here compares with published numbers.\n\n"
+        f"`python benchmarks/methods.py`, torch {torch.__version__}, {platform.machine()}.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""A page for each training method, made when the documentation is built: from its recipes and its parts.
+
+Nothing about a method is written twice: formula, defaults, source and pitfalls come from the docstrings of its
+parts, settings from its recipes, published numbers from the table of `robustly compare`, passes from counting, and
+numbers of ours from the committed benchmark.
+"""
+
+import csv
+import inspect
+from dataclasses import dataclass
+from importlib import resources
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from robustly.cli.composing import rows_of
+from robustly.cli.recipes import read_recipe, recipe_names, recipe_text
+from robustly.configuration import RunConfig, build_config
+from robustly.training import INNER_MAXIMISERS, LABEL_SOURCES, LOSSES, PARAMETER_PARTS, WEIGHTS, DataLabels
+from robustly.training.cost import step_cost
+
+TABLES: dict[str, dict[str, Any]] = {
+    "labels": LABEL_SOURCES,
+    "inner": INNER_MAXIMISERS,
+    "loss": LOSSES,
+    "weights": WEIGHTS,
+    "parameters": PARAMETER_PARTS,
+}
+MEASURED = Path(__file__).parent.parent / "benchmarks" / "results" / "methods.csv"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe and its settings, teachers named but without a file."""
+
+    name: str
+    comment: str
+    config: RunConfig
+
+
+def recipes_of(method: str) -> list[Recipe]:
+    """All recipes of a method, the published settings first."""
+    names = [name for name in recipe_names() if name.partition("/")[2] == method]
+    return [read(name) for name in sorted(names, key=lambda name: (name.startswith("mnist5k/"), name))]
+
+
+def read(name: str) -> Recipe:
+    """A shipped recipe."""
+    settings = read_recipe(name)
+    for role in ("teacher", "clean_teacher"):
+        if isinstance(network := settings.get(role), dict):
+            settings[role] = {**network, "weights": "FILE"}
+    lines = recipe_text(name).splitlines()
+    comment = [line.lstrip("# ").rstrip() for line in takewhile(lambda line: line.startswith("#"), lines)]
+    return Recipe(name, "\n".join(comment), build_config(settings))
+
+
+def methods() -> list[str]:
+    """All methods that have a recipe, by name."""
+    return sorted({name.partition("/")[2] for name in recipe_names()})
+
+
+def title(method: str) -> str:
+    """A method's name as the literature writes it."""
+    capitals = {"at", "awp", "ema", "swa", "fat", "sat", "alp", "kd", "ard", "iad", "gkl", "ikl", "dkl", "fgsm"}
+    names = {
+        "dynat": "DYNAT", "trades": "TRADES", "mart": "MART", "gairat": "GAIRAT", "mail": "MAIL", "rslad": "RSLAD",
+        "pgd": "PGD", "lbgat": "LBGAT", "lbgat0": "LBGAT0", "lbgat6": "LBGAT6", "adaad": "AdaAD",
+        "gradalign": "GradAlign", "wrn": "WRN", "n": "N",
+    }  # fmt: skip
+    words = [names.get(word, word.upper() if word in capitals else word.capitalize()) for word in method.split("_")]
+    return "-".join(words)
+
+
+def page(method: str) -> str:
+    """Markdown of a method's page."""
+    recipes = recipes_of(method)
+    first = recipes[0]
+    parts = [f"# {title(method)}", "", "```", f"robustly train {recipes[-1].name}", "```", ""]
+    for recipe in recipes:
+        parts += [f"## `{recipe.name}`", "", *_quoted(recipe.comment), "", *_table(recipe), ""]
+    parts += ["## The parts", "", *_explained(first), *_cost(first), *_published(method), *_measured(method)]
+    return "\n".join(parts) + "\n"
+
+
+def _quoted(comment: str) -> list[str]:
+    lines = comment.splitlines()
+    commands = [line for line in lines if line.startswith("robustly ")]
+    return [*(f"> {line}  " for line in lines if line not in commands), "", "```", *commands, "```"]
+
+
+def _table(recipe: Recipe) -> list[str]:
+    config = recipe.config
+    lines = ["| part | what | settings |", "| --- | --- | --- |"]
+    lines += [f"| {slot} | `{what}` | {said or '-'} |" for slot, what, said in rows_of(config.method_settings)]
+    networks = {"model": config.model, "guide": config.guide, **config.teachers}
+    for role, network in networks.items():
+        if network is not None:
+            lines.append(f"| {role} | `{network.name}` | width {network.width:g} |")
+    training, optimizer, schedule = config.training, config.optimizer, config.schedule
+    ramp = f", epsilon grown over {training.epsilon_ramp:g} epochs" if training.epsilon_ramp else ""
+    times = f" at {', '.join(f'{b:g}' for b in schedule.boundaries)}" if schedule.boundaries else ""
+    lines.append(
+        f"| training | {training.epochs} epochs | threat {config.threat}, batches of {training.batch_size}, "
+        f"{optimizer.name} at {optimizer.learning_rate:g}, weight decay {optimizer.weight_decay:g}, "
+        f"{schedule.name} schedule{times}{ramp} |"
+    )
+    return lines
+
+
+def _explained(recipe: Recipe) -> list[str]:
+    """The docstring of every part, its settings as a list."""
+    lines: list[str] = []
+    settings = recipe.config.method_settings
+    used = [(slot, (settings.get(slot) or {}).get("name")) for slot in ("labels", "inner", "loss", "weights")]
+    used += [("parameters", name) for name in settings.get("parameters") or {}]
+    for slot, name in used:
+        if name is None and slot in ("inner", "weights"):
+            continue
+        cls = TABLES[slot][name] if name is not None else {"labels": DataLabels, "loss": LOSSES["clean"]}[slot]
+        lines += [f"### {slot}: {name or {'labels': 'data', 'loss': 'clean'}[slot]}", "", *_docstring(cls), ""]
+    return lines
+
+
+def _docstring(cls: type) -> list[str]:
+    lines, arguments = [], False
+    for line in (inspect.getdoc(cls) or "").splitlines():
+        heading = line.rstrip(":") if line in ("Args:", "Raises:", "Returns:") else None
+        if heading is not None:
+            arguments = True
+            lines += ["", f"**{ {'Args': 'Settings', 'Raises': 'Refused', 'Returns': 'Returns'}[heading] }**", ""]
+        elif arguments and line.startswith("    ") and line[4:5] != " " and ":" in line:
+            name, _, text = line.strip().partition(":")
+            lines.append(f"- `{name}`: {text.strip()}")
+        elif arguments and line.strip():
+            lines.append(f"  {line.strip()}")
+        else:
+            lines.append(line)
+    return lines
+
+
+def _cost(recipe: Recipe) -> list[str]:
+    cost = step_cost(recipe.config.method, recipe.config.training.epochs)
+    lines = ["## What a step costs", ""]
+    lines += ["Passes of an example that nothing breaks, all warm-ups over, counted.", ""]
+    lines += ["| network | forward | backward |", "| --- | --- | --- |"]
+    lines += [f"| {role} | {cost.forwards[role]} | {cost.backwards[role]} |" for role in cost.forwards]
+    return [*lines, ""]
+
+
+def _published(method: str) -> list[str]:
+    text = resources.files("robustly.reports").joinpath("published.csv").read_text(encoding="utf-8")
+    rows = [row for row in csv.DictReader(text.splitlines()) if row["method"] == method]
+    if not rows:
+        return []
+    columns = [name for name in rows[0] if name not in ("method", "name") and any(row[name] for row in rows)]
+    lines = ["## Published", "", f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    return [*lines, *(f"| {' | '.join(row[name] or '-' for name in columns)} |" for row in rows), ""]
+
+
+def _measured(method: str) -> list[str]:
+    rows = []
+    if MEASURED.is_file():
+        with MEASURED.open(encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["method"] == method]
+    if not rows:
+        return []
+    columns = [name for name in rows[0] if name != "method"]
+    lines = ["## Measured here", "", f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    lines += [f"| {' | '.join(row[name] for name in columns)} |" for row in rows]
+    return [*lines, "", "From `benchmarks/methods.py`, which says under which settings; not the papers' scale.", ""]
+
+
+def index() -> str:
+    """Markdown of the list of all methods."""
+    lines = [
+        "# Training methods",
+        "",
+        "A method is a row of five parts. Whatever is not in this table is three lines of YAML: take a recipe, "
+        "change a part. `robustly train RECIPE --dry-run` prints the parts and what a step costs.",
+        "",
+        "| method | labels | inner | loss | weights | parameters | forward + backward passes |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for method in methods():
+        recipe = recipes_of(method)[0]
+        rows = rows_of(recipe.config.method_settings)
+        cells = {slot: ", ".join(what for place, what, _ in rows if place == slot) for slot in TABLES}
+        objective = (recipe.config.method_settings["inner"] or {}).get("objective")
+        cells["inner"] += f" ({objective.replace('_', '-')})" if objective else ""
+        cost = step_cost(recipe.config.method, recipe.config.training.epochs)
+        passes = f"{sum(cost.forwards.values())} + {sum(cost.backwards.values())}"
+        lines.append(f"| [{title(method)}]({method}.md) | {' | '.join(cells.values())} | {passes} |")
+    return "\n".join(lines) + "\n"
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List the pages; called by mkdocs."""
+    pages = [{"All": "methods/index.md"}, *({title(method): f"methods/{method}.md"} for method in methods())]
+    for entry in config.nav or []:
+        if "Training methods" in entry:
+            entry["Training methods"] = pages
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages; called by mkdocs."""
+    files.append(File.generated(config, "methods/index.md", content=index()))
+    for method in methods():
+        files.append(File.generated(config, f"methods/{method}.md", content=page(method)))
+    return files

@@ -1,0 +1,20 @@
+"""What runs are called where several stand side by side."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def distinct_names(named: Sequence[tuple[str, Path]]) -> list[str]:
+    """Runs of one name are told apart by the folders they lie in, or else by numbers.
+
+    Args:
+        named: name and folder of every run.
+    """
+    often = Counter(name for name, _ in named)
+    longer = [
+        name if often[name] == 1 else f"{folder.resolve().parent.name}/{folder.resolve().name}"
+        for name, folder in named
+    ]
+    often = Counter(longer)
+    return [name if often[name] == 1 else f"{name} ({i + 1})" for i, name in enumerate(longer)]

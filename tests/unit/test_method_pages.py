@@ -1,0 +1,53 @@
+"""Every recipe's method has a page, made of what its parts and recipes say."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("mkdocs", reason="the documentation's tools are not installed")
+ROOT = Path(__file__).parents[2]
+
+
+def load_pages() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("method_pages", ROOT / "docs_build" / "method_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["method_pages"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+PAGES = load_pages()
+
+
+@pytest.mark.parametrize("method", PAGES.methods())
+def test_a_page_says_what_a_user_asks(method: str) -> None:
+    page = PAGES.page(method)
+    assert page.startswith(f"# {PAGES.title(method)}\n")
+    for heading in ("## The parts", "## What a step costs", "| labels |", "| inner |", "| loss |"):
+        assert heading in page, heading
+    venues = ("arXiv", "ICLR", "ICML", "ICCV", "CVPR", "NeurIPS", "AAAI", "RobustBench")
+    assert any(venue in page for venue in venues), "a source"
+    for name in PAGES.recipes_of(method):
+        assert f"## `{name.name}`" in page
+        assert f"robustly train {name.name}" in page, "the recipe's header says how to run it"
+
+
+def test_dynat_has_its_formula_settings_cost_and_published_numbers() -> None:
+    page = PAGES.page("dynat")
+    assert "beta CE(z', label) + consistency KL(p || p')" in page
+    assert "- `beta`: weight of the adversarial term" in page
+    assert "| model | 12 | 11 |" in page
+    assert "89.16" in page
+    assert "| guide | `resnet18_lbgat` |" in page
+
+
+def test_the_index_lists_every_method_with_its_parts() -> None:
+    index = PAGES.index()
+    for method in PAGES.methods():
+        assert f"]({method}.md)" in index
+    assert "| [DYNAT](dynat.md) | guide | pgd (kl) | dynat | none | none | 13 + 12 |" in index
