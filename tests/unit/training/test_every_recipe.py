@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_tools import final, last, same, small_net
+from training_tools import Stop, final, last, same, small_net
 
 from robustly.cli.recipes import read_recipe, recipe_names
 from robustly.configuration import apply_overrides, build_config
 from robustly.models import save_weights
 from robustly.runs import build_job
 from robustly.runtime import Runtime, RuntimeConfig
-from robustly.training import Job, Moment, Observer, train
+from robustly.training import Job, Observer, train
 from robustly.training.job import ROLES, check_networks
 
 EPOCHS, STEPS_PER_EPOCH = 3, 3
@@ -29,18 +29,6 @@ LITTLE = {
     "training.validation_batch_size": "20",
     "model.dropout": "0.3",
 }
-
-
-class Stop(Observer):
-    """Ctrl-C after a step."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def stepped(self, moment: Moment, loss: float, images: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def little_job(recipe: str, teacher: Path) -> Job:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from training_tools import Given, final, last, make_job, make_step, mlp, run, same
+from training_tools import Given, Stop, final, last, make_job, make_step, mlp, run, same
 
 from robustly.data import Splits
 from robustly.objectives import kl
@@ -20,8 +20,6 @@ from robustly.training import (
     Job,
     Method,
     MethodError,
-    Moment,
-    Observer,
     PGDInner,
     Step,
     TradesLoss,
@@ -241,18 +239,6 @@ def test_a_class_that_an_epoch_did_not_show_keeps_its_row() -> None:
         GklLoss().after_epoch(end_of(memory))
         assert torch.allclose(memory["ClassPrior"]["prior"][2], kept)
         assert bool(memory["ClassPrior"]["prior"].isfinite().all())
-
-
-class Stop(Observer):
-    """Stops a run as Ctrl-C would, after a number of steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def stepped(self, moment: Moment, loss: float, images: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("steps", [6, 8])  # of 5 in an epoch

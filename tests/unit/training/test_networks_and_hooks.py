@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import Tensor
-from training_tools import NormNet, final, last, make_job, make_step, mlp, run, same, small_net
+from training_tools import NormNet, Stop, final, last, make_job, make_step, mlp, run, same, small_net
 
 from robustly.attacks import AttackResult
 from robustly.data import Extra, Splits
@@ -21,8 +21,6 @@ from robustly.training import (
     Labels,
     Method,
     MethodError,
-    Moment,
-    Observer,
     PGDInner,
     Step,
     TrainingConfig,
@@ -210,21 +208,10 @@ def test_extra_images_are_mixed_into_every_batch_and_resumption_is_exact(little:
         return make_job(little, Method(), small_net(dropout=0.3), extra=extra, training={"epochs": epochs})
 
     whole = run(job(3), tmp_path / "whole")
+    stop = Stop(7)
     with pytest.raises(KeyboardInterrupt):
-        run(job(3), tmp_path / "cut", Stop(7))
+        run(job(3), tmp_path / "cut", stop)
+    assert stop.images == {32}, "every batch is full"
     run(job(3), tmp_path / "cut")
     assert same(final(tmp_path / "whole"), final(tmp_path / "cut"))
     assert whole.rows[-1]["step"] == 3 * job(3).steps_per_epoch
-
-
-class Stop(Observer):
-    """Ctrl-C after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def stepped(self, moment: Moment, loss: float, images: int) -> None:
-        self.left -= 1
-        assert images == 32, "every batch is full"
-        if self.left == 0:
-            raise KeyboardInterrupt

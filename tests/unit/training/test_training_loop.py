@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from training_tools import THREAT, NormNet, Splits, final, last, make_job, run, same, small_digits, small_net
+from training_tools import THREAT, NormNet, Splits, Stop, final, last, make_job, run, same, small_digits, small_net
 
 from robustly.attacks import dynat_pgd
 from robustly.models import load_weights
@@ -24,8 +24,6 @@ from robustly.training import (
     GuideLabels,
     Method,
     MethodError,
-    Moment,
-    Observer,
     OptimizerConfig,
     PGDInner,
     Step,
@@ -185,18 +183,6 @@ def test_an_epsilon_of_whole_pixels_grows_by_whole_pixels(little: Splits, tmp_pa
     job = make_job(little, Method(inner=PGDInner(steps=1), loss=Watch()), threat=ThreatModel("l0", 8))
     run(replace(job, training=replace(job.training, epochs=1, epsilon_ramp=1.0)), tmp_path)
     assert seen == [1, 3, 4, 6, 8]
-
-
-class Stop(Observer):
-    """Stops the run as Ctrl-C would, after a number of steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def stepped(self, moment: Moment, loss: float, images: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("steps", [1, 5, 7, 13])

@@ -88,6 +88,20 @@ def make_step(x: Tensor, y: Tensor, model: nn.Module, **changes: Any) -> Step:
     return Step(Batch(x, y, ids, KeyedGenerator(5, ids)), model, **(settings | changes))
 
 
+class Stop(Observer):
+    """Stops a run as Ctrl-C would, after a number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+        self.images: set[int] = set()
+
+    def stepped(self, moment: Moment, loss: float, images: int) -> None:
+        self.left -= 1
+        self.images.add(images)
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
 def make_job(splits: Splits, method: Method, model: nn.Module | None = None, **changes: Any) -> Job:
     """A job of two epochs in batches of 32."""
     training = {"epochs": 2, "batch_size": 32, "validation_steps": 2}
