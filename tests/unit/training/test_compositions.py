@@ -1,0 +1,158 @@
+"""Any parts together: they compose or say why not, and what a part leaves out changes nothing, bit by bit."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from training_tools import make_step, mlp
+
+from robustly.training import (
+    INNER_MAXIMISERS,
+    LABEL_SOURCES,
+    LOSSES,
+    ExponentialAverage,
+    Method,
+    MethodError,
+)
+from robustly.training.awp import WeightPerturbation
+from robustly.training.gradalign import GradAlign
+from robustly.training.method import outer_loss
+from robustly.training.weights import MailWeights
+
+COUNT, CLASSES = 6, 4
+
+
+def built(table: dict[str, type], **changes: dict[str, object]) -> st.SearchStrategy[object]:
+    return st.sampled_from([kind(**changes.get(name, {})) for name, kind in table.items()])
+
+
+FEW_STEPS = {name: {"steps": 2} for name in ("pgd", "adaad", "gkl", "friendly", "curriculum")}
+LABELS = built(LABEL_SOURCES)
+INNERS = built(INNER_MAXIMISERS, **FEW_STEPS)
+LOSS = built(LOSSES)
+COMMON = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.filter_too_much])
+
+
+def composed(labels: object, inner: object, loss: object, **more: object) -> Method:
+    """A method; hypothesis looks for another one where the parts say that they do not go together."""
+    try:
+        return Method(labels=labels, inner=inner, loss=loss, **more)  # type: ignore[arg-type]
+    except MethodError:
+        assume(False)
+        raise
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What one step gave: the loss, and the gradients of the model and of the guide."""
+
+    loss: Tensor
+    model: dict[str, Tensor]
+    guide: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+
+
+def look(method: Method) -> Looked:
+    """One step of a method on fixed images, the same for all."""
+    draws = torch.Generator().manual_seed(0)
+    x = torch.rand(COUNT, 6, dtype=torch.float64, generator=draws)
+    y = torch.arange(COUNT) % CLASSES
+    networks = {role: mlp(number) for number, role in enumerate(("model", "guide", "teacher", "clean_teacher"))}
+    for role in ("teacher", "clean_teacher"):
+        networks[role].requires_grad_(False).eval()
+    step = make_step(
+        x,
+        y,
+        networks["model"].train(),
+        guide=networks["guide"].train() if "guide" in method.networks else None,
+        teachers={role: networks[role] for role in ("teacher", "clean_teacher")},
+        label_source=method.labels,
+        inner=method.inner,
+        slot_of=method.slot_of,
+    )
+    loss, _ = outer_loss(method, step)
+    loss.backward()
+    method.tell("after_backward", step)
+    method.tell("after_step", step)
+    for role in ("teacher", "clean_teacher"):
+        assert all(p.grad is None for p in networks[role].parameters())
+    statistics = dict(networks["model"].named_buffers())
+    return Looked(loss.detach(), slopes(networks["model"]), slopes(networks["guide"]), statistics)
+
+
+def slopes(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def alike(one: Looked, other: Looked, exactly: bool = True) -> None:
+    close = torch.equal if exactly else lambda a, b: torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+    assert close(one.loss, other.loss)
+    for name in ("model", "guide", "statistics"):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        assert mine.keys() == theirs.keys()
+        assert all(close(value, theirs[key]) for key, value in mine.items()), name
+
+
+@COMMON
+@given(labels=LABELS, inner=INNERS, loss=LOSS)
+def test_parts_compose_or_say_why_not(labels: object, inner: object, loss: object) -> None:
+    method = composed(labels, inner, loss)
+    found = look(method)
+    assert bool(found.loss.isfinite())
+    assert found.model, "the model learns"
+    assert all(bool(slope.isfinite().all()) for slope in found.model.values())
+    alike(found, look(method))
+
+
+@COMMON
+@given(labels=LABELS, inner=INNERS, loss=LOSS)
+def test_a_perturbation_of_size_zero_is_none(labels: object, inner: object, loss: object) -> None:
+    method = composed(labels, inner, loss)
+    assume(method.replays == 1)
+    parts = (WeightPerturbation(gamma=0.0), GradAlign(weight=0.0), ExponentialAverage())
+    alike(look(method), look(replace(method, parameters=parts)))
+
+
+@COMMON
+@given(labels=LABELS, inner=INNERS, loss=LOSS)
+def test_a_second_look_at_the_loss_leaves_labels_examples_and_statistics_alone(
+    labels: object, inner: object, loss: object
+) -> None:
+    """With a tiny perturbation the gradients are those of the method itself, and batch norm counts as before."""
+    method = composed(labels, inner, loss)
+    assume(method.replays == 1)
+    one = look(method)
+    other = look(replace(method, parameters=(WeightPerturbation(gamma=1e-9),)))
+    assert torch.allclose(one.loss, other.loss, rtol=1e-6)
+    assert all(torch.allclose(slope, other.guide[name], rtol=1e-6) for name, slope in one.guide.items())
+    assert all(torch.allclose(value, other.statistics[name], rtol=1e-6) for name, value in one.statistics.items())
+
+
+@COMMON
+@given(labels=LABELS, inner=INNERS, loss=LOSS)
+def test_weights_of_one_are_none(labels: object, inner: object, loss: object) -> None:
+    method = composed(labels, inner, loss)
+    even = MailWeights(slope=0.0, scale="mean_one", burn_in=0)
+    try:
+        found = look(replace(method, weights=even))
+    except MethodError:  # the loss has no term of that name
+        assume(False)
+        raise
+    alike(look(method), found, exactly=False)
+
+
+@COMMON
+@given(inner=INNERS, loss=LOSS)
+def test_a_guide_that_only_labels_learns_from_the_data_alone(inner: object, loss: object) -> None:
+    """No gradient of the model's loss reaches it, except where the loss compares the two (LBGAT)."""
+    method = composed(LABEL_SOURCES["guide"](), inner, loss)
+    assume("guide" not in getattr(loss, "networks", ()))
+    found = look(method)
+    guide = mlp(1).train()
+    draws = torch.Generator().manual_seed(0)
+    x = torch.rand(COUNT, 6, dtype=torch.float64, generator=draws)
+    nn.functional.cross_entropy(guide(x), torch.arange(COUNT) % CLASSES).backward()
+    assert all(torch.allclose(slope, slopes(guide)[name], rtol=1e-9) for name, slope in found.guide.items())
+    assert found.guide.keys() == slopes(guide).keys()
