@@ -136,7 +136,7 @@ def test_a_killed_sweep_ends_as_unbroken_runs_do(tmp_path: Path) -> None:
     assert not (first / "model.safetensors").exists()
     assert [path.name for path in second.iterdir()] == ["config.yaml"]
     again = started(words)
-    out, err = again.communicate(timeout=200)
+    out, err = again.communicate(timeout=500)
     assert again.returncode == 0, err
     assert "2 runs finished" in out
     unbroken = command("train", "mnist5k/pgd_at", *settings, "--out", str(tmp_path / "whole"))
@@ -154,7 +154,7 @@ def test_a_stopped_sweep_leaves_no_process_behind(sign: signal.Signals, tmp_path
     wait_for(folder / "mnist5k_pgd_at__seed=0/checkpoints/last.pt", process)
     left = children_of(process.pid)
     process.send_signal(sign)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 130, err
     assert f"robustly sweep --resume '{folder}'" in out.replace("\n", "")
     assert "Traceback" not in err
@@ -178,7 +178,7 @@ def test_a_child_that_dies_without_a_word_is_reported(here: Path, capsys: pytest
     wait_for(here / "s/mnist5k_pgd_at__seed=0/checkpoints/last.pt", process)
     for child in children_of(process.pid):
         os.kill(child, signal.SIGKILL)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=500)
     assert process.returncode == 1
     assert "ended by SIGKILL: was there too little memory?" in out
     assert "failed (unfinished)" in out
@@ -276,7 +276,7 @@ def test_a_sweep_on_a_local_ray_cluster(tmp_path: Path) -> None:
         str(tmp_path / "s"),
     ]
     process = started([*words, "--ray", "local"])
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 1, err
     assert "1 run finished, 1 failed" in out
     assert "learning_rate=1e9__seed=0: training diverged" in out
