@@ -104,7 +104,7 @@ def test_a_whole_gairat_step_by_hand(shift: float) -> None:
     assert len(kappa.unique()) > 2
     weight = (1 + torch.tanh(shift + 5 * (1 - 2 * kappa / 6))) / 2
     expected = (weight * len(x) / weight.sum() * F.cross_entropy(net(x_adv), y, reduction="none")).mean()
-    assert float(loss) == pytest.approx(float(expected), rel=1e-9)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
     for one, other in zip(
         torch.autograd.grad(loss, list(net.parameters())),
         torch.autograd.grad(expected, list(net.parameters())),
@@ -144,7 +144,7 @@ def test_whole_mail_losses_by_hand(kind: str) -> None:
         divergence = (p * (p.log() - (p_adv + 1e-12).log())).sum(1)
         doubt = 1.0000001 - p.gather(1, y[:, None])[:, 0]
         expected = (weight * (cross_entropy + missed)).mean() + 5 * (divergence * doubt).mean()
-    assert float(found) == pytest.approx(float(expected), rel=1e-9)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
     for one, other in zip(
         torch.autograd.grad(found, list(net.parameters())),
         torch.autograd.grad(expected, list(net.parameters())),
