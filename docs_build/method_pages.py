@@ -8,7 +8,6 @@ numbers of ours from the committed benchmark.
 import csv
 import inspect
 from dataclasses import dataclass
-from importlib import resources
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from mkdocs.structure.files import File, Files
 from robustly.cli.composing import rows_of
 from robustly.cli.recipes import read_recipe, recipe_names, recipe_text
 from robustly.configuration import RunConfig, build_config
+from robustly.reports.published import ATTACKS, rows_of_method
 from robustly.training import INNER_MAXIMISERS, LABEL_SOURCES, LOSSES, PARAMETER_PARTS, WEIGHTS, DataLabels
 from robustly.training.cost import step_cost
 
@@ -68,8 +68,8 @@ def title(method: str) -> str:
     capitals = {"at", "awp", "ema", "swa", "fat", "sat", "alp", "kd", "ard", "iad", "gkl", "ikl", "dkl", "fgsm"}
     names = {
         "dynat": "DYNAT", "trades": "TRADES", "mart": "MART", "gairat": "GAIRAT", "mail": "MAIL", "rslad": "RSLAD",
-        "pgd": "PGD", "lbgat": "LBGAT", "lbgat0": "LBGAT0", "lbgat6": "LBGAT6", "adaad": "AdaAD",
-        "gradalign": "GradAlign", "wrn": "WRN", "n": "N",
+        "pgd": "PGD", "lbgat0": "LBGAT0", "lbgat6": "LBGAT6", "adaad": "AdaAD",
+        "gradalign": "GradAlign", "wrn": "WRN", "n": "N", "iad2": "IAD2", "mse": "MSE", "gair": "GAIR",
     }  # fmt: skip
     words = [names.get(word, word.upper() if word in capitals else word.capitalize()) for word in method.split("_")]
     return "-".join(words)
@@ -152,13 +152,17 @@ def _cost(recipe: Recipe) -> list[str]:
 
 
 def _published(method: str) -> list[str]:
-    text = resources.files("robustly.reports").joinpath("published.csv").read_text(encoding="utf-8")
-    rows = [row for row in csv.DictReader(text.splitlines()) if row["method"] == method]
-    if not rows:
-        return []
-    columns = [name for name in rows[0] if name not in ("method", "name") and any(row[name] for row in rows)]
-    lines = ["## Published", "", f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
-    return [*lines, *(f"| {' | '.join(row[name] or '-' for name in columns)} |" for row in rows), ""]
+    rows = rows_of_method(method)
+    attacks = [attack for attack in ATTACKS if any(attack in row.accuracy for row in rows)]
+    lines = [
+        f"| {row.data} | {row.architecture} | {row.epsilon} | "
+        + " | ".join(f"{100 * row.accuracy[a]:.2f}" if a in row.accuracy else "-" for a in attacks)
+        + f" | {row.name}; {row.source} |"
+        for row in rows
+    ]
+    columns = ["data", "architecture", "epsilon", *attacks, "source"]
+    top = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    return ["## Published", "", *top, *lines, ""] if rows else []
 
 
 def _measured(method: str) -> list[str]:

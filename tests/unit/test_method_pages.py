@@ -46,6 +46,11 @@ def test_dynat_has_its_formula_settings_cost_and_published_numbers() -> None:
     assert "| guide | `resnet18_lbgat` |" in page
 
 
+@pytest.mark.parametrize(("method", "number"), [("lbgat0", "52.20"), ("at_awp", "53.90"), ("mail_mse", "48.90")])
+def test_published_rows_are_found_by_any_name_of_the_method(method: str, number: str) -> None:
+    assert number in PAGES.page(method)
+
+
 def test_the_index_lists_every_method_with_its_parts() -> None:
     index = PAGES.index()
     for method in PAGES.methods():

@@ -57,6 +57,12 @@ def published_rows() -> tuple[Published, ...]:
     )
 
 
+def rows_of_method(method: str) -> list[Published]:
+    """All rows of a method, by what recipes may call it, such as `at_awp`."""
+    wanted = _parts(method)
+    return [row for row in published_rows() if any(wanted == _parts(known) for known in row.methods)]
+
+
 def published_row(
     recipe: str, attacks: Collection[str], *, model: str, epsilon: float, source: str = ""
 ) -> Published | None:
@@ -71,13 +77,8 @@ def published_row(
     """
     folder, method = _data_and_method(recipe)
     data = _known_data(folder) or _known_data(source)
-    wanted = _parts(method)
     found = [
-        row
-        for row in published_rows()
-        if row.data == data
-        and any(wanted == _parts(known) for known in row.methods)
-        and not row.accuracy.keys().isdisjoint(attacks)
+        row for row in rows_of_method(method) if row.data == data and not row.accuracy.keys().isdisjoint(attacks)
     ]
     return min(
         found,

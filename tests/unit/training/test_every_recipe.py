@@ -3,6 +3,7 @@ as an unbroken one."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_tools import Stop, final, last, same, small_net
@@ -31,7 +32,7 @@ LITTLE = {
 }
 
 
-def little_job(recipe: str, teacher: Path) -> Job:
+def little_job(recipe: str, teacher: Path, extra: Path) -> Job:
     """The recipe's method on 90 digits, its late parts at work from the second epoch on."""
     settings = read_recipe(recipe)
     words = dict(LITTLE)
@@ -40,8 +41,11 @@ def little_job(recipe: str, teacher: Path) -> Job:
             words[f"{role}.width"] = "0.25"
             if role.endswith("teacher"):
                 words[f"{role}.weights"] = str(teacher)
-    method = settings["method"]
+    data, method = settings["data"], settings["method"]
+    assert isinstance(data, dict)
     assert isinstance(method, dict)
+    if "extra_source" in data:
+        words["data.extra_source"] = str(extra)
     late = {"weights": method.get("weights"), "loss": method.get("loss")}
     late |= {f"parameters.{name}": part for name, part in (method.get("parameters") or {}).items()}
     for slot, part in late.items():
@@ -64,21 +68,30 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def extra(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of nothing, with labels."""
+    path = tmp_path_factory.mktemp("extra") / "noise.npz"
+    numbers = np.random.default_rng(0)
+    np.savez(path, image=numbers.integers(256, size=(40, 16, 16), dtype=np.uint8), label=np.arange(40) % 10)
+    return path
+
+
 def go(job: Job, folder: Path, observer: Observer | None = None) -> None:
     folder.mkdir(exist_ok=True)
     train(job, Runtime(RuntimeConfig(device="cpu")), folder, config_digest="test", observer=observer)
 
 
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith("mnist5k/")])
-def test_a_stopped_run_ends_as_an_unbroken_one(recipe: str, teacher: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_as_an_unbroken_one(recipe: str, teacher: Path, extra: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    go(little_job(recipe, teacher), whole)
-    steps = STEPS_PER_EPOCH * little_job(recipe, teacher).method.replays
+    go(little_job(recipe, teacher, extra), whole)
+    steps = STEPS_PER_EPOCH * little_job(recipe, teacher, extra).method.replays
     with pytest.raises(KeyboardInterrupt):
-        go(little_job(recipe, teacher), cut, Stop(steps + 2))  # in the second epoch
+        go(little_job(recipe, teacher, extra), cut, Stop(steps + 2))  # in the second epoch
     with pytest.raises(KeyboardInterrupt):
-        go(little_job(recipe, teacher), cut, Stop(steps + 1))  # in the third
-    go(little_job(recipe, teacher), cut)
+        go(little_job(recipe, teacher, extra), cut, Stop(steps + 1))  # in the third
+    go(little_job(recipe, teacher, extra), cut)
     assert same(final(whole), final(cut))
     one, other = last(whole), last(cut)
     assert one["networks"].keys() == other["networks"].keys()
@@ -112,7 +125,8 @@ def test_every_method_of_the_literature_is_there_for_both_data_sets() -> None:
 WANTED = (
     *("standard", "pgd_at", "trades", "fast_at", "n_fgsm", "gradalign", "free_at", "alp", "mart", "fat", "sat"),
     *("gairat", "mail_at", "mail_trades", "mail_mart", "at_awp", "trades_awp", "gkl", "ikl", "kd_swa"),
-    *("ard", "rslad", "iad", "adaad", "trades_smoothed", "trades_awp_ema"),
+    *("ard", "rslad", "iad", "iad2", "adaad", "trades_smoothed", "trades_awp_ema", "trades_extra"),
+    *("fat_trades", "fat_mart", "gair_fat", "mail_mse"),
     *("dynat", "dynat_inner", "dynat_awp_0", "dynat_awp_1", "dynat_inner_awp", "dynat_gairat"),
     *("dynat_inner_gairat", "dynat_mail", "dynat_inner_mail", "dynat_swapped"),
 )

@@ -58,7 +58,6 @@ COSTS = {
     "alp": lambda k: (k + 2, k + 2, 2, 0),
     "mart": lambda k: (k + 2, k + 2, 2, 0),
     "mart_wrn": lambda k: (k + 2, k + 2, 2, 0),
-    "lbgat": lambda k: (k + 1 + 1, k + 1, 1, 1),
     "lbgat0": lambda k: (k + 1 + 1, k + 1, 1, 1),
     "lbgat6": lambda k: (k + 2 + 1, k + 2, 2, 1),
     "ard": lambda k: (k + 1, k + 1, 1, 0),
