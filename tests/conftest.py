@@ -1,6 +1,7 @@
 """What tests share: real digits, a network that has learnt them, and where the optional data is."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ install_import_hook([f"robustly.{room}" for room in CHECKED], "shape_checks.chec
 
 from robustly.data import DataConfig, Splits, load_splits  # noqa: E402
 from robustly.models import ModelConfig, build_model  # noqa: E402
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # tests started in the background: their children shall hear it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -67,9 +67,14 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def started(words: list[str]) -> subprocess.Popen[str]:
+def started(words: list[str], *, in_background: bool = False) -> subprocess.Popen[str]:
+    deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]  # as a shell does for a job started with &
     return subprocess.Popen(
-        command("sweep", *words), env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*(deaf if in_background else ()), *command("sweep", *words)],
+        env=ONE_THREAD,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -145,11 +150,16 @@ def test_a_killed_sweep_ends_as_unbroken_runs_do(tmp_path: Path) -> None:
     assert not same(weights(first), weights(second))
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_sweep_leaves_no_process_behind(sign: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sign", "in_background"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
+def test_a_stopped_sweep_leaves_no_process_behind(
+    sign: signal.Signals, in_background: bool, tmp_path: Path
+) -> None:
     folder = tmp_path / "my sweep"
     process = started(
-        ["mnist5k/pgd_at", "--seeds", "0,1,2", *SMALL, "--training.epochs", "900", "--out", str(folder)]
+        ["mnist5k/pgd_at", "--seeds", "0,1,2", *SMALL, "--training.epochs", "900", "--out", str(folder)],
+        in_background=in_background,
     )
     wait_for(folder / "mnist5k_pgd_at__seed=0/checkpoints/last.pt", process)
     left = children_of(process.pid)

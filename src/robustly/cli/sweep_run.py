@@ -167,6 +167,10 @@ def _reason(log: Path, began: int, code: int) -> str:
     return said[-1] if said else f"exit code {code}: {lines[-1] if lines else 'no output'}"
 
 
+def _hear_nothing(number: int, frame: FrameType | None) -> None:
+    pass
+
+
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """SIGTERM and a closed terminal stop a sweep as Ctrl-C does: the children must not stay behind."""
@@ -178,6 +182,9 @@ def stopped_by_signals() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # started in the background: children would inherit the deafness, and they are stopped by that signal
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _hear_nothing)
     try:
         yield
     finally:
