@@ -1,6 +1,6 @@
 """A training step beside the bare passes that its method needs, and DYNAT's beside the reference's order of work.
 
-    python benchmarks/training_speed.py [--widths 0.25,1] [--batch 32] [--steps 5]
+    python benchmarks/training_speed.py [--widths 0.25,1] [--batches 128,16] [--steps 3]
 
 CIFAR-shaped random images (speed does not depend on what they show), `resnet18`, PGD-10 inside, the real training
 loop timed from step to step. The floor does the method's passes by hand in float32 with frozen weights inside the
@@ -135,9 +135,9 @@ def network(width: float, seed: int) -> nn.Module:
     return build_model(ModelConfig(name="resnet18", classes=10, width=width), seed=seed).train()
 
 
-def looped(method: Method, width: float, precision: str, data: ImageData, batch: int) -> float:
-    """Median seconds of a step of the real loop; the first is left out."""
-    job = Job(
+def job_of(method: Method, width: float, data: ImageData, batch: int) -> Job:
+    """One epoch of a method on random pixels."""
+    return Job(
         method=method,
         model=network(width, 0),
         guide=network(width, 1) if method.networks else None,
@@ -149,9 +149,14 @@ def looped(method: Method, width: float, precision: str, data: ImageData, batch:
         training=TrainingConfig(epochs=1, batch_size=batch, validation_steps=1),
         augmentation=Augmentation(),
     )
+
+
+def looped(method: Method, width: float, precision: str, data: ImageData, batch: int) -> float:
+    """Median seconds of a step of the real loop; the first is left out."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime(RuntimeConfig(device="cpu", precision=precision))
+        job = job_of(method, width, data, batch)
         train(job, runtime, Path(folder), config_digest="benchmark", observer=clock)
     return statistics.median(clock.times[1:])
 
@@ -170,38 +175,45 @@ def bare(step: Callable[..., None], width: float, x: Tensor, y: Tensor, steps: i
     return statistics.median(times[1:])
 
 
+def random_pixels(count: int) -> ImageData:
+    """CIFAR-shaped."""
+    pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
+    names = tuple(str(k) for k in range(10))
+    return ImageData(pixels, torch.randint(10, (count,)), torch.arange(count), names, "random pixels")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--widths", default="0.25,1")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batches", default="128,16", help="images per step, of each width")
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    count = options.batch * (options.steps + 1)
-    pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.randint(10, (count,))
-    names = tuple(str(k) for k in range(10))
-    data = ImageData(pixels, labels, torch.arange(count), names, "random pixels")
-    x, y = data.floats(torch.arange(options.batch)), labels[: options.batch]
     lines = [
-        "| method | `resnet18` width | floor, s | float32 / floor | bf16-mixed / floor |",
-        "| --- | --- | --- | --- | --- |",
+        "| method | `resnet18` width | images | floor, s | float32 / floor | bf16-mixed / floor |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     ratios = []
-    for width in map(float, options.widths.split(",")):
+    for width, batch in zip(
+        map(float, options.widths.split(",")), map(int, options.batches.split(",")), strict=True
+    ):
+        data = random_pixels(batch * (options.steps + 1))
+        x, y = data.floats(torch.arange(batch)), data.labels[:batch]
         for name, method in METHODS.items():
             rounds: dict[str, list[float]] = {"floor": [], "32-true": [], "bf16-mixed": [], "reference": []}
             for _ in range(options.rounds):
                 rounds["floor"].append(bare(lambda *a, name=name: floor(name, *a), width, x, y, options.steps))
                 for precision in ("32-true", "bf16-mixed"):
-                    rounds[precision].append(looped(method, width, precision, data, options.batch))
+                    rounds[precision].append(looped(method, width, precision, data, batch))
                 if name == "DYNAT-Inner":
                     rounds["reference"].append(bare(reference_order, width, x, y, options.steps))
             median = {key: statistics.median(values) for key, values in rounds.items() if values}
             full, half = median["32-true"] / median["floor"], median["bf16-mixed"] / median["floor"]
-            lines.append(f"| {name} | {round(64 * width)} | {median['floor']:.2f} | {full:.2f} | {half:.2f} |")
+            lines.append(
+                f"| {name} | {round(64 * width)} | {batch} | {median['floor']:.2f} | {full:.2f} | {half:.2f} |"
+            )
             print(lines[-1], flush=True)
             if name == "DYNAT-Inner":
                 for precision in ("32-true", "bf16-mixed"):
@@ -213,7 +225,7 @@ def main() -> None:
         "# A training step beside the bare passes that it needs\n\n" + "\n".join(lines) + "\n\n"
         "DYNAT-Inner's step: how many times faster than the reference's order of work in float32.\n\n"
         "| width | precision | faster |\n| --- | --- | --- |\n" + "\n".join(ratios) + "\n\n"
-        f"Medians of {options.rounds} alternating rounds of {options.steps} steps of {options.batch} images, "
+        f"Medians of {options.rounds} alternating rounds of {options.steps} steps, "
         f"PGD-10, one thread, torch {torch.__version__}, {platform.machine()}.\n"
     )
 

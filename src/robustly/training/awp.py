@@ -80,8 +80,14 @@ class WeightPerturbation(ParameterPart):
                 length = mean.norm()
                 memory[f"original.{name}"] = weight.detach().clone()
                 weight.add_(self.gamma * weight.norm() * torch.where(length > 0, mean / length, 0.0))
-                memory[f"perturbed.{name}"] = weight.detach().clone()
         torch.clear_autocast_cache()  # it holds half-precision copies of the weights as they were
+
+    def after_backward(self, step: Step) -> None:
+        """Note where the optimiser starts from; not earlier, as now the activations are gone."""
+        memory = step.remember(self)
+        for name, weight in step.model.named_parameters():
+            if f"original.{name}" in memory:
+                memory[f"perturbed.{name}"] = weight.detach().clone()
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:

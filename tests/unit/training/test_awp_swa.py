@@ -65,6 +65,7 @@ def test_awp_has_the_published_value() -> None:
     found = perturbed(WeightPerturbation(gamma=0.005), step, lambda other: 7 * other.model.w[0, 1])  # type: ignore[operator, index]
     v = found["w"] - torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
     assert torch.allclose(v, torch.tensor([[0, 0.025], [0, 0]], dtype=torch.float64), atol=1e-12)
+    WeightPerturbation(gamma=0.005).after_backward(step)
     WeightPerturbation(gamma=0.005).after_step(step)
     assert torch.equal(net.w.detach(), torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)), "bit by bit"
     assert step.remember(WeightPerturbation()) == {}
@@ -85,6 +86,7 @@ def test_every_matrix_moves_by_gamma_and_nothing_else() -> None:
     v = after["3.weight"] - before["3.weight"]
     assert float(v.norm() / before["3.weight"].norm()) == pytest.approx(0.02, rel=1e-9)
     assert all(bool(value.isfinite().all()) for value in after.values())
+    part.after_backward(step)
     part.after_step(step)
     assert all(torch.equal(before[name], p) for name, p in net.named_parameters())
 

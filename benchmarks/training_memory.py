@@ -1,0 +1,106 @@
+"""Memory of a training step: its peak beside that of the loss alone, a method's largest forward and backward pass.
+
+    python benchmarks/training_memory.py [--batch 64]
+
+Full-width ResNet-18 on CIFAR-shaped random pixels, float32, PGD-10 inside. Compared are the forward and backward
+pass of the outer loss by hand, with gradients and momentum buffers in place, and two steps of the real
+training loop. Writes `benchmarks/results/training_memory.md`.
+"""
+
+import argparse
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from robustly.runtime import Runtime, RuntimeConfig
+from robustly.training import DynatLoss, Method, WeightPerturbation, train
+from training_speed import EPSILON, METHODS, job_of, kl, random_pixels
+
+RESULTS = Path(__file__).parent / "results" / "training_memory.md"
+AWP = {
+    "PGD-AT-AWP": replace(METHODS["PGD-AT"], parameters=(WeightPerturbation(warm_up=0),)),
+    "DYNAT-Inner-AWP": replace(
+        METHODS["DYNAT-Inner"],
+        loss=DynatLoss(consistency=1.0),
+        parameters=(WeightPerturbation(gamma=0.005, warm_up=0, proxy="trades"),),
+    ),
+}
+ALL: dict[str, Method] = {**METHODS, **AWP}
+
+
+def outer_loss(name: str, model: nn.Module, guide: nn.Module | None, x: Tensor, y: Tensor) -> Tensor:
+    """The loss of a method on `x + noise` for an adversarial example."""
+    x_adv = x + EPSILON * torch.rand_like(x)
+    loss: Tensor | float = 0.0
+    if guide is not None:
+        guided = guide(x)
+        loss, y = F.cross_entropy(guided, y), guided.detach().argmax(1)
+    if name in ("TRADES", "DYNAT-Inner-AWP"):
+        clean = model(x)
+        adversarial = model(x_adv)
+        return loss + F.cross_entropy(clean, y) + F.cross_entropy(adversarial, y) + kl(clean, adversarial)
+    return loss + F.cross_entropy(model(x_adv), y)
+
+
+def peak_of(work: Callable[[], None]) -> float:
+    """Most bytes in tensors that were made meanwhile and alive at one time, in MiB."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    results = profiler.profiler
+    assert results is not None
+    assert results.kineto_results is not None
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    live = accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(live, default=0) / 2**20
+
+
+def loss_alone(name: str, batch: int) -> None:
+    """Momentum buffers, and one forward and backward pass."""
+    data = random_pixels(batch)
+    job = job_of(ALL[name], 1.0, data, batch)
+    for network in (job.model, job.guide):
+        for weight in () if network is None else network.parameters():
+            weight.grad = torch.zeros_like(weight)
+    momentum = [torch.zeros_like(weight) for weight in job.model.parameters()]
+    if job.guide is not None:
+        momentum += [torch.zeros_like(weight) for weight in job.guide.parameters()]
+    x, y = data.floats(torch.arange(batch)), data.labels
+    outer_loss(name, job.model, job.guide, x, y).backward()
+
+
+def training(name: str, batch: int) -> None:
+    """Two steps of the real loop, and the end of an epoch."""
+    job = job_of(ALL[name], 1.0, random_pixels(2 * batch), batch)
+    with tempfile.TemporaryDirectory() as folder:
+        train(job, Runtime(RuntimeConfig(device="cpu")), Path(folder), config_digest="benchmark")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch", type=int, default=64)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = ["| method | the loss by hand, MiB | training, MiB | ratio |", "| --- | --- | --- | --- |"]
+    for name in ALL:
+        alone = peak_of(lambda name=name: loss_alone(name, options.batch))
+        whole = peak_of(lambda name=name: training(name, options.batch))
+        lines.append(f"| {name} | {alone:.0f} | {whole:.0f} | {whole / alone:.2f} |")
+        print(lines[-1], flush=True)
+    RESULTS.write_text(
+        "# Memory of a training step\n\n" + "\n".join(lines) + "\n\n"
+        "Most bytes in tensors alive at one time: networks, gradients, momentum, and activations; what an\n"
+        f"allocator keeps beside them is not counted. Full-width ResNet-18, {options.batch} images, float32,\n"
+        f"torch {torch.__version__}, {platform.machine()}. `python benchmarks/training_memory.py`\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
