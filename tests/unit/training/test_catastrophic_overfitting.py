@@ -1,9 +1,7 @@
-"""Catastrophic overfitting on real digits: FGSM undoes in one epoch what Free-AT learned, and what helps.
+"""Catastrophic overfitting on real digits: FGSM undoes in an epoch what Free-AT learned; N-FGSM, GradAlign do not.
 
-The digits do not show all of it. From scratch FGSM at 0.3 is never robust here, so that there is nothing to lose;
-hence the robust start. N-FGSM holds with noise of one epsilon (that of two, made for colour images, is too much for
-digits at 0.3). GradAlign softens the fall and does not stop it: at weight 30 a quarter is left where FGSM has
-nothing, and later epochs lose that too.
+From scratch FGSM is hardly ever robust on so few digits, so that there is little to lose; hence the robust start.
+GradAlign holds at a weight of 20 and loses some robustness all the same, N-FGSM with the paper's noise none.
 """
 
 import copy
@@ -49,7 +47,7 @@ def go(
         digits,
         Method(inner=inner, loss=AdversarialLoss(), parameters=parts),
         model,
-        threat=ThreatModel("linf", 0.3),
+        threat=ThreatModel("linf", 0.2),
         optimizer=OptimizerConfig(name="adamw", learning_rate=rate),
         schedule=schedule,
         training={"batch_size": 64, "validation_steps": 10, "channels_last": False, **training},
@@ -76,7 +74,7 @@ def start(tmp_path: Path) -> tuple[Splits, nn.Module]:
         epochs=6,
         epsilon_ramp=2.0,
     )
-    assert robust(free)[-1] > 0.4
+    assert robust(free)[-1] > 0.65
     return digits, model
 
 
@@ -85,29 +83,27 @@ def continued(
     inner: InnerMaximiser,
     folder: Path,
     parts: tuple[ParameterPart, ...] = (),
-    **training: object,
 ) -> Outcome:
-    """Three more epochs, the first of them hardly moving."""
+    """Four more epochs, the first of them hardly moving; stopped after a fall by more than 0.2."""
     digits, model = start
     slow_first = ScheduleConfig(name="piecewise", boundaries=(1.0,), factors=(0.001, 1.0))
-    settings = {"epochs": 3} | training
-    return go(digits, copy.deepcopy(model), inner, folder, schedule=slow_first, rate=0.003, parts=parts, **settings)
+    training = {"epochs": 4, "stop_after_drop": 0.2}
+    return go(digits, copy.deepcopy(model), inner, folder, schedule=slow_first, rate=0.002, parts=parts, **training)
 
 
 def test_fgsm_collapses_and_what_helps(start: tuple[Splits, nn.Module], tmp_path: Path) -> None:
-    fgsm = continued(start, FGSM, tmp_path / "fgsm", stop_after_drop=0.2)
+    fgsm = continued(start, FGSM, tmp_path / "fgsm")
+    assert fgsm.epochs == 2, "stopped after the collapse, of four epochs"
     before, after = robust(fgsm)
-    assert before > 0.4
-    assert after < 0.15
-    assert fgsm.epochs == 2, "stopped after the collapse, of three epochs"
+    assert before > 0.65
+    assert after < before - 0.2
     assert fgsm.best_epoch == 1, "and the weights from before it are released"
     blind = fgsm.rows[-1]
     assert float(blind["train_robust_accuracy"] or 0) > 0.8, "its own attack does not see it"
     assert float(blind["validation_clean_accuracy"] or 0) > 0.85
 
-    noisy = continued(start, NoisyFGSMInner(noise=1.0, mode="eval"), tmp_path / "n_fgsm", stop_after_drop=0.2)
-    assert noisy.epochs == 3
-    assert min(robust(noisy)) > 0.35
-
-    aligned = continued(start, FGSM, tmp_path / "gradalign", (GradAlign(30.0),), epochs=2)
-    assert robust(aligned)[-1] > after + 0.1
+    noisy = continued(start, NoisyFGSMInner(noise=2.0, mode="eval"), tmp_path / "n_fgsm")
+    aligned = continued(start, FGSM, tmp_path / "gradalign", (GradAlign(20.0),))
+    assert noisy.epochs == aligned.epochs == 4, "nothing fell so far that the run stopped"
+    assert min(robust(noisy)) > 0.6
+    assert min(robust(aligned)) > 0.4
