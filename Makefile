@@ -39,10 +39,11 @@ wheel: .venv/installed-dev
 
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/pgd_peers.py
-	$(BIN)/python benchmarks/cifar10_small.py
 	$(BIN)/python benchmarks/suites.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/training_memory.py
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/methods.py
 
 docs: .venv/installed-dev

@@ -29,7 +29,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "weights": WEIGHTS,
     "parameters": PARAMETER_PARTS,
 }
-MEASURED = Path(__file__).parent.parent / "benchmarks" / "results" / "methods.csv"
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -166,16 +166,21 @@ def _published(method: str) -> list[str]:
 
 
 def _measured(method: str) -> list[str]:
-    rows = []
-    if MEASURED.is_file():
-        with MEASURED.open(encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["method"] == method]
+    with (RESULTS / "methods.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == method]
     if not rows:
         return []
-    columns = [name for name in rows[0] if name != "method"]
-    lines = ["## Measured here", "", f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
-    lines += [f"| {' | '.join(row[name] for name in columns)} |" for row in rows]
-    return [*lines, "", "From `benchmarks/methods.py`, which says under which settings; not the papers' scale.", ""]
+    names = {
+        "data": "data",
+        "seeds": "seeds",
+        "clean": "clean",
+        "pgd_20": "PGD-20",
+        "cw_20": "C&W",
+        "quick": "`quick`",
+    }
+    lines = ["## Measured here", "", f"| {' | '.join(names.values())} |", f"| {' | '.join('---' for _ in names)} |"]
+    lines += [f"| {' | '.join(row[name] for name in names)} |" for row in rows]
+    return [*lines, "", "[All methods, and under which settings](../results.md); not the papers' scale.", ""]
 
 
 def index() -> str:
@@ -213,6 +218,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages; called by mkdocs."""
     files.append(File.generated(config, "methods/index.md", content=index()))
+    results = (RESULTS / "methods.md").read_text(encoding="utf-8")
+    files.append(File.generated(config, "results.md", content=results))
     for method in methods():
         files.append(File.generated(config, f"methods/{method}.md", content=page(method)))
     return files

@@ -18,6 +18,13 @@ CLEAN, ROBUST, CERTIFIED, BROKEN, INK, MUTED = (
 """Colours are CSS variables: the page resolves them for its theme, light or dark."""
 RUN_COLOURS = tuple(f"var(--run-{i})" for i in range(1, 9))
 RUN_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "pentagon", "hexagram")
+
+
+def run_symbol(index: int) -> str:
+    """The symbol of run number `index`: the first 64 runs have no colour and symbol in common."""
+    return RUN_SYMBOLS[(index + index // 8) % 8]
+
+
 PERCENT_AXIS: dict[str, object] = {"tickformat": ".0%", "rangemode": "tozero"}
 
 

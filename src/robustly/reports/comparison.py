@@ -11,13 +11,13 @@ from robustly.reports.charts import (
     MUTED,
     PERCENT_AXIS,
     RUN_COLOURS,
-    RUN_SYMBOLS,
     Figure,
     Table,
     Words,
     axis_title,
     figure,
     label,
+    run_symbol,
     shortened,
     template_label,
 )
@@ -165,7 +165,7 @@ def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
             name=label(shortened(name, 30)),
             mode="lines+markers",
             line={"color": RUN_COLOURS[i % 8], "width": 2.25},
-            marker={"size": 7, "symbol": RUN_SYMBOLS[i % 8]},
+            marker={"size": 7, "symbol": run_symbol(i)},
             hovertemplate="epsilon %{text}: %{y:.1%}<extra>" + template_label(name) + "</extra>",
         )
         for i, name, _, curve in curves

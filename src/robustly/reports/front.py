@@ -8,13 +8,13 @@ import plotly.graph_objects as go
 from robustly.reports.charts import (
     MUTED,
     RUN_COLOURS,
-    RUN_SYMBOLS,
     Figure,
     Table,
     Words,
     axis_title,
     figure,
     label,
+    run_symbol,
     shortened,
 )
 from robustly.reports.evidence import Proportion
@@ -123,7 +123,7 @@ def _marker(point: Point) -> object:
         error_y=_error(point.robust, point.index),
         name=label(shortened(point.name, 30)),
         mode="markers",
-        marker={"size": 13, "color": RUN_COLOURS[point.index % 8], "symbol": RUN_SYMBOLS[point.index % 8]},
+        marker={"size": 13, "color": RUN_COLOURS[point.index % 8], "symbol": run_symbol(point.index)},
         customdata=[[point.clean.words, point.robust.words]],
         hovertemplate="clean %{customdata[0]}<br>robust, at most %{customdata[1]}<extra></extra>",
     )

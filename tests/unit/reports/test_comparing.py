@@ -11,6 +11,7 @@ import yaml
 from synthetic_run import Synthetic, write_synthetic_run
 
 from robustly.reports import ReportError, read_run, render
+from robustly.reports.charts import RUN_COLOURS, run_symbol
 from robustly.reports.columns import WORST_CASE
 from robustly.reports.evaluations import read_evaluated
 from robustly.reports.evidence import wilson
@@ -161,6 +162,12 @@ def test_masking_keeps_a_row_from_being_best_and_from_the_front(tmp_path):
 def at(clean, robust, ranked=True):
     one, other = (Whiskers(share, share, share, "") for share in (clean, robust))
     return Point(0, f"{clean} {robust}", one, other, ranked)
+
+
+def test_no_two_runs_look_alike():
+    looks = [(RUN_COLOURS[i % 8], run_symbol(i)) for i in range(64)]
+    assert len(set(looks)) == 64
+    assert len({run_symbol(i) for i in range(8)}) == 8
 
 
 def test_the_front_holds_what_nothing_beats():
