@@ -79,7 +79,7 @@ def page(method: str) -> str:
     """Markdown of a method's page."""
     recipes = recipes_of(method)
     first = recipes[0]
-    parts = [f"# {title(method)}", "", "```", f"robustly train {recipes[-1].name}", "```", ""]
+    parts = [f"# {title(method)}", ""]
     for recipe in recipes:
         parts += [f"## `{recipe.name}`", "", *_quoted(recipe.comment), "", *_table(recipe), ""]
     parts += ["## The parts", "", *_explained(first), *_cost(first), *_published(method), *_measured(method)]
@@ -87,9 +87,17 @@ def page(method: str) -> str:
 
 
 def _quoted(comment: str) -> list[str]:
-    lines = comment.splitlines()
-    commands = [line for line in lines if line.startswith("robustly ")]
-    return [*(f"> {line}  " for line in lines if line not in commands), "", "```", *commands, "```"]
+    """A recipe's comment: its prose as a quotation, its commands (also over several lines) as a block to copy."""
+    prose, commands, goes_on = [], [], False
+    for line in comment.splitlines():
+        if goes_on or line.startswith("robustly "):
+            command, _, aside = line.strip().partition("  ")
+            commands.append(f"    {command}" if goes_on else command)
+            prose += [aside.strip()] if aside else []
+            goes_on = command.endswith("\\")
+        else:
+            prose.append(line)
+    return [*(f"> {line}  " for line in prose), "", "```", *commands, "```"]
 
 
 def _table(recipe: Recipe) -> list[str]:
@@ -99,7 +107,10 @@ def _table(recipe: Recipe) -> list[str]:
     networks = {"model": config.model, "guide": config.guide, **config.teachers}
     for role, network in networks.items():
         if network is not None:
-            lines.append(f"| {role} | `{network.name}` | width {network.width:g} |")
+            scaled = (
+                "" if network.mean is None else f", inputs normalised by {list(network.mean)}, {list(network.std)}"
+            )
+            lines.append(f"| {role} | `{network.name}` | width {network.width:g}{scaled} |")
     training, optimizer, schedule = config.training, config.optimizer, config.schedule
     ramp = f", epsilon grown over {training.epsilon_ramp:g} epochs" if training.epsilon_ramp else ""
     times = f" at {', '.join(f'{b:g}' for b in schedule.boundaries)}" if schedule.boundaries else ""

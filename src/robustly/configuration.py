@@ -377,7 +377,10 @@ def _put(settings: dict[str, Any], path: list[str], value: Any, key: str) -> Non
         here = below
     last = path[-1]
     if last == "name" and here.get("name") not in (None, value):
-        here.clear()  # another part or model: the settings of the old one say nothing about it
+        # another part or model: the settings of the old one say nothing about it, but those of the images do
+        kept: dict[str, Any] = {key: here[key] for key in ("mean", "std") if key in here and ":" not in str(value)}
+        here.clear()
+        here.update(kept)
     here[last] = value
 
 

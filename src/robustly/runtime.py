@@ -26,6 +26,19 @@ class RuntimeConfig:
     processes: int = 1
     nodes: int = 1
 
+    def check(self) -> None:
+        """Refuse what this machine cannot do.
+
+        Raises:
+            ValueError: no processes, or a device that is not here.
+        """
+        if self.processes < 1 or self.nodes < 1:
+            raise ValueError(f"processes and nodes must be at least 1, got {self.processes} and {self.nodes}")
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not available.get(self.device, True):
+            here = ", ".join(["auto", "cpu", *(name for name, found in available.items() if found)])
+            raise ValueError(f"device {self.device!r} is not available on this machine: use one of {here}")
+
 
 class Runtime:
     """A started set of processes, of which this is one.
@@ -35,15 +48,7 @@ class Runtime:
     """
 
     def __init__(self, config: RuntimeConfig) -> None:
-        if config.processes < 1 or config.nodes < 1:
-            raise ValueError(f"processes and nodes must be at least 1, got {config.processes} and {config.nodes}")
-        available = {
-            "cuda": torch.cuda.is_available(),
-            "mps": torch.backends.mps.is_available(),
-        }
-        if not available.get(config.device, True):
-            here = ", ".join(["auto", "cpu", *(name for name, found in available.items() if found)])
-            raise ValueError(f"device {config.device!r} is not available on this machine: use one of {here}")
+        config.check()
         many = config.processes * config.nodes > 1
         self._fabric = Fabric(
             accelerator=config.device,

@@ -14,6 +14,8 @@ import torch
 import yaml
 
 from robustly.cli import main
+from robustly.cli.recipes import read_recipe
+from robustly.configuration import apply_overrides
 
 SMALL = [
     "--data.train_limit", "300", "--data.validation", "60", "--data.test", "60", "--model.width", "0.25",
@@ -206,15 +208,53 @@ def test_a_dry_run_prints_parts_and_passes(here: Path, capsys: pytest.CaptureFix
     assert main(["train", "mnist5k/dynat", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "objective kl" in said
-    assert [line.split("│")[2:5] for line in said.splitlines() if "guide   │" in line] == [
-        ["     78,778 ", "       1 ", "        1 "]
+    assert [line.split("│")[2:4] for line in said.splitlines() if "guide   │" in line] == [
+        ["       1 ", "        1 "]
     ]
     assert "19 in all, 9.5 times standard training's" in said
+    assert "parameters: model 78,778, guide 78,778" in said
     assert "nothing was written" in said
     assert list(here.iterdir()) == []
     (here / "runs" / "mnist5k_dynat").mkdir(parents=True)
     (here / "runs" / "mnist5k_dynat" / "config.yaml").write_text("{}")
     assert main(["train", "mnist5k/dynat", "--dry-run"]) == 0, "an existing run is not in the way"
+
+
+def test_a_dry_run_shows_the_parts_before_it_looks_for_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "cifar10/trades", "--data.source", "nowhere", "--dry-run"]) == 2
+    said = capsys.readouterr()
+    assert "beta 6" in said.out
+    assert "in all" in said.out
+    assert "'nowhere' is no file or folder" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--runtime.processes", "2"], "Free-AT keeps a perturbation for each place in the batch: use one process"),
+        (["--runtime.processes", "0"], "processes and nodes must be at least 1"),
+    ],
+)
+def test_a_dry_run_refuses_what_training_would(
+    words: list[str], why: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mode in (["--dry-run"], []) if "0" in words else (["--dry-run"],):
+        assert main(["train", "mnist5k/free_at", *words, *mode]) == 2
+        assert why in " ".join(capsys.readouterr().err.split())
+    assert list(here.iterdir()) == []
+
+
+def test_another_network_keeps_the_normalisation_of_the_images() -> None:
+    recipe = read_recipe("cifar10/pgd_at")
+    changed = apply_overrides(recipe, ["--model.name", "resnet18"])
+    assert changed["model"] == {
+        "name": "resnet18",
+        "mean": [0.4914, 0.4822, 0.4465],
+        "std": [0.2471, 0.2435, 0.2616],
+    }
+    assert apply_overrides(recipe, ["--model.name", "package.module:net"])["model"] == {
+        "name": "package.module:net"
+    }
 
 
 def test_a_file_cannot_import_code(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,18 +13,29 @@ from robustly.training.cost import StepCost, step_cost
 STANDARD_PASSES = 2
 
 
-def show_composition(console: Console, config: RunConfig, job: Job) -> None:
-    """Print the five parts, the networks, the schedule, and passes per example; nothing is written."""
+def show_composition(console: Console, config: RunConfig) -> None:
+    """Print the five parts, and passes of an example through each network: what needs neither data nor files."""
     parts = Table(title=f"{config.recipe} under {config.threat}", title_justify="left")
     for column in ("part", "what", "settings"):
         parts.add_column(column, overflow="fold")
     for slot, what, settings in rows_of(config.method_settings):
         parts.add_row(slot, what, settings)
     console.print(parts)
-    cost = step_cost(job.method, job.training.epochs)
-    console.print(cost_table(cost, job))
+    cost = step_cost(config.method, config.training.epochs)
+    console.print(cost_table(cost))
+    console.print(f"{cost.total} in all, {cost.total / STANDARD_PASSES:g} times standard training's\n")
+
+
+def show_job(console: Console, config: RunConfig, job: Job) -> None:
+    """Print the networks' sizes, the data and the schedule."""
     training, optimizer, schedule = config.training, config.optimizer, config.schedule
+    networks = {"model": job.model, **({"guide": job.guide} if job.guide is not None else {}), **job.teachers}
+    sizes = [
+        f"{role} {sum(parameter.numel() for parameter in network.parameters()):,}"
+        for role, network in networks.items()
+    ]
     console.print(
+        f"parameters: {', '.join(sizes)}\n"
         f"{training.epochs} epochs of {job.steps_per_epoch} steps of {training.batch_size} images, "
         f"{len(job.train)} for training, {len(job.validation)} for selection; {optimizer.name} at "
         f"{optimizer.learning_rate:g}, weight decay {optimizer.weight_decay:g}, {schedule.name} schedule\n"
@@ -49,16 +60,13 @@ def rows_of(method: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows if chain else [*rows, ("parameters", "none", "")]
 
 
-def cost_table(cost: StepCost, job: Job) -> Table:
-    """Passes per example by network, counted, and beside those of standard training."""
-    table = Table(title="passes of an example in a step, counted", title_justify="left")
-    for column in ("network", "parameters", "forward", "backward"):
+def cost_table(cost: StepCost) -> Table:
+    """Passes per example by network, counted."""
+    table = Table(title="passes per example, counted", title_justify="left")
+    for column in ("network", "forward", "backward"):
         table.add_column(column, justify="left" if column == "network" else "right")
-    networks = {"model": job.model, **({"guide": job.guide} if job.guide is not None else {}), **job.teachers}
-    for role, network in networks.items():
-        count = sum(parameter.numel() for parameter in network.parameters())
-        table.add_row(role, f"{count:,}", str(cost.forwards[role]), str(cost.backwards[role]))
-    table.caption = f"{cost.total} in all, {cost.total / STANDARD_PASSES:g} times standard training's"
+    for role in cost.forwards:
+        table.add_row(role, str(cost.forwards[role]), str(cost.backwards[role]))
     return table
 
 

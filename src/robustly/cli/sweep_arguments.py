@@ -56,7 +56,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=1, metavar="N", help="runs at a time, each in a process of its own")
     add("--threads", type=int, metavar="N", help="threads of a run (default: its share of the cores; 1 with --ray)")
     add("--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster whose nodes share the folder")
-    add("--dry-run", action="store_true", help="check everything, show the runs and their states, do nothing")
+    add("--dry-run", action="store_true", help="check settings, show the runs and their states, do nothing")
 
 
 def asked_from(options: argparse.Namespace, overrides: list[str]) -> Asked:

@@ -7,7 +7,7 @@ from shlex import quote
 from rich.console import Console
 
 from robustly.cli.arguments import trust_in
-from robustly.cli.composing import show_composition
+from robustly.cli.composing import show_composition, show_job
 from robustly.cli.progress import observer_for
 from robustly.cli.recipes import read_recipe
 from robustly.configuration import RunConfig, apply_overrides, build_config, with_absolute_paths
@@ -41,11 +41,16 @@ def run_training(
         folder = out or Path("runs") / config.recipe.replace("/", "_")
         if _leads() and not dry_run:
             refuse_existing(folder)
+    if dry_run:
+        show_composition(Console(), config)
+    config.runtime.check()
     job = build_job(config, trust_in(overrides, trust_code).allows)
     if dry_run:
-        show_composition(Console(), config, job)
+        job.check_processes(config.runtime.processes * config.runtime.nodes)
+        show_job(Console(), config, job)
         return 0
     runtime = Runtime(config.runtime)
+    job.check_processes(runtime.world_size)
     console = Console(quiet=runtime.rank != 0)
     if runtime.rank == 0 and resume is None:
         create_run(folder, config)
@@ -60,7 +65,8 @@ def run_training(
             )
             raise
     console.print(
-        f"finished {outcome.epochs} epochs in {outcome.seconds:.0f} s, best epoch {outcome.best_epoch}\n"
+        (f"stopped early: {outcome.reason}\n" if outcome.reason else "")
+        + f"finished {outcome.epochs} epochs in {outcome.seconds:.0f} s, best epoch {outcome.best_epoch}\n"
         f"next: robustly evaluate {quote(str(folder))}",
         soft_wrap=True,
         markup=False,

@@ -1,6 +1,7 @@
 """Weights in and out of files: anybody's checkpoint in, safetensors out, and a hash that names them."""
 
 import hashlib
+import json
 import os
 import pickle
 import tempfile
@@ -18,6 +19,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "model.")
 _NORMALISATION = ("normalize.mean", "normalize.std")
 _NAMED_IN_ERROR = 4
+_OURS = {"written_by": "robustly"}
 
 
 class WeightsError(ValueError):
@@ -29,16 +31,22 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Understands `.safetensors`, and `.pt` or `.pth` with a state dict, plain or under a key such as
     `state_dict` or `model`. Prefixes that wrappers leave (`module.`, `model.`, `_orig_mod.`) are removed,
-    and so is the block `sub_block1` of wide ResNets, which TRADES registers and never uses. Files without
+    and so is the block `sub_block1` of wide ResNets, which TRADES registers and never uses. Files of others without
     the input normalisation or without batch counters leave the model's own.
 
     Raises:
         FileNotFoundError: if there is no such file.
         WeightsError: if the file is no file of weights, or the names or shapes in it are not the model's, or
-            a weight is not finite, or its input normalisation differs from the model's.
+            a weight is not finite, or its input normalisation differs from the model's (or is missing in a file of
+            `save_weights`).
     """
     own = _state(model)
     given = _renamed(read_weights(path), own, path)
+    if _written_here(Path(path)) and _NORMALISATION[0] in own and _NORMALISATION[0] not in given:
+        raise WeightsError(
+            f"{path}: was trained without input normalisation, but the model is configured with mean and std: "
+            "leave them out, or take another file"
+        )
     if isinstance(model, WideResNet):
         given = {name: value for name, value in given.items() if not name.startswith("sub_block1.")}
     _check_match(own, given, path)
@@ -101,7 +109,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
         raise FileNotFoundError(f"{file.parent}: there is no such folder to write {file.name} in")
     state = _state(model)
     # safetensors refuses shared storage, so that tied weights need a copy each
-    blob = to_safetensors({name: _plain(value).clone() for name, value in state.items()})
+    blob = to_safetensors({name: _plain(value).clone() for name, value in state.items()}, metadata=_OURS)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -142,6 +150,15 @@ def _plain(value: Tensor) -> Tensor:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _written_here(file: Path) -> bool:
+    """Whether `save_weights` wrote a file: one of others may leave out what it does not know."""
+    if file.suffix != ".safetensors":
+        return False
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return bool(header.get("__metadata__") == _OURS)
 
 
 def _unwrapped(loaded: object, file: Path) -> dict[str, Tensor]:

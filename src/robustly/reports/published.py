@@ -66,7 +66,7 @@ def rows_of_method(method: str) -> list[Published]:
 def published_row(
     recipe: str, attacks: Collection[str], *, model: str, epsilon: float, source: str = ""
 ) -> Published | None:
-    """The published row of a recipe's method: of the same network and epsilon if there is one, else the first.
+    """The published row of a recipe's method, if any: with a common attack, of the same network and epsilon.
 
     Args:
         recipe: `cifar10/trades`, or the path of such a file.
@@ -82,7 +82,11 @@ def published_row(
     ]
     return min(
         found,
-        key=lambda row: (not _same_network(model, row.architecture), abs(_number(row.epsilon) - epsilon) > 1e-5),
+        key=lambda row: (
+            row.accuracy.keys().isdisjoint(set(attacks) - {"clean"}),
+            not _same_network(model, row.architecture),
+            abs(_number(row.epsilon) - epsilon) > 1e-5,
+        ),
         default=None,
     )
 

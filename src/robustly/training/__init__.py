@@ -10,7 +10,7 @@ from robustly.training.catalogue import (
 )
 from robustly.training.distillation import AdaadInner, AdaadLoss, ArdLoss, KdLoss, RsladLoss
 from robustly.training.friendly import CurriculumInner, FriendlyInner
-from robustly.training.gkl import GklInner, GklLoss
+from robustly.training.gkl import DklLoss, GklInner, GklLoss
 from robustly.training.gradalign import GradAlign
 from robustly.training.guided_losses import DynatLoss, LbgatLoss
 from robustly.training.inner import PGDInner
@@ -50,6 +50,7 @@ __all__ = [
     "CurriculumInner",
     "DataLabels",
     "DivergenceError",
+    "DklLoss",
     "DynatLoss",
     "ExponentialAverage",
     "FreeInner",

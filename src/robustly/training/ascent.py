@@ -46,6 +46,8 @@ def ascend(
     ball = step.threat.around(x)
     draws = step.generator.fold("inner").fold("restart", 0)
     x_adv, sizes = settings.started(ball, draws), settings.step_sizes(ball)
+    if settled is not None:
+        x_adv = ball.project(x_adv)  # an example may settle where it starts, which no step then projects
     rows = torch.arange(len(x), device=x.device)
     forwards = torch.zeros_like(step.y)
     backwards, correct = forwards.clone(), forwards.clone()

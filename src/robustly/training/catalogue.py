@@ -6,7 +6,7 @@ A name is never an import path, so that a configuration file cannot run code. Ne
 from robustly.training.awp import WeightPerturbation
 from robustly.training.distillation import AdaadInner, AdaadLoss, ArdLoss, KdLoss, RsladLoss
 from robustly.training.friendly import CurriculumInner, FriendlyInner
-from robustly.training.gkl import GklInner, GklLoss
+from robustly.training.gkl import DklLoss, GklInner, GklLoss
 from robustly.training.gradalign import GradAlign
 from robustly.training.guided_losses import DynatLoss, LbgatLoss
 from robustly.training.inner import PGDInner
@@ -58,6 +58,7 @@ LOSSES: dict[str, type[OuterLoss]] = {
     "iad2": Iad2Loss,
     "adaad": AdaadLoss,
     "kd": KdLoss,
+    "dkl": DklLoss,
     "gkl": GklLoss,
 }
 

@@ -17,7 +17,7 @@ from robustly.attacks.search import answer
 from robustly.objectives import Goal, kl
 from robustly.training.ascent import ascend
 from robustly.training.inner import training_pgd
-from robustly.training.labels import DataLabels
+from robustly.training.labels import DataLabels, SmoothedLabels
 from robustly.training.losses import Terms, label_loss, soft_cross_entropy
 from robustly.training.step import Of, Step
 
@@ -86,6 +86,10 @@ class ArdLoss:
         check_share("alpha", self.alpha)
         check_temperature(self.temperature)
 
+    def check(self, method: "Method") -> str | None:
+        """Refuse smoothed labels where the term of the labels is left out."""
+        return smoothed_for_nothing("alpha below 1", method) if self.alpha == 1 else None
+
     def __call__(self, step: Step) -> Terms:
         """Return the terms "clean" (cross-entropy) and "adversarial" (distillation)."""
         terms: Terms = {}
@@ -128,14 +132,16 @@ class RsladLoss:
         return _without_labels("rslad", method)
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "clean" and "adversarial"."""
+        """Return the terms "clean" and "adversarial"; one without weight is left out, with its forward pass."""
         target = step.teacher_logits("teacher")
-        clean = tempered_kl(target, step.clean_logits, element_mean=self.element_mean)
-        adversarial = tempered_kl(target, step.adversarial_logits, element_mean=self.element_mean)
-        return {
-            "clean": self.scale * (1 - self.ratio) * clean,
-            "adversarial": self.scale * self.ratio * adversarial,
-        }
+        terms: Terms = {}
+        if self.ratio < 1:
+            clean = tempered_kl(target, step.clean_logits, element_mean=self.element_mean)
+            terms["clean"] = self.scale * (1 - self.ratio) * clean
+        if self.ratio > 0:
+            adversarial = tempered_kl(target, step.adversarial_logits, element_mean=self.element_mean)
+            terms["adversarial"] = self.scale * self.ratio * adversarial
+        return terms
 
 
 @dataclass(frozen=True)
@@ -204,6 +210,10 @@ class KdLoss:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         check_temperature(self.temperature)
 
+    def check(self, method: "Method") -> str | None:
+        """Refuse smoothed labels where the labels have no weight."""
+        return smoothed_for_nothing("labels above 0", method) if self.labels == 0 else None
+
     def __call__(self, step: Step) -> Terms:
         """Return the terms "adversarial" (labels), "clean_teacher" and "teacher"."""
         z_adv, t = step.adversarial_logits, self.temperature
@@ -231,6 +241,7 @@ class AdaadInner:
     """
 
     networks: ClassVar[tuple[str, ...]] = ("teacher",)
+    against: ClassVar[Literal["data"]] = "data"
 
     steps: int = 10
     step_size: float | None = None
@@ -259,6 +270,13 @@ class AdaadInner:
             start=self.start,
             mode=self.mode,
         )
+
+
+def smoothed_for_nothing(instead: str, method: "Method") -> str | None:
+    """Why smoothed labels do not go with a loss whose term of the labels has no weight."""
+    if not isinstance(method.labels, SmoothedLabels):
+        return None
+    return f"the loss learns from its teachers alone, so that smoothed labels change nothing: set {instead}"
 
 
 def _without_labels(name: Literal["rslad", "adaad"], method: "Method") -> str | None:

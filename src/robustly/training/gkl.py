@@ -57,6 +57,39 @@ def dkl(reference: Logits, logits: Logits) -> Float[Tensor, " n"]:
 
 
 @dataclass(frozen=True)
+class DklLoss:
+    """CE(z, y) + beta wMSE + alpha H(softmax(z), z'): TRADES, its KL as two terms that can be weighted apart.
+
+    wMSE and H are those of `dkl` with m = z, n = z' (arXiv 2305.13948, theorem 1): the squares move the clean
+    logits alone, the soft cross-entropy the adversarial ones alone. With alpha = beta the gradients are those of
+    TRADES at that beta; IKL and GKL (`gkl`) let the squares move both sides, and weight them by class.
+
+    Args:
+        alpha: weight of the soft cross-entropy, at least 0.
+        beta: weight of the squares, at least 0.
+    """
+
+    needs_inner: ClassVar[bool] = True
+
+    alpha: float = 6.0
+    beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+    def __call__(self, step: Step) -> Terms:
+        """Return the terms "clean", "consistency" (the soft cross-entropy) and "squares"."""
+        z, z_adv = step.clean_logits, step.adversarial_logits
+        return {
+            "clean": label_loss(z, step.labels),
+            "consistency": self.alpha * soft_cross_entropy(z, z_adv),
+            "squares": self.beta * pairwise_square(z - z_adv.detach(), z.detach().softmax(1)),
+        }
+
+
+@dataclass(frozen=True)
 class ClassPrior:
     """What the model answered on average to the images of each class, over the epoch before.
 

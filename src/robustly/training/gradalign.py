@@ -46,14 +46,20 @@ class GradAlign(ParameterPart):
         with statistics_kept(step.model):
             here = _slope(step, step.x, create_graph=False).detach()
             there = _slope(step, noisy, create_graph=True)
-        lengths = here.norm(dim=1), there.norm(dim=1)
-        both = (lengths[0] > 0) & (lengths[1] > 0)
+        # the squares of a norm underflow where the network is sure; a cosine does not depend on the scale
+        here, there = (slope / _largest(slope) for slope in (here, there))
+        both = (here.abs().amax(1) > 0) & (there.abs().amax(1) > 0)
         share = step.batch_mean(both.to(here.dtype)).clamp_min(torch.finfo(here.dtype).tiny)
         # a norm has no gradient at 0: such examples leave before it is taken
         kept_here, kept_there = here[both], there[both]
         cosine = F.cosine_similarity(kept_here, kept_there, dim=1, eps=0.0)
         term = there.new_zeros(len(both)).index_put((both.nonzero()[:, 0],), self.weight * (1 - cosine))
         return {"alignment": term / share}
+
+
+def _largest(slope: Tensor) -> Tensor:
+    largest = slope.detach().abs().amax(1, keepdim=True)
+    return torch.where(largest > 0, largest, 1.0)
 
 
 def _slope(step: Step, x: Images, *, create_graph: bool) -> Tensor:

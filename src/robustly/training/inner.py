@@ -75,7 +75,7 @@ class PGDInner:
             ("clean"), or the teacher's ("teacher": RSLAD).
 
     Raises:
-        ValueError: "kl" without a random start, where its gradient is zero.
+        ValueError: "kl" without a random start, where its gradient is zero; a reference that nothing would use.
     """
 
     objective: Literal["cross_entropy", "margin", "dlr", "kl", "probability_margin"] = "cross_entropy"
@@ -88,6 +88,8 @@ class PGDInner:
     reference: Literal["clean", "teacher"] = "clean"
 
     def __post_init__(self) -> None:
+        if self.reference == "teacher" and self.objective != "kl":
+            raise ValueError(f"reference 'teacher' is for objective 'kl', {self.objective!r} compares with nothing")
         if self.objective == "kl" and self.start == "none" and self.reference == "clean":
             raise ValueError(
                 "objective 'kl' has zero gradient at the clean image: set start to 'gaussian' or 'random'"

@@ -4,15 +4,18 @@ Zhu et al., "Reliable adversarial distillation with unreliable teachers", ICLR 2
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from robustly.training.distillation import check_share, check_temperature, tempered_kl
+from robustly.training.distillation import check_share, check_temperature, smoothed_for_nothing, tempered_kl
 from robustly.training.losses import Terms, label_loss
 from robustly.training.step import Of, Step
+
+if TYPE_CHECKING:
+    from robustly.training.method import Method
 
 
 def teacher_trust(step: Step, power: float) -> Float[Tensor, " n"]:
@@ -58,6 +61,10 @@ class IadLoss:
         check_share("alpha", self.alpha)
         check_temperature(self.temperature)
         _check_trust(self.power, self.begin)
+
+    def check(self, method: "Method") -> str | None:
+        """Refuse smoothed labels where the term of the labels is left out."""
+        return smoothed_for_nothing("alpha below 1", method) if self.alpha == 1 else None
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a beginning after the end of the run."""
@@ -113,6 +120,11 @@ class Iad2Loss:
         check_share("robust + clean", round(self.robust + self.clean, 9))
         check_temperature(self.temperature)
         _check_trust(self.power, self.begin)
+
+    def check(self, method: "Method") -> str | None:
+        """Refuse smoothed labels where the labels have no weight."""
+        alone = 1 - self.robust - self.clean <= 1e-9
+        return smoothed_for_nothing("robust + clean below 1", method) if alone else None
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a beginning after the end of the run."""

@@ -1,5 +1,6 @@
 """What a training run is made of."""
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -48,6 +49,10 @@ class TrainingConfig:
             raise ValueError(f"patience must be at least 1, got {self.patience}")
         if self.stop_after_drop is not None and not 0 < self.stop_after_drop < 1:
             raise ValueError(f"stop_after_drop must lie between 0 and 1, got {self.stop_after_drop}")
+        if self.stop_after_drop is not None and self.select_by != "robust":
+            raise ValueError(
+                "stop_after_drop goes with select_by 'robust': by clean accuracy the fall may look best"
+            )
         if not self.epsilon_ramp >= 0:
             raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
 
@@ -89,8 +94,24 @@ class Job:
     def __post_init__(self) -> None:
         check_networks(self.method, [*self.teachers, *(["guide"] if self.guide is not None else [])])
         self.method.check_epochs(self.training.epochs)
+        ramp, epochs = self.training.epsilon_ramp, self.training.epochs
+        if ramp > epochs:
+            warnings.warn(
+                f"epsilon grows over {ramp:g} epochs and the run has {epochs}: training never sees all of it, set "
+                "training.epsilon_ramp",
+                stacklevel=2,
+            )
         if self.extra is not None:
             self.extra.share_of(self.training.batch_size)
+
+    def check_processes(self, count: int) -> None:
+        """Refuse several processes where the method needs one.
+
+        Raises:
+            MethodError: Free-AT, whose perturbation belongs to a place in the batch of one process.
+        """
+        if self.method.shares_backward and count > 1:
+            raise MethodError("Free-AT keeps a perturbation for each place in the batch: use one process")
 
     @property
     def steps_per_epoch(self) -> int:

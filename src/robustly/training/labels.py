@@ -25,14 +25,24 @@ class GuideLabels:
     learns from CE(g(x), y) alone (DYNAT, Liu et al., arXiv 2408.13102, eqs. 4 to 6). The guide runs once per
     batch, in train mode, so that its batch-norm statistics see every batch once (the released code runs it again
     at every attack step).
+
+    Args:
+        smoothing: how much of a label's weight the model's loss spreads evenly over all classes, in [0, 1); 0.2
+            with GAIRAT in the paper, where our reading is that it smooths the dynamic labels.
     """
 
     networks: ClassVar[tuple[str, ...]] = ("guide",)
 
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_smoothing(self.smoothing)
+
     def __call__(self, step: Step) -> Labels:
         """Return the guide's predictions; the guide's own loss is the term "guide"."""
         logits = step.guide_logits
-        return Labels(logits.detach().argmax(1), {"guide": F.cross_entropy(logits, step.y, reduction="none")})
+        own = {"guide": F.cross_entropy(logits, step.y, reduction="none")}
+        return Labels(logits.detach().argmax(1), own, smoothing=self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,13 @@ class SmoothedLabels:
     smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing must lie in [0, 1), got {self.smoothing}")
+        _check_smoothing(self.smoothing)
 
     def __call__(self, step: Step) -> Labels:
         """Return the data's labels, to be smoothed."""
         return Labels(step.y, smoothing=self.smoothing)
+
+
+def _check_smoothing(smoothing: float) -> None:
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")

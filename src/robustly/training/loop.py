@@ -59,12 +59,14 @@ class Outcome:
         epochs: epochs trained.
         seconds: training time, all sittings together.
         rows: metrics by epoch.
+        reason: why it ended before its last epoch; empty if it did not.
     """
 
     best_epoch: int
     epochs: int
     seconds: float
     rows: list[Row]
+    reason: str = ""
 
 
 class _StepModule(nn.Module):
@@ -121,8 +123,7 @@ class _Run:
             network.to(device=runtime.device, memory_format=layout)  # type: ignore[call-overload]
         self.layout = layout
         self.memory: Memory = {}
-        if job.method.replays > 1 and runtime.world_size > 1:
-            raise ValueError("a replaying inner maximisation (Free-AT) keeps its perturbation per process: use one")
+        job.check_processes(runtime.world_size)
         self.module = _StepModule(job)
         optimizer = build_optimizer(job.optimizer, self.networks.values())
         self.optimizer: Optimizer
@@ -150,23 +151,30 @@ class _Run:
         if self.runtime.rank == 0:
             with whole_file(self.folder / FINAL) as temporary:
                 shutil.copyfile(self.folder / BEST, temporary)
-        self._write_status("finished", "")
+        reason = self._stopped_early() if len(self.rows) < self.job.training.epochs else ""
+        self._write_status("finished", reason)
         self.runtime.wait_for_all()
-        return Outcome(self.best_epoch + 1, len(self.rows), self.seconds, self.rows)
+        return Outcome(self.best_epoch + 1, len(self.rows), self.seconds, self.rows, reason)
 
     def _done(self) -> bool:
+        return len(self.rows) >= self.job.training.epochs or bool(self._stopped_early())
+
+    def _stopped_early(self) -> str:
+        """Why there shall be no further epoch; empty if nothing speaks against it."""
         training = self.job.training
         waited = len(self.rows) - 1 - self.best_epoch
-        impatient = training.patience is not None and bool(self.rows) and waited >= training.patience
-        return len(self.rows) >= training.epochs or impatient or self._collapsed()
-
-    def _collapsed(self) -> bool:
-        """Whether robust accuracy fell from one epoch to the next as it does in catastrophic overfitting."""
-        limit = self.job.training.stop_after_drop
+        if training.patience is not None and self.rows and waited >= training.patience:
+            return f"no better epoch for {waited}: training.patience is {training.patience}"
+        limit = training.stop_after_drop
         if limit is None or len(self.rows) < 2:
-            return False
-        before, now = (row["validation_robust_accuracy"] for row in self.rows[-2:])
-        return before is not None and now is not None and before - now > limit
+            return ""
+        before, now = (float(row["validation_robust_accuracy"] or 0) for row in self.rows[-2:])
+        if before - now <= limit:
+            return ""
+        return (
+            f"robust validation accuracy fell from {before:.1%} to {now:.1%} in epoch {len(self.rows)}, as in "
+            f"catastrophic overfitting: training.stop_after_drop is {limit:g}"
+        )
 
     def _epoch(self, epoch: int) -> None:
         began = time.perf_counter()

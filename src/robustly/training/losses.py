@@ -101,9 +101,13 @@ class MixtureLoss:
             raise ValueError(f"ratio must lie in [0, 1], got {self.ratio}")
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "clean" and "adversarial"."""
-        clean = (1 - self.ratio) * _clean(step)
-        return {"clean": clean, "adversarial": self.ratio * _adversarial(step)}
+        """Return the terms "clean" and "adversarial"; one without weight is left out, with its forward pass."""
+        terms: Terms = {}
+        if self.ratio < 1:
+            terms["clean"] = (1 - self.ratio) * _clean(step)
+        if self.ratio > 0:
+            terms["adversarial"] = self.ratio * _adversarial(step)
+        return terms
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,11 @@ class TradesLoss:
             raise ValueError(f"beta must be at least 0, got {self.beta}")
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "clean" and "consistency"."""
-        clean = _clean(step)
-        return {"clean": clean, "consistency": self.beta * kl(step.clean_logits, step.adversarial_logits)}
+        """Return the terms "clean" and, if it counts, "consistency"."""
+        terms: Terms = {"clean": _clean(step)}
+        if self.beta > 0:
+            terms["consistency"] = self.beta * kl(step.clean_logits, step.adversarial_logits)
+        return terms
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Method:
             raise MethodError("the loss asks for adversarial examples, the method has no inner maximisation")
         if self.inner is not None and not self.loss.needs_inner:
             raise MethodError("the method has an inner maximisation that its loss does not use")
-        if self.replays > 1 and any(_perturbs(part) for part in self.parameters):
+        if self.shares_backward and any(_perturbs(part) for part in self.parameters):
             raise MethodError(
                 "a replaying inner maximisation (Free-AT) has one backward pass for attack and weights: no part "
                 "may perturb the weights in between (awp)"
@@ -122,6 +122,11 @@ class Method:
         return tuple(dict.fromkeys(roles))
 
     @property
+    def shares_backward(self) -> bool:
+        """Whether one backward pass serves attack and weights (Free-AT)."""
+        return bool(getattr(self.inner, "shares_backward", self.replays > 1))
+
+    @property
     def replays(self) -> int:
         """Steps of the optimiser on each batch."""
         return int(getattr(self.inner, "replays", 1))
@@ -158,11 +163,12 @@ def _weighted(method: Method, step: Step) -> Terms:
     terms = method.loss(step)
     if method.weights is None:
         return terms
-    name = method.weights.term
+    name, weight = method.weights.term, method.weights(step)
+    if weight is None:
+        return terms
     if name not in terms:
         raise MethodError(f"the weights are for the loss term {name!r}, the loss has {', '.join(terms)}")
-    weight = method.weights(step)
-    return terms if weight is None else terms | {name: weight.detach() * terms[name]}
+    return terms | {name: weight.detach() * terms[name]}
 
 
 def _joined(terms: Terms, more: Terms) -> Terms:

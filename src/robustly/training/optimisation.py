@@ -51,8 +51,9 @@ class ScheduleConfig:
     """How the learning rate changes; times are epochs, in fractions, evaluated at every step.
 
     Args:
-        name: "constant"; "piecewise" (factors between boundaries); "cosine" (1 to `floor`); or "one_cycle"
-            (linear 0 to 1 at `peak` and back to 0).
+        name: "constant"; "piecewise" (factors between boundaries); "cosine" (1 to `floor`); "one_cycle"
+            (linear 0 to 1 at `peak` and back to 0); or "one_cycle_cosine" (PyTorch's OneCycleLR called once per
+            epoch: cosine from 1/25 to 1 at `peak` and to 4e-6, constant within an epoch).
         boundaries: epochs at which a piecewise schedule changes, ascending.
         factors: factors of the learning rate before, between and after the boundaries: one more than those.
         peak: where a one-cycle schedule is highest, as a share of the run.
@@ -60,7 +61,7 @@ class ScheduleConfig:
         warm_up: epochs of linear growth from 0 in front, on top of any schedule.
     """
 
-    name: Literal["constant", "piecewise", "cosine", "one_cycle"] = "constant"
+    name: Literal["constant", "piecewise", "cosine", "one_cycle", "one_cycle_cosine"] = "constant"
     boundaries: tuple[float, ...] = ()
     factors: tuple[float, ...] = (1.0,)
     peak: float = 0.5
@@ -76,6 +77,16 @@ class ScheduleConfig:
             raise ValueError(f"boundaries must ascend, got {list(self.boundaries)}")
         if not (0 < self.peak < 1 and 0 <= self.floor <= 1 and self.warm_up >= 0):
             raise ValueError("peak must lie in (0, 1), floor in [0, 1] and warm_up be at least 0")
+        used = {
+            "boundaries": (self.boundaries != (), self.name == "piecewise"),
+            "peak": (self.peak != ScheduleConfig.peak, self.name.startswith("one_cycle")),
+            "floor": (self.floor != ScheduleConfig.floor, self.name == "cosine"),
+        }
+        for setting, (given, counts) in used.items():
+            if given and not counts:
+                raise ValueError(
+                    f"{setting} says nothing to the schedule {self.name!r}: set name to the one it is for"
+                )
 
 
 def rate_factor(schedule: ScheduleConfig, time: float, epochs: float) -> float:
@@ -87,9 +98,19 @@ def rate_factor(schedule: ScheduleConfig, time: float, epochs: float) -> float:
     elif schedule.name == "one_cycle":
         share = time / epochs
         factor = share / schedule.peak if share < schedule.peak else (1 - share) / (1 - schedule.peak)
+    elif schedule.name == "one_cycle_cosine":
+        factor = _one_cycle_by_epoch(min(math.floor(time), epochs - 1), schedule.peak * epochs - 1, epochs - 1)
     else:
         factor = 1.0
     return factor * (min(1.0, time / schedule.warm_up) if schedule.warm_up > 0 else 1.0)
+
+
+def _one_cycle_by_epoch(epoch: float, highest: float, last: float) -> float:
+    if epoch < highest:
+        start, end, share = 1 / 25, 1.0, epoch / highest
+    else:
+        start, end, share = 1.0, 1 / 25e4, (epoch - highest) / (last - highest)
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def build_optimizer(config: OptimizerConfig, networks: Iterable[nn.Module]) -> Optimizer:

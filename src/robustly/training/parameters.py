@@ -95,7 +95,7 @@ class ExponentialAverage(ParameterPart):
         average = step.remember(self)
         moment = step.moment
         decay = self.decay_at(moment.count, moment.epochs * moment.steps_per_epoch)
-        trained = {name for name, _ in step.model.named_parameters()}
+        trained = {name for name, _ in step.model.named_parameters(remove_duplicate=False)}
         for name, value in step.model.state_dict().items():
             averaged = name in trained or (self.buffers == "average" and value.is_floating_point())
             if name in average and averaged:

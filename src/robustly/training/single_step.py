@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from robustly.attacks.contract import ModelMode, frozen
 from robustly.balls import laid_out_like
 from robustly.objectives import Goal, cross_entropy
 from robustly.threat import ThreatModel
+from robustly.training.inner import training_pgd
 from robustly.training.step import Step
 
 
@@ -62,7 +64,7 @@ class NoisyFGSMInner:
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             (slope,) = torch.autograd.grad(cross_entropy(logits, goal).sum(), point)
         reach = widened(step.threat, self.noise + self.relative_step_size).around(x)
-        length = step.threat.around(x).radius * self.relative_step_size
+        length = training_pgd(1, relative_step_size=self.relative_step_size).step_sizes(step.threat.around(x))
         x_adv = laid_out_like(x, reach.step(point.detach(), slope, length))
         once = torch.ones_like(step.y)
         none = torch.zeros_like(once, dtype=torch.bool)
@@ -89,6 +91,8 @@ class FreeInner:
         ValueError: a setting out of range.
     """
 
+    shares_backward: ClassVar[bool] = True
+
     replays: int = 8
     relative_step_size: float = 1.0
 
@@ -113,7 +117,8 @@ class FreeInner:
         if x_adv.grad is None:
             raise ValueError("the loss has no gradient to the adversarial images: Free-AT cannot attack through it")
         ball = step.threat.around(x)
-        moved = ball.step(x_adv.detach(), x_adv.grad, ball.radius * self.relative_step_size)
+        length = training_pgd(1, relative_step_size=self.relative_step_size).step_sizes(ball)
+        moved = ball.step(x_adv.detach(), x_adv.grad, length)
         self._delta(step)[: len(x)] = (moved - x).detach()
 
     def _delta(self, step: Step) -> Tensor:

@@ -59,7 +59,7 @@ class WeightAverage(ParameterPart):
             return
         memory = end.remember(self)
         count = memory.get(_COUNT, torch.tensor(0)) + 1
-        trained = {name for name, _ in end.model.named_parameters()}
+        trained = {name for name, _ in end.model.named_parameters(remove_duplicate=False)}
         for name, value in end.model.state_dict().items():
             if name in memory and name in trained:
                 memory[name] = memory[name] + (value - memory[name]) / count.to(value.device)

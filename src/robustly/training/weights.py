@@ -126,7 +126,8 @@ class MailWeights:
         bias: -0.5 for MAIL-AT, 0 for MAIL-TRADES.
         scale: "constant" (times `constant`) or "mean_one" (over the batch of all processes).
         constant: positive; 3 in the released code.
-        burn_in: epochs that count every example once; 75 of 120 in the released code, where the rate drops.
+        burn_in: epochs that count every example once; 76 of 120 in the released code, one more than before the rate
+            drops.
         term: the term of the loss that is weighted: "adversarial" (MAIL-AT, MAIL-MART) or "consistency"
             (MAIL-TRADES).
         label: y with dynamic labels: by the label source ("dynamic", the label that the loss uses) or the data
@@ -140,7 +141,7 @@ class MailWeights:
     bias: float = -0.5
     scale: Literal["constant", "mean_one"] = "constant"
     constant: float = 3.0
-    burn_in: int = 75
+    burn_in: int = 76
     term: str = "adversarial"
     label: Label = "dynamic"
 

@@ -85,11 +85,18 @@ def test_the_unused_block_of_trades_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_files_without_normalisation_keep_the_configured_one(tmp_path: Path) -> None:
-    save_weights(net(0), tmp_path / "w.safetensors")
+    save_file(net(0).state_dict(), tmp_path / "w.safetensors")
     model = net(1, normalised=True)
     load_weights(model, tmp_path / "w.safetensors")
     assert model.state_dict()["normalize.mean"].flatten().tolist() == pytest.approx(MEAN)
     assert torch.equal(model.state_dict()["conv1.weight"], net(0).state_dict()["conv1.weight"])
+
+
+def test_a_file_of_ours_says_that_there_was_no_normalisation(tmp_path: Path) -> None:
+    save_weights(net(0), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="was trained without input normalisation"):
+        load_weights(net(1, normalised=True), tmp_path / "w.safetensors")
+    load_weights(net(1), tmp_path / "w.safetensors")
 
 
 def test_another_normalisation_is_refused(tmp_path: Path) -> None:

@@ -188,7 +188,10 @@ def test_the_front_holds_what_nothing_beats():
         ("cifar10/at_awp", "AWP"),
         ("cifar10/pgd_at_awp", "AWP"),
         ("cifar10/mart_wrn", "MART"),
-        ("cifar10/trades_extra", None),
+        ("cifar10/trades_extra", "Wang2023Better (20M images)"),
+        ("cifar10/trades_ema", None),
+        ("cifar10/ikl", "Cui2023Decoupled"),
+        ("cifar100/sat", "SAT"),
         ("cifar10/dynat_inner_awp", "DYNAT-Inner-AWP (lambda 1)"),
         ("cifar10/dynat_awp", "DYNAT-AWP (lambda 1)"),
         ("cifar100/lbgat", "LBGAT"),
@@ -209,6 +212,8 @@ def test_the_published_row_of_the_same_network_and_epsilon_is_preferred():
 
     assert named("resnet18", 8 / 255).architecture.startswith("ResNet-18")
     assert named("wrn34_10", 0.031).epsilon == "0.031"
+    lbgat = published_row("cifar10/lbgat0", ("clean", "pgd_20"), model="wrn34_10", epsilon=0.031)
+    assert "pgd_20" in lbgat.accuracy, "rather another epsilon than no attack in common"
     assert named("wrn34_10", 8 / 255).accuracy["aa"] == 0.534
     assert named("wrn34_10", 8 / 255, ("fgsm",)) is None
     by_source = published_row("trades", ("aa",), model="wrn34_10", epsilon=8 / 255, source="hf:uoft-cs/cifar100")

@@ -262,7 +262,7 @@ def test_the_outer_pass_sees_the_perturbation_in_half_precision() -> None:
         method = Method(inner=INNER, loss=AdversarialLoss(), parameters=(WeightPerturbation(gamma=gamma),))
         with torch.autocast("cpu", torch.bfloat16):
             step = make_step(x, y, copy.deepcopy(net), inner=INNER, slot_of=method.slot_of)
-            losses[gamma] = float(outer_loss(method, step)[0])
+            losses[gamma] = float(outer_loss(method, step)[0].detach())
             assert step.model[0].weight.dtype == torch.float32  # type: ignore[index, union-attr]
             fresh = step.model(step.adversarial.x_adv).float()
         assert float(F.cross_entropy(fresh, y)) == pytest.approx(losses[gamma], abs=1e-6)
@@ -427,3 +427,29 @@ def test_an_ema_may_average_its_statistics(little: Splits, tmp_path: Path) -> No
     memory = last(tmp_path)["memory"]["parameters.ExponentialAverage"]
     assert torch.allclose(memory["norm.running_mean"], average, atol=1e-6)
     assert int(memory["norm.num_batches_tracked"]) == len(Steps.seen)
+
+
+class Tied(nn.Module):
+    """One weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(self.a(x))
+        return out
+
+
+def test_tied_weights_are_averaged_under_both_names() -> None:
+    net, part = Tied(), ExponentialAverage(decay=0.5, warm_up=0.0)
+    step = make_step(torch.rand(3, 2), torch.zeros(3, dtype=torch.int64), net, moment=Moment(0, 0, 1, 1))
+    for value in (1.0, 2.0, 4.0):
+        with torch.no_grad():
+            net.a.weight.fill_(value)
+        part.after_step(step)
+    average = part.evaluation_state(step.remember(part))
+    assert average is not None
+    assert torch.equal(average["a.weight"], average["b.weight"])
+    assert float(average["a.weight"][0, 0]) < 4

@@ -94,6 +94,7 @@ def continued(
 def test_fgsm_collapses_and_what_helps(start: tuple[Splits, nn.Module], tmp_path: Path) -> None:
     fgsm = continued(start, FGSM, tmp_path / "fgsm")
     assert fgsm.epochs == 2, "stopped after the collapse, of four epochs"
+    assert "as in catastrophic overfitting" in fgsm.reason
     before, after = robust(fgsm)
     assert before > 0.65
     assert after < before - 0.2

@@ -47,6 +47,17 @@ def test_a_misclassified_example_without_patience_stays_at_the_start() -> None:
     assert (found.forwards.tolist(), found.backwards.tolist()) == ([1], [0])
 
 
+@pytest.mark.parametrize("inner", [friendly(0, noise=0, objective="kl", start="gaussian"), None])
+def test_an_example_that_settles_where_it_starts_is_an_image(inner: InnerMaximiser | None) -> None:
+    x, y = torch.zeros(8, 6, dtype=torch.float64), torch.zeros(8, dtype=torch.int64)
+    net = mlp(norm=False)
+    with torch.no_grad():
+        net[-1].bias[0] -= 100  # everything is misclassified  # type: ignore[index, union-attr, operator]
+    found = (inner or CurriculumInner(start="gaussian", first=-1.0))(make_step(x, y, net))
+    assert found.backwards.sum() == 0
+    assert bool(TOY.around(x).contains(found.x_adv).all())
+
+
 @pytest.mark.parametrize("objective", ["cross_entropy", "kl"])
 @pytest.mark.parametrize("tau", [0, 1, 3])
 def test_fat_is_its_algorithm(objective: str, tau: int) -> None:

@@ -15,6 +15,7 @@ from training_tools import Given, Stop, final, last, make_job, make_step, mlp, r
 from robustly.data import Splits
 from robustly.objectives import kl
 from robustly.training import (
+    DklLoss,
     GklInner,
     GklLoss,
     Job,
@@ -66,6 +67,32 @@ def test_dkl_has_the_published_values_and_the_gradients_of_kl() -> None:
     value.sum().backward()
     assert torch.allclose(m.grad, double(OF_KL_TO_Z), atol=1e-8)
     assert torch.allclose(n.grad, double(OF_KL_TO_Z_ADV), atol=1e-8)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_dkl_training_is_trades_at_equal_weights(norm: bool) -> None:
+    x, x_adv = torch.rand(12, 6, dtype=torch.float64), torch.rand(12, 6, dtype=torch.float64)
+    y = torch.arange(12) % 4
+    slopes = []
+    for loss in (DklLoss(3.0, 3.0), TradesLoss(3.0)):
+        net = mlp(norm=norm).train()
+        step = make_step(x, y, net, inner=Given(x_adv))
+        total, _ = outer_loss(Method(inner=Given(x_adv), loss=loss), step)
+        slopes.append(torch.autograd.grad(total, list(net.parameters())))
+    for one, other in zip(*slopes, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize(("alpha", "beta", "still"), [(2.0, 0.0, "clean"), (0.0, 2.0, "adversarial")])
+def test_each_term_of_dkl_moves_one_side_alone(alpha: float, beta: float, still: str) -> None:
+    z, z_adv = double(Z).requires_grad_(), double(Z_ADV).requires_grad_()
+    terms = DklLoss(alpha, beta)(fixture_step(z, z_adv, [0]))
+    slopes = torch.autograd.grad((terms["consistency"] + terms["squares"]).sum(), (z, z_adv), allow_unused=True)
+    of_clean, of_adversarial = (torch.zeros(1, 3) if slope is None else slope for slope in slopes)
+    zero, moving = (of_clean, of_adversarial) if still == "clean" else (of_adversarial, of_clean)
+    assert float(zero.abs().max()) == 0
+    expected = OF_KL_TO_Z_ADV if still == "clean" else OF_KL_TO_Z
+    assert torch.allclose(moving, 2 * double(expected), atol=1e-7)
 
 
 def test_a_uniform_prior_has_the_published_value() -> None:

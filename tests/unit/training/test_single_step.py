@@ -116,6 +116,20 @@ def test_a_wider_threat_stays_a_threat() -> None:
     assert torch.allclose(torch.as_tensor(each), torch.tensor([0.3, 1.0]))
 
 
+@pytest.mark.parametrize("inner", [NoisyFGSMInner(noise=0.0, mode="eval"), FreeInner(replays=2)])
+def test_under_l0_a_step_is_as_long_as_pgds(inner: NoisyFGSMInner | FreeInner) -> None:
+    """A share of epsilon would be a share of a number of pixels."""
+    x, y = torch.full((4, 3, 8, 8), 0.5), torch.arange(4)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    step = make_step(x, y, net, threat=ThreatModel("l0", 10), inner=inner)
+    found = step.adversarial.x_adv
+    if isinstance(inner, FreeInner):
+        F.cross_entropy(net(found), y).backward()
+        inner.after_backward(step)
+        found = x + step.remember(inner)["delta"]
+    assert float((found - x).abs().max()) > 0.2
+
+
 def free_by_hand(
     net: nn.Module, batches: list[tuple[Tensor, Tensor]], replays: int, epsilon: float, rate: float
 ) -> Tensor:

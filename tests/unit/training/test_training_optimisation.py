@@ -43,6 +43,35 @@ def test_one_cycle_is_a_triangle() -> None:
     assert [rate_factor(early, time, 10) for time in (0, 2, 4, 7, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
 
 
+@pytest.mark.parametrize(("epochs", "peak"), [(400, 0.025), (30, 0.3)])
+def test_one_cycle_by_epoch_is_pytorchs(epochs: int, peak: float) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=epochs, pct_start=peak)
+    ours = ScheduleConfig(name="one_cycle_cosine", peak=peak)
+    for epoch in range(epochs):
+        for time in (epoch, epoch + 0.99):
+            expected = theirs.get_last_lr()[0]
+            assert 0.2 * rate_factor(ours, time, epochs) == pytest.approx(expected, rel=1e-9), epoch
+        optimizer.step()
+        if epoch + 1 < epochs:
+            theirs.step()
+    assert rate_factor(ours, 1.0, 1) > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"boundaries": (50,), "factors": (1.0, 0.1)},
+        {"name": "one_cycle", "floor": 0.5},
+        {"name": "cosine", "boundaries": (1,), "factors": (1.0, 0.1)},
+        {"name": "cosine", "peak": 0.3},
+    ],
+)
+def test_settings_that_a_schedule_does_not_use_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="says nothing to the schedule"):
+        ScheduleConfig(**settings)  # type: ignore[arg-type]
+
+
 def test_cosine_ends_at_its_floor_and_warm_up_multiplies() -> None:
     cosine = ScheduleConfig(name="cosine", floor=0.1)
     assert [rate_factor(cosine, time, 10) for time in (0, 5, 10)] == pytest.approx([1, 0.55, 0.1])
