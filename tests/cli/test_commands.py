@@ -19,7 +19,8 @@ from robustly.configuration import apply_overrides
 
 SMALL = [
     "--data.train_limit", "300", "--data.validation", "60", "--data.test", "60", "--model.width", "0.25",
-    "--training.epochs", "1", "--training.validation_steps", "2", "--evaluation.curve_count", "20",
+    "--training.epochs", "1", "--training.epsilon_ramp", "1", "--training.validation_steps", "2",
+    "--evaluation.curve_count", "20",
 ]  # fmt: skip
 GUIDE = ["--guide.width", "0.25", "--method.inner.steps", "2"]
 
