@@ -32,7 +32,7 @@ from robustly.training.optimisation import OptimizerConfig, ScheduleConfig
 from robustly.training.parameters import ExponentialAverage, ParameterPart
 from robustly.training.single_step import FreeInner, NoisyFGSMInner
 from robustly.training.step import InnerMaximiser, Labels, LabelSource, Moment, Step
-from robustly.training.swa import WeightAverage
+from robustly.training.swa import EpochAverage, WeightAverage
 from robustly.training.weights import GairatWeights, InstanceWeights, MailWeights, WeightsError
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "DivergenceError",
     "DklLoss",
     "DynatLoss",
+    "EpochAverage",
     "ExponentialAverage",
     "FreeInner",
     "FriendlyInner",

@@ -24,7 +24,7 @@ from robustly.training.losses import (
 from robustly.training.parameters import ExponentialAverage, ParameterPart
 from robustly.training.single_step import FreeInner, NoisyFGSMInner
 from robustly.training.step import InnerMaximiser, LabelSource
-from robustly.training.swa import WeightAverage
+from robustly.training.swa import EpochAverage, WeightAverage
 from robustly.training.weights import GairatWeights, InstanceWeights, MailWeights
 
 LABEL_SOURCES: dict[str, type[LabelSource]] = {
@@ -70,6 +70,7 @@ WEIGHTS: dict[str, type[InstanceWeights]] = {
 PARAMETER_PARTS: dict[str, type[ParameterPart]] = {
     "ema": ExponentialAverage,
     "swa": WeightAverage,
+    "epoch_ema": EpochAverage,
     "awp": WeightPerturbation,
     "grad_align": GradAlign,
 }

@@ -1,4 +1,4 @@
-"""Stochastic weight averaging: the mean of the weights after every late epoch."""
+"""Averages over epochs: the mean of the weights after every late one (SWA), and a moving average."""
 
 import copy
 from dataclasses import dataclass
@@ -40,11 +40,7 @@ class WeightAverage(ParameterPart):
 
     def check(self, method: "Method") -> str | None:
         """Refuse a second average: only one can be released."""
-        for part in method.parameters:
-            averages = type(part).evaluation_state is not ParameterPart.evaluation_state
-            if averages and part is not self:
-                return f"the method already has an average to release, {type(part).__name__}"
-        return None
+        return _another_average(self, method)
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a start after the end of the run."""
@@ -77,6 +73,53 @@ class WeightAverage(ParameterPart):
     def evaluation_state(self, memory: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """Return the average, once there is one."""
         return _weights(memory) if memory else None
+
+
+@dataclass(frozen=True)
+class EpochAverage(ParameterPart):
+    """average <- decay average + (1 - decay) state after each epoch, from the first epoch's state on.
+
+    Averages all that is a real number, batch-norm statistics too; counters are those of the last epoch. Validation,
+    selection and release use the average. As the script of Cui et al. (DKL, arXiv 2305.13948) does it with the
+    checkpoints of a finished run.
+
+    Args:
+        decay: in [0, 1); 0.9 there.
+
+    Raises:
+        ValueError: a decay out of range.
+    """
+
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {self.decay}")
+
+    def check(self, method: "Method") -> str | None:
+        """Refuse a second average: only one can be released."""
+        return _another_average(self, method)
+
+    @torch.no_grad()
+    def after_epoch(self, end: EpochEnd) -> None:
+        """Take the epoch's state in."""
+        memory = end.remember(self)
+        for name, value in end.model.state_dict().items():
+            if name in memory and value.is_floating_point():
+                memory[name] = memory[name].lerp(value, 1 - self.decay)
+            else:
+                memory[name] = value.detach().clone()
+
+    def evaluation_state(self, memory: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return the average, once there is one."""
+        return memory or None
+
+
+def _another_average(part: ParameterPart, method: "Method") -> str | None:
+    for other in method.parameters:
+        if type(other).evaluation_state is not ParameterPart.evaluation_state and other is not part:
+            return f"the method already has an average to release, {type(other).__name__}"
+    return None
 
 
 def _weights(memory: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from robustly.runtime import Runtime, RuntimeConfig
 from robustly.training import (
     AdversarialLoss,
     DynatLoss,
+    EpochAverage,
     ExponentialAverage,
     GuideLabels,
     Method,
@@ -405,8 +406,32 @@ def test_swa_settings_that_make_no_sense_are_refused(little: Splits) -> None:
         WeightAverage(start=-1)
     with pytest.raises(MethodError, match="already has an average to release, ExponentialAverage"):
         Method(parameters=(WeightAverage(), ExponentialAverage()))
+    with pytest.raises(MethodError, match="already has an average to release, EpochAverage"):
+        Method(parameters=(WeightAverage(), EpochAverage()))
+    with pytest.raises(ValueError, match="decay must lie in"):
+        EpochAverage(1.0)
     with pytest.raises(MethodError, match="start is 2 epochs and the run has 2: nothing would be averaged"):
         make_job(little, Method(parameters=(WeightAverage(start=2),)))
+
+
+def test_the_moving_average_over_epochs_by_hand_and_over_a_resume(little: Splits, tmp_path: Path) -> None:
+    def job(epochs: int, *parts: EpochAverage) -> Any:
+        return make_job(little, Method(parameters=parts), NormNet(), training={"epochs": epochs})
+
+    part = EpochAverage(decay=0.75)
+    states = []
+    for epochs in (1, 2, 3):
+        run(job(epochs), tmp_path / f"plain{epochs}")
+        states.append(last(tmp_path / f"plain{epochs}")["networks"]["model"])
+    run(job(1, part), tmp_path / "cut")
+    run(job(3, part), tmp_path / "cut")
+    run(job(3, part), tmp_path / "whole")
+    memory = last(tmp_path / "cut")["memory"]["parameters.EpochAverage"]
+    assert same(memory, last(tmp_path / "whole")["memory"]["parameters.EpochAverage"])
+    for name, value in memory.items():
+        first, second, third = (state[name] for state in states)
+        expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third if value.is_floating_point() else third
+        assert torch.allclose(value, expected, atol=1e-6), name
 
 
 def test_an_ema_may_average_its_statistics(little: Splits, tmp_path: Path) -> None:
