@@ -108,3 +108,9 @@ class Runtime:
     def wait_for_all(self) -> None:
         """Hold this process until all have come here."""
         self._fabric.barrier()
+
+    def close(self) -> None:
+        """Leave the other processes, once all is done: threads of the group that still run abort an exit."""
+        self.wait_for_all()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

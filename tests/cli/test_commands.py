@@ -22,7 +22,7 @@ SMALL = [
     "--training.epochs", "1", "--training.epsilon_ramp", "1", "--training.validation_steps", "2",
     "--evaluation.curve_count", "20",
 ]  # fmt: skip
-GUIDE = ["--guide.width", "0.25", "--method.inner.steps", "2"]
+GUIDE = ["--guide.width", "0.25", "--method.inner.steps", "2", "--method.labels.warm_up", "0"]
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ SMALL = [
     "--training.epsilon_ramp", "1", "--runtime.device", "cpu", "--evaluation.count", "20",
     "--evaluation.curve_count", "10",
 ]  # fmt: skip
-ONE_EPOCH = [*SMALL, "--training.epochs", "1", "--training.epsilon_ramp", "1"]
+ONE_EPOCH = [*SMALL, "--training.epochs", "1"]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 

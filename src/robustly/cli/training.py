@@ -64,6 +64,7 @@ def run_training(
                 f"\nstopped; go on with: robustly train --resume {quote(str(folder))}", soft_wrap=True, markup=False
             )
             raise
+    runtime.close()
     console.print(
         (f"stopped early: {outcome.reason}\n" if outcome.reason else "")
         + f"finished {outcome.epochs} epochs in {outcome.seconds:.0f} s, best epoch {outcome.best_epoch}\n"
