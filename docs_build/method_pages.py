@@ -86,14 +86,14 @@ def page(method: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _quoted(comment: str) -> list[str]:
+def _quoted(text: str) -> list[str]:
     """A recipe's comment: its prose as a quotation, its commands (also over several lines) as a block to copy."""
     prose, commands, goes_on = [], [], False
-    for line in comment.splitlines():
+    for line in text.splitlines():
         if goes_on or line.startswith("robustly "):
             command, _, aside = line.strip().partition("  ")
-            commands.append(f"    {command}" if goes_on else command)
-            prose += [aside.strip()] if aside else []
+            comment = f"  # {aside.strip().removeprefix('(').removesuffix(')')}" if aside else ""
+            commands.append(("    " if goes_on else "") + command + comment)
             goes_on = command.endswith("\\")
         else:
             prose.append(line)
