@@ -104,6 +104,7 @@ def test_two_processes_train_the_network_of_one(launcher: tuple[str, ...], singl
 
 def test_a_guide_is_trained_by_two_processes_as_by_one(tmp_path: Path) -> None:
     guided = {"--guide.width": "0.25", "--method.parameters.ema.decay": "0.9", "--training.epochs": "1"}
+    guided["--method.labels.warm_up"] = "0"
     train(tmp_path / "one", "mnist5k/dynat", guided)
     train(tmp_path / "two", "mnist5k/dynat", guided, TWO)
     assert largest_difference(tmp_path / "one", tmp_path / "two") < 2e-5
