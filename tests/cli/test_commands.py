@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from cli_tools import refusal
 
 from robustly.cli import main
 from robustly.cli.recipes import read_recipe
@@ -38,16 +39,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["train", "mnist5k/dynat", "--out", str(folder), *SMALL, *GUIDE]) == 0
     assert main(["evaluate", str(folder)]) == 0
     return folder
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a refused command says: one sentence, no traceback."""
-    assert main(list(words)) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("robustly: ")
-    assert said.count("\n") == 1
-    assert "Traceback" not in said
-    return said
 
 
 def test_a_run_folder_is_complete(run: Path) -> None:

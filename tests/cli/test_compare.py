@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cli_tools import refusal
 
 from robustly.cli import main
 
@@ -29,16 +30,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert main(["evaluate", str(folder / name)]) == 0
     assert main(["evaluate", str(folder / "c"), "--as", "smaller", "--threat", "linf:0.1"]) == 0
     return folder
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a refused command says: one sentence, no traceback."""
-    assert main(list(words)) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("robustly: ")
-    assert said.count("\n") == 1
-    assert "Traceback" not in said
-    return said
 
 
 def test_seeds_are_one_row(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

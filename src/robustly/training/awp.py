@@ -13,7 +13,7 @@ from torch import Tensor
 from robustly.objectives import kl
 from robustly.training.batch_norms import statistics_kept
 from robustly.training.parameters import ParameterPart
-from robustly.training.step import Step
+from robustly.training.step import Step, outlasts
 
 if TYPE_CHECKING:
     from robustly.training.method import Method
@@ -58,9 +58,7 @@ class WeightPerturbation(ParameterPart):
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a warm-up that outlasts the run."""
-        if self.warm_up < epochs:
-            return None
-        return f"warm_up is {self.warm_up:g} epochs and the run has {epochs}: nothing would be perturbed"
+        return outlasts("warm_up", self.warm_up, epochs, "nothing would be perturbed")
 
     def before_outer(self, step: Step, loss: Callable[[Step], Tensor]) -> None:
         """Perturb the weights; what they were is remembered until `after_step`."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from robustly.attacks import PGD, AttackResult
+from robustly.attacks import AttackResult
 from robustly.attacks.contract import Images, ModelMode, frozen
 from robustly.attacks.pgd import Start
 from robustly.attacks.search import answer
 from robustly.objectives import Goal, kl
 from robustly.training.ascent import ascend
-from robustly.training.inner import training_pgd
+from robustly.training.inner import pgd_of
 from robustly.training.labels import DataLabels, SmoothedLabels
 from robustly.training.losses import Terms, label_loss, soft_cross_entropy
 from robustly.training.step import Of, Step
@@ -250,7 +250,7 @@ class AdaadInner:
     mode: ModelMode = "eval"
 
     def __post_init__(self) -> None:
-        self._settings()
+        pgd_of(self)
 
     def __call__(self, step: Step) -> AttackResult:
         """Attack the batch of a step."""
@@ -260,21 +260,13 @@ class AdaadInner:
             return kl(answer(teacher, points), logits)
 
         with frozen(teacher, full_precision=False):
-            return ascend(step, self._settings(), Goal(step.y), value=value)
-
-    def _settings(self) -> PGD:
-        return training_pgd(
-            self.steps,
-            step_size=self.step_size,
-            relative_step_size=self.relative_step_size,
-            start=self.start,
-            mode=self.mode,
-        )
+            return ascend(step, pgd_of(self), Goal(step.y), value=value)
 
 
 def smoothed_for_nothing(instead: str, method: "Method") -> str | None:
     """Why smoothed labels do not go with a loss whose term of the labels has no weight."""
-    if not isinstance(method.labels, SmoothedLabels):
+    labels = method.labels
+    if not isinstance(labels, SmoothedLabels) and getattr(labels, "smoothing", 0.0) == 0:
         return None
     return f"the loss learns from its teachers alone, so that smoothed labels change nothing: set {instead}"
 

@@ -15,8 +15,8 @@ from robustly.balls import per_example
 from robustly.objectives import OBJECTIVES, Goal, cross_entropy, probability_margin
 from robustly.randomness import KeyedGenerator
 from robustly.training.ascent import Logits, Rows, ascend
-from robustly.training.inner import training_pgd
-from robustly.training.step import Step
+from robustly.training.inner import pgd_of
+from robustly.training.step import Step, Whose
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FriendlyInner:
     relative_step_size: float | None = None
     start: Start = "random"
     mode: ModelMode = "eval"
-    against: Literal["labels", "data"] = "labels"
+    against: Whose = "labels"
 
     def __post_init__(self) -> None:
         if len(self.taus) != len(self.boundaries) + 1:
@@ -71,7 +71,7 @@ class FriendlyInner:
             raise ValueError(
                 "objective 'kl' has zero gradient at the clean image: set start to 'gaussian' or 'random'"
             )
-        training_pgd(self.steps, step_size=self.step_size, relative_step_size=self.relative_step_size)
+        pgd_of(self)
 
     def tau_at(self, time: float) -> int:
         """The patience after `time` epochs."""
@@ -89,17 +89,10 @@ class FriendlyInner:
 
         reference = None
         if self.objective == "kl":
-            reference = step.reference_logits if self.mode == "eval" else step.reference_in(self.mode)
-        pgd = training_pgd(
-            self.steps,
-            OBJECTIVES[self.objective],
-            step_size=self.step_size,
-            relative_step_size=self.relative_step_size,
-            start=self.start,
-            mode=self.mode,
-        )
-        y = step.labels.hard if self.against == "labels" else step.y
-        return ascend(step, pgd, Goal(y, reference=reference), settled=settled, noise=self.noise)
+            reference = step.reference_in(self.mode)
+        pgd = pgd_of(self, OBJECTIVES[self.objective])
+        goal = Goal(step.labels_by(self.against), reference=reference)
+        return ascend(step, pgd, goal, settled=settled, noise=self.noise)
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,7 @@ class CurriculumInner:
     relative_step_size: float | None = None
     start: Start = "random"
     mode: ModelMode = "eval"
-    against: Literal["labels", "data"] = "labels"
+    against: Whose = "labels"
 
     def __post_init__(self) -> None:
         if not (-1 <= self.first <= 1 and 0 <= self.ramp <= 1):
@@ -155,7 +148,7 @@ class CurriculumInner:
             )
         if self.criterion == "hessian" and self.mode == "train":
             raise ValueError("criterion 'hessian' needs mode 'eval' or 'train_nostat': its passes are not training")
-        training_pgd(self.steps, step_size=self.step_size, relative_step_size=self.relative_step_size)
+        pgd_of(self)
 
     def limit_at(self, share: float) -> float:
         """lambda after a share of the run."""
@@ -164,14 +157,7 @@ class CurriculumInner:
     def __call__(self, step: Step) -> AttackResult:
         """Attack the batch of a step."""
         limit = self.limit_at(step.moment.time / step.moment.epochs)
-        pgd = training_pgd(
-            self.steps,
-            step_size=self.step_size,
-            relative_step_size=self.relative_step_size,
-            start=self.start,
-            mode=self.mode,
-        )
-        goal = Goal(step.labels.hard if self.against == "labels" else step.y)
+        pgd, goal = pgd_of(self), Goal(step.labels_by(self.against))
         if limit >= 1:
             return ascend(step, pgd, goal)
         right_at_rest = torch.zeros_like(step.y)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from robustly.attacks import PGD, AttackResult
+from robustly.attacks import AttackResult
 from robustly.attacks.contract import ModelMode
 from robustly.attacks.pgd import Start
-from robustly.objectives import Goal, Objective, cross_entropy
-from robustly.training.inner import attack_step, training_pgd
+from robustly.objectives import Goal
+from robustly.training.inner import attack_step, pgd_of
 from robustly.training.losses import Terms, label_loss, soft_cross_entropy
 from robustly.training.parameters import EpochEnd
 from robustly.training.step import Step
@@ -213,7 +213,7 @@ class GklInner:
             raise ValueError(f"alpha and beta must be at least 0 and not both 0, got {self.alpha} and {self.beta}")
         if self.start == "none":
             raise ValueError("the gradient is zero at the clean image: set start to 'gaussian' or 'random'")
-        self._attack(cross_entropy)
+        pgd_of(self)
 
     def check(self, method: "Method") -> str | None:
         """Refuse another loss than `gkl`, which makes the class prior, where the prior counts."""
@@ -223,7 +223,7 @@ class GklInner:
 
     def __call__(self, step: Step) -> AttackResult:
         """Attack the batch of a step."""
-        reference = step.reference_logits if self.mode == "eval" else step.reference_in(self.mode)
+        reference = step.reference_in(self.mode)
         prior = ClassPrior().rows(step, reference.shape[1]).to(reference.dtype)
 
         def objective(logits: Logits, goal: Goal) -> Float[Tensor, " n"]:
@@ -233,14 +233,4 @@ class GklInner:
                 value = value + self.beta * pairwise_square(goal.reference - logits, prior[goal.y])
             return value
 
-        return attack_step(step, self._attack(objective), reference=reference)
-
-    def _attack(self, objective: Objective) -> PGD:
-        return training_pgd(
-            self.steps,
-            objective,
-            step_size=self.step_size,
-            relative_step_size=self.relative_step_size,
-            start=self.start,
-            mode=self.mode,
-        )
+        return attack_step(step, pgd_of(self, objective), reference=reference)

@@ -1,7 +1,7 @@
 """Second part of a method: the inner maximisation, an attack on an objective."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,14 +11,14 @@ from robustly.attacks.contract import ModelMode
 from robustly.attacks.pgd import Start
 from robustly.objectives import OBJECTIVES, Goal, Objective, cross_entropy
 from robustly.threat import ThreatModel
-from robustly.training.step import Step
+from robustly.training.step import Step, Whose
 
 
 def attack_step(
     step: Step,
     attack: Attack,
     *,
-    against: Literal["labels", "data"] = "labels",
+    against: Whose = "labels",
     reference: Float[Tensor, "n k"] | None = None,
     threat: ThreatModel | None = None,
 ) -> AttackResult:
@@ -31,8 +31,7 @@ def attack_step(
         reference: logits that the objective compares with, if it does.
         threat: another threat than the run's, for parts that train against several.
     """
-    y = step.labels.hard if against == "labels" else step.y
-    goal = Goal(y, reference=reference)
+    goal = Goal(step.labels_by(against), reference=reference)
     return attack(step.model, step.x, goal, threat=threat or step.threat, generator=step.generator.fold("inner"))
 
 
@@ -56,6 +55,38 @@ def training_pgd(
         early_stop=False,
         keep="last",
         precision="ambient",
+    )
+
+
+@runtime_checkable
+class Ascent(Protocol):
+    """The settings of gradient ascent that inner maximisations share."""
+
+    @property
+    def steps(self) -> int: ...  # noqa: D102
+    @property
+    def step_size(self) -> float | None: ...  # noqa: D102
+    @property
+    def relative_step_size(self) -> float | None: ...  # noqa: D102
+    @property
+    def start(self) -> Start: ...  # noqa: D102
+    @property
+    def mode(self) -> ModelMode: ...  # noqa: D102
+
+
+def pgd_of(part: Ascent, objective: Objective = cross_entropy) -> PGD:
+    """The search that an inner maximisation's settings describe.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+    return training_pgd(
+        part.steps,
+        objective,
+        step_size=part.step_size,
+        relative_step_size=part.relative_step_size,
+        start=part.start,
+        mode=part.mode,
     )
 
 
@@ -84,7 +115,7 @@ class PGDInner:
     relative_step_size: float | None = None
     start: Start = "random"
     mode: ModelMode = "eval"
-    against: Literal["labels", "data"] = "labels"
+    against: Whose = "labels"
     reference: Literal["clean", "teacher"] = "clean"
 
     def __post_init__(self) -> None:
@@ -94,7 +125,7 @@ class PGDInner:
             raise ValueError(
                 "objective 'kl' has zero gradient at the clean image: set start to 'gaussian' or 'random'"
             )
-        self._attack()
+        pgd_of(self)
 
     def __call__(self, step: Step) -> AttackResult:
         """Attack the batch of a step."""
@@ -102,20 +133,12 @@ class PGDInner:
         if self.objective == "kl" and self.reference == "teacher":
             reference = step.teacher_logits("teacher")
         elif self.objective == "kl":
-            reference = step.reference_logits if self.mode == "eval" else step.reference_in(self.mode)
-        return attack_step(step, self._attack(), against=self.against, reference=reference)
+            reference = step.reference_in(self.mode)
+        return attack_step(
+            step, pgd_of(self, OBJECTIVES[self.objective]), against=self.against, reference=reference
+        )
 
     @property
     def networks(self) -> tuple[str, ...]:
         """Roles of further networks."""
         return ("teacher",) if self.reference == "teacher" else ()
-
-    def _attack(self) -> PGD:
-        return training_pgd(
-            self.steps,
-            OBJECTIVES[self.objective],
-            step_size=self.step_size,
-            relative_step_size=self.relative_step_size,
-            start=self.start,
-            mode=self.mode,
-        )

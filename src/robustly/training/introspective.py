@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustly.training.distillation import check_share, check_temperature, smoothed_for_nothing, tempered_kl
 from robustly.training.losses import Terms, label_loss
-from robustly.training.step import Of, Step
+from robustly.training.step import Of, Step, outlasts
 
 if TYPE_CHECKING:
     from robustly.training.method import Method
@@ -68,7 +68,7 @@ class IadLoss:
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a beginning after the end of the run."""
-        return _too_late(self.begin, epochs)
+        return outlasts("begin", self.begin, epochs, "the model would never trust itself")
 
     def __call__(self, step: Step) -> Terms:
         """Return the terms "clean" (cross-entropy), "adversarial" (the teacher's), "consistency" (its own)."""
@@ -128,7 +128,7 @@ class Iad2Loss:
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a beginning after the end of the run."""
-        return _too_late(self.begin, epochs)
+        return outlasts("begin", self.begin, epochs, "the model would never trust itself")
 
     def __call__(self, step: Step) -> Terms:
         """Return the terms "adversarial" (cross-entropy), "teacher", "clean_teacher", "consistency" (its own)."""
@@ -153,9 +153,3 @@ def _check_trust(power: float, begin: int) -> None:
         raise ValueError(f"power must be at least 0, got {power}")
     if begin < 0:
         raise ValueError(f"begin must be at least 0 finished epochs, got {begin}")
-
-
-def _too_late(begin: int, epochs: int) -> str | None:
-    if begin < epochs:
-        return None
-    return f"begin is {begin} epochs and the run has {epochs}: the model would never trust itself"

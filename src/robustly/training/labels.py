@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from robustly.training.step import Labels, Step
+from robustly.training.step import Labels, Step, outlasts
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class GuideLabels:
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a warm-up that outlasts the run."""
-        if self.warm_up < epochs:
-            return None
-        return f"warm_up is {self.warm_up:g} epochs and the run has {epochs}: the guide would never be asked"
+        return outlasts("warm_up", self.warm_up, epochs, "the guide would never be asked")
 
     def __call__(self, step: Step) -> Labels:
         """Return the guide's predictions; the guide's own loss is the term "guide"."""

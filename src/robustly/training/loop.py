@@ -26,6 +26,7 @@ from robustly.training.metrics import Totals, as_csv
 from robustly.training.optimisation import build_optimizer, rate_factor, set_rate
 from robustly.training.parameters import EpochEnd
 from robustly.training.step import Memory, Moment, Step
+from robustly.training.stopping import why_stop
 from robustly.training.validation import accuracies
 
 LAST = "checkpoints/last.pt"
@@ -160,21 +161,7 @@ class _Run:
         return len(self.rows) >= self.job.training.epochs or bool(self._stopped_early())
 
     def _stopped_early(self) -> str:
-        """Why there shall be no further epoch; empty if nothing speaks against it."""
-        training = self.job.training
-        waited = len(self.rows) - 1 - self.best_epoch
-        if training.patience is not None and self.rows and waited >= training.patience:
-            return f"no better epoch for {waited}: training.patience is {training.patience}"
-        limit = training.stop_after_drop
-        if limit is None or len(self.rows) < 2:
-            return ""
-        before, now = (float(row["validation_robust_accuracy"] or 0) for row in self.rows[-2:])
-        if before - now <= limit:
-            return ""
-        return (
-            f"robust validation accuracy fell from {before:.1%} to {now:.1%} in epoch {len(self.rows)}, as in "
-            f"catastrophic overfitting: training.stop_after_drop is {limit:g}"
-        )
+        return why_stop(self.job.training, self.rows, self.best_epoch)
 
     def _epoch(self, epoch: int) -> None:
         began = time.perf_counter()

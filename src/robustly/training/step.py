@@ -20,7 +20,20 @@ from robustly.threat import ThreatModel
 Memory = dict[str, dict[str, Tensor]]
 Logits = Float[Tensor, "n k"]
 Of = Literal["clean", "adversarial"]
+Whose = Literal["labels", "data"]
 NO_TEACHERS: Mapping[str, nn.Module] = MappingProxyType({})
+
+
+def outlasts(setting: str, begin: float, epochs: int, otherwise: str) -> str | None:
+    """Why a part that begins after some epochs has nothing to do in a run, if it has not.
+
+    Args:
+        setting: what says when it begins.
+        begin: finished epochs before it does.
+        epochs: of the run.
+        otherwise: what would come of it.
+    """
+    return None if begin < epochs else f"{setting} is {begin:g} epochs and the run has {epochs}: {otherwise}"
 
 
 @dataclass(frozen=True)
@@ -200,10 +213,13 @@ class Step:
     @cached_property
     def reference_logits(self) -> Logits:
         """Logits of the clean images in evaluation mode, without gradient: what a KL attack moves away from."""
-        return self.reference_in("eval")
+        return self._reference("eval")
 
     def reference_in(self, mode: ModelMode) -> Logits:
-        """Logits of the clean images in the mode of the attack, without gradient; computed anew at every call."""
+        """Logits of the clean images in the mode of an attack, without gradient; kept in "eval", else anew."""
+        return self.reference_logits if mode == "eval" else self._reference(mode)
+
+    def _reference(self, mode: ModelMode) -> Logits:
         with frozen(self.model, mode, full_precision=False), torch.no_grad():
             return self._forward(self.model, self.x)
 
@@ -216,6 +232,10 @@ class Step:
                 self.__dict__[name] = self._forward(network, x.detach())
         found: Logits = self.__dict__[name]
         return found
+
+    def labels_by(self, whose: Whose) -> Int64[Tensor, " n"]:
+        """Classes of the examples by the label source or by the data set."""
+        return self.labels.hard if whose == "labels" else self.y
 
     @cached_property
     def labels(self) -> Labels:

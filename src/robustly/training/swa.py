@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robustly.training.batch_norms import batch_norms
 from robustly.training.parameters import EpochEnd, ParameterPart
+from robustly.training.step import outlasts
 
 if TYPE_CHECKING:
     from robustly.training.method import Method
@@ -44,9 +45,7 @@ class WeightAverage(ParameterPart):
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a start after the end of the run."""
-        if self.start < epochs:
-            return None
-        return f"start is {self.start} epochs and the run has {epochs}: nothing would be averaged"
+        return outlasts("start", self.start, epochs, "nothing would be averaged")
 
     @torch.no_grad()
     def after_epoch(self, end: EpochEnd) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustly.objectives import Goal, probability_margin
 from robustly.training.labels import DataLabels, SmoothedLabels
-from robustly.training.step import Step
+from robustly.training.step import Step, outlasts
 
 if TYPE_CHECKING:
     from robustly.training.method import Method
@@ -85,7 +85,7 @@ class GairatWeights:
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a burn-in that outlasts the run."""
-        return _outlasts(self.burn_in, epochs)
+        return outlasts("burn_in", self.burn_in, epochs, "the weights would never count")
 
     def __call__(self, step: Step) -> Float[Tensor, " n"] | None:
         """Weights by kappa, of mean 1.
@@ -152,7 +152,7 @@ class MailWeights:
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a burn-in that outlasts the run."""
-        return _outlasts(self.burn_in, epochs)
+        return outlasts("burn_in", self.burn_in, epochs, "the weights would never count")
 
     def __call__(self, step: Step) -> Float[Tensor, " n"] | None:
         """Weights by the probability margin.
@@ -182,9 +182,3 @@ class MailWeights:
 def _check_burn_in(burn_in: int) -> None:
     if burn_in < 0:
         raise ValueError(f"burn_in must be at least 0, got {burn_in}")
-
-
-def _outlasts(burn_in: int, epochs: int) -> str | None:
-    if burn_in < epochs:
-        return None
-    return f"burn_in is {burn_in} epochs and the run has {epochs}: the weights would never count"

@@ -40,6 +40,8 @@ INNER = PGDInner(steps=2, start="gaussian")
 def test_smoothed_labels_where_labels_have_no_weight(loss: OuterLoss) -> None:
     with pytest.raises(MethodError, match="smoothed labels change nothing: set "):
         Method(labels=SmoothedLabels(), inner=INNER, loss=loss)
+    with pytest.raises(MethodError, match="smoothed labels change nothing: set "):
+        Method(labels=GuideLabels(smoothing=0.1), inner=INNER, loss=loss)
     Method(labels=SmoothedLabels(), inner=INNER, loss=ArdLoss(alpha=0.5))
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from training_tools import Given, Stop, final, last, make_job, make_step, mlp, run, same
+from training_tools import Given, Stop, double, final, last, make_job, make_step, mlp, run, same
 
 from robustly.data import Splits
 from robustly.objectives import kl
@@ -34,10 +34,6 @@ Z, Z_ADV = (2.0, 0.0, 0.0), (0.0, 1.0, 0.0)
 OF_KL_TO_Z = (0.41909753, -0.26280225, -0.15629528)
 OF_KL_TO_Z_ADV = (-0.57504448, 0.46960991, 0.10543458)
 PRIORS = ((0.7, 0.2, 0.1), (0.1, 0.8, 0.1), (0.2, 0.2, 0.6))
-
-
-def double(*rows: tuple[float, ...]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def random_logits(n: int, classes: int, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from training_tools import Given, final, make_job, make_step, mlp, run, same
+from training_tools import Given, Says, double, final, make_job, make_step, mlp, run, same
 
 from robustly.cli.recipes import read_recipe
 from robustly.configuration import build_config
@@ -36,21 +36,6 @@ from robustly.training.optimisation import rate_factor
 
 Z, Z_ADV = (2.0, 0.0, 0.0), (0.0, 1.0, 0.0)
 KL = PGDInner(objective="kl", start="gaussian", steps=3)
-
-
-def double(*rows: tuple[float, ...]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-class Says(nn.Module):
-    """A guide that answers the same logits to everything."""
-
-    def __init__(self, *logits: float) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(double(logits))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits.expand(len(x), -1)
 
 
 def fixture_step(z: Tensor, z_adv: Tensor, y: Tensor | None = None, **changes: object) -> Step:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from training_tools import Given, make_step, mlp
+from training_tools import Given, Says, double, make_step, mlp
 
 from robustly.objectives import kl
 from robustly.training import (
@@ -24,21 +24,6 @@ from robustly.training import (
 from robustly.training.method import outer_loss
 
 Z, Z_ADV = (2.0, 0.0, 0.0), (0.0, 1.0, 0.0)
-
-
-def double(*rows: tuple[float, ...]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-class Says(nn.Module):
-    """A guide that answers the same logits to everything."""
-
-    def __init__(self, *logits: float) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(double(logits))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits.expand(len(x), -1)
 
 
 def fixture_total(loss: OuterLoss, guided: bool) -> tuple[float, dict[str, float]]:
