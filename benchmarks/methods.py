@@ -7,7 +7,8 @@ Without `--methods`, those of DYNAT's Table 1, the first five with all seeds and
 MNIST: the shipped `mnist5k/...` recipes as they are (linf 0.3). CIFAR-10: the shipped `cifar10/...` recipes with a
 ResNet-18 of a quarter of the width, 10,000 images of `$ROBUSTLY_SHARED_DATA/cifar10-jpeg` (JPEG q75: numbers on it
 are not comparable with published ones), 6 epochs, PGD-5 inside, one optimiser for all; epochs at which a method
-begins something stand at the same share of the run. Teachers are trained first.
+begins something stand at the same share of the run, and AWP begins after one epoch at the earliest: from the first
+step on, AT-AWP's gamma of 0.01 keeps so short a run at chance. Teachers are trained first.
 Finished runs are kept, stopped ones go on: methods and seeds can be added one by one. Evaluates clean, PGD-20
 and C&W with the suite `dynat`, and `quick` for the worst case; writes `methods.csv` and `methods.md` into
 `benchmarks/results`.
@@ -88,6 +89,9 @@ def cifar_settings(method: str) -> dict[str, str]:
             if isinstance(epochs, int | list) and epochs:
                 share = [round(EPOCHS * epoch / training["epochs"]) for epoch in flat(epochs)]
                 values[f"method.{slot}.{key}"] = str(share if isinstance(epochs, list) else max(share[0], 1))
+    awp = (method_settings.get("parameters") or {}).get("awp")
+    if awp and awp.get("warm_up") == 0:
+        values["method.parameters.awp.warm_up"] = "1"
     return values
 
 

@@ -180,3 +180,36 @@ def check_logits(logits: Tensor, goal: Goal) -> Tensor:
         if least < 0 or largest >= logits.shape[1]:
             raise AttackError(f"{name} span {least}..{largest}, the model has classes 0..{logits.shape[1] - 1}")
     return logits
+
+
+def check_norm(threat: ThreatModel, norms: tuple[str, ...]) -> None:
+    """Refuse a threat that an attack is not defined for.
+
+    Raises:
+        AttackError: the norm is not among `norms`.
+    """
+    if threat.norm not in norms:
+        raise AttackError(f"this attack is defined for {', '.join(norms)}, the threat is {threat}")
+
+
+def check_ids(x: Images, generator: KeyedGenerator) -> None:
+    """Refuse a generator of other examples.
+
+    Raises:
+        AttackError: another number of ids than images.
+    """
+    if len(generator.ids) != len(x):
+        raise AttackError(
+            f"every image needs its id: the generator has {len(generator.ids)} ids for {len(x)} images"
+        )
+
+
+def check_device(model: nn.Module, x: Images) -> None:
+    """Refuse images that are not where the model is.
+
+    Raises:
+        AttackError: the two devices.
+    """
+    parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.device != x.device:
+        raise AttackError(f"the model is on {parameter.device}, the images are on {x.device}: move one of them")

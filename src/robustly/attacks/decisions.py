@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from robustly.attacks.answers import answer
 from robustly.attacks.contract import Images
-from robustly.attacks.search import Rows, Search, answer
+from robustly.attacks.search import Rows, Search
 from robustly.balls import Ball, LinfBall, per_example
 from robustly.randomness import KeyedGenerator
 

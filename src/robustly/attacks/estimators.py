@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustly.attacks.answers import slope_of
 from robustly.attacks.contract import AttackError
-from robustly.attacks.search import slope_of
 from robustly.balls import laid_out_like
 from robustly.randomness import KeyedGenerator
 

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from robustly.attacks.answers import answer, slope_of
 from robustly.attacks.contract import Images
-from robustly.attacks.search import Rows, Search, answer, slope_of
+from robustly.attacks.search import Rows, Search
 from robustly.balls import per_example
 from robustly.objectives import Goal, margin
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from robustly.attacks.answers import slope_of
 from robustly.attacks.contract import AttackError, AttackResult, Images
 from robustly.attacks.craft import endless
-from robustly.attacks.search import GradientEstimator, Precision, Rows, Search, run_search, slope_of
+from robustly.attacks.search import GradientEstimator, Precision, Rows, Search, run_search
 from robustly.balls import Ball, laid_out_like, per_example
 from robustly.objectives import Goal, Objective, at_step, cross_entropy
 from robustly.randomness import KeyedGenerator

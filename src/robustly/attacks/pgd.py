@@ -7,18 +7,18 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images, ModelMode, frozen, prepare
-from robustly.attacks.search import (
-    GradientEstimator,
-    Precision,
-    Rows,
-    Search,
-    answer,
+from robustly.attacks.answers import answer, slope_of
+from robustly.attacks.contract import (
+    AttackError,
+    AttackResult,
+    Images,
+    ModelMode,
     check_device,
     check_ids,
-    run_search,
-    slope_of,
+    frozen,
+    prepare,
 )
+from robustly.attacks.search import GradientEstimator, Precision, Rows, Search, run_search
 from robustly.balls import Ball, L0Ball, laid_out_like
 from robustly.objectives import Goal, Objective, at_step, cross_entropy
 from robustly.randomness import KeyedGenerator

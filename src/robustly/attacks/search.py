@@ -1,7 +1,5 @@
 """What every search shares: questions to the model are counted, answers judged, and the best find kept."""
 
-import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -10,12 +8,15 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from robustly.attacks.answers import answer, half_precision_twin, slope_of
 from robustly.attacks.contract import (
-    AttackError,
     AttackResult,
     Images,
     ModelMode,
+    check_device,
+    check_ids,
     check_logits,
+    check_norm,
     frozen,
     prepare,
 )
@@ -355,99 +356,6 @@ def run_search(
                 run(search, generator)
                 search.settle()
         return search.result()
-
-
-def check_norm(threat: ThreatModel, norms: tuple[str, ...]) -> None:
-    """Refuse a threat that an attack is not defined for.
-
-    Raises:
-        AttackError: the norm is not among `norms`.
-    """
-    if threat.norm not in norms:
-        raise AttackError(f"this attack is defined for {', '.join(norms)}, the threat is {threat}")
-
-
-def check_ids(x: Images, generator: KeyedGenerator) -> None:
-    """Refuse a generator of other examples.
-
-    Raises:
-        AttackError: another number of ids than images.
-    """
-    if len(generator.ids) != len(x):
-        raise AttackError(
-            f"every image needs its id: the generator has {len(generator.ids)} ids for {len(x)} images"
-        )
-
-
-def check_device(model: nn.Module, x: Images) -> None:
-    """Refuse images that are not where the model is.
-
-    Raises:
-        AttackError: the two devices.
-    """
-    parameter = next(model.parameters(), None)
-    if parameter is not None and parameter.device != x.device:
-        raise AttackError(f"the model is on {parameter.device}, the images are on {x.device}: move one of them")
-
-
-def answer(model: nn.Module, points: Images) -> Tensor:
-    """Logits, at least in float32, in which objectives do not underflow; a half-precision model gets its own dtype.
-
-    Double stays double.
-    """
-    parameter = next(model.parameters(), None)
-    if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):
-        points = points.to(parameter.dtype)
-    logits = model(points)
-    if isinstance(logits, Tensor) and logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    widened: Tensor = logits
-    return widened
-
-
-def slope_of(value: Float[Tensor, ""], points: Images, keep_graph: bool = False) -> Images:
-    """Gradient of a sum with respect to the points, without NaN; zeros where the model lets none through."""
-    if not value.requires_grad:
-        return torch.zeros_like(points)
-    (slope,) = torch.autograd.grad(value, points, retain_graph=keep_graph, allow_unused=True)
-    if slope is None:
-        return torch.zeros_like(points)
-    finite: Tensor = slope.nan_to_num(0.0, 0.0, 0.0)
-    return finite
-
-
-def half_precision_twin(model: nn.Module, x: Images) -> nn.Module | None:
-    """A bfloat16, channels-last copy of a model to search in; None, with a warning, where the model has none.
-
-    Its gradients are noisy in the third digit, which a search does not mind; its verdicts nobody believes.
-    """
-    try:
-        twin = copy.deepcopy(model).to(torch.bfloat16)
-        if x.ndim == 4:
-            twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        twin = _Twin(twin)
-        with torch.no_grad():
-            tried = answer(twin, x[:1])
-        if not bool(tried.isfinite().all()):
-            raise ValueError("its logits are not finite")
-    except Exception as error:
-        warnings.warn(f"no search in bfloat16 with this model ({error}); searching in full precision", stacklevel=4)
-        return None
-    return twin
-
-
-class _Twin(nn.Module):
-    """The copy, fed in its own number and memory format."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of images in any format."""
-        x = x.to(torch.bfloat16)
-        logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
-        return logits
 
 
 def _margin(logits: Tensor, goal: Goal) -> Float[Tensor, " m"]:

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks import Attack
-from robustly.attacks.contract import frozen
-from robustly.attacks.search import answer, check_device
+from robustly.attacks.answers import answer
+from robustly.attacks.contract import check_device, frozen
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threat import ThreatModel

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from robustly.attacks.adaptive import forked_randomness, reseed
+from robustly.attacks.answers import answer
 from robustly.attacks.apgd import APGD
 from robustly.attacks.contract import Attack, AttackResult, Images, frozen
 from robustly.attacks.pgd import PGD, Keep
-from robustly.attacks.search import answer
 from robustly.evaluation.subject import Subject
 from robustly.objectives import Goal, Objective, cross_entropy, difference_of_logits_ratio
 from robustly.randomness import KeyedGenerator, derive_seed

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustly.attacks.answers import answer
 from robustly.attacks.contract import frozen
-from robustly.attacks.search import answer
 from robustly.evaluation.finding import VARIES, Finding, Probe, spread_of_answers
 from robustly.objectives import Goal, cross_entropy, difference_of_logits_ratio, margin
 from robustly.randomness import KeyedGenerator, derive_seed

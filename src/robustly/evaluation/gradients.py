@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import Images, frozen, prepare
+from robustly.attacks.contract import Images, check_device, frozen, prepare
 from robustly.attacks.ranking import CANDIDATES, linearised_distances
-from robustly.attacks.search import Search, check_device
+from robustly.attacks.search import Search
 from robustly.objectives import Goal, cross_entropy
 from robustly.threat import ThreatModel
 

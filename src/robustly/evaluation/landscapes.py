@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import Images, check_logits, frozen, prepare
-from robustly.attacks.search import answer, check_device, slope_of
+from robustly.attacks.answers import answer, slope_of
+from robustly.attacks.contract import Images, check_device, check_logits, frozen, prepare
 from robustly.objectives import Goal, cross_entropy, margin
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threat import ThreatModel

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import torch
 
+from robustly.attacks.answers import answer
 from robustly.attacks.contract import Attack, AttackError, frozen
 from robustly.attacks.pgd import PGD
 from robustly.attacks.presets import fgsm
-from robustly.attacks.search import answer
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
 from robustly.evaluation.finding import Finding, Probe

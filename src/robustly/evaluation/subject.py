@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robustly.attacks.answers import answer
 from robustly.attacks.contract import check_logits, frozen
-from robustly.attacks.search import answer
 from robustly.certification import Certificate, CertificateResult
 from robustly.data import ImageData
 from robustly.objectives import Goal

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import Attack
+from robustly.attacks.answers import answer, half_precision_twin, slope_of
 from robustly.attacks.contract import frozen
-from robustly.attacks.search import answer, half_precision_twin, slope_of
 from robustly.evaluation.subject import Subject
 from robustly.evaluation.suites import Suite
 

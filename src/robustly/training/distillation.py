@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustly.attacks import AttackResult
+from robustly.attacks.answers import answer
 from robustly.attacks.contract import Images, ModelMode, frozen
 from robustly.attacks.pgd import Start
-from robustly.attacks.search import answer
 from robustly.objectives import Goal, kl
 from robustly.training.ascent import ascend
 from robustly.training.inner import pgd_of

@@ -42,6 +42,8 @@ class OptimizerConfig:
             )
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs name 'sgd' and a positive momentum")
+        if self.name != "sgd" and self.momentum != OptimizerConfig.momentum:
+            raise ValueError(f"momentum says nothing to {self.name!r}: set name to 'sgd' or leave momentum out")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
 
