@@ -109,7 +109,7 @@ def run(data: str, method: str, seed: int, folder: Path) -> Path:
         train = ["train", "--resume", str(out)]
     steps = [(out / "model.safetensors", train)]
     for suite, label in (("dynat", "dynat"), ("quick", "quick")):
-        evaluated = ["evaluate", str(out), "--suite", suite, "--as", label]
+        evaluated = ["evaluate", str(out), "--suite", suite, "--as", label, "--evaluation.curve_count", "100"]
         steps.append((out / f"evaluation_{label}" / "summary.json", evaluated))
     for product, command in steps:
         if not product.exists() and robustly(command) != 0:

@@ -59,19 +59,18 @@ def ascend(
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             forwards[rows] += 1
             correct[rows] += (~here.reached(logits.detach())).long()
-            going = torch.ones_like(rows, dtype=torch.bool)
-            if settled is not None:
-                going = ~settled(rows, point.detach(), logits.detach(), here)
-                if not bool(going.any()):
-                    break
+            going = None if settled is None else ~settled(rows, point.detach(), logits.detach(), here)
+            if going is not None and not bool(going.any()):
+                break
             maximised = (
                 at_step(settings.objective, count, settings.steps)(logits, here)
                 if value is None
                 else value(point, logits, here)
             )
-            (slope,) = torch.autograd.grad(maximised[going].sum(), point)
+            (slope,) = torch.autograd.grad((maximised if going is None else maximised[going]).sum(), point)
             backwards[rows] += 1
-            rows, slope = rows[going], slope[going]
+            if going is not None:
+                rows, slope = rows[going], slope[going]
             current, near = x_adv[rows], ball.select(rows)
             if noise > 0:
                 current = current + noise * draws.select(rows).fold("noise", count).normal(*x.shape[1:]).to(x)

@@ -1,7 +1,7 @@
 """What a step of a method costs: passes through each network, counted on a stand-in and not estimated."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator
 from robustly.threat import ThreatModel
-from robustly.training.method import Method, outer_loss
+from robustly.training.method import Method, MethodError, outer_loss
 from robustly.training.step import Memory, Moment, Step
+from robustly.training.weights import WeightsError
 
 COUNT, SHAPE, CLASSES = 4, (1, 4, 4), 4
 
@@ -62,7 +63,17 @@ def step_cost(method: Method, epochs: int) -> StepCost:
     Args:
         method: the composition.
         epochs: of the run.
+
+    Raises:
+        MethodError: the instance weights are for a term that the loss does not have.
     """
+    try:
+        return _counted(method, epochs)
+    except WeightsError:  # the stand-in is so sure that extreme weights vanish on it, as they may not on networks
+        return _counted(replace(method, weights=None), epochs)
+
+
+def _counted(method: Method, epochs: int) -> StepCost:
     passes: Counter[tuple[str, str]] = Counter()
     networks = {role: _StandIn(role, passes) for role in ("model", *method.networks)}
     teachers = {role: network for role, network in networks.items() if role not in ("model", "guide")}
@@ -92,6 +103,11 @@ def step_cost(method: Method, epochs: int) -> StepCost:
         loss.backward()  # type: ignore[no-untyped-call]
         method.tell("after_backward", step)
         method.tell("after_step", step)
+    terms = method.loss(step)  # of logits that are there: no further pass
+    if method.weights is not None and method.weights.term not in terms:
+        raise MethodError(
+            f"the weights are for the loss term {method.weights.term!r}, the loss has {', '.join(terms)}"
+        )
     roles = list(networks)
     return StepCost(
         {role: passes[role, "forward"] // COUNT for role in roles},

@@ -208,6 +208,8 @@ class KdLoss:
         for name in ("labels", "clean", "robust"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.labels == self.clean == self.robust == 0:
+            raise ValueError("labels, clean and robust must not all be 0: there would be no loss")
         check_temperature(self.temperature)
 
     def check(self, method: "Method") -> str | None:
@@ -215,15 +217,16 @@ class KdLoss:
         return smoothed_for_nothing("labels above 0", method) if self.labels == 0 else None
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "adversarial" (labels), "clean_teacher" and "teacher"."""
+        """Return the terms "adversarial" (labels), "clean_teacher" and "teacher", without those of weight 0."""
         z_adv, t = step.adversarial_logits, self.temperature
-        standard = soft_cross_entropy(step.teacher_logits("clean_teacher", "adversarial"), z_adv, t)
-        robust = soft_cross_entropy(step.teacher_logits("teacher", "adversarial"), z_adv, t)
-        return {
-            "adversarial": self.labels * label_loss(z_adv, step.labels),
-            "clean_teacher": self.clean * t**2 * standard,
-            "teacher": self.robust * t**2 * robust,
-        }
+        terms: Terms = {}
+        if self.labels > 0:
+            terms["adversarial"] = self.labels * label_loss(z_adv, step.labels)
+        for role, weight in (("clean_teacher", self.clean), ("teacher", self.robust)):
+            if weight > 0:
+                answers = step.teacher_logits(role, "adversarial")
+                terms[role] = weight * t**2 * soft_cross_entropy(answers, z_adv, t)
+        return terms
 
 
 @dataclass(frozen=True)

@@ -80,13 +80,15 @@ class DklLoss:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "clean", "consistency" (the soft cross-entropy) and "squares"."""
-        z, z_adv = step.clean_logits, step.adversarial_logits
-        return {
-            "clean": label_loss(z, step.labels),
-            "consistency": self.alpha * soft_cross_entropy(z, z_adv),
-            "squares": self.beta * pairwise_square(z - z_adv.detach(), z.detach().softmax(1)),
-        }
+        """Return the terms "clean" and, if they count, "consistency" (the soft cross-entropy) and "squares"."""
+        z = step.clean_logits
+        terms = {"clean": label_loss(z, step.labels)}
+        if self.alpha > 0:
+            terms["consistency"] = self.alpha * soft_cross_entropy(z, step.adversarial_logits)
+        if self.beta > 0:
+            moved = z - step.adversarial_logits.detach()
+            terms["squares"] = self.beta * pairwise_square(moved, z.detach().softmax(1))
+        return terms
 
 
 @dataclass(frozen=True)
@@ -160,16 +162,17 @@ class GklLoss:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "clean", "consistency" (the soft cross-entropy) and "squares"."""
-        z, z_adv = step.clean_logits, step.adversarial_logits
-        prior = ClassPrior(self.prior_temperature).rows(step, z.shape[1])
-        weight = prior[step.labels.hard].to(z.dtype).pow(self.gamma)
-        squares = pairwise_square(z - z_adv, weight) / step.batch_mean(weight.sum(1).square())
-        return {
-            "clean": label_loss(z, step.labels),
-            "consistency": self.alpha * soft_cross_entropy(z, z_adv, self.temperature),
-            "squares": self.beta * squares,
-        }
+        """Return the terms "clean" and, if they count, "consistency" (the soft cross-entropy) and "squares"."""
+        z = step.clean_logits
+        terms = {"clean": label_loss(z, step.labels)}
+        if self.alpha > 0:
+            terms["consistency"] = self.alpha * soft_cross_entropy(z, step.adversarial_logits, self.temperature)
+        if self.beta > 0:
+            prior = ClassPrior(self.prior_temperature).rows(step, z.shape[1])
+            weight = prior[step.labels.hard].to(z.dtype).pow(self.gamma)
+            squares = pairwise_square(z - step.adversarial_logits, weight)
+            terms["squares"] = self.beta * squares / step.batch_mean(weight.sum(1).square())
+        return terms
 
     def after_step(self, step: Step) -> None:
         """Let the step count in the class prior of the next epoch."""

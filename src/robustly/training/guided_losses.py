@@ -32,13 +32,16 @@ class DynatLoss:
     def __post_init__(self) -> None:
         if not (self.beta >= 0 and self.consistency >= 0):
             raise ValueError(f"beta and consistency must be at least 0, got {self.beta} and {self.consistency}")
+        if self.beta == self.consistency == 0:
+            raise ValueError("beta and consistency must not both be 0: the model would learn nothing")
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "adversarial" and, if it counts, "consistency"."""
+        """Return the terms "adversarial" and "consistency", without one of weight 0."""
         terms: Terms = {}
         if self.consistency > 0:
             terms["consistency"] = self.consistency * kl(step.clean_logits, step.adversarial_logits)
-        terms["adversarial"] = self.beta * label_loss(step.adversarial_logits, step.labels)
+        if self.beta > 0:
+            terms["adversarial"] = self.beta * label_loss(step.adversarial_logits, step.labels)
         return terms
 
 

@@ -71,11 +71,16 @@ class IadLoss:
         return outlasts("begin", self.begin, epochs, "the model would never trust itself")
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "clean" (cross-entropy), "adversarial" (the teacher's), "consistency" (its own)."""
+        """Return the terms "clean" (cross-entropy), "adversarial" (the teacher's), "consistency" (its own).
+
+        One without weight is left out, with its passes.
+        """
         terms: Terms = {}
-        trust = teacher_trust(step, self.power) if step.moment.epoch >= self.begin else None
         if self.alpha < 1:
             terms["clean"] = (1 - self.alpha) * label_loss(step.clean_logits, step.labels)
+        if self.alpha == 0:
+            return terms
+        trust = teacher_trust(step, self.power) if step.moment.epoch >= self.begin else None
         if trust is not None:
             own = tempered_kl(step.clean_logits, step.adversarial_logits, element_mean=self.element_mean)
             terms["consistency"] = self.alpha * (1 - trust) * own
@@ -123,7 +128,7 @@ class Iad2Loss:
 
     def check(self, method: "Method") -> str | None:
         """Refuse smoothed labels where the labels have no weight."""
-        alone = 1 - self.robust - self.clean <= 1e-9
+        alone = self._share_of_labels == 0
         return smoothed_for_nothing("robust + clean below 1", method) if alone else None
 
     def check_epochs(self, epochs: int) -> str | None:
@@ -131,21 +136,32 @@ class Iad2Loss:
         return outlasts("begin", self.begin, epochs, "the model would never trust itself")
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "adversarial" (cross-entropy), "teacher", "clean_teacher", "consistency" (its own)."""
+        """Return the terms "adversarial" (cross-entropy), "teacher", "clean_teacher", "consistency" (its own).
+
+        One without weight is left out, with its passes.
+        """
         terms: Terms = {}
-        scale, t = self.robust * self.temperature**2, self.temperature
-        trust = teacher_trust(step, self.power) if step.moment.epoch >= self.begin else None
-        if trust is not None:
-            own = tempered_kl(step.clean_logits, step.adversarial_logits, element_mean=self.element_mean)
-            terms["consistency"] = scale * (1 - trust) * own
-        z_adv = step.adversarial_logits
-        robust = tempered_kl(step.teacher_logits("teacher", "adversarial"), z_adv, t, self.element_mean)
-        standard = tempered_kl(step.teacher_logits("clean_teacher", "adversarial"), z_adv, t, self.element_mean)
-        return terms | {
-            "teacher": self.robust * (robust if trust is None else trust * robust),
-            "clean_teacher": self.clean * standard,
-            "adversarial": (1 - self.robust - self.clean) * label_loss(z_adv, step.labels),
-        }
+        t = self.temperature
+        if self.robust > 0:
+            trust = teacher_trust(step, self.power) if step.moment.epoch >= self.begin else None
+            if trust is not None:
+                own = tempered_kl(step.clean_logits, step.adversarial_logits, element_mean=self.element_mean)
+                terms["consistency"] = self.robust * t**2 * (1 - trust) * own
+            taught = self._taught("teacher", step)
+            terms["teacher"] = self.robust * (taught if trust is None else trust * taught)
+        if self.clean > 0:
+            terms["clean_teacher"] = self.clean * self._taught("clean_teacher", step)
+        if self._share_of_labels > 0:
+            terms["adversarial"] = self._share_of_labels * label_loss(step.adversarial_logits, step.labels)
+        return terms
+
+    def _taught(self, role: str, step: Step) -> Float[Tensor, " n"]:
+        answers = step.teacher_logits(role, "adversarial")
+        return tempered_kl(answers, step.adversarial_logits, self.temperature, self.element_mean)
+
+    @property
+    def _share_of_labels(self) -> float:
+        return max(0.0, round(1 - self.robust - self.clean, 9))
 
 
 def _check_trust(power: float, begin: int) -> None:

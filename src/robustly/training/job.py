@@ -9,6 +9,7 @@ from torch import nn
 
 from robustly.data import Augmentation, Extra, ImageData
 from robustly.threat import ThreatModel
+from robustly.training.cost import step_cost
 from robustly.training.method import Method, MethodError
 from robustly.training.optimisation import OptimizerConfig, ScheduleConfig
 
@@ -26,6 +27,8 @@ class TrainingConfig:
             one breaks ties.
         patience: epochs without a better one after which training stops; none without it.
         epsilon_ramp: epochs during which the training attack's epsilon grows linearly from 0.
+        epsilon_ramp_by: whether it grows with every "step" or, constant within an epoch and whole in the ramp's
+            last one, with every "epoch".
         stop_after_drop: training stops after an epoch whose robust validation accuracy lies more than this below
             the epoch before (catastrophic overfitting; Wong et al., ICLR 2020, stop at 0.2); none without it.
         channels_last: whether images are laid out channels-last, the faster layout for convolutions.
@@ -38,6 +41,7 @@ class TrainingConfig:
     select_by: Literal["robust", "clean"] = "robust"
     patience: int | None = None
     epsilon_ramp: float = 0.0
+    epsilon_ramp_by: Literal["step", "epoch"] = "step"
     stop_after_drop: float | None = None
     channels_last: bool = True
 
@@ -55,6 +59,8 @@ class TrainingConfig:
             )
         if not self.epsilon_ramp >= 0:
             raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
+        if self.epsilon_ramp == 0 and self.epsilon_ramp_by != "step":
+            raise ValueError("epsilon_ramp_by says nothing without a ramp: set epsilon_ramp to its epochs")
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ class Job:
     def __post_init__(self) -> None:
         check_networks(self.method, [*self.teachers, *(["guide"] if self.guide is not None else [])])
         self.method.check_epochs(self.training.epochs)
+        if self.method.weights is not None:
+            step_cost(self.method, self.training.epochs)  # refuses weights for a term that the loss has not
         ramp, epochs = self.training.epsilon_ramp, self.training.epochs
         if ramp > epochs:
             warnings.warn(

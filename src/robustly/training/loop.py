@@ -28,6 +28,7 @@ from robustly.training.parameters import EpochEnd
 from robustly.training.step import Memory, Moment, Step
 from robustly.training.stopping import why_stop
 from robustly.training.validation import accuracies
+from robustly.training.weights import WeightsError
 
 LAST = "checkpoints/last.pt"
 BEST = "checkpoints/best.safetensors"
@@ -143,8 +144,9 @@ class _Run:
         try:
             while not self._done():
                 self._epoch(len(self.rows))
-        except DivergenceError as error:
-            self._write_status("diverged", str(error))
+        except ValueError as error:
+            diverged = isinstance(error, DivergenceError | WeightsError)
+            self._write_status("diverged" if diverged else "failed", str(error))
             raise
         except KeyboardInterrupt:
             self._write_status("stopped", "interrupted by the user")
@@ -290,7 +292,8 @@ class _Run:
         return min(batch_size, len(self.job.train) - moment.index * batch_size)
 
     def _threat_at(self, time_in_epochs: float) -> ThreatModel:
-        ramp = self.job.training.epsilon_ramp
+        ramp, by = self.job.training.epsilon_ramp, self.job.training.epsilon_ramp_by
+        time_in_epochs = math.floor(time_in_epochs) + 1 if by == "epoch" else time_in_epochs
         threat = self.job.threat
         if time_in_epochs >= ramp or isinstance(threat.epsilon, Tensor):
             return threat

@@ -155,10 +155,11 @@ class AlpLoss:
             raise ValueError(f"pairing must be at least 0, got {self.pairing}")
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "clean", "adversarial" and "pairing"."""
+        """Return the terms "clean", "adversarial" and, if it counts, "pairing"."""
         terms = MixtureLoss()(step)
-        distance = (step.clean_logits - step.adversarial_logits).square().sum(1)
-        return {**terms, "pairing": self.pairing * distance}
+        if self.pairing > 0:
+            terms["pairing"] = self.pairing * (step.clean_logits - step.adversarial_logits).square().sum(1)
+        return terms
 
 
 @dataclass(frozen=True)
@@ -190,17 +191,25 @@ class MartLoss:
         return None
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "adversarial" (the BCE) and "consistency" (the weighted KL)."""
-        z, z_adv, y = step.clean_logits, step.adversarial_logits, step.labels.hard
+        """Return the terms "adversarial" (the BCE) and, if it counts, "consistency" (the weighted KL)."""
+        y = step.labels.hard
+        z = step.clean_logits if self.beta > 0 else None
+        z_adv = step.adversarial_logits
         rival = z_adv.detach().scatter(1, y[:, None], -torch.inf).argmax(1)
         if self.published_constants:
-            p, p_adv = z.softmax(1), z_adv.softmax(1)
-            missed = -(1.0001 - p_adv.gather(1, rival[:, None])[:, 0] + 1e-12).log()
-            divergence = (p * (z.log_softmax(1) - (p_adv + 1e-12).log())).sum(1)
-            doubt = 1.0000001 - p.gather(1, y[:, None])[:, 0]
+            missed = -(1.0001 - z_adv.softmax(1).gather(1, rival[:, None])[:, 0] + 1e-12).log()
         else:
-            missed, divergence, doubt = -log_rest(z_adv, rival), kl(z, z_adv), log_rest(z, y).exp()
-        return {
-            "adversarial": F.cross_entropy(z_adv, y, reduction="none") + missed,
-            "consistency": self.beta * divergence * doubt,
-        }
+            missed = -log_rest(z_adv, rival)
+        terms = {"adversarial": F.cross_entropy(z_adv, y, reduction="none") + missed}
+        if z is not None:
+            terms["consistency"] = self.beta * self._doubted_divergence(z, z_adv, y)
+        return terms
+
+    def _doubted_divergence(
+        self, z: Float[Tensor, "n k"], z_adv: Float[Tensor, "n k"], y: Int64[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        if not self.published_constants:
+            return kl(z, z_adv) * log_rest(z, y).exp()
+        p = z.softmax(1)
+        divergence = (p * (z.log_softmax(1) - (z_adv.softmax(1) + 1e-12).log())).sum(1)
+        return divergence * (1.0000001 - p.gather(1, y[:, None])[:, 0])

@@ -159,16 +159,16 @@ def _second_look(method: Method, step: Step) -> Float[Tensor, ""]:
 
 
 def _weighted(method: Method, step: Step) -> Terms:
-    """The terms of the outer loss, one of them weighted where the method weights instances."""
+    """The terms of the outer loss, one of them weighted where the method weights instances and the term is there.
+
+    A term may come later than the weights (IAD's). One that never comes is refused before the run; see `step_cost`.
+    """
     terms = method.loss(step)
     if method.weights is None:
         return terms
-    name, weight = method.weights.term, method.weights(step)
-    if weight is None:
-        return terms
-    if name not in terms:
-        raise MethodError(f"the weights are for the loss term {name!r}, the loss has {', '.join(terms)}")
-    return terms | {name: weight.detach() * terms[name]}
+    name = method.weights.term
+    weight = method.weights(step) if name in terms else None
+    return terms if weight is None else terms | {name: weight.detach() * terms[name]}
 
 
 def _joined(terms: Terms, more: Terms) -> Terms:

@@ -93,8 +93,9 @@ class ExponentialAverage(ParameterPart):
     def after_step(self, step: Step) -> None:
         """Move the average towards the weights."""
         average = step.remember(self)
-        moment = step.moment
-        decay = self.decay_at(moment.count, moment.epochs * moment.steps_per_epoch)
+        moment, replays = step.moment, step.replays
+        total = moment.epochs * moment.steps_per_epoch * replays
+        decay = self.decay_at(moment.count * replays + step.replay, total)
         trained = {name for name, _ in step.model.named_parameters(remove_duplicate=False)}
         for name, value in step.model.state_dict().items():
             averaged = name in trained or (self.buffers == "average" and value.is_floating_point())

@@ -159,6 +159,7 @@ class Step:
         self._label_source = label_source
         self._inner = inner
         self._memory = memory
+        self._taught: dict[tuple[str, Of], Logits] = {}
 
     @property
     def guide(self) -> nn.Module:
@@ -224,14 +225,15 @@ class Step:
             return self._forward(self.model, self.x)
 
     def teacher_logits(self, role: str = "teacher", of: Of = "clean") -> Logits:
-        """What a frozen network says of the clean or the adversarial images, without gradient."""
-        name = f"{role}_{of}_logits"
-        if name not in self.__dict__:
+        """What a frozen network says of the clean or the adversarial images, without gradient; asked once.
+
+        A second look at the loss (see `again`) finds the same answers.
+        """
+        if (role, of) not in self._taught:
             network, x = self.teacher(role), self.x if of == "clean" else self.adversarial.x_adv
             with frozen(network, full_precision=False), torch.no_grad():
-                self.__dict__[name] = self._forward(network, x.detach())
-        found: Logits = self.__dict__[name]
-        return found
+                self._taught[role, of] = self._forward(network, x.detach())
+        return self._taught[role, of]
 
     def labels_by(self, whose: Whose) -> Int64[Tensor, " n"]:
         """Classes of the examples by the label source or by the data set."""
@@ -257,6 +259,11 @@ class Step:
     def attack_steps(self) -> int:
         """How many steps the inner maximisation may take: its attribute `steps`, 0 where it has none."""
         return int(getattr(self._inner, "steps", 0))
+
+    @property
+    def replays(self) -> int:
+        """How many steps of the optimiser a batch gets."""
+        return int(getattr(self._inner, "replays", 1))
 
     @cached_property
     def adversarial_logits(self) -> Logits:

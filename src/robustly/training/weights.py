@@ -97,7 +97,7 @@ class GairatWeights:
             return None
         weight = self.of(step.adversarial.correct_iterates.to(step.x.dtype), step.attack_steps)
         mean = step.batch_mean(weight)
-        if not float(mean) > 0:
+        if float(mean) == 0:
             raise WeightsError(
                 f"the gairat weights of all examples of the batch are zero at shift {self.shift:g}: raise it"
             )
@@ -167,7 +167,7 @@ class MailWeights:
         if self.scale == "constant":
             return self.constant * weight
         mean = step.batch_mean(weight)
-        if not float(mean) > 0:
+        if float(mean) == 0:  # NaN goes on: the loss names what diverged
             raise WeightsError(
                 f"the mail weights of all examples of the batch are zero at slope {self.slope:g} and bias "
                 f"{self.bias:g}: lower the slope"

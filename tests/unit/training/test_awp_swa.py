@@ -111,6 +111,7 @@ def losses(kind: str, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Te
 
 def awp_by_hand(
     net: nn.Module,
+    velocity: dict[str, Tensor],
     x: Tensor,
     x_adv: Tensor,
     y: Tensor,
@@ -121,7 +122,7 @@ def awp_by_hand(
     rate: float,
     decay: float,
 ) -> None:
-    """One step of plain SGD with weight decay, as AWP's paper has it, on a network in train mode."""
+    """One step of SGD with momentum and weight decay, as AWP's paper has it, on a network in train mode."""
     copied = copy.deepcopy(net)
     losses(proxy, copied, x, x_adv, y).backward()
     old = {name: p.detach().clone() for name, p in net.named_parameters()}
@@ -137,11 +138,19 @@ def awp_by_hand(
     with torch.no_grad():
         for name, p in net.named_parameters():
             assert p.grad is not None
-            p.copy_(old[name] - rate * p.grad - rate * decay * (old[name] + v[name]))
+            velocity[name] = 0.9 * velocity.get(name, torch.zeros_like(p)) + p.grad + decay * (old[name] + v[name])
+            p.copy_(old[name] - rate * velocity[name])
 
 
-def awp_step(method: Method, net: nn.Module, x: Tensor, y: Tensor, **changes: Any) -> Step:
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.3, weight_decay=0.01)
+def awp_step(
+    method: Method,
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    optimizer: torch.optim.Optimizer | None = None,
+    **changes: Any,
+) -> Step:
+    optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=0.3, weight_decay=0.01)
     step = make_step(x, y, net, inner=method.inner, slot_of=method.slot_of, **changes)
     loss, _ = outer_loss(method, step)
     optimizer.zero_grad()
@@ -162,15 +171,19 @@ def awp_step(method: Method, net: nn.Module, x: Tensor, y: Tensor, **changes: An
         ("adversarial", "trades", "trades"),
     ],
 )
-def test_a_whole_awp_step_by_hand(loss: str, proxy: str, as_loss: str) -> None:
+def test_whole_awp_steps_by_hand(loss: str, proxy: str, as_loss: str) -> None:
     x, y = batch()
     one, other = mlp(seed=2).train(), mlp(seed=2).train()
     part = WeightPerturbation(gamma=0.05, proxy=proxy)  # type: ignore[arg-type]
     method = Method(
         inner=INNER, loss=AdversarialLoss() if loss == "adversarial" else TradesLoss(6.0), parameters=(part,)
     )
-    step = awp_step(method, one, x, y)
-    awp_by_hand(other, x, step.adversarial.x_adv, y, proxy=as_loss, loss=loss, gamma=0.05, rate=0.3, decay=0.01)
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.3, momentum=0.9, weight_decay=0.01)
+    velocity: dict[str, Tensor] = {}
+    settings = {"proxy": as_loss, "loss": loss, "gamma": 0.05, "rate": 0.3, "decay": 0.01}
+    for _ in range(3):
+        step = awp_step(method, one, x, y, optimizer)
+        awp_by_hand(other, velocity, x, step.adversarial.x_adv, y, **settings)  # type: ignore[arg-type]
     expected = other.state_dict()
     for name, value in one.state_dict().items():  # running statistics and their count included
         assert torch.allclose(value, expected[name], atol=1e-12), name

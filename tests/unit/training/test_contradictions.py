@@ -1,6 +1,7 @@
 """Parts and settings that contradict each other, or that nothing would use, are refused before training."""
 
 import copy
+import json
 import warnings
 from pathlib import Path
 
@@ -8,30 +9,37 @@ import pytest
 import torch
 from training_tools import make_job, make_step, mlp, run, same, small_digits
 
+from robustly.attacks import AttackResult
 from robustly.training import (
     AdaadInner,
     AdversarialLoss,
     ArdLoss,
     CleanLoss,
+    DivergenceError,
     FreeInner,
     GairatWeights,
     GuideLabels,
     Iad2Loss,
     IadLoss,
+    InstanceWeights,
     KdLoss,
     MailWeights,
     Method,
     MethodError,
     MixtureLoss,
+    OptimizerConfig,
     OuterLoss,
     PGDInner,
+    Step,
     TradesLoss,
     TrainingConfig,
     WeightPerturbation,
 )
+from robustly.training.cost import step_cost
 from robustly.training.labels import SmoothedLabels
 from robustly.training.method import outer_loss
 from robustly.training.step import Moment
+from robustly.training.weights import WeightsError
 
 INNER = PGDInner(steps=2, start="gaussian")
 
@@ -85,12 +93,70 @@ def test_an_epsilon_that_grows_beyond_the_run_is_said() -> None:
 def test_weights_for_a_term_that_comes_later_wait_for_it() -> None:
     x, y = torch.rand(6, 6, dtype=torch.float64), torch.arange(6) % 4
     method = Method(
-        inner=INNER, loss=IadLoss(begin=3), weights=MailWeights(term="consistency", burn_in=5, slope=2.0, bias=0.0)
+        inner=INNER, loss=IadLoss(begin=3), weights=MailWeights(term="consistency", burn_in=1, slope=2.0, bias=0.0)
     )
-    for epoch, named in ((0, False), (4, True), (6, True)):
+    plain = Method(inner=INNER, loss=IadLoss(begin=3))
+    for epoch, named in ((0, False), (1, False), (2, False), (3, True), (6, True)):
         net = mlp(norm=False)
-        step = make_step(x, y, net, teachers={"teacher": mlp(seed=1)}, inner=INNER, moment=Moment(epoch, 0, 1, 8))
-        assert ("consistency" in outer_loss(method, step)[1]) is named
+        looked = []
+        for composed in (method, plain):
+            step = make_step(
+                x, y, net, teachers={"teacher": mlp(seed=1)}, inner=INNER, moment=Moment(epoch, 0, 1, 8)
+            )
+            looked.append(outer_loss(composed, step)[1])
+        assert ("consistency" in looked[0]) is named
+        assert (looked[0] != looked[1]) is named
+    step_cost(method, 8)
+
+
+@pytest.mark.parametrize(
+    ("loss", "weights", "has"),
+    [
+        (AdversarialLoss(), MailWeights(term="consistency", burn_in=1), "'consistency', the loss has adversarial"),
+        (TradesLoss(beta=0.0), MailWeights(term="consistency", burn_in=1), "'consistency', the loss has clean"),
+        (MixtureLoss(ratio=0.0), GairatWeights(burn_in=1), "'adversarial', the loss has clean"),
+    ],
+)
+def test_weights_for_a_term_that_never_comes_are_refused_before_the_run(
+    loss: OuterLoss, weights: InstanceWeights, has: str
+) -> None:
+    method = Method(inner=INNER, loss=loss, weights=weights)
+    with pytest.raises(MethodError, match=f"the weights are for the loss term {has}"):
+        make_job(small_digits(90), method)
+
+
+def test_a_run_whose_weights_all_are_zero_says_so_in_its_status(tmp_path: Path) -> None:
+    method = Method(inner=INNER, loss=AdversarialLoss(), weights=GairatWeights(burn_in=1, shift=-1000.0))
+    with pytest.raises(WeightsError, match="gairat weights of all examples of the batch are zero"):
+        run(make_job(small_digits(90), method), tmp_path)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["epochs"]) == ("diverged", 1)
+    assert "gairat weights" in status["message"]
+
+
+def test_numbers_that_are_none_are_not_blamed_on_the_weights(tmp_path: Path) -> None:
+    method = Method(inner=INNER, loss=AdversarialLoss(), weights=MailWeights(burn_in=0, scale="mean_one"))
+    job = make_job(small_digits(90), method, optimizer=OptimizerConfig(learning_rate=1e30, momentum=0.0))
+    with pytest.raises(DivergenceError, match="is not finite"):
+        run(job, tmp_path)
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "diverged"
+
+
+def test_a_ramp_by_epochs_is_whole_in_its_last_epoch(tmp_path: Path) -> None:
+    """As released for DKL and GKL: epsilon times (epoch + 1) / epochs, constant within an epoch."""
+    seen: list[tuple[int, float]] = []
+
+    class Noting(PGDInner):
+        def __call__(self, step: Step) -> AttackResult:
+            seen.append((step.moment.epoch, float(step.threat.epsilon)))
+            return super().__call__(step)
+
+    method = Method(inner=Noting(steps=1), loss=AdversarialLoss())
+    training = {"epochs": 4, "epsilon_ramp": 3.0, "epsilon_ramp_by": "epoch"}
+    run(make_job(small_digits(90), method, training=training), tmp_path)
+    assert sorted(set(seen)) == [(epoch, pytest.approx(0.1 * min(1, (epoch + 1) / 3))) for epoch in range(4)]
+    with pytest.raises(ValueError, match="epsilon_ramp_by says nothing without a ramp"):
+        TrainingConfig(epsilon_ramp_by="epoch")
 
 
 @pytest.mark.parametrize("loss", [TradesLoss(beta=0.0), MixtureLoss(ratio=0.0)])

@@ -124,6 +124,7 @@ def test_every_method_of_the_literature_is_there_for_both_data_sets() -> None:
 
 WANTED = (
     *("standard", "pgd_at", "trades", "fast_at", "n_fgsm", "gradalign", "free_at", "alp", "mart", "fat", "sat"),
+    *("h_sat", "lbgat0", "lbgat6"),
     *("gairat", "mail_at", "mail_trades", "mail_mart", "at_awp", "trades_awp", "gkl", "ikl", "kd_swa"),
     *("ard", "rslad", "iad", "iad2", "adaad", "trades_smoothed", "trades_awp_ema", "trades_extra"),
     *("fat_trades", "fat_mart", "gair_fat", "mail_mse"),

@@ -1,5 +1,6 @@
 """GAIRAT and MAIL: published values, whole losses by hand, what they refuse, runs before and after the burn-in."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,11 @@ def test_dynamic_and_static_labels_of_the_weights() -> None:
             make_step(step.x, step.y, step.model)
         ).x_adv  # the noisy image, up to the projection
         right = step.model(start).argmax(1) == y
-        assert bool((step.adversarial.correct_iterates[~right] <= 3).all())
+        counted = step.adversarial.correct_iterates
+        assert bool((counted[~right] <= 3).all())
+        assert bool((counted[right] >= 1).all()), "the start counts"
+        assert bool(right.any())
+        assert not bool(right.all())
         mail = MailWeights(burn_in=0, label=label)(step)  # type: ignore[arg-type]
         assert mail is not None
         p = step.model(step.adversarial.x_adv).softmax(1).detach()
@@ -221,17 +226,31 @@ def test_equal_kappas_weigh_one_and_all_zeros_are_refused() -> None:
         MailWeights(burn_in=0, slope=1000.0, bias=-0.5, scale="mean_one")(step)
 
 
+def noted(value: Tensor, heard: list[float]) -> Tensor:
+    heard.append(float(value))
+    return value
+
+
 def test_the_mean_is_that_of_all_processes() -> None:
+    """Two shares of a batch, of different sizes, are weighted as the whole."""
     x, y = batch()
-    inner = PGDInner(steps=4)
-    alone = make_step(x, y, mlp(seed=2), inner=inner)
-    doubled = make_step(x, y, mlp(seed=2), inner=inner, global_mean=lambda value: 2 * value)
-    shared = make_step(
-        x, y, mlp(seed=2), inner=inner, global_mean=lambda value: value + 1.0 if value.ndim == 0 else value
-    )
-    weights = [GairatWeights(burn_in=0)(step) for step in (alone, doubled, shared)]
-    assert torch.equal(weights[0], weights[1])  # type: ignore[arg-type]
-    assert not torch.allclose(weights[0], weights[2])  # type: ignore[arg-type]
+    net, inner = mlp(seed=2).eval(), PGDInner(steps=4, start="none")
+    whole = make_step(x, y, net, inner=inner)
+    cut = len(y) // 3
+    for weights in (GairatWeights(burn_in=0), MailWeights(burn_in=0, scale="mean_one")):
+        expected = weights(whole)
+        assert expected is not None
+        assert float(expected.max() - expected.min()) > 0.1
+        told: list[list[float]] = [[], []]  # by each process: the sum of its weights, and their number
+        for rows, heard in zip((slice(0, cut), slice(cut, None)), told, strict=True):
+            weights(make_step(x[rows], y[rows], net, inner=inner, global_mean=partial(noted, heard=heard)))
+        halves = [sum(column) / 2 for column in zip(*told, strict=True)]
+        for rows in (slice(0, cut), slice(cut, None)):
+            answers = iter(halves)
+            step = make_step(
+                x[rows], y[rows], net, inner=inner, global_mean=lambda value, a=answers: value.new_tensor(next(a))
+            )
+            assert torch.allclose(weights(step), expected[rows], rtol=1e-9)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("weights", [GairatWeights(burn_in=2), MailWeights(burn_in=2)])
@@ -285,7 +304,3 @@ def test_settings_out_of_range_are_refused() -> None:
             part(burn_in=-1)
     with pytest.raises(ValueError, match="constant must be positive"):
         MailWeights(constant=0.0)
-    x, y = batch()
-    method = Method(inner=PGDInner(steps=1), loss=AdversarialLoss(), weights=MailWeights(burn_in=0, term="clean"))
-    with pytest.raises(MethodError, match="the weights are for the loss term 'clean', the loss has adversarial"):
-        outer_loss(method, make_step(x, y, mlp(), inner=method.inner))

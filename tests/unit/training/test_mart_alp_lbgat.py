@@ -64,13 +64,13 @@ def test_mart_has_the_published_values(loss: MartLoss, adversarial: float, total
     terms = values(loss(fixture_step(double(Z), double(Z_ADV))))
     assert terms["adversarial"] == pytest.approx(adversarial, abs=2e-8)
     assert math.fsum(terms.values()) == pytest.approx(total, abs=5e-8)
-    assert list(terms) == ["adversarial", "consistency"]
+    assert list(terms) == (["adversarial", "consistency"] if loss.beta else ["adversarial"])
 
 
 @pytest.mark.parametrize("pairing", [0.0, 0.5, 2.0])
 def test_alp_is_half_and_half_and_the_squared_distance(pairing: float) -> None:
     terms = values(AlpLoss(pairing)(fixture_step(double(Z), double(Z_ADV))))
-    assert terms["pairing"] == pytest.approx(pairing * 5.0, abs=1e-12)
+    assert terms.get("pairing", 0.0) == pytest.approx(pairing * 5.0, abs=1e-12)
     assert terms["clean"] + terms["adversarial"] == pytest.approx(0.89549474, abs=1e-8)
 
 
@@ -160,7 +160,7 @@ def test_loss_and_gradients_are_those_of_the_formula(loss: OuterLoss, straight: 
 
 def test_alp_without_pairing_is_the_mixture() -> None:
     step = fixture_step(double(Z), double(Z_ADV))
-    assert values(AlpLoss(0.0)(step)) == values(MixtureLoss()(step)) | {"pairing": 0.0}
+    assert values(AlpLoss(0.0)(step)) == values(MixtureLoss()(step))
 
 
 @given(st.floats(-5, 5))

@@ -6,9 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from training_tools import NormNet, Splits, final, last, make_job, run, same
+from training_tools import NormNet, Splits, final, last, make_job, make_step, mlp, run, same
 
-from robustly.training import ExponentialAverage, Method, MethodError, Moment, Observer, ParameterPart
+from robustly.training import (
+    ExponentialAverage,
+    FreeInner,
+    Method,
+    MethodError,
+    Moment,
+    Observer,
+    ParameterPart,
+)
 
 
 def test_the_decay_grows_as_published() -> None:
@@ -65,6 +73,22 @@ def test_an_average_that_forgets_at_once_is_the_model(little: Splits, tmp_path: 
     ]
     assert same(final(tmp_path / "averaged"), final(tmp_path / "plain"))
     assert same(last(tmp_path / "averaged")["networks"]["model"], last(tmp_path / "plain")["networks"]["model"])
+
+
+def test_replays_of_a_batch_are_steps_of_the_average() -> None:
+    """Free-AT with four replays: the fifth step of the run has the fifth factor."""
+    net, memory, expected = mlp(norm=False), {}, None  # type: ignore[var-annotated]
+    part, inner = ExponentialAverage(decay=0.99, warm_up=0.25), FreeInner(replays=4)
+    factors = [0.0, 0.0, 0.1, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15]
+    x, y = torch.rand(4, 6, dtype=torch.float64), torch.arange(4)
+    for count, factor in enumerate(factors):
+        with torch.no_grad():
+            net[0].weight.normal_(generator=torch.Generator().manual_seed(count))  # type: ignore[union-attr, operator]
+        weight = net[0].weight.detach().clone()  # type: ignore[union-attr, operator]
+        expected = weight if expected is None else factor * expected + (1 - factor) * weight
+        moment = Moment(0, count // 4, 2, 1)
+        part.after_step(make_step(x, y, net, inner=inner, moment=moment, memory=memory, replay=count % 4))
+        assert torch.allclose(memory["ExponentialAverage"]["0.weight"], expected, atol=1e-12), count
 
 
 def test_an_average_does_not_change_training(little: Splits, tmp_path: Path) -> None:

@@ -11,10 +11,20 @@ from training_tools import NormNet, Splits, make_job, make_step, run
 from robustly.cli.recipes import read_recipe, recipe_names
 from robustly.configuration import build_config
 from robustly.training import (
+    AdaadLoss,
     AdversarialLoss,
+    AlpLoss,
+    ArdLoss,
     CleanLoss,
+    DklLoss,
     DynatLoss,
+    GklLoss,
     GuideLabels,
+    Iad2Loss,
+    IadLoss,
+    KdLoss,
+    LbgatLoss,
+    MartLoss,
     Method,
     MethodError,
     MixtureLoss,
@@ -22,6 +32,7 @@ from robustly.training import (
     OptimizerConfig,
     OuterLoss,
     PGDInner,
+    RsladLoss,
     TradesLoss,
 )
 from robustly.training.method import outer_loss
@@ -151,15 +162,32 @@ def moved(norm: nn.BatchNorm2d, features: Tensor) -> nn.BatchNorm2d:
         (MixtureLoss(), ["clean", "adversarial"]),
         (TradesLoss(), ["clean", "adversarial"]),
         (DynatLoss(consistency=1.0), ["clean", "adversarial"]),
+        (DynatLoss(), ["adversarial"]),
+        (LbgatLoss(beta=0.0), ["adversarial"]),
+        (LbgatLoss(beta=6.0), ["clean", "adversarial"]),
+        (AlpLoss(), ["clean", "adversarial"]),
+        (MartLoss(), ["clean", "adversarial"]),
+        (DklLoss(), ["clean", "adversarial"]),
+        (GklLoss(), ["clean", "adversarial"]),
+        (ArdLoss(alpha=1.0), ["adversarial"]),
+        (ArdLoss(alpha=0.5), ["clean", "adversarial"]),
+        (RsladLoss(), ["clean", "adversarial"]),
+        (IadLoss(begin=0), ["clean", "adversarial"]),
+        (IadLoss(begin=1), ["adversarial"]),
+        (Iad2Loss(begin=0), ["clean", "adversarial"]),
+        (AdaadLoss(alpha=1.0), ["adversarial"]),
+        (KdLoss(), ["adversarial"]),
     ],
 )
 def test_running_statistics_see_clean_then_adversarial_images_once(loss: OuterLoss, order: list[str]) -> None:
     x, y = torch.rand(8, 1, 16, 16), torch.arange(8)
     model = NormNet(0).train()
     inner = KL if loss.needs_inner else None
-    step = make_step(x, y, model, inner=inner)
+    teachers = {role: NormNet(number).eval() for number, role in enumerate(("teacher", "clean_teacher"), 2)}
+    step = make_step(x, y, model, inner=inner, guide=NormNet(1).train(), teachers=teachers)
     before = nn.BatchNorm2d(4)
     outer_loss(Method(inner=inner, loss=loss), step)
+    assert all(int(teacher.norm.num_batches_tracked) == 0 for teacher in teachers.values())
     images = {"clean": x, "adversarial": step.adversarial.x_adv if inner is not None else x}
     expected = before
     with torch.no_grad():
@@ -263,15 +291,16 @@ class Oracle(nn.Module):
         (Method(inner=PGDInner(steps=0, start="none"), loss=AdversarialLoss()), Method()),
         (Method(inner=CE, loss=MixtureLoss(0.0)), Method()),
         (Method(inner=CE, loss=MixtureLoss(1.0)), Method(inner=CE, loss=AdversarialLoss())),
+        (Method(inner=CE, loss=DynatLoss()), Method(inner=CE, loss=AdversarialLoss())),
         (Method(inner=KL, loss=DynatLoss(2.0, 1.0)), Method(inner=KL, loss=TradesLoss(0.5))),
     ],
-    ids=["trades-0", "pgd-0", "mixture-0", "mixture-1", "proportional"],
+    ids=["trades-0", "pgd-0", "mixture-0", "mixture-1", "dynat-without-guide", "control"],
 )
 def test_degenerate_methods_are_simpler_ones(one: Method, other: Method, little: Splits, tmp_path: Path) -> None:
     mine, theirs = trained(little, one, tmp_path / "one"), trained(little, other, tmp_path / "other")
     start = list(make_job(little, one).model.state_dict().values())
     alike = [torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)]
-    if isinstance(one.loss, DynatLoss):  # a control: other coefficients give another network
+    if isinstance(other.loss, TradesLoss):  # a control: other coefficients give another network
         assert not all(alike)
     else:
         assert all(alike)
