@@ -199,8 +199,9 @@ def index() -> str:
     lines = [
         "# Training methods",
         "",
-        "A method is a row of five parts. Whatever is not in this table is three lines of YAML: take a recipe, "
-        "change a part. `robustly train RECIPE --dry-run` prints the parts and what a step costs.",
+        "A method is a row of five parts. Whatever is not in this table is [a few lines of YAML]"
+        "(../training.md#compose-a-method): start from a recipe, change a part. "
+        "`robustly train RECIPE --dry-run` prints the parts and what a step costs.",
         "",
         "| method | labels | inner | loss | weights | parameters | forward + backward passes |",
         "| --- | --- | --- | --- | --- | --- | --- |",

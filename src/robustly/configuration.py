@@ -254,6 +254,7 @@ def _build_method(settings: Settings) -> tuple[Method, dict[str, Any]]:
     chain = {
         name: _build_part(PARAMETER_PARTS, name, given or {}, f"method.parameters.{name}")
         for name, given in averaged.items()
+        if given is not None
     }
     plain["parameters"] = {name: _plain(asdict(part)) for name, part in chain.items()}
     try:
@@ -272,6 +273,7 @@ def _build_method(settings: Settings) -> tuple[Method, dict[str, Any]]:
 def _build_part(table: Mapping[str, type], name: str, settings: Any, where: str) -> Any:
     if name not in table:
         allowed = ", ".join(table) or "none yet"
+        allowed += "" if table is PARAMETER_PARTS else ", or null for none"
         raise ConfigurationError(f"{where}: unknown name {name!r}{_nearest(name, table)}; allowed: {allowed}")
     rest = {key: value for key, value in settings.items() if key != "name"}
     return build_section(table[name], rest, where)
@@ -312,7 +314,8 @@ def _explain(message: str, where: str) -> str:
     key, expected, value = found.groups()
     kind = re.sub(r"<class '(\w+)'>|typing\.", r"\1", " ".join(expected.split()))
     choices = re.search(r"Literal\[(.*?)\]", kind)
-    wanted = f"allowed: {choices[1]}" if choices else kind.strip().rstrip(".").replace("Expected a", "expected a")
+    kind = re.sub("Expected an? (?=[aeiou])", "expected an ", kind).replace("Expected a", "expected a")
+    wanted = f"allowed: {choices[1]}" if choices else kind.strip().rstrip(".")
     return f"{where}.{key}: {wanted}, got {value.splitlines()[0]!r}"
 
 
@@ -330,64 +333,6 @@ def _check_keys(settings: Any, allowed: Sequence[str], where: str) -> None:
 def _nearest(word: str, allowed: Sequence[str] | Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(word, list(allowed), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
-
-
-def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, Any]:
-    """Settings with command-line values `--a.b value` (or `--a.b=value`) put in; values are read as YAML.
-
-    Raises:
-        ConfigurationError: a word that is no key, a key without value, a path through something that has no keys.
-    """
-    result: dict[str, Any] = _copied(settings)
-    given: list[tuple[str, str]] = []
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--") or len(word) < 3:
-            raise ConfigurationError(f"expected a key such as --training.epochs, got {word!r}")
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            if not words:
-                raise ConfigurationError(f"--{key} needs a value")
-            value = words.pop(0)
-            if value.startswith("--"):
-                raise ConfigurationError(f"--{key} needs a value, got {value!r}")
-        given.append((key, value))
-    # a new name clears the settings of what was there before, so names go first, wherever they stand
-    for key, value in sorted(given, key=lambda pair: not pair[0].endswith("name")):
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            parsed = value
-        _put(result, key.replace("-", "_").split("."), parsed, key)
-    return result
-
-
-def _put(settings: dict[str, Any], path: list[str], value: Any, key: str) -> None:
-    here = settings
-    for step in path[:-1]:
-        below = here.get(step)
-        if isinstance(below, str) and step in ("labels", "inner", "loss", "weights"):
-            below = {"name": below}
-        if below is None:
-            below = {}
-        if not isinstance(below, dict):
-            raise ConfigurationError(f"--{key}: {step!r} is a value and has no keys below it")
-        here[step] = below
-        here = below
-    last = path[-1]
-    if last == "name" and here.get("name") not in (None, value):
-        # another part or model: the settings of the old one say nothing about it, but those of the images do
-        kept: dict[str, Any] = {key: here[key] for key in ("mean", "std") if key in here and ":" not in str(value)}
-        here.clear()
-        here.update(kept)
-    here[last] = value
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    return value
 
 
 def _plain(value: Any) -> Any:

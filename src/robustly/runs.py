@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -83,15 +84,29 @@ def read_yaml(path: Path) -> dict[str, object]:
     """Settings from a YAML file.
 
     Raises:
-        ConfigurationError: no YAML, or no mapping.
+        ConfigurationError: no YAML, no mapping, or a key that is given twice.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)  # a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no readable YAML ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path} holds no settings by name")
     return content
+
+
+class _NoKeyTwice(yaml.SafeLoader):
+    """Refuses what YAML forbids and its loaders let pass: the last of two equal keys would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, unless it says something twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key.value!r} is given twice, the second time in line {line}")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def build_job(config: RunConfig, trusts: Trusts) -> Job:
@@ -112,9 +127,9 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
     model = build_network(config.model, splits.train, derive_seed(seed, "model"), trusts)
     guide = None
     if config.guide is not None:
-        guide = build_network(config.guide, splits.train, derive_seed(seed, "guide"), trusts)
+        guide = build_network(config.guide, splits.train, derive_seed(seed, "guide"), trusts, "guide")
     teachers = {
-        role: build_network(teacher, splits.train, derive_seed(seed, role), trusts)
+        role: build_network(teacher, splits.train, derive_seed(seed, role), trusts, role)
         for role, teacher in config.teachers.items()
         if teacher is not None
     }
@@ -135,16 +150,23 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
     )
 
 
-def build_network(config: ModelConfig, data: ImageData, seed: int, trusts: Trusts) -> nn.Module:
+def build_network(
+    config: ModelConfig, data: ImageData, seed: int, trusts: Trusts, role: str = "model"
+) -> nn.Module:
     """A network for a data set, tried on a few of its images.
 
     Raises:
         ValueError: settings that contradict the data, another number of outputs than classes, NaN.
     """
     channels, height, width = data.shape
-    fitted = config.for_images(data.num_classes, channels, (height, width))
-    model = build_model(fitted, seed, trusts(config.name))
-    try_network(model, data)
+    try:
+        fitted = config.for_images(data.num_classes, channels, (height, width))
+        model = build_model(fitted, seed, trusts(config.name))
+        try_network(model, data)
+    except ValueError as error:
+        if role == "model":
+            raise
+        raise RunError(f"{role}: {error}") from None
     return model
 
 

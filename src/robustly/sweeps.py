@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from robustly.configuration import ConfigurationError, RunConfig, Settings, apply_overrides, build_config
+from robustly.configuration import ConfigurationError, RunConfig, Settings, build_config
+from robustly.overrides import apply_overrides
 
 LONGEST = 40
 

@@ -10,9 +10,10 @@ from torch import nn
 
 from robustly.attacks import PGD
 from robustly.cli.analysing import run_analysis
-from robustly.configuration import RunConfig, apply_overrides, build_config
+from robustly.configuration import RunConfig, build_config
 from robustly.data import load_test
 from robustly.evaluation import EvidenceError, Suite, evaluate, write_evidence
+from robustly.overrides import apply_overrides
 from robustly.reports import read_run, render
 from robustly.runs import create_run, load_trained
 from robustly.threat import parse_threat

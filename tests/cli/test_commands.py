@@ -16,7 +16,7 @@ from cli_tools import refusal
 
 from robustly.cli import main
 from robustly.cli.recipes import read_recipe
-from robustly.configuration import apply_overrides
+from robustly.overrides import apply_overrides
 
 SMALL = [
     "--data.train_limit", "300", "--data.validation", "60", "--data.test", "60", "--model.width", "0.25",
@@ -153,7 +153,10 @@ REFUSED = [
     (["train", "mnist5k/rslad", "--teacher", "null"], "asks for a teacher, the run has none"),
     (["train", "mnist5k/rslad", "--teacher.weights", "nowhere.safetensors"], "nowhere.safetensors"),
     (["train", "mnist5k/pgd_at", "--teacher.weights", "x"], "a teacher that the method does not use"),
-    (["train", "mnist5k/dynat", "--guide.classes", "7"], "classes = 7"),
+    (["train", "mnist5k/dynat", "--guide.classes", "7"], "guide: the model has classes = 7"),
+    (["train", "mnist5k/dynat", "--guide.name", "torch.nn:Identity"], "guide: the model returns"),
+    (["train", "mnist5k/dynat", "--method.weights.name", "none"], "allowed: gairat, mail, or null for none"),
+    (["train", "mnist5k/dynat_inner_awp", "--training.epochs", "2"], "parameters.awp: warm_up is 3 epochs"),
     (["train", "mnist5k/trades", "--method.labels", "{name: smoothed, smoothing: 1}"], "smoothing must"),
     (["train", "mnist5k/trades", "--data.extra_source", "nowhere.npz"], "'nowhere.npz' is no file or folder"),
     (["train", "mnist5k/trades", "--data.extra_fraction", "1"], "extra_fraction must lie between 0 and 1"),

@@ -14,13 +14,18 @@ STANDARD_PASSES = 2
 
 
 def show_composition(console: Console, config: RunConfig) -> None:
-    """Print the five parts, and passes of an example through each network: what needs neither data nor files."""
+    """Print the five parts, and passes of an example through each network: what needs neither data nor files.
+
+    Raises:
+        MethodError: the run is too short for a part, whose cost would be missing.
+    """
     parts = Table(title=f"{config.recipe} under {config.threat}", title_justify="left")
     for column in ("part", "what", "settings"):
         parts.add_column(column, overflow="fold")
     for slot, what, settings in rows_of(config.method_settings):
         parts.add_row(slot, what, settings)
     console.print(parts)
+    config.method.check_epochs(config.training.epochs)
     cost = step_cost(config.method, config.training.epochs)
     console.print(cost_table(cost))
     console.print(f"{cost.total} in all, {cost.total / STANDARD_PASSES:g} times standard training's\n")

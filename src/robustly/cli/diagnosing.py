@@ -9,12 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.cli.arguments import check_evaluation_overrides, trust_in
-from robustly.configuration import apply_overrides, build_config
+from robustly.configuration import build_config
 from robustly.data import load_test
 from robustly.evaluation import Subject
 from robustly.evaluation.diagnostics import Finding, diagnose, masking_suspected
 from robustly.files import write_json
 from robustly.models import weights_hash
+from robustly.overrides import apply_overrides
 from robustly.runs import evaluation_data, load_trained, open_run
 from robustly.runtime import Runtime
 

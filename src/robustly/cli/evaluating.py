@@ -15,13 +15,14 @@ from rich.table import Table
 from torch import nn
 
 from robustly.cli.arguments import check_evaluation_overrides, is_model_name, trust_in
-from robustly.configuration import RunConfig, apply_overrides, build_config, with_absolute_paths
+from robustly.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.data import ImageData, load_test
 from robustly.evaluation import Partial, evaluate, write_evidence
 from robustly.evaluation.cost import autoattack_passes
 from robustly.evaluation.subject import Progress as Hears
 from robustly.evaluation.suites import Suite, settings
 from robustly.models import weights_hash
+from robustly.overrides import apply_overrides
 from robustly.randomness import derive_seed
 from robustly.runs import RunError, create_run, evaluation_data, evaluation_folder, load_trained, open_run
 from robustly.runtime import Runtime

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from robustly.configuration import ConfigurationError
+from robustly.configuration import TOP_LEVEL, ConfigurationError
+from robustly.overrides import overlay
 from robustly.runs import read_yaml
 
 
@@ -31,26 +32,45 @@ def recipe_text(name: str) -> str:
     names = recipe_names()
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
+        hint = f", did you mean {close[0]!r}?" if close else ":"
         raise ConfigurationError(
-            f"unknown recipe {name!r}{hint}; there are {', '.join(names)}, or give the path of a .yaml file"
+            f"unknown recipe {name!r}{hint} `robustly recipes` lists all; the path of a .yaml file will do, too"
         )
     dataset, _, method = name.partition("/")
     return _root().joinpath(dataset, f"{method}.yaml").read_text(encoding="utf-8")
 
 
 def read_recipe(name: str) -> dict[str, object]:
-    """Settings of a shipped recipe, or of a YAML file given by its path.
+    """Settings of a shipped recipe, or of a YAML file given by its path, which may start from one (key `base`).
 
     Raises:
-        ConfigurationError: unknown name, unreadable file.
+        ConfigurationError: unknown name, unreadable file; a file with the key `recipe`, which a run's own
+            `config.yaml` has, that is not such a whole configuration.
     """
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise ConfigurationError(f"there is no file {name}")
-        return {"recipe": Path(name).stem, **read_yaml(Path(name))}
+        return _of_file(Path(name))
     settings: dict[str, object] = yaml.safe_load(recipe_text(name))
     return {"recipe": name, **settings}
+
+
+def _of_file(path: Path) -> dict[str, object]:
+    settings = read_yaml(path)
+    base = settings.pop("base", None)
+    missing = [key for key in TOP_LEVEL if key not in settings]
+    if "recipe" in settings and (missing or base is not None):
+        raise ConfigurationError(
+            f"{path}: the key 'recipe' is what the config.yaml of a run says of where it came from; "
+            "to start from a recipe write 'base: NAME'"
+        )
+    if base is None:
+        return {"recipe": path.stem, **settings}
+    if not isinstance(base, str) or base not in recipe_names():
+        raise ConfigurationError(
+            f"{path}: base: expected the name of a shipped recipe (see `robustly recipes`), got {base!r}"
+        )
+    return overlay(read_recipe(base), settings) | {"recipe": path.stem}
 
 
 def _root() -> Traversable:

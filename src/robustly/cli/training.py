@@ -10,7 +10,8 @@ from robustly.cli.arguments import trust_in
 from robustly.cli.composing import show_composition, show_job
 from robustly.cli.progress import observer_for
 from robustly.cli.recipes import read_recipe
-from robustly.configuration import RunConfig, apply_overrides, build_config, with_absolute_paths
+from robustly.configuration import RunConfig, build_config, with_absolute_paths
+from robustly.overrides import apply_overrides
 from robustly.runs import build_job, create_run, open_run, refuse_existing
 from robustly.runtime import Runtime
 from robustly.training import train

@@ -106,7 +106,8 @@ def _counted(method: Method, epochs: int) -> StepCost:
     terms = method.loss(step)  # of logits that are there: no further pass
     if method.weights is not None and method.weights.term not in terms:
         raise MethodError(
-            f"the weights are for the loss term {method.weights.term!r}, the loss has {', '.join(terms)}"
+            f"the weights are for the loss term {method.weights.term!r}, the loss has {', '.join(terms)}: "
+            "set method.weights.term"
         )
     roles = list(networks)
     return StepCost(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustly.training.batch_norms import statistics_kept
+from robustly.training.catalogue import PARAMETER_PARTS
 from robustly.training.labels import DataLabels
 from robustly.training.losses import CleanLoss, OuterLoss, Terms
 from robustly.training.parameters import EpochEnd, ParameterPart
@@ -65,7 +66,7 @@ class Method:
             check = getattr(part, "check", None)
             reason = check(self) if check is not None else None
             if reason is not None:
-                raise MethodError(f"{slot}: {reason}")
+                raise MethodError(f"{_key(slot, part)}: {reason}")
 
     def check_epochs(self, epochs: int) -> None:
         """Refuse a run that is too short for a part.
@@ -77,7 +78,7 @@ class Method:
             check = getattr(part, "check_epochs", None)
             reason = check(epochs) if check is not None else None
             if reason is not None:
-                raise MethodError(f"{slot}: {reason}")
+                raise MethodError(f"{_key(slot, part)}: {reason}")
 
     def slots(self) -> Iterator[tuple[str, object]]:
         """Every part with the name of its place in the method; a value in two places comes once."""
@@ -146,6 +147,11 @@ def outer_loss(method: Method, step: Step) -> tuple[Float[Tensor, ""], dict[str,
         terms = _joined(terms, part.extra_terms(step))
     means = {name: value.mean() for name, value in terms.items()}
     return sum(means.values(), start=step.x.new_zeros(())), {name: m.detach() for name, m in means.items()}
+
+
+def _key(slot: str, part: object) -> str:
+    """Where settings have a part: a slot of its class's name is one of the name that recipes use."""
+    return next((f"parameters.{name}" for name, kind in PARAMETER_PARTS.items() if type(part) is kind), slot)
 
 
 def _perturbs(part: object) -> bool:

@@ -9,8 +9,9 @@ import torch
 from training_tools import Stop, final, last, same, small_net
 
 from robustly.cli.recipes import read_recipe, recipe_names
-from robustly.configuration import apply_overrides, build_config
+from robustly.configuration import build_config
 from robustly.models import save_weights
+from robustly.overrides import apply_overrides
 from robustly.runs import build_job
 from robustly.runtime import Runtime, RuntimeConfig
 from robustly.training import Job, Observer, train
@@ -28,17 +29,31 @@ LITTLE = {
     "training.batch_size": "32",
     "training.validation_steps": "1",
     "training.validation_batch_size": "20",
-    "model.dropout": "0.3",
 }
+
+
+WITH_NORMS = {
+    "cifar10/at_awp": {},  # attacks in train mode
+    "cifar10/gkl": {"training.epsilon_ramp": "2"},  # averages over epochs, its own prior, AWP
+    "cifar10/dynat_inner_awp": {},
+    "cifar10/free_at": {},
+    "cifar10/trades_extra": {},  # moving average, attacks in train mode that statistics do not see
+    "cifar10/pgd_at": {"method.parameters": "{swa: {start: 1}, grad_align: {weight: 0.1}}"},
+}
+"""Recipes whose networks keep running statistics, as those of `mnist5k` do not."""
 
 
 def little_job(recipe: str, teacher: Path, extra: Path) -> Job:
     """The recipe's method on 90 digits, its late parts at work from the second epoch on."""
     settings = read_recipe(recipe)
-    words = dict(LITTLE)
+    words = LITTLE | WITH_NORMS.get(recipe, {})
     for role in ("model", *ROLES):
         if settings.get(role) is not None or role == "model":
-            words[f"{role}.width"] = "0.25"
+            words[f"{role}.width"] = "0.0625" if recipe in WITH_NORMS else "0.25"
+            if recipe in WITH_NORMS:
+                words |= {f"{role}.name": "resnet18", f"{role}.mean": "[0.1]", f"{role}.std": "[0.3]"}
+            elif role == "model":
+                words["model.dropout"] = "0.3"
             if role.endswith("teacher"):
                 words[f"{role}.weights"] = str(teacher)
     data, method = settings["data"], settings["method"]
@@ -82,7 +97,7 @@ def go(job: Job, folder: Path, observer: Observer | None = None) -> None:
     train(job, Runtime(RuntimeConfig(device="cpu")), folder, config_digest="test", observer=observer)
 
 
-@pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith("mnist5k/")])
+@pytest.mark.parametrize("recipe", [*(name for name in recipe_names() if name.startswith("mnist5k/")), *WITH_NORMS])
 def test_a_stopped_run_ends_as_an_unbroken_one(recipe: str, teacher: Path, extra: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     go(little_job(recipe, teacher, extra), whole)
