@@ -112,6 +112,25 @@ def test_a_guide_is_trained_by_two_processes_as_by_one(tmp_path: Path) -> None:
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2e-5
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {
+            "--method.weights": "{name: mail, scale: mean_one, burn_in: 0}",
+            "--method.parameters": "{awp: {gamma: 0.01}, grad_align: {weight: 0.1}}",
+        },
+        {"--method.weights": "{name: gairat, burn_in: 0, shift: 0}", "--method.parameters": "{swa: {start: 0}}"},
+    ],
+    ids=["mail-awp-gradalign", "gairat-swa"],
+)
+def test_parts_that_look_at_the_batch_see_that_of_all_processes(parts: dict[str, str], tmp_path: Path) -> None:
+    """Weights of mean one, the perturbation of the weights, the alignment of gradients."""
+    one_epoch = parts | {"--training.epochs": "1"}
+    train(tmp_path / "one", "mnist5k/pgd_at", SGD, one_epoch)
+    train(tmp_path / "two", "mnist5k/pgd_at", SGD, one_epoch, TWO)
+    assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-4
+
+
 def test_the_class_prior_and_the_batch_denominator_are_those_of_all_processes(tmp_path: Path) -> None:
     # a random start is far from where the gradient of the attack is nearly zero
     fast = {"--optimizer.name": "sgd", "--optimizer.learning_rate": "0.1", "--method.inner.start": "random"}

@@ -130,7 +130,7 @@ def test_the_attack_counts_the_iterates_that_gairat_weighs() -> None:
     assert weight[0] > 10 * weight[1]
     assert Gairat(burn_in=1)(step) is None
     with pytest.raises(MethodError, match="loss term 'adversarial', the loss has clean, consistency"):
-        outer_loss(Method(inner=INNER, loss=TradesLoss(), weights=Gairat()), step)
+        small_job(Method(inner=INNER, loss=TradesLoss(), weights=Gairat()), 1, digits())
 
 
 def test_gairat_trains_and_before_its_burn_in_is_pgd_at(tmp_path: Path) -> None:

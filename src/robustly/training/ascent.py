@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from robustly.attacks import PGD, AttackResult
+from robustly.attacks.answers import answer
 from robustly.attacks.contract import Images, frozen
 from robustly.balls import laid_out_like
 from robustly.objectives import Goal, at_step
@@ -55,8 +56,7 @@ def ascend(
         for count in range(settings.steps):
             point = x_adv[rows].detach().requires_grad_()
             here = goal.select(rows)
-            logits = model(point)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = answer(model, point)
             forwards[rows] += 1
             correct[rows] += (~here.reached(logits.detach())).long()
             going = None if settled is None else ~settled(rows, point.detach(), logits.detach(), here)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustly.attacks import AttackResult
+from robustly.attacks.answers import answer
 from robustly.attacks.contract import Images, ModelMode
 from robustly.attacks.pgd import Start
 from robustly.balls import per_example
@@ -199,8 +200,7 @@ def curvature_at(
 
     def slope(at: Images) -> Images:
         at = at.detach().requires_grad_()
-        logits = step.model(at)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = answer(step.model, at)
         return torch.autograd.grad(cross_entropy(logits, goal).sum(), at)[0]
 
     def unit(values: Images) -> Images:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustly.attacks.answers import answer
 from robustly.attacks.contract import Images
 from robustly.training.batch_norms import statistics_kept
 from robustly.training.losses import Terms
@@ -65,7 +66,6 @@ def _largest(slope: Tensor) -> Tensor:
 def _slope(step: Step, x: Images, *, create_graph: bool) -> Tensor:
     """Gradient of each example's cross-entropy in the input, `(N, D)`."""
     point = x.detach().requires_grad_()
-    logits = step.model(point)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = answer(step.model, point)
     loss = F.cross_entropy(logits, step.labels.hard, reduction="sum")
     return torch.autograd.grad(loss, point, create_graph=create_graph)[0].flatten(1)

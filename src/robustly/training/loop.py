@@ -263,10 +263,10 @@ class _Run:
             replay=replay,
         )
         self.module.step = step
+        self.optimizer.zero_grad(set_to_none=True)  # now: the forward passes need the memory of old gradients
         loss, terms = self.parallel()
         global_count = self._global_count(moment)
         share = len(batch.y) * self.runtime.world_size / global_count  # ragged shards count by their size
-        self.optimizer.zero_grad(set_to_none=True)
         self.runtime.backward(loss * share)
         value = float(
             self.runtime.mean(loss.detach() * share)

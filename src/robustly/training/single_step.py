@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustly.attacks import AttackResult
+from robustly.attacks.answers import answer
 from robustly.attacks.contract import ModelMode, frozen
 from robustly.balls import laid_out_like
 from robustly.objectives import Goal, cross_entropy
@@ -60,8 +61,7 @@ class NoisyFGSMInner:
         draws = step.generator.fold("inner").fold("restart", 0).fold("start")
         point = widened(step.threat, self.noise).around(x).random_start(draws).detach().requires_grad_()
         with frozen(step.model, self.mode, full_precision=False):
-            logits = step.model(point)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = answer(step.model, point)
             (slope,) = torch.autograd.grad(cross_entropy(logits, goal).sum(), point)
         reach = widened(step.threat, self.noise + self.relative_step_size).around(x)
         length = training_pgd(1, relative_step_size=self.relative_step_size).step_sizes(step.threat.around(x))

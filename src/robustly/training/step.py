@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks import AttackResult
+from robustly.attacks.answers import answer
 from robustly.attacks.contract import ModelMode, frozen
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator, derive_seed
@@ -204,12 +205,12 @@ class Step:
     @cached_property
     def clean_logits(self) -> Logits:
         """Logits of the clean images, with gradient."""
-        return self._forward(self.model, self.x)
+        return answer(self.model, self.x)
 
     @cached_property
     def guide_logits(self) -> Logits:
         """The guide's logits of the clean images, with gradient."""
-        return self._forward(self.guide, self.x)
+        return answer(self.guide, self.x)
 
     @cached_property
     def reference_logits(self) -> Logits:
@@ -222,7 +223,7 @@ class Step:
 
     def _reference(self, mode: ModelMode) -> Logits:
         with frozen(self.model, mode, full_precision=False), torch.no_grad():
-            return self._forward(self.model, self.x)
+            return answer(self.model, self.x)
 
     def teacher_logits(self, role: str = "teacher", of: Of = "clean") -> Logits:
         """What a frozen network says of the clean or the adversarial images, without gradient; asked once.
@@ -232,7 +233,7 @@ class Step:
         if (role, of) not in self._taught:
             network, x = self.teacher(role), self.x if of == "clean" else self.adversarial.x_adv
             with frozen(network, full_precision=False), torch.no_grad():
-                self._taught[role, of] = self._forward(network, x.detach())
+                self._taught[role, of] = answer(network, x.detach())
         return self._taught[role, of]
 
     def labels_by(self, whose: Whose) -> Int64[Tensor, " n"]:
@@ -268,7 +269,7 @@ class Step:
     @cached_property
     def adversarial_logits(self) -> Logits:
         """Logits of the adversarial images, with gradient."""
-        return self._forward(self.model, self.adversarial.x_adv)
+        return answer(self.model, self.adversarial.x_adv)
 
     def again(self) -> "Step":
         """The same labels and adversarial examples, with the model's logits yet to be computed.
@@ -293,8 +294,3 @@ class Step:
         """A quantity if some part asked for it already (for statistics, which must cost nothing)."""
         value = self.__dict__.get(quantity)
         return value.detach() if isinstance(value, Tensor) else None
-
-    @staticmethod
-    def _forward(network: nn.Module, x: Tensor) -> Logits:
-        logits: Tensor = network(x)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision up, double kept
