@@ -106,5 +106,5 @@ def test_fgsm_collapses_and_what_helps(start: tuple[Splits, nn.Module], tmp_path
     noisy = continued(start, NoisyFGSMInner(noise=2.0, mode="eval"), tmp_path / "n_fgsm")
     aligned = continued(start, FGSM, tmp_path / "gradalign", (GradAlign(20.0),))
     assert noisy.epochs == aligned.epochs == 4, "nothing fell so far that the run stopped"
-    assert min(robust(noisy)) > 0.6
-    assert min(robust(aligned)) > 0.4
+    assert min(robust(noisy)) > 0.65
+    assert min(robust(aligned)) > max(0.5, after + 0.05)
