@@ -21,6 +21,7 @@ from robustly.training import (
     PGDInner,
     TradesLoss,
 )
+from robustly.training.labels import SmoothedLabels
 from robustly.training.method import outer_loss
 
 Z, Z_ADV = (2.0, 0.0, 0.0), (0.0, 1.0, 0.0)
@@ -175,13 +176,20 @@ def test_nothing_leaks_from_the_model_into_the_guide(beta: float, inner: PGDInne
         assert torch.equal(one.grad, other.grad)
 
 
-def test_without_weight_the_model_of_dynat_does_not_learn() -> None:
+def test_without_weight_the_labels_of_the_guide_teach_the_model_nothing() -> None:
     x, y = torch.rand(9, 6, dtype=torch.float64), torch.arange(9) % 4
-    model, guide = mlp(0), mlp(1)
-    step = make_step(x, y, model, inner=CE, guide=guide, label_source=GuideLabels())
-    outer_loss(Method(labels=GuideLabels(), inner=CE, loss=DynatLoss(0.0)), step)[0].backward()
-    assert all(float(parameter.grad.abs().max()) == 0 for parameter in model.parameters())
-    assert any(float(parameter.grad.abs().max()) > 0 for parameter in guide.parameters())
+    slopes = []
+    for labels in (GuideLabels(), SmoothedLabels(0.3)):
+        model, guide = mlp(0), mlp(1)
+        step = make_step(x, y, model, inner=Given(x.flip(0)), guide=guide, label_source=labels)
+        method = Method(labels=labels, inner=Given(x.flip(0)), loss=DynatLoss(beta=0.0, consistency=1.0))
+        outer_loss(method, step)[0].backward()
+        slopes.append([parameter.grad for parameter in model.parameters()])
+        learns = isinstance(labels, GuideLabels)
+        assert all((parameter.grad is not None) is learns for parameter in guide.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(*slopes, strict=True))
+    with pytest.raises(ValueError, match="must not both be 0: the model would learn nothing"):
+        DynatLoss(beta=0.0)
 
 
 def test_a_tie_of_the_guide_goes_to_the_lowest_class() -> None:
