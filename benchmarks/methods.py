@@ -222,9 +222,9 @@ def _published() -> list[str]:
 
 
 def name_of(method: str) -> str:
-    """What the literature calls a method."""
-    found = rows_of_method(method)
-    return found[0].name if found else method
+    """What the literature calls a method of Table 1; the recipe's name of another."""
+    found = rows_of_method(method) if method in TABLE else []
+    return found[0].name if found else f"`{method}`"
 
 
 if __name__ == "__main__":
