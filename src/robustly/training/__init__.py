@@ -9,6 +9,7 @@ from robustly.training.catalogue import (
     WEIGHTS,
 )
 from robustly.training.distillation import AdaadInner, AdaadLoss, ArdLoss, KdLoss, RsladLoss
+from robustly.training.divergence import DivergenceError
 from robustly.training.friendly import CurriculumInner, FriendlyInner
 from robustly.training.gkl import DklLoss, GklInner, GklLoss
 from robustly.training.gradalign import GradAlign
@@ -17,7 +18,7 @@ from robustly.training.inner import PGDInner
 from robustly.training.introspective import Iad2Loss, IadLoss
 from robustly.training.job import Job, TrainingConfig
 from robustly.training.labels import DataLabels, GuideLabels
-from robustly.training.loop import DivergenceError, Observer, Outcome, train
+from robustly.training.loop import Observer, Outcome, train
 from robustly.training.losses import (
     AdversarialLoss,
     AlpLoss,

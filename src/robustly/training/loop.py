@@ -4,7 +4,7 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
 from robustly.threat import ThreatModel
 from robustly.training.checkpoint import CheckpointError, Row, TrainingState, load_state, save_state
+from robustly.training.divergence import DivergenceError, check_loss, check_weights
 from robustly.training.job import Job
 from robustly.training.method import outer_loss
 from robustly.training.metrics import Totals, as_csv
@@ -33,10 +34,6 @@ from robustly.training.weights import WeightsError
 LAST = "checkpoints/last.pt"
 BEST = "checkpoints/best.safetensors"
 FINAL = "model.safetensors"
-
-
-class DivergenceError(ValueError):
-    """The loss is no finite number any more."""
 
 
 class Observer:
@@ -187,7 +184,7 @@ class _Run:
             )
         )
         trained = time.perf_counter() - began
-        self._refuse_broken_weights(epoch)
+        check_weights(self.networks, epoch)
         clean, robust = self._validate()
         row: Row = {
             "epoch": epoch + 1,
@@ -268,12 +265,8 @@ class _Run:
         global_count = self._global_count(moment)
         share = len(batch.y) * self.runtime.world_size / global_count  # ragged shards count by their size
         self.runtime.backward(loss * share)
-        value = float(
-            self.runtime.mean(loss.detach() * share)
-        )  # of all processes: they stop together or not at all
-        if not math.isfinite(value):
-            where = f"epoch {moment.epoch + 1}, step {moment.index + 1}"
-            raise DivergenceError(self._divergence(where, self._culprits(terms), moment.epoch))
+        value = float(self.runtime.mean(loss.detach() * share))
+        check_loss(value, terms, moment, self.runtime.mean)
         job.method.tell("after_backward", step)
         if job.optimizer.clip_norm is not None:
             self.runtime.clip(self.parallel, self.optimizer, job.optimizer.clip_norm)
@@ -299,26 +292,6 @@ class _Run:
             return threat
         radius = float(threat.epsilon) * time_in_epochs / ramp
         return threat.with_epsilon(math.ceil(radius) if threat.norm == "l0" else radius)
-
-    def _refuse_broken_weights(self, epoch: int) -> None:
-        """The last step of an epoch has no loss after it that would show what it did to the weights."""
-        for role, network in self.networks.items():
-            broken = [name for name, value in network.state_dict().items() if not bool(value.isfinite().all())]
-            if broken:
-                raise DivergenceError(self._divergence(f"epoch {epoch + 1}", f"{broken[0]} of the {role}", epoch))
-
-    def _culprits(self, terms: Mapping[str, Tensor]) -> str:
-        means = self.runtime.mean(torch.stack(list(terms.values()))).isfinite().tolist()
-        broken = [name for name, finite in zip(terms, means, strict=True) if not finite]
-        return f"loss term {', '.join(broken or ['the sum'])}"
-
-    @staticmethod
-    def _divergence(where: str, what: str, epoch: int) -> str:
-        kept = f"the state after epoch {epoch} is kept" if epoch else "nothing was saved yet"
-        return (
-            f"training diverged in {where}: {what} is not finite; {kept}. Lower optimizer.learning_rate, or set "
-            "optimizer.clip_norm"
-        )
 
     def _selected(self) -> nn.Module:
         """The network that is validated and released: the averaged one, if a part averages."""
