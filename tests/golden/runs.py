@@ -1,6 +1,6 @@
 """Small runs from the command line whose every number is known: what they are, and what is compared of them.
 
-`python tests/golden/runs.py` computes all of it anew and writes `values.json`. Do that only together with a change that
+`python tests/golden/runs.py` computes all of it anew and writes `values.json`. Do that only with a change that
 means to alter numbers, and say in CHANGELOG which ones.
 """
 
@@ -275,7 +275,7 @@ def diagnosed(run: Path) -> dict[str, Any]:
 
 
 def all_values(folder: Path) -> dict[str, Any]:
-    from robustly.models import ModelConfig, build_model  # noqa: PLC0415
+    from robustly.models import ModelConfig, build_model
 
     net = build_model(ModelConfig(width=0.25, image_size=(16, 16)), seed=0)
     teacher, extra = write_teacher(folder, net), write_extra(folder)

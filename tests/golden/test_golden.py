@@ -1,6 +1,6 @@
-"""Small runs end with the very weights, verdicts and figures that they had before: no change moves a number unseen.
+"""Small runs end with the very weights, verdicts and figures that they had before.
 
-Bits are compared where this machine's arithmetic is that of the machine that `values.json` was made on; elsewhere the
+Bits are compared where this machine computes as the machine that `values.json` was made on; elsewhere the
 figures have to be near.
 """
 
