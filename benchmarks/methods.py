@@ -28,7 +28,7 @@ import torch
 
 from robustly.cli import main as robustly
 from robustly.cli.recipes import read_recipe, recipe_names
-from robustly.reports.published import rows_of_method
+from robustly.reports.tables.published import rows_of_method
 
 RESULTS = Path(__file__).parent / "results"
 FIRST = ("pgd_at", "trades", "lbgat0", "dynat", "dynat_inner_awp")
@@ -115,7 +115,7 @@ def run(data: str, method: str, seed: int, folder: Path) -> Path:
     dataset = {"mnist": "mnist5k", "cifar": "cifar10"}[data]
     recipe = read_recipe(f"{dataset}/{method}")
     settings = {"seed": str(seed)} | (cifar_settings(method) if data == "cifar" else {})
-    for role, by in (("teacher", "trades"), ("clean_teacher", "standard")):
+    for role, by in (("teacher", "trades"), ("standard_teacher", "standard")):
         if recipe.get(role) is not None:
             settings[f"{role}.weights"] = str((run(data, by, seed, folder) / "model.safetensors").resolve())
     train = ["train", f"{dataset}/{method}", "--out", str(out), *words(settings)]

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from robustly import PGD, ThreatModel
 from robustly.cli import main as robustly
 from robustly.data import load_test
+from robustly.experiments.run_folder import evaluation_data, load_trained, open_run
 from robustly.randomness import KeyedGenerator
-from robustly.runs import evaluation_data, load_trained, open_run
 
 EPSILON, STEPS, ROUNDS, COUNT = 0.3, 20, 7, 500
 RESULTS = Path(__file__).parent / "results" / "pgd_peers.md"

@@ -29,7 +29,7 @@ from robustly import ThreatModel, evaluate
 from robustly.cli import main as robustly
 from robustly.data import ImageData, load_test
 from robustly.evaluation import suite_named
-from robustly.runs import evaluation_data, load_trained, open_run
+from robustly.experiments.run_folder import evaluation_data, load_trained, open_run
 from robustly.statistics import Proportion
 
 RESULTS = Path(__file__).parent / "results" / "suites.md"
@@ -126,13 +126,13 @@ def by_torchattacks(model: Counted, data: ImageData, threat: ThreatModel) -> Ten
     for rows in torch.arange(len(data)).split(250):
         x, y = data.floats(rows), data.labels[rows]
         with torch.no_grad():
-            standing = (model(x).argmax(1) == y).nonzero()[:, 0]
+            unbroken = (model(x).argmax(1) == y).nonzero()[:, 0]
         for attack in attacks:
-            if len(standing):
-                found = attack(x[standing], y[standing])
+            if len(unbroken):
+                found = attack(x[unbroken], y[unbroken])
                 with torch.no_grad():
-                    standing = standing[model(found).argmax(1) == y[standing]]
-        robust[rows[standing]] = True
+                    unbroken = unbroken[model(found).argmax(1) == y[unbroken]]
+        robust[rows[unbroken]] = True
     return robust
 
 

@@ -60,8 +60,8 @@ def attacked(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> T
     x_adv = x + 0.001 * torch.randn_like(x)
     for _ in range(STEPS):
         point = x_adv.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(loss(model(point)), point)
-        x_adv = (x_adv + ALPHA * slope.sign()).clamp(x - EPSILON, x + EPSILON).clamp(0, 1)
+        (gradient,) = torch.autograd.grad(loss(model(point)), point)
+        x_adv = (x_adv + ALPHA * gradient.sign()).clamp(x - EPSILON, x + EPSILON).clamp(0, 1)
     model.train().requires_grad_(True)
     return x_adv.detach()
 
@@ -104,8 +104,8 @@ def reference_order(
         with torch.enable_grad():
             labels = guide(x).argmax(1)
             loss = F.cross_entropy(model(point), labels)
-        (slope,) = torch.autograd.grad(loss, [point])
-        x_adv = point.detach() + ALPHA * slope.sign()
+        (gradient,) = torch.autograd.grad(loss, [point])
+        x_adv = point.detach() + ALPHA * gradient.sign()
         x_adv = torch.min(torch.max(x_adv, x - EPSILON), x + EPSILON).clamp(0, 1)
     model.train()
     optimizer.zero_grad()

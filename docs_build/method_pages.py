@@ -15,10 +15,10 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from robustly.cli.composing import rows_of
+from robustly.cli.dry_run import rows_of
 from robustly.cli.recipes import read_recipe, recipe_names, recipe_text
-from robustly.configuration import RunConfig, build_config
-from robustly.reports.published import ATTACKS, rows_of_method
+from robustly.experiments.configuration import RunConfig, build_config
+from robustly.reports.tables.published import ATTACKS, rows_of_method
 from robustly.training import INNER_MAXIMISERS, LABEL_SOURCES, LOSSES, PARAMETER_PARTS, WEIGHTS, DataLabels
 from robustly.training.cost import step_cost
 
@@ -50,7 +50,7 @@ def recipes_of(method: str) -> list[Recipe]:
 def read(name: str) -> Recipe:
     """A shipped recipe."""
     settings = read_recipe(name)
-    for role in ("teacher", "clean_teacher"):
+    for role in ("teacher", "standard_teacher"):
         if isinstance(network := settings.get(role), dict):
             settings[role] = {**network, "weights": "FILE"}
     lines = recipe_text(name).splitlines()

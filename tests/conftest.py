@@ -11,7 +11,20 @@ from torch import nn
 
 # Annotated shapes and types are checked in tests only. Rooms whose tests hand over wrong types on purpose, to read
 # the message at the door, are left out.
-CHECKED = ("attacks", "balls", "certification", "evaluation", "objectives", "projections", "randomness", "training")
+CHECKED = (
+    *("analysis", "attacks", "certification", "evaluation", "objectives", "randomness"),
+    *("threats.balls", "threats.projections", "training"),
+)
+    "analysis",
+    "attacks",
+    "certification",
+    "evaluation",
+    "objectives",
+    "randomness",
+    "threats.balls",
+    "threats.projections",
+    "training",
+)
 install_import_hook([f"robustly.{room}" for room in CHECKED], "shape_checks.check")
 
 from robustly.data import DataConfig, Splits, load_splits  # noqa: E402

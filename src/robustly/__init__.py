@@ -10,7 +10,7 @@ from robustly.attacks import ATTACKS, PGD
 from robustly.data import ImageData
 from robustly.evaluation import SUITES, Suite, audit, evaluate, read_evidence, write_evidence
 from robustly.models import load_weights
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training import Method, train
 
 __version__ = version("robustly")

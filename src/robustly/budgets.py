@@ -45,7 +45,7 @@ class BudgetCurve:
         return float(self.accuracy[max(place, 0)])
 
 
-def budget_curve(right: Flags, spent: Spent) -> BudgetCurve:
+def budget_curve(correct: Flags, spent: Spent) -> BudgetCurve:
     """Accuracy after b passes an image of one attack, among the examples that it found standing.
 
     An attack that does not stop at its first success reports what the whole run cost, so that its curve falls later
@@ -55,21 +55,21 @@ def budget_curve(right: Flags, spent: Spent) -> BudgetCurve:
         right: which examples are classified rightly without any attack.
         spent: the attack's columns.
     """
-    standing = right & ~(spent.broken & ~spent.tried)
-    fell = standing & spent.broken & spent.tried
-    return _staircase(standing, fell, spent.passes, spent.passes[spent.tried & standing])
+    unbroken = correct & ~(spent.broken & ~spent.tried)
+    fell = unbroken & spent.broken & spent.tried
+    return _staircase(unbroken, fell, spent.passes, spent.passes[spent.tried & unbroken])
 
 
-def suite_curve(right: Flags, attacks: Sequence[Spent]) -> BudgetCurve:
+def suite_curve(correct: Flags, attacks: Sequence[Spent]) -> BudgetCurve:
     """Accuracy after b passes an image of all attacks in their order, each spared what an earlier one broke."""
-    standing, total = right.copy(), np.zeros(len(right), dtype=np.int64)
-    fell = np.zeros(len(right), dtype=bool)
+    unbroken, total = correct.copy(), np.zeros(len(correct), dtype=np.int64)
+    fell = np.zeros(len(correct), dtype=bool)
     for spent in attacks:
-        total = total + np.where(standing & spent.tried, spent.passes, 0)
-        now = standing & spent.tried & spent.broken
+        total = total + np.where(unbroken & spent.tried, spent.passes, 0)
+        now = unbroken & spent.tried & spent.broken
         fell |= now
-        standing = standing & ~now
-    return _staircase(right, fell, total, total[right])
+        unbroken = unbroken & ~now
+    return _staircase(correct, fell, total, total[correct])
 
 
 def spent_from(table: Mapping[str, NDArray[np.generic]], name: str) -> Spent:
@@ -83,12 +83,12 @@ def spent_from(table: Mapping[str, NDArray[np.generic]], name: str) -> Spent:
     return Spent(table[f"{name}.broken"].astype(bool), tried, np.where(tried, passes, 0))
 
 
-def _staircase(standing: Flags, fell: Flags, passes: Counts, all_passes: Counts) -> BudgetCurve:
+def _staircase(unbroken: Flags, fell: Flags, passes: Counts, all_passes: Counts) -> BudgetCurve:
     steps, falls = np.unique(passes[fell], return_counts=True)
-    start = int(standing.sum())
+    start = int(unbroken.sum())
     held = np.concatenate([[start], start - np.cumsum(falls)])
     end = int(all_passes.max()) if len(all_passes) else 0
     places = np.concatenate([[0], steps]).astype(np.int64)
     if len(steps) and steps[0] == 0:  # broken at no cost: the first step is the start
         places, held = places[1:], held[1:]
-    return BudgetCurve(places, held / max(len(standing), 1), max(end, int(places[-1])))
+    return BudgetCurve(places, held / max(len(unbroken), 1), max(end, int(places[-1])))

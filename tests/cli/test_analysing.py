@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from robustly.attacks import PGD
-from robustly.cli.analysing import run_analysis
-from robustly.configuration import RunConfig, build_config
+from robustly.cli.analyse import run_analysis
 from robustly.data import load_test
 from robustly.evaluation import EvidenceError, Suite, evaluate, write_evidence
-from robustly.overrides import apply_overrides
+from robustly.experiments.configuration import RunConfig, build_config
+from robustly.experiments.overrides import apply_overrides
+from robustly.experiments.run_folder import create_run, load_trained
 from robustly.reports import read_run, render
-from robustly.runs import create_run, load_trained
-from robustly.threat import parse_threat
+from robustly.threats.lp import parse_threat
 
 SETTINGS = ["--data.source", "mnist5k", "--data.test_limit", "40", "--data.test", "60"]
 MODEL = ["--model.name", "small_cnn", "--model.width", "0.25", "--threat", "linf:0.1", "--runtime.device", "cpu"]

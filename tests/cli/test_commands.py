@@ -16,7 +16,7 @@ from cli_tools import refusal
 
 from robustly.cli import main
 from robustly.cli.recipes import read_recipe
-from robustly.overrides import apply_overrides
+from robustly.experiments.overrides import apply_overrides
 
 SMALL = [
     "--data.train_limit", "300", "--data.validation", "60", "--data.test", "60", "--model.width", "0.25",

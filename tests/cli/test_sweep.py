@@ -17,9 +17,9 @@ import yaml
 from safetensors.torch import load_file
 
 from robustly.cli import main
+from robustly.cli.sweep import worker_places
 from robustly.cli.sweep_ray import check_room
 from robustly.cli.sweep_run import Launch, carry_out
-from robustly.cli.sweeping import worker_places
 
 SMALL = [
     "--threat", "linf:0.1", "--data.train_limit", "128", "--data.image_size", "16", "--data.validation", "60",

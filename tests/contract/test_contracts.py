@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import ATTACKS, PGD, AttackResult, fgsm, r_fgsm
-from robustly.attacks.contract import frozen
+from robustly.attacks.core.contract import frozen
 from robustly.certification import CertificateResult
 from robustly.objectives import OBJECTIVES, Goal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, check_certificate, check_objective
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 THREATS = (ThreatModel("linf", 0.15), ThreatModel("l2", 0.5), ThreatModel("l1", 1.2), ThreatModel("l0", 3))
 
@@ -28,7 +28,7 @@ CLOCK = itertools.count()
 FULL_LENGTH = """
 from robustly.attacks import ATTACKS
 from robustly.testing import check_attack
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 threats = (ThreatModel("linf", 0.15), ThreatModel("l2", 0.5), ThreatModel("l1", 1.2), ThreatModel("l0", 3))
 for attack in ATTACKS.values():
     check_attack(attack, threats, targeted=True)
@@ -357,8 +357,8 @@ class Margin:
             logits = model(x)
         prediction = logits.argmax(1)
         gap = logits.gather(1, prediction[:, None]) - logits
-        slope = (weight[prediction][:, None] - weight[None]).norm(p=dual, dim=2)
-        radius = (gap / slope).scatter(1, prediction[:, None], torch.inf).amin(1)
+        gradient = (weight[prediction][:, None] - weight[None]).norm(p=dual, dim=2)
+        radius = (gap / gradient).scatter(1, prediction[:, None], torch.inf).amin(1)
         return self.spoil(model, x, CertificateResult(prediction, self.stretch * radius))
 
 

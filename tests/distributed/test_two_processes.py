@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from robustly.attacks import dynat_pgd
 from robustly.data import load_splits
+from robustly.experiments.run_folder import build_network, open_run
 from robustly.models import load_weights
 from robustly.randomness import derive_seed
-from robustly.runs import build_network, open_run
 from robustly.training.validation import accuracies
 
 SMALL = {

@@ -48,7 +48,7 @@ WITH_NORMS: dict[str, dict[str, str]] = {
 }
 """Recipes whose networks keep running statistics, as those of `mnist5k` do not."""
 
-ROLES = ("guide", "teacher", "clean_teacher", "standard_teacher")
+ROLES = ("guide", "teacher", "standard_teacher")
 
 VICTIM = ["--data.image_size", "16", "--data.train_limit", "400", "--data.validation", "50", "--data.test", "60"]
 VICTIM += ["--model.width", "0.25", "--training.epochs", "3", "--training.batch_size", "32"]

@@ -10,9 +10,9 @@ from robustly.attacks import ATTACKS
 from robustly.cli import main
 from robustly.data import Splits
 from robustly.evaluation import Suite, audit, evaluate, write_evidence
-from robustly.evaluation.subject import Subject
+from robustly.evaluation.target import EvaluationTarget
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,7 +39,7 @@ def test_verdicts_agree_with_the_cpu_and_the_cpu_can_audit_them(
     here = evaluate(net, digits.test, THREAT, suite)
     differing = (here.table["worst_case.broken"] != there.table["worst_case.broken"]).sum()
     assert differing <= 2
-    result = audit(tmp_path, Subject(net, digits.test, THREAT), suite)
+    result = audit(tmp_path, EvaluationTarget(net, digits.test, THREAT), suite)
     assert result.passed, [check for check in result.checks if not check.passed]
 
 

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from robustly.attacks import APGD, PMA, Attack, TargetedAPGD
 from robustly.attacks.apgd import checkpoints
-from robustly.attacks.ranking import linearised_distances, ranked_targets
-from robustly.attacks.search import Search
+from robustly.attacks.core.linearisation import linearised_distances, ranked_targets
+from robustly.attacks.core.search import Search
 from robustly.objectives import Goal, difference_of_logits_ratio, margin, scaled_cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 WEIGHT = torch.tensor([[0.0, 0, 0, 0], [2, 2, 2, 2], [6, 0, 0, 0], [3, 3, 0, 0]], dtype=torch.float64)
 BIAS = torch.tensor([0, -4.8, -3.9, -3.606], dtype=torch.float64)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks.boundary import Boundary
-from robustly.attacks.contract import Attack, AttackResult
-from robustly.attacks.estimators import NES, SPSA
+from robustly.attacks.core.contract import Attack, AttackResult
+from robustly.attacks.core.gradient_estimators import NES, SPSA
 from robustly.attacks.hopskipjump import HopSkipJump
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 NORMAL = torch.tensor([[0.0, 0, 0, 0], [2, 2, 2, 2], [6, 0, 0, 0], [3, 3, 0, 0]], dtype=torch.float64)
 OFFSET = torch.tensor([0, -4.8, -3.9, -3.606], dtype=torch.float64)
@@ -164,13 +164,16 @@ def test_the_boundary_walk_comes_closer_with_its_steps() -> None:
 @pytest.mark.parametrize(("estimator", "error"), [(SPSA(64, 0.01), 15 / 64), (NES(64, 0.01), 17 / 64)])
 def test_estimators_err_as_much_as_the_variance_says_and_no_more(estimator: NES | SPSA, error: float) -> None:
     """R10: relative squared error (d - 1) / n and (d + 1) / n on a linear objective with d = 16, and no bias."""
-    trials, slope = 4000, torch.linspace(-1, 2, 16, dtype=torch.float64)
+    trials, gradient = 4000, torch.linspace(-1, 2, 16, dtype=torch.float64)
     points = torch.zeros(trials, 16, dtype=torch.float64)
     estimate, forwards, backwards = estimator(
-        lambda x: (x @ slope)[:, None], points, lambda logits: logits[:, 0], KeyedGenerator(0, torch.arange(trials))
+        lambda x: (x @ gradient)[:, None],
+        points,
+        lambda logits: logits[:, 0],
+        KeyedGenerator(0, torch.arange(trials)),
     )
-    square = slope.square().sum()
-    assert float(((estimate - slope).square().sum(1) / square).mean()) == pytest.approx(error, rel=0.05)
+    square = gradient.square().sum()
+    assert float(((estimate - gradient).square().sum(1) / square).mean()) == pytest.approx(error, rel=0.05)
     assert (forwards, backwards) == (128, 0)
     deviation = math.sqrt(float(square) / 64 / trials)  # of the mean of one coordinate, at most about this
-    assert float((estimate.mean(0) - slope).abs().max()) < 5 * deviation
+    assert float((estimate.mean(0) - gradient).abs().max()) < 5 * deviation

@@ -10,7 +10,7 @@ from robustly.attacks import ATTACKS, PGD, fgsm, r_fgsm
 from robustly.objectives import OBJECTIVES, Goal, cross_entropy, margin
 from robustly.randomness import KeyedGenerator
 from robustly.statistics import Proportion
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 WEIGHT = torch.tensor([[0.0, 0, 0, 0], [2, 2, 2, 2], [6, 0, 0, 0], [3, 3, 0, 0]], dtype=torch.float64)
 BIAS = torch.tensor([0, -4.8, -3.9, -3.606], dtype=torch.float64)
@@ -197,8 +197,8 @@ def test_the_iterates_of_the_toy() -> None:
     single = fgsm()(nn.Identity(), x, y, threat=threat, generator=keyed(1))
     assert torch.allclose(single.x_adv, torch.tensor([[0.45, 0.60]], dtype=torch.float64))
     point = x.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(OBJECTIVES["kl"](point, Goal(y, reference=x)).sum(), point)
-    assert slope.abs().max() < 1e-15  # why the KL attack needs a random start
+    (gradient,) = torch.autograd.grad(OBJECTIVES["kl"](point, Goal(y, reference=x)).sum(), point)
+    assert gradient.abs().max() < 1e-15  # why the KL attack needs a random start
 
 
 def test_passes_are_counted(r1: nn.Module) -> None:

@@ -13,7 +13,7 @@ from robustly.attacks.fab import FAB
 from robustly.attacks.fmn import FMN
 from robustly.objectives import Goal, margin
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 
 def doubles(*rows: object) -> Tensor:

@@ -6,13 +6,13 @@ from torch import nn
 
 from robustly.attacks import Attack
 from robustly.attacks.carlini_wagner import CarliniWagner
+from robustly.attacks.core.penalty import PenaltyWeight
 from robustly.attacks.ead import EAD
 from robustly.attacks.jsma import JSMA
-from robustly.attacks.penalty import PenaltyWeight
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 R1 = ([[0.0, 0, 0, 0], [2, 2, 2, 2], [6, 0, 0, 0], [3, 3, 0, 0]], [0, -4.8, -3.9, -3.606], [0.5] * 4)
 R2 = ([[4.0, 2, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]], [-1.1, 0, -10, -20], [0.05, 0.5, 0.5])

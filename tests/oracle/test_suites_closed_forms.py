@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from robustly.evaluation import Suite, suite_named
-from robustly.evaluation.autoattack import autoattack
-from robustly.evaluation.cost import autoattack_passes, suite_passes
-from robustly.evaluation.tuning import in_full_precision
+from robustly.evaluation.batch_size import in_full_precision
+from robustly.evaluation.suites.autoattack import autoattack
+from robustly.evaluation.suites.passes import autoattack_passes, suite_passes
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 WEIGHT = torch.tensor([[0.0, 0, 0, 0], [2, 2, 2, 2], [6, 0, 0, 0], [3, 3, 0, 0]], dtype=torch.float64)
 BIAS = torch.tensor([0, -4.8, -3.9, -3.606], dtype=torch.float64)
@@ -31,7 +31,7 @@ class Dead(nn.Module):
         return torch.stack([0.2 - 2 * up - left, zero, zero - 10, zero - 20], dim=1)
 
 
-def standing(suite: Suite, net: nn.Module, x: Tensor, threat: ThreatModel) -> int:
+def unbroken(suite: Suite, net: nn.Module, x: Tensor, threat: ThreatModel) -> int:
     """How many images survive every attack of a suite, one after the other."""
     alive = torch.ones(len(x), dtype=torch.bool)
     for name, attack in in_full_precision(suite).attacks.items():
@@ -97,20 +97,20 @@ def test_strong_begins_with_all_of_standard(norm: str) -> None:
 def test_the_linear_model_falls_just_beyond_its_radius_and_stands_within(name: str) -> None:
     x = torch.full((5, 1, 2, 2), 0.5, dtype=torch.float64)
     suite = suite_named(name, "linf")
-    assert standing(suite, linear(), x, ThreatModel("linf", 0.1005)) == 0
-    assert standing(suite, linear(), x[:2], ThreatModel("linf", 0.0995)) == 2
+    assert unbroken(suite, linear(), x, ThreatModel("linf", 0.1005)) == 0
+    assert unbroken(suite, linear(), x[:2], ThreatModel("linf", 0.0995)) == 2
     suite = suite_named(name, "l2")
-    assert standing(suite, linear(), x, ThreatModel("l2", 0.145)) == 0
-    assert standing(suite, linear(), x[:2], ThreatModel("l2", 0.1425)) == 2
+    assert unbroken(suite, linear(), x, ThreatModel("l2", 0.145)) == 0
+    assert unbroken(suite, linear(), x[:2], ThreatModel("l2", 0.1425)) == 2
 
 
 def test_saturated_logits_do_not_save_a_model() -> None:
     x = torch.full((5, 1, 2, 2), 0.5, dtype=torch.float64)
     for name in ("quick", "standard"):
-        assert standing(suite_named(name, "linf"), linear(1e4), x, ThreatModel("linf", 0.11)) == 0
+        assert unbroken(suite_named(name, "linf"), linear(1e4), x, ThreatModel("linf", 0.11)) == 0
 
 
 def test_a_dead_gradient_does_not_save_a_model() -> None:
     x = torch.full((4, 1, 1, 2), 0.5, dtype=torch.float64)
-    assert standing(suite_named("standard", "linf"), Dead(), x, ThreatModel("linf", 0.12)) == 0
-    assert standing(suite_named("standard", "linf"), Dead(), x[:2], ThreatModel("linf", 0.099)) == 2
+    assert unbroken(suite_named("standard", "linf"), Dead(), x, ThreatModel("linf", 0.12)) == 0
+    assert unbroken(suite_named("standard", "linf"), Dead(), x[:2], ThreatModel("linf", 0.099)) == 2

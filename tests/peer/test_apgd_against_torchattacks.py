@@ -8,7 +8,7 @@ from robustly.attacks import APGD, Attack, TargetedAPGD
 from robustly.data import Splits
 from robustly.objectives import difference_of_logits_ratio
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 torchattacks = pytest.importorskip("torchattacks")
 pytestmark = pytest.mark.peer
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.peer
 COUNT = 100
 
 
-def standing(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
+def unbroken(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
     with torch.no_grad():
         return int((net(x).argmax(1) == y).sum())
 
@@ -36,11 +36,11 @@ def test_as_many_digits_stand(
     else:
         theirs = torchattacks.APGD(digit_net, norm=name, eps=epsilon, steps=20, loss=loss)
         ours = APGD(steps=20) if loss == "ce" else APGD(steps=20, objective=difference_of_logits_ratio)
-    right = digit_net(x).argmax(1) == y
-    x, y = x[right], y[right]
-    expected = standing(digit_net, theirs(x, y), y)
+    correct = digit_net(x).argmax(1) == y
+    x, y = x[correct], y[correct]
+    expected = unbroken(digit_net, theirs(x, y), y)
     threat = ThreatModel(norm, epsilon)
     found = ours(digit_net, x, y, threat=threat, generator=KeyedGenerator(0, torch.arange(len(x))))
-    measured = standing(digit_net, found.x_adv, y)
+    measured = unbroken(digit_net, found.x_adv, y)
     assert 10 < expected < 90, "the radius has to leave something to compare"
     assert abs(measured - expected) <= 4

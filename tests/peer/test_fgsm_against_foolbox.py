@@ -9,7 +9,7 @@ from torch import nn
 from robustly.attacks import PGD
 from robustly.data import Splits
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 pytestmark = pytest.mark.peer
 with warnings.catch_warnings():

@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from robustly.projections import project_l1
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
+from robustly.threats.projections import project_l1
 
 pytestmark = pytest.mark.peer
 WHY = "pip install --no-deps adv-lib==0.2.8"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robustly.attacks.mim import MIM
 from robustly.data import Splits
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 pytestmark = pytest.mark.peer
 torchattacks = pytest.importorskip("torchattacks", reason="pip install --no-deps -r requirements-peers.txt")

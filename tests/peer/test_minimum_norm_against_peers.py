@@ -17,7 +17,7 @@ from robustly.attacks.fab import FAB
 from robustly.attacks.fmn import FMN
 from robustly.data import Splits
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 pytestmark = pytest.mark.peer
 WHY = "pip install --no-deps -r requirements-peers.txt"
@@ -51,8 +51,8 @@ def batch(digit_net: nn.Module, digits: Splits) -> tuple[Tensor, Tensor]:
     """Digits that the network has right."""
     x, y = digits.test.floats()[:80], digits.test.labels[:80]
     with torch.no_grad():
-        right = digit_net(x).argmax(1) == y
-    return x[right], y[right]
+        correct = digit_net(x).argmax(1) == y
+    return x[correct], y[correct]
 
 
 def ours(attack: Attack, net: nn.Module, batch: tuple[Tensor, Tensor], norm: str) -> Tensor:

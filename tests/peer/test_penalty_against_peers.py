@@ -16,7 +16,7 @@ from robustly.attacks.sigma_zero import SigmaZero
 from robustly.data import Splits
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 pytestmark = pytest.mark.peer
 with warnings.catch_warnings():
@@ -29,8 +29,8 @@ def batch(digit_net: nn.Module, digits: Splits) -> tuple[Tensor, Tensor]:
     """Digits that the network has right."""
     x, y = digits.test.floats()[:24], digits.test.labels[:24]
     with torch.no_grad():
-        right = digit_net(x).argmax(1) == y
-    return x[right], y[right]
+        correct = digit_net(x).argmax(1) == y
+    return x[correct], y[correct]
 
 
 def distances(attack: Attack, net: nn.Module, batch: tuple[Tensor, Tensor], norm: str) -> Tensor:

@@ -10,7 +10,7 @@ from robustly.attacks import PGD, dynat_pgd, fgsm
 from robustly.data import Splits
 from robustly.objectives import margin
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 pytestmark = pytest.mark.peer
 torchattacks = pytest.importorskip("torchattacks", reason="pip install --no-deps -r requirements-peers.txt")
@@ -95,17 +95,17 @@ def test_the_margin_objective_is_that_of_the_tables(digit_net: nn.Module, batch:
     x, y = batch
     torch.manual_seed(0)
     moved = (x + torch.empty_like(x).uniform_(-LINF, LINF)).clamp(0, 1)
-    standing = torch.ones(len(x), dtype=torch.bool)
+    unbroken = torch.ones(len(x), dtype=torch.bool)
     for _ in range(20):
         point = moved.clone().requires_grad_()
         logits = digit_net(point)
-        standing &= logits.argmax(1) == y
+        unbroken &= logits.argmax(1) == y
         one_hot = nn.functional.one_hot(y, 10).bool()
         loss = (logits.masked_fill(one_hot, -1e9).amax(1) - logits[one_hot]).sum()
-        (slope,) = torch.autograd.grad(loss, point)
-        stepped = (moved + LINF / 4 * slope.sign()).clamp(x - LINF, x + LINF).clamp(0, 1)
-        moved = torch.where(standing[:, None, None, None], stepped, moved)
+        (gradient,) = torch.autograd.grad(loss, point)
+        stepped = (moved + LINF / 4 * gradient.sign()).clamp(x - LINF, x + LINF).clamp(0, 1)
+        moved = torch.where(unbroken[:, None, None, None], stepped, moved)
     with torch.no_grad():
-        standing &= digit_net(moved).argmax(1) == y
+        unbroken &= digit_net(moved).argmax(1) == y
     mine = ours(dynat_pgd(20, margin), digit_net, batch, ThreatModel("linf", LINF))
-    assert mine == pytest.approx(float(standing.double().mean()), abs=NOISE)
+    assert mine == pytest.approx(float(unbroken.double().mean()), abs=NOISE)

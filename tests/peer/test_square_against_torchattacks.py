@@ -7,7 +7,7 @@ from torch import nn
 from robustly.attacks.square import Square
 from robustly.data import Splits
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 pytestmark = pytest.mark.peer
 

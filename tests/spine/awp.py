@@ -21,11 +21,11 @@ class WeightPerturbation(ParameterPart):
 
     def before_outer(self, step: Step, loss: Callable[[Step], Tensor]) -> None:
         matrices = {name: p for name, p in step.model.named_parameters() if p.ndim > 1 and p.requires_grad}
-        slopes = torch.autograd.grad(loss(step.again()), list(matrices.values()), allow_unused=True)
+        gradients = torch.autograd.grad(loss(step.again()), list(matrices.values()), allow_unused=True)
         memory = step.remember(self)
         with torch.no_grad():
-            for (name, weight), slope in zip(matrices.items(), slopes, strict=True):
-                mean = torch.zeros_like(weight) if slope is None else step.global_mean(slope)
+            for (name, weight), gradient in zip(matrices.items(), gradients, strict=True):
+                mean = torch.zeros_like(weight) if gradient is None else step.global_mean(gradient)
                 memory[name] = self.gamma * weight.norm() * mean / (mean.norm() + 1e-20)
                 weight.add_(memory[name])
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustly.attacks import PGD, AttackResult
-from robustly.threat import ThreatModel, parse_threat
+from robustly.threats.lp import ThreatModel, parse_threat
 from robustly.training import MixtureLoss, Step
 from robustly.training.inner import attack_step
 
@@ -34,8 +34,8 @@ class AlternatingThreats:
 
     def after_step(self, step: Step) -> None:
         memory = self._memory(step)
-        right = (step.adversarial_logits.detach().argmax(1) == step.y).double()
-        memory["accuracies"][memory["chosen"]] += step.batch_mean(right)
+        correct = (step.adversarial_logits.detach().argmax(1) == step.y).double()
+        memory["accuracies"][memory["chosen"]] += step.batch_mean(correct)
         memory["batches"][memory["chosen"]] += 1
 
     @staticmethod

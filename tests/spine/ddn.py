@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import AttackError, AttackResult
-from robustly.attacks.contract import check_logits, frozen, prepare
+from robustly.attacks.core.contract import check_logits, frozen, prepare
 from robustly.objectives import Goal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class DDN:
             for step in range(self.steps):
                 here = point.detach().requires_grad_()
                 logits = check_logits(model(here), goal)
-                (slope,) = torch.autograd.grad(self.objective(logits, goal).sum(), here)
+                (gradient,) = torch.autograd.grad(self.objective(logits, goal).sum(), here)
                 finite = logits.detach().isfinite().all(1)
                 invalid |= ~finite
                 reached = goal.reached(logits.detach()) & finite
@@ -56,11 +56,11 @@ class DDN:
                 closer = reached & (length < distance)
                 best = torch.where(closer.view(flat), point, best)
                 distance = torch.where(closer, length, distance)
-                still = slope.flatten(1).norm(dim=1) < 1e-12
+                still = gradient.flatten(1).norm(dim=1) < 1e-12
                 noise = generator.fold("direction", step).normal(*x.shape[1:]).to(x)
-                slope = torch.where(still.view(flat), noise, slope.nan_to_num(0.0))
+                gradient = torch.where(still.view(flat), noise, gradient.nan_to_num(0.0))
                 size = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
-                delta = point - x + size * slope / slope.flatten(1).norm(dim=1).clamp_min(1e-12).view(flat)
+                delta = point - x + size * gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(flat)
                 norm = torch.minimum(norm * torch.where(reached, 1 - self.gamma, 1 + self.gamma), furthest)
                 delta = delta * (norm / delta.flatten(1).norm(dim=1).clamp_min(1e-12)).view(flat)
                 point = (x + delta).clamp(low, high)

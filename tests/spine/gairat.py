@@ -37,7 +37,7 @@ class Gairat:
 class Mail:
     """Weight sigmoid(slope (PM + bias)) of the adversarial probability margin (Wang et al., NeurIPS 2021)."""
 
-    slope: float = 10.0
+    gradient: float = 10.0
     bias: float = -0.5
     term: str = "adversarial"
     mean_one: bool = True
@@ -52,4 +52,4 @@ class Mail:
     def raw(self, logits: Tensor, y: Tensor) -> Tensor:
         p = logits.softmax(1)
         others = p.scatter(1, y[:, None], -1.0).amax(1)
-        return torch.sigmoid(self.slope * (others - p.gather(1, y[:, None])[:, 0] + self.bias))
+        return torch.sigmoid(self.gradient * (others - p.gather(1, y[:, None])[:, 0] + self.bias))

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustly.attacks.contract import frozen
+from robustly.attacks.core.contract import frozen
 from robustly.certification import CertificateResult
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 ABSTAIN = -1
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch import Tensor
 
-from robustly.balls import L0_STEP_SHARE, L1_STEP_SHARE, Ball
 from robustly.randomness import KeyedGenerator
-from robustly.threat import NORMS, ThreatModel
+from robustly.threats.balls import L0_STEP_SHARE, L1_STEP_SHARE, Ball
+from robustly.threats.lp import NORMS, ThreatModel
 
 SHARE = {"linf": 0.1, "l2": 0.8, "l1": 2.0, "l0": 2}  # of the width of the box; l0: pixels
 TINY = {"linf": 0.001, "l2": 0.002, "l1": 0.05, "l0": 1}

@@ -16,7 +16,7 @@ from robustly.compat.robustbench import benchmark
 from robustly.models.layers import Normalize
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.testing import small_network
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 SHAPE, COUNT, EPSILON = (3, 6, 6), 24, 0.04
 

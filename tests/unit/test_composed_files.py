@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustly.cli.recipes import read_recipe, recipe_names
-from robustly.configuration import ConfigurationError, build_config
-from robustly.overrides import apply_overrides, overlay
+from robustly.experiments.configuration import ConfigurationError, build_config
+from robustly.experiments.overrides import apply_overrides, overlay
 from robustly.training import INNER_MAXIMISERS, LABEL_SOURCES, LOSSES, PARAMETER_PARTS, WEIGHTS
 
 GUIDE = Path(__file__).parents[2] / "docs" / "training.md"

@@ -68,10 +68,10 @@ def test_margins_are_positive_exactly_where_the_adversary_wins(name: str, target
 @given(seed=seeds)
 def test_ranges(seed: int) -> None:
     logits, goal = problem(seed)
-    right = logits.argmax(1) == goal.y
+    correct = logits.argmax(1) == goal.y
     assert (OBJECTIVES["probability_margin"](logits, goal).abs() < 1).all()
     assert (OBJECTIVES["cross_entropy"](logits, goal) > 0).all()
-    assert (OBJECTIVES["dlr"](logits, goal)[right] >= -1).all()
+    assert (OBJECTIVES["dlr"](logits, goal)[correct] >= -1).all()
     assert (OBJECTIVES["kl"](logits, goal) > 0).all()
     assert goal.reference is not None
     assert (kl_divergence(goal.reference, goal).abs() < 1e-12).all()
@@ -90,12 +90,12 @@ def test_a_target_pulls_towards_itself_and_away_from_the_label(name: str) -> Non
     logits, goal = problem(1, targeted=True)
     assert goal.target is not None
     point = logits.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(OBJECTIVES[name](point, goal).sum(), point)
-    assert (slope.gather(1, goal.target[:, None]) > 0).all()
-    slope.scatter_(1, goal.target[:, None], 0.0)
-    assert (slope.gather(1, goal.y[:, None]) < 0).all()
+    (gradient,) = torch.autograd.grad(OBJECTIVES[name](point, goal).sum(), point)
+    assert (gradient.gather(1, goal.target[:, None]) > 0).all()
+    gradient.scatter_(1, goal.target[:, None], 0.0)
+    assert (gradient.gather(1, goal.y[:, None]) < 0).all()
     if name != "probability_margin":  # whose slope is one between two classes, weighed by all
-        assert (slope <= 0).all()
+        assert (gradient <= 0).all()
 
 
 def test_targeted_divergence_approaches_the_reference() -> None:

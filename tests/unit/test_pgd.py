@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import PGD, AttackError, AttackResult, dynat_pgd, fgsm, r_fgsm
-from robustly.attacks.contract import prepare
+from robustly.attacks.core.contract import prepare
 from robustly.attacks.pgd import GAUSSIAN_START
 from robustly.objectives import Goal, cross_entropy, kl_divergence, margin
 from robustly.randomness import KeyedGenerator
-from robustly.threat import NORMS, ThreatModel
+from robustly.threats.lp import NORMS, ThreatModel
 
 LINF = ThreatModel("linf", 0.1)
 COUNT = 24
@@ -118,17 +118,17 @@ def test_fgsm_is_one_step_of_pgd_written_out() -> None:
     model = net()
     x, y = batch(model)
     point = x.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(cross_entropy(model(point), Goal(y)).sum(), point)
-    expected = (x + 0.1 * slope.sign()).clamp(0, 1)
+    (gradient,) = torch.autograd.grad(cross_entropy(model(point), Goal(y)).sum(), point)
+    expected = (x + 0.1 * gradient.sign()).clamp(0, 1)
     single = run(PGD(1, step_size=0.1, start="none", keep="last"), model)
     assert torch.allclose(single.x_adv, expected)
     found = run(fgsm(), model)
     with torch.no_grad():
-        right = model(x).argmax(1) == y
+        correct = model(x).argmax(1) == y
         climbed = cross_entropy(model(expected), Goal(y)) > cross_entropy(model(x), Goal(y))
-    assert climbed[right].any()
-    assert torch.allclose(found.x_adv[right & climbed], expected[right & climbed])
-    assert torch.equal(found.x_adv[~right], x[~right])
+    assert climbed[correct].any()
+    assert torch.allclose(found.x_adv[correct & climbed], expected[correct & climbed])
+    assert torch.equal(found.x_adv[~correct], x[~correct])
 
 
 def test_r_fgsm_is_a_random_half_step_and_a_gradient_half_step() -> None:
@@ -139,9 +139,9 @@ def test_r_fgsm_is_a_random_half_step_and_a_gradient_half_step() -> None:
     inner = (x > 0.05) & (x < 0.95)
     assert torch.allclose((halfway - x).abs()[inner], torch.tensor(0.05), atol=1e-6)
     point = halfway.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(cross_entropy(model(point), Goal(y)).sum(), point)
+    (gradient,) = torch.autograd.grad(cross_entropy(model(point), Goal(y)).sum(), point)
     end = run(replace(r_fgsm(), keep="last"), model).x_adv
-    assert torch.allclose(end, (halfway + 0.05 * slope.sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1), atol=1e-6)
+    assert torch.allclose(end, (halfway + 0.05 * gradient.sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -177,8 +177,8 @@ def test_more_steps_and_restarts_never_lose(norm: str) -> None:
         with torch.no_grad():
             reached = cross_entropy(model(found.x_adv), Goal(y))
         assert found.broken[broken].all()
-        standing = ~found.broken
-        assert (reached[standing] >= value[standing] - 1e-5).all()
+        unbroken = ~found.broken
+        assert (reached[unbroken] >= value[unbroken] - 1e-5).all()
         broken, value = found.broken, reached
         shares.append(float(broken.double().mean()))
     assert shares[0] < shares[-1]  # there was something to lose

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 RADII = {"linf": 0.3, "l2": 0.8, "l1": 1.5, "l0": 3}
 

@@ -3,10 +3,10 @@
 import pytest
 
 from robustly.attacks import APGD, PGD, TargetedAPGD
-from robustly.configuration import ConfigurationError, build_config
 from robustly.evaluation import Plan
+from robustly.evaluation.suites.composed import SuiteSettingsError, suite_from
+from robustly.experiments.configuration import ConfigurationError, build_config
 from robustly.objectives import margin, scaled_cross_entropy
-from robustly.suite_settings import SuiteSettingsError, suite_from
 
 STAGES = {
     "screen": {"attack": "apgd", "steps": 7, "objective": "scaled_cross_entropy", "precision": "bfloat16"},

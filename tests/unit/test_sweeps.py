@@ -10,10 +10,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustly.configuration import ConfigurationError
-from robustly.runs import open_run
-from robustly.sweep_folders import read_sweep, refuse_another, state_of, write_run, write_sweep
-from robustly.sweeps import Axis, Sweep, SweepError, build_cells, cells_of, parse_axis, parse_seeds, sweep_from
+from robustly.experiments.configuration import ConfigurationError
+from robustly.experiments.run_folder import open_run
+from robustly.experiments.sweep_folders import read_sweep, refuse_another, state_of, write_run, write_sweep
+from robustly.experiments.sweeps import (
+    Axis,
+    Sweep,
+    SweepError,
+    build_cells,
+    cells_of,
+    parse_axis,
+    parse_seeds,
+    sweep_from,
+)
 
 TWO = Sweep(
     ("mnist5k/pgd_at", "mnist5k/trades"),

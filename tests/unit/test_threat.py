@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustly.threat import NORMS, ThreatError, ThreatModel, fraction_text, parse_epsilon, parse_threat
+from robustly.threats.lp import NORMS, ThreatError, ThreatModel, fraction_text, parse_epsilon, parse_threat
 
 
 @given(st.integers(0, 255))

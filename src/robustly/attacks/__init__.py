@@ -4,11 +4,11 @@ from robustly.attacks.adaptive import BPDA, Detected, ExpectationOverTransformat
 from robustly.attacks.apgd import APGD, TargetedAPGD
 from robustly.attacks.boundary import Boundary
 from robustly.attacks.carlini_wagner import CarliniWagner
-from robustly.attacks.contract import Attack, AttackError, AttackResult
+from robustly.attacks.core.contract import Attack, AttackError, AttackResult
+from robustly.attacks.core.gradient_estimators import NES, SPSA, Averaged
 from robustly.attacks.ddn import DDN
 from robustly.attacks.deepfool import DeepFool
 from robustly.attacks.ead import EAD
-from robustly.attacks.estimators import NES, SPSA, Averaged
 from robustly.attacks.fab import FAB
 from robustly.attacks.fmn import FMN
 from robustly.attacks.hopskipjump import HopSkipJump
@@ -16,7 +16,7 @@ from robustly.attacks.jsma import JSMA
 from robustly.attacks.mim import MIM, InputDiversity
 from robustly.attacks.pgd import PGD
 from robustly.attacks.pma import PMA
-from robustly.attacks.presets import ATTACK_KINDS, ATTACKS, TITLES, dynat_pgd, fgsm, r_fgsm
+from robustly.attacks.registry import ATTACK_KINDS, ATTACKS, TITLES, dynat_pgd, fgsm, r_fgsm
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square

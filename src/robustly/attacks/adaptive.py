@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, Images
+from robustly.attacks.core.contract import AttackError, Images
 from robustly.objectives import Goal
 from robustly.randomness import derive_seed
 
@@ -176,12 +176,12 @@ def accuracy_over_draws(
     A single draw is a coin toss; report the mean. The draws are others than those of an
     `ExpectationOverTransformation` of another seed, which the attacker has adapted to.
     """
-    right = torch.zeros(len(x), device=x.device)
+    correct = torch.zeros(len(x), device=x.device)
     with forked_randomness(x.device), torch.no_grad():
         for draw in range(draws):
             reseed(derive_seed(seed, "draw", draw), x.device)
-            right += model(x).argmax(1) == y
-    return right / draws
+            correct += model(x).argmax(1) == y
+    return correct / draws
 
 
 @contextmanager

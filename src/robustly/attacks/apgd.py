@@ -8,14 +8,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks.apgd_l1 import climb_l1
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.ranking import Ranking, ranked_targets
-from robustly.attacks.search import GradientEstimator, Precision, Rows, Search, run_search
-from robustly.attacks.starts import random_direction_ascent
-from robustly.balls import per_example
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.linearisation import Ranking, ranked_targets
+from robustly.attacks.core.search import GradientEstimator, Precision, Rows, Search, run_search
+from robustly.attacks.core.starts import random_direction_ascent
 from robustly.objectives import Goal, Objective, at_step, cross_entropy, difference_of_logits_ratio
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import per_example
+from robustly.threats.lp import ThreatModel
 
 Start = Literal["sphere", "odi"]
 INCREASES = 0.75  # rho: a window with a smaller share of rising steps halves the step size
@@ -86,7 +86,7 @@ class APGD:
             self.estimator,
         )
         for restart in range(self.restarts):
-            rows = search.standing
+            rows = search.unbroken
             if len(rows) == 0:
                 return
             ascent(search, rows, search.goal.select(rows), generator.select(rows).fold("restart", restart))
@@ -172,7 +172,7 @@ class TargetedAPGD:
         order = _targets_of(search, self.ranking, self.first + self.targets)
         for rank in range(min(self.first, order.shape[1]), order.shape[1]):
             for restart in range(self.restarts):
-                rows = search.standing
+                rows = search.unbroken
                 if len(rows) == 0:
                     return
                 goal = Goal(search.goal.y[rows], order[rows, rank])
@@ -215,14 +215,14 @@ class _Climb:
 
     def _climb(self, search: Search, rows: Rows, goal: Goal, x_adv: Images, draws: KeyedGenerator) -> None:
         ball = search.ball.select(rows)
-        found = search.climb(
+        found = search.value_and_grad(
             x_adv, rows, at_step(self.objective, 0, self.steps), goal=goal, estimator=self.estimator, draws=draws
         )
         state = _State.at_start(x_adv, found.gradient, found.value, 2 * ball.radius)
-        standing = found.standing
+        unbroken = found.unbroken
         windows = dict(zip(checkpoints(self.steps), window_lengths(self.steps), strict=True))
         for step in range(self.steps):
-            keep = standing if self.early_stop else ~search.invalid[rows]
+            keep = unbroken if self.early_stop else ~search.invalid[rows]
             if not bool(keep.all()):
                 rows, goal, ball, draws = rows[keep], goal.select(keep), ball.select(keep), draws.select(keep)
                 if len(rows) == 0:
@@ -233,10 +233,10 @@ class _Climb:
             moved = state.x_adv + share * (ahead - state.x_adv) + (1 - share) * (state.x_adv - state.previous)
             x_adv = ball.project(moved)
             objective = at_step(self.objective, step + 1, self.steps + 1)
-            found = search.climb(
+            found = search.value_and_grad(
                 x_adv, rows, objective, goal=goal, estimator=self.estimator, draws=draws.fold("step", step)
             )
-            standing = found.standing
+            unbroken = found.unbroken
             state = state.moved(x_adv, found.gradient, found.value)
             if step + 1 in windows:
                 state = state.checked(windows[step + 1])

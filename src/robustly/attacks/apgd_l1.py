@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from robustly.attacks.contract import Images
-from robustly.attacks.search import GradientEstimator, Rows, Search
-from robustly.balls import Ball, per_example
+from robustly.attacks.core.contract import Images
+from robustly.attacks.core.search import GradientEstimator, Rows, Search
 from robustly.objectives import Goal, Objective, at_step
 from robustly.randomness import KeyedGenerator
+from robustly.threats.balls import Ball, per_example
 
 DENSITY = 0.2  # share of the coordinates that the first steps move
 SHRINK = 1.5  # a step moves this many times fewer coordinates than the best point has changed
@@ -50,10 +50,10 @@ def climb_l1(
     stages = STAGES if large_epsilon else ((1.0, 1.0),)
     left = steps
     for stage, (factor, share) in enumerate(stages):
-        standing = ~search.invalid[rows]
+        unbroken = ~search.invalid[rows]
         if early_stop:
-            standing &= ~search.broken[rows]
-        rows, goal, x_adv, draws = rows[standing], goal.select(standing), x_adv[standing], draws.select(standing)
+            unbroken &= ~search.broken[rows]
+        rows, goal, x_adv, draws = rows[unbroken], goal.select(unbroken), x_adv[unbroken], draws.select(unbroken)
         if len(rows) == 0:
             return
         is_last = stage == len(stages) - 1
@@ -94,17 +94,17 @@ def _stage(
 ) -> tuple[Int64[Tensor, " left"], Goal, KeyedGenerator, Float[Tensor, "left ..."]]:
     """Ascent at one radius; returns those that remain, and the best point of each."""
     size = ball.x[0].numel()
-    found = search.climb(
+    found = search.value_and_grad(
         x_adv, rows, at_step(objective, 0, steps), goal=goal, estimator=estimator, draws=draws, record=record
     )
     gradient, best, best_gradient, best_value = found.gradient, x_adv, found.gradient, found.value
-    standing = found.standing
+    unbroken = found.unbroken
     changed = _changes(x_adv, ball) if warm else torch.full_like(best_value, size)
     density = changed / size / SHRINK if warm else torch.full_like(best_value, DENSITY)
     step_size = ball.radius.clone()
     window = max(int(0.04 * steps), 1)
     for step in range(steps):
-        keep = standing if early_stop else ~search.invalid[rows]
+        keep = unbroken if early_stop else ~search.invalid[rows]
         if not bool(keep.all()):
             rows, goal, ball, draws = rows[keep], goal.select(keep), ball.select(keep), draws.select(keep)
             if len(rows) == 0:
@@ -114,7 +114,7 @@ def _stage(
                 best_value[keep], changed[keep], density[keep], step_size[keep],
             )  # fmt: skip
         x_adv = ball.project(x_adv + per_example(step_size, x_adv) * sparse_direction(gradient, density))
-        found = search.climb(
+        found = search.value_and_grad(
             x_adv,
             rows,
             at_step(objective, step + 1, steps + 1),
@@ -123,7 +123,7 @@ def _stage(
             draws=draws.fold("step", step),
             record=record,
         )
-        gradient, standing = found.gradient, found.standing
+        gradient, unbroken = found.gradient, found.unbroken
         higher = found.value > best_value
         wide = per_example(higher, x_adv)
         best, best_gradient = torch.where(wide, x_adv, best), torch.where(wide, gradient, best_gradient)

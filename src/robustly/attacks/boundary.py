@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.decisions import bisect, decide, look_decided, random_adversarials
-from robustly.attacks.search import Search, run_search
-from robustly.balls import per_example
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.decision_boundary import bisect, decide, evaluate_decisions, random_adversarials
+from robustly.attacks.core.search import Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import per_example
+from robustly.threats.lp import ThreatModel
 
 ADAPTATION = 1.5  # factor that the steps grow or shrink by
 CHECK_EVERY = 10  # steps between questions to the sphere alone
@@ -76,7 +76,7 @@ class Boundary:
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        rows = search.standing
+        rows = search.unbroken
         rows, points = random_adversarials(search, rows, generator.select(rows).fold("start"), self.tries)
         points = bisect(search, rows, points, FIRST_BISECTIONS)
         x, draws = search.x[rows], generator.select(rows)
@@ -95,7 +95,7 @@ class Boundary:
             moved, nearer = _moves(x, points, noise, spherical, source, search.threat.box)
             checked = step % CHECK_EVERY == 0
             stays = decide(search, rows, moved[:, None])[:, 0] if checked else None
-            reached = look_decided(search, nearer, rows)
+            reached = evaluate_decisions(search, nearer, rows)
             shorter = _length(nearer - x)
             better = reached & (shorter < distance)
             points = torch.where(per_example(better, points), nearer, points)

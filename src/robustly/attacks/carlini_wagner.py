@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.penalty import PenaltyWeight, capped_lead, check_penalty_search
-from robustly.attacks.search import Rows, Search, run_search
-from robustly.balls import per_example
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.penalty import PenaltyWeight, capped_lead, check_penalty_search
+from robustly.attacks.core.search import Rows, Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import per_example
+from robustly.threats.lp import ThreatModel
 
 INSIDE = 0.999999  # keeps the inverse of tanh finite at the edge of the box
 CHECKS = 10  # how often a run is checked for progress
@@ -69,7 +69,7 @@ class CarliniWagner:
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        rows = search.standing
+        rows = search.unbroken
         weight = PenaltyWeight.starting_at(self.initial_c, search.distance[rows])
         for turn in range(self.search_steps):
             if turn == self.search_steps - 1 and self.search_steps >= 10:
@@ -91,12 +91,12 @@ class CarliniWagner:
         for step in range(self.steps):
             here, squashed = rows[place], torch.tanh(w)
             point = (low + half * (squashed + 1)).clamp(low, high)
-            found = search.climb(point, here, objective, record=False)
+            found = search.value_and_grad(point, here, objective, record=False)
             reached = (found.value >= self.confidence) & search.goal.select(here).reached(found.logits)
             # a success that leads by less than the confidence must not be kept; all else may be judged
             judged = reached | ~search.goal.select(here).reached(found.logits) | ~found.logits.isfinite().all(1)
             if bool(judged.any()):
-                search.judge(point[judged], here[judged], found.logits[judged], None, exact=True)
+                search.record(point[judged], here[judged], found.logits[judged], None, exact=True)
             success[place] |= reached
             keep = ~search.invalid[here]
             moved = (point - x) / width
@@ -105,9 +105,9 @@ class CarliniWagner:
                 loss = change + c * (self.confidence - found.value)
                 keep &= loss <= PROGRESS * last
                 last = loss
-            slope = (2 * moved / width - per_example(c, x) * found.gradient) * half * (1 - squashed.square())
-            first = BETAS[0] * first + (1 - BETAS[0]) * slope
-            second = BETAS[1] * second + (1 - BETAS[1]) * slope.square()
+            gradient = (2 * moved / width - per_example(c, x) * found.gradient) * half * (1 - squashed.square())
+            first = BETAS[0] * first + (1 - BETAS[0]) * gradient
+            second = BETAS[1] * second + (1 - BETAS[1]) * gradient.square()
             ahead = first / (1 - BETAS[0] ** (step + 1))
             w = w - self.learning_rate * ahead / ((second / (1 - BETAS[1] ** (step + 1))).sqrt() + TINY)
             if not bool(keep.all()):

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.hyperplanes import unit
-from robustly.attacks.search import Search, run_search
-from robustly.balls import laid_out_like, per_example
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.linearisation import unit
+from robustly.attacks.core.search import Search, run_search
 from robustly.objectives import Goal, Objective, at_step, cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import laid_out_like, per_example
+from robustly.threats.lp import ThreatModel
 
 _LAST_STEP = 0.01  # the step size falls from 1 to this share on a cosine
 
@@ -70,25 +70,25 @@ class DDN:
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         low, high = search.threat.box
-        rows = search.standing
+        rows = search.unbroken
         x, draws = search.x[rows], generator.select(rows)
         furthest = _length(torch.maximum(x - low, high - x))
         norm, point = torch.full_like(furthest, self.initial_norm * (high - low)), x
         for step in range(self.steps):
-            found = search.climb(point, rows, at_step(self.objective, step, self.steps))
+            found = search.value_and_grad(point, rows, at_step(self.objective, step, self.steps))
             reached = search.goal.select(rows).reached(found.logits)
             direction = _direction(found.gradient, draws.fold("direction", step))
             decay = _LAST_STEP + (1 - _LAST_STEP) * (1 + math.cos(math.pi * step / self.steps)) / 2
             delta = point - x + decay * (high - low) * direction
             norm = torch.minimum(norm * torch.where(reached, 1 - self.gamma, 1 + self.gamma), furthest)
             point = (x + unit(delta) * per_example(norm, x)).clamp(low, high)
-            if not bool(found.standing.all()):
-                keep = found.standing
+            if not bool(found.unbroken.all()):
+                keep = found.unbroken
                 rows, x, draws, furthest = rows[keep], x[keep], draws.select(keep), furthest[keep]
                 norm, point = norm[keep], point[keep]
                 if len(rows) == 0:
                     return
-        search.look(point, rows)
+        search.evaluate(point, rows)
 
 
 def _direction(gradient: Images, draws: KeyedGenerator) -> Images:

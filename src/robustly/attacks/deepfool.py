@@ -7,14 +7,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.hyperplanes import nearest_boundary, steepness, unit
-from robustly.attacks.ranking import ranked_targets
-from robustly.attacks.search import Search, run_search
-from robustly.balls import per_example
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.linearisation import nearest_boundary, ranked_targets, steepness, unit
+from robustly.attacks.core.search import Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import per_example
+from robustly.threats.lp import ThreatModel
 
 _BEYOND = 1e-4  # what each step adds to the distance of the boundary, on a scale from 0 to 1
 
@@ -67,26 +66,26 @@ class DeepFool:
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         low, high = search.threat.box
-        rows = search.standing
+        rows = search.unbroken
         classes = ranked_targets(search, "confidence", self.candidates)[rows]
         point, total = search.x[rows], torch.zeros_like(search.x[rows])
         for _ in range(self.steps):
-            gap, slope = nearest_boundary(search, point, rows, classes)
+            gap, gradient = nearest_boundary(search, point, rows, classes)
             x = search.x[rows]
-            total = total + self._step(search.threat, gap, slope)
+            total = total + self._step(search.threat, gap, gradient)
             stretch = 1 + self.overshoot
             total = torch.minimum(torch.maximum(total, (low - x) / stretch), (high - x) / stretch)
             point = (x + stretch * total).clamp(low, high)
-            reached = search.goal.select(rows).reached(search.look(point, rows))
+            reached = search.goal.select(rows).reached(search.evaluate(point, rows))
             # without a slope every further step would be the same
-            keep = ~reached & ~search.invalid[rows] & (slope != 0).flatten(1).any(1)
+            keep = ~reached & ~search.invalid[rows] & (gradient != 0).flatten(1).any(1)
             rows, point, total, classes = rows[keep], point[keep], total[keep], classes[keep]
             if len(rows) == 0:
                 return
 
     @staticmethod
-    def _step(threat: ThreatModel, gap: Float[Tensor, " m"], slope: Images) -> Images:
-        gain = steepness(slope, threat.norm)
+    def _step(threat: ThreatModel, gap: Float[Tensor, " m"], gradient: Images) -> Images:
+        gain = steepness(gradient, threat.norm)
         length = gap.abs() / torch.where(gain > 0, gain, 1.0) + _BEYOND * (threat.box[1] - threat.box[0])
-        direction = slope.sign() if threat.norm == "linf" else unit(slope)
-        return direction * per_example(length, slope)
+        direction = gradient.sign() if threat.norm == "linf" else unit(gradient)
+        return direction * per_example(length, gradient)

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.penalty import PenaltyWeight, capped_lead, check_penalty_search
-from robustly.attacks.search import Rows, Search, run_search
-from robustly.balls import per_example
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.penalty import PenaltyWeight, capped_lead, check_penalty_search
+from robustly.attacks.core.search import Rows, Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import per_example
+from robustly.threats.lp import ThreatModel
 
 Rule = Literal["l1", "elastic_net"]
 
@@ -71,13 +71,13 @@ class EAD:
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        rows = search.standing
+        rows = search.unbroken
         weight = PenaltyWeight.starting_at(self.initial_c, search.distance[rows])
         cheapest = _Cheapest.none_yet(search)
         for _ in range(self.search_steps):
             weight = weight.after(self._descend(search, rows, weight.c, cheapest))
         found = cheapest.cost.isfinite().nonzero()[:, 0]
-        search.judge(cheapest.points[found], found, cheapest.logits[found], None, exact=True)
+        search.record(cheapest.points[found], found, cheapest.logits[found], None, exact=True)
 
     def _descend(
         self, search: Search, rows: Rows, c: Float[Tensor, " m"], cheapest: "_Cheapest"
@@ -92,10 +92,10 @@ class EAD:
         objective = capped_lead(0.0)
         for step in range(self.steps):
             here = rows[place]
-            found = search.climb(ahead, here, objective, record=False)
+            found = search.value_and_grad(ahead, here, objective, record=False)
             change = (ahead - x) / width
-            slope = 2 * change - per_example(c, x) * width * found.gradient
-            change = change - self.learning_rate * (1 - step / self.steps) ** 0.5 * slope
+            gradient = 2 * change - per_example(c, x) * width * found.gradient
+            change = change - self.learning_rate * (1 - step / self.steps) ** 0.5 * gradient
             moved = x + width * change.sign() * (change.abs() - self.beta).clamp_min(0.0)
             moved = moved.clamp(low, high)
             success[place] |= self._reached(search, moved, here, cheapest)
@@ -111,10 +111,10 @@ class EAD:
     def _reached(self, search: Search, points: Images, rows: Rows, cheapest: "_Cheapest") -> Bool[Tensor, " m"]:
         """Which points reach the goal; each is kept, or put by, as the rule has it."""
         if self.rule == "l1":
-            return search.goal.select(rows).reached(search.look(points, rows))
-        logits = search.climb(points, rows, capped_lead(0.0), gradient=False, record=False).logits
+            return search.goal.select(rows).reached(search.evaluate(points, rows))
+        logits = search.value_and_grad(points, rows, capped_lead(0.0), gradient=False, record=False).logits
         reached = search.goal.select(rows).reached(logits) & logits.isfinite().all(1)
-        search.judge(points[~reached], rows[~reached], logits[~reached], None, exact=True)
+        search.record(points[~reached], rows[~reached], logits[~reached], None, exact=True)
         low, high = search.threat.box
         change = ((points - search.x[rows]) / (high - low)).flatten(1)
         cost = change.square().sum(1) + self.beta * change.abs().sum(1)

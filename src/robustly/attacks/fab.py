@@ -7,14 +7,19 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.hyperplanes import ORDER, lead_of_target, nearest_boundary, step_to_hyperplane
-from robustly.attacks.ranking import ranked_targets
-from robustly.attacks.search import Rows, Search, run_search
-from robustly.balls import per_example
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.linearisation import (
+    ORDER,
+    lead_of_target,
+    nearest_boundary,
+    ranked_targets,
+    step_to_hyperplane,
+)
+from robustly.attacks.core.search import Rows, Search, run_search
 from robustly.objectives import Goal, margin
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import per_example
+from robustly.threats.lp import ThreatModel
 
 _TINY = 1e-8  # below this a way to the boundary has no length, on a scale from 0 to 1
 
@@ -89,7 +94,7 @@ class FAB:
         """From target to target, and from start to start."""
         for aims in self._aims(search):
             for restart in range(self.restarts):
-                rows = search.standing[self._open(search, search.standing)]
+                rows = search.unbroken[self._open(search, search.unbroken)]
                 if len(rows) == 0:
                     return
                 draws = generator.select(rows).fold("restart", restart)
@@ -112,17 +117,17 @@ class FAB:
     def _follow(self, search: Search, rows: Rows, point: Images, aims: Int64[Tensor, "m c"]) -> None:
         """Steps from one start."""
         for _ in range(self.steps):
-            gap, slope = self._boundary(search, point, rows, aims)
+            gap, gradient = self._boundary(search, point, rows, aims)
             x = search.x[rows]
             # where the slope is zero at the original itself, every further step would be the same
-            keep = ((slope != 0) | (point != x)).flatten(1).any(1) & self._open(search, rows)
+            keep = ((gradient != 0) | (point != x)).flatten(1).any(1) & self._open(search, rows)
             if not bool(keep.all()):
                 rows, point, aims, x = rows[keep], point[keep], aims[keep], x[keep]
-                gap, slope = gap[keep], slope[keep]
+                gap, gradient = gap[keep], gradient[keep]
                 if len(rows) == 0:
                     return
-            point = self._step(search.threat, x, point, gap, slope)
-            reached = search.goal.select(rows).reached(search.look(point, rows))
+            point = self._step(search.threat, x, point, gap, gradient)
+            reached = search.goal.select(rows).reached(search.evaluate(point, rows))
             point = torch.where(per_example(reached, x), x + self.beta * (point - x), point)
 
     def _boundary(
@@ -132,7 +137,7 @@ class FAB:
         if self.targets == 0 and search.goal.target is None:
             return nearest_boundary(search, point, rows, aims)
         objective = margin if search.goal.target is None else lead_of_target
-        found = search.climb(point, rows, objective, goal=Goal(search.goal.y[rows], target=aims[:, 0]))
+        found = search.value_and_grad(point, rows, objective, goal=Goal(search.goal.y[rows], target=aims[:, 0]))
         return found.value.nan_to_num(0.0, 0.0, 0.0), found.gradient
 
     def _step(
@@ -141,12 +146,12 @@ class FAB:
         x: Images,
         point: Images,
         gap: Float[Tensor, " m"],
-        slope: Images,
+        gradient: Images,
     ) -> Images:
         """Beyond the boundary, to a mean of where the point and where the original meet it."""
-        along = (slope.double() * (point - x).double()).flatten(1).sum(1)
-        from_point = step_to_hyperplane(point, slope, -gap, threat.norm, threat.box)
-        from_x = step_to_hyperplane(x, slope, (along - gap.double()).to(gap), threat.norm, threat.box)
+        along = (gradient.double() * (point - x).double()).flatten(1).sum(1)
+        from_point = step_to_hyperplane(point, gradient, -gap, threat.norm, threat.box)
+        from_x = step_to_hyperplane(x, gradient, (along - gap.double()).to(gap), threat.norm, threat.box)
         tiny = _TINY * (threat.box[1] - threat.box[0])
         near, far = (
             torch.linalg.vector_norm(step.flatten(1), ORDER[threat.norm], dim=1).clamp_min(tiny)

@@ -8,14 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.hyperplanes import lead_of_target, steepness, unit
-from robustly.attacks.ranking import ranked_targets
-from robustly.attacks.search import Ascent, Rows, Search, run_search
-from robustly.balls import Ball, laid_out_like, per_example
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.linearisation import lead_of_target, ranked_targets, steepness, unit
+from robustly.attacks.core.search import Ascent, Rows, Search, run_search
 from robustly.objectives import Goal, margin
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import Ball, laid_out_like, per_example
+from robustly.threats.lp import ThreatModel
 
 _BISECTIONS = 10
 _TRIALS = 10  # random points to find one to start from
@@ -94,7 +93,7 @@ class FMN:
         elif self.targets:
             aims = list(ranked_targets(search, "malt", self.targets).unbind(1))
         for restart in range(self.restarts + _MORE_STARTS):
-            rows = search.standing
+            rows = search.unbroken
             if restart >= self.restarts:
                 rows = rows[search.distance[rows].isinf()]
             if len(rows) == 0:
@@ -114,7 +113,9 @@ class FMN:
         radius = ball.distance(point).clamp_min(1.0) if search.threat.norm == "l0" else torch.zeros_like(worst)
         best = torch.full_like(worst, torch.inf)
         for step in range(self.steps):
-            found = search.climb(point, rows, objective, goal=goal if aim is None else Goal(goal.y, target=aim))
+            found = search.value_and_grad(
+                point, rows, objective, goal=goal if aim is None else Goal(goal.y, target=aim)
+            )
             cosine = (1 + math.cos(math.pi * step / self.steps)) / 2
             reached, length = goal.reached(found.logits), ball.distance(point)
             best = torch.where(reached, torch.minimum(best, length), best)
@@ -123,7 +124,7 @@ class FMN:
             radius = torch.minimum(radius, worst)
             # without a slope, and nothing found, every further step would be the same
             stuck = (found.gradient == 0).flatten(1).all(1) & best.isinf()
-            keep, gradient = found.standing & ~stuck, found.gradient
+            keep, gradient = found.unbroken & ~stuck, found.gradient
             if not bool(keep.all()):
                 rows, point, gradient, goal, ball = (
                     rows[keep], point[keep], gradient[keep], goal.select(keep), ball.select(keep),
@@ -134,7 +135,7 @@ class FMN:
                     return
             size = self.step_size * (high - low) * (0.01 + 0.99 * cosine)
             point = _resized(ball, radius, search.threat).project(point + size * unit(gradient))
-        search.look(point, rows)
+        search.evaluate(point, rows)
 
 
 def _adapted(
@@ -172,7 +173,7 @@ def _random_start(search: Search, rows: Rows, draws: KeyedGenerator) -> Images:
         if len(left) == 0:
             break
         far[left] = _random_points(ball.x[left], search.threat, draws.select(left).fold("trial", trial))
-        reached[left] = goal.select(left).reached(search.look(far[left], rows[left]))
+        reached[left] = goal.select(left).reached(search.evaluate(far[left], rows[left]))
     place = reached.nonzero()[:, 0]
     if len(place) == 0:
         return far
@@ -182,7 +183,7 @@ def _random_start(search: Search, rows: Rows, draws: KeyedGenerator) -> Images:
     for _ in range(_BISECTIONS):
         middle = (inner + outer) / 2
         point = _resized(ball, length * middle, search.threat).project(far[place])
-        there = goal.reached(search.look(point, rows))
+        there = goal.reached(search.evaluate(point, rows))
         edge = torch.where(per_example(there, edge), point, edge)
         inner, outer = torch.where(there, inner, middle), torch.where(there, middle, outer)
     far[place] = edge

@@ -8,13 +8,19 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.decisions import MOST_BISECTIONS, bisect, decide, look_decided, random_adversarials
-from robustly.attacks.search import Rows, Search, run_search
-from robustly.balls import laid_out_like, per_example
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.decision_boundary import (
+    MOST_BISECTIONS,
+    bisect,
+    decide,
+    evaluate_decisions,
+    random_adversarials,
+)
+from robustly.attacks.core.search import Rows, Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import laid_out_like, per_example
+from robustly.threats.lp import ThreatModel
 
 FIRST_DELTA = 0.1  # length of the first finite differences, as a share of the width of the box
 COARSEST = 1e-3  # bisection ends at this share of the interval, or sooner in high dimension
@@ -79,7 +85,7 @@ class HopSkipJump:
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        rows = search.standing
+        rows = search.unbroken
         rows, points = random_adversarials(search, rows, generator.select(rows).fold("start"), self.tries)
         size = search.x[0].numel()
         sup = search.threat.norm == "linf"
@@ -158,6 +164,6 @@ def _stepped(
             break
         reach = per_example(length[left] / 2**halving, points[left])
         tried = (points[left] + reach * direction[left]).clamp(low, high)
-        reached = look_decided(search, tried, rows[left])
+        reached = evaluate_decisions(search, tried, rows[left])
         stepped[left[reached]], moved[left[reached]] = tried[reached], True
     return stepped, moved

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.ranking import ranked_targets
-from robustly.attacks.search import Rows, Search, run_search
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.linearisation import ranked_targets
+from robustly.attacks.core.search import Rows, Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 LARGEST_FOR_PAIRS = 1024  # features; beyond, the table of all pairs would not fit
 SATURATED = (
@@ -70,13 +70,13 @@ class JSMA:
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        rows = search.standing
+        rows = search.unbroken
         if search.goal.target is not None:
             self._follow(search, rows, search.goal.target[rows])
             return
         order = ranked_targets(search, "confidence", self.targets or search.clean.shape[1])
         for rank in range(order.shape[1]):
-            rows = search.standing
+            rows = search.unbroken
             if len(rows) == 0:
                 return
             self._follow(search, rows, order[rows, rank])
@@ -95,7 +95,7 @@ class JSMA:
         used = torch.zeros(len(rows), size, dtype=torch.bool, device=rows.device)
         for move in range(moves + 1):
             aim = Goal(search.goal.y[rows], target=target)
-            found = search.climb(point, rows, _targets_logit, goal=aim, gradient=move < moves, rank=False)
+            found = search.value_and_grad(point, rows, _targets_logit, goal=aim, gradient=move < moves, rank=False)
             if move == moves:
                 return
             sparser = search.ball.select(rows).distance(point) < search.distance[rows]
@@ -103,7 +103,7 @@ class JSMA:
             rows, target, point, used = rows[keep], target[keep], point[keep], used[keep]
             if len(rows) == 0:
                 return
-            others = search.climb(point, rows, _other_logits, goal=aim.select(keep), record=False)
+            others = search.value_and_grad(point, rows, _other_logits, goal=aim.select(keep), record=False)
             flat = point.flatten(1)
             edge = SATURATED * (high - low)
             free = (flat < high - edge) if step > 0 else (flat > low + edge)

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.answers import slope_of
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.craft import endless
-from robustly.attacks.search import GradientEstimator, Precision, Rows, Search, run_search
-from robustly.balls import Ball, laid_out_like, per_example
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.model_access import input_gradient
+from robustly.attacks.core.search import GradientEstimator, Precision, Rows, Search, run_search
+from robustly.attacks.transfer import endless
 from robustly.objectives import Goal, Objective, at_step, cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import Ball, laid_out_like, per_example
+from robustly.threats.lp import ThreatModel
 
 Start = Literal["none", "random"]
 Keep = Literal["best", "last"]
@@ -58,7 +58,7 @@ class InputDiversity:
     ) -> tuple[Tensor, int, int]:
         """The gradient through the change; see `GradientEstimator`."""
         here = points.detach().requires_grad_()
-        return slope_of(value(ask(self.changed(here, draws))).sum(), here), 1, 1
+        return input_gradient(value(ask(self.changed(here, draws))).sum(), here), 1, 1
 
     def changed(self, x: Images, draws: KeyedGenerator) -> Images:
         """Shrunk and padded images; linear in `x`."""
@@ -153,7 +153,7 @@ class MIM:
 
     def _restarts(self, search: Search, generator: KeyedGenerator) -> None:
         for restart in range(self.restarts):
-            rows = search.standing
+            rows = search.unbroken
             if len(rows) == 0:
                 return
             self._run(search, rows, generator.select(rows).fold("restart", restart))
@@ -164,7 +164,7 @@ class MIM:
         velocity = torch.zeros_like(x_adv)
         for step in range(self.steps):
             estimator = self.diversity or self.estimator
-            found = search.climb(
+            found = search.value_and_grad(
                 x_adv,
                 rows,
                 at_step(self.objective, step, self.steps),
@@ -173,7 +173,7 @@ class MIM:
                 draws=None if estimator is None else draws.fold("estimate", step),
             )
             gradient = found.gradient
-            keep = found.standing if self.early_stop else ~search.invalid[rows]
+            keep = found.unbroken if self.early_stop else ~search.invalid[rows]
             if not bool(keep.all()):
                 rows, x_adv, gradient, velocity = rows[keep], x_adv[keep], gradient[keep], velocity[keep]
                 goal, ball, draws = goal.select(keep), ball.select(keep), draws.select(keep)
@@ -184,7 +184,7 @@ class MIM:
         if self.keep == "last":
             search.x_adv[rows] = x_adv
         else:
-            search.climb(
+            search.value_and_grad(
                 x_adv, rows, at_step(self.objective, self.steps - 1, self.steps), goal=goal, gradient=False
             )
 

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.answers import answer, slope_of
-from robustly.attacks.contract import (
+from robustly.attacks.core.contract import (
     AttackError,
     AttackResult,
     Images,
@@ -18,11 +17,12 @@ from robustly.attacks.contract import (
     frozen,
     prepare,
 )
-from robustly.attacks.search import GradientEstimator, Precision, Rows, Search, run_search
-from robustly.balls import Ball, L0Ball, laid_out_like
+from robustly.attacks.core.model_access import input_gradient, logits_of
+from robustly.attacks.core.search import GradientEstimator, Precision, Rows, Search, run_search
 from robustly.objectives import Goal, Objective, at_step, cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import Ball, L0Ball, laid_out_like
+from robustly.threats.lp import ThreatModel
 
 Start = Literal["random", "gaussian", "halfway", "none"]
 Keep = Literal["best", "last"]
@@ -41,7 +41,7 @@ class PGD:
         objective: what is maximised (`robustly.objectives`).
         step_size: length of a step in units of the images; not together with `relative_step_size`.
         relative_step_size: length of a step as a share of epsilon (under l0, which counts pixels, the default is
-            taken instead). With neither, 2.5 epsilon / steps (l1, l0: see `robustly.balls`).
+            taken instead). With neither, 2.5 epsilon / steps (l1, l0: see `robustly.threats.balls`).
         start: "random" (a random point of the threat set), "gaussian" (0.001 standard normal noise around the
             image, as TRADES), "halfway" (a step of epsilon / 2 in a random direction) or "none" (the image itself).
         restarts: independent starts in total; later ones see only what still stands.
@@ -51,7 +51,7 @@ class PGD:
         mode: how batch normalisation behaves under attack; see `frozen`.
         precision: "full"; "ambient" (autocast as it is, for training); or "bfloat16": the search runs in a
             bfloat16, channels-last copy of the model, and only what full precision confirms counts.
-        estimator: where gradients come from, if not from a backward pass (`robustly.attacks.estimators`).
+        estimator: where gradients come from, if not from a backward pass (`attacks.core.gradient_estimators`).
 
     Raises:
         AttackError: a setting that is out of range.
@@ -147,18 +147,18 @@ class PGD:
             x_adv, step_size = self.started(ball, generator.fold("restart", 0)), self.step_sizes(ball)
             for step in range(self.steps):
                 point = x_adv.detach().requires_grad_()
-                logits = answer(model, point)
+                logits = logits_of(model, point)
                 value = at_step(self.objective, step, self.steps)(logits, goal)
-                slope = slope_of(value.sum(), point)
+                gradient = input_gradient(value.sum(), point)
                 correct = correct + ~goal.reached(logits.detach())
-                x_adv = ball.step(x_adv, slope, step_size)
+                x_adv = ball.step(x_adv, gradient, step_size)
         x_adv = laid_out_like(x, x_adv)  # steps take the memory format of the gradient
         return AttackResult(x_adv, no, distance, spent, spent.clone(), correct, no.clone())
 
     def _restarts(self, search: Search, generator: KeyedGenerator) -> None:
         """From survivor to survivor."""
         for restart in range(self.restarts):
-            rows = search.standing
+            rows = search.unbroken
             if len(rows) == 0:
                 return
             self._run(search, rows, generator.select(rows).fold("restart", restart))
@@ -169,7 +169,7 @@ class PGD:
         x_adv, step_size = self.started(ball, draws), self.step_sizes(ball)
         for step in range(self.steps + 1):
             is_last = step == self.steps
-            found = search.climb(
+            found = search.value_and_grad(
                 x_adv,
                 rows,
                 at_step(self.objective, min(step, self.steps - 1), self.steps),
@@ -181,7 +181,7 @@ class PGD:
             if is_last:
                 return
             gradient = found.gradient
-            keep = found.standing if self.early_stop else ~search.invalid[rows]
+            keep = found.unbroken if self.early_stop else ~search.invalid[rows]
             if not bool(keep.all()):
                 rows, x_adv, gradient, step_size = rows[keep], x_adv[keep], gradient[keep], step_size[keep]
                 goal, ball, draws = goal.select(keep), ball.select(keep), draws.select(keep)

@@ -7,11 +7,11 @@ from typing import ClassVar
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.search import Precision, Rows, Search, run_search
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.search import Precision, Rows, Search, run_search
 from robustly.objectives import Goal, Objective, probability_margin
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class PMA:
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         for turn in range(2):
-            rows = search.standing
+            rows = search.unbroken
             if len(rows) == 0:
                 return
             self._pass(search, rows, generator.select(rows).fold("pass", turn), turn)
@@ -80,10 +80,12 @@ class PMA:
         half = self.steps // 2
         for step in range(self.steps + 1):
             is_last = step == self.steps
-            found = search.climb(x_adv, rows, _objective(step, half, turn), goal=goal, gradient=not is_last)
+            found = search.value_and_grad(
+                x_adv, rows, _objective(step, half, turn), goal=goal, gradient=not is_last
+            )
             if is_last:
                 return
-            gradient, keep = found.gradient, found.standing
+            gradient, keep = found.gradient, found.unbroken
             if not bool(keep.all()):
                 rows, goal, ball = rows[keep], goal.select(keep), ball.select(keep)
                 if len(rows) == 0:

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.penalty import capped_lead
-from robustly.attacks.search import Rows, Search, run_search
-from robustly.balls import per_example
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.penalty import capped_lead
+from robustly.attacks.core.search import Rows, Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import per_example
+from robustly.threats.lp import ThreatModel
 
 BETAS, TINY = (0.9, 0.999), 1e-8  # of Adam
 THRESHOLD_RATE = 0.01  # how fast the threshold follows success and failure, per unit of the step size
@@ -68,7 +68,7 @@ class SigmaZero:
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        self._descend(search, search.standing)
+        self._descend(search, search.unbroken)
 
     def _descend(self, search: Search, rows: Rows) -> None:
         low, high = search.threat.box
@@ -79,13 +79,13 @@ class SigmaZero:
         objective = capped_lead(0.0)
         for step in range(self.steps):
             point = (x + width * delta).clamp(low, high)
-            found = search.climb(point, rows, objective)
+            found = search.value_and_grad(point, rows, objective)
             adversarial = search.goal.select(rows).reached(found.logits)
-            slope = _count_slope(delta, self.sigma) - width * found.gradient
-            largest = slope.flatten(1).abs().amax(1)
-            slope = slope / per_example(torch.where(largest > 0, largest, 1.0), slope)
-            first = BETAS[0] * first + (1 - BETAS[0]) * slope
-            second = BETAS[1] * second + (1 - BETAS[1]) * slope.square()
+            gradient = _count_slope(delta, self.sigma) - width * found.gradient
+            largest = gradient.flatten(1).abs().amax(1)
+            gradient = gradient / per_example(torch.where(largest > 0, largest, 1.0), gradient)
+            first = BETAS[0] * first + (1 - BETAS[0]) * gradient
+            second = BETAS[1] * second + (1 - BETAS[1]) * gradient.square()
             share = LAST_STEP + (1 - LAST_STEP) * (1 + math.cos(math.pi * step / self.steps)) / 2
             ahead = first / (1 - BETAS[0] ** (step + 1))
             delta = delta - self.learning_rate * share * ahead / (
@@ -101,7 +101,7 @@ class SigmaZero:
                 first, second = first[keep], second[keep]
                 if len(rows) == 0:
                     return
-        search.look((x + width * delta).clamp(low, high), rows)
+        search.evaluate((x + width * delta).clamp(low, high), rows)
 
 
 def _by_pixel(delta: Images) -> Float[Tensor, "m c p"]:

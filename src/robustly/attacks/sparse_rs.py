@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.random_search import Flat, falling_share, random_search
-from robustly.attacks.search import Precision, Search, run_search
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.random_search import Flat, falling_share, random_search
+from robustly.attacks.core.search import Precision, Search, run_search
 from robustly.objectives import Goal, Objective, cross_entropy, margin
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 LESS_AFTER = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 DIVISORS = (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
@@ -78,7 +78,7 @@ class SparseRS:
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         for restart in range(self.restarts):
-            rows = search.standing
+            rows = search.unbroken
             rows = rows[search.ball.radius[rows] > 0]
             if len(rows) == 0:
                 return

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError, AttackResult, Images
-from robustly.attacks.random_search import Flat, Moves, falling_share, random_search
-from robustly.attacks.search import Precision, Rows, Search, run_search
-from robustly.balls import Ball, LinfBall
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.random_search import Flat, Moves, falling_share, random_search
+from robustly.attacks.core.search import Precision, Rows, Search, run_search
 from robustly.objectives import Goal, Objective, cross_entropy, margin
-from robustly.projections import project_l1
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.balls import Ball, LinfBall
+from robustly.threats.lp import ThreatModel
+from robustly.threats.projections import project_l1
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _TINY = 1e-12
@@ -87,7 +87,7 @@ class Square:
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         for restart in range(self.restarts):
-            rows = search.standing
+            rows = search.unbroken
             rows = rows[search.ball.radius[rows] > 0]
             if len(rows) == 0:
                 return

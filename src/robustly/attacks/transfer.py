@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import Attack, AttackError, AttackResult, Images
-from robustly.attacks.craft import endless
-from robustly.attacks.search import Rows, Search, run_search
+from robustly.attacks.core.contract import Attack, AttackError, AttackResult, Images
+from robustly.attacks.core.search import Rows, Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threat import NORMS, ThreatModel
+from robustly.threats.lp import NORMS, ThreatModel
 
 Fuse = Literal["logits", "probabilities"]
 
@@ -108,7 +107,7 @@ class Transfer:
         return run_search(self._run, model, x, y, threat=threat, generator=generator, norms=self.norms)
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        rows = search.standing
+        rows = search.unbroken
         found = self._crafted(search, rows, search.goal.select(rows), generator)
         again = rows[found.broken & ~search.broken[rows] & ~found.invalid]
         if len(again):
@@ -127,7 +126,7 @@ class Transfer:
         search.backwards[rows] += len(self.surrogates) * found.backwards
         if found.zero_gradients is not None:
             search.zero_gradients[rows] += found.zero_gradients
-        search.look(found.x_adv, rows)
+        search.evaluate(found.x_adv, rows)
         return found
 
     def _surrogate(self) -> nn.Module:
@@ -145,3 +144,27 @@ def _checked_weights(count: int, weights: tuple[float, ...] | None) -> tuple[flo
             f"weights are {count} numbers of at least 0 that add up to 1, one per surrogate, got {weights}"
         )
     return weights
+
+
+@dataclass(frozen=True)
+class EndlessGoal(Goal):
+    """A goal that no answer reaches: an attack climbs its objective to the last step, and keeps its highest point.
+
+    The objective sees the same label, target and reference; only the verdict is withheld. Points made to transfer
+    to another model, or to train on, are better climbed to the end than left at the first wrong answer.
+    """
+
+    def select(self, index: Tensor) -> "EndlessGoal":
+        """The goals of some of the examples."""
+        part = super().select(index)
+        return EndlessGoal(part.y, part.target, part.reference)
+
+    def reached(self, logits: Float[Tensor, "n k"]) -> Bool[Tensor, " n"]:
+        """Never."""
+        return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+
+
+def endless(y: Int64[Tensor, " n"] | Goal) -> EndlessGoal:
+    """The same goal, never reached."""
+    goal = y if isinstance(y, Goal) else Goal(y)
+    return EndlessGoal(goal.y, goal.target, goal.reference)

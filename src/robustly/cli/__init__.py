@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import NoReturn
 
 import robustly
-from robustly.cli.analysing import COUNT, run_analysis
+from robustly.cli.analyse import COUNT, run_analysis
 from robustly.cli.arguments import split_overrides
-from robustly.cli.auditing import run_audit
-from robustly.cli.comparing import add_compare, run_comparison
-from robustly.cli.diagnosing import COUNT as DIAGNOSED
-from robustly.cli.diagnosing import run_diagnostics
-from robustly.cli.evaluating import run_evaluation
+from robustly.cli.audit import run_audit
+from robustly.cli.compare import add_compare, run_comparison
+from robustly.cli.diagnose import COUNT as DIAGNOSED
+from robustly.cli.diagnose import run_diagnostics
+from robustly.cli.evaluate import run_evaluation
 from robustly.cli.recipes import recipe_names, recipe_text
-from robustly.cli.reporting import run_report
+from robustly.cli.report import run_report
 from robustly.cli.suites import show_suites
+from robustly.cli.sweep import run_sweep
 from robustly.cli.sweep_arguments import add_sweep, asked_from
-from robustly.cli.sweeping import run_sweep
-from robustly.cli.training import run_training
-from robustly.threat import NORMS
+from robustly.cli.train import run_training
+from robustly.threats.lp import NORMS
 
 USER_ERROR, INTERRUPTED = 2, 130
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from robustly.configuration import TOP_LEVEL
+from robustly.experiments.configuration import TOP_LEVEL
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -59,7 +59,7 @@ def trust_in(overrides: Sequence[str], everything: bool) -> Trust:
 
 def is_model_name(word: str) -> bool:
     """Whether a word of the command line names a model."""
-    return word.partition("=")[0] in ("--model.name", "--guide.name", "--teacher.name", "--clean_teacher.name")
+    return word.partition("=")[0] in ("--model.name", "--guide.name", "--teacher.name", "--standard_teacher.name")
 
 
 def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -> None:

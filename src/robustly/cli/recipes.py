@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from robustly.configuration import TOP_LEVEL, ConfigurationError
-from robustly.overrides import overlay
-from robustly.runs import read_yaml
+from robustly.experiments.configuration import TOP_LEVEL, ConfigurationError
+from robustly.experiments.overrides import overlay
+from robustly.experiments.run_folder import read_yaml
 
 
 def recipe_names() -> list[str]:

@@ -5,8 +5,8 @@ from rich.table import Table
 
 from robustly.attacks import Attack
 from robustly.evaluation import SUITES, Plan, suite_named
-from robustly.evaluation.cost import suite_passes
-from robustly.evaluation.suites import settings
+from robustly.evaluation.suites.passes import suite_passes
+from robustly.evaluation.suites.suite import settings
 
 
 def show_suites(name: str | None, norm: str) -> int:

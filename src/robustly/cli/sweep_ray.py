@@ -16,7 +16,7 @@ def run_on_ray(
     launches: Sequence[Launch],
     address: str,
     needs_gpu: Callable[[Launch], bool],
-    hear: Callable[[Launch, str], None],
+    progress: Callable[[Launch, str], None],
 ) -> None:
     """Carry out all runs on a cluster; every node sees the sweep's folder under the same path.
 
@@ -51,7 +51,7 @@ def run_on_ray(
                     pending[task.options(max_retries=RETRIES, **room).remote(launch)] = launch
                 while pending:
                     for done in ray.wait(list(pending), timeout=1.0)[0]:
-                        hear(pending.pop(done), _result(ray, done))
+                        progress(pending.pop(done), _result(ray, done))
             except BaseException:
                 _cancel(ray, list(pending))
                 raise

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from robustly.runs import EVALUATION
-from robustly.sweep_folders import state_of
+from robustly.experiments.run_folder import EVALUATION
+from robustly.experiments.sweep_folders import state_of
 
 if sys.platform != "win32":
     import fcntl

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.cli.sweep_run import Launch
-from robustly.sweep_folders import RunState, state_of
+from robustly.experiments.sweep_folders import RunState, state_of
 
 
 def told(launch: Launch) -> str:

@@ -14,11 +14,11 @@ from robustly.attacks import APGD, Attack, TargetedAPGD
 from robustly.attacks.fab import FAB
 from robustly.attacks.square import Square
 from robustly.compat.autoattack_state import EvaluationState
-from robustly.compat.goals import logits_of
-from robustly.evaluation.autoattack import autoattack
+from robustly.compat.goals import verdict_logits
+from robustly.evaluation.suites.autoattack import autoattack
 from robustly.objectives import difference_of_logits_ratio
 from robustly.randomness import KeyedGenerator, derive_seed
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 Version = Literal["standard", "plus", "rand", "custom"]
 NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
@@ -28,7 +28,7 @@ SQUARE_HELPS = 0.002  # share of examples; more than that is a sign of masked gr
 class AutoAttack:
     """AutoAttack with the arguments and methods of its namesake; images are in [0, 1], the model returns logits.
 
-    The attacks and their order are those of `robustly.evaluation.autoattack`, searched in full precision. Random
+    The attacks and their order are those of `evaluation.suites.autoattack`, searched in full precision. Random
     numbers are keyed by an example's place in `x_orig`: verdicts depend neither on `bs` nor on what was resumed.
     The attacks lie in `attacks`, by name, and can be replaced there.
 
@@ -169,11 +169,11 @@ class AutoAttack:
         seed = derive_seed(self.seed or 0, "evaluation", name.replace("-", "_"))  # as `evaluate` draws them
         generator = KeyedGenerator(seed, rows.to(self.device))
         found = self.attacks[name](self.model, x, y, threat=self.threat, generator=generator)
-        again = logits_of(self.model, found.x_adv).argmax(1) != y
+        again = verdict_logits(self.model, found.x_adv).argmax(1) != y
         return (found.broken & (again | found.invalid)).cpu(), found.x_adv
 
     def _predictions(self, x: Tensor, bs: int) -> Int64[Tensor, " n"]:
-        parts = [logits_of(self.model, part.to(self.device)).argmax(1) for part in _chunks(x, bs)]
+        parts = [verdict_logits(self.model, part.to(self.device)).argmax(1) for part in _chunks(x, bs)]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=self.device)
 
     def _state(self, path: Path | None, count: int) -> EvaluationState:
@@ -191,7 +191,7 @@ class AutoAttack:
         """What the package warns of before it starts: randomness, and probabilities instead of logits."""
         if len(x) == 0:
             return
-        first, second = (logits_of(self.model, x.to(self.device)) for _ in range(2))
+        first, second = (verdict_logits(self.model, x.to(self.device)) for _ in range(2))
         if self.version != "rand" and bool((first - second).abs().max() > 1e-4 * first.abs().max().clamp_min(1.0)):
             self._say("Warning: the model answers the same images differently: use version='rand'")
         if bool(((first > -1e-5) & (first < 1 + 1e-5)).all() and ((first.sum(1) - 1).abs() < 1e-5).all()):

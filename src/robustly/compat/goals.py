@@ -7,23 +7,23 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks import Attack
-from robustly.attacks.answers import answer
-from robustly.attacks.contract import check_device, frozen
+from robustly.attacks.core.contract import check_device, frozen
+from robustly.attacks.core.model_access import logits_of
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator, derive_seed
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 
-def logits_of(model: nn.Module, x: Tensor) -> Float[Tensor, "n k"]:
-    """What a model answers in evaluation mode and full precision; it is left as it was."""
+def verdict_logits(model: nn.Module, x: Tensor) -> Float[Tensor, "n k"]:
+    """Logits in evaluation mode and full precision; the model is left unchanged."""
     check_device(model, x)
     with frozen(model), torch.no_grad():
-        return answer(model, x)
+        return logits_of(model, x)
 
 
 def targeted_goal(model: nn.Module, x: Tensor, target: Int64[Tensor, " n"]) -> Goal:
     """Target classes without true labels: for the label stands the class beside the target that is most likely."""
-    others = logits_of(model, x).scatter(1, target[:, None], -torch.inf)
+    others = verdict_logits(model, x).scatter(1, target[:, None], -torch.inf)
     return Goal(others.argmax(1), target=target)
 
 

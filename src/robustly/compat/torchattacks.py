@@ -15,11 +15,11 @@ from robustly.attacks.ead import EAD
 from robustly.attacks.mim import MIM, InputDiversity
 from robustly.compat import autoattack
 from robustly.compat.autoattack import NORMS, Version
-from robustly.compat.goals import generator_for, logits_of, nearest, targeted_goal, whole_box
+from robustly.compat.goals import generator_for, nearest, targeted_goal, verdict_logits, whole_box
 from robustly.models.layers import Normalize
 from robustly.objectives import Goal, cross_entropy, difference_of_logits_ratio
 from robustly.randomness import derive_seed
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 Craft = Callable[[nn.Module, Tensor, Goal, int], Tensor]
 TargetMap = Callable[[Tensor, Tensor], Tensor]
@@ -115,7 +115,7 @@ class PortedAttack:
 
     def _logits(self, images: Tensor) -> Tensor:
         model = self.model if self._normalize is None else nn.Sequential(self._normalize, self.model)
-        return logits_of(model, images)
+        return verdict_logits(model, images)
 
 
 def FGSM(model: nn.Module, eps: float = 8 / 255) -> PortedAttack:

@@ -24,11 +24,11 @@ def budget_curves(table: Mapping[str, Tensor], attacks: Sequence[str]) -> dict[s
         `accuracy`, its `end`, and the accuracy `at` round budgets up to it.
     """
     plain = {name: np.asarray(values.cpu().numpy()) for name, values in table.items()}
-    right = plain["clean_prediction"] == plain["label"]
+    correct = plain["clean_prediction"] == plain["label"]
     spent = {name: spent_from(plain, name) for name in attacks}
     return {
-        "attacks": {name: _plain(budget_curve(right, one)) for name, one in spent.items()},
-        "suite": _plain(suite_curve(right, list(spent.values()))),
+        "attacks": {name: _plain(budget_curve(correct, one)) for name, one in spent.items()},
+        "suite": _plain(suite_curve(correct, list(spent.values()))),
     }
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from robustly.attacks import Attack
-from robustly.evaluation.attacked import attack_rows
+from robustly.evaluation.confirmation import attack_rows
 from robustly.evaluation.evidence import CURVE
-from robustly.evaluation.subject import Progress, Subject, unheard
-from robustly.evaluation.suites import Suite
-from robustly.threat import ThreatModel
+from robustly.evaluation.suites.suite import Suite
+from robustly.evaluation.target import EvaluationTarget, Progress, no_progress
+from robustly.threats.lp import ThreatModel
 
 
 def curve_radii(threat: ThreatModel, suite: Suite) -> list[Fraction]:
@@ -26,29 +26,29 @@ def curve_radii(threat: ThreatModel, suite: Suite) -> list[Fraction]:
 
 
 def curve_by_attack(
-    subject: Subject,
+    target: EvaluationTarget,
     name: str,
     attack: Attack,
     wrong: Tensor,
     *,
     radii: list[Fraction],
     count: int | None,
-    hear: Progress,
+    progress: Progress,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Accuracy against epsilon: ascending radii, and what broke once stays broken."""
-    data = subject.data
+    data = target.data
     distance = torch.full((len(data),), torch.nan, device=wrong.device)
     distance[:count] = torch.where(wrong[:count], 0.0, torch.inf)
     ids, images = [], []
     for done, radius in enumerate(radii):
-        hear("security curve", done, len(radii))
+        progress("security curve", done, len(radii))
         rows = (distance == torch.inf).nonzero()[:, 0]
-        at_radius = replace(subject, threat=subject.threat.with_epsilon(radius))
-        columns, kept, _ = attack_rows(at_radius, attack, rows, name, unheard, column=CURVE)
+        at_radius = replace(target, threat=target.threat.with_epsilon(radius))
+        columns, kept, _ = attack_rows(at_radius, attack, rows, name, no_progress, column=CURVE)
         distance[columns[f"{CURVE}.broken"] & (distance == torch.inf)] = float(radius)
         ids.append(kept[f"{CURVE}.ids"])
         images.append(kept[f"{CURVE}.images"])
-    hear("security curve", len(radii), len(radii))
+    progress("security curve", len(radii), len(radii))
     return {f"{CURVE}.distance": distance}, {f"{CURVE}.ids": torch.cat(ids), f"{CURVE}.images": torch.cat(images)}
 
 

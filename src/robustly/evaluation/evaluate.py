@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from robustly.data import ImageData
-from robustly.evaluation.catalogue import suite_named
+from robustly.evaluation.batch_size import in_full_precision, measure
+from robustly.evaluation.checkpoint import Partial
 from robustly.evaluation.curve import curve_by_attack, curve_by_distances, curve_radii
-from robustly.evaluation.describe import describe
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
 from robustly.evaluation.evidence import Evidence
-from robustly.evaluation.partial import Partial
+from robustly.evaluation.metrics import contradictions, metrics
+from robustly.evaluation.provenance import describe
 from robustly.evaluation.stages import EvaluationError, Stages, run_stages
-from robustly.evaluation.subject import Mode, Progress, Subject, run_certificate, unheard
-from robustly.evaluation.suites import Suite
-from robustly.evaluation.summary import contradictions, figures
-from robustly.evaluation.tuning import in_full_precision, measure
+from robustly.evaluation.suites import suite_named
+from robustly.evaluation.suites.suite import Suite
+from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress, run_certificate
 from robustly.objectives import Goal, margin
-from robustly.threat import NORMS, ThreatModel, fraction_text
+from robustly.threats.lp import NORMS, ThreatModel, fraction_text
 
 GALLERY = 12
 
@@ -66,13 +66,13 @@ def evaluate(
     suite = suite_named(suite, threat.norm) if isinstance(suite, str) else suite
     mode = "worst_case" if suite.worst_case else mode
     _check_norms(suite, threat)
-    hear = progress or unheard
-    subject = Subject(model, data, threat, seed, batch_size or len(data))
-    clean = _clean_logits(replace(subject, batch_size=batch_size or 250))
+    progress = progress or no_progress
+    target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))
+    clean = _clean_logits(replace(target, batch_size=batch_size or 250))
     tuning = None
     if batch_size is None:
-        tuning = measure(subject)
-        subject = replace(subject, batch_size=tuning.batch_size)
+        tuning = measure(target)
+        target = replace(target, batch_size=tuning.batch_size)
     tuned = suite if tuning is None or tuning.half_pays else in_full_precision(suite)
     label = data.labels
     table: dict[str, Tensor] = {
@@ -82,12 +82,12 @@ def evaluate(
         "clean_margin": -margin(clean, Goal(label)),
     }
     wrong = table["clean_prediction"] != label
-    findings = cheap_findings(subject)
+    findings = cheap_findings(target)
     run = run_stages(
-        subject, tuned, table, mode=mode, suspicions=masking_suspected(findings), partial=partial, hear=hear
+        target, tuned, table, mode=mode, suspicions=masking_suspected(findings), partial=partial, progress=progress
     )
     table, images = run.table, run.images
-    table |= _certificates(subject, suite, hear)
+    table |= _certificates(target, suite, progress)
     radii = curve_radii(threat, suite) if suite.curve not in run.failures else []
     if radii:
         name, attack = suite.curve or "", tuned.attacks[suite.curve or ""]
@@ -95,10 +95,12 @@ def evaluate(
         if getattr(attack, "minimum_norm", False) and met_all:
             columns, kept = curve_by_distances(table, images, name, wrong, radii)
         else:
-            columns, kept = curve_by_attack(subject, name, attack, wrong, radii=radii, count=curve_count, hear=hear)
+            columns, kept = curve_by_attack(
+                target, name, attack, wrong, radii=radii, count=curve_count, progress=progress
+            )
         table |= columns
         images |= kept
-    images |= _gallery(subject, table, images, list(suite.attacks))
+    images |= _gallery(target, table, images, list(suite.attacks))
     table = {name: values.cpu() for name, values in table.items()}
     certified = {name: certificate.certifies for name, certificate in suite.certificates.items()}
     contradicted = int(contradictions(table, list(suite.attacks), certified).sum())
@@ -107,7 +109,7 @@ def evaluate(
             f"{contradicted} examples are certified at a radius at which an attack broke them: "
             "a certificate is wrong"
         )
-    numbers = figures(
+    numbers = metrics(
         table,
         attacks=list(suite.attacks),
         certificates=certified,
@@ -117,7 +119,7 @@ def evaluate(
     )
     for name, value in run.seconds.items():
         numbers["attacks"][name]["seconds"] = value
-    summary = describe(subject, suite, mode) | numbers
+    summary = describe(target, suite, mode) | numbers
     summary["precision"] = "full" if tuned is not suite else "as the suite says"
     summary["failures"] = run.failures
     summary["findings"] = [asdict(finding) for finding in (*findings, *run.findings)]
@@ -131,12 +133,12 @@ def evaluate(
     return Evidence(table, images, summary | (about or {}))
 
 
-def _clean_logits(subject: Subject) -> Tensor:
-    data = subject.data
+def _clean_logits(target: EvaluationTarget) -> Tensor:
+    data = target.data
     rows = torch.arange(len(data), device=data.images.device)
-    clean = subject.logits(data.floats, rows)
-    first = rows[: subject.batch_size]
-    again = subject.logits(data.floats, first)
+    clean = target.logits(data.floats, rows)
+    first = rows[: target.batch_size]
+    again = target.logits(data.floats, first)
     if bool(((again - clean[: len(first)]).abs() > 1e-4 * clean[: len(first)].abs().amax().clamp_min(1.0)).any()):
         raise EvaluationError(
             "the model answers the same images differently each time: wrap a randomised model in "
@@ -156,19 +158,19 @@ def looks_like_probabilities(logits: Tensor) -> bool:
     return bool((logits >= -1e-5).all() and (logits <= 1 + 1e-5).all() and ((sums - 1).abs() <= 1e-4).all())
 
 
-def _certificates(subject: Subject, suite: Suite, hear: Progress) -> dict[str, Tensor]:
+def _certificates(target: EvaluationTarget, suite: Suite, progress: Progress) -> dict[str, Tensor]:
     columns: dict[str, Tensor] = {}
     for name, certificate in suite.certificates.items():
-        found = run_certificate(subject, certificate, name, hear)
+        found = run_certificate(target, certificate, name, progress)
         columns |= {f"certificate.{name}.radius": found.radius, f"certificate.{name}.prediction": found.prediction}
     return columns
 
 
 def _gallery(
-    subject: Subject, table: dict[str, Tensor], images: dict[str, Tensor], attacks: list[str]
+    target: EvaluationTarget, table: dict[str, Tensor], images: dict[str, Tensor], attacks: list[str]
 ) -> dict[str, Tensor]:
     """Originals of some broken examples, one class after the other, for the picture grid."""
-    data = subject.data
+    data = target.data
     shown = torch.zeros(len(data), dtype=torch.bool, device=data.images.device)
     for name in attacks:
         shown |= torch.isin(data.ids, images[f"{name}.ids"])

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from robustly.attacks import Attack
-from robustly.evaluation.attacked import attack_rows, empty_columns
+from robustly.evaluation.checkpoint import Finished, Partial
+from robustly.evaluation.confirmation import attack_rows, empty_columns
 from robustly.evaluation.diagnostics import Finding
-from robustly.evaluation.partial import Finished, Partial
-from robustly.evaluation.subject import Mode, Progress, Subject
-from robustly.evaluation.suites import Suite
+from robustly.evaluation.suites.suite import Suite
+from robustly.evaluation.target import EvaluationTarget, Mode, Progress
 from robustly.statistics import Proportion
 
 
@@ -44,14 +44,14 @@ class Stages:
 
 
 def run_stages(
-    subject: Subject,
+    target: EvaluationTarget,
     suite: Suite,
     table: Mapping[str, Tensor],
     *,
     mode: Mode,
     suspicions: list[str],
     partial: Partial | None,
-    hear: Progress,
+    progress: Progress,
 ) -> Stages:
     """Run the attacks of a suite in their order.
 
@@ -72,7 +72,7 @@ def run_stages(
     """
     wrong = table["clean_prediction"] != table["label"]
     done = Stages(dict(table), {}, {}, 0, {}, [], [])
-    standing, standing_8bit, closeness = ~wrong, ~wrong, -table["clean_margin"]
+    unbroken, standing_8bit, closeness = ~wrong, ~wrong, -table["clean_margin"]
     unconfirmed = 0
     for name, attack in suite.attacks.items():
         plan = suite.plan(name)
@@ -81,9 +81,9 @@ def run_stages(
         elif mode == "every":
             rows = (~wrong).nonzero()[:, 0]
         else:
-            rows = plan.rows(standing, closeness, subject.data.ids, subject.seed)
-        found = _finished(subject, name, attack, rows, partial, hear, done.failures)
-        broken_before = ~standing if mode == "worst_case" else wrong
+            rows = plan.rows(unbroken, closeness, target.data.ids, target.seed)
+        found = _finished(target, name, attack, rows, partial, progress, done.failures)
+        broken_before = ~unbroken if mode == "worst_case" else wrong
         broken_8bit_before = ~standing_8bit if mode == "worst_case" else wrong
         columns = {key: value.to(wrong.device) for key, value in found.columns.items()}
         if plan.sentinel and len(rows):
@@ -97,7 +97,7 @@ def run_stages(
         closeness = torch.fmax(closeness, columns[f"{name}.margin"])
         columns[f"{name}.broken"] = columns[f"{name}.broken"] | broken_before
         columns[f"{name}.broken_8bit"] = columns[f"{name}.broken_8bit"] | broken_8bit_before
-        standing = standing & ~columns[f"{name}.broken"]
+        unbroken = unbroken & ~columns[f"{name}.broken"]
         standing_8bit = standing_8bit & ~columns[f"{name}.broken_8bit"]
         done.table.update(columns)
         done.images.update({key: value.to(wrong.device) for key, value in found.images.items()})
@@ -105,17 +105,17 @@ def run_stages(
         unconfirmed += found.unconfirmed
     if suite.attacks and len(done.failures) == len(suite.attacks):
         raise EvaluationError(f"every attack failed, the first with: {next(iter(done.failures.values()))}")
-    done.table.update({"worst_case.broken": ~standing, "worst_case.broken_8bit": ~standing_8bit})
+    done.table.update({"worst_case.broken": ~unbroken, "worst_case.broken_8bit": ~standing_8bit})
     return Stages(done.table, done.images, done.seconds, unconfirmed, done.failures, done.findings, done.suspicions)
 
 
 def _finished(
-    subject: Subject,
+    target: EvaluationTarget,
     name: str,
     attack: Attack,
     rows: Tensor,
     partial: Partial | None,
-    hear: Progress,
+    progress: Progress,
     failures: dict[str, str],
 ) -> Finished:
     """What an attack finds, or found before the evaluation was killed, or nothing where it raises."""
@@ -124,10 +124,10 @@ def _finished(
         return stored
     began = time.perf_counter()
     try:
-        columns, images, unconfirmed = attack_rows(subject, attack, rows, name, hear)
+        columns, images, unconfirmed = attack_rows(target, attack, rows, name, progress)
     except Exception as error:
         failures[name] = f"{type(error).__name__}: {error}"
-        columns, images = empty_columns(subject, name)
+        columns, images = empty_columns(target, name)
         return Finished(columns, images, 0, time.perf_counter() - began)
     finished = Finished(columns, images, unconfirmed, time.perf_counter() - began)
     if partial is not None:

@@ -50,7 +50,7 @@ def _gradients(found: Fields) -> Gradients:
     spreads = {name: _spread(measures.inside(name)) for name in measures.values}
     return Gradients(
         count=found.whole("count"),
-        right=found.whole("right"),
+        correct=found.whole("right"),
         measures={name: spread for name, spread in spreads.items() if spread is not None},
         radius=_spread(radius),
         beyond=radius.whole("beyond"),

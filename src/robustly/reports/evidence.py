@@ -205,8 +205,8 @@ class Examples:
     @property
     def clean_right(self) -> NDArray[np.bool_]:
         """Which examples are classified rightly without any attack."""
-        right: NDArray[np.bool_] = self.label == self.clean_prediction
-        return right
+        correct: NDArray[np.bool_] = self.label == self.clean_prediction
+        return correct
 
     def broken_by(self, attack: str) -> NDArray[np.bool_]:
         """Which rightly classified examples the attack turned."""
@@ -240,7 +240,7 @@ class Gradients:
     """Input gradients on `count` clean pictures: measures by name, and first-order radii of the `right` ones."""
 
     count: int
-    right: int
+    correct: int
     measures: Mapping[str, Spread]
     radius: Spread | None
     beyond: int

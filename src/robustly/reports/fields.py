@@ -92,15 +92,15 @@ class Fields:
         count = self.whole("count")
         if count < 1:
             raise self._wrong("count", "at least 1")
-        right = self.maybe_whole(correct)
-        if right is None:
-            right = round(self.number(accuracy) * count)
-        if not 0 <= right <= count:
+        hits = self.maybe_whole(correct)
+        if hits is None:
+            hits = round(self.number(accuracy) * count)
+        if not 0 <= hits <= count:
             raise self._wrong(correct if correct in self.values else accuracy, f"between 0 and {count} examples")
         ends = self.numbers(interval)
         if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
-            return Proportion(right, count, ends[0], ends[1])
-        return wilson(right, count)
+            return Proportion(hits, count, ends[0], ends[1])
+        return wilson(hits, count)
 
     def _as_number(self, key: str, value: object) -> float | None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):

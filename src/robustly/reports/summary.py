@@ -178,11 +178,11 @@ def _class(entry: Fields) -> ClassResult:
 
     def share(key: str) -> Proportion:
         value, ends = entry.number(key), entry.numbers(f"{key}_interval")
-        right = round(value * count)
-        if not 0 <= right <= count:
+        correct = round(value * count)
+        if not 0 <= correct <= count:
             raise ReportError(f"{entry.where}: {key} should be between 0 and 1, but is {value:g}.")
         if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
-            return Proportion(right, count, ends[0], ends[1])
-        return wilson(right, count)
+            return Proportion(correct, count, ends[0], ends[1])
+        return wilson(correct, count)
 
     return ClassResult(entry.text("class"), share("clean"), share("robust"))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from robustly.attacks import Attack, AttackResult
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.testing.networks import SHAPES, logits_of, say, small_network
-from robustly.threat import ThreatModel
+from robustly.testing.networks import SHAPES, eval_logits, say, small_network
+from robustly.threats.lp import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ def _check_result(case: _Case, result: AttackResult, where: str) -> None:
     say(result.x_adv.device == x.device, f"the attack changes the device of images {where}")
     say(not result.x_adv.requires_grad, f"the images returned still carry a gradient {where}")
     say(threat.contains(result.x_adv, x).all(), f"the attack leaves the ball or the box {where}")
-    wrong = logits_of(case.net, x).argmax(1) != y
+    wrong = eval_logits(case.net, x).argmax(1) != y
     say((result.x_adv[wrong] == x[wrong]).all(), f"images that are already wrong are changed {where}")
     say(result.broken[wrong].all(), f"images that are already wrong do not count as broken {where}")
     say((result.distance[wrong] == 0).all(), f"images that are already wrong are not at distance 0 {where}")
-    fooled = logits_of(case.net, result.x_adv).argmax(1) != y
+    fooled = eval_logits(case.net, result.x_adv).argmax(1) != y
     say(fooled[result.broken].all(), f"an image is called broken that the model still has right {where}")
     measured = threat.distance(result.x_adv, x)
     near = torch.isclose(result.distance[result.broken], measured[result.broken], rtol=1e-4, atol=1e-5)
@@ -122,7 +122,7 @@ def _check_beyond(case: _Case, result: AttackResult, where: str) -> None:
     measured = case.threat.distance(result.beyond, case.x)
     near = torch.isclose(result.distance[found], measured[found], rtol=1e-4, atol=1e-5)
     say(near.all(), f"a distance is not that of the image found beyond epsilon {where}")
-    fooled = logits_of(case.net, result.beyond).argmax(1) != case.y
+    fooled = eval_logits(case.net, result.beyond).argmax(1) != case.y
     say(fooled[found].all(), f"an image beyond epsilon is given that the model still has right {where}")
     inside = ((result.beyond >= low) & (result.beyond <= high)).flatten(1).all(1)
     say(inside[found].all(), f"an image beyond epsilon leaves the box {where}")
@@ -267,9 +267,9 @@ def _check_radii(case: _Case, attack: Attack, where: str) -> None:
 def _check_targets(case: _Case, attack: Attack, where: str) -> None:
     goal = Goal(case.y, target=(case.y + 1) % 4)
     result = case.run(attack, goal=goal)
-    reached = logits_of(case.net, result.x_adv).argmax(1).eq((case.y + 1) % 4)
+    reached = eval_logits(case.net, result.x_adv).argmax(1).eq((case.y + 1) % 4)
     say(reached[result.broken].all(), f"a target is called reached that the model does not predict {where}")
-    prediction = logits_of(case.net, case.x).argmax(1)
+    prediction = eval_logits(case.net, case.x).argmax(1)
     there = case.run(attack, goal=Goal((prediction + 1) % 4, target=prediction))
     say(there.broken.all(), f"a target that is predicted already does not count as reached {where}")
     say(torch.equal(there.x_adv, case.x), f"images whose target is predicted already are changed {where}")
@@ -289,6 +289,6 @@ def _check_nan(case: _Case, attack: Attack, where: str) -> None:
     case.net.eval()
     sick = _Case(Sick(case.net, case.x), case.x, case.y, case.threat)
     result = sick.run(attack)
-    right = logits_of(case.net, case.x).argmax(1) == case.y
-    say(result.invalid[right].all(), f"NaN logits are not reported as invalid {where}")
+    correct = eval_logits(case.net, case.x).argmax(1) == case.y
+    say(result.invalid[correct].all(), f"NaN logits are not reported as invalid {where}")
     say(result.broken.all(), f"an example that the model answers with NaN counts as robust {where}")

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from robustly.attacks import PGD
 from robustly.certification import Certificate, CertificateResult
 from robustly.randomness import KeyedGenerator
-from robustly.testing.networks import logits_of, say
-from robustly.threat import ThreatModel
+from robustly.testing.networks import eval_logits, say
+from robustly.threats.lp import ThreatModel
 
 
 def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
@@ -53,7 +53,7 @@ def _check_truth(net: nn.Module, x: Tensor, result: CertificateResult, threat: T
     """Nothing that random points and PGD find just inside the radius changes the prediction."""
     proved = result.radius > 0
     stated = result.prediction
-    said = logits_of(net, x).argmax(1)
+    said = eval_logits(net, x).argmax(1)
     say((said == stated)[proved].all(), "a certificate names another class than the model predicts")
     low, high = threat.box
     radius = (result.radius.to(x.dtype) * (1 - 1e-4)).clamp(max=(high - low) * x[0].numel())
@@ -65,7 +65,7 @@ def _check_truth(net: nn.Module, x: Tensor, result: CertificateResult, threat: T
     inside = threat.with_epsilon(radius[rows])
     for seed in range(10):
         point = inside.around(x[rows]).random_start(KeyedGenerator(seed, rows))
-        same = logits_of(net, point).argmax(1) == stated[rows]
+        same = eval_logits(net, point).argmax(1) == stated[rows]
         say(same.all(), "a random image within the certified radius has another prediction")
     found = PGD(40, restarts=2)(net, x[rows], stated[rows], threat=inside, generator=KeyedGenerator(0, rows))
     say(not found.broken.any(), "PGD finds an adversarial example within the certified radius")

@@ -33,7 +33,7 @@ def say(holds: Tensor | bool, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
-def logits_of(net: nn.Module, x: Tensor) -> Tensor:
+def eval_logits(net: nn.Module, x: Tensor) -> Tensor:
     """What a network answers in evaluation mode; its modes are put back."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()

@@ -7,10 +7,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from robustly.attacks import PGD, AttackResult
-from robustly.attacks.answers import answer
-from robustly.attacks.contract import Images, frozen
-from robustly.balls import laid_out_like
+from robustly.attacks.core.contract import Images, frozen
+from robustly.attacks.core.model_access import logits_of
 from robustly.objectives import Goal, at_step
+from robustly.threats.balls import laid_out_like
 from robustly.training.step import Step
 
 Rows = Int64[Tensor, " m"]
@@ -56,7 +56,7 @@ def ascend(
         for count in range(settings.steps):
             point = x_adv[rows].detach().requires_grad_()
             here = goal.select(rows)
-            logits = answer(model, point)
+            logits = logits_of(model, point)
             forwards[rows] += 1
             correct[rows] += (~here.reached(logits.detach())).long()
             going = None if settled is None else ~settled(rows, point.detach(), logits.detach(), here)
@@ -67,14 +67,14 @@ def ascend(
                 if value is None
                 else value(point, logits, here)
             )
-            (slope,) = torch.autograd.grad((maximised if going is None else maximised[going]).sum(), point)
+            (gradient,) = torch.autograd.grad((maximised if going is None else maximised[going]).sum(), point)
             backwards[rows] += 1
             if going is not None:
-                rows, slope = rows[going], slope[going]
+                rows, gradient = rows[going], gradient[going]
             current, near = x_adv[rows], ball.select(rows)
             if noise > 0:
                 current = current + noise * draws.select(rows).fold("noise", count).normal(*x.shape[1:]).to(x)
-            x_adv = x_adv.index_copy(0, rows, near.step(current, slope, sizes[rows]).to(x_adv.dtype))
+            x_adv = x_adv.index_copy(0, rows, near.step(current, gradient, sizes[rows]).to(x_adv.dtype))
     none = torch.zeros_like(forwards, dtype=torch.bool)
     distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
     found = laid_out_like(x, x_adv)

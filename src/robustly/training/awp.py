@@ -66,15 +66,15 @@ class WeightPerturbation(ParameterPart):
             return
         matrices = {name: p for name, p in step.model.named_parameters() if p.ndim > 1 and p.requires_grad}
         value = loss(step.again()) if self.proxy == "own" else self._proxy_loss(step.again())
-        slopes = torch.autograd.grad(value, list(matrices.values()), allow_unused=True)
+        gradients = torch.autograd.grad(value, list(matrices.values()), allow_unused=True)
         count = torch.tensor(float(len(step.y)), device=step.x.device)
         whole = step.global_mean(count)
         memory = step.remember(self)
         with torch.no_grad():
-            for (name, weight), slope in zip(matrices.items(), slopes, strict=True):
-                if slope is None:
+            for (name, weight), gradient in zip(matrices.items(), gradients, strict=True):
+                if gradient is None:
                     continue
-                mean = step.global_mean(slope * count) / whole
+                mean = step.global_mean(gradient * count) / whole
                 length = mean.norm()
                 memory[f"original.{name}"] = weight.detach().clone()
                 weight.add_(self.gamma * weight.norm() * torch.where(length > 0, mean / length, 0.0))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training.method import Method, MethodError, outer_loss
 from robustly.training.step import Memory, Moment, Step
 from robustly.training.weights import WeightsError
@@ -21,7 +21,7 @@ class StepCost:
     """Passes of one example through each network, in all steps that are taken on its batch.
 
     Args:
-        forwards: by role ("model", "guide", "teacher", "clean_teacher").
+        forwards: by role ("model", "guide", "teacher", "standard_teacher").
         backwards: likewise; passes back to the input and passes back to the weights count alike.
     """
 

@@ -1,7 +1,7 @@
 """Learning from frozen teachers t: outer losses of adversarial distillation, and AdaAD's attack.
 
 z are clean and z' adversarial logits of the model, p and p' their softmax. The teachers answer in evaluation mode
-and never learn; the role "teacher" is a robust network, "clean_teacher" one trained on clean images.
+and never learn; the role "teacher" is a robust network, "standard_teacher" one trained on clean images.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustly.attacks import AttackResult
-from robustly.attacks.answers import answer
-from robustly.attacks.contract import Images, ModelMode, frozen
+from robustly.attacks.core.contract import Images, ModelMode, frozen
+from robustly.attacks.core.model_access import logits_of
 from robustly.attacks.pgd import Start
 from robustly.objectives import Goal, kl
 from robustly.training.ascent import ascend
@@ -197,7 +197,7 @@ class KdLoss:
     """
 
     needs_inner: ClassVar[bool] = True
-    networks: ClassVar[tuple[str, ...]] = ("teacher", "clean_teacher")
+    networks: ClassVar[tuple[str, ...]] = ("teacher", "standard_teacher")
 
     labels: float = 0.3
     clean: float = 0.1
@@ -217,12 +217,12 @@ class KdLoss:
         return smoothed_for_nothing("labels above 0", method) if self.labels == 0 else None
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "adversarial" (labels), "clean_teacher" and "teacher", without those of weight 0."""
+        """Return the terms "adversarial" (labels), "standard_teacher" and "teacher", without those of weight 0."""
         z_adv, t = step.adversarial_logits, self.temperature
         terms: Terms = {}
         if self.labels > 0:
             terms["adversarial"] = self.labels * label_loss(z_adv, step.labels)
-        for role, weight in (("clean_teacher", self.clean), ("teacher", self.robust)):
+        for role, weight in (("standard_teacher", self.clean), ("teacher", self.robust)):
             if weight > 0:
                 answers = step.teacher_logits(role, "adversarial")
                 terms[role] = weight * t**2 * soft_cross_entropy(answers, z_adv, t)
@@ -260,7 +260,7 @@ class AdaadInner:
         teacher = step.teacher("teacher")
 
         def value(points: Images, logits: Logits, goal: Goal) -> Float[Tensor, " m"]:
-            return kl(answer(teacher, points), logits)
+            return kl(logits_of(teacher, points), logits)
 
         with frozen(teacher, full_precision=False):
             return ascend(step, pgd_of(self), Goal(step.y), value=value)

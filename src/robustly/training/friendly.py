@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustly.attacks import AttackResult
-from robustly.attacks.answers import answer
-from robustly.attacks.contract import Images, ModelMode
+from robustly.attacks.core.contract import Images, ModelMode
+from robustly.attacks.core.model_access import logits_of
 from robustly.attacks.pgd import Start
-from robustly.balls import per_example
 from robustly.objectives import OBJECTIVES, Goal, cross_entropy, probability_margin
 from robustly.randomness import KeyedGenerator
+from robustly.threats.balls import per_example
 from robustly.training.ascent import Logits, Rows, ascend
 from robustly.training.inner import pgd_of
 from robustly.training.step import Step, Whose
@@ -198,9 +198,9 @@ def curvature_at(
         distance: h of the finite differences.
     """
 
-    def slope(at: Images) -> Images:
+    def gradient(at: Images) -> Images:
         at = at.detach().requires_grad_()
-        logits = answer(step.model, at)
+        logits = logits_of(step.model, at)
         return torch.autograd.grad(cross_entropy(logits, goal).sum(), at)[0]
 
     def unit(values: Images) -> Images:
@@ -210,7 +210,7 @@ def curvature_at(
     direction = unit(draws.normal(*points.shape[1:]).to(points))
     curvature = torch.zeros(len(points), device=points.device, dtype=points.dtype)
     for _ in range(power_steps):
-        bent = (slope(points + distance * direction) - slope(points - distance * direction)) / (2 * distance)
+        bent = (gradient(points + distance * direction) - gradient(points - distance * direction)) / (2 * distance)
         curvature = (direction * bent).flatten(1).sum(1).abs()
         direction = unit(bent)
     return curvature

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustly.attacks import AttackResult
-from robustly.attacks.contract import ModelMode
+from robustly.attacks.core.contract import ModelMode
 from robustly.attacks.pgd import Start
 from robustly.objectives import Goal
 from robustly.training.inner import attack_step, pgd_of

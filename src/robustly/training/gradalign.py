@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustly.attacks.answers import answer
-from robustly.attacks.contract import Images
+from robustly.attacks.core.contract import Images
+from robustly.attacks.core.model_access import logits_of
 from robustly.training.batch_norms import statistics_kept
 from robustly.training.losses import Terms
 from robustly.training.parameters import ParameterPart
@@ -48,7 +48,7 @@ class GradAlign(ParameterPart):
             here = _slope(step, step.x, create_graph=False).detach()
             there = _slope(step, noisy, create_graph=True)
         # the squares of a norm underflow where the network is sure; a cosine does not depend on the scale
-        here, there = (slope / _largest(slope) for slope in (here, there))
+        here, there = (gradient / _largest(gradient) for gradient in (here, there))
         both = (here.abs().amax(1) > 0) & (there.abs().amax(1) > 0)
         share = step.batch_mean(both.to(here.dtype)).clamp_min(torch.finfo(here.dtype).tiny)
         # a norm has no gradient at 0: such examples leave before it is taken
@@ -58,14 +58,14 @@ class GradAlign(ParameterPart):
         return {"alignment": term / share}
 
 
-def _largest(slope: Tensor) -> Tensor:
-    largest = slope.detach().abs().amax(1, keepdim=True)
+def _largest(gradient: Tensor) -> Tensor:
+    largest = gradient.detach().abs().amax(1, keepdim=True)
     return torch.where(largest > 0, largest, 1.0)
 
 
 def _slope(step: Step, x: Images, *, create_graph: bool) -> Tensor:
     """Gradient of each example's cross-entropy in the input, `(N, D)`."""
     point = x.detach().requires_grad_()
-    logits = answer(step.model, point)
+    logits = logits_of(step.model, point)
     loss = F.cross_entropy(logits, step.labels.hard, reduction="sum")
     return torch.autograd.grad(loss, point, create_graph=create_graph)[0].flatten(1)

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustly.attacks import PGD, Attack, AttackResult
-from robustly.attacks.contract import ModelMode
+from robustly.attacks.core.contract import ModelMode
 from robustly.attacks.pgd import Start
 from robustly.objectives import OBJECTIVES, Goal, Objective, cross_entropy
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training.step import Step, Whose
 
 

@@ -110,7 +110,7 @@ class Iad2Loss:
     """
 
     needs_inner: ClassVar[bool] = True
-    networks: ClassVar[tuple[str, ...]] = ("teacher", "clean_teacher")
+    networks: ClassVar[tuple[str, ...]] = ("teacher", "standard_teacher")
 
     robust: float = 0.5
     clean: float = 0.25
@@ -136,7 +136,7 @@ class Iad2Loss:
         return outlasts("begin", self.begin, epochs, "the model would never trust itself")
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "adversarial" (cross-entropy), "teacher", "clean_teacher", "consistency" (its own).
+        """Return the terms "adversarial" (cross-entropy), "teacher", "standard_teacher", "consistency" (its own).
 
         One without weight is left out, with its passes.
         """
@@ -150,7 +150,7 @@ class Iad2Loss:
             taught = self._taught("teacher", step)
             terms["teacher"] = self.robust * (taught if trust is None else trust * taught)
         if self.clean > 0:
-            terms["clean_teacher"] = self.clean * self._taught("clean_teacher", step)
+            terms["standard_teacher"] = self.clean * self._taught("standard_teacher", step)
         if self._share_of_labels > 0:
             terms["adversarial"] = self._share_of_labels * label_loss(step.adversarial_logits, step.labels)
         return terms

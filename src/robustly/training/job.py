@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from robustly.data import Augmentation, Extra, ImageData
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training.cost import step_cost
 from robustly.training.method import Method, MethodError
 from robustly.training.optimisation import OptimizerConfig, ScheduleConfig
@@ -71,7 +71,7 @@ class Job:
         method: the five parts.
         model: the network to train.
         guide: the network trained beside it, where the method has one.
-        teachers: frozen networks by role ("teacher", "clean_teacher"), where the method has any.
+        teachers: frozen networks by role ("teacher", "standard_teacher"), where the method has any.
         extra: more training images, mixed into every batch.
         train: training images.
         validation: held-out images for model selection.
@@ -127,7 +127,7 @@ class Job:
         return -(-len(self.train) // self.training.batch_size)
 
 
-ROLES = ("guide", "teacher", "clean_teacher")
+ROLES = ("guide", "teacher", "standard_teacher")
 
 
 def check_networks(method: Method, roles: Collection[str]) -> None:
@@ -147,6 +147,6 @@ def check_networks(method: Method, roles: Collection[str]) -> None:
 
 
 def _said(role: str) -> str:
-    return {"guide": "guide network", "teacher": "teacher", "clean_teacher": "second, standard-trained teacher"}[
+    return {"guide": "guide network", "teacher": "teacher", "standard_teacher": "second, standard-trained teacher"}[
         role
     ]

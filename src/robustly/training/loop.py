@@ -18,7 +18,7 @@ from robustly.files import whole_file, write_json, write_text
 from robustly.models import save_weights, weights_hash
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training.checkpoint import CheckpointError, Row, TrainingState, load_state, save_state
 from robustly.training.divergence import DivergenceError, check_loss, check_weights
 from robustly.training.job import Job

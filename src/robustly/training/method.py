@@ -27,7 +27,7 @@ class Method:
 
     Any part may also define `after_backward(step)` (gradients are there, the optimiser has not moved yet),
     `after_step(step)` (it has) and `after_epoch(end)`, to learn from how it went; `networks`, a tuple with the
-    roles of further networks that it needs: "guide" (trained beside the model), "teacher", "clean_teacher"
+    roles of further networks that it needs: "guide" (trained beside the model), "teacher", "standard_teacher"
     (frozen); `check(method)`, which returns why it does not go with the other parts, or None; and
     `check_epochs(epochs)`, which does so for the length of a run.
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from robustly.attacks import AttackResult
-from robustly.attacks.answers import answer
-from robustly.attacks.contract import ModelMode, frozen
-from robustly.balls import laid_out_like
+from robustly.attacks.core.contract import ModelMode, frozen
+from robustly.attacks.core.model_access import logits_of
 from robustly.objectives import Goal, cross_entropy
-from robustly.threat import ThreatModel
+from robustly.threats.balls import laid_out_like
+from robustly.threats.lp import ThreatModel
 from robustly.training.inner import training_pgd
 from robustly.training.step import Step
 
@@ -61,11 +61,11 @@ class NoisyFGSMInner:
         draws = step.generator.fold("inner").fold("restart", 0).fold("start")
         point = widened(step.threat, self.noise).around(x).random_start(draws).detach().requires_grad_()
         with frozen(step.model, self.mode, full_precision=False):
-            logits = answer(step.model, point)
-            (slope,) = torch.autograd.grad(cross_entropy(logits, goal).sum(), point)
+            logits = logits_of(step.model, point)
+            (gradient,) = torch.autograd.grad(cross_entropy(logits, goal).sum(), point)
         reach = widened(step.threat, self.noise + self.relative_step_size).around(x)
         length = training_pgd(1, relative_step_size=self.relative_step_size).step_sizes(step.threat.around(x))
-        x_adv = laid_out_like(x, reach.step(point.detach(), slope, length))
+        x_adv = laid_out_like(x, reach.step(point.detach(), gradient, length))
         once = torch.ones_like(step.y)
         none = torch.zeros_like(once, dtype=torch.bool)
         distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks import AttackResult
-from robustly.attacks.answers import answer
-from robustly.attacks.contract import ModelMode, frozen
+from robustly.attacks.core.contract import ModelMode, frozen
+from robustly.attacks.core.model_access import logits_of
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator, derive_seed
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 Memory = dict[str, dict[str, Tensor]]
 Logits = Float[Tensor, "n k"]
@@ -205,12 +205,12 @@ class Step:
     @cached_property
     def clean_logits(self) -> Logits:
         """Logits of the clean images, with gradient."""
-        return answer(self.model, self.x)
+        return logits_of(self.model, self.x)
 
     @cached_property
     def guide_logits(self) -> Logits:
         """The guide's logits of the clean images, with gradient."""
-        return answer(self.guide, self.x)
+        return logits_of(self.guide, self.x)
 
     @cached_property
     def reference_logits(self) -> Logits:
@@ -223,7 +223,7 @@ class Step:
 
     def _reference(self, mode: ModelMode) -> Logits:
         with frozen(self.model, mode, full_precision=False), torch.no_grad():
-            return answer(self.model, self.x)
+            return logits_of(self.model, self.x)
 
     def teacher_logits(self, role: str = "teacher", of: Of = "clean") -> Logits:
         """What a frozen network says of the clean or the adversarial images, without gradient; asked once.
@@ -233,7 +233,7 @@ class Step:
         if (role, of) not in self._taught:
             network, x = self.teacher(role), self.x if of == "clean" else self.adversarial.x_adv
             with frozen(network, full_precision=False), torch.no_grad():
-                self._taught[role, of] = answer(network, x.detach())
+                self._taught[role, of] = logits_of(network, x.detach())
         return self._taught[role, of]
 
     def labels_by(self, whose: Whose) -> Int64[Tensor, " n"]:
@@ -269,7 +269,7 @@ class Step:
     @cached_property
     def adversarial_logits(self) -> Logits:
         """Logits of the adversarial images, with gradient."""
-        return answer(self.model, self.adversarial.x_adv)
+        return logits_of(self.model, self.adversarial.x_adv)
 
     def again(self) -> "Step":
         """The same labels and adversarial examples, with the model's logits yet to be computed.

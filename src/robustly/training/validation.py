@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import Attack
-from robustly.attacks.contract import frozen
+from robustly.attacks.core.contract import frozen
 from robustly.data import ImageData
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 
 def accuracies(

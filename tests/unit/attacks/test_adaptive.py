@@ -18,7 +18,7 @@ from robustly.attacks.adaptive import (
 from robustly.objectives import Goal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import small_network
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 WEIGHT = torch.tensor([[0.0, 0, 0, 0], [2, 2, 2, 2], [6, 0, 0, 0], [3, 3, 0, 0]])
 BIAS = torch.tensor([0, -4.8, -3.9, -3.606])
@@ -45,11 +45,11 @@ def test_bpda_gives_the_stage_to_the_last_bit_and_the_substitutes_gradient(level
         return (x * levels).round() / levels
 
     x = noise(3, seed).requires_grad_()
-    for backward, slope in (("identity", torch.ones_like(x)), (torch.square, 2 * x.detach())):
+    for backward, gradient in (("identity", torch.ones_like(x)), (torch.square, 2 * x.detach())):
         out = BPDA(rounded, backward)(x)
         assert torch.equal(out, rounded(x))
         (found,) = torch.autograd.grad(out.sum(), x)
-        assert torch.allclose(found, slope)
+        assert torch.allclose(found, gradient)
 
 
 def test_bpda_refuses_what_does_not_fit() -> None:
@@ -92,8 +92,8 @@ def test_the_mean_over_draws_is_the_mean() -> None:
     x = noise(4).requires_grad_()
     out = net(x)
     assert (out - x.flatten(1)).abs().max() < 5 / 20
-    (slope,) = torch.autograd.grad(out.sum(), x)
-    assert torch.allclose(slope, torch.ones_like(x), atol=1e-5)
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert torch.allclose(gradient, torch.ones_like(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("vectorised", [True, False])
@@ -113,9 +113,9 @@ def test_no_draws_are_refused() -> None:
 
 def test_a_fair_coin_is_right_half_of_the_time() -> None:
     coin = Toy(lambda x: torch.randn(len(x), 2))
-    right = accuracy_over_draws(coin, noise(20), torch.zeros(20, dtype=torch.int64), draws=100)
-    assert right.shape == (20,)
-    assert float(right.mean()) == pytest.approx(0.5, abs=4 * 0.5 / 2000**0.5)
+    correct = accuracy_over_draws(coin, noise(20), torch.zeros(20, dtype=torch.int64), draws=100)
+    assert correct.shape == (20,)
+    assert float(correct.mean()) == pytest.approx(0.5, abs=4 * 0.5 / 2000**0.5)
 
 
 def test_the_mean_over_draws_falls_where_the_model_without_noise_does() -> None:

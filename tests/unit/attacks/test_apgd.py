@@ -14,7 +14,7 @@ from robustly.data import Splits
 from robustly.objectives import OBJECTIVES, Goal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, small_network
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 THREATS = (ThreatModel("linf", 0.15), ThreatModel("l2", 0.5), ThreatModel("l1", 1.2))
 
@@ -189,8 +189,8 @@ def test_bad_settings_and_norms_are_refused() -> None:
 
 
 def test_a_sparse_step_moves_the_steepest_share() -> None:
-    slope = torch.tensor([[0.1, -0.5, 0.3, 0.0, 0.2], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    step = sparse_direction(slope, torch.tensor([0.4, 0.4]))
+    gradient = torch.tensor([[0.1, -0.5, 0.3, 0.0, 0.2], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    step = sparse_direction(gradient, torch.tensor([0.4, 0.4]))
     assert torch.allclose(step, torch.tensor([[0, -0.5, 0.5, 0, 0], [0.0, 0, 0, 0, 0]]))
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from robustly.attacks import PGD
 from robustly.attacks.boundary import Boundary
-from robustly.attacks.contract import Attack, AttackError
-from robustly.attacks.estimators import NES, SPSA, Averaged
+from robustly.attacks.core.contract import Attack, AttackError
+from robustly.attacks.core.gradient_estimators import NES, SPSA, Averaged
 from robustly.attacks.hopskipjump import HopSkipJump
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Grid, Square, bump
@@ -20,7 +20,7 @@ from robustly.data import Splits
 from robustly.objectives import Goal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 BLIND: list[tuple[Attack, tuple[ThreatModel, ...]]] = [
     (Square(12), (ThreatModel("linf", 0.05), ThreatModel("l2", 0.3), ThreatModel("l1", 0.8))),
@@ -228,15 +228,15 @@ def test_finite_differences_do_not_depend_on_how_many_fit_in_a_pass(monkeypatch:
     x, y = data(3)
     found = []
     for at_once in (1, 24, 100_000):
-        monkeypatch.setattr("robustly.attacks.estimators.AT_ONCE", at_once)
+        monkeypatch.setattr("robustly.attacks.core.gradient_estimators.AT_ONCE", at_once)
         asked = Asked(net)
-        slope, forwards, _ = NES(7, 0.01)(
+        gradient, forwards, _ = NES(7, 0.01)(
             asked, x, lambda logits: logits.gather(1, y[:, None])[:, 0], keyed(3).fold("here")
         )
         assert forwards == 14
         assert max(map(len, asked.points)) <= max(at_once, 6)
         assert sum(map(len, asked.points)) == 3 * 14
-        found.append(slope)
+        found.append(gradient)
     assert torch.allclose(found[0], found[1], atol=1e-4)
     assert torch.allclose(found[0], found[2], atol=1e-4)
 
@@ -256,10 +256,10 @@ def test_square_and_decisions_break_digits(digits: Splits, digit_net: nn.Module)
     square = Square(200)(digit_net, x, y, threat=ThreatModel("linf", 0.3), generator=keyed(12))
     assert float(square.broken.double().mean()) >= 0.8
     with torch.no_grad():
-        right = digit_net(x).argmax(1) == y
+        correct = digit_net(x).argmax(1) == y
     jumps = HopSkipJump(4, evaluations=40)(digit_net, x, y, threat=ThreatModel("l2", 1.0), generator=keyed(12))
-    assert jumps.distance[right].isfinite().all()
-    assert float(jumps.distance[right].median()) < 4
+    assert jumps.distance[correct].isfinite().all()
+    assert float(jumps.distance[correct].median()) < 4
 
 
 def test_a_class_that_no_noise_belongs_to_leaves_examples_standing() -> None:

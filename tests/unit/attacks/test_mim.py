@@ -12,7 +12,7 @@ from robustly.attacks.mim import MIM, InputDiversity, smoothed
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, small_network
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 THREATS = (ThreatModel("linf", 0.1), ThreatModel("l2", 0.4), ThreatModel("l1", 1.5))
 
@@ -58,11 +58,11 @@ def test_without_decay_it_is_pgd_from_the_image(threat: ThreatModel) -> None:
 
 def test_momentum_remembers_the_first_gradient() -> None:
     """Ascent on |x_0 - 0.5| + 0.1 x_1 ... by hand: two steps of two gradients, normalised and added."""
-    slopes = [torch.tensor([[3.0, -1.0]]), torch.tensor([[-1.0, -1.0]])]
+    gradients = [torch.tensor([[3.0, -1.0]]), torch.tensor([[-1.0, -1.0]])]
     velocity = torch.zeros(1, 2)
     attack = MIM(decay=0.9)
-    for slope in slopes:
-        velocity = attack._pushed(velocity, slope)
+    for gradient in gradients:
+        velocity = attack._pushed(velocity, gradient)
     assert torch.allclose(velocity, torch.tensor([[0.9 * 0.75 - 0.5, -0.9 * 0.25 - 0.5]]))
     assert torch.equal(attack._pushed(torch.zeros(1, 2), torch.zeros(1, 2)), torch.zeros(1, 2))
 

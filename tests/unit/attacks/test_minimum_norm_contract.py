@@ -14,7 +14,7 @@ from robustly.attacks.fmn import FMN
 from robustly.objectives import Goal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, small_network
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 EPSILON = {"linf": 0.15, "l2": 0.5, "l1": 1.2, "l0": 3}
 

@@ -13,7 +13,7 @@ from robustly.data import Splits
 from robustly.objectives import Goal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 CASES = [
     (CarliniWagner(steps=6, search_steps=2, initial_c=1.0), ThreatModel("l2", 0.5)),

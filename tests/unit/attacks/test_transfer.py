@@ -14,7 +14,7 @@ from robustly.attacks.transfer import LogitEnsemble, Transfer
 from robustly.objectives import Goal, cross_entropy, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, small_network
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 LINF = ThreatModel("linf", 0.1)
 SHAPE, COUNT = (3, 5, 4), 40
@@ -120,11 +120,11 @@ def test_the_last_iterate_is_tried_alone_if_the_attack_keeps_it(
     victim: nn.Module, sibling: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     x, y = batch
-    right = victim(x).argmax(1) == y
+    correct = victim(x).argmax(1) == y
     attack = MIM(keep="last")
-    last = attack(sibling, x[right], y[right], threat=LINF, generator=keys().select(right))
+    last = attack(sibling, x[correct], y[correct], threat=LINF, generator=keys().select(correct))
     found = Transfer(attack, (sibling,))(victim, x, y, threat=LINF, generator=keys())
-    assert torch.equal(found.broken[right], victim(last.x_adv).argmax(1) != y[right])
+    assert torch.equal(found.broken[correct], victim(last.x_adv).argmax(1) != y[correct])
 
 
 def test_passes_of_victim_and_surrogates_are_counted(victim: nn.Module, batch: tuple[Tensor, Tensor]) -> None:

@@ -45,10 +45,10 @@ def test_a_resumed_epoch_goes_on_where_it_stopped(count: int, size: int, choice:
     whole = list(batches(data, size, seed=2, epoch=1, augmentation=augment))
     rest = list(batches(data, size, seed=2, epoch=1, augmentation=augment, start=start))
     assert len(rest) == len(whole) - start
-    for left, right in zip(whole[start:], rest, strict=True):
-        assert torch.equal(left.x, right.x)
-        assert torch.equal(left.ids, right.ids)
-        assert torch.equal(left.generator.uniform(3), right.generator.uniform(3))
+    for left, correct in zip(whole[start:], rest, strict=True):
+        assert torch.equal(left.x, correct.x)
+        assert torch.equal(left.ids, correct.ids)
+        assert torch.equal(left.generator.uniform(3), correct.generator.uniform(3))
 
 
 def test_contents_belong_to_the_ids() -> None:
@@ -72,9 +72,9 @@ def test_an_example_is_the_same_in_any_batch() -> None:
                 images.update(zip(batch.ids.tolist(), batch.x, strict=True))
                 draws.update(zip(batch.ids.tolist(), batch.generator.uniform(2), strict=True))
         seen.append((images, draws))
-    for (left, left_draws), (right, right_draws) in pairwise(seen):
-        assert left.keys() == right.keys() == left_draws.keys()
-        assert all(torch.equal(left[key], right[key]) for key in left)
+    for (left, left_draws), (correct, right_draws) in pairwise(seen):
+        assert left.keys() == correct.keys() == left_draws.keys()
+        assert all(torch.equal(left[key], correct[key]) for key in left)
         assert all(torch.equal(left_draws[key], right_draws[key]) for key in left)
 
 

@@ -7,10 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustly.budgets import Spent, budget_curve, suite_curve
-from robustly.evaluation import Evidence, EvidenceError
-from robustly.evaluation.budget import budget_curves
-from robustly.evaluation.gradients import (
+from robustly.analysis.input_gradients import (
     edge_agreement,
     gini,
     gradient_statistics,
@@ -18,12 +15,15 @@ from robustly.evaluation.gradients import (
     relative_variation,
     summarised,
 )
-from robustly.evaluation.landscapes import input_landscapes, weight_landscape
-from robustly.evaluation.unions import union_of_threats
+from robustly.analysis.landscapes import input_landscapes, weight_landscape
+from robustly.analysis.unions import union_of_threats
+from robustly.budgets import Spent, budget_curve, suite_curve
+from robustly.evaluation import Evidence, EvidenceError
+from robustly.evaluation.budget import budget_curves
 from robustly.randomness import KeyedGenerator
 from robustly.statistics import Proportion
 from robustly.testing.networks import small_network
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 WEIGHT = torch.tensor([[0.0, 0, 0, 0], [2, 2, 2, 2], [6, 0, 0, 0], [3, 3, 0, 0]], dtype=torch.float64)
 BIAS = torch.tensor([0, -4.8, -3.9, -3.606], dtype=torch.float64)
@@ -97,7 +97,7 @@ def test_the_gradient_of_a_linear_model_has_its_closed_form() -> None:
 def test_wrong_images_have_radius_zero_and_flat_models_an_infinite_one() -> None:
     x = torch.rand(2, 1, 4, 4)
     found = gradient_statistics(Constant(), x, torch.tensor([0, 1]), ThreatModel("linf", 0.1))
-    assert found.right.tolist() == [True, False]
+    assert found.correct.tolist() == [True, False]
     assert found.radius.tolist() == [float("inf"), 0.0]
     assert found.l1.tolist() == [0.0, 0.0]
     plain = summarised(found, ThreatModel("linf", 0.1))
@@ -116,7 +116,7 @@ def test_summaries_count_every_example_once() -> None:
         measure = plain["measures"][name]
         assert sum(measure["histogram"]["counts"]) == measure["count"] == 40
         assert measure["median"] == pytest.approx(float(getattr(found, name).double().quantile(0.5)))
-    assert sum(plain["radius"]["histogram"]["counts"]) == plain["right"] == int(found.right.sum())
+    assert sum(plain["radius"]["histogram"]["counts"]) == plain["right"] == int(found.correct.sum())
     assert plain["radius"]["beyond"] == int((found.radius > 0.5).sum())
 
 
@@ -185,12 +185,12 @@ def test_input_landscapes_go_along_the_gradient_and_a_random_direction() -> None
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_both_directions_have_the_length_of_epsilon(norm: str) -> None:
-    from robustly.evaluation.landscapes import _directions
+    from robustly.analysis.landscapes import _directions
 
     threat = ThreatModel(norm, 0.3)
-    slope = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    x = torch.zeros_like(slope)
-    for direction in _directions(slope, norm, 0.3, KeyedGenerator(0, torch.arange(4))):
+    gradient = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    x = torch.zeros_like(gradient)
+    for direction in _directions(gradient, norm, 0.3, KeyedGenerator(0, torch.arange(4))):
         assert threat.distance(x + direction, x).tolist() == pytest.approx([0.3] * 4, rel=1e-5)
 
 
@@ -233,7 +233,7 @@ def test_the_middle_of_the_weight_landscape_is_the_model_in_evaluation_mode() ->
 
 
 def test_weight_directions_are_as_long_as_each_filter_and_spare_biases_and_norms() -> None:
-    from robustly.evaluation.landscapes import _filter_normalised
+    from robustly.analysis.landscapes import _filter_normalised
 
     net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(5, 3))
     own = {name: value.detach() for name, value in net.named_parameters()}
@@ -288,24 +288,24 @@ def test_accuracy_never_rises_with_the_budget_and_ends_at_the_worst_case(
     data: st.DataObject, count: int, attacks: int, every: bool
 ) -> None:
     draw = np.random.default_rng(data.draw(st.integers(0, 10_000)))
-    right = draw.random(count) < 0.8
-    standing, broken_by_any, spent = right.copy(), ~right, []
+    correct = draw.random(count) < 0.8
+    unbroken, broken_by_any, spent = correct.copy(), ~correct, []
     for _ in range(attacks):
-        tried = right if every else standing & (draw.random(count) < 0.7)
+        tried = correct if every else unbroken & (draw.random(count) < 0.7)
         own = tried & (draw.random(count) < 0.4)
-        broken = own | (~right if every else ~standing)
+        broken = own | (~correct if every else ~unbroken)
         spent.append(Spent(broken, tried, np.where(tried, draw.integers(1, 40, count), 0)))
-        standing, broken_by_any = standing & ~broken, broken_by_any | broken
-    whole = suite_curve(right, spent)
-    for curve in (whole, *(budget_curve(right, one) for one in spent)):
+        unbroken, broken_by_any = unbroken & ~broken, broken_by_any | broken
+    whole = suite_curve(correct, spent)
+    for curve in (whole, *(budget_curve(correct, one) for one in spent)):
         assert (np.diff(curve.passes) > 0).all()
         assert (np.diff(curve.accuracy) < 0).all()
         budgets = [curve.at(budget) for budget in range(0, 200, 7)]
         assert budgets == sorted(budgets, reverse=True)
-    assert whole.at(0) == pytest.approx(right.mean())
+    assert whole.at(0) == pytest.approx(correct.mean())
     assert whole.at(whole.end) == pytest.approx((~broken_by_any).mean())
     for one in spent:
-        assert budget_curve(right, one).at(10**6) == pytest.approx((right & ~one.broken).mean())
+        assert budget_curve(correct, one).at(10**6) == pytest.approx((correct & ~one.broken).mean())
 
 
 def evidence(threat: str, held: list[int], *, weights: str = "w", sha: str = "s", ids: int = 0) -> Evidence:

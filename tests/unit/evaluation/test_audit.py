@@ -12,11 +12,20 @@ from torch import nn
 
 from robustly.attacks import ATTACKS
 from robustly.data import Splits
-from robustly.evaluation import Audit, Evidence, Subject, Suite, audit, evaluate, read_evidence, write_evidence
+from robustly.evaluation import (
+    Audit,
+    EvaluationTarget,
+    Evidence,
+    Suite,
+    audit,
+    evaluate,
+    read_evidence,
+    write_evidence,
+)
 from robustly.evaluation.evidence import IMAGES, SUMMARY, TABLE, EvidenceError
-from robustly.evaluation.summary import figures
+from robustly.evaluation.metrics import metrics
 from robustly.files import file_sha256, write_json
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 THREAT = ThreatModel("linf", 0.08)
 SUITE = Suite("test", {"pgd_10": ATTACKS["pgd_10"], "cw_20": ATTACKS["cw_20"]}, curve="pgd_10")
@@ -34,16 +43,16 @@ def folder(evidence: Evidence, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def subject(digit_net: nn.Module, digits: Splits) -> Subject:
-    return Subject(digit_net, digits.test, THREAT)
+def target(digit_net: nn.Module, digits: Splits) -> EvaluationTarget:
+    return EvaluationTarget(digit_net, digits.test, THREAT)
 
 
 def problems(result: Audit) -> str:
     return "; ".join(f"{check.name}: {check.problem}" for check in result.checks if not check.passed)
 
 
-def test_honest_evidence_passes(folder: Path, subject: Subject) -> None:
-    result = audit(folder, subject, SUITE)
+def test_honest_evidence_passes(folder: Path, target: EvaluationTarget) -> None:
+    result = audit(folder, target, SUITE)
     assert result.passed, problems(result)
     assert any("attacked again" in check.name for check in result.checks)
 
@@ -65,7 +74,7 @@ def reseal(folder: Path) -> None:
         name: torch.from_numpy(pq.read_table(folder / TABLE)[name].to_numpy().copy())
         for name in pq.read_table(folder / TABLE).column_names
     }
-    numbers = figures(
+    numbers = metrics(
         table,
         attacks=list(SUITE.attacks),
         certificates={},
@@ -156,11 +165,11 @@ def earlier_on_the_curve(table: dict[str, torch.Tensor]) -> None:
     ],
 )
 def test_a_forged_row_fails_even_when_resealed(
-    folder: Path, subject: Subject, change: Callable[[dict[str, torch.Tensor]], None]
+    folder: Path, target: EvaluationTarget, change: Callable[[dict[str, torch.Tensor]], None]
 ) -> None:
     edit_table(folder, change)
     reseal(folder)
-    result = audit(folder, subject, SUITE)
+    result = audit(folder, target, SUITE)
     assert not result.passed
 
 
@@ -184,15 +193,17 @@ def one_image_twice(images: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("change", [out_of_the_ball, out_of_the_box, one_image_gone, one_image_twice])
 def test_a_forged_image_fails_even_when_resealed(
-    folder: Path, subject: Subject, change: Callable[[dict[str, torch.Tensor]], None]
+    folder: Path, target: EvaluationTarget, change: Callable[[dict[str, torch.Tensor]], None]
 ) -> None:
     edit_images(folder, change)
     reseal(folder)
-    result = audit(folder, subject, SUITE)
+    result = audit(folder, target, SUITE)
     assert not result.passed
 
 
-def test_the_originals_in_place_of_adversarial_images_fail(folder: Path, subject: Subject, digits: Splits) -> None:
+def test_the_originals_in_place_of_adversarial_images_fail(
+    folder: Path, target: EvaluationTarget, digits: Splits
+) -> None:
     place = {int(i): row for row, i in enumerate(digits.test.ids)}
 
     def change(images: dict[str, torch.Tensor]) -> None:
@@ -201,10 +212,12 @@ def test_the_originals_in_place_of_adversarial_images_fail(folder: Path, subject
 
     edit_images(folder, change)
     reseal(folder)
-    assert "misclassified" in problems(audit(folder, subject, SUITE))
+    assert "misclassified" in problems(audit(folder, target, SUITE))
 
 
-def test_hiding_everything_an_attack_broke_is_found_by_attacking_again(folder: Path, subject: Subject) -> None:
+def test_hiding_everything_an_attack_broke_is_found_by_attacking_again(
+    folder: Path, target: EvaluationTarget
+) -> None:
     def nothing(images: dict[str, torch.Tensor]) -> None:
         for name in ("pgd_10", "cw_20"):
             images[f"{name}.ids"] = images[f"{name}.ids"][:0]
@@ -219,7 +232,7 @@ def test_hiding_everything_an_attack_broke_is_found_by_attacking_again(folder: P
     edit_table(folder, robust)
     edit_images(folder, nothing)
     reseal(folder)
-    assert "attacked again" in problems(audit(folder, subject, SUITE))
+    assert "attacked again" in problems(audit(folder, target, SUITE))
 
 
 def empty_images(images: dict[str, torch.Tensor]) -> None:
@@ -252,7 +265,7 @@ def slandered(table: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("change", [untried, slandered])
 @pytest.mark.parametrize("mode", ["every", "worst_case"])
 def test_rows_that_were_never_attacked_or_never_answered_fail(
-    folder: Path, subject: Subject, change: Callable[[dict[str, torch.Tensor]], None], mode: str
+    folder: Path, target: EvaluationTarget, change: Callable[[dict[str, torch.Tensor]], None], mode: str
 ) -> None:
     edit_table(folder, change)
     edit_images(folder, empty_images)
@@ -260,10 +273,10 @@ def test_rows_that_were_never_attacked_or_never_answered_fail(
     summary["suite"]["mode"] = mode
     write_json(folder / SUMMARY, summary)
     reseal(folder)
-    assert not audit(folder, subject, SUITE).passed
+    assert not audit(folder, target, SUITE).passed
 
 
-def test_the_sample_that_is_attacked_again_cannot_be_foreseen(folder: Path, subject: Subject) -> None:
+def test_the_sample_that_is_attacked_again_cannot_be_foreseen(folder: Path, target: EvaluationTarget) -> None:
     """Whatever rows are hidden, some audit looks at them."""
 
     def hide_half(table: dict[str, torch.Tensor]) -> None:
@@ -287,8 +300,8 @@ def test_the_sample_that_is_attacked_again_cannot_be_foreseen(folder: Path, subj
     edit_table(folder, hide_half)
     edit_images(folder, drop)
     reseal(folder)
-    assert not audit(folder, subject, SUITE, rerun=1000).passed
-    assert not all(audit(folder, subject, SUITE, rerun=20).passed for _ in range(4))
+    assert not audit(folder, target, SUITE, rerun=1000).passed
+    assert not all(audit(folder, target, SUITE, rerun=20).passed for _ in range(4))
 
 
 def curve_untried(table: dict[str, torch.Tensor]) -> None:
@@ -301,7 +314,7 @@ def curve_kept_up(table: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("change", [curve_untried, curve_kept_up])
 def test_a_nicer_curve_fails(
-    folder: Path, subject: Subject, change: Callable[[dict[str, torch.Tensor]], None]
+    folder: Path, target: EvaluationTarget, change: Callable[[dict[str, torch.Tensor]], None]
 ) -> None:
     def drop(images: dict[str, torch.Tensor]) -> None:
         images["curve.ids"], images["curve.images"] = images["curve.ids"][:0], images["curve.images"][:0]
@@ -309,10 +322,10 @@ def test_a_nicer_curve_fails(
     edit_table(folder, change)
     edit_images(folder, drop)
     reseal(folder)
-    assert not audit(folder, subject, SUITE).passed
+    assert not audit(folder, target, SUITE).passed
 
 
-def test_what_the_report_prints_is_derived_anew(folder: Path, subject: Subject) -> None:
+def test_what_the_report_prints_is_derived_anew(folder: Path, target: EvaluationTarget) -> None:
     original = (folder / SUMMARY).read_text()
     for path in (("threat", "words"), ("threat", "epsilon_text"), ("data", "classes"), ("suite", "attacks")):
         summary = json.loads(original)
@@ -323,54 +336,54 @@ def test_what_the_report_prints_is_derived_anew(folder: Path, subject: Subject) 
             summary[path[0]][path[1]] = "0.3" if isinstance(value, str) else ["cat", *value[1:]]
         write_json(folder / SUMMARY, summary)
         reseal(folder)
-        assert "what is said of" in problems(audit(folder, subject, SUITE)), path
+        assert "what is said of" in problems(audit(folder, target, SUITE)), path
 
 
 @pytest.mark.parametrize("key", ["clean", "worst_case"])
-def test_a_nicer_number_fails(folder: Path, subject: Subject, key: str) -> None:
+def test_a_nicer_number_fails(folder: Path, target: EvaluationTarget, key: str) -> None:
     summary = json.loads((folder / SUMMARY).read_text())
     summary[key]["accuracy"] += 0.01
     write_json(folder / SUMMARY, summary)
-    assert f"{key}.accuracy" in problems(audit(folder, subject, SUITE))
+    assert f"{key}.accuracy" in problems(audit(folder, target, SUITE))
 
 
-def test_a_wider_ball_than_the_one_evaluated_fails(folder: Path, subject: Subject) -> None:
+def test_a_wider_ball_than_the_one_evaluated_fails(folder: Path, target: EvaluationTarget) -> None:
     summary = json.loads((folder / SUMMARY).read_text())
     summary["threat"]["text"] = "linf:0.05"
     write_json(folder / SUMMARY, summary)
-    assert "inside the threat set" in problems(audit(folder, subject, SUITE))
+    assert "inside the threat set" in problems(audit(folder, target, SUITE))
 
 
 def test_other_weights_fail(folder: Path, digits: Splits, digit_net: nn.Module) -> None:
     other = nn.Sequential(digit_net, nn.Linear(10, 10))
-    result = audit(folder, Subject(other.eval(), digits.test, THREAT), SUITE)
+    result = audit(folder, EvaluationTarget(other.eval(), digits.test, THREAT), SUITE)
     assert "weights" in problems(result)
 
 
 def test_other_images_fail(folder: Path, digits: Splits, digit_net: nn.Module) -> None:
-    result = audit(folder, Subject(digit_net, digits.validation, THREAT), SUITE)
+    result = audit(folder, EvaluationTarget(digit_net, digits.validation, THREAT), SUITE)
     assert "images are those named" in problems(result)
 
 
 @pytest.mark.parametrize("name", [SUMMARY, TABLE, IMAGES])
 @pytest.mark.parametrize("keep", [0, 0.5])
 def test_a_truncated_or_missing_file_fails_with_its_name(
-    folder: Path, subject: Subject, name: str, keep: float
+    folder: Path, target: EvaluationTarget, name: str, keep: float
 ) -> None:
     content = (folder / name).read_bytes()
     if keep:
         (folder / name).write_bytes(content[: int(len(content) * keep)])
     else:
         (folder / name).unlink()
-    result = audit(folder, subject, SUITE)
+    result = audit(folder, target, SUITE)
     assert name in problems(result)
 
 
-def test_a_flipped_byte_fails(folder: Path, subject: Subject) -> None:
+def test_a_flipped_byte_fails(folder: Path, target: EvaluationTarget) -> None:
     content = bytearray((folder / IMAGES).read_bytes())
     content[-100] ^= 0x40
     (folder / IMAGES).write_bytes(bytes(content))
-    assert "the files are those" in problems(audit(folder, subject, SUITE))
+    assert "the files are those" in problems(audit(folder, target, SUITE))
 
 
 def test_another_schema_is_refused(folder: Path) -> None:

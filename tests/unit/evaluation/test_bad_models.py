@@ -11,10 +11,10 @@ from robustly.attacks.adaptive import ExpectationOverTransformation
 from robustly.attacks.square import Square
 from robustly.data import ImageData
 from robustly.evaluation import EvaluationError, Plan, Suite, evaluate, suite_named
-from robustly.evaluation.ours import standard
+from robustly.evaluation.suites.builtin import standard
 from robustly.objectives import scaled_cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatError, ThreatModel
+from robustly.threats.lp import ThreatError, ThreatModel
 
 LINF = ThreatModel("linf", 0.3)
 SHORT = Suite(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustly.attacks import APGD, BPDA, PGD, ExpectationOverTransformation
 from robustly.data import ImageData, Splits
-from robustly.evaluation import Subject
+from robustly.evaluation import EvaluationTarget
 from robustly.evaluation.diagnostics import (
     ALL,
     CHEAP,
@@ -21,7 +21,7 @@ from robustly.evaluation.diagnostics import (
     masking_suspected,
 )
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 GREY = 128 / 255  # the 8-bit value next to the centre of the box, on which the closed forms are moved
 WEIGHT = torch.tensor([[0.0, 0, 0, 0], [2, 2, 2, 2], [6, 0, 0, 0], [3, 3, 0, 0]])
@@ -65,9 +65,9 @@ def centres(count: int = 40, shape: tuple[int, int, int] = (1, 2, 2)) -> ImageDa
     return ImageData(pixels, labels, torch.arange(count), ("a", "b", "c", "d"), "centres")
 
 
-def subject_of(answer: Callable[[Tensor], Tensor] | nn.Module, threat: ThreatModel = LINF) -> Subject:
+def subject_of(answer: Callable[[Tensor], Tensor] | nn.Module, threat: ThreatModel = LINF) -> EvaluationTarget:
     model = answer if isinstance(answer, nn.Module) else Toy(answer)
-    return Subject(model, centres(shape=(1, 1, 2) if answer is r6 else (1, 2, 2)), threat)
+    return EvaluationTarget(model, centres(shape=(1, 1, 2) if answer is r6 else (1, 2, 2)), threat)
 
 
 def by_id(findings: list[Finding]) -> dict[str, Finding]:
@@ -99,7 +99,7 @@ def test_an_honest_linear_model_passes_every_test_in_every_norm(norm: str, epsil
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
 def test_cheap_tests_are_silent_on_a_trained_network(norm: str, digit_net: nn.Module, digits: Splits) -> None:
     threat = ThreatModel(norm, {"linf": 0.1, "l2": 1.0, "l1": 8, "l0": 10}[norm])
-    found = cheap_findings(Subject(digit_net, digits.test, threat))
+    found = cheap_findings(EvaluationTarget(digit_net, digits.test, threat))
     assert [finding.id for finding in found] == list(CHEAP)
     assert all(finding.passed for finding in found), fired(found)
 
@@ -192,9 +192,9 @@ def backward(x: Tensor) -> Tensor:
     return here.grad
 
 
-@pytest.mark.parametrize("slope", [functional, aliased, backward], ids=["torch.func", "grad", "backward"])
-def test_gradients_taken_inside_the_model_are_seen(slope: Callable[[Tensor], Tensor]) -> None:
-    assert {"dynamic", "D11"} <= cheaply(lambda x: r1((x + 1e-3 * slope(x)).clamp(0, 1)))
+@pytest.mark.parametrize("gradient", [functional, aliased, backward], ids=["torch.func", "grad", "backward"])
+def test_gradients_taken_inside_the_model_are_seen(gradient: Callable[[Tensor], Tensor]) -> None:
+    assert {"dynamic", "D11"} <= cheaply(lambda x: r1((x + 1e-3 * gradient(x)).clamp(0, 1)))
 
 
 def test_the_trace_is_taken_off_again() -> None:
@@ -236,7 +236,7 @@ def test_batch_statistics_are_noticed_and_left_as_they_were() -> None:
     kept = {name: value.clone() for name, value in net.state_dict().items()}
     noise = KeyedGenerator(3, torch.arange(40)).integers(256, 1, 2, 2).to(torch.uint8)
     data = ImageData(noise, torch.zeros(40, dtype=torch.int64), torch.arange(40), ("a", "b", "c", "d"), "noise")
-    found = diagnose(Subject(net.train(), data, LINF), tests=("eval_mode", "randomized"))
+    found = diagnose(EvaluationTarget(net.train(), data, LINF), tests=("eval_mode", "randomized"))
     assert fired(found) == {"eval_mode"}
     assert all(torch.equal(value, kept[name]) for name, value in net.state_dict().items())
 
@@ -284,7 +284,9 @@ def test_a_backward_pass_that_lies_fires_d7() -> None:
 def test_the_same_answer_to_every_image_is_no_robustness(digits: Splits) -> None:
     label = int(digits.test.labels.bincount().argmax())
     constant = Toy(lambda x: nn.functional.one_hot(torch.full((len(x),), label), 10) + 0.0 * x.flatten(1)[:, :1])
-    found = diagnose(Subject(constant, digits.test, LINF), count=60, tests=("constant_output", "D3"), budget=SMALL)
+    found = diagnose(
+        EvaluationTarget(constant, digits.test, LINF), count=60, tests=("constant_output", "D3"), budget=SMALL
+    )
     assert fired(found) == {"constant_output", "D3"}
     alike = diagnose(subject_of(r1), tests=("constant_output",))
     assert alike[0].passed is None, "one image cannot tell"
@@ -328,7 +330,7 @@ def test_findings_depend_on_the_seed_and_on_nothing_else() -> None:
     whole = diagnose(subject_of(r6), budget=least)
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    subject = Subject(Toy(r6), centres(shape=(1, 1, 2)), LINF, batch_size=7)
+    subject = EvaluationTarget(Toy(r6), centres(shape=(1, 1, 2)), LINF, batch_size=7)
     alone = [finding for name in reversed(ALL) for finding in diagnose(subject, tests=(name,), budget=least)]
     assert torch.equal(torch.get_rng_state(), state)
     assert alone[::-1] == whole

@@ -10,8 +10,8 @@ from robustly.attacks import ATTACKS, PGD
 from robustly.data import ImageData, Splits
 from robustly.evaluation import Evidence, Suite, evaluate
 from robustly.evaluation.evaluate import EvaluationError
-from robustly.evaluation.subject import round_to_8_bits
-from robustly.threat import ThreatModel
+from robustly.evaluation.target import round_to_8_bits
+from robustly.threats.lp import ThreatModel
 
 THREAT = ThreatModel("linf", 0.1)
 SUITE = Suite("test", {"pgd_10": ATTACKS["pgd_10"], "cw_20": ATTACKS["cw_20"]}, curve="pgd_10")
@@ -26,8 +26,8 @@ def test_the_numbers_are_those_of_an_independent_count(
     evidence: Evidence, digit_net: nn.Module, digits: Splits
 ) -> None:
     with torch.no_grad():
-        right = digit_net(digits.test.floats()).argmax(1) == digits.test.labels
-    assert evidence.summary["clean"]["correct"] == int(right.sum())
+        correct = digit_net(digits.test.floats()).argmax(1) == digits.test.labels
+    assert evidence.summary["clean"]["correct"] == int(correct.sum())
     fallen = set()
     for name in SUITE.attacks:
         ids, images = evidence.images[f"{name}.ids"], evidence.images[f"{name}.images"]
@@ -37,9 +37,9 @@ def test_the_numbers_are_those_of_an_independent_count(
             wrong = digit_net(images).argmax(1) != digits.test.labels[rows]
         assert wrong.all()
         assert (images - digits.test.floats(rows)).abs().max() <= 0.1 + 1e-6
-        assert evidence.summary["attacks"][name]["robust"] == int(right.sum()) - len(ids)
+        assert evidence.summary["attacks"][name]["robust"] == int(correct.sum()) - len(ids)
         fallen |= set(ids.tolist())
-    assert evidence.summary["worst_case"]["robust"] == int(right.sum()) - len(fallen)
+    assert evidence.summary["worst_case"]["robust"] == int(correct.sum()) - len(fallen)
     assert 0 < len(fallen) < len(digits.test)
 
 
@@ -58,8 +58,8 @@ def test_worst_case_mode_has_the_same_worst_case_for_fewer_passes(
     spared = evaluate(digit_net, digits.test, THREAT, SUITE, mode="worst_case", batch_size=64)
     assert torch.equal(spared.table["worst_case.broken"], evidence.table["worst_case.broken"])
     assert int(spared.table["cw_20.forwards"].sum()) < int(evidence.table["cw_20.forwards"].sum())
-    standing = spared.summary["attacks"]["cw_20"]["robust"]
-    assert standing == spared.summary["worst_case"]["robust"]
+    unbroken = spared.summary["attacks"]["cw_20"]["robust"]
+    assert unbroken == spared.summary["worst_case"]["robust"]
 
 
 def test_the_security_curve_starts_clean_and_never_rises(evidence: Evidence) -> None:
@@ -68,8 +68,8 @@ def test_the_security_curve_starts_clean_and_never_rises(evidence: Evidence) -> 
     assert curve["epsilon"][0] == 0
     assert curve["count"] == 100
     assert accuracy == sorted(accuracy, reverse=True)
-    right = (evidence.table["clean_prediction"] == evidence.table["label"])[:100]
-    assert accuracy[0] == pytest.approx(float(right.double().mean()))
+    correct = (evidence.table["clean_prediction"] == evidence.table["label"])[:100]
+    assert accuracy[0] == pytest.approx(float(correct.double().mean()))
 
 
 def test_l0_and_l2_evaluations_run(digit_net: nn.Module, digits: Splits) -> None:

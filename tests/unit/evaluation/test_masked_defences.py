@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from robustly.attacks import BPDA, PGD, Attack, ExpectationOverTransformation
 from robustly.attacks.adaptive import accuracy_over_draws
 from robustly.data import Splits
-from robustly.evaluation import Subject
+from robustly.evaluation import EvaluationTarget
 from robustly.evaluation.diagnostics import Budget, diagnose, masking_suspected
 from robustly.objectives import margin, scaled_cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 THREAT = ThreatModel("linf", 0.15)
 COUNT = 60
@@ -66,7 +66,7 @@ class Cold(nn.Module):
         return logits
 
 
-def standing(attack: Attack, net: nn.Module, digits: Splits) -> float:
+def unbroken(attack: Attack, net: nn.Module, digits: Splits) -> float:
     x, y = digits.test.floats()[:COUNT], digits.test.labels[:COUNT]
     found = attack(net, x, y, threat=THREAT, generator=KeyedGenerator(0, torch.arange(COUNT)))
     return float((~found.broken).double().mean())
@@ -74,30 +74,30 @@ def standing(attack: Attack, net: nn.Module, digits: Splits) -> float:
 
 def failed(net: nn.Module, digits: Splits) -> set[str]:
     """Diagnostics that fail; "headline" is among them if they change it."""
-    findings = diagnose(Subject(net, digits.test, THREAT), count=COUNT, budget=BUDGET)
+    findings = diagnose(EvaluationTarget(net, digits.test, THREAT), count=COUNT, budget=BUDGET)
     names = {finding.id for finding in findings if finding.passed is False}
     return names | ({"headline"} if masking_suspected(findings) else set())
 
 
 def test_the_undefended_network_falls_and_passes_the_diagnostics(digit_net: nn.Module, digits: Splits) -> None:
-    assert standing(PGD(20), digit_net, digits) < 0.3
+    assert unbroken(PGD(20), digit_net, digits) < 0.3
     assert failed(digit_net, digits) <= {"D8", "D9"}, "hints to spend more, which ten steps deserve"
 
 
 def test_quantised_input_hides_from_gradients_and_not_from_bpda(digit_net: nn.Module, digits: Splits) -> None:
     defended = Quantised(digit_net)
-    assert standing(PGD(20), defended, digits) > 0.6
+    assert unbroken(PGD(20), defended, digits) > 0.6
     assert {"quantised_input", "zero_gradient", "D6", "headline"} <= failed(defended, digits)
     adapted = nn.Sequential(BPDA(quantise), digit_net)
-    assert standing(PGD(20, margin), adapted, digits) < 0.25
+    assert unbroken(PGD(20, margin), adapted, digits) < 0.25
 
 
 def test_a_vanishing_temperature_hides_from_cross_entropy_alone(digit_net: nn.Module, digits: Splits) -> None:
     defended = Cold(digit_net)
-    assert standing(PGD(20), defended, digits) > 0.6
+    assert unbroken(PGD(20), defended, digits) > 0.6
     assert {"D6", "D10", "headline"} <= failed(defended, digits)
-    assert standing(PGD(20, margin), defended, digits) < 0.3
-    assert standing(PGD(20, scaled_cross_entropy), defended, digits) < 0.3
+    assert unbroken(PGD(20, margin), defended, digits) < 0.3
+    assert unbroken(PGD(20, scaled_cross_entropy), defended, digits) < 0.3
 
 
 def test_random_resizing_hides_from_one_draw_and_not_from_the_mean(digit_net: nn.Module, digits: Splits) -> None:

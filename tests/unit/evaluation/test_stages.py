@@ -13,18 +13,18 @@ from robustly.attacks import APGD, ATTACKS, PGD, AttackResult
 from robustly.data import Splits
 from robustly.evaluation import (
     EvaluationError,
+    EvaluationTarget,
     Partial,
     Plan,
-    Subject,
     Suite,
     audit,
     evaluate,
     write_evidence,
 )
-from robustly.evaluation.tuning import in_full_precision, measure
+from robustly.evaluation.batch_size import in_full_precision, measure
 from robustly.objectives import margin
 from robustly.randomness import KeyedGenerator
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 THREAT = ThreatModel("linf", 0.06)
 WEAK, STRONG = PGD(1, relative_step_size=0.5, start="none"), PGD(20, margin)
@@ -50,30 +50,30 @@ def staged(**plans: Plan) -> Suite:
 @given(seed=st.integers(0, 1000), share=st.floats(0.05, 1), at_least=st.integers(0, 30), count=st.integers(1, 40))
 def test_a_plan_takes_the_closest_whatever_their_order(seed: int, share: float, at_least: int, count: int) -> None:
     draws = KeyedGenerator(seed, torch.arange(count))
-    closeness, standing = draws.normal(1)[:, 0], draws.fold("standing").uniform(1)[:, 0] < 0.7
+    closeness, unbroken = draws.normal(1)[:, 0], draws.fold("standing").uniform(1)[:, 0] < 0.7
     ids = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     plan = Plan(closest=share, at_least=at_least)
-    rows = plan.rows(standing, closeness, ids, seed)
+    rows = plan.rows(unbroken, closeness, ids, seed)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + 1))
-    again = plan.rows(standing[order], closeness[order], ids[order], seed)
+    again = plan.rows(unbroken[order], closeness[order], ids[order], seed)
     assert sorted(ids[rows].tolist()) == sorted(ids[order][again].tolist())
     chosen = torch.zeros(count, dtype=torch.bool)
     chosen[rows] = True
-    assert not (chosen & ~standing).any()
-    if chosen.any() and (standing & ~chosen).any():
-        assert closeness[chosen].min() >= closeness[standing & ~chosen].max()
-    assert len(rows) >= min(at_least, int(standing.sum()))
+    assert not (chosen & ~unbroken).any()
+    if chosen.any() and (unbroken & ~chosen).any():
+        assert closeness[chosen].min() >= closeness[unbroken & ~chosen].max()
+    assert len(rows) >= min(at_least, int(unbroken.sum()))
 
 
 def test_a_sample_is_drawn_by_id() -> None:
-    standing, ids = torch.ones(50, dtype=torch.bool), torch.arange(50)
+    unbroken, ids = torch.ones(50, dtype=torch.bool), torch.arange(50)
     plan = Plan(sample=10)
-    rows = plan.rows(standing, torch.zeros(50), ids, 0)
+    rows = plan.rows(unbroken, torch.zeros(50), ids, 0)
     assert len(rows) == len(set(rows.tolist())) == 10
     assert torch.equal(
-        plan.rows(standing, torch.zeros(50), ids.flip(0), 0).sort().values, (49 - rows).sort().values
+        plan.rows(unbroken, torch.zeros(50), ids.flip(0), 0).sort().values, (49 - rows).sort().values
     )
-    assert not torch.equal(rows, plan.rows(standing, torch.zeros(50), ids, 1))
+    assert not torch.equal(rows, plan.rows(unbroken, torch.zeros(50), ids, 1))
 
 
 def test_plans_that_make_no_sense_are_refused() -> None:
@@ -91,12 +91,12 @@ def test_stages_hand_on_survivors_and_spare_what_is_far(digit_net: nn.Module, di
     suite = staged(more=Plan(closest=0.25))
     found = evaluate(digit_net, digits.test, THREAT, suite, batch_size=64)
     table = found.table
-    standing = ~table["strong.broken"]
+    unbroken = ~table["strong.broken"]
     assert found.summary["suite"]["mode"] == "worst_case"
     assert torch.equal(table["strong.tried"], ~table["weak.broken"])
-    assert int(table["more.tried"].sum()) == -(-int(standing.sum()) // 4)
+    assert int(table["more.tried"].sum()) == -(-int(unbroken.sum()) // 4)
     seen = torch.fmax(torch.fmax(-table["clean_margin"], table["weak.margin"]), table["strong.margin"])
-    spared = standing & ~table["more.tried"]
+    spared = unbroken & ~table["more.tried"]
     assert seen[table["more.tried"]].min() >= seen[spared].max()
 
 
@@ -111,7 +111,7 @@ def test_a_sentinel_that_finds_something_calls_the_others(
     assert f"broke {fell} of 50" in found.summary["masking"][0]
     assert found.table["more.tried"].any()
     write_evidence(found, tmp_path)
-    result = audit(tmp_path, Subject(digit_net, digits.test, THREAT), suite)
+    result = audit(tmp_path, EvaluationTarget(digit_net, digits.test, THREAT), suite)
     assert result.passed, [check for check in result.checks if not check.passed]
 
 
@@ -126,7 +126,7 @@ def test_a_quiet_sentinel_leaves_the_others_asleep(digit_net: nn.Module, digits:
     assert sentinel["passed"]
     assert "0 of 20" in sentinel["words"]
     write_evidence(found, tmp_path)
-    result = audit(tmp_path, Subject(digit_net, digits.test, THREAT), suite)
+    result = audit(tmp_path, EvaluationTarget(digit_net, digits.test, THREAT), suite)
     assert result.passed, [check for check in result.checks if not check.passed]
 
 
@@ -139,7 +139,7 @@ def test_an_attack_that_raises_costs_only_itself(digit_net: nn.Module, digits: S
     assert torch.equal(found.table["worst_case.broken"], whole.table["worst_case.broken"])
     assert not found.table["bad.tried"].any()
     write_evidence(found, tmp_path)
-    result = audit(tmp_path, Subject(digit_net, digits.test, THREAT), suite)
+    result = audit(tmp_path, EvaluationTarget(digit_net, digits.test, THREAT), suite)
     assert not result.passed
     assert any("out of luck" in check.problem for check in result.checks)
 
@@ -188,7 +188,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_same_result(
 
 
 def test_the_batch_size_is_measured(digit_net: nn.Module, digits: Splits) -> None:
-    tuning = measure(Subject(digit_net, digits.test, THREAT), (16, 100))
+    tuning = measure(EvaluationTarget(digit_net, digits.test, THREAT), (16, 100))
     assert tuning.batch_size in (16, 100)
     assert tuning.seconds > 0
     assert tuning.half_seconds is not None

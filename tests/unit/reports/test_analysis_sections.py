@@ -11,9 +11,9 @@ from test_report_page import Tags, words
 
 from robustly.budgets import Spent
 from robustly.reports import ReportError, read_run, render
-from robustly.reports.budget_figure import accuracy_against_budget
-from robustly.reports.comparison import compare
-from robustly.reports.views import view
+from robustly.reports.figures.budget_figure import accuracy_against_budget
+from robustly.reports.pages.run_view import view
+from robustly.reports.tables.comparison import compare
 
 REASON = "Square broke 3 images that gradients had left."
 SECTIONS = ("Can these numbers be trusted?", "Several kinds of change", "A look inside")

@@ -11,14 +11,14 @@ import yaml
 from synthetic_run import Synthetic, write_synthetic_run
 
 from robustly.reports import ReportError, read_run, render
-from robustly.reports.charts import RUN_COLOURS, run_symbol
-from robustly.reports.columns import WORST_CASE
-from robustly.reports.evaluations import read_evaluated
 from robustly.reports.evidence import wilson
-from robustly.reports.front import Point, Whiskers, pareto_front
-from robustly.reports.methods_page import front_of, methods_csv, methods_page
-from robustly.reports.published import published_row, published_rows
-from robustly.reports.tables import distinguishing, method_tables
+from robustly.reports.figures.charts import RUN_COLOURS, run_symbol
+from robustly.reports.figures.front import Point, Whiskers, pareto_front
+from robustly.reports.pages.methods_page import front_of, methods_csv, methods_page
+from robustly.reports.tables.columns import WORST_CASE
+from robustly.reports.tables.evaluations import read_evaluated
+from robustly.reports.tables.method_tables import distinguishing, method_tables
+from robustly.reports.tables.published import published_row, published_rows
 
 
 def write(folder, name, recipe=None, **options):

@@ -9,13 +9,13 @@ import pytest
 from synthetic_run import Synthetic, write_synthetic_run
 
 from robustly.reports import ReportError, read_run, render, write_report
-from robustly.reports.charts import json_safe
-from robustly.reports.comparison import compare
 from robustly.reports.evidence import AttackResult, Pictures, wilson
-from robustly.reports.figures import by_class, distances
+from robustly.reports.figures.charts import json_safe
+from robustly.reports.figures.evaluation_figures import by_class, distances
 from robustly.reports.formats import count, decimal, duration, percent, proportion
-from robustly.reports.gallery import MOST_BROKEN, gallery
-from robustly.reports.views import embedded_json, view
+from robustly.reports.pages.gallery import MOST_BROKEN, gallery
+from robustly.reports.pages.run_view import embedded_json, view
+from robustly.reports.tables.comparison import compare
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 

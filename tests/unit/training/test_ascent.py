@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from training_tools import make_step, mlp
 
 from robustly.objectives import Goal
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training import PGDInner
 from robustly.training.ascent import ascend
 from robustly.training.inner import training_pgd

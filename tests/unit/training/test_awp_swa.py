@@ -240,8 +240,8 @@ def test_the_guide_is_not_perturbed_and_the_proxy_takes_the_datas_labels() -> No
     assert all(torch.equal(before[name], p) for name, p in guide.named_parameters())
     original = mlp(seed=2).train()
     weight = original[3].weight  # type: ignore[union-attr]
-    (slope,) = torch.autograd.grad(F.cross_entropy(original(step.adversarial.x_adv), y), weight)  # type: ignore[arg-type]
-    expected = weight + 0.05 * weight.norm() * slope / slope.norm()  # type: ignore[union-attr, operator]
+    (gradient,) = torch.autograd.grad(F.cross_entropy(original(step.adversarial.x_adv), y), weight)  # type: ignore[arg-type]
+    expected = weight + 0.05 * weight.norm() * gradient / gradient.norm()  # type: ignore[union-attr, operator]
     assert torch.allclose(net[3].weight, expected, atol=1e-12)  # type: ignore[union-attr, arg-type]
 
 
@@ -249,14 +249,14 @@ def test_the_gradient_is_the_mean_of_all_processes() -> None:
     """Two processes with shares of 15 and 5 images perturb as one with 20."""
     x, y = batch()
     part = WeightPerturbation(gamma=0.05)
-    slopes = []
+    gradients = []
     for rows in (slice(0, 15), slice(15, 20)):
         net = mlp(seed=2, norm=False)
         loss = F.cross_entropy(net(x[rows]), y[rows])
-        slopes.append(torch.autograd.grad(loss, [p for p in net.parameters() if p.ndim > 1]))
+        gradients.append(torch.autograd.grad(loss, [p for p in net.parameters() if p.ndim > 1]))
     whole = mlp(seed=2, norm=False)
     expected = perturbed(part, make_step(x, y, whole), lambda step: F.cross_entropy(step.clean_logits, step.y))
-    other = iter(zip(*slopes, strict=True))
+    other = iter(zip(*gradients, strict=True))
 
     def both(value: Tensor) -> Tensor:
         return (value + 5) / 2 if value.ndim == 0 else (value + 5 * next(other)[1]) / 2

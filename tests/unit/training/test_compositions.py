@@ -65,15 +65,15 @@ def look(method: Method) -> Looked:
     draws = torch.Generator().manual_seed(0)
     x = torch.rand(COUNT, 6, dtype=torch.float64, generator=draws)
     y = torch.arange(COUNT) % CLASSES
-    networks = {role: mlp(number) for number, role in enumerate(("model", "guide", "teacher", "clean_teacher"))}
-    for role in ("teacher", "clean_teacher"):
+    networks = {role: mlp(number) for number, role in enumerate(("model", "guide", "teacher", "standard_teacher"))}
+    for role in ("teacher", "standard_teacher"):
         networks[role].requires_grad_(False).eval()
     step = make_step(
         x,
         y,
         networks["model"].train(),
         guide=networks["guide"].train() if "guide" in method.networks else None,
-        teachers={role: networks[role] for role in ("teacher", "clean_teacher")},
+        teachers={role: networks[role] for role in ("teacher", "standard_teacher")},
         label_source=method.labels,
         inner=method.inner,
         slot_of=method.slot_of,
@@ -82,13 +82,13 @@ def look(method: Method) -> Looked:
     loss.backward()
     method.tell("after_backward", step)
     method.tell("after_step", step)
-    for role in ("teacher", "clean_teacher"):
+    for role in ("teacher", "standard_teacher"):
         assert all(p.grad is None for p in networks[role].parameters())
     statistics = dict(networks["model"].named_buffers())
-    return Looked(loss.detach(), slopes(networks["model"]), slopes(networks["guide"]), statistics)
+    return Looked(loss.detach(), gradients(networks["model"]), gradients(networks["guide"]), statistics)
 
 
-def slopes(network: nn.Module) -> dict[str, Tensor]:
+def gradients(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
@@ -110,7 +110,7 @@ def test_parts_compose_or_say_why_not(
     found = look(method)
     assert bool(found.loss.isfinite())
     assert found.model, "the model learns"
-    assert all(bool(slope.isfinite().all()) for slope in found.model.values())
+    assert all(bool(gradient.isfinite().all()) for gradient in found.model.values())
     alike(found, look(method))
 
 
@@ -137,7 +137,9 @@ def test_a_second_look_at_the_loss_leaves_labels_examples_and_statistics_alone(
     for name in ("model", "guide"):
         mine, theirs = getattr(one, name), getattr(other, name)
         assert mine.keys() == theirs.keys()
-        assert all(torch.allclose(slope, theirs[key], rtol=1e-5, atol=1e-7) for key, slope in mine.items()), name
+        assert all(torch.allclose(gradient, theirs[key], rtol=1e-5, atol=1e-7) for key, gradient in mine.items()), (
+            name
+        )
     assert all(torch.allclose(value, other.statistics[name], rtol=1e-6) for name, value in one.statistics.items())
 
 
@@ -159,5 +161,7 @@ def test_a_guide_that_only_labels_learns_from_the_data_alone(inner: object, loss
     draws = torch.Generator().manual_seed(0)
     x = torch.rand(COUNT, 6, dtype=torch.float64, generator=draws)
     nn.functional.cross_entropy(guide(x), torch.arange(COUNT) % CLASSES).backward()
-    assert all(torch.allclose(slope, slopes(guide)[name], rtol=1e-9) for name, slope in found.guide.items())
-    assert found.guide.keys() == slopes(guide).keys()
+    assert all(
+        torch.allclose(gradient, gradients(guide)[name], rtol=1e-9) for name, gradient in found.guide.items()
+    )
+    assert found.guide.keys() == gradients(guide).keys()

@@ -93,7 +93,9 @@ def test_an_epsilon_that_grows_beyond_the_run_is_said() -> None:
 def test_weights_for_a_term_that_comes_later_wait_for_it() -> None:
     x, y = torch.rand(6, 6, dtype=torch.float64), torch.arange(6) % 4
     method = Method(
-        inner=INNER, loss=IadLoss(begin=3), weights=MailWeights(term="consistency", burn_in=1, slope=2.0, bias=0.0)
+        inner=INNER,
+        loss=IadLoss(begin=3),
+        weights=MailWeights(term="consistency", burn_in=1, slope=2.0, bias=0.0),
     )
     plain = Method(inner=INNER, loss=IadLoss(begin=3))
     for epoch, named in ((0, False), (1, False), (2, False), (3, True), (6, True)):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from training_tools import Given, final, make_job, make_step, mlp, run, same, small_net
 
 from robustly.cli.recipes import read_recipe, recipe_names
-from robustly.configuration import ConfigurationError, build_config
 from robustly.data import Splits
+from robustly.experiments.configuration import ConfigurationError, build_config
 from robustly.training import (
     AdaadInner,
     AdaadLoss,
@@ -60,9 +60,9 @@ class Says(nn.Module):
         return self.logits.expand(len(x), -1)
 
 
-def fixture_step(teacher: nn.Module, clean_teacher: nn.Module | None = None, **changes: object) -> Step:
+def fixture_step(teacher: nn.Module, standard_teacher: nn.Module | None = None, **changes: object) -> Step:
     """One example whose images are its logits: z clean, z' adversarial, y = 0."""
-    teachers = {"teacher": teacher} | ({} if clean_teacher is None else {"clean_teacher": clean_teacher})
+    teachers = {"teacher": teacher} | ({} if standard_teacher is None else {"standard_teacher": standard_teacher})
     inner = changes.pop("inner", Given(double(Z_ADV)))
     x = changes.pop("x", double(Z))
     return make_step(x, torch.tensor([0]), nn.Identity(), inner=inner, teachers=teachers, **changes)  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def gap(target: Tensor, z: Tensor, t: float = 1.0) -> Tensor:
     return t * t * (p * (p / q).log()).sum(1)
 
 
-def right(t_adv: Tensor, y: Tensor) -> Tensor:
+def correct(t_adv: Tensor, y: Tensor) -> Tensor:
     return t_adv.softmax(1)[range(len(y)), y] ** 0.1
 
 
@@ -128,17 +128,17 @@ def straight_rslad(z: Tensor, z_adv: Tensor, t: Tensor, t_adv: Tensor, s_adv: Te
 
 
 def straight_iad(z: Tensor, z_adv: Tensor, t: Tensor, t_adv: Tensor, s_adv: Tensor, y: Tensor) -> Tensor:
-    own = (1 - right(t_adv, y)) * gap(z, z_adv)
+    own = (1 - correct(t_adv, y)) * gap(z, z_adv)
     return (0.8 * gap(t, z_adv, 2.0) + 0.8 * own + 0.2 * nll(z, y)).mean()
 
 
 def straight_iad_weighted(z: Tensor, z_adv: Tensor, t: Tensor, t_adv: Tensor, s_adv: Tensor, y: Tensor) -> Tensor:
-    trust = right(t_adv, y)
+    trust = correct(t_adv, y)
     return (trust * gap(t_adv, z_adv) + (1 - trust) * gap(z, z_adv)).mean()
 
 
 def straight_iad2(z: Tensor, z_adv: Tensor, t: Tensor, t_adv: Tensor, s_adv: Tensor, y: Tensor) -> Tensor:
-    trust = right(t_adv, y)
+    trust = correct(t_adv, y)
     # the model's own term has no temperature of its own, only the factor T^2, as in the released code
     pair = trust * gap(t_adv, z_adv, 3.0) + (1 - trust) * 9 * gap(z, z_adv)
     return (0.25 * nll(z_adv, y) + 0.5 * pair + 0.25 * gap(s_adv, z_adv, 3.0)).mean()
@@ -177,10 +177,10 @@ def test_loss_and_gradients_are_those_of_the_formula(
 ) -> None:
     x = torch.rand(9, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y = torch.arange(9) % 4
-    model, teacher, clean_teacher = mlp(0), frozen(mlp(1)), frozen(mlp(2))
+    model, teacher, standard_teacher = mlp(0), frozen(mlp(1)), frozen(mlp(2))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     step = make_step(
-        x, y, model, inner=inner, moment=moment, teachers={"teacher": teacher, "clean_teacher": clean_teacher}
+        x, y, model, inner=inner, moment=moment, teachers={"teacher": teacher, "standard_teacher": standard_teacher}
     )
     value, terms = outer_loss(Method(inner=inner, loss=loss), step)
     value.backward()
@@ -193,7 +193,7 @@ def test_loss_and_gradients_are_those_of_the_formula(
     assert math.fsum(float(term) for term in terms.values()) == pytest.approx(float(value.detach()), rel=1e-11)
     for one, two in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.allclose(one.grad, two.grad, rtol=1e-9, atol=1e-13)
-    for network in (teacher, clean_teacher):
+    for network in (teacher, standard_teacher):
         assert all(parameter.grad is None for parameter in network.parameters())
     assert same(teacher.state_dict(), before)  # batch statistics included
     assert not teacher.training
@@ -382,8 +382,8 @@ def test_settings_out_of_range_are_refused(make: Callable[[], object], why: str)
         (IadLoss(), CE, ("teacher",)),
         (AdaadLoss(), CE, ("teacher",)),
         (CleanLoss(), None, ()),
-        (Iad2Loss(), CE, ("teacher", "clean_teacher")),
-        (KdLoss(), CE, ("teacher", "clean_teacher")),
+        (Iad2Loss(), CE, ("teacher", "standard_teacher")),
+        (KdLoss(), CE, ("teacher", "standard_teacher")),
         (IadLoss(), AdaadInner(), ("teacher",)),
     ],
 )
@@ -411,7 +411,7 @@ def test_recipes_with_a_teacher_ask_for_its_weights(name: str) -> None:
     recipe = read_recipe(name)
     with pytest.raises(ConfigurationError, match=r"set teacher\.weights"):
         build_config(recipe)
-    roles = [role for role in ("teacher", "clean_teacher") if role in recipe]
+    roles = [role for role in ("teacher", "standard_teacher") if role in recipe]
     ready = recipe | {role: recipe[role] | {"weights": "FILE"} for role in roles}  # type: ignore[operator]
     check_networks(build_config(ready).method, roles)
 

@@ -9,10 +9,10 @@ import torch
 from training_tools import Stop, final, last, same, small_net
 
 from robustly.cli.recipes import read_recipe, recipe_names
-from robustly.configuration import build_config
+from robustly.experiments.configuration import build_config
+from robustly.experiments.overrides import apply_overrides
+from robustly.experiments.run_folder import build_job
 from robustly.models import save_weights
-from robustly.overrides import apply_overrides
-from robustly.runs import build_job
 from robustly.runtime import Runtime, RuntimeConfig
 from robustly.training import Job, Observer, train
 from robustly.training.job import ROLES, check_networks
@@ -120,7 +120,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(recipe: str, teacher: Path, extra
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_settings_are_valid_and_name_their_source(recipe: str) -> None:
     settings = read_recipe(recipe)
-    for role in ("teacher", "clean_teacher"):
+    for role in ("teacher", "standard_teacher"):
         if isinstance(network := settings.get(role), dict):
             assert "weights" not in network, "whose teacher that is says the user"
             settings[role] = {**network, "weights": "FILE"}

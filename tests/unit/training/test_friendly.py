@@ -11,7 +11,7 @@ from training_tools import last, make_job, make_step, mlp, run, same
 from robustly.attacks import AttackResult
 from robustly.data import Splits
 from robustly.objectives import Goal
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training import AdversarialLoss, CurriculumInner, FriendlyInner, GairatWeights, Method, PGDInner
 from robustly.training.friendly import curvature_at
 from robustly.training.step import InnerMaximiser, Moment
@@ -82,8 +82,8 @@ def test_fat_is_its_algorithm(objective: str, tau: int) -> None:
                 value = F.kl_div(z.log_softmax(1), net(x[i : i + 1]).softmax(1).detach(), reduction="sum")
             else:
                 value = F.cross_entropy(z, y[i : i + 1])
-            (slope,) = torch.autograd.grad(value, point)
-            point = point + 0.03 * slope.sign()
+            (gradient,) = torch.autograd.grad(value, point)
+            point = point + 0.03 * gradient.sign()
             point = point.clamp(x[i] - epsilon, x[i] + epsilon).clamp(0, 1)
         assert torch.allclose(found.x_adv[i], point[0].detach(), atol=1e-9), i
     assert int(found.backwards.sum()) == spent < 40 * 5
@@ -136,8 +136,8 @@ def test_the_curriculum_keeps_the_first_iterate_beyond_its_limit() -> None:
             p = z.detach().softmax(1)[0]
             if float(p[[k for k in range(4) if k != int(y[i])]].max() - p[y[i]]) > limit:
                 break
-            (slope,) = torch.autograd.grad(F.cross_entropy(z, y[i : i + 1]), here)
-            here = (here + 0.03 * slope.sign()).clamp(x[i] - 0.1, x[i] + 0.1).clamp(0, 1)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(z, y[i : i + 1]), here)
+            here = (here + 0.03 * gradient.sign()).clamp(x[i] - 0.1, x[i] + 0.1).clamp(0, 1)
         assert torch.allclose(found.x_adv[i], here[0].detach(), atol=1e-9), i
     assert 0 < int(found.backwards.sum()) < 200
 
@@ -157,12 +157,12 @@ def test_kappa_counts_iterates_that_were_not_visited() -> None:
     """A limit below the decision boundary stops examples where they are right: they stay right."""
     found = curriculum(0, first=-0.9)
     x, y = batch(40)
-    right = mlp(seed=2).eval()(found.x_adv).argmax(1) == y
+    correct = mlp(seed=2).eval()(found.x_adv).argmax(1) == y
     stopped = found.forwards < 5
-    assert bool((right & stopped).any())
-    assert bool((found.correct_iterates[right & stopped] == 5).all())
+    assert bool((correct & stopped).any())
+    assert bool((found.correct_iterates[correct & stopped] == 5).all())
     weights = GairatWeights(burn_in=0)
-    assert float(weights.of(found.correct_iterates.double(), 5)[right & stopped].max()) < 1e-4
+    assert float(weights.of(found.correct_iterates.double(), 5)[correct & stopped].max()) < 1e-4
     friendly_found = friendly(0, noise=0, steps=5, step_size=0.03)(make_step(x, y, mlp(seed=2)))
     plain = PGDInner(steps=5, step_size=0.03)(make_step(x, y, mlp(seed=2)))
     assert bool((friendly_found.correct_iterates <= plain.correct_iterates).all()), "first mistakes come as early"

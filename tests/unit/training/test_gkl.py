@@ -69,13 +69,13 @@ def test_dkl_has_the_published_values_and_the_gradients_of_kl() -> None:
 def test_dkl_training_is_trades_at_equal_weights(norm: bool) -> None:
     x, x_adv = torch.rand(12, 6, dtype=torch.float64), torch.rand(12, 6, dtype=torch.float64)
     y = torch.arange(12) % 4
-    slopes = []
+    gradients = []
     for loss in (DklLoss(3.0, 3.0), TradesLoss(3.0)):
         net = mlp(norm=norm).train()
         step = make_step(x, y, net, inner=Given(x_adv))
         total, _ = outer_loss(Method(inner=Given(x_adv), loss=loss), step)
-        slopes.append(torch.autograd.grad(total, list(net.parameters())))
-    for one, other in zip(*slopes, strict=True):
+        gradients.append(torch.autograd.grad(total, list(net.parameters())))
+    for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other, atol=1e-12)
 
 
@@ -85,8 +85,8 @@ def test_each_term_of_dkl_moves_one_side_alone(alpha: float, beta: float, still:
     terms = DklLoss(alpha, beta)(fixture_step(z, z_adv, [0]))
     (counts,) = terms.keys() - {"clean"}
     assert counts == ("consistency" if alpha else "squares")
-    slopes = torch.autograd.grad(terms[counts].sum(), (z, z_adv), allow_unused=True)
-    of_clean, of_adversarial = (torch.zeros(1, 3) if slope is None else slope for slope in slopes)
+    gradients = torch.autograd.grad(terms[counts].sum(), (z, z_adv), allow_unused=True)
+    of_clean, of_adversarial = (torch.zeros(1, 3) if gradient is None else gradient for gradient in gradients)
     zero, moving = (of_clean, of_adversarial) if still == "clean" else (of_adversarial, of_clean)
     assert float(zero.abs().max()) == 0
     expected = OF_KL_TO_Z_ADV if still == "clean" else OF_KL_TO_Z

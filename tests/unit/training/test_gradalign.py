@@ -27,7 +27,7 @@ def noisy(x: Tensor) -> Tensor:
     return step.threat.around(x).random_start(step.generator.fold("gradalign"))
 
 
-def slope(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def gradient(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Gradient of the cross-entropy in the input, with its graph."""
     point = x.clone().requires_grad_()
     (found,) = torch.autograd.grad(F.cross_entropy(net(point), y, reduction="sum"), point, create_graph=True)
@@ -41,7 +41,7 @@ def test_a_whole_step_by_hand(norm: bool) -> None:
     method = Method(inner=FGSM, loss=AdversarialLoss(), parameters=(GradAlign(0.7),))
     step = make_step(x, y, one, inner=FGSM)
     loss, means = outer_loss(method, step)
-    g, g_noisy = slope(other, x, y).detach(), slope(other, noisy(x), y)
+    g, g_noisy = gradient(other, x, y).detach(), gradient(other, noisy(x), y)
     cosine = (g * g_noisy).sum(1) / (g.square().sum(1).sqrt() * g_noisy.square().sum(1).sqrt())
     regulariser = 0.7 * (1 - cosine.mean())
     expected = F.cross_entropy(other(step.adversarial.x_adv), y) + regulariser
@@ -59,10 +59,10 @@ def test_only_the_second_gradient_moves_the_weights() -> None:
     """Finite differences in one weight, with the first gradient held."""
     x, y = batch()
     net = mlp(seed=2, norm=False)
-    held = slope(net, x, y).detach()
+    held = gradient(net, x, y).detach()
 
     def regulariser() -> Tensor:
-        return 1 - F.cosine_similarity(held, slope(net, noisy(x), y), dim=1).mean()
+        return 1 - F.cosine_similarity(held, gradient(net, noisy(x), y), dim=1).mean()
 
     term = GradAlign(1.0).extra_terms(make_step(x, y, net))["alignment"].mean()
     weight = net[0].weight  # type: ignore[union-attr]
@@ -98,8 +98,8 @@ def test_a_linear_model_is_aligned_however_sure_it_is(gap: float) -> None:
     step = make_step(torch.rand(16, 64), torch.zeros(16, dtype=torch.int64), net)
     term = GradAlign(1.0).extra_terms(step)["alignment"]
     assert float(term.detach().abs().max()) < 1e-4
-    (slope,) = torch.autograd.grad(term.mean(), net.weight)
-    assert float(slope.abs().max()) < 1e-2
+    (gradient,) = torch.autograd.grad(term.mean(), net.weight)
+    assert float(gradient.abs().max()) < 1e-2
 
 
 class Dead(nn.Module):
@@ -120,7 +120,7 @@ def test_examples_without_gradient_are_left_out_of_the_mean() -> None:
     term = GradAlign(2.0).extra_terms(make_step(x, y, net))["alignment"]
     assert term[:15].tolist() == [0.0] * 15
     alone = GradAlign(2.0).extra_terms(make_step(x, y, net))["alignment"][15:]
-    g, g_noisy = slope(net, x, y)[15:], slope(net, noisy(x), y)[15:]
+    g, g_noisy = gradient(net, x, y)[15:], gradient(net, noisy(x), y)[15:]
     expected = 2 * (1 - F.cosine_similarity(g, g_noisy, dim=1))
     assert float(term.mean()) == pytest.approx(float(expected.mean()), rel=1e-9)
     assert torch.allclose(alone * 25 / 40, expected, atol=1e-9)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from training_tools import Given, last, make_job, make_step, mlp, run, same
 
 from robustly.data import Splits
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training import (
     AdversarialLoss,
     DynatLoss,
@@ -173,12 +173,12 @@ def test_dynamic_and_static_labels_of_the_weights() -> None:
         start = PGDInner(steps=1, start="gaussian", step_size=1e-30)(
             make_step(step.x, step.y, step.model)
         ).x_adv  # the noisy image, up to the projection
-        right = step.model(start).argmax(1) == y
+        correct = step.model(start).argmax(1) == y
         counted = step.adversarial.correct_iterates
-        assert bool((counted[~right] <= 3).all())
-        assert bool((counted[right] >= 1).all()), "the start counts"
-        assert bool(right.any())
-        assert not bool(right.all())
+        assert bool((counted[~correct] <= 3).all())
+        assert bool((counted[correct] >= 1).all()), "the start counts"
+        assert bool(correct.any())
+        assert not bool(correct.all())
         mail = MailWeights(burn_in=0, label=label)(step)  # type: ignore[arg-type]
         assert mail is not None
         p = step.model(step.adversarial.x_adv).softmax(1).detach()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from training_tools import Given, Says, double, final, make_job, make_step, mlp, run, same
 
 from robustly.cli.recipes import read_recipe
-from robustly.configuration import build_config
 from robustly.data import Splits
+from robustly.experiments.configuration import build_config
 from robustly.training import (
     AlpLoss,
     GuideLabels,
@@ -112,8 +112,8 @@ def straight_mart_as_released(z: Tensor, z_adv: Tensor, g: Tensor, y: Tensor) ->
     missed = F.nll_loss(torch.log(1.0001 - q + 1e-12), rival)
     p = z.softmax(1)
     sums = F.kl_div(torch.log(q + 1e-12), p, reduction="none").sum(1)
-    right = p.gather(1, y[:, None])[:, 0]
-    return F.cross_entropy(z_adv, y) + missed + 5 / len(y) * (sums * (1.0000001 - right)).sum()
+    correct = p.gather(1, y[:, None])[:, 0]
+    return F.cross_entropy(z_adv, y) + missed + 5 / len(y) * (sums * (1.0000001 - correct)).sum()
 
 
 def straight_lbgat(z: Tensor, z_adv: Tensor, g: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from training_tools import final, last, make_job, make_step, mlp, run, same
 
 from robustly.data import Splits
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training import (
     AdversarialLoss,
     FreeInner,
@@ -91,8 +91,8 @@ def test_n_fgsm_step_by_hand() -> None:
     noisy = NoisyFGSMInner(mode="eval")(make_step(x, y, flat)).x_adv
     net = mlp().eval()
     point = noisy.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(F.cross_entropy(net(point), y, reduction="sum"), point)
-    expected = (noisy + 0.1 * slope.sign()).clamp(0, 1)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(net(point), y, reduction="sum"), point)
+    expected = (noisy + 0.1 * gradient.sign()).clamp(0, 1)
     assert torch.allclose(NoisyFGSMInner(mode="eval")(make_step(x, y, net)).x_adv, expected, atol=1e-12)
 
 

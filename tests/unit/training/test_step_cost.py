@@ -9,7 +9,7 @@ from torch import nn
 from training_tools import make_step, mlp
 
 from robustly.cli.recipes import read_recipe, recipe_names
-from robustly.configuration import build_config
+from robustly.experiments.configuration import build_config
 from robustly.training import (
     DklLoss,
     DynatLoss,
@@ -90,7 +90,7 @@ def test_every_published_recipe_is_in_the_table() -> None:
 
 def method_of(recipe: str) -> tuple[Method, int]:
     settings = read_recipe(recipe)
-    for role in ("teacher", "clean_teacher"):
+    for role in ("teacher", "standard_teacher"):
         if settings.get(role) is not None:
             settings[role] = {**settings[role], "weights": "of.safetensors"}  # type: ignore[dict-item]
     config = build_config(settings)
@@ -120,7 +120,7 @@ class Watched(nn.Module):
         logits: torch.Tensor = self.net(x)
         self.passes["forward"] += len(x)
         if logits.requires_grad:
-            logits.register_hook(lambda slope: self.passes.update(backward=len(slope)))
+            logits.register_hook(lambda gradient: self.passes.update(backward=len(gradient)))
         return logits
 
 

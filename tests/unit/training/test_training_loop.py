@@ -14,7 +14,7 @@ from training_tools import THREAT, NormNet, Splits, Stop, final, last, make_job,
 from robustly.attacks import dynat_pgd
 from robustly.models import load_weights
 from robustly.randomness import derive_seed
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training import (
     AdversarialLoss,
     CleanLoss,

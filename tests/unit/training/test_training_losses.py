@@ -178,16 +178,16 @@ def test_nothing_leaks_from_the_model_into_the_guide(beta: float, inner: PGDInne
 
 def test_without_weight_the_labels_of_the_guide_teach_the_model_nothing() -> None:
     x, y = torch.rand(9, 6, dtype=torch.float64), torch.arange(9) % 4
-    slopes = []
+    gradients = []
     for labels in (GuideLabels(), SmoothedLabels(0.3)):
         model, guide = mlp(0), mlp(1)
         step = make_step(x, y, model, inner=Given(x.flip(0)), guide=guide, label_source=labels)
         method = Method(labels=labels, inner=Given(x.flip(0)), loss=DynatLoss(beta=0.0, consistency=1.0))
         outer_loss(method, step)[0].backward()
-        slopes.append([parameter.grad for parameter in model.parameters()])
+        gradients.append([parameter.grad for parameter in model.parameters()])
         learns = isinstance(labels, GuideLabels)
         assert all((parameter.grad is not None) is learns for parameter in guide.parameters())
-    assert all(torch.equal(one, other) for one, other in zip(*slopes, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
     with pytest.raises(ValueError, match="must not both be 0: the model would learn nothing"):
         DynatLoss(beta=0.0)
 

@@ -8,7 +8,7 @@ from torch import nn
 from training_tools import NormNet, Splits, make_job, run, small_net
 
 from robustly.cli.recipes import read_recipe
-from robustly.configuration import RunConfig, build_config
+from robustly.experiments.configuration import RunConfig, build_config
 from robustly.training import Method, Moment, Observer, OptimizerConfig, ScheduleConfig
 from robustly.training.optimisation import build_optimizer, rate_factor
 
@@ -106,8 +106,8 @@ class Rates(Observer):
     def stepped(self, moment: Moment, loss: float, images: int) -> None:
         now = [p.detach().clone() for p in self.model.parameters()]
         moved = torch.cat([(a - b).flatten() for a, b in zip(self.before, now, strict=True)])
-        slope = torch.cat([p.grad.flatten() for p in self.model.parameters()])
-        self.rates.append(float((moved * slope).sum() / slope.square().sum()))
+        gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()])
+        self.rates.append(float((moved * gradient).sum() / gradient.square().sum()))
         self.before = now
 
 

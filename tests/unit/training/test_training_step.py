@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from training_tools import NormNet, Splits, make_job, make_step, run
 
 from robustly.cli.recipes import read_recipe, recipe_names
-from robustly.configuration import build_config
+from robustly.experiments.configuration import build_config
 from robustly.training import (
     AdaadLoss,
     AdversarialLoss,
@@ -85,7 +85,7 @@ COSTS = {
 
 def method_of(recipe: str) -> Method:
     settings = read_recipe(recipe)
-    for role in {"teacher", "clean_teacher"} & settings.keys():
+    for role in {"teacher", "standard_teacher"} & settings.keys():
         settings[role] = {**settings[role], "weights": "FILE"}  # type: ignore[dict-item]
     return build_config(settings).method
 
@@ -100,7 +100,7 @@ def test_every_recipe_spends_what_its_method_needs(name: str) -> None:
         torch.arange(8),
         model.train(),
         guide=guide.train() if "guide" in method.networks else None,
-        teachers={"teacher": NormNet(2), "clean_teacher": NormNet(3)},
+        teachers={"teacher": NormNet(2), "standard_teacher": NormNet(3)},
         label_source=method.labels,
         inner=method.inner,
     )
@@ -183,7 +183,7 @@ def test_running_statistics_see_clean_then_adversarial_images_once(loss: OuterLo
     x, y = torch.rand(8, 1, 16, 16), torch.arange(8)
     model = NormNet(0).train()
     inner = KL if loss.needs_inner else None
-    teachers = {role: NormNet(number).eval() for number, role in enumerate(("teacher", "clean_teacher"), 2)}
+    teachers = {role: NormNet(number).eval() for number, role in enumerate(("teacher", "standard_teacher"), 2)}
     step = make_step(x, y, model, inner=inner, guide=NormNet(1).train(), teachers=teachers)
     before = nn.BatchNorm2d(4)
     outer_loss(Method(inner=inner, loss=loss), step)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training_tools import make_step, mlp
 
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training import (
     DataLabels,
     DynatLoss,
@@ -41,8 +41,8 @@ def attacked(net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         point.requires_grad_()
         logits = net(point)
         kappa += (logits.argmax(1) == y).double()
-        (slope,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), point)
-        point = (point.detach() + STEP * slope.sign()).clamp(min=x - EPSILON, max=x + EPSILON).clamp(0, 1)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), point)
+        point = (point.detach() + STEP * gradient.sign()).clamp(min=x - EPSILON, max=x + EPSILON).clamp(0, 1)
     net.train()
     return point, kappa
 
@@ -58,10 +58,10 @@ def weighted(kind: str, z_adv: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         return raw / raw.mean()
     if kind == "mail":
         p = z_adv.detach().softmax(1)
-        right = p[torch.arange(len(y)), y]
+        correct = p[torch.arange(len(y)), y]
         others = p.clone()
         others[torch.arange(len(y)), y] = -1.0
-        return 3 / (1 + torch.exp(-10 * (others.max(1).values - right - 0.5)))
+        return 3 / (1 + torch.exp(-10 * (others.max(1).values - correct - 0.5)))
     return torch.ones(len(y), dtype=torch.float64)
 
 
@@ -110,20 +110,20 @@ def straight_step(
     if case.perturbed:
         look = copy.deepcopy(net)
         value = case.formula(look, guided.detach(), x, x_adv, y, kappa)
-        slopes = torch.autograd.grad(value, list(look.parameters()))
+        gradients = torch.autograd.grad(value, list(look.parameters()))
         with torch.no_grad():
-            for p, slope in zip(net.parameters(), slopes, strict=True):
+            for p, gradient in zip(net.parameters(), gradients, strict=True):
                 if p.ndim > 1:
-                    p.add_(GAMMA * p.norm() * slope / slope.norm())
+                    p.add_(GAMMA * p.norm() * gradient / gradient.norm())
     shifted = {name: p.detach().clone() for name, p in net.named_parameters()}
     whole = F.cross_entropy(guided, y) + case.formula(net, guided, x, x_adv, y, kappa)
     everything = {f"net.{name}": p for name, p in net.named_parameters()}
     everything |= {f"guide.{name}": p for name, p in guide.named_parameters()}
-    slopes = torch.autograd.grad(whole, list(everything.values()))
+    gradients = torch.autograd.grad(whole, list(everything.values()))
     with torch.no_grad():
-        for (name, p), slope in zip(everything.items(), slopes, strict=True):
+        for (name, p), gradient in zip(everything.items(), gradients, strict=True):
             v = velocities.get(name, torch.zeros_like(p))
-            velocities[name] = MOMENTUM * v + slope + DECAY * p
+            velocities[name] = MOMENTUM * v + gradient + DECAY * p
             p.sub_(RATE * velocities[name])
         for name, p in net.named_parameters():
             p.copy_(old[name] + (p - shifted[name]))

@@ -13,7 +13,7 @@ from robustly.data import Augmentation, Batch, DataConfig, Splits, load_splits
 from robustly.models import ModelConfig, build_model
 from robustly.randomness import KeyedGenerator
 from robustly.runtime import Runtime, RuntimeConfig
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 from robustly.training import (
     DataLabels,
     Job,

@@ -18,9 +18,9 @@ from robustly.attacks.ead import EAD
 from robustly.attacks.fmn import FMN
 from robustly.attacks.hopskipjump import HopSkipJump
 from robustly.compat.foolbox.models import goal_of, module_and_bounds
-from robustly.compat.goals import generator_for, logits_of, nearest, whole_box
+from robustly.compat.goals import generator_for, nearest, verdict_logits, whole_box
 from robustly.objectives import Goal
-from robustly.threat import ThreatModel
+from robustly.threats.lp import ThreatModel
 
 Images = Tensor | list[Tensor]
 
@@ -84,7 +84,7 @@ class PortedAttack:
                 found = self._crafted(module, inputs, goal, threat)
             raw.append(found)
             clipped.append(found if threat is None else threat.project(found, inputs))
-            is_adv.append(goal.reached(logits_of(module, clipped[-1])))
+            is_adv.append(goal.reached(verdict_logits(module, clipped[-1])))
         if several:
             return raw, clipped, torch.stack(is_adv)
         return raw[0], clipped[0], is_adv[0]

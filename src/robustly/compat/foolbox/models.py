@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.contract import AttackError
-from robustly.compat.goals import logits_of, targeted_goal
+from robustly.attacks.core.contract import AttackError
+from robustly.compat.goals import targeted_goal, verdict_logits
 from robustly.objectives import Goal
 
 
@@ -115,7 +115,7 @@ def goal_of(model: nn.Module, x: Tensor, criterion: Any) -> Goal:
 def accuracy(fmodel: Any, inputs: Tensor, labels: Int64[Tensor, " n"]) -> float:
     """Share of images that a model has right."""
     model, _ = module_and_bounds(fmodel)
-    return float((logits_of(model, inputs).argmax(1) == labels).double().mean())
+    return float((verdict_logits(model, inputs).argmax(1) == labels).double().mean())
 
 
 def _tensor(value: Any) -> Tensor:

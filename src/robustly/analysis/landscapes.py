@@ -1,0 +1,198 @@
+"""Loss surfaces: over two directions of the image, and over two directions of the weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.core.contract import Images, check_device, check_logits, frozen, prepare
+from robustly.attacks.core.model_access import input_gradient, logits_of
+from robustly.objectives import Goal, cross_entropy, margin
+from robustly.randomness import KeyedGenerator, derive_seed
+from robustly.threats.lp import ThreatModel
+
+POINTS = 21
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """A loss surface on a square grid: `[i, j]` is `axis[i]` along the second direction, `axis[j]` the first.
+
+    Args:
+        axis: the coordinates of both directions, ascending, 0 in the middle.
+        loss: cross-entropy.
+        wrong: share of the images that are misclassified, in [0, 1].
+        margin: max_{j != y} z_j - z_y, for the surface of a single image; above 0 it is misclassified.
+    """
+
+    axis: Float[Tensor, " s"]
+    loss: Float[Tensor, "s s"]
+    wrong: Float[Tensor, "s s"]
+    margin: Float[Tensor, "s s"] | None = None
+
+    def smoothness(self) -> dict[str, float]:
+        """How rough the surface is, and how much of it is misclassified.
+
+        `roughness` is the mean of |second differences| of the loss along both axes, in nats per grid step squared
+        (0 for a plane), `roughest` the largest, `misclassified` the mean of `wrong`.
+        """
+        bends = torch.cat([self.loss.diff(n=2, dim=d).abs().flatten() for d in (0, 1)]).double()
+        return {
+            "roughness": float(bends.mean()),
+            "roughest": float(bends.max()),
+            "misclassified": float(self.wrong.double().mean()),
+        }
+
+    def plain(self) -> dict[str, Any]:
+        """The surface as plain lists of at most seven digits, with its smoothness."""
+        grids = {"loss": self.loss, "wrong": self.wrong, "margin": self.margin}
+        rows = {name: None if grid is None else _rounded(grid) for name, grid in grids.items()}
+        return {"axis": [round(float(value), 7) for value in self.axis], **rows, **self.smoothness()}
+
+
+def input_landscapes(
+    model: nn.Module,
+    x: Images,
+    y: Int64[Tensor, " n"],
+    threat: ThreatModel,
+    generator: KeyedGenerator,
+    *,
+    extent: float = 2.0,
+    points: int = POINTS,
+) -> list[Landscape]:
+    """The loss L(x + a s + b r) around each of some images.
+
+    s is where the gradient of the cross-entropy points, r a direction of independent random signs, both of length
+    epsilon in the threat's norm: under linf s = epsilon sign(g); under l2 and l1 g scaled to epsilon; under l0 both
+    have the Euclidean length sqrt(epsilon). The grid leaves the box of valid images where they lie at its border:
+    clamping would bend the surface where the model does not.
+
+    Args:
+        model: from images to logits; left as it was.
+        x: images `(N, ...)` in the threat's box.
+        y: labels.
+        threat: one epsilon for all.
+        generator: random numbers of the images.
+        extent: how far a and b go, in epsilons.
+        points: of the grid, on each axis; odd and at least 3.
+
+    Raises:
+        AttackError: images or labels that do not fit.
+        ValueError: a grid without a middle.
+    """
+    axis = _axis(extent, points, x)
+    x, goal = prepare(x, y, threat)
+    check_device(model, x)
+    assert not isinstance(threat.epsilon, Tensor)
+    with frozen(model):
+        here = x.clone().requires_grad_()
+        given = check_logits(logits_of(model, here), goal)
+        gradient = input_gradient(cross_entropy(given, goal).sum(), here)
+        ahead, aside = _directions(gradient, threat.norm, float(threat.epsilon), generator)
+        return [_around(model, x[i], ahead[i], aside[i], goal.y[i], axis) for i in range(len(x))]
+
+
+def _directions(gradient: Images, norm: str, epsilon: float, generator: KeyedGenerator) -> tuple[Images, Images]:
+    random = torch.where(generator.uniform(*gradient.shape[1:]) < 0.5, -1.0, 1.0).to(gradient)
+    if norm == "linf":
+        return epsilon * gradient.sign(), epsilon * random
+    length = epsilon**0.5 if norm == "l0" else epsilon
+    scaled = []
+    for direction in (gradient, random):
+        size = torch.linalg.vector_norm(direction.flatten(1), 1 if norm == "l1" else 2, dim=1)
+        shape = (-1,) + (1,) * (direction.ndim - 1)
+        scaled.append(direction * (length / size.clamp_min(torch.finfo(size.dtype).tiny)).view(shape))
+    return scaled[0], scaled[1]
+
+
+def _around(model: nn.Module, x: Tensor, ahead: Tensor, aside: Tensor, y: Tensor, axis: Tensor) -> Landscape:
+    columns, total = len(axis), len(axis) ** 2
+    shape = (columns,) + (1,) * x.ndim
+    logits = []
+    for b in axis:  # a row of the grid is a batch
+        with torch.no_grad():
+            logits.append(logits_of(model, x + axis.view(shape) * ahead + b * aside))
+    goal = Goal(y.expand(total))
+    given = torch.cat(logits)
+    loss, gap = cross_entropy(given, goal), margin(given, goal)
+    wrong = (given.argmax(1) != goal.y).to(loss.dtype)
+    loss, wrong, gap = (values.view(columns, columns).cpu() for values in (loss, wrong, gap))
+    return Landscape(axis.cpu(), loss, wrong, gap)
+
+
+def weight_landscape(
+    model: nn.Module,
+    x: Images,
+    y: Int64[Tensor, " n"],
+    *,
+    seed: int = 0,
+    extent: float = 1.0,
+    points: int = POINTS,
+) -> Landscape:
+    """The mean loss of a batch over two filter-normalised random directions of the weights.
+
+    Li et al., "Visualizing the loss landscape of neural nets" (NeurIPS 2018): Gaussian directions, each filter (of
+    a convolution) and each neuron (of a linear layer) scaled to the length of the model's own, biases and the
+    parameters of normalisations left alone. Batch normalisation in evaluation mode. The model itself is never
+    written to: it is asked with other weights in place of its own.
+
+    Args:
+        model: from images to logits.
+        x: one batch `(N, ...)`, N >= 1.
+        y: labels.
+        seed: of the directions.
+        extent: how far both axes go, in lengths of the filters.
+        points: of the grid, on each axis; odd and at least 3.
+
+    Raises:
+        AttackError: labels that do not fit.
+        ValueError: a grid without a middle; no image.
+    """
+    axis = _axis(extent, points, x)
+    check_device(model, x)
+    if len(x) == 0:
+        raise ValueError("a landscape of the weights needs at least one image")
+    own = {name: value.detach() for name, value in model.named_parameters()}
+    buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
+    first, second = (_filter_normalised(own, derive_seed(seed, "landscape", axis_name)) for axis_name in "ab")
+    goal, loss, wrong = Goal(y), torch.zeros(len(axis), len(axis)), torch.zeros(len(axis), len(axis))
+    half = next((v for v in own.values() if v.dtype in (torch.float16, torch.bfloat16)), None)
+    x = x if half is None else x.to(half.dtype)
+    with frozen(model), torch.no_grad():
+        for i, b in enumerate(axis.tolist()):
+            for j, a in enumerate(axis.tolist()):
+                moved = {name: own[name] + a * first[name] + b * second[name] for name in first}
+                logits = torch.func.functional_call(model, {**own, **moved, **buffers}, (x,))
+                logits = check_logits(logits if half is None else logits.float(), goal)
+                loss[i, j] = cross_entropy(logits, goal).mean().cpu()
+                wrong[i, j] = (logits.argmax(1) != goal.y).double().mean().cpu()
+    return Landscape(axis.cpu().to(loss.dtype), loss, wrong)
+
+
+def _filter_normalised(own: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """A random direction for the weights of convolutions and linear layers, each filter as long as its own."""
+    found = {}
+    for name, value in own.items():
+        if value.ndim < 2 or not value.is_floating_point():
+            continue  # biases, and the scales and shifts of normalisations
+        filters = torch.arange(len(value), device=value.device)
+        draw = KeyedGenerator(derive_seed(seed, name), filters).normal(*value.shape[1:]).to(value)
+        rows = (-1,) + (1,) * (value.ndim - 1)
+        lengths = value.flatten(1).norm(dim=1) / draw.flatten(1).norm(dim=1)
+        found[name] = draw * lengths.view(rows)
+    return found
+
+
+def _axis(extent: float, points: int, like: Tensor) -> Tensor:
+    if points < 3 or points % 2 == 0 or not extent > 0:
+        raise ValueError(
+            f"a landscape needs an odd number of points, at least 3, and an extent above 0, got {points}"
+        )
+    return torch.linspace(-extent, extent, points, device=like.device, dtype=like.dtype)
+
+
+def _rounded(grid: Tensor) -> list[list[float | None]]:
+    """Rows of plain numbers; what is not finite becomes None."""
+    return [[float(f"{v:.6g}") if abs(v) < float("inf") else None for v in row] for row in grid.tolist()]

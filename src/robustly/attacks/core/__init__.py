@@ -1,0 +1,1 @@
+"""Shared machinery of the attacks: contract, search, ascent, gradients."""

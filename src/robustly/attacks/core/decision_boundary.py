@@ -1,0 +1,106 @@
+"""What attacks that see nothing but the predicted class share: many questions at once, starts, and bisection."""
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from robustly.attacks.core.contract import Images
+from robustly.attacks.core.model_access import logits_of
+from robustly.attacks.core.search import Rows, Search
+from robustly.randomness import KeyedGenerator
+from robustly.threats.balls import Ball, LinfBall, per_example
+
+AT_ONCE = 1024  # images per forward pass
+MOST_BISECTIONS = 20  # float32 images do not tell closer points apart
+
+
+def decide(search: Search, rows: Rows, points: Float[Tensor, "m b ..."]) -> Bool[Tensor, "m b"]:
+    """Whether the goal is reached at B points of each example.
+
+    The passes are added to the examples' counts here, because `Search.look` takes one point of each; the answers
+    are estimates' raw material and are not kept as finds.
+    """
+    goal, several = search.goal.select(rows.repeat_interleave(points.shape[1])), points.flatten(0, 1)
+    parts = []
+    with torch.no_grad():
+        for place in range(0, len(several), AT_ONCE):
+            logits = logits_of(search.model, several[place : place + AT_ONCE])
+            asked = goal.select(torch.arange(place, place + len(logits), device=rows.device))
+            parts.append(asked.reached(logits) & logits.isfinite().all(1))
+    search.forwards[rows] += points.shape[1]
+    return torch.cat(parts).view(points.shape[:2]) if parts else points.new_zeros(points.shape[:2]).bool()
+
+
+def evaluate_decisions(search: Search, points: Images, rows: Rows) -> Bool[Tensor, " m"]:
+    """Whether the goal is reached at one point of each example, kept if it is the nearest so far."""
+    logits = search.evaluate(points, rows)
+    return search.goal.select(rows).reached(logits) & logits.isfinite().all(1)
+
+
+def random_adversarials(
+    search: Search, rows: Rows, draws: KeyedGenerator, tries: int
+) -> tuple[Int64[Tensor, " k"], Float[Tensor, "k ..."]]:
+    """Random images of the box that reach the goal.
+
+    Uniform noise, vertical and horizontal stripes in turn: many models give all noise the same class.
+
+    Args:
+        search: counts and judges.
+        rows: examples `(M,)`.
+        draws: their random numbers.
+        tries: images asked for each example at most.
+
+    Returns:
+        The examples that one was found for, in their order, and the images.
+    """
+    low, high = search.threat.box
+    start, found = search.x[rows].clone(), torch.zeros_like(rows).bool()
+    for attempt in range(tries):
+        left = (~found & ~search.invalid[rows]).nonzero()[:, 0]
+        if len(left) == 0:
+            break
+        shape = list(start.shape[1:])
+        if len(shape) > 1 and attempt % 3:
+            shape[-(attempt % 3)] = 1
+        noise = draws.select(left).fold("attempt", attempt).uniform(*shape).expand(-1, *start.shape[1:])
+        points = (low + (high - low) * noise.to(start)).clamp_(low, high)
+        reached = evaluate_decisions(search, points, rows[left])
+        start[left[reached]], found[left[reached]] = points[reached], True
+    return rows[found], start[found]
+
+
+def bisect(search: Search, rows: Rows, points: Images, halvings: int) -> Images:
+    """The boundary between original images and points that reach the goal, approached from beyond.
+
+    Under l2 along the line between them, under linf through the points that are clipped to smaller and smaller
+    balls around the originals (Chen, Jordan and Wainwright 2020, algorithm 1).
+
+    Args:
+        search: counts and judges.
+        rows: examples `(M,)`.
+        points: points that reach the goal.
+        halvings: how often the interval is halved, one forward pass each.
+
+    Returns:
+        Points that reach the goal.
+    """
+    ball = search.ball.select(rows)
+    low, high = torch.zeros_like(ball.radius), torch.ones_like(ball.radius)
+    if isinstance(ball, LinfBall):
+        high = ball.distance(points)
+    nearest = points
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        between = towards(ball, points, middle)
+        reached = evaluate_decisions(search, between, rows)
+        nearest = torch.where(per_example(reached, nearest), between, nearest)
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    return nearest
+
+
+def towards(ball: Ball, points: Images, share: Float[Tensor, " m"]) -> Images:
+    """Points on the way from the originals (share 0) to others (share 1; under linf, to those within the share)."""
+    wide = per_example(share, points).to(points)
+    if isinstance(ball, LinfBall):
+        return points.clamp(ball.x - wide, ball.x + wide)
+    return ball.x + wide * (points - ball.x)

@@ -1,0 +1,199 @@
+"""Linearised decision boundaries, and the shortest way to them inside the box."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from robustly.attacks.core.contract import Images
+from robustly.attacks.core.model_access import input_gradient, logits_of
+from robustly.attacks.core.search import Rows, Search
+from robustly.objectives import Goal, margin
+from robustly.threats.balls import per_example
+
+ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
+_DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf"), "l0": float("inf")}
+
+
+def step_to_hyperplane(
+    x: Float[Tensor, "n ..."],
+    gradient: Float[Tensor, "n ..."],
+    rise: Float[Tensor, " n"],
+    norm: str,
+    box: tuple[float, float],
+) -> Float[Tensor, "n ..."]:
+    """The smallest change d in the norm with `slope . d = rise` and `x + d` in the box.
+
+    All coordinates move in the direction that raises `rise`'s side, by `min(t, room)` under linf and by
+    `min(t |slope|, room)` under l2, where `room` is what the box leaves. What is gained is piecewise linear in t
+    with a corner where a coordinate reaches the box: the corners are sorted and the root is solved on its segment.
+    Under l1 the coordinates are used up in order of their slopes. These are the projections of FAB (Croce and
+    Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML 2020, eqs. 4-6).
+
+    Args:
+        x: points in the box, `(N, ...)`.
+        slope: normals of the hyperplanes, `(N, ...)`.
+        rise: how much the linear function has to change, of either sign, `(N,)`.
+        norm: "linf", "l2" or "l1".
+        box: least and largest valid value.
+
+    Returns:
+        The change; where the hyperplane is out of reach, the one to the corner of the box nearest to it. Zero
+        where the slope is.
+    """
+    flat, normal = x.flatten(1).double(), gradient.flatten(1).double()
+    largest = normal.abs().amax(1, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0)
+    wanted = rise.double()[:, None] / scale
+    direction = (normal * torch.where(wanted < 0, -1.0, 1.0)).sign()
+    gain = normal.abs() / scale  # scaled: the squares of a confident network's slopes underflow
+    room = torch.where(direction > 0, box[1] - flat, flat - box[0]).clamp_min(0.0) * (gain > 0)
+    moved = _spend_in_order(gain, room, wanted.abs()) if norm == "l1" else _spend_evenly(gain, room, wanted, norm)
+    return (direction * moved).to(x.dtype).view_as(x)
+
+
+def _spend_in_order(
+    gain: Float[Tensor, "n d"], room: Float[Tensor, "n d"], wanted: Float[Tensor, "n 1"]
+) -> Float[Tensor, "n d"]:
+    """The steepest coordinates go as far as the box lets them, the last one as far as is needed."""
+    steepest, order = gain.sort(dim=1, descending=True)
+    most = room.gather(1, order)
+    gained = steepest * most
+    left = (wanted - (gained.cumsum(1) - gained)).clamp_min(0.0)
+    spent = torch.minimum(left / torch.where(steepest > 0, steepest, torch.inf), most)
+    return torch.zeros_like(gain).scatter(1, order, spent)
+
+
+def _spend_evenly(
+    gain: Float[Tensor, "n d"], room: Float[Tensor, "n d"], wanted: Float[Tensor, "n 1"], norm: str
+) -> Float[Tensor, "n d"]:
+    """Every coordinate goes `t` (linf) or `t * gain` (l2), or to the box."""
+    moving = gain > 0
+    pace = moving.double() if norm == "linf" else gain
+    corner, order = torch.where(moving, room / torch.where(moving, pace, 1.0), 0.0).sort(dim=1)
+    rate = (pace * gain).gather(1, order)
+    at_box = (rate * corner).cumsum(1)
+    remaining = rate.flip(1).cumsum(1).flip(1)
+    gained = at_box + corner * (remaining - rate)  # at each corner
+    place = (gained < wanted.abs()).sum(1, keepdim=True).clamp_max(gain.shape[1] - 1)
+    before = (at_box - rate * corner).gather(1, place)
+    still = remaining.gather(1, place)
+    t = (wanted.abs() - before) / torch.where(still > 0, still, 1.0)
+    return torch.minimum(t.clamp_min(0.0) * pace, room)
+
+
+def steepness(gradient: Images, norm: str) -> Float[Tensor, " n"]:
+    """The norm of gradients that is dual to a threat's: how much a change of length 1 can gain at most."""
+    largest = gradient.flatten(1).abs().amax(1)
+    scale = torch.where(largest > 0, largest, 1.0)
+    length: Tensor = torch.linalg.vector_norm(
+        (gradient / per_example(scale, gradient)).flatten(1), _DUAL[norm], dim=1
+    )
+    return length * scale
+
+
+def unit(gradient: Images) -> Images:
+    """Gradients at Euclidean length 1, however small they are; zero where they are zero."""
+    largest = gradient.flatten(1).abs().amax(1)
+    scaled = gradient / per_example(torch.where(largest > 0, largest, 1.0), gradient)
+    length = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
+    return scaled / per_example(torch.where(largest > 0, length, 1.0), gradient)
+
+
+def lead_of_target(logits: Float[Tensor, "n k"], goal: Goal) -> Float[Tensor, " n"]:
+    """How far the target is ahead of every other class: positive exactly where a targeted attack succeeded.
+
+    Raises:
+        ValueError: the goal has no target.
+    """
+    if goal.target is None:
+        raise ValueError("only a goal with a target has a lead: give Goal(y, target=classes)")
+    return -margin(logits, Goal(goal.target))
+
+
+def nearest_boundary(
+    search: Search, points: Images, rows: Rows, classes: Int64[Tensor, "m c"]
+) -> tuple[Float[Tensor, " m"], Float[Tensor, "m ..."]]:
+    """The boundary of z_j - z_y = 0 that is nearest in the linearised model.
+
+    One forward and C backward passes; only the nearest gradient of each point is held in memory, however many
+    classes there are.
+
+    Args:
+        search: counts the passes and judges the points.
+        points: `(M, ...)`, in the box.
+        rows: which examples they belong to.
+        classes: wrong classes `(M, C)`.
+
+    Returns:
+        z_j - z_y of the class of smallest |z_j - z_y| / ||grad (z_j - z_y)||_q, q dual to the threat's norm, and
+        its gradient, zero where all are.
+    """
+    here = points.detach().requires_grad_()
+    logits = logits_of(search.model, here)
+    ahead = logits.gather(1, classes) - logits.gather(1, search.goal.y[rows][:, None])
+    gap, gradient = points.new_zeros(len(points)), torch.zeros_like(points)
+    nearest = torch.full_like(gap, torch.inf)
+    for column in range(classes.shape[1]):
+        normal = input_gradient(ahead[:, column].sum(), here, keep_graph=column + 1 < classes.shape[1])
+        value, gain = ahead[:, column].detach().to(gap), steepness(normal, search.threat.norm)
+        distance = torch.where(gain > 0, value.abs() / gain, torch.inf)
+        closer = distance < nearest
+        nearest, gap = torch.where(closer, distance, nearest), torch.where(closer, value, gap)
+        gradient = torch.where(per_example(closer, gradient), normal, gradient)
+    search.forwards[rows] += 1
+    search.backwards[rows] += classes.shape[1]
+    search.zero_gradients[rows] += nearest == torch.inf
+    search.correct_iterates[rows] += ~search.goal.select(rows).reached(logits)
+    search.record(points, rows, logits.detach(), None, exact=True)
+    return gap, gradient
+
+
+Ranking = Literal["confidence", "malt"]
+CANDIDATES = 20  # with many classes, only those of the largest logits are linearised
+
+
+def ranked_targets(search: Search, ranking: Ranking, count: int) -> Int64[Tensor, "n t"]:
+    """Wrong classes of each example in the order in which to go for them, at most `count` and K - 1.
+
+    Args:
+        search: after its clean pass.
+        ranking: "confidence" or "malt".
+        count: how many are wanted.
+    """
+    y = search.goal.y
+    count = min(count, search.clean.shape[1] - 1)
+    lowest = torch.finfo(search.clean.dtype).min
+    by_logit = search.clean.scatter(1, y[:, None], lowest).argsort(dim=1, descending=True, stable=True)[:, :-1]
+    if ranking == "confidence":
+        return by_logit[:, :count]
+    ranked = by_logit.clone()
+    rows = search.unbroken
+    if len(rows):
+        candidates = by_logit[rows, : max(CANDIDATES, count)]
+        order = linearised_distances(search, rows, candidates).argsort(dim=1, stable=True)
+        ranked[rows, : candidates.shape[1]] = candidates.gather(1, order)
+    return ranked[:, :count]
+
+
+def linearised_distances(
+    search: Search, rows: Int64[Tensor, " m"], classes: Int64[Tensor, "m c"]
+) -> Float[Tensor, "m c"]:
+    """How far each class would be if the model were linear: (z_y - z_j) / ||grad (z_y - z_j)||_q.
+
+    q is dual to the threat's norm. The score of MALT (Melamed, Yehudai and Shamir, NeurIPS 2024), with the norm
+    that makes it exact for a linear model. Costs one forward and C + 1 backward passes. Infinite where the
+    gradient is zero.
+
+    Args:
+        search: the search.
+        rows: examples `(M,)`.
+        classes: `(M, C)`.
+    """
+    y = search.goal.y[rows]
+    logits, gradients = search.jacobian(search.x[rows], rows, torch.cat([y[:, None], classes], dim=1))
+    gap = logits.gather(1, y[:, None]) - logits.gather(1, classes)
+    difference = (gradients[:, :1] - gradients[:, 1:]).flatten(2)
+    steepness = torch.linalg.vector_norm(difference, _DUAL[search.threat.norm], dim=2)
+    return torch.where(steepness > 0, gap / steepness.clamp_min(torch.finfo(gap.dtype).tiny), torch.inf)

@@ -1,0 +1,70 @@
+"""Asking a model: logits that objectives can bear, gradients without NaN, and a copy in half precision."""
+
+import copy
+import warnings
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustly.attacks.core.contract import Images
+
+
+def logits_of(model: nn.Module, points: Images) -> Tensor:
+    """Logits, at least in float32, in which objectives do not underflow; a half-precision model gets its own dtype.
+
+    Double stays double.
+    """
+    parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):
+        points = points.to(parameter.dtype)
+    logits = model(points)
+    if isinstance(logits, Tensor) and logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    widened: Tensor = logits
+    return widened
+
+
+def input_gradient(value: Float[Tensor, ""], points: Images, keep_graph: bool = False) -> Images:
+    """Gradient of a sum with respect to the points, without NaN; zeros where the model lets none through."""
+    if not value.requires_grad:
+        return torch.zeros_like(points)
+    (gradient,) = torch.autograd.grad(value, points, retain_graph=keep_graph, allow_unused=True)
+    if gradient is None:
+        return torch.zeros_like(points)
+    finite: Tensor = gradient.nan_to_num(0.0, 0.0, 0.0)
+    return finite
+
+
+def half_precision_copy(model: nn.Module, x: Images) -> nn.Module | None:
+    """A bfloat16, channels-last copy of a model to search in; None, with a warning, where the model has none.
+
+    Its gradients are noisy in the third digit, which a search does not mind; its verdicts nobody believes.
+    """
+    try:
+        twin = copy.deepcopy(model).to(torch.bfloat16)
+        if x.ndim == 4:
+            twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        twin = _Twin(twin)
+        with torch.no_grad():
+            tried = logits_of(twin, x[:1])
+        if not bool(tried.isfinite().all()):
+            raise ValueError("its logits are not finite")
+    except Exception as error:
+        warnings.warn(f"no search in bfloat16 with this model ({error}); searching in full precision", stacklevel=4)
+        return None
+    return twin
+
+
+class _Twin(nn.Module):
+    """The copy, fed in its own number and memory format."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images in any format."""
+        x = x.to(torch.bfloat16)
+        logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+        return logits

@@ -1,0 +1,136 @@
+"""`robustly analyse`."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from robustly.analysis.input_gradients import GradientStatistics, gradient_statistics, summarised
+from robustly.analysis.landscapes import input_landscapes, weight_landscape
+from robustly.analysis.unions import union_of_threats
+from robustly.cli.arguments import Trust
+from robustly.data import ImageData, load_test
+from robustly.evaluation import read_evidence
+from robustly.experiments.configuration import RunConfig, build_config
+from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, load_trained, open_run
+from robustly.files import write_json
+from robustly.models import weights_hash
+from robustly.randomness import KeyedGenerator, derive_seed
+from robustly.runtime import Runtime
+from robustly.threats.lp import ThreatModel, parse_threat
+
+ANALYSIS, SCHEMA = "analysis.json", 1
+COUNT, PICTURES, BATCH = 500, 4, 128
+
+
+def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
+    """Measure gradients and loss landscapes of a run, and the union over its evaluations; returns the exit code.
+
+    Raises:
+        ValueError: no run there, weights or data that cannot be read, evaluations that do not fit together.
+        OSError: the file cannot be written.
+    """
+    if count < 1:
+        raise ValueError(f"--count must be at least 1, got {count}")
+    config, threat = _evaluated(folder, open_run(folder))
+    data = load_test(config.data)
+    model, _ = load_trained(folder, config, data, Trust(everything=trust_code).allows)
+    device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sample = data.select(torch.arange(min(count, len(data)))).to(device)
+    found = gradient_statistics(model, sample.floats(), sample.labels, threat)
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {"weights_sha256": weights_hash(model)},
+        "data": {"source": data.source, "count": len(sample), "classes": list(data.classes)},
+        "threat": {"text": str(threat), "norm": threat.norm, "epsilon_text": threat.epsilon_text},
+        "gradients": summarised(found, threat),
+        "landscapes": _landscapes(model, sample, threat, found, config.seed),
+        "union": _union(folder),
+    }
+    write_json(folder / ANALYSIS, content)
+    console = Console()
+    for line in _told(content):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"analysis: {folder / ANALYSIS}\nnext: robustly report {quote(str(folder))}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    return 0
+
+
+def _evaluated(folder: Path, config: RunConfig) -> tuple[RunConfig, ThreatModel]:
+    """The settings and the threat that the run was evaluated with; its own, where it was not."""
+    path = folder / EVALUATION / "summary.json"
+    if not path.is_file():
+        return replace(config, data=evaluation_data(config)), config.threat
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        data = build_config({"data": summary["data"]["settings"]}).data
+        return replace(config, data=data), parse_threat(summary["threat"]["text"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise RunError(f"{path} is no evaluation summary ({error}): evaluate the run again") from None
+
+
+def _landscapes(
+    model: nn.Module, sample: ImageData, threat: ThreatModel, found: GradientStatistics, seed: int
+) -> dict[str, Any]:
+    rows = _shown(found)
+    seed = derive_seed(seed, "analysis")
+    surfaces = input_landscapes(
+        model, sample.floats(rows), sample.labels[rows], threat, KeyedGenerator(seed, sample.ids[rows])
+    )
+    batch = torch.arange(min(BATCH, len(sample)), device=sample.images.device)
+    weights = weight_landscape(model, sample.floats(batch), sample.labels[batch], seed=seed)
+    return {
+        "seed": seed,
+        "inputs": [
+            {"id": int(sample.ids[row]), "label": sample.classes[int(sample.labels[row])], **surface.plain()}
+            for row, surface in zip(rows.tolist(), surfaces, strict=True)
+        ],
+        "weights": {"images": len(batch), **weights.plain()},
+    }
+
+
+def _shown(found: GradientStatistics) -> Tensor:
+    """Rows of a few rightly classified images, from the nearest to the boundary to the farthest."""
+    rows = found.correct.nonzero()[:, 0]
+    if len(rows) == 0:
+        rows = torch.arange(len(found.correct), device=found.correct.device)
+    order = rows[found.radius[rows].argsort(stable=True)]
+    places = torch.linspace(0.1, 0.9, PICTURES, device=order.device) * (len(order) - 1)
+    return order[torch.unique(places.round().long())]
+
+
+def _union(folder: Path) -> dict[str, Any] | None:
+    """The union over `RUN/evaluation` and its like, where there are several whole ones."""
+    places = sorted(path for path in folder.glob(f"{EVALUATION}*") if (path / "summary.json").is_file())
+    if len(places) < 2:
+        return None
+    return union_of_threats([read_evidence(path) for path in places])
+
+
+def _told(content: dict[str, Any]) -> list[str]:
+    gradients, surfaces = content["gradients"], content["landscapes"]
+    radius = gradients["radius"]
+    lines = [f"gradients of {gradients['count']} images: median l1 {gradients['measures']['l1']['median']:.4g}"]
+    if radius["median"] is not None:
+        share = 100 * radius["beyond"] / gradients["count"]
+        lines.append(
+            f"first-order radius: median {radius['median']:.4g}; beyond epsilon for {share:.1f} % of images "
+            "(an estimate, no robust accuracy)"
+        )
+    lines.append(f"loss over the weights: mean |second difference| {surfaces['weights']['roughness']:.4g}")
+    if content["union"] is not None:
+        union, names = content["union"]["union"], [one["text"] for one in content["union"]["threats"]]
+        lines.append(f"robust to all of {', '.join(names)}: {100 * union['accuracy']:.1f} %")
+    return lines

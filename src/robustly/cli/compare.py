@@ -1,0 +1,139 @@
+"""`robustly compare`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from robustly.experiments.run_folder import CONFIG
+from robustly.experiments.sweep_folders import MANIFEST
+from robustly.files import write_text
+from robustly.reports import ReportError
+from robustly.reports.pages.methods_page import methods_csv, write_methods_page
+from robustly.reports.tables.evaluations import read_evaluated
+from robustly.reports.tables.method_tables import By, MethodTable, Row, Score, distinguishing, method_tables
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """The options of `robustly compare`."""
+    parser.description = (
+        "Tables of finished runs: clean accuracy, every attack, the worst case; runs that differ only in the seed "
+        "as mean and standard deviation; published numbers of the same methods beside them."
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sweeps")
+    parser.add_argument(
+        "--by", choices=("method", "run"), default="method", help="one row per method (default), or per run"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the tables as CSV")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write them as a page with a chart")
+
+
+def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | None) -> int:
+    """Print the tables, and write them where asked; returns the exit code.
+
+    Raises:
+        ValueError: a run that cannot be read or is not evaluated yet.
+        OSError: a file cannot be written.
+    """
+    folders = [folder for run in runs for folder in _runs_in(run)]
+    tables = method_tables([read_evaluated(folder) for folder in folders], by)
+    console = Console()
+    if csv is not None:
+        _check_target(csv)
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        write_text(csv, methods_csv(tables))
+    if html is not None:
+        _check_target(html)
+        write_methods_page(tables, html)
+    if len(tables) > 1:
+        console.print(f"the runs were tested under different threats or on different images: {len(tables)} tables")
+    for table, title in zip(tables, distinguishing(tables), strict=True):
+        _print(console, table, title)
+        _explain(console, table)
+    for what, file in (("table", csv), ("page", html)):
+        if file is not None:
+            console.print(f"{what}: {file.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """A sweep stands for all of its runs."""
+    if not (folder / MANIFEST).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG}") if not path.parent.name.startswith("."))
+    if not found:
+        raise ReportError(f"{folder} is a sweep without runs so far.")
+    return found
+
+
+def _check_target(file: Path) -> None:
+    if file.is_dir():
+        raise ReportError(f"{file} is a folder: name a file to write.")
+
+
+def _print(console: Console, table: MethodTable, title: str) -> None:
+    """A table as wide as it needs to be in a file or a pipe; a terminal that is too narrow gets numbers alone."""
+    drawn, wide = _drawn(table, title), Console(width=2000)
+    needed = Measurement.get(wide, wide.options, drawn).maximum
+    if not console.is_terminal:
+        Console(width=needed).print(drawn)
+    elif needed <= console.width:
+        console.print(drawn)
+    else:
+        console.print(_drawn(table, title, brief=True))
+        console.print(f"intervals need a terminal of {needed} columns, or --csv FILE", highlight=False)
+
+
+def _drawn(table: MethodTable, title: str, brief: bool = False) -> Table:
+    """Two lines a row: the numbers, and below them the interval or the worst seed; `brief` leaves those out."""
+    drawn = Table(title=escape(f"{title}; accuracy in %"), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    drawn.add_column("method", overflow="fold")
+    for name in table.titles:
+        drawn.add_column(escape(name), justify="right")
+    for row in table.rows:
+        words = row.words
+        if brief:
+            words = f"{len(row.seeds)} seeds" if len(row.seeds) > 1 else ""
+        about = row.name + (" (!)" if row.suspected else "") + (f"\n  {words}" if words else "")
+        drawn.add_row(escape(about), *(_cell(cell.value, row, cell.best, brief) for cell in row.cells))
+        if row.published is not None:
+            theirs = row.published
+            shares = [theirs.accuracy.get(column.key) for column in table.columns]
+            about = f"  published: {theirs.name}"
+            about += "" if brief else f"\n  {theirs.architecture}, linf {theirs.epsilon}"
+            cells = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
+            drawn.add_row(escape(about), *cells, style="dim italic")
+        drawn.add_section()
+    return drawn
+
+
+def _cell(score: Score | None, row: Row, best: bool, brief: bool) -> str:
+    if score is None:
+        return "-"
+    first, second = f"{100 * score.share:.1f}", f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    if score.deviation is not None and score.worst is not None:
+        between = "\u00b1" if brief else " \u00b1 "
+        some = f" ({score.seeds} of {len(row.seeds)})" if score.seeds < len(row.seeds) else ""
+        first += f"{between}{100 * score.deviation:.1f}{some}"
+        second = f"worst {100 * score.worst:.1f}"
+    shown = f"[bold]{first}[/]" if best else first
+    return shown if brief else f"{shown}\n{escape(second)}"
+
+
+def _explain(console: Console, table: MethodTable) -> None:
+    """What is not plain from the table itself."""
+    said = [f"! {note}" for note in table.notes]
+    if any(row.suspected for row in table.rows):
+        said.append("(!) upper bound; masking suspected: not ranked")
+    several = any(len(row.seeds) > 1 for row in table.rows)
+    said.append("[ ]: 95 % Wilson interval" + ("; \u00b1: standard deviation over seeds" if several else ""))
+    sources = {row.published.words for row in table.rows if row.published is not None}
+    if sources:
+        said.append("published numbers are on a different scale (another network, all data, another budget):")
+        said += [f"  {words}" for words in sorted(sources)]
+    console.print("\n".join(said) + "\n", soft_wrap=True, highlight=False, markup=False)

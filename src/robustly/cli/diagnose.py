@@ -1,0 +1,81 @@
+"""`robustly diagnose`."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from robustly.cli.arguments import check_evaluation_overrides, trust_in
+from robustly.data import load_test
+from robustly.evaluation import EvaluationTarget
+from robustly.evaluation.diagnostics import Finding, diagnose, masking_suspected
+from robustly.experiments.configuration import build_config
+from robustly.experiments.overrides import apply_overrides
+from robustly.experiments.run_folder import evaluation_data, load_trained, open_run
+from robustly.files import write_json
+from robustly.models import weights_hash
+from robustly.runtime import Runtime
+
+DIAGNOSTICS, SCHEMA, COUNT = "diagnostics.json", 1, 200
+_MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[yellow]open[/]"}
+
+
+def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: bool) -> int:
+    """Look for masked gradients in the model of a run and print what was found; 0 if nothing failed, else 1.
+
+    Args:
+        folder: the run.
+        count: images, from the first of the test set.
+        overrides: settings, such as another threat.
+        trust_code: whether code that a file names may be imported.
+
+    Raises:
+        ValueError: no run there, weights or data that cannot be read.
+        OSError: the file cannot be written.
+    """
+    if count < 1:
+        raise ValueError(f"--count must be at least 1, got {count}")
+    trust = trust_in(overrides, trust_code)
+    stored = open_run(folder)
+    check_evaluation_overrides(overrides, stored.model_names)
+    config = build_config(apply_overrides(stored.as_plain(), overrides))
+    data = load_test(evaluation_data(config))
+    model, _ = load_trained(folder, config, data, trust.allows)
+    device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    target = EvaluationTarget(
+        model, data.to(device), config.threat, config.seed, config.evaluation.batch_size or 250
+    )
+    findings = diagnose(target, count=min(count, len(data)))
+    masking = masking_suspected(findings)
+    content = {
+        "schema": SCHEMA,
+        "model": {"weights_sha256": weights_hash(model)},
+        "data": {"source": data.source, "count": min(count, len(data))},
+        "threat": str(config.threat),
+        "findings": [asdict(finding) for finding in findings],
+        "masking": masking,
+    }
+    write_json(folder / DIAGNOSTICS, content)
+    console = Console()
+    console.print(findings_table(findings, f"{folder.resolve().name}: {config.threat}"))
+    if masking:
+        console.print("[red]masking suspected:[/] robust accuracy is an upper bound", highlight=False)
+    console.print(f"diagnostics: {folder / DIAGNOSTICS}", soft_wrap=True, highlight=False, markup=False)
+    return 1 if any(finding.passed is False for finding in findings) else 0
+
+
+def findings_table(findings: list[Finding], title: str) -> Table:
+    """One line per finding: whether it holds, what was measured against what, and what it means."""
+    table = Table(title=escape(title), title_justify="left", show_lines=True)
+    for column in ("test", "", "measured", "what it says"):
+        table.add_column(column)
+    for finding in findings:
+        value = "" if finding.value is None else f"{finding.value:.3g} ({finding.threshold})"
+        table.add_row(
+            escape(f"{finding.id}: {finding.title}"), _MARKS[finding.passed], escape(value), escape(finding.words)
+        )
+    return table

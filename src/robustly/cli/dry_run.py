@@ -1,0 +1,83 @@
+"""`robustly train --dry-run`: the composed method as a table of parts, and what a step of it costs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from robustly.experiments.configuration import RunConfig
+from robustly.training import Job
+from robustly.training.cost import StepCost, step_cost
+
+STANDARD_PASSES = 2
+
+
+def show_composition(console: Console, config: RunConfig) -> None:
+    """Print the five parts, and passes of an example through each network: what needs neither data nor files.
+
+    Raises:
+        MethodError: the run is too short for a part, whose cost would be missing.
+    """
+    parts = Table(title=f"{config.recipe} under {config.threat}", title_justify="left")
+    for column in ("part", "what", "settings"):
+        parts.add_column(column, overflow="fold")
+    for slot, what, settings in rows_of(config.method_settings):
+        parts.add_row(slot, what, settings)
+    console.print(parts)
+    config.method.check_epochs(config.training.epochs)
+    cost = step_cost(config.method, config.training.epochs)
+    console.print(cost_table(cost))
+    console.print(f"{cost.total} in all, {cost.total / STANDARD_PASSES:g} times standard training's\n")
+
+
+def show_job(console: Console, config: RunConfig, job: Job) -> None:
+    """Print the networks' sizes, the data and the schedule."""
+    training, optimizer, schedule = config.training, config.optimizer, config.schedule
+    networks = {"model": job.model, **({"guide": job.guide} if job.guide is not None else {}), **job.teachers}
+    sizes = [
+        f"{role} {sum(parameter.numel() for parameter in network.parameters()):,}"
+        for role, network in networks.items()
+    ]
+    console.print(
+        f"parameters: {', '.join(sizes)}\n"
+        f"{training.epochs} epochs of {job.steps_per_epoch} steps of {training.batch_size} images, "
+        f"{len(job.train)} for training, {len(job.validation)} for selection; {optimizer.name} at "
+        f"{optimizer.learning_rate:g}, weight decay {optimizer.weight_decay:g}, {schedule.name} schedule\n"
+        "nothing was written",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+
+
+def rows_of(method: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Place, name and settings of every part of a method, from its plain settings."""
+    rows = []
+    for slot in ("labels", "inner", "loss", "weights"):
+        part = method.get(slot)
+        if part is None:
+            rows.append((slot, {"labels": "data", "loss": "clean"}.get(slot, "none"), ""))
+        else:
+            rows.append((slot, str(part["name"]), _said({k: v for k, v in part.items() if k != "name"})))
+    chain = method.get("parameters") or {}
+    rows += [("parameters", name, _said(settings)) for name, settings in chain.items()]
+    return rows if chain else [*rows, ("parameters", "none", "")]
+
+
+def cost_table(cost: StepCost) -> Table:
+    """Passes per example by network, counted."""
+    table = Table(title="passes per example, counted", title_justify="left")
+    for column in ("network", "forward", "backward"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for role in cost.forwards:
+        table.add_row(role, str(cost.forwards[role]), str(cost.backwards[role]))
+    return table
+
+
+def _said(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_number(value)}" for key, value in settings.items() if value is not None)
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

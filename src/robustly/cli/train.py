@@ -1,0 +1,91 @@
+"""`robustly train`."""
+
+import os
+from pathlib import Path
+from shlex import quote
+
+from rich.console import Console
+
+from robustly.cli.arguments import trust_in
+from robustly.cli.dry_run import show_composition, show_job
+from robustly.cli.progress import observer_for
+from robustly.cli.recipes import read_recipe
+from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
+from robustly.experiments.overrides import apply_overrides
+from robustly.experiments.run_folder import build_job, create_run, open_run, refuse_existing
+from robustly.runtime import Runtime
+from robustly.training import train
+
+
+def run_training(
+    recipe: str | None,
+    out: Path | None,
+    resume: Path | None,
+    overrides: list[str],
+    trust_code: bool,
+    dry_run: bool = False,
+) -> int:
+    """Train by a recipe, or go on with a run; returns the exit code. A dry run only says what it would do.
+
+    Raises:
+        ValueError: anything that the user has to change.
+        OSError: files that cannot be read or written.
+    """
+    if resume is not None:
+        if recipe is not None or overrides or out is not None:
+            raise ValueError("--resume goes on with the settings of the run: give no recipe, --out or settings")
+        config, folder = open_run(resume), resume
+    elif recipe is None:
+        raise ValueError("name a recipe (see `robustly recipes`) or --resume RUN")
+    else:
+        config = with_absolute_paths(build_config(apply_overrides(read_recipe(recipe), overrides)))
+        folder = out or Path("runs") / config.recipe.replace("/", "_")
+        if _leads() and not dry_run:
+            refuse_existing(folder)
+    if dry_run:
+        show_composition(Console(), config)
+    config.runtime.check()
+    job = build_job(config, trust_in(overrides, trust_code).allows)
+    if dry_run:
+        job.check_processes(config.runtime.processes * config.runtime.nodes)
+        show_job(Console(), config, job)
+        return 0
+    runtime = Runtime(config.runtime)
+    job.check_processes(runtime.world_size)
+    console = Console(quiet=runtime.rank != 0)
+    if runtime.rank == 0 and resume is None:
+        create_run(folder, config)
+    runtime.wait_for_all()
+    _say_what(console, config, folder)
+    with observer_for(console) as observer:
+        try:
+            outcome = train(job, runtime, folder, config_digest=config.digest(), observer=observer)
+        except KeyboardInterrupt:
+            console.print(
+                f"\nstopped; go on with: robustly train --resume {quote(str(folder))}", soft_wrap=True, markup=False
+            )
+            raise
+    runtime.close()
+    console.print(
+        (f"stopped early: {outcome.reason}\n" if outcome.reason else "")
+        + f"finished {outcome.epochs} epochs in {outcome.seconds:.0f} s, best epoch {outcome.best_epoch}\n"
+        f"next: robustly evaluate {quote(str(folder))}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+    return 0
+
+
+def _leads() -> bool:
+    """Whether this process was started by a person, not by another process of the same run."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _say_what(console: Console, config: RunConfig, folder: Path) -> None:
+    console.print(
+        f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat} -> {folder}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )

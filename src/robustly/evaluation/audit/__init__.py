@@ -1,0 +1,6 @@
+"""Audit: recompute everything that an evaluation claims."""
+
+from robustly.evaluation.audit.audit import Audit, audit
+from robustly.evaluation.audit.check import Check
+
+__all__ = ["Audit", "Check", "audit"]

@@ -1,0 +1,14 @@
+"""Diagnostics: signs that robust accuracy should not be trusted."""
+
+from robustly.evaluation.diagnostics.diagnose import (
+    ALL,
+    CHEAP,
+    MASKING,
+    Budget,
+    Finding,
+    cheap_findings,
+    diagnose,
+    masking_suspected,
+)
+
+__all__ = ["ALL", "CHEAP", "MASKING", "Budget", "Finding", "cheap_findings", "diagnose", "masking_suspected"]

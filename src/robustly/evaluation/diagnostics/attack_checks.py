@@ -1,0 +1,257 @@
+"""Diagnostics that attack: tests whose failure no honest model explains (Carlini et al. 2019)."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+
+from robustly.attacks.core.contract import Attack, AttackError, frozen
+from robustly.attacks.core.model_access import logits_of
+from robustly.attacks.pgd import PGD
+from robustly.attacks.registry import fgsm
+from robustly.attacks.sparse_rs import SparseRS
+from robustly.attacks.square import Square
+from robustly.evaluation.diagnostics.probe import Finding, Probe
+from robustly.objectives import (
+    cross_entropy,
+    difference_of_logits_ratio,
+    margin,
+    probability_margin,
+)
+from robustly.randomness import KeyedGenerator, derive_seed
+from robustly.threats.lp import ThreatModel
+
+TITLES = {
+    "D1": "PGD does better than FGSM",
+    "D2": "gradients find what queries find",
+    "D3": "without a bound, all falls",
+    "D4": "more room, less accuracy",
+    "D5": "gradients find what chance finds",
+    "D7": "gradients are those of the model",
+    "D8": "the attack has converged",
+    "D9": "one start is enough",
+    "D10": "the objective matters little",
+}
+FINITE_STEP = 0.01  # of the box: the change of each value over which finite differences are taken
+
+
+def single_step(probe: Probe) -> Finding:
+    """D1: one step may not do better than many."""
+    fast = int(probe.attack(fgsm(), "fgsm", probe.correct)[0].sum())
+    slow = int(probe.broken_by_pgd.sum())
+    excess = (fast - slow) / probe.total
+    words = f"FGSM breaks {fast} of {probe.total} images, PGD-{probe.budget.steps} {slow}."
+    if excess > 0.01:
+        words += " One step does better than many: the steps are wrong, or the gradient misleads them."
+    return _finding("D1", excess <= 0.01, excess, "at most 1 point more by FGSM", words)
+
+
+def black_box(probe: Probe) -> Finding:
+    """D2: a search without gradients may find nothing that gradients missed."""
+    threshold = "at most 0.2 points more by queries"
+    rows, norm = probe.unbroken, probe.target.threat.norm
+    attack, name = _by_queries(norm, probe.budget.queries)
+    fooled = int(probe.attack(attack, "queries", rows)[0].sum())
+    excess = fooled / probe.total
+    words = f"{name} with {probe.budget.queries} queries breaks {fooled} of {len(rows)} images that gradients left."
+    if excess > 0.002:
+        words += " Gradients are hidden, not absent: robust accuracy under gradient attacks is too high."
+    return _finding("D2", excess <= 0.002, excess, threshold, words)
+
+
+def _by_queries(norm: str, queries: int) -> tuple[Attack, str]:
+    if norm == "l0":
+        return SparseRS(queries=queries), "sparse-RS"
+    return Square(queries=queries), "Square"
+
+
+def unbounded(probe: Probe) -> Finding:
+    """D3: without a bound, everything falls."""
+    low, high = probe.target.threat.box
+    size = probe.x[:1].numel() if len(probe.x) else 1
+    pixels = probe.x.shape[-1] * probe.x.shape[-2] if probe.x.ndim == 4 else size
+    whole = {"linf": 1.0, "l2": size**0.5, "l1": float(size)}
+    wide = pixels if probe.target.threat.norm == "l0" else (high - low) * whole[probe.target.threat.norm]
+    threat = ThreatModel(probe.target.threat.norm, wide, (low, high))
+    broken, _ = probe.attack(PGD(probe.budget.unbounded_steps), "unbounded", probe.correct, threat)
+    accuracy = int((~broken).sum()) / probe.total
+    limit = 0.5 / probe.logits.shape[1]
+    words = f"PGD without a bound leaves {100 * accuracy:.1f} % right (chance is {200 * limit:.3g} %)."
+    if accuracy > limit:
+        words += " Any image may be turned into any other: what stands was not attacked properly."
+    return _finding("D3", accuracy <= limit, accuracy, f"at most {limit:.3g}", words)
+
+
+def monotone(probe: Probe) -> Finding:
+    """D4: a larger epsilon may not leave more images standing."""
+    threat = probe.target.threat
+    radii = [float(threat.epsilon) / 2, float(threat.epsilon), 2 * float(threat.epsilon)]
+    if threat.norm == "l0":
+        radii = [float(int(radius)) for radius in radii]
+    if threat.norm == "linf":
+        radii = [min(radius, threat.box[1] - threat.box[0]) for radius in radii]
+    counts = []
+    for radius in radii:
+        at = threat.with_epsilon(radius)
+        broken = probe.broken_by_pgd if at == threat else probe.attack(probe.pgd(), "pgd", probe.correct, at)[0]
+        counts.append(int((~broken).sum()))
+    rise = max(later - earlier for earlier, later in pairwise(counts)) / probe.total
+    words = f"At half, once and twice epsilon {counts[0]}, {counts[1]}, {counts[2]} of {probe.total} images stand."
+    if rise > 0.01:
+        words += " More room leaves more standing: the search gets lost in it."
+    return _finding("D4", rise <= 0.01, max(rise, 0.0), "a rise of at most 1 point", words)
+
+
+def random_search(probe: Probe) -> Finding:
+    """D5: random points of the threat set may not fool what gradients could not."""
+    threshold = "0 images"
+    rows, points = probe.unbroken[: probe.budget.few], probe.budget.points
+    fooled = sum(_fooled_by_chance(probe, int(row), points) for row in rows)
+    words = f"{points} random points of the threat set fool {fooled} of {len(rows)} images that gradients left."
+    if fooled:
+        words += " Adversarial examples are all around, and the gradient does not point at them."
+    return _finding("D5", fooled == 0, float(fooled), threshold, words)
+
+
+def _fooled_by_chance(probe: Probe, row: int, points: int) -> bool:
+    data, size = probe.target.data, max(probe.target.batch_size, 250)
+    seed = derive_seed(probe.target.seed, "diagnostics", "chance", int(data.ids[row]))
+    one = torch.tensor([row], device=data.images.device)
+    numbers = torch.arange(points, device=data.images.device)
+    for first in range(0, points, size):
+        part = numbers[first : first + size]
+        x = data.floats(one).expand(len(part), -1, -1, -1)
+        near = probe.target.threat.around(x).random_start(KeyedGenerator(seed, part))
+        with probe.seeded("chance"), frozen(probe.target.model), torch.no_grad():
+            given = logits_of(probe.target.model, near)
+        if bool((given.argmax(1) != data.labels[row]).any()):
+            return True
+    return False
+
+
+def agreement(probe: Probe) -> Finding:
+    """D7: the gradient of the margin against central differences along random directions.
+
+    For directions u of independent signs, the cosine between the slopes that the gradient g predicts, <g, u>, and
+    those that are measured estimates the cosine between g and the true gradient, without the bias that few
+    directions would give an estimated gradient (a cosine of at most sqrt(directions / dimensions)).
+    """
+    threshold = "median cosine at least 0.5"
+    x = probe.x[: probe.budget.few]
+    rows = probe.correct[: len(x)]
+    low, high = probe.target.threat.box
+    gradient, here, _ = probe.gradients(x, rows, margin)
+    predicted, measured = [], []
+    seed = derive_seed(probe.target.seed, "diagnostics", "directions")
+    generator = KeyedGenerator(seed, probe.target.data.ids[rows])
+    for turn in range(probe.budget.directions):
+        signs = torch.where(generator.fold(turn).uniform(*x.shape[1:]) < 0.5, -1.0, 1.0).to(x)
+        ahead = (x + FINITE_STEP * (high - low) * signs).clamp(low, high)
+        behind = (x - FINITE_STEP * (high - low) * signs).clamp(low, high)
+        predicted.append((gradient * (ahead - behind)).flatten(1).sum(1).nan_to_num(0.0))
+        measured.append(probe.values(ahead, rows, margin) - probe.values(behind, rows, margin))
+    foretold, seen = torch.stack(predicted, 1).double(), torch.stack(measured, 1).double()
+    floor = 1e-5 * here.double().abs().clamp_min(1e-12)  # float32 cannot resolve less
+    known = seen.abs().amax(1) > floor
+    if not bool(known.any()):
+        words = "Neither the gradient nor the model changes within one hundredth of the box."
+        return _finding("D7", None, None, threshold, words)
+    scale = foretold.norm(dim=1) * seen.norm(dim=1)
+    cosine = (foretold * seen).sum(1) / torch.where(scale > 0, scale, 1.0)
+    value = float(cosine[known].median())
+    words = (
+        f"The cosine of the gradient and finite differences is {value:.2f} (median of {int(known.sum())} images)."
+    )
+    if value < 0.5:
+        words += " Autograd differentiates something else than what the model computes: use BPDA or estimators."
+    return _finding("D7", value >= 0.5, value, threshold, words)
+
+
+def more_steps(probe: Probe) -> Finding:
+    """D8: the loss rises with the steps, and the accuracy has stopped falling."""
+    threshold = "loss lower at the end than halfway for at most 10 % of images; last quarter at most 0.5 points"
+    steps = probe.budget.steps
+    losses = []
+    for length in (steps // 2, steps):
+        _, x_adv = probe.attack(probe.pgd(length, keep="last"), "pgd", probe.correct)
+        losses.append(probe.values(x_adv, probe.correct, cross_entropy))
+    fallen = losses[1] < losses[0] - (0.01 * losses[0].abs()).clamp_min(1e-4)
+    share = float(fallen.float().mean())
+    early = probe.attack(probe.pgd(steps - steps // 4), "pgd", probe.correct)[0]
+    late = int(probe.broken_by_pgd.sum()) - int(early.sum())
+    passed = share <= 0.1 and (late <= 1 or late / probe.total <= 0.005)
+    words = (
+        f"After {steps} steps the loss is lower than after {steps // 2} for {100 * share:.1f} % of images; the "
+        f"last quarter of the steps broke {late} more."
+    )
+    if not passed:
+        words += " Take more steps, or smaller ones, before believing the number."
+    return _finding("D8", passed, share, threshold, words)
+
+
+def more_restarts(probe: Probe) -> Finding:
+    """D9: further random starts find little."""
+    rows, restarts = probe.correct[~probe.broken_by_pgd], probe.budget.restarts
+    more = int(probe.attack(probe.pgd(restarts=restarts - 1), "restarts", rows)[0].sum()) if restarts > 1 else 0
+    gain = more / probe.total
+    words = f"{restarts} starts instead of one break {more} more of {probe.total} images."
+    if gain > 0.01:
+        words += " The landscape is rough: raise steps and restarts."
+    return _finding("D9", gain <= 0.01, gain, "at most 1 point more", words)
+
+
+def objectives(probe: Probe) -> Finding:
+    """D10: it matters little what is maximised."""
+    broken = {"cross-entropy": int(probe.broken_by_pgd.sum())}
+    others = {"margin": margin, "DLR": difference_of_logits_ratio, "probability margin": probability_margin}
+    for name, objective in others.items():
+        found, _ = probe.attack(probe.pgd(objective=objective), "pgd", probe.correct)
+        broken[name] = int(found.sum())
+    gap = (max(broken.values()) - min(broken.values())) / probe.total
+    told = ", ".join(f"{name} {count}" for name, count in broken.items())
+    words = f"Broken by PGD of {probe.total} images: {told}."
+    if gap > 0.05:
+        best = max(broken, key=lambda name: broken[name])
+        words += f" Some objectives are blind here: attack with {best}, and look at D6."
+    return _finding("D10", gap <= 0.05, gap, "at most 5 points apart", words)
+
+
+def attempted(name: str, test: Callable[[Probe], Finding], probe: Probe) -> Finding:
+    """A test that attacks, or why it could not be decided."""
+    reason = _undecided(probe)
+    if reason is None:
+        try:
+            return test(probe)
+        except AttackError as error:
+            reason = f"An attack refused: {error}."
+    return _finding(name, None, None, "", reason)
+
+
+def _undecided(probe: Probe) -> str | None:
+    if len(probe.correct) == 0:
+        return "The model has none of the images right: there is nothing to test."
+    if probe.varies:
+        return (
+            "The model answers the same image differently each time, so that success is luck: diagnose "
+            "ExpectationOverTransformation(model)."
+        )
+    if float(probe.target.threat.epsilon) == 0:
+        return "Epsilon is 0: there is nothing to search."
+    return None
+
+
+def _finding(name: str, passed: bool | None, value: float | None, threshold: str, words: str) -> Finding:
+    return Finding(name, TITLES[name], passed, value, threshold, words)
+
+
+ATTACKING: dict[str, Callable[[Probe], Finding]] = {
+    "D1": single_step,
+    "D2": black_box,
+    "D3": unbounded,
+    "D4": monotone,
+    "D5": random_search,
+    "D7": agreement,
+    "D8": more_steps,
+    "D9": more_restarts,
+    "D10": objectives,
+}

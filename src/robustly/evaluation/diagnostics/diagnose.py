@@ -1,0 +1,119 @@
+"""Signs that a robust accuracy should not be trusted: which tests there are, and what follows from them.
+
+The tests are those of Carlini et al., "On evaluating adversarial robustness" (arXiv 1902.06705), Athalye, Carlini
+and Wagner (ICML 2018, sec. 3.1), Pintor et al. ("Indicators of attack failure", NeurIPS 2022), and those that
+AutoAttack makes (Croce and Hein, ICML 2020, released code). `docs/diagnostics.md` has the table.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from robustly.evaluation.diagnostics.attack_checks import ATTACKING, attempted
+from robustly.evaluation.diagnostics.model_checks import (
+    blocked_gradient,
+    constant_output,
+    dynamic,
+    eval_mode,
+    linearity,
+    nan_logits,
+    quantised_input,
+    randomized,
+    softmax_output,
+    vanishing_gradients,
+    zero_gradient,
+)
+from robustly.evaluation.diagnostics.probe import Budget, Finding, Probe
+from robustly.evaluation.target import EvaluationTarget
+
+__all__ = [
+    "ALL",
+    "CHEAP",
+    "MASKING",
+    "Budget",
+    "Finding",
+    "cheap_findings",
+    "diagnose",
+    "masking_suspected",
+]
+
+Test = Callable[[Probe], Finding]
+
+_FLAGS: dict[str, Test] = {
+    "nan_logits": nan_logits,
+    "constant_output": constant_output,
+    "randomized": randomized,
+    "eval_mode": eval_mode,
+    "softmax_output": softmax_output,
+    "dynamic": dynamic,
+    "blocked_gradient": blocked_gradient,
+    "zero_gradient": zero_gradient,
+    "quantised_input": quantised_input,
+}
+_OF_D11 = ("randomized", "dynamic", "quantised_input")
+
+
+def together(probe: Probe) -> Finding:
+    """D11: what needs an adaptive attack by its nature: randomness, test-time optimisation, quantisation."""
+    found = [name for name in _OF_D11 if _FLAGS[name](probe).passed is False]
+    words = (
+        f"The model is one for adaptive attacks: {', '.join(found)}." if found else "Nothing of the kind was seen."
+    )
+    title = "no randomness, no test-time optimisation, no quantisation"
+    return Finding("D11", title, not found, float(len(found)), "0 flags", words)
+
+
+CHEAP: dict[str, Test] = _FLAGS | {"D6": vanishing_gradients, "D11": together, "D12": linearity}
+ALL: tuple[str, ...] = (*_FLAGS, *(f"D{number}" for number in range(1, 13)))
+MASKING: tuple[str, ...] = (
+    *("D1", "D2", "D3", "D4", "D5", "D6", "D7", "D10"),
+    *("randomized", "dynamic", "blocked_gradient", "zero_gradient", "quantised_input"),
+)
+
+
+def diagnose(
+    target: EvaluationTarget, *, count: int = 200, tests: Sequence[str] = ALL, budget: Budget | None = None
+) -> list[Finding]:
+    """Look for signs that gradient attacks on a model see less than there is.
+
+    Works with randomised models too, which an evaluation refuses: what cannot be decided about them says so.
+
+    Args:
+        subject: the model, the data, the threat.
+        count: how many images, from the first; at least 1.
+        tests: ids among `ALL`; the findings come in that order.
+        budget: what the dear tests may spend.
+
+    Raises:
+        ValueError: an unknown test, or no images.
+    """
+    for name in tests:
+        if name not in ALL:
+            raise ValueError(f"there is no diagnostic {name!r}: there are {', '.join(ALL)}")
+    if count < 1:
+        raise ValueError(f"diagnostics need at least 1 image, got {count}")
+    if isinstance(target.threat.epsilon, Tensor):
+        raise ValueError("diagnostics have one epsilon for all images, not one per image")
+    probe = Probe(target, count, budget or Budget())
+    return [attempted(name, ATTACKING[name], probe) if name in ATTACKING else CHEAP[name](probe) for name in tests]
+
+
+def cheap_findings(target: EvaluationTarget) -> list[Finding]:
+    """The tests that every evaluation can afford: some twenty passes for each of the first 200 images."""
+    return diagnose(target, tests=tuple(CHEAP))
+
+
+def masking_suspected(findings: Sequence[Finding]) -> list[str]:
+    """Why robust accuracy is only an upper bound: a sentence for each failed finding that says so.
+
+    These are the findings in `MASKING`: a search that uses gradients was beaten by one that does not, or does so
+    worse (D1, D2, D4, D5), left standing what cannot stand (D3), had no gradients to go by or not those of the
+    model (D6, D7, D10 and the flags on gradients), or the model is of a kind that plain attacks are not made for.
+    The others are hints that change no verdict: D8 and D9 ask for a larger budget, D12 says that the landscape is
+    curved, `softmax_output` is serious only where D6 fails, `eval_mode` concerns the caller (evaluations switch to
+    evaluation mode; where it fails, `randomized` is about dropout and not counted), `nan_logits` count as broken,
+    and D11 repeats its flags.
+    """
+    failed = {finding.id for finding in findings if finding.passed is False}
+    counted = set(MASKING) - ({"randomized"} if "eval_mode" in failed else set())
+    return [finding.words for finding in findings if finding.id in failed & counted]

@@ -1,0 +1,225 @@
+"""What a diagnostic says, and what all diagnostics share: a sample of images, its gradients and its attacks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from math import isnan
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from robustly.attacks.adaptive import forked_randomness, reseed
+from robustly.attacks.apgd import APGD
+from robustly.attacks.core.contract import Attack, AttackResult, Images, frozen
+from robustly.attacks.core.model_access import logits_of
+from robustly.attacks.pgd import PGD, Keep
+from robustly.evaluation.target import EvaluationTarget
+from robustly.objectives import Goal, Objective, cross_entropy, difference_of_logits_ratio
+from robustly.randomness import KeyedGenerator, derive_seed
+from robustly.threats.lp import ThreatModel
+
+VARIES = 1e-4  # L2 distance of L2-normalised logits above which two answers differ
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one diagnostic.
+
+    Args:
+        id: its name, "D1" to "D12" or that of a flag.
+        title: what was asked, as a statement that holds if all is well.
+        passed: whether it holds; None where it could not be decided.
+        value: what was measured, a finite number, or None.
+        threshold: what the value was held against.
+        words: what came out, and what it means, for people.
+    """
+
+    id: str
+    title: str
+    passed: bool | None
+    value: float | None
+    threshold: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the dear diagnostics may spend.
+
+    Args:
+        steps: of each PGD and APGD run.
+        unbounded_steps: of PGD without a bound.
+        restarts: of the test whether restarts help, in all.
+        queries: of Square, or under l0 of sparse-RS, per image.
+        few: images for random search and for finite differences.
+        points: of random search, per image.
+        directions: along which finite differences are taken.
+    """
+
+    steps: int = 40
+    unbounded_steps: int = 100
+    restarts: int = 10
+    queries: int = 1000
+    few: int = 20
+    points: int = 10_000
+    directions: int = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A sample of a subject's images, and what is known about the model there.
+
+    Everything runs in evaluation mode. Numbers that a randomised model draws are seeded and leave PyTorch's own
+    generators as they were.
+
+    Args:
+        subject: what is diagnosed.
+        count: how many images, from the first.
+        budget: what may be spent.
+    """
+
+    target: EvaluationTarget
+    count: int = 200
+    budget: Budget = Budget()
+
+    @cached_property
+    def rows(self) -> Int64[Tensor, " n"]:
+        """The sample."""
+        data = self.target.data
+        return torch.arange(min(self.count, len(data)), device=data.images.device)
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "n k"]:
+        """Clean logits of the sample."""
+        with self.seeded("clean"):
+            return self.target.logits(self.target.data.floats, self.rows)
+
+    @cached_property
+    def correct(self) -> Int64[Tensor, " m"]:
+        """The rows that the model has right, which alone are attacked."""
+        labels = self.target.data.labels[self.rows]
+        return self.rows[(self.logits.argmax(1) == labels) & self.logits.isfinite().all(1)]
+
+    @cached_property
+    def x(self) -> Images:
+        """The images that the model has right."""
+        return self.target.data.floats(self.correct)
+
+    @property
+    def total(self) -> int:
+        """Size of the sample."""
+        return len(self.rows)
+
+    def goal(self, rows: Int64[Tensor, " m"]) -> Goal:
+        """What the adversary wants of some rows."""
+        return Goal(self.target.data.labels[rows])
+
+    @contextmanager
+    def seeded(self, purpose: str) -> Iterator[None]:
+        """For models that draw random numbers: the same ones each time, and nobody else notices."""
+        device = self.target.data.images.device
+        with forked_randomness(device):
+            reseed(derive_seed(self.target.seed, "diagnostics", purpose), device)
+            yield
+
+    @cached_property
+    def varies(self) -> bool:
+        """Whether answers to the same images differ, in evaluation mode."""
+        first = self.target.data.floats(self.rows[: self.target.batch_size])
+        with self.seeded("varies"), frozen(self.target.model), torch.no_grad():
+            return spread_of_answers(lambda: logits_of(self.target.model, first)) > VARIES
+
+    def gradients(
+        self, points: Images, rows: Int64[Tensor, " m"], objective: Objective
+    ) -> tuple[Images, Float[Tensor, " m"], bool]:
+        """Gradient and value of an objective at one point for each of some rows.
+
+        Returns:
+            Gradients, NaN where they are; values; and whether the model lets any gradient through at all.
+        """
+        gradients, values, through = [torch.zeros_like(points[:0])], [points.new_zeros(0)], True
+        for first in range(0, len(points), self.target.batch_size):
+            part = slice(first, first + self.target.batch_size)
+            with self.seeded("slopes"), frozen(self.target.model):
+                here = points[part].detach().clone().requires_grad_()
+                value = objective(logits_of(self.target.model, here), self.goal(rows[part]))
+                gradient = None
+                if value.requires_grad:
+                    (gradient,) = torch.autograd.grad(value.sum(), here, allow_unused=True)
+                through &= gradient is not None
+                gradients.append(torch.zeros_like(here) if gradient is None else gradient)
+                values.append(value.detach().to(here.dtype))
+        return torch.cat(gradients), torch.cat(values), through
+
+    def values(self, points: Images, rows: Int64[Tensor, " m"], objective: Objective) -> Float[Tensor, " m"]:
+        """An objective at one point for each of some rows."""
+        parts = [points.new_zeros(0)]
+        for first in range(0, len(points), self.target.batch_size):
+            part = slice(first, first + self.target.batch_size)
+            with self.seeded("values"), frozen(self.target.model), torch.no_grad():
+                parts.append(
+                    objective(logits_of(self.target.model, points[part]), self.goal(rows[part])).to(points)
+                )
+        return torch.cat(parts)
+
+    def attack(
+        self, attack: Attack, purpose: str, rows: Int64[Tensor, " m"], threat: ThreatModel | None = None
+    ) -> tuple[Bool[Tensor, " m"], Images]:
+        """Which rows an attack broke, and the images that it returned."""
+        data, found = self.target.data, list[AttackResult]()
+        seed = derive_seed(self.target.seed, "diagnostics", purpose)
+        for chunk in self.target.chunks(rows):
+            with self.seeded(purpose):
+                found.append(
+                    attack(
+                        self.target.model,
+                        data.floats(chunk),
+                        self.goal(chunk),
+                        threat=threat or self.target.threat,
+                        generator=KeyedGenerator(seed, data.ids[chunk]),
+                    )
+                )
+        if not found:
+            return torch.zeros(0, dtype=torch.bool, device=rows.device), data.floats(rows)
+        return torch.cat([part.broken for part in found]), torch.cat([part.x_adv for part in found])
+
+    def pgd(
+        self, steps: int | None = None, objective: Objective = cross_entropy, restarts: int = 1, keep: Keep = "best"
+    ) -> PGD:
+        """PGD with the step size of a whole run of the budget, cut short after `steps`."""
+        relative = 2.5 / self.budget.steps if self.target.threat.norm in ("linf", "l2") else None
+        return PGD(
+            self.budget.steps if steps is None else steps,
+            objective,
+            relative_step_size=relative,
+            restarts=restarts,
+            keep=keep,
+        )
+
+    @cached_property
+    def broken_by_pgd(self) -> Bool[Tensor, " m"]:
+        """What the naive attack breaks: PGD with cross-entropy and one random start."""
+        return self.attack(self.pgd(), "pgd", self.correct)[0]
+
+    @cached_property
+    def unbroken(self) -> Int64[Tensor, " m"]:
+        """The rows that stand after PGD with cross-entropy and APGD with DLR (under l0: PGD with DLR)."""
+        rows = self.correct[~self.broken_by_pgd]
+        dlr = difference_of_logits_ratio
+        second: Attack = self.pgd(objective=dlr)
+        if self.target.threat.norm != "l0":
+            second = APGD(self.budget.steps, objective=dlr, large_epsilon=self.target.threat.norm == "l1")
+        return rows[~self.attack(second, "apgd", rows)[0]]
+
+
+def spread_of_answers(ask: Callable[[], Tensor], times: int = 5) -> float:
+    """The largest L2 distance between L2-normalised answers to one question; infinite if their classes differ."""
+    answers = [ask() for _ in range(times)]
+    classes = [given.argmax(1) for given in answers]
+    if any(not torch.equal(classes[0], other) for other in classes[1:]):
+        return float("inf")
+    unit = [torch.nn.functional.normalize(given.double(), dim=1) for given in answers]
+    largest = max((float((unit[0] - other).norm(dim=1).max()) for other in unit[1:]), default=0.0)
+    return 0.0 if isnan(largest) else largest

@@ -1,0 +1,31 @@
+"""Named lists of attacks and certificates: the suites, by name."""
+
+from collections.abc import Callable
+from functools import partial
+
+from robustly.evaluation.suites.autoattack import autoattack
+from robustly.evaluation.suites.builtin import quick, standard, strong
+from robustly.evaluation.suites.suite import Suite, presets
+
+SUITES: dict[str, Callable[[str], Suite]] = {
+    "quick": quick,
+    "standard": standard,
+    "strong": strong,
+    "aa_standard": partial(autoattack, "standard"),
+    "aa_plus": partial(autoattack, "plus"),
+    "aa_rand": partial(autoattack, "rand"),
+    "dynat": lambda norm: presets("dynat", ("pgd_10", "pgd_20", "pgd_50", "cw_20"), "pgd_20"),
+    "dynat_100": lambda norm: presets("dynat_100", ("pgd_10", "pgd_20", "pgd_50", "pgd_100", "cw_20"), "pgd_20"),
+    "single_step": lambda norm: presets("single_step", ("fgsm", "r_fgsm", "pgd_20"), "pgd_20"),
+}
+
+
+def suite_named(name: str, norm: str) -> Suite:
+    """A suite by its name, in the form that it has for a norm.
+
+    Raises:
+        ValueError: an unknown name, or a norm that the suite is not defined for.
+    """
+    if name not in SUITES:
+        raise ValueError(f"unknown suite {name!r}: allowed are {', '.join(SUITES)}")
+    return SUITES[name](norm)

@@ -1,0 +1,130 @@
+"""Our own suites: a cheap screen, targets in the order of MALT, long runs on what is close, and a sentinel."""
+
+from dataclasses import replace
+
+from robustly.attacks import Attack
+from robustly.attacks.apgd import APGD, Start, TargetedAPGD
+from robustly.attacks.core.search import Precision
+from robustly.attacks.fab import FAB
+from robustly.attacks.pma import PMA
+from robustly.attacks.sigma_zero import SigmaZero
+from robustly.attacks.sparse_rs import SparseRS
+from robustly.attacks.square import Square
+from robustly.evaluation.suites.suite import Plan, Suite
+from robustly.objectives import cross_entropy, margin, probability_margin, scaled_cross_entropy
+
+TITLES = {
+    "screen": "APGD screen",
+    "near_targets": "APGD-T, 3 nearest classes",
+    "far_targets": "APGD-T, 6 more classes",
+    "long_runs": "APGD-T, long, ODI starts",
+    "pma": "PMA",
+    "sentinel": "Square on a sample",
+    "second_look": "FAB-T on a sample",
+    "long_pma": "PMA, all survivors",
+    "third_look": "FAB-T near the boundary",
+    "square": "Square",
+    "more_square": "Square, 5,000 queries",
+    "fab_t": "FAB-T",
+    "apgd_ce": "APGD-CE",
+    "apgd_t": "APGD-T, all classes",
+    "sigma_zero": "sigma-zero",
+    "sparse_rs": "sparse-RS",
+    **{f"restarts_{name}": f"APGD, 10 starts, {name}" for name in ("ce", "margin", "pm")},
+}
+
+
+NEAR = Plan(closest=0.1, at_least=20)
+WATCH = Plan(sample=200, sample_share=0.2, sentinel=True)
+
+
+def quick(norm: str) -> Suite:
+    """For monitoring: a screen, the three nearest classes, long runs on the closest tenth; about 370 passes."""
+    if norm == "l0":
+        return Suite("quick", {"sigma_zero": SigmaZero(steps=100)}, titles=TITLES, worst_case=True)
+    attacks = _screen(norm) | {"long_runs": _long_runs(norm, "bfloat16")}
+    return Suite("quick", attacks, titles=TITLES, plans={"long_runs": NEAR}, worst_case=True)
+
+
+def standard(norm: str) -> Suite:
+    """The default of an honest evaluation: AutoAttack's verdict at about a fifteenth of its passes.
+
+    Screen all, go for the classes that are nearest to the linearised model, spend long runs on what came closest to
+    the boundary, and let a gradient-free sentinel watch over it: if it breaks what gradients did not, or a
+    diagnostic fails, the stages marked `on_suspicion` run. So they do if FAB, which looks for the boundary instead
+    of climbing, breaks what climbing did not.
+    """
+    if norm == "l0":
+        return _sparse("standard", 300, 1000)
+    sparse = norm == "l1"
+    attacks = _screen(norm) | {
+        "far_targets": _targeted(norm, steps=25, targets=2 if sparse else 6, first=3),
+        "long_runs": _long_runs(norm, "full"),  # the last of the way is finer than bfloat16's logits
+        "pma": PMA(steps=50, precision="bfloat16"),
+        "sentinel": Square(queries=500, precision="bfloat16"),
+        "second_look": FAB(steps=30, targets=2, stop_inside=True),
+        "more_square": Square(queries=5000, precision="bfloat16"),
+        "fab_t": FAB(targets=9, stop_inside=True),
+        **{
+            f"restarts_{name}": APGD(
+                steps=25, restarts=10, objective=objective, large_epsilon=sparse, precision="bfloat16"
+            )
+            for name, objective in (("ce", cross_entropy), ("margin", margin), ("pm", probability_margin))
+        },
+    }
+    far, suspicious = Plan(closest=0.5, at_least=20), Plan(on_suspicion=True)
+    plans = {"far_targets": far, "long_runs": NEAR, "pma": NEAR, "sentinel": WATCH, "second_look": WATCH}
+    plans |= {name: suspicious for name in attacks if name.startswith(("more_", "fab_", "restarts_"))}
+    return Suite("standard", attacks, titles=TITLES, plans=plans, worst_case=True, curve="screen")
+
+
+def strong(norm: str) -> Suite:
+    """Everything of `standard`, and then nothing is discarded: never a higher verdict.
+
+    On all survivors long runs at every class, PMA and Square; FAB near the boundary.
+    """
+    if norm == "l0":
+        return _sparse("strong", 1000, 5000)
+    base = standard(norm)
+    last = {name for name, plan in base.plans.items() if plan.on_suspicion}
+    more: dict[str, Attack] = {
+        "apgd_ce": APGD(restarts=5 if norm == "l1" else 1, large_epsilon=norm == "l1", precision="bfloat16"),
+        "apgd_t": _targeted(norm, steps=100, targets=9),
+        "long_pma": PMA(steps=100, precision="bfloat16"),
+        "third_look": FAB(steps=100, targets=3, stop_inside=True),
+        "square": Square(queries=1000, precision="bfloat16"),
+    }
+    first = {name: attack for name, attack in base.attacks.items() if name not in last}
+    attacks = first | more | {name: base.attacks[name] for name in base.attacks if name in last}
+    plans = {**base.plans, "third_look": replace(NEAR, sentinel=True), "square": Plan(sentinel=True)}
+    return Suite("strong", attacks, titles=TITLES, plans=plans, worst_case=True, curve=base.curve)
+
+
+def _screen(norm: str) -> dict[str, Attack]:
+    return {
+        "screen": APGD(steps=25, objective=scaled_cross_entropy, large_epsilon=norm == "l1", precision="bfloat16"),
+        "near_targets": _targeted(norm, steps=40, targets=3),
+    }
+
+
+def _long_runs(norm: str, precision: Precision) -> TargetedAPGD:
+    """From starts that differ in what the model answers, where the norm's ascent can use them."""
+    start: Start = "sphere" if norm == "l1" else "odi"
+    return replace(_targeted(norm, steps=100, targets=3), start=start, precision=precision)
+
+
+def _targeted(norm: str, *, steps: int, targets: int, first: int = 0) -> TargetedAPGD:
+    return TargetedAPGD(
+        steps=steps,
+        targets=targets,
+        first=first,
+        ranking="malt",
+        large_epsilon=norm == "l1",
+        precision="bfloat16",
+    )
+
+
+def _sparse(name: str, steps: int, queries: int) -> Suite:
+    """Under l0: the strongest minimum-norm attack, and random search."""
+    attacks: dict[str, Attack] = {"sigma_zero": SigmaZero(steps=steps), "sparse_rs": SparseRS(queries=queries)}
+    return Suite(name, attacks, titles=TITLES, worst_case=True, curve="sigma_zero")

@@ -1,0 +1,97 @@
+"""Changing plain settings: by words of the command line, or by a file that starts from a recipe."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from robustly.experiments.configuration import ConfigurationError, Settings
+
+KEYS = object()
+"""Stands for a mapping on the way to its keys."""
+
+
+def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, Any]:
+    """Settings with command-line values `--a.b value` (or `--a.b=value`) put in; values are read as YAML.
+
+    Raises:
+        ConfigurationError: a word that is no key, a key without value, a path through something that has no keys.
+    """
+    result: dict[str, Any] = _copied(settings)
+    given: list[tuple[str, str]] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise ConfigurationError(f"expected a key such as --training.epochs, got {word!r}")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise ConfigurationError(f"--{key} needs a value")
+            value = words.pop(0)
+            if value.startswith("--"):
+                raise ConfigurationError(f"--{key} needs a value, got {value!r}")
+        given.append((key, value))
+    # a new name clears the settings of what was there before, so names go first, wherever they stand
+    for key, value in sorted(given, key=lambda pair: not pair[0].endswith("name")):
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = value
+        _put(result, key.replace("-", "_").split("."), parsed, f"--{key}")
+    return result
+
+
+def overlay(settings: Settings, changes: Settings) -> dict[str, Any]:
+    """Settings with those of a file laid over them, as `apply_overrides` puts in words of the command line.
+
+    A mapping changes the keys that it names; another `name` clears what the old one had; null is a part left out.
+
+    Raises:
+        ConfigurationError: a path through something that has no keys.
+    """
+    result: dict[str, Any] = _copied(settings)
+    for path, value in sorted(_leaves(changes), key=lambda leaf: leaf[0][-1] != "name"):
+        _put(result, list(path), value, ".".join(path))
+    return result
+
+
+def _leaves(changes: Settings, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in changes.items():
+        path = (*above, str(key))
+        if isinstance(value, Mapping):
+            yield path, KEYS
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def _put(settings: dict[str, Any], path: list[str], value: Any, key: str) -> None:
+    here = settings
+    for step in path[:-1]:
+        below = here.get(step)
+        if isinstance(below, str) and step in ("labels", "inner", "loss", "weights"):
+            below = {"name": below}
+        if below is None:
+            below = {}
+        if not isinstance(below, dict):
+            raise ConfigurationError(f"{key}: {step!r} is a value and has no keys below it")
+        here[step] = below
+        here = below
+    last = path[-1]
+    if value is KEYS:  # a mapping, whose keys come next: all that it needs is a place
+        if here.get(last) is None:
+            here[last] = {}
+        return
+    if last == "name" and here.get("name") not in (None, value):
+        # another part or model: the settings of the old one say nothing about it, but those of the images do
+        kept: dict[str, Any] = {key: here[key] for key in ("mean", "std") if key in here and ":" not in str(value)}
+        here.clear()
+        here.update(kept)
+    here[last] = value
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,229 @@
+"""A run folder: its settings, its networks and its data, put together from `config.yaml`."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from robustly.attacks.core.contract import check_logits, frozen
+from robustly.data import DataConfig, ImageData, load_extra, load_splits
+from robustly.evaluation.evaluate import looks_like_probabilities
+from robustly.experiments.configuration import ConfigurationError, RunConfig, build_config
+from robustly.files import write_text
+from robustly.models import ModelConfig, build_model, load_weights
+from robustly.objectives import Goal
+from robustly.randomness import derive_seed
+from robustly.training import Job
+from robustly.training.job import check_networks
+from robustly.training.loop import BEST, FINAL
+
+CONFIG = "config.yaml"
+EVALUATION = "evaluation"
+REPORT = "report.html"
+
+Trusts = Callable[[str], bool]
+
+
+class RunError(ValueError):
+    """A run folder that is not what it should be."""
+
+
+def create_run(folder: Path, config: RunConfig) -> None:
+    """Make a run folder with its settings.
+
+    Raises:
+        RunError: something of that name is there already.
+        OSError: the folder cannot be written.
+    """
+    refuse_existing(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG, yaml.safe_dump(config.as_plain(), sort_keys=False))
+
+
+def refuse_existing(folder: Path) -> None:
+    """Never write into somebody else's run; an empty folder (of a run killed as it began) is nobody's.
+
+    Raises:
+        RunError: something is there.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists already: choose another name with --out, or go on with --resume {folder}")
+
+
+def evaluation_folder(run: Path, label: str | None = None) -> Path:
+    """Where an evaluation of a run is kept: `evaluation`, or `evaluation_LABEL` where several stand side by side.
+
+    Raises:
+        RunError: a label that is no plain word.
+    """
+    if label is None:
+        return run / EVALUATION
+    if not label.isidentifier():
+        raise RunError(f"--as takes a plain word, got {label!r}")
+    return run / f"{EVALUATION}_{label}"
+
+
+def open_run(folder: Path) -> RunConfig:
+    """The settings of a run.
+
+    Raises:
+        RunError: no run there, or a configuration that cannot be read.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise RunError(f"{folder} is no run folder: it has no {CONFIG}")
+    return build_config(read_yaml(path))
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """Settings from a YAML file.
+
+    Raises:
+        ConfigurationError: no YAML, no mapping, or a key that is given twice.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)  # a safe loader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is no readable YAML ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} holds no settings by name")
+    return content
+
+
+class _NoKeyTwice(yaml.SafeLoader):
+    """Refuses what YAML forbids and its loaders let pass: the last of two equal keys would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, unless it says something twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key.value!r} is given twice, the second time in line {line}")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def build_job(config: RunConfig, trusts: Trusts) -> Job:
+    """Everything that training needs, with every check that can be made beforehand.
+
+    Args:
+        config: the run's settings.
+        trusts: whether a model named `package.module:factory` may be imported.
+
+    Raises:
+        ValueError: settings, data or model that do not fit together.
+        OSError: a file cannot be read.
+    """
+    networks = {"guide": config.guide, **config.teachers}
+    check_networks(config.method, [role for role, network in networks.items() if network is not None])
+    splits = load_splits(config.data)
+    seed = config.seed
+    model = build_network(config.model, splits.train, derive_seed(seed, "model"), trusts)
+    guide = None
+    if config.guide is not None:
+        guide = build_network(config.guide, splits.train, derive_seed(seed, "guide"), trusts, "guide")
+    teachers = {
+        role: build_network(teacher, splits.train, derive_seed(seed, role), trusts, role)
+        for role, teacher in config.teachers.items()
+        if teacher is not None
+    }
+    return Job(
+        method=config.method,
+        model=model,
+        guide=guide,
+        train=splits.train,
+        validation=splits.validation,
+        threat=config.threat,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        training=config.training,
+        augmentation=config.data.augmentation,
+        seed=seed,
+        teachers=teachers,
+        extra=load_extra(config.data, splits),
+    )
+
+
+def build_network(
+    config: ModelConfig, data: ImageData, seed: int, trusts: Trusts, role: str = "model"
+) -> nn.Module:
+    """A network for a data set, tried on a few of its images.
+
+    Raises:
+        ValueError: settings that contradict the data, another number of outputs than classes, NaN.
+    """
+    channels, height, width = data.shape
+    try:
+        fitted = config.for_images(data.num_classes, channels, (height, width))
+        model = build_model(fitted, seed, trusts(config.name))
+        try_network(model, data)
+    except ValueError as error:
+        if role == "model":
+            raise
+        raise RunError(f"{role}: {error}") from None
+    return model
+
+
+def try_network(model: nn.Module, data: ImageData) -> None:
+    """Refuse a network that cannot classify a data set; warn of one that returns probabilities.
+
+    Raises:
+        ValueError: it fails on the images, has another number of outputs than the data has classes, or answers NaN.
+    """
+    x, y = data.floats(torch.arange(min(8, len(data)))), data.labels[:8]
+    try:
+        with frozen(model), torch.no_grad():
+            logits = model(x)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:160]
+        raise RunError(f"the model fails on images of shape {tuple(x.shape)}: {reason}") from None
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] != data.num_classes:
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise RunError(
+            f"the model returns {shape} for {len(x)} images of {data.num_classes} classes: expected logits of "
+            f"shape ({len(x)}, {data.num_classes})"
+        )
+    check_logits(logits, Goal(y))
+    if not bool(logits.isfinite().all()):
+        raise RunError("the model answers with NaN or infinite logits")
+    if looks_like_probabilities(logits):
+        warnings.warn(
+            "the model seems to return probabilities, not logits: remove its final softmax, or attacks will look "
+            "weaker than they are",
+            stacklevel=2,
+        )
+
+
+def load_trained(folder: Path, config: RunConfig, data: ImageData, trusts: Trusts) -> tuple[nn.Module, str]:
+    """The network of a run with its selected weights, and which these are.
+
+    A finished run gives `model.safetensors`, an unfinished one its best checkpoint so far, a folder without
+    training the weights that its settings name.
+
+    Raises:
+        RunError: there are no weights yet.
+        ValueError: weights that are damaged or do not fit.
+    """
+    seed = derive_seed(config.seed, "model")
+    for name in (FINAL, BEST):
+        if (folder / name).is_file():
+            # what the run started from may be gone by now, and does not matter
+            model = build_network(replace(config.model, weights=None), data, seed, trusts)
+            load_weights(model, folder / name)
+            try_network(model, data)
+            return model.eval(), name
+    if config.model.weights is None:
+        raise RunError(f"{folder} has no weights yet: train it, or name weights with --model.weights FILE")
+    return build_network(config.model, data, seed, trusts).eval(), config.model.weights
+
+
+def evaluation_data(config: RunConfig) -> DataConfig:
+    """Where a run's test images come from, as many as it evaluates on."""
+    limits = [limit for limit in (config.data.test_limit, config.evaluation.count) if limit is not None]
+    return replace(config.data, test_limit=min(limits)) if limits else config.data

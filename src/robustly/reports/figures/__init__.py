@@ -1,0 +1,1 @@
+"""Figures of a report: plotly charts with their tables."""

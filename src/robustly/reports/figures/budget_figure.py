@@ -1,0 +1,103 @@
+"""Accuracy against budget, drawn from the evidence table."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from robustly.budgets import BudgetCurve, budget_curve, suite_curve
+from robustly.reports.evidence import Evaluation, Examples
+from robustly.reports.figures.charts import (
+    INK,
+    PERCENT_AXIS,
+    RUN_COLOURS,
+    Figure,
+    Table,
+    Words,
+    axis_title,
+    figure,
+    label,
+    shortened,
+    template_label,
+)
+from robustly.reports.formats import NO_VALUE, count, percent
+
+MOST_LINES = 6
+"""More attacks than these would not be told apart: only the suite as a whole is drawn."""
+_POINTS = 300
+_BUDGETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+def accuracy_against_budget(evaluation: Evaluation, examples: Examples) -> Figure | None:
+    """How accuracy falls with the passes spent; None where the table does not tell what attacks spent."""
+    told = [
+        (attack.title, record.spent)
+        for attack in evaluation.attacks
+        if not attack.state
+        and (record := examples.attacks.get(attack.name)) is not None
+        and record.spent is not None
+        and bool(record.spent.tried.any())
+    ]
+    if not told:
+        return None
+    whole = suite_curve(examples.clean_right, [spent for _, spent in told])
+    lines: list[tuple[str, BudgetCurve]] = []
+    if evaluation.mode == "every" and 1 < len(told) <= MOST_LINES:
+        lines = [(title, budget_curve(examples.clean_right, spent)) for title, spent in told]
+    name = "All attacks in their order" if len(told) > 1 else told[0][0]
+    traces = [_line(name, whole, INK, 4.0)]
+    traces += [_line(title, curve, RUN_COLOURS[i % 8], 2.0) for i, (title, curve) in enumerate(lines)]
+    late = whole.at(whole.end // 2) - whole.at(whole.end)
+    return figure(
+        Words(
+            "budget",
+            "How much work the attacks were given",
+            "Accuracy left after so many passes through the network for each picture (a forward and a backward "
+            f"pass count one each). {_verdict(late)}",
+            f"Falling line from {percent(whole.at(0))} to {percent(whole.at(whole.end))} after {whole.end} passes.",
+        ),
+        traces,
+        _table([(name, whole), *lines]),
+        x={
+            "title": axis_title("Passes for each picture (logarithmic)"),
+            "type": "log",
+            "dtick": 1,
+            "tickformat": ",d",
+        },
+        y={**PERCENT_AXIS, "range": [0, 1.02], "title": axis_title("Accuracy")},
+        layout={"showlegend": bool(lines)},
+    )
+
+
+def _verdict(late: float) -> str:
+    """What the second half of the work still changed."""
+    if late > 0.005:
+        return (
+            f"The second half of the work still broke {percent(late)} of the examples: with more of it, the number "
+            "may go on falling."
+        )
+    return (
+        f"The second half of the work broke {percent(late)} of the examples: more of the same would change little."
+    )
+
+
+def _line(title: str, curve: BudgetCurve, colour: str, width: float) -> object:
+    grid = np.unique(np.geomspace(1, max(curve.end, 2), _POINTS).round().astype(int))
+    return go.Scatter(
+        x=grid.tolist(),
+        y=[curve.at(int(passes)) for passes in grid],
+        name=label(shortened(title, 34)),
+        mode="lines",
+        line={"color": colour, "width": width, "shape": "hv"},
+        hovertemplate=f"%{{x}} passes: %{{y:.1%}}<extra>{template_label(shortened(title, 34))}</extra>",
+    )
+
+
+def _table(curves: Sequence[tuple[str, BudgetCurve]]) -> Table:
+    end = max(curve.end for _, curve in curves)
+    budgets = sorted({*(budget for budget in _BUDGETS if budget < end), end})
+    rows = [
+        (count(budget), *(percent(curve.at(budget)) if budget <= curve.end else NO_VALUE for _, curve in curves))
+        for budget in budgets
+    ]
+    return Table(("Passes for each picture", *(title for title, _ in curves)), tuple(rows))

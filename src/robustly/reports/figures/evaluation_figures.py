@@ -1,0 +1,254 @@
+"""Figures of one evaluation: security curve, accuracy by class, distances of the adversarial examples."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from robustly.reports.evidence import ClassResult, Evaluation, Examples, SecurityCurve, ThreatFacts
+from robustly.reports.figures.budget_figure import accuracy_against_budget
+from robustly.reports.figures.charts import (
+    BROKEN,
+    CERTIFIED,
+    CLEAN,
+    INK,
+    MUTED,
+    PERCENT_AXIS,
+    ROBUST,
+    Figure,
+    Table,
+    Words,
+    axis_title,
+    band,
+    figure,
+    label,
+    shortened,
+)
+from robustly.reports.formats import NO_VALUE, count, interval, percent, proportion
+
+MOST_CLASSES = 30
+"""More classes than these do not fit: the figure shows the weakest, the table shows all."""
+BINS = 24
+NORM_WORDS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
+
+
+def evaluation_figures(evaluation: Evaluation, examples: Examples | None) -> tuple[Figure, ...]:
+    """The figures that this evaluation has the numbers for."""
+    found = [
+        None if evaluation.curve is None else security_curve(evaluation, evaluation.curve),
+        None if examples is None else distances(evaluation, examples),
+        None if examples is None else accuracy_against_budget(evaluation, examples),
+        by_class(evaluation.per_class) if evaluation.per_class else None,
+    ]
+    return tuple(each for each in found if each is not None)
+
+
+def epsilon_axis(curve: SecurityCurve, threat: ThreatFacts) -> dict[str, object]:
+    """An axis of epsilons, with at most six of them written below in the user's own notation."""
+    span = max(curve.epsilon) - min(curve.epsilon) or 1.0
+    shown: list[int] = []
+    for i, epsilon in enumerate(curve.epsilon):
+        if not shown or epsilon - curve.epsilon[shown[-1]] >= span / 6:
+            shown.append(i)
+    return {
+        "title": axis_title(f"epsilon ({NORM_WORDS.get(threat.norm, threat.norm)})"),
+        "tickvals": [curve.epsilon[i] for i in shown],
+        "ticktext": [label(curve.epsilon_text[i]) for i in shown],
+        "range": [min(curve.epsilon) - 0.02 * span, max(curve.epsilon) + 0.02 * span],
+    }
+
+
+def security_curve(evaluation: Evaluation, curve: SecurityCurve) -> Figure:
+    """Accuracy against epsilon, with the evaluated epsilon marked."""
+    threat, worst = evaluation.threat, evaluation.worst_case
+    words = [label(text) for text in curve.epsilon_text]
+    traces: list[object] = []
+    if None not in curve.low and None not in curve.high:
+        traces.append(band(curve.epsilon, curve.low, curve.high, ROBUST, "attacked"))
+    traces.append(
+        go.Scatter(
+            x=curve.epsilon,
+            y=curve.accuracy,
+            text=words,
+            name=f"Under attack ({label(curve.attack)})",
+            legendgroup="attacked",
+            mode="lines+markers",
+            line={"color": ROBUST, "width": 2.5},
+            marker={"size": 6},
+            hovertemplate="epsilon %{text}: %{y:.1%} under attack<extra></extra>",
+        )
+    )
+    if curve.certified is not None:
+        traces.append(
+            go.Scatter(
+                x=curve.epsilon,
+                y=curve.certified,
+                text=words,
+                name="Proved (certificate)",
+                mode="lines",
+                line={"color": CERTIFIED, "width": 2.5, "dash": "dash", "shape": "hv"},
+                hovertemplate="epsilon %{text}: %{y:.1%} proved<extra></extra>",
+            )
+        )
+    traces.append(
+        go.Scatter(
+            x=[threat.epsilon],
+            y=[worst.share],
+            error_y={
+                "array": [worst.high - worst.share],
+                "arrayminus": [worst.share - worst.low],
+                "color": INK,
+                "thickness": 1.5,
+            },
+            text=[f"{label(threat.epsilon_text)}: {proportion(worst)}"],
+            name="Worst case over all attacks",
+            mode="markers",
+            marker={"size": 11, "symbol": "diamond", "color": INK},
+            hovertemplate="evaluated epsilon %{text}<extra></extra>",
+        )
+    )
+    rows = [
+        (words_, percent(accuracy), _ends(low, high), percent(proved) if curve.certified else NO_VALUE)
+        for words_, accuracy, low, high, proved in zip(
+            curve.epsilon_text,
+            curve.accuracy,
+            curve.low,
+            curve.high,
+            curve.certified or curve.accuracy,
+            strict=True,
+        )
+    ]
+    caption = (
+        f"Accuracy left by {curve.attack} as the allowed change grows; the band is the 95 % interval, the "
+        f"diamond the worst case over all attacks at the evaluated epsilon {threat.epsilon_text}."
+    )
+    if curve.certified:
+        caption += " What lies between the two lines is neither broken nor proved."
+    line = {"type": "line", "x0": threat.epsilon, "x1": threat.epsilon, "yref": "paper", "y0": 0, "y1": 1}
+    return figure(
+        Words(
+            "security-curve",
+            "Accuracy against the strength of the attack",
+            caption,
+            f"Line chart. Accuracy falls from {percent(curve.accuracy[0])} at epsilon "
+            f"{curve.epsilon_text[0]} to {percent(curve.accuracy[-1])} at epsilon {curve.epsilon_text[-1]}.",
+        ),
+        traces,
+        Table(("Epsilon", "Under attack", "95 % interval (%)", "Proved"), tuple(rows)),
+        x=epsilon_axis(curve, threat),
+        y={**PERCENT_AXIS, "range": [0, 1.02], "title": axis_title("Accuracy")},
+        layout={"shapes": [{**line, "line": {"color": MUTED, "width": 1, "dash": "dot"}, "layer": "below"}]},
+    )
+
+
+def by_class(classes: Sequence[ClassResult]) -> Figure:
+    """Clean and robust accuracy of each class, weakest class marked in the caption."""
+    weakest = sorted(classes, key=lambda one: one.robust.share)
+    shown = list(classes) if len(classes) <= MOST_CLASSES else weakest[:MOST_CLASSES]
+    places = list(range(len(shown)))  # not the names: two classes may share one
+    traces = [
+        go.Bar(
+            y=places,
+            x=[part.share for part in parts],
+            name=name,
+            orientation="h",
+            marker={"color": colour},
+            customdata=[[label(one.name), interval(part)] for one, part in zip(shown, parts, strict=True)],
+            error_x={
+                "array": [part.high - part.share for part in parts],
+                "arrayminus": [part.share - part.low for part in parts],
+                "color": INK,
+                "thickness": 1,
+                "width": 2,
+            },
+            hovertemplate=f"%{{customdata[0]}}: %{{x:.1%}} %{{customdata[1]}} {name.lower()}<extra></extra>",
+        )
+        for name, colour, parts in [
+            ("Clean", CLEAN, [one.clean for one in shown]),
+            ("Robust", ROBUST, [one.robust for one in shown]),
+        ]
+    ]
+    low, high = weakest[0], weakest[-1]
+    some = "" if len(shown) == len(classes) else f" The {len(shown)} weakest of {len(classes)} classes are shown."
+    return figure(
+        Words(
+            "by-class",
+            "Accuracy by class",
+            f"Weakest under attack: {low.name} ({percent(low.robust.share)}); strongest: {high.name} "
+            f"({percent(high.robust.share)}). Whiskers are 95 % intervals; robust is the worst case over all "
+            f"attacks.{some}",
+            f"Bar chart of clean and robust accuracy for {len(shown)} classes. Robust accuracy lies between "
+            f"{percent(low.robust.share)} ({low.name}) and {percent(high.robust.share)} ({high.name}).",
+        ),
+        traces,
+        Table(
+            ("Class", "Examples", "Clean", "Robust (worst case)"),
+            tuple(
+                (one.name, count(one.clean.count), proportion(one.clean), proportion(one.robust)) for one in classes
+            ),
+        ),
+        x={**PERCENT_AXIS, "range": [0, 1.02], "dtick": 0.25, "title": axis_title("Accuracy")},
+        y={
+            "autorange": "reversed",
+            "tickvals": places,
+            "ticktext": [label(shortened(one.name, 18)) for one in shown],
+            "ticksuffix": "  ",
+            "showgrid": False,
+            "zeroline": False,
+        },
+        layout={"barmode": "group", "bargap": 0.28, "bargroupgap": 0.05},
+        height=110 + 40 * len(shown),
+        wide=len(shown) > 12,
+    )
+
+
+def smallest_distances(evaluation: Evaluation, examples: Examples) -> NDArray[np.float64]:
+    """For each broken example, the distance of its nearest adversarial picture over the attacks."""
+    nearest: NDArray[np.float64] = np.full(len(examples.ids), np.inf)
+    for attack in evaluation.attacks:
+        record = examples.attacks.get(attack.name)
+        if record is not None and record.distance is not None:
+            found = examples.broken_by(attack.name) & np.isfinite(record.distance)
+            nearest[found] = np.minimum(nearest[found], record.distance[found])
+    found_at_all: NDArray[np.float64] = nearest[np.isfinite(nearest)]
+    return found_at_all
+
+
+def distances(evaluation: Evaluation, examples: Examples) -> Figure | None:
+    """How far the nearest adversarial picture is; None where all lie at epsilon, which tells nothing."""
+    nearest, epsilon = smallest_distances(evaluation, examples), evaluation.threat.epsilon
+    if len(nearest) < 5 or epsilon <= 0 or np.mean(nearest < 0.98 * epsilon) < 0.05:
+        return None
+    counts, edges = np.histogram(nearest, bins=BINS, range=(0.0, max(epsilon, float(nearest.max()))))
+    ranges = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
+    middle = float(np.median(nearest))
+    return figure(
+        Words(
+            "distances",
+            "How small a change was enough",
+            f"Distance of the nearest adversarial picture found for each of the {count(len(nearest))} broken "
+            f"examples; half of them need no more than {middle:.3g}. Attacks that do not look for the "
+            f"smallest change end near epsilon, so true distances may be smaller.",
+            f"Histogram of {len(nearest)} distances between 0 and {edges[-1]:.3g}, median {middle:.3g}.",
+        ),
+        [
+            go.Bar(
+                x=((edges[:-1] + edges[1:]) / 2).tolist(),
+                y=counts.tolist(),
+                width=float(edges[1] - edges[0]) * 0.92,
+                marker={"color": BROKEN},
+                customdata=ranges,
+                hovertemplate="distance %{customdata}: %{y} examples<extra></extra>",
+                showlegend=False,
+            )
+        ],
+        Table(("Distance", "Broken examples"), tuple(zip(ranges, map(str, counts.tolist()), strict=True))),
+        x={"title": axis_title(f"{NORM_WORDS.get(evaluation.threat.norm, evaluation.threat.norm)} distance")},
+        y={"title": axis_title("Examples")},
+    )
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    return NO_VALUE if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"

@@ -1,0 +1,1 @@
+"""Pages of a report: one self-contained HTML file each."""

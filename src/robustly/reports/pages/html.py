@@ -1,0 +1,85 @@
+"""A template and its content -> one self-contained HTML page with its style, scripts and figures."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from importlib import metadata, resources
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from robustly.reports import formats
+from robustly.reports.figures.charts import Figure
+from robustly.reports.pages.run_view import embedded_json, passes
+
+
+def assembled(template: str, figures: Mapping[str, Figure], content: Mapping[str, object]) -> str:
+    """The page as text.
+
+    Args:
+        template: its file among the templates; it extends `frame.html`.
+        figures: everything that plotly draws, by the name that its place on the page carries.
+        content: what the template shows.
+    """
+    scripts = {name: _script(_resource(f"{name}.js")) for name in ("theme", "page")}
+    scripts["plotly"] = _script(get_plotlyjs())
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("robustly.reports.pages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_FILTERS)
+    drawn = {key: {"data": figure.data, "layout": figure.layout} for key, figure in figures.items()}
+    frame = {
+        "version": metadata.version("robustly"),
+        "figures_json": embedded_json(drawn),
+        "style": _resource("style.css"),
+        "theme_script": scripts["theme"],
+        "plotly_script": scripts["plotly"],
+        "page_script": scripts["page"],
+        "script_hashes": [_hash(text) for text in scripts.values()],
+    }
+    return environment.get_template(template).render({**content, **frame})
+
+
+def _resource(name: str) -> str:
+    return resources.files("robustly.reports.pages").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _script(text: str) -> str:
+    """JavaScript as it can stand in a page: nothing in it may end the script element or open a comment."""
+    plain = text.replace("\r\n", "\n").replace("\r", "\n")
+    return plain.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _hash(script: str) -> str:
+    """The hash by which the page's security policy lets this script run, and no other."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def _breakable(text: str) -> Markup:
+    """Text whose lines may break behind underscores and slashes, as run names need it on a phone."""
+    parts = re.split(r"(?<=[_/-])", text)
+    return Markup("<wbr>").join(parts)
+
+
+_FILTERS = {
+    "percent": formats.percent,
+    "interval": formats.interval,
+    "deviating": lambda score: formats.deviating(score.share, score.deviation),
+    "proportion": formats.proportion,
+    "count": formats.count,
+    "decimal": formats.decimal,
+    "duration": formats.duration,
+    "short": formats.short,
+    "breakable": _breakable,
+    "moment": formats.moment,
+    "setting": formats.setting,
+    "number": lambda value: f"{value:.5f}",
+    "passes": passes,
+}

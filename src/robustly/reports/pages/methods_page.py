@@ -1,0 +1,159 @@
+"""Tables of methods -> one self-contained HTML page, and one CSV file."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustly.files import write_text
+from robustly.reports.figures.charts import Figure
+from robustly.reports.figures.front import Point, Whiskers, clean_against_robust
+from robustly.reports.formats import deviating, interval, percent
+from robustly.reports.pages.html import assembled
+from robustly.reports.tables.columns import WORST_CASE
+from robustly.reports.tables.method_tables import MethodTable, Score, distinguishing
+
+HEADER = ("data", "examples", "images_sha256", "threat", "kind", "name", "recipe", "seeds", "masking", "source")
+PARTS = ("", " low", " high", " deviation", " worst")
+"""Of every column: the accuracy, its 95 % interval, and over seeds the standard deviation and the lowest."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table of the page and its figure."""
+
+    key: str
+    title: str
+    table: MethodTable
+    figure: Figure | None
+    published: bool
+
+
+def write_methods_page(tables: Sequence[MethodTable], output: Path) -> Path:
+    """Write the page of these tables; missing folders are made.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, methods_page(tables))
+    return output
+
+
+def methods_page(tables: Sequence[MethodTable]) -> str:
+    """The page of these tables as text."""
+    parts = [
+        Part(f"table{i + 1}", title, table, front_of(table), any(row.published for row in table.rows))
+        for i, (table, title) in enumerate(zip(tables, distinguishing(tables), strict=True))
+    ]
+    figures = {f"{part.key}-{part.figure.words.key}": part.figure for part in parts if part.figure is not None}
+    navigation = [("summary", "", "Summary")]
+    navigation += [(part.key, "", f"{part.table.data.source}, {part.table.threat.text}") for part in parts]
+    runs = max(sum(len(row.seeds) for row in table.rows) for table in tables)
+    if len(tables) == 1:
+        lead = f"{_many(runs, 'run')}, tested on {parts[0].title}."
+    else:
+        lead = (
+            f"{len(tables)} tables, one for every threat and set of test images that the runs were tested on: "
+            "their numbers are not to be set against each other."
+        )
+    content = {
+        "title": _title(tables),
+        "lead": lead,
+        "navigation": navigation,
+        "parts": parts,
+        "count": runs,
+    }
+    return assembled("compare.html", figures, content)
+
+
+def front_of(table: MethodTable) -> Figure | None:
+    """Clean against robust accuracy of a table's rows, with the front of the best; without published numbers."""
+    clean, robust = 0, table.robust_column
+    comparable = all(row.cells[robust].value is not None for row in table.rows)
+    comparable = comparable and (table.columns[robust] != WORST_CASE or not table.notes)
+    points = []
+    for i, row in enumerate(table.rows):
+        ends = row.cells[clean].value, row.cells[robust].value
+        if ends[0] is not None and ends[1] is not None:
+            ranked = comparable and not row.suspected
+            points.append(Point(i, row.name, _whiskers(ends[0]), _whiskers(ends[1]), ranked))
+    measure = "worst case" if table.columns[robust] == WORST_CASE else table.titles[robust]
+    several = any(len(row.seeds) > 1 for row in table.rows)
+    bars = "Whiskers are 95 % intervals" + (", of several seeds one standard deviation" if several else "")
+    return clean_against_robust(points, measure, bars)
+
+
+def _whiskers(score: Score) -> Whiskers:
+    if score.deviation is None:
+        return Whiskers(score.share, score.low, score.high, f"{percent(score.share)} {interval(score)}")
+    low, high = max(0.0, score.share - score.deviation), min(1.0, score.share + score.deviation)
+    words = f"{deviating(score.share, score.deviation)} ({score.seeds} seeds)"
+    return Whiskers(score.share, low, high, words)
+
+
+def methods_csv(tables: Sequence[MethodTable]) -> str:
+    """The tables as CSV, accuracies in per cent: a line for every row; published ones are a kind of their own."""
+    titles = list(dict.fromkeys(title for table in tables for title in table.titles))
+    stream = io.StringIO()
+    writer = csv.DictWriter(
+        stream, [*HEADER, *(title + part for title in titles for part in PARTS)], lineterminator="\n"
+    )
+    writer.writeheader()
+    for table in tables:
+        tested = {
+            "data": table.data.source,
+            "examples": table.data.count,
+            "images_sha256": table.data.sha256 or "",
+            "threat": table.threat.text,
+        }
+        for row in table.rows:
+            line = {
+                **tested,
+                "kind": "run" if len(row.seeds) == 1 else "seeds",
+                "name": row.name,
+                "recipe": row.recipe or "",
+                "seeds": " ".join(str(seed) for seed in row.seeds if seed is not None),
+                "masking": "suspected" if row.suspected else "",
+            }
+            for title, cell in zip(table.titles, row.cells, strict=True):
+                line |= _numbers(title, cell.value)
+            writer.writerow(line)
+            if row.published is not None:
+                theirs = row.published
+                shown = {
+                    title: _per_cent(theirs.accuracy[column.key])
+                    for title, column in zip(table.titles, table.columns, strict=True)
+                    if column.key in theirs.accuracy
+                }
+                about = {"data": theirs.data, "threat": f"linf:{theirs.epsilon}", "kind": "published"}
+                source = f"{theirs.architecture}; {theirs.source}"
+                writer.writerow({**about, "name": theirs.name, "recipe": row.recipe, "source": source, **shown})
+    return stream.getvalue()
+
+
+def _numbers(title: str, score: Score | None) -> dict[str, str]:
+    if score is None:
+        return {}
+    shares = (score.share, score.low, score.high, score.deviation, score.worst)
+    return {
+        title + part: "" if share is None else _per_cent(share) for part, share in zip(PARTS, shares, strict=True)
+    }
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _title(tables: Sequence[MethodTable]) -> str:
+    largest = max(tables, key=lambda table: len(table.rows))
+    names = [row.name for row in largest.rows]
+    if len(names) <= 2:
+        return " against ".join(names)
+    several = any(len(row.seeds) > 1 for row in largest.rows)
+    return f"{_many(len(names), 'method' if several else 'run')} compared"
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

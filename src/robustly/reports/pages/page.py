@@ -1,0 +1,135 @@
+"""Evidence of one or several runs -> one self-contained HTML page."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from robustly.files import write_text
+from robustly.reports import formats
+from robustly.reports.evidence import ReportError, RunEvidence
+from robustly.reports.figures.charts import Figure
+from robustly.reports.names import distinct_names
+from robustly.reports.pages.html import assembled
+from robustly.reports.pages.run_view import RunView, view
+from robustly.reports.reading import read_run
+from robustly.reports.tables.comparison import Comparison, compare, comparison_figures
+
+SECTIONS = (
+    ("attacks", "Attacks"),
+    ("trust", "Trust"),
+    ("union", "Several threats"),
+    ("robustness", "Where it breaks"),
+    ("inside", "Inside"),
+    ("pictures", "Pictures"),
+    ("training", "Training"),
+    ("setup", "Setup"),
+)
+
+
+def write_report(runs: Sequence[Path], output: Path) -> Path:
+    """Write the report of one run, or the comparison of several, as one HTML file.
+
+    The file appears whole or not at all: it is written under a temporary name beside `output`, then
+    renamed.
+
+    Args:
+        runs: the folders of the runs.
+        output: the HTML file to write; missing folders are made.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ReportError: if there is no run, or a run cannot be read.
+    """
+    page = render([read_run(Path(run)) for run in runs])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, page)
+    return output
+
+
+def render(runs: Sequence[RunEvidence]) -> str:
+    """The page of these runs as text.
+
+    Raises:
+        ReportError: if there is no run.
+    """
+    if not runs:
+        raise ReportError("A report needs at least one run.")
+    names = distinct_names([(run.name, run.path) for run in runs])
+    runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    views = [view(run, f"run{i + 1}") for i, run in enumerate(runs)]
+    comparison = compare(runs) if len(runs) > 1 else None
+    together = comparison_figures(runs) if comparison else ()
+    return assembled(
+        "page.html",
+        _figures(views, together),
+        {
+            "title": _title(runs),
+            "lead": _lead(runs),
+            "navigation": _navigation(views, comparison),
+            "views": views,
+            "comparison": comparison,
+            "figures": together,
+            "count": len(runs),
+        },
+    )
+
+
+def _title(runs: Sequence[RunEvidence]) -> str:
+    names = [run.name for run in runs]
+    if len(names) <= 2:
+        return " against ".join(names)
+    return f"{len(names)} runs compared"
+
+
+def _lead(runs: Sequence[RunEvidence]) -> str:
+    """What all the runs were tested on, where they have that in common."""
+    tested = [run.evaluation for run in runs if run.evaluation is not None]
+    if not tested:
+        return f"{len(runs)} training runs, none of them evaluated yet."
+    parts = [f"{len(runs)} runs side by side"]
+    data = {
+        f"{formats.count(one.data.count)} {one.data.split or ''} examples of {one.data.source}" for one in tested
+    }
+    threats = {one.threat.text for one in tested}
+    if len(data) == 1:
+        parts.append(f"tested on {' '.join(data.pop().split())}")
+    if len(threats) == 1:
+        parts.append(f"under {threats.pop()}")
+    text = ", ".join(parts) + "."
+    missing = len(runs) - len(tested)
+    return text if not missing else f"{text} Not evaluated yet: {missing}."
+
+
+def _navigation(views: Sequence[RunView], comparison: Comparison | None) -> list[tuple[str, str, str]]:
+    """Links as (id, section, words); the page aims those with a section at the run that is shown."""
+    links = [("summary", "", "Summary")]
+    if comparison is not None:
+        links += [("comparison", "", "Side by side"), ("together", "", "Charts"), ("runs", "", "Runs")]
+    for section, words in SECTIONS:
+        keys = [one.key for one in views if _has(one, section)]
+        if keys:
+            links.append((f"{section}-{keys[0]}", section, words))
+    return links
+
+
+def _has(one: RunView, section: str) -> bool:
+    parts = {
+        "attacks": one.run.evaluation is not None,
+        "trust": bool(one.checks),
+        "union": bool(one.union),
+        "robustness": bool(one.charts),
+        "inside": bool(one.analysis or one.measures),
+        "pictures": one.gallery is not None,
+        "training": bool(one.training),
+        "setup": True,
+    }
+    return parts[section]
+
+
+def _figures(views: Sequence[RunView], together: Sequence[Figure]) -> dict[str, Figure]:
+    """Everything that plotly draws, by the name that its place on the page carries."""
+    found = [("all", figure) for figure in together]
+    found += [(one.key, figure) for one in views for figure in (*one.charts, *one.analysis, *one.training)]
+    return {f"{key}-{figure.words.key}": figure for key, figure in found}

@@ -1,0 +1,1 @@
+"""Tables of a report: methods, runs and published results."""

@@ -1,0 +1,233 @@
+"""Several runs side by side: are they comparable, who is best in what, and the figures of all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import plotly.graph_objects as go
+
+from robustly.reports.evidence import Evaluation, Proportion, RunEvidence
+from robustly.reports.figures.charts import (
+    MUTED,
+    PERCENT_AXIS,
+    RUN_COLOURS,
+    Figure,
+    Table,
+    Words,
+    axis_title,
+    figure,
+    label,
+    run_symbol,
+    shortened,
+    template_label,
+)
+from robustly.reports.figures.evaluation_figures import epsilon_axis
+from robustly.reports.figures.front import Point, clean_against_robust
+from robustly.reports.formats import NO_VALUE, percent
+
+
+class Share(Protocol):
+    """A share in [0, 1] with the ends of its interval."""
+
+    @property
+    def share(self) -> float:
+        """The share itself."""
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+
+
+S = TypeVar("S", bound=Share)
+
+
+@dataclass(frozen=True)
+class Cell(Generic[S]):
+    """One number of the comparison: best of its column, and whether no interval of another touches it."""
+
+    value: S | None
+    best: bool = False
+    clearly: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs by tests, and the reasons, if any, why their numbers cannot be set against each other."""
+
+    runs: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[Cell[Proportion], ...], ...]
+    differences: tuple[str, ...]
+
+
+def compare(runs: Sequence[RunEvidence]) -> Comparison:
+    """Set the evaluated runs side by side; runs without an evaluation get empty rows."""
+    evaluated = [run.evaluation for run in runs if run.evaluation is not None]
+    differences = _differences(evaluated)
+    titles = {attack.name: attack.title for one in evaluated for attack in one.attacks}
+    certified = any(one.certified for one in evaluated)
+    names = ["Clean", *titles.values(), "Worst case", *(["Certified"] if certified else [])]
+    rows = [_row(run.evaluation, list(titles), certified) for run in runs]
+    trusted = [run.evaluation is None or not run.evaluation.masking for run in runs]
+    columns = [
+        marked([row[i] for row in rows], trusted if i else [True] * len(rows), comparable=not differences)
+        for i in range(len(names))
+    ]
+    cells = tuple(tuple(column[i] for column in columns) for i in range(len(runs)))
+    return Comparison(tuple(run.name for run in runs), tuple(names), cells, differences)
+
+
+def _row(evaluation: Evaluation | None, attacks: Sequence[str], certified: bool) -> list[Proportion | None]:
+    if evaluation is None:
+        return [None] * (len(attacks) + 2 + certified)
+    own = {attack.name: attack.robust for attack in evaluation.attacks if not attack.state}
+    row = [evaluation.clean, *(own.get(name) for name in attacks), evaluation.worst_case]
+    if certified:
+        row.append(evaluation.certified.robust if evaluation.certified else None)
+    return row
+
+
+def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool) -> list[Cell[S]]:
+    """The best of a column; numbers that masking is suspected behind are shown, but are no best ones.
+
+    Args:
+        column: the numbers, None where there is none.
+        trusted: which of them may be best.
+        comparable: whether they may be set against each other at all.
+    """
+    known = [part for part, sound in zip(column, trusted, strict=True) if part is not None and sound]
+    if not comparable or len(known) < 2:
+        return [Cell(part) for part in column]
+    top = max(part.share for part in known)
+    cells = []
+    for part, sound in zip(column, trusted, strict=True):
+        best = part is not None and sound and part.share == top
+        others = [other for other in known if other is not part]
+        cells.append(Cell(part, best, best and all(part.low > other.high for other in others if part)))
+    return cells
+
+
+def _differences(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
+    """In what the runs were tested differently."""
+    found = []
+    for what, values in [
+        ("threat models", [one.threat.text for one in evaluations]),
+        ("data", [f"{one.data.source} {one.data.split or ''}".strip() for one in evaluations]),
+        ("numbers of examples", [str(one.data.count) for one in evaluations]),
+        ("attack suites", [f"{one.suite} ({one.mode})" for one in evaluations]),
+    ]:
+        if len(set(values)) > 1:
+            found.append(f"different {what}: {', '.join(sorted(set(values)))}")
+    hashes = {one.data.sha256 for one in evaluations if one.data.sha256}
+    if len(hashes) > 1 and not found:
+        found.append("different examples of the same data set (their hashes differ)")
+    return tuple(found)
+
+
+def comparison_figures(runs: Sequence[RunEvidence]) -> tuple[Figure, ...]:
+    """The figures that show all the runs together."""
+    found = [clean_against_robust(_points(runs)), security_curves(runs), robust_by_epoch(runs)]
+    return tuple(each for each in found if each is not None)
+
+
+def _points(runs: Sequence[RunEvidence]) -> list[Point]:
+    """A run's clean accuracy and its worst case; there is a front only where the tests were the same."""
+    tested = [(i, run.name, run.evaluation) for i, run in enumerate(runs) if run.evaluation is not None]
+    comparable = not _differences([one for *_, one in tested])
+    return [
+        Point.of_shares(i, name, one.clean, one.worst_case, ranked=comparable and not one.masking)
+        for i, name, one in tested
+    ]
+
+
+def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
+    """The security curves of all the runs of the first one's norm."""
+    curves = [
+        (i, run.name, run.evaluation.threat, run.evaluation.curve)
+        for i, run in enumerate(runs)
+        if run.evaluation is not None and run.evaluation.curve is not None
+    ]
+    if not curves:
+        return None
+    threat = curves[0][2]
+    curves = [entry for entry in curves if entry[2].norm == threat.norm]
+    longest = max((curve for *_, curve in curves), key=lambda curve: max(curve.epsilon))
+    traces = [
+        go.Scatter(
+            x=curve.epsilon,
+            y=curve.accuracy,
+            text=[label(text) for text in curve.epsilon_text],
+            name=label(shortened(name, 30)),
+            mode="lines+markers",
+            line={"color": RUN_COLOURS[i % 8], "width": 2.25},
+            marker={"size": 7, "symbol": run_symbol(i)},
+            hovertemplate="epsilon %{text}: %{y:.1%}<extra>" + template_label(name) + "</extra>",
+        )
+        for i, name, _, curve in curves
+    ]
+    rows = [
+        (name, text, percent(accuracy))
+        for _, name, _, curve in curves
+        for text, accuracy in zip(curve.epsilon_text, curve.accuracy, strict=True)
+    ]
+    line = {"type": "line", "x0": threat.epsilon, "x1": threat.epsilon, "yref": "paper", "y0": 0, "y1": 1}
+    attacks = ", ".join(sorted({curve.attack for *_, curve in curves}))
+    return figure(
+        Words(
+            "security-curves",
+            "Accuracy against the strength of the attack",
+            f"Accuracy left by {attacks}; the dotted line is the evaluated epsilon {threat.epsilon_text}.",
+            f"Line chart of accuracy against epsilon for {len(curves)} runs.",
+        ),
+        traces,
+        Table(("Run", "Epsilon", "Accuracy"), tuple(rows)),
+        x=epsilon_axis(longest, threat),
+        y={**PERCENT_AXIS, "range": [0, 1.02], "title": axis_title("Accuracy")},
+        layout={"shapes": [{**line, "line": {"color": MUTED, "width": 1, "dash": "dot"}, "layer": "below"}]},
+    )
+
+
+def robust_by_epoch(runs: Sequence[RunEvidence]) -> Figure | None:
+    """Robust accuracy of the validation examples, epoch by epoch, of all the runs."""
+    column = "validation_robust_accuracy"
+    trained = [
+        (i, run.name, run.training.columns["epoch"], values)
+        for i, run in enumerate(runs)
+        if run.training is not None and (values := run.training.column(column)) is not None
+    ]
+    if not trained:
+        return None
+    traces = [
+        go.Scatter(
+            x=epochs.tolist(),
+            y=values.tolist(),
+            name=label(shortened(name, 30)),
+            mode="lines" if len(epochs) > 1 else "markers",
+            line={"color": RUN_COLOURS[i % 8], "width": 2.25},
+            hovertemplate="%{y:.1%}<extra>" + template_label(name) + "</extra>",
+        )
+        for i, name, epochs, values in trained
+    ]
+    rows = [
+        (name, f"{epoch:g}", percent(float(value)) if np.isfinite(value) else NO_VALUE)
+        for _, name, epochs, values in trained
+        for epoch, value in zip(epochs, values, strict=True)
+    ]
+    return figure(
+        Words(
+            "robust-by-epoch",
+            "Robust accuracy during training",
+            "On the validation examples, under the attack used while training.",
+            f"Line chart of robust validation accuracy by epoch for {len(trained)} runs.",
+        ),
+        traces,
+        Table(("Run", "Epoch", "Robust, validation"), tuple(rows)),
+        x={"title": axis_title("Epoch"), "tickformat": "d", "unifiedhovertitle": {"text": "Epoch %{x}"}},
+        y={**PERCENT_AXIS, "title": axis_title("Accuracy")},
+        layout={"hovermode": "x unified"},
+    )

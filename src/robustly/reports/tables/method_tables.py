@@ -1,0 +1,214 @@
+"""Tables of methods, as papers print them: one for every threat and set of test images that runs were tested on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from robustly.reports.evidence import DataFacts, Proportion, ReportError, ThreatFacts
+from robustly.reports.formats import count, short_hash
+from robustly.reports.tables.columns import CERTIFIED, CLEAN, WORST_CASE, Column, measured, ordered, titled
+from robustly.reports.tables.comparison import Cell, marked
+from robustly.reports.tables.evaluations import EvaluatedRun, KeptEvaluation
+from robustly.reports.tables.published import Published, published_row
+from robustly.reports.tables.seeds import group_names, seed_groups, seed_of
+
+By = Literal["method", "run"]
+Measured = tuple[EvaluatedRun, tuple[KeptEvaluation, ...], dict[Column, Proportion]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a table.
+
+    Args:
+        share: the share, or its mean over several seeds, in [0, 1].
+        low: lower end of the 95 % Wilson interval; of the lowest one of several seeds.
+        high: upper end, likewise.
+        deviation: standard deviation over the seeds; None for one run.
+        worst: the lowest of the seeds; None for one run.
+        seeds: how many runs have this number.
+    """
+
+    share: float
+    low: float
+    high: float
+    deviation: float | None = None
+    worst: float | None = None
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: a run, or several that differ only in the seed; `suspected` says why masking is suspected."""
+
+    name: str
+    recipe: str | None
+    seeds: tuple[int | None, ...]
+    cells: tuple[Cell[Score], ...]
+    suspected: bool = False
+    published: Published | None = None
+
+    @property
+    def words(self) -> str:
+        """The recipe and the seeds, for below the name."""
+        seeds = [str(seed) for seed in self.seeds if seed is not None]
+        told = [] if self.recipe is None or self.recipe == self.name else [self.recipe]
+        if len(self.seeds) > 1:
+            told.append(f"{len(self.seeds)} seeds: {', '.join(seeds)}")
+        elif seeds:
+            told.append(f"seed {seeds[0]}")
+        return " \u00b7 ".join(told)
+
+
+@dataclass(frozen=True)
+class MethodTable:
+    """Rows that may be set against each other: the same images, the same threat."""
+
+    threat: ThreatFacts
+    data: DataFacts
+    columns: tuple[Column, ...]
+    titles: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What was tested on what, in words."""
+        examples = f"{count(self.data.count)} {self.data.split or ''} examples".replace("  ", " ")
+        return f"{examples} of {self.data.source}, {self.threat.text}"
+
+    @property
+    def robust_column(self) -> int:
+        """The column that ranks the rows: the worst case, or where that is over other attacks the strongest one
+        that all rows have."""
+        worst = self.columns.index(WORST_CASE)
+        if not self.notes:
+            return worst
+        shared = [
+            i
+            for i, column in enumerate(self.columns)
+            if _is_attack(column) and all(row.cells[i].value is not None for row in self.rows)
+        ]
+        return shared[-1] if shared else worst
+
+
+def method_tables(runs: Sequence[EvaluatedRun], by: By = "method") -> tuple[MethodTable, ...]:
+    """Set evaluated runs into tables, one for every threat and set of test images.
+
+    Args:
+        runs: the runs, in the order of the rows.
+        by: "method" makes one row of runs that differ only in the seed, "run" keeps every run apart.
+
+    Raises:
+        ReportError: no runs, or a damaged evidence table.
+    """
+    if not runs:
+        raise ReportError("A comparison needs at least one run.")
+    distinct = list({run.path.resolve(): run for run in runs}.values())
+    tested: dict[tuple[object, ...], list[Measured]] = {}
+    for run in distinct:
+        own: dict[tuple[object, ...], list[KeptEvaluation]] = {}
+        for one in run.evaluations:
+            own.setdefault(_test(one), []).append(one)
+        for test, kept in own.items():
+            tested.setdefault(test, []).append((run, tuple(kept), measured(kept)))
+    return tuple(_table(entries, by) for entries in tested.values())
+
+
+def _test(one: KeptEvaluation) -> tuple[object, ...]:
+    """What an evaluation must share with another to stand in one table with it."""
+    data, threat = one.evaluation.data, one.evaluation.threat
+    images = data.sha256 or f"{data.source} {data.split} {data.count}"
+    return images, threat.norm, round(threat.epsilon, 7), threat.box
+
+
+def _table(entries: Sequence[Measured], by: By) -> MethodTable:
+    columns = ordered(column for _, _, numbers in entries for column in numbers)
+    runs = [run for run, *_ in entries]
+    groups = seed_groups(runs) if by == "method" else [[i] for i in range(len(runs))]
+    names = group_names([[runs[i] for i in group] for group in groups])
+    scores = [[_score([entries[i][2].get(column) for i in group]) for column in columns] for group in groups]
+    suspected = [any(one.evaluation.masking for i in group for one in entries[i][1]) for group in groups]
+    titles = titled(columns)
+    notes = _notes(columns, titles, [len(group) for group in groups], scores)
+    marks = [
+        marked(
+            [row[i] for row in scores],
+            [column == CLEAN or not masked for masked in suspected],
+            comparable=column != WORST_CASE or not notes,
+        )
+        for i, column in enumerate(columns)
+    ]
+    rows = tuple(
+        Row(
+            name=names[g],
+            recipe=runs[group[0]].recipe,
+            seeds=tuple(seed_of(runs[i]) for i in group),
+            cells=tuple(column[g] for column in marks),
+            suspected=suspected[g],
+            published=_published(entries[group[0]], [column.key for column in columns if _is_attack(column)]),
+        )
+        for g, group in enumerate(groups)
+    )
+    first = entries[0][1][0].evaluation
+    return MethodTable(first.threat, first.data, tuple(columns), tuple(titles), rows, notes)
+
+
+def _score(parts: Sequence[Proportion | None]) -> Score | None:
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    shares = [part.share for part in known]
+    low, high = min(part.low for part in known), max(part.high for part in known)
+    if len(known) == 1:
+        return Score(shares[0], low, high)
+    return Score(fmean(shares), low, high, stdev(shares), min(shares), len(known))
+
+
+def _notes(
+    columns: Sequence[Column], titles: Sequence[str], sizes: Sequence[int], scores: Sequence[Sequence[Score | None]]
+) -> tuple[str, ...]:
+    """Where the worst cases are over different attacks: a row that met more of them looks less robust."""
+    lacking = [
+        title
+        for i, (column, title) in enumerate(zip(columns, titles, strict=True))
+        if _is_attack(column) and any(_seeds(row[i]) < size for row, size in zip(scores, sizes, strict=True))
+    ]
+    if not lacking:
+        return ()
+    return (
+        f"The worst cases are over different attacks (not every run met {', '.join(lacking)}): none of them is "
+        "marked as best.",
+    )
+
+
+def _seeds(score: Score | None) -> int:
+    return 0 if score is None else score.seeds
+
+
+def _is_attack(column: Column) -> bool:
+    return column not in (CLEAN, WORST_CASE) and column.key != CERTIFIED
+
+
+def _published(entry: Measured, attacks: Sequence[str]) -> Published | None:
+    run, kept, _ = entry
+    evaluation = kept[0].evaluation
+    if run.recipe is None or evaluation.threat.norm != "linf":
+        return None
+    return published_row(
+        run.recipe,
+        attacks,
+        model=evaluation.model.name,
+        epsilon=evaluation.threat.epsilon,
+        source=evaluation.data.source,
+    )
+
+
+def distinguishing(tables: Sequence[MethodTable]) -> list[str]:
+    """Titles of tables; where two would be the same, with the hash of their images."""
+    titles = [table.title for table in tables]
+    return [
+        title if titles.count(title) == 1 else f"{title} (images {short_hash(table.data.sha256)})"
+        for title, table in zip(titles, tables, strict=True)
+    ]
