@@ -15,16 +15,6 @@ CHECKED = (
     *("analysis", "attacks", "certification", "evaluation", "objectives", "randomness"),
     *("threats.balls", "threats.projections", "training"),
 )
-    "analysis",
-    "attacks",
-    "certification",
-    "evaluation",
-    "objectives",
-    "randomness",
-    "threats.balls",
-    "threats.projections",
-    "training",
-)
 install_import_hook([f"robustly.{room}" for room in CHECKED], "shape_checks.check")
 
 from robustly.data import DataConfig, Splits, load_splits  # noqa: E402
