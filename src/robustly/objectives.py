@@ -1,51 +1,112 @@
-"""What the adversary maximises: per-example functions of the logits, larger is better for the adversary."""
+"""Objectives and goals: per-example functions to maximise, and the outcome that counts as success."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+Output = Float[Tensor, "n ..."]
 Logits = Float[Tensor, "n k"]
 PerExample = Float[Tensor, " n"]
 
 
+@runtime_checkable
+class Goal(Protocol):
+    """What counts as success of an adversary, for N examples.
+
+    Classification is one kind (`ClassificationGoal`). Searches and evidence use nothing but these methods.
+    """
+
+    def check(self, output: Output) -> None:
+        """Refuse the model's first output if it does not fit the goal.
+
+        Raises:
+            ValueError: the shape that was found and the one that is needed.
+        """
+        ...
+
+    def reached(self, output: Output) -> Bool[Tensor, " n"]:
+        """Whether the model's outputs are a success."""
+        ...
+
+    def margin(self, output: Output) -> PerExample:
+        """Closeness to a failure of the model: larger is closer, and positive once it fails."""
+        ...
+
+    def select(self, index: Tensor) -> "Goal":
+        """The goals of some of the examples: a mask or positions."""
+        ...
+
+
 @dataclass(frozen=True)
-class Goal:
-    """What the adversary wants of each example.
+class ClassificationGoal:
+    """Misclassification: any wrong class, or one target class per example.
 
     Args:
         y: true labels `(N,)`.
-        target: classes to reach `(N,)`; without it any wrong class will do.
-        reference: logits `(N, K)` that a divergence is measured from: those of the clean image, or a teacher's.
+        target: classes to reach `(N,)`; None accepts any wrong class.
+        reference: logits `(N, K)` that a divergence is measured from: those of the clean input, or a teacher's.
     """
 
     y: Int64[Tensor, " n"]
     target: Int64[Tensor, " n"] | None = None
     reference: Float[Tensor, "n k"] | None = None
 
-    def select(self, index: Tensor) -> "Goal":
+    def check(self, output: Output) -> None:
+        """Refuse outputs other than logits `(N, K)`, K >= 2, and labels outside 0..K-1.
+
+        Raises:
+            ValueError: one of them.
+        """
+        if output.ndim != 2 or len(output) != len(self.y) or output.shape[1] < 2:
+            raise ValueError(
+                f"the model must return logits ({len(self.y)}, classes >= 2), got {tuple(output.shape)}"
+            )
+        for name, classes in (("labels", self.y), ("target classes", self.target)):
+            if classes is None or len(classes) == 0:
+                continue
+            least, largest = int(classes.min()), int(classes.max())
+            if least < 0 or largest >= output.shape[1]:
+                raise ValueError(f"{name} span {least}..{largest}, the model has classes 0..{output.shape[1] - 1}")
+
+    def reached(self, output: Logits) -> Bool[Tensor, " n"]:
+        """Whether the prediction is a wrong class (the target, if there is one); ties go to the lowest class."""
+        prediction = output.argmax(1)
+        return prediction != self.y if self.target is None else prediction == self.target
+
+    def margin(self, output: Logits) -> PerExample:
+        """max_{j != y} z_j - z_y, with or without target: closeness to misclassification."""
+        return margin(output, ClassificationGoal(self.y))
+
+    def select(self, index: Tensor) -> "ClassificationGoal":
         """The goals of some of the examples: a mask or positions."""
         target = None if self.target is None else self.target[index]
         reference = None if self.reference is None else self.reference[index]
-        return Goal(self.y[index], target, reference)
-
-    def reached(self, logits: Logits) -> Bool[Tensor, " n"]:
-        """Whether the prediction is what the adversary wants; ties go to the lowest class."""
-        prediction = logits.argmax(1)
-        return prediction != self.y if self.target is None else prediction == self.target
+        return type(self)(self.y[index], target, reference)
 
 
-Objective = Callable[[Logits, Goal], PerExample]
+Objective = Callable[[Output, Any], PerExample]
+"""From the model's outputs and the goals of N examples to a value `(N,)`; larger is better for the adversary."""
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """An objective that changes from step to step of a search."""
+
+    def at(self, step: int, steps: int) -> Objective:
+        """The objective of a step, from 0, of a search of so many steps."""
+        ...
 
 
 @dataclass(frozen=True)
 class Alternating:
     """One objective after the other, each for an equal share of the steps (Xie et al., arXiv 2411.15210, "alt").
 
-    As an objective of its own, where nobody counts steps, it is the last of them.
+    Outside of a search with steps it is the last of them.
 
     Args:
         objectives: in the order of their turns.
@@ -53,7 +114,7 @@ class Alternating:
 
     objectives: tuple[Objective, ...]
 
-    def __call__(self, logits: Logits, goal: Goal) -> PerExample:
+    def __call__(self, logits: Logits, goal: ClassificationGoal) -> PerExample:
         """The last objective."""
         return self.objectives[-1](logits, goal)
 
@@ -63,18 +124,18 @@ class Alternating:
 
 
 def at_step(objective: Objective, step: int, steps: int) -> Objective:
-    """The objective to maximise at a step, for searches: most are the same at every step."""
-    return objective.at(step, steps) if isinstance(objective, Alternating) else objective
+    """The objective to maximise at a step of a search: the same at every step unless it is `Scheduled`."""
+    return objective.at(step, steps) if isinstance(objective, Scheduled) else objective
 
 
-def cross_entropy(logits: Logits, goal: Goal) -> PerExample:
+def cross_entropy(logits: Logits, goal: ClassificationGoal) -> PerExample:
     """-log p_y; targeted: log p_t."""
     if goal.target is None:
         return F.cross_entropy(logits, goal.y, reduction="none")
     return -F.cross_entropy(logits, goal.target, reduction="none")
 
 
-def margin(logits: Logits, goal: Goal) -> PerExample:
+def margin(logits: Logits, goal: ClassificationGoal) -> PerExample:
     """max_{j != y} z_j - z_y, positive once the example is misclassified; targeted: z_t - z_y.
 
     The "CW" objective of the adversarial-training literature (Carlini and Wagner 2017, f_6).
@@ -85,7 +146,7 @@ def margin(logits: Logits, goal: Goal) -> PerExample:
     return _pick(logits, goal.target) - at_y
 
 
-def difference_of_logits_ratio(logits: Logits, goal: Goal) -> PerExample:
+def difference_of_logits_ratio(logits: Logits, goal: ClassificationGoal) -> PerExample:
     """DLR: the margin over the spread of the largest logits, so that scaling the logits changes nothing.
 
     Untargeted -(z_y - max_{j != y} z_j) / (z_1st - z_3rd), targeted
@@ -100,7 +161,7 @@ def difference_of_logits_ratio(logits: Logits, goal: Goal) -> PerExample:
     return margin(logits, goal) / (ordered[:, 0] - floor + 1e-12)
 
 
-def kl_divergence(logits: Logits, goal: Goal) -> PerExample:
+def kl_divergence(logits: Logits, goal: ClassificationGoal) -> PerExample:
     """KL(p || p') from the reference's distribution p to the prediction's p'.
 
     TRADES' inner objective (Zhang et al., ICML 2019, eq. 5). Its gradient is zero where the two agree: start from
@@ -110,7 +171,9 @@ def kl_divergence(logits: Logits, goal: Goal) -> PerExample:
         ValueError: the goal has no reference logits.
     """
     if goal.reference is None:
-        raise ValueError("the KL objective measures from reference logits: give Goal(y, reference=logits)")
+        raise ValueError(
+            "the KL objective measures from reference logits: give ClassificationGoal(y, reference=logits)"
+        )
     divergence = kl(goal.reference, logits)
     return divergence if goal.target is None else -divergence
 
@@ -121,12 +184,12 @@ def kl(reference: Logits, logits: Logits) -> PerExample:
     return (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)
 
 
-def probability_margin(logits: Logits, goal: Goal) -> PerExample:
+def probability_margin(logits: Logits, goal: ClassificationGoal) -> PerExample:
     """max_{j != y} p_j - p_y, in (-1, 1); targeted: p_t - p_y (Xie et al., arXiv 2411.15210)."""
     return margin(logits.softmax(1), goal)
 
 
-def scaled_cross_entropy(logits: Logits, goal: Goal) -> PerExample:
+def scaled_cross_entropy(logits: Logits, goal: ClassificationGoal) -> PerExample:
     """Cross-entropy of the logits over their own spread z_1st - z_2nd (MIFPE, Yu and Xu, CVPR 2023).
 
     The spread is a constant to the gradient. Without it, float32 rounds the slope of a confident network to zero.

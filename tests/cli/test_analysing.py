@@ -16,7 +16,7 @@ from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_folder import create_run, load_trained
 from robustly.reports import read_run, render
-from robustly.threats.lp import parse_threat
+from robustly.threats import parse_threat
 
 SETTINGS = ["--data.source", "mnist5k", "--data.test_limit", "40", "--data.test", "60"]
 MODEL = ["--model.name", "small_cnn", "--model.width", "0.25", "--threat", "linf:0.1", "--runtime.device", "cpu"]

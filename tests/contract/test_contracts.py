@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustly.attacks import ATTACKS, PGD, AttackResult, fgsm, r_fgsm
 from robustly.attacks.core.contract import frozen
 from robustly.certification import CertificateResult
-from robustly.objectives import OBJECTIVES, Goal, margin
+from robustly.objectives import OBJECTIVES, ClassificationGoal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, check_certificate, check_objective
 from robustly.threats.lp import ThreatModel
@@ -86,10 +86,16 @@ class Spoilt:
     spoil: Callable[..., AttackResult]
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor | Goal, *, threat: ThreatModel, generator: KeyedGenerator
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | ClassificationGoal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
     ) -> AttackResult:
         def honest(
-            y: Tensor | Goal = y,
+            y: Tensor | ClassificationGoal = y,
             threat: ThreatModel = threat,
             generator: KeyedGenerator = generator,
             **changes: object,
@@ -275,7 +281,7 @@ def shows_beyond_what_is_right(honest, model, x, y, generator):
 
 
 def misses_the_target(honest, model, x, y, generator):
-    if isinstance(y, Goal):
+    if isinstance(y, ClassificationGoal):
         result = honest(y=y.y)
         return replace(result, broken=torch.ones_like(result.broken))
     return honest()

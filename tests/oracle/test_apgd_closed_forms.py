@@ -8,7 +8,7 @@ from robustly.attacks import APGD, PMA, Attack, TargetedAPGD
 from robustly.attacks.apgd import checkpoints
 from robustly.attacks.core.linearisation import linearised_distances, ranked_targets
 from robustly.attacks.core.search import Search
-from robustly.objectives import Goal, difference_of_logits_ratio, margin, scaled_cross_entropy
+from robustly.objectives import ClassificationGoal, difference_of_logits_ratio, margin, scaled_cross_entropy
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
 
@@ -80,7 +80,7 @@ def test_the_most_confident_class_is_not_the_nearest() -> None:
     ],
 )
 def test_malt_ranks_by_the_radius_of_a_linear_model(norm: str, order: list[int], radii: list[float]) -> None:
-    search = Search(R1, CENTRE[:2], Goal(torch.zeros(2, dtype=torch.int64)), ThreatModel(norm, 0.1))
+    search = Search(R1, CENTRE[:2], ClassificationGoal(torch.zeros(2, dtype=torch.int64)), ThreatModel(norm, 0.1))
     search.begin()
     assert ranked_targets(search, "malt", 9).tolist() == [order, order]
     assert ranked_targets(search, "confidence", 2).tolist() == [[3, 1], [3, 1]]

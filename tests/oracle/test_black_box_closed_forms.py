@@ -12,7 +12,7 @@ from robustly.attacks.core.gradient_estimators import NES, SPSA
 from robustly.attacks.hopskipjump import HopSkipJump
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
 
@@ -51,7 +51,7 @@ R3 = linear(
 
 def run(attack: Attack, net: nn.Module, x: Tensor, threat: ThreatModel, target: int | None = None) -> AttackResult:
     y = torch.zeros(len(x), dtype=torch.int64)
-    goal = Goal(y, target=None if target is None else torch.full_like(y, target))
+    goal = ClassificationGoal(y, target=None if target is None else torch.full_like(y, target))
     return attack(net, x, goal, threat=threat, generator=KeyedGenerator(0, torch.arange(len(x))))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import ATTACKS, PGD, fgsm, r_fgsm
-from robustly.objectives import OBJECTIVES, Goal, cross_entropy, margin
+from robustly.objectives import OBJECTIVES, ClassificationGoal, cross_entropy, margin
 from robustly.randomness import KeyedGenerator
 from robustly.statistics import Proportion
 from robustly.threats.lp import ThreatModel
@@ -28,7 +28,7 @@ def keyed(count: int, seed: int = 0) -> KeyedGenerator:
 
 def share_broken(attack: PGD, net: nn.Module, x: Tensor, threat: ThreatModel, target: int | None = None) -> float:
     y = torch.zeros(len(x), dtype=torch.int64)
-    goal = Goal(y, target=None if target is None else torch.full_like(y, target))
+    goal = ClassificationGoal(y, target=None if target is None else torch.full_like(y, target))
     return float(attack(net, x, goal, threat=threat, generator=keyed(len(x))).broken.double().mean())
 
 
@@ -160,9 +160,9 @@ def test_objectives_at_r1(r1: nn.Module) -> None:
     zero = torch.zeros(1, dtype=torch.int64)
     expected = {"cross_entropy": 0.876063, "margin": -0.606, "dlr": -0.7575, "probability_margin": -0.189251}
     for name, value in expected.items():
-        assert float(OBJECTIVES[name](logits, Goal(zero))) == pytest.approx(value, abs=1e-6)
+        assert float(OBJECTIVES[name](logits, ClassificationGoal(zero))) == pytest.approx(value, abs=1e-6)
     for target, value in ((1, -0.941176), (2, -1.058824), (3, -0.712941)):
-        goal = Goal(zero, target=torch.full_like(zero, target))
+        goal = ClassificationGoal(zero, target=torch.full_like(zero, target))
         assert float(OBJECTIVES["dlr"](logits, goal)) == pytest.approx(value, abs=1e-6)
         assert float(margin(logits, goal)) == pytest.approx(float(logits[0, target] - logits[0, 0]))
         assert float(cross_entropy(logits, goal)) == pytest.approx(float(logits.log_softmax(1)[0, target]))
@@ -170,7 +170,7 @@ def test_objectives_at_r1(r1: nn.Module) -> None:
 
 def test_the_gradient_of_cross_entropy_at_r1(r1: nn.Module) -> None:
     x = CENTRE[:1].clone().requires_grad_()
-    cross_entropy(r1(x), Goal(torch.zeros(1, dtype=torch.int64))).sum().backward()
+    cross_entropy(r1(x), ClassificationGoal(torch.zeros(1, dtype=torch.int64))).sum().backward()
     assert x.grad is not None
     expected = torch.tensor([2.071544, 1.055724, 0.374218, 0.374218], dtype=torch.float64)
     assert torch.allclose(x.grad.flatten(), expected, atol=1e-6)
@@ -179,7 +179,7 @@ def test_the_gradient_of_cross_entropy_at_r1(r1: nn.Module) -> None:
 def test_kl_and_its_fixture() -> None:
     clean = torch.tensor([[2.0, 0, 0]], dtype=torch.float64)
     attacked = torch.tensor([[0.0, 1, 0]], dtype=torch.float64)
-    value = OBJECTIVES["kl"](attacked, Goal(torch.zeros(1, dtype=torch.int64), reference=clean))
+    value = OBJECTIVES["kl"](attacked, ClassificationGoal(torch.zeros(1, dtype=torch.int64), reference=clean))
     assert float(value) == pytest.approx(0.77936505, abs=1e-8)
 
 
@@ -197,7 +197,7 @@ def test_the_iterates_of_the_toy() -> None:
     single = fgsm()(nn.Identity(), x, y, threat=threat, generator=keyed(1))
     assert torch.allclose(single.x_adv, torch.tensor([[0.45, 0.60]], dtype=torch.float64))
     point = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(OBJECTIVES["kl"](point, Goal(y, reference=x)).sum(), point)
+    (gradient,) = torch.autograd.grad(OBJECTIVES["kl"](point, ClassificationGoal(y, reference=x)).sum(), point)
     assert gradient.abs().max() < 1e-15  # why the KL attack needs a random start
 
 

@@ -11,7 +11,7 @@ from robustly.attacks.ddn import DDN
 from robustly.attacks.deepfool import DeepFool
 from robustly.attacks.fab import FAB
 from robustly.attacks.fmn import FMN
-from robustly.objectives import Goal, margin
+from robustly.objectives import ClassificationGoal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
 
@@ -79,7 +79,7 @@ def attacked(
     make, x, nearest = MODELS[model]
     net = make() if scale is None else inactive_box(scale)
     y = torch.zeros(1, dtype=torch.int64)
-    goal = Goal(y, target=None if target is None else torch.full_like(y, target))
+    goal = ClassificationGoal(y, target=None if target is None else torch.full_like(y, target))
     threat = ThreatModel(norm, epsilon)
     found = attack(net, x, goal, threat=threat, generator=KeyedGenerator(0, torch.arange(1)))
     distance = float(found.distance)
@@ -188,7 +188,7 @@ def test_ddn_goes_in_a_random_direction_where_there_is_no_slope() -> None:
 
 def test_saturated_logits_do_not_blind_what_climbs_the_margin() -> None:
     for attack in (FMN(), FAB(5), FAB(5, targets=3), DeepFool(), DDN(300, objective=margin)):
-        for norm in set(attack.norms) - {"l0"}:
+        for norm in set(attack.needs.norms) - {"l0"}:
             found = attacked(attack, "inactive box", norm, scale=1e4)
             assert float(found.distance) < 1.022 * MODELS["inactive box"][2][norm]
 
@@ -196,7 +196,7 @@ def test_saturated_logits_do_not_blind_what_climbs_the_margin() -> None:
 @pytest.mark.parametrize("attack", [FMN(), FAB(10), FAB(10, targets=2), DDN(200, objective=margin)])
 def test_a_target_has_its_own_distance(attack: Attack) -> None:
     """Class 2: 0.15 in every norm; moving the other pixels as well would reach class 1 first."""
-    for norm in set(attack.norms) - {"l0"}:
+    for norm in set(attack.needs.norms) - {"l0"}:
         found = attacked(attack, "inactive box", norm, target=2)
         assert 0.15 - 1e-9 <= float(found.distance) < 0.15 * 1.0054
         with torch.no_grad():
@@ -251,7 +251,7 @@ def test_small_networks_against_an_exhaustive_search() -> None:
         for norm, smallest in exhaustive(net, x, y).items():
             best = torch.full_like(smallest, torch.inf)
             for attack in attacks:
-                if norm not in attack.norms:
+                if norm not in attack.needs.norms:
                     continue
                 draws = KeyedGenerator(0, torch.arange(len(x)))
                 found = attack(net, x, y, threat=ThreatModel(norm, 0.5), generator=draws).distance

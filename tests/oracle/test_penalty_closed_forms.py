@@ -10,7 +10,7 @@ from robustly.attacks.core.penalty import PenaltyWeight
 from robustly.attacks.ead import EAD
 from robustly.attacks.jsma import JSMA
 from robustly.attacks.sigma_zero import SigmaZero
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
 
@@ -25,7 +25,7 @@ def distance(attack: Attack, case: Case, norm: str, target: int | None = None) -
     net = nn.Sequential(nn.Flatten(), nn.Linear(len(point), 4).double()).requires_grad_(False)
     net[1].weight.data, net[1].bias.data = torch.tensor(weight).double(), torch.tensor(bias).double()
     x, y = torch.tensor([point]).double(), torch.zeros(1, dtype=torch.int64)
-    goal = Goal(y, None if target is None else torch.full_like(y, target))
+    goal = ClassificationGoal(y, None if target is None else torch.full_like(y, target))
     threat = ThreatModel(norm, 4 if norm == "l0" else 2)
     found = attack(net, x, goal, threat=threat, generator=KeyedGenerator(0, torch.arange(1)))
     assert found.x_adv.min() >= 0

@@ -14,7 +14,7 @@ from robustly.attacks.ead import EAD
 from robustly.attacks.jsma import JSMA
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.data import Splits
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
 
@@ -92,7 +92,7 @@ def test_jsma_reaches_the_same_targets_with_the_same_pixels(digit_net: nn.Module
     x, y = digits.test.floats()[5:11], digits.test.labels[5:11]
     target = (y + 1) % 10
     draws, threat = KeyedGenerator(0, torch.arange(len(x))), ThreatModel("l0", 784)
-    ours = JSMA(theta=1.0, gamma=0.1)(digit_net, x, Goal(y, target), threat=threat, generator=draws)
+    ours = JSMA(theta=1.0, gamma=0.1)(digit_net, x, ClassificationGoal(y, target), threat=threat, generator=draws)
     peer = torchattacks.JSMA(digit_net, theta=1.0, gamma=0.1)
     peer.set_mode_targeted_by_label(quiet=True)
     theirs = peer(x, target)

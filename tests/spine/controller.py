@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from robustly.attacks import PGD, AttackResult
-from robustly.threats.lp import ThreatModel, parse_threat
+from robustly.threats import parse_threat
+from robustly.threats.lp import ThreatModel
 from robustly.training import MixtureLoss, Step
 from robustly.training.inner import attack_step
 

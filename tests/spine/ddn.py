@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import AttackError, AttackResult
-from robustly.attacks.core.contract import check_logits, frozen, prepare
-from robustly.objectives import Goal, Objective, cross_entropy
+from robustly.attacks.core.contract import Needs, check_output, frozen, lp_balls, prepare
+from robustly.objectives import ClassificationGoal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
 
@@ -24,6 +24,7 @@ class DDN:
         objective: what is maximised.
     """
 
+    needs: ClassVar[Needs] = lp_balls("l2")
     minimum_norm: ClassVar[bool] = True
 
     steps: int = 100
@@ -31,7 +32,13 @@ class DDN:
     objective: Objective = cross_entropy
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor | Goal, *, threat: ThreatModel, generator: KeyedGenerator
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | ClassificationGoal,
+        *,
+        threat: ThreatModel,
+        generator: KeyedGenerator,
     ) -> AttackResult:
         if threat.norm != "l2":
             raise AttackError(f"DDN is an l2 attack, the threat is {threat}")
@@ -46,7 +53,7 @@ class DDN:
         with frozen(model):
             for step in range(self.steps):
                 here = point.detach().requires_grad_()
-                logits = check_logits(model(here), goal)
+                logits = check_output(model(here), goal)
                 (gradient,) = torch.autograd.grad(self.objective(logits, goal).sum(), here)
                 finite = logits.detach().isfinite().all(1)
                 invalid |= ~finite

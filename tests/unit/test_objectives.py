@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustly.objectives import (
     OBJECTIVES,
-    Goal,
+    ClassificationGoal,
     Objective,
     cross_entropy,
     difference_of_logits_ratio,
@@ -21,12 +21,16 @@ from robustly.randomness import KeyedGenerator
 seeds = st.integers(0, 2**30)
 
 
-def problem(seed: int, classes: int = 6, targeted: bool = False, count: int = 8) -> tuple[Tensor, Goal]:
+def problem(
+    seed: int, classes: int = 6, targeted: bool = False, count: int = 8
+) -> tuple[Tensor, ClassificationGoal]:
     draws = KeyedGenerator(seed, torch.arange(count))
     logits = 3 * draws.normal(classes).double()
     y = draws.fold("y").integers(classes, 1)[:, 0]
     other = (y + 1 + draws.fold("target").integers(classes - 1, 1)[:, 0]) % classes
-    return logits, Goal(y, other if targeted else None, draws.fold("reference").normal(classes).double())
+    return logits, ClassificationGoal(
+        y, other if targeted else None, draws.fold("reference").normal(classes).double()
+    )
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -100,7 +104,9 @@ def test_a_target_pulls_towards_itself_and_away_from_the_label(name: str) -> Non
 
 def test_targeted_divergence_approaches_the_reference() -> None:
     logits, goal = problem(2, targeted=True)
-    assert torch.equal(kl_divergence(logits, goal), -kl_divergence(logits, Goal(goal.y, reference=goal.reference)))
+    assert torch.equal(
+        kl_divergence(logits, goal), -kl_divergence(logits, ClassificationGoal(goal.y, reference=goal.reference))
+    )
 
 
 @pytest.mark.parametrize(("classes", "targeted"), [(2, False), (2, True), (3, True)])
@@ -112,22 +118,22 @@ def test_dlr_is_the_margin_where_there_are_too_few_classes_for_it(classes: int, 
 def test_divergence_asks_for_its_reference() -> None:
     logits, goal = problem(0)
     with pytest.raises(ValueError, match="reference=logits"):
-        kl_divergence(logits, Goal(goal.y))
+        kl_divergence(logits, ClassificationGoal(goal.y))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 @pytest.mark.parametrize("gap", [0.0, 200.0, 1e6])
 def test_extreme_and_tied_logits_stay_finite_in_float32(objective: Objective, gap: float) -> None:
     logits = torch.tensor([[gap, 0.0, 0.0, 0.0], [0.0, gap, 0.0, 0.0]])
-    goal = Goal(torch.zeros(2, dtype=torch.int64), reference=torch.zeros(2, 4))
+    goal = ClassificationGoal(torch.zeros(2, dtype=torch.int64), reference=torch.zeros(2, 4))
     assert objective(logits, goal).isfinite().all()
 
 
 def test_a_goal_is_reached_by_the_prediction_and_ties_go_to_the_lowest_class() -> None:
     logits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
     y = torch.tensor([0, 0, 2])
-    assert Goal(y).reached(logits).tolist() == [False, True, False]
-    assert Goal(y, target=torch.tensor([1, 1, 0])).reached(logits).tolist() == [False, True, False]
+    assert ClassificationGoal(y).reached(logits).tolist() == [False, True, False]
+    assert ClassificationGoal(y, target=torch.tensor([1, 1, 0])).reached(logits).tolist() == [False, True, False]
 
 
 def test_goals_of_some_examples() -> None:
@@ -142,7 +148,7 @@ def test_goals_of_some_examples() -> None:
         assert torch.equal(part.y, goal.y[::2])
         assert torch.equal(part.target, goal.target[::2])
         assert torch.equal(part.reference, goal.reference[::2])
-    bare = Goal(goal.y).select(mask)
+    bare = ClassificationGoal(goal.y).select(mask)
     assert bare.target is None
     assert bare.reference is None
     assert torch.equal(margin(logits[mask], by_mask), margin(logits, goal)[mask])
@@ -150,7 +156,7 @@ def test_goals_of_some_examples() -> None:
 
 def test_scaled_cross_entropy_has_a_slope_where_cross_entropy_has_none() -> None:
     logits = torch.tensor([[0.0, -8000.0, -9000.0]], requires_grad=True)
-    goal = Goal(torch.tensor([0]))
+    goal = ClassificationGoal(torch.tensor([0]))
     (flat,) = torch.autograd.grad(cross_entropy(logits, goal).sum(), logits)
     (steep,) = torch.autograd.grad(scaled_cross_entropy(logits, goal).sum(), logits)
     assert (flat == 0).all()
@@ -159,4 +165,4 @@ def test_scaled_cross_entropy_has_a_slope_where_cross_entropy_has_none() -> None
 
 def test_scaled_cross_entropy_of_the_reference_point() -> None:
     logits = torch.tensor([[0.0, -0.8, -0.9, -0.606]], dtype=torch.float64)
-    assert abs(float(scaled_cross_entropy(logits, Goal(torch.tensor([0])))) - 0.621355) < 1e-6
+    assert abs(float(scaled_cross_entropy(logits, ClassificationGoal(torch.tensor([0])))) - 0.621355) < 1e-6

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustly.attacks import PGD, AttackError, AttackResult, dynat_pgd, fgsm, r_fgsm
 from robustly.attacks.core.contract import prepare
 from robustly.attacks.pgd import GAUSSIAN_START
-from robustly.objectives import Goal, cross_entropy, kl_divergence, margin
+from robustly.objectives import ClassificationGoal, cross_entropy, kl_divergence, margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import NORMS, ThreatModel
 
@@ -37,7 +37,7 @@ def batch(model: nn.Module, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def run(
-    attack: PGD, model: nn.Module, threat: ThreatModel = LINF, seed: int = 0, y: Goal | None = None
+    attack: PGD, model: nn.Module, threat: ThreatModel = LINF, seed: int = 0, y: ClassificationGoal | None = None
 ) -> AttackResult:
     x, labels = batch(model)
     return attack(model, x, y or labels, threat=threat, generator=KeyedGenerator(seed, torch.arange(COUNT)))
@@ -68,8 +68,11 @@ def test_settings_out_of_range(settings: dict[str, float], message: str) -> None
         (lambda x, y: (x * torch.nan, y), r"must lie in \[0, 1\]"),
         (lambda x, y: (x, y + 4), "the model has classes 0..3"),
         (lambda x, y: (x, y - 5), "the model has classes 0..3"),
-        (lambda x, y: (x, Goal(y, target=y)), "targets must be other classes"),
-        (lambda x, y: (x, Goal(y, target=y + 4)), "target classes span .*, the model has classes 0..3"),
+        (lambda x, y: (x, ClassificationGoal(y, target=y)), "targets must be other classes"),
+        (
+            lambda x, y: (x, ClassificationGoal(y, target=y + 4)),
+            "target classes span .*, the model has classes 0..3",
+        ),
     ],
 )
 def test_the_door(spoil, message: str) -> None:
@@ -93,7 +96,7 @@ def test_the_door(spoil, message: str) -> None:
 def test_the_door_for_wrong_types(spoil, message: str) -> None:
     """Past the shape checker of these tests, which would speak first."""
     x, y, target = spoil(*batch(net()))
-    goal = object.__new__(Goal)
+    goal = object.__new__(ClassificationGoal)
     vars(goal).update(y=y, target=target, reference=None)
     with pytest.raises(AttackError, match=message):
         inspect.unwrap(prepare)(x, goal, LINF)
@@ -118,14 +121,16 @@ def test_fgsm_is_one_step_of_pgd_written_out() -> None:
     model = net()
     x, y = batch(model)
     point = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(cross_entropy(model(point), Goal(y)).sum(), point)
+    (gradient,) = torch.autograd.grad(cross_entropy(model(point), ClassificationGoal(y)).sum(), point)
     expected = (x + 0.1 * gradient.sign()).clamp(0, 1)
     single = run(PGD(1, step_size=0.1, start="none", keep="last"), model)
     assert torch.allclose(single.x_adv, expected)
     found = run(fgsm(), model)
     with torch.no_grad():
         correct = model(x).argmax(1) == y
-        climbed = cross_entropy(model(expected), Goal(y)) > cross_entropy(model(x), Goal(y))
+        climbed = cross_entropy(model(expected), ClassificationGoal(y)) > cross_entropy(
+            model(x), ClassificationGoal(y)
+        )
     assert climbed[correct].any()
     assert torch.allclose(found.x_adv[correct & climbed], expected[correct & climbed])
     assert torch.equal(found.x_adv[~correct], x[~correct])
@@ -139,7 +144,7 @@ def test_r_fgsm_is_a_random_half_step_and_a_gradient_half_step() -> None:
     inner = (x > 0.05) & (x < 0.95)
     assert torch.allclose((halfway - x).abs()[inner], torch.tensor(0.05), atol=1e-6)
     point = halfway.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(cross_entropy(model(point), Goal(y)).sum(), point)
+    (gradient,) = torch.autograd.grad(cross_entropy(model(point), ClassificationGoal(y)).sum(), point)
     end = run(replace(r_fgsm(), keep="last"), model).x_adv
     assert torch.allclose(end, (halfway + 0.05 * gradient.sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1), atol=1e-6)
 
@@ -175,7 +180,7 @@ def test_more_steps_and_restarts_never_lose(norm: str) -> None:
     for steps, restarts in ((0, 1), (1, 1), (3, 1), (10, 1), (10, 4)):
         found = run(PGD(steps, step_size=step, restarts=restarts), model, threat)
         with torch.no_grad():
-            reached = cross_entropy(model(found.x_adv), Goal(y))
+            reached = cross_entropy(model(found.x_adv), ClassificationGoal(y))
         assert found.broken[broken].all()
         unbroken = ~found.broken
         assert (reached[unbroken] >= value[unbroken] - 1e-5).all()
@@ -237,7 +242,7 @@ def test_what_a_search_for_training_returns() -> None:
 def test_starts() -> None:
     model = net()
     x, y = batch(model)
-    clean = Goal(y, reference=model(x).detach())
+    clean = ClassificationGoal(y, reference=model(x).detach())
     started = run(PGD(5, kl_divergence, start="gaussian", keep="last"), model, y=clean)
     assert (started.x_adv - x).abs().amax() > 0.05
     noise = run(PGD(0, start="gaussian"), model)

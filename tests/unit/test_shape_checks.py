@@ -4,11 +4,11 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from robustly.objectives import Goal, cross_entropy
+from robustly.objectives import ClassificationGoal, cross_entropy
 
 
 def test_a_wrong_shape_is_caught() -> None:
     with pytest.raises(TypeCheckError):
-        Goal(torch.zeros(3, 2, dtype=torch.int64))
+        ClassificationGoal(torch.zeros(3, 2, dtype=torch.int64))
     with pytest.raises(TypeCheckError):
-        cross_entropy(torch.zeros(3), Goal(torch.zeros(3, dtype=torch.int64)))
+        cross_entropy(torch.zeros(3), ClassificationGoal(torch.zeros(3, dtype=torch.int64)))

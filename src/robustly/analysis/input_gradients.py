@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import Images, check_device, frozen, prepare
 from robustly.attacks.core.linearisation import CANDIDATES, linearised_distances
 from robustly.attacks.core.search import Search
-from robustly.objectives import Goal, cross_entropy
+from robustly.objectives import ClassificationGoal, cross_entropy
 from robustly.threats.lp import ThreatModel
 
 MEASURES = ("l1", "l2", "edges", "variation", "high_frequency", "concentration")
@@ -75,22 +75,22 @@ def gradient_statistics(
         AttackError: images or labels that do not fit.
         ValueError: no image, or images that are not `(N, C, H, W)`.
     """
-    x, goal = prepare(x, y, threat)
+    x, _ = prepare(x, y, threat)
     check_device(model, x)
     if x.ndim != 4 or len(x) == 0:
         raise ValueError(f"gradient statistics need at least one image (N, C, H, W), got {tuple(x.shape)}")
     size = min(batch_size, max(1, ELEMENTS // ((CANDIDATES + 1) * x[0].numel())))
     with frozen(model):
-        parts = [_of_batch(model, x[i : i + size], goal.y[i : i + size], threat) for i in range(0, len(x), size)]
+        parts = [_of_batch(model, x[i : i + size], y[i : i + size], threat) for i in range(0, len(x), size)]
     names = GradientStatistics.__dataclass_fields__
     return GradientStatistics(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def _of_batch(model: nn.Module, x: Images, y: Int64[Tensor, " n"], threat: ThreatModel) -> GradientStatistics:
-    search = Search(model, x, Goal(y), threat)
+    search = Search(model, x, ClassificationGoal(y), threat)
     search.begin()
     everyone = torch.arange(len(x), device=x.device)
-    gradient = search.value_and_grad(x, everyone, cross_entropy, record=False).gradient
+    gradient = search.value_and_grad(x, everyone, cross_entropy, inside=False).gradient
     rows = search.unbroken
     radius, nearest = x.new_zeros(len(x)), y.clone()
     if len(rows):

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import Images, check_device, check_logits, frozen, prepare
+from robustly.attacks.core.contract import Images, check_device, check_output, frozen, prepare
 from robustly.attacks.core.model_access import input_gradient, logits_of
-from robustly.objectives import Goal, cross_entropy, margin
+from robustly.objectives import ClassificationGoal, cross_entropy, margin
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.lp import ThreatModel
 
@@ -83,12 +83,13 @@ def input_landscapes(
         ValueError: a grid without a middle.
     """
     axis = _axis(extent, points, x)
-    x, goal = prepare(x, y, threat)
+    x, _ = prepare(x, y, threat)
+    goal = ClassificationGoal(y)
     check_device(model, x)
     assert not isinstance(threat.epsilon, Tensor)
     with frozen(model):
         here = x.clone().requires_grad_()
-        given = check_logits(logits_of(model, here), goal)
+        given = check_output(logits_of(model, here), goal)
         gradient = input_gradient(cross_entropy(given, goal).sum(), here)
         ahead, aside = _directions(gradient, threat.norm, float(threat.epsilon), generator)
         return [_around(model, x[i], ahead[i], aside[i], goal.y[i], axis) for i in range(len(x))]
@@ -114,7 +115,7 @@ def _around(model: nn.Module, x: Tensor, ahead: Tensor, aside: Tensor, y: Tensor
     for b in axis:  # a row of the grid is a batch
         with torch.no_grad():
             logits.append(logits_of(model, x + axis.view(shape) * ahead + b * aside))
-    goal = Goal(y.expand(total))
+    goal = ClassificationGoal(y.expand(total))
     given = torch.cat(logits)
     loss, gap = cross_entropy(given, goal), margin(given, goal)
     wrong = (given.argmax(1) != goal.y).to(loss.dtype)
@@ -157,7 +158,7 @@ def weight_landscape(
     own = {name: value.detach() for name, value in model.named_parameters()}
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     first, second = (_filter_normalised(own, derive_seed(seed, "landscape", axis_name)) for axis_name in "ab")
-    goal, loss, wrong = Goal(y), torch.zeros(len(axis), len(axis)), torch.zeros(len(axis), len(axis))
+    goal, loss, wrong = ClassificationGoal(y), torch.zeros(len(axis), len(axis)), torch.zeros(len(axis), len(axis))
     half = next((v for v in own.values() if v.dtype in (torch.float16, torch.bfloat16)), None)
     x = x if half is None else x.to(half.dtype)
     with frozen(model), torch.no_grad():
@@ -165,7 +166,7 @@ def weight_landscape(
             for j, a in enumerate(axis.tolist()):
                 moved = {name: own[name] + a * first[name] + b * second[name] for name in first}
                 logits = torch.func.functional_call(model, {**own, **moved, **buffers}, (x,))
-                logits = check_logits(logits if half is None else logits.float(), goal)
+                logits = check_output(logits if half is None else logits.float(), goal)
                 loss[i, j] = cross_entropy(logits, goal).mean().cpu()
                 wrong[i, j] = (logits.argmax(1) != goal.y).double().mean().cpu()
     return Landscape(axis.cpu().to(loss.dtype), loss, wrong)

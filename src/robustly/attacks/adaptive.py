@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks.core.contract import AttackError, Images
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
 
 Stage = Callable[[Tensor], Tensor]
@@ -136,20 +136,15 @@ class Detected(nn.Module):
 
 
 @dataclass(frozen=True)
-class UndetectedGoal(Goal):
+class UndetectedGoal(ClassificationGoal):
     """Misclassified, and not as the last class, which stands for "detected"."""
-
-    def select(self, index: Tensor) -> "UndetectedGoal":
-        """The goals of some of the examples."""
-        part = super().select(index)
-        return UndetectedGoal(part.y, part.target, part.reference)
 
     def reached(self, logits: Float[Tensor, "n k"]) -> Bool[Tensor, " n"]:
         """Whether the prediction is a wrong class (the target, if there is one) other than the last."""
         return super().reached(logits) & (logits.argmax(1) != logits.shape[1] - 1)
 
 
-def undetected_margin(logits: Float[Tensor, "n k"], goal: Goal) -> Float[Tensor, " n"]:
+def undetected_margin(logits: Float[Tensor, "n k"], goal: ClassificationGoal) -> Float[Tensor, " n"]:
     """max_{j not y, K} z_j - max(z_y, z_K) for logits whose last class K is "detected"; targeted: z_t - the same.
 
     Positive exactly where an untargeted `UndetectedGoal` is reached; targeted: where z_t beats the label and the

@@ -7,15 +7,23 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.apgd_l1 import climb_l1
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.apgd_l1 import ascend_l1
+from robustly.attacks.core.ascent import random_direction_ascent
+from robustly.attacks.core.contract import ANY_BUT_L0, AttackError, AttackResult, Images, Needs
+from robustly.attacks.core.gradient_estimators import GradientEstimator
 from robustly.attacks.core.linearisation import Ranking, ranked_targets
-from robustly.attacks.core.search import GradientEstimator, Precision, Rows, Search, run_search
-from robustly.attacks.core.starts import random_direction_ascent
-from robustly.objectives import Goal, Objective, at_step, cross_entropy, difference_of_logits_ratio
+from robustly.attacks.core.search import Precision, Rows, Search, run_search
+from robustly.objectives import (
+    ClassificationGoal,
+    Goal,
+    Objective,
+    at_step,
+    cross_entropy,
+    difference_of_logits_ratio,
+)
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import per_example
-from robustly.threats.lp import ThreatModel
+from robustly.threats.balls import L1Ball, LpBall
+from robustly.threats.contract import Theta, Threat, per_example
 
 Start = Literal["sphere", "odi"]
 INCREASES = 0.75  # rho: a window with a smaller share of rising steps halves the step size
@@ -46,7 +54,8 @@ class APGD:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    needs: ClassVar[Needs] = ANY_BUT_L0
+    minimum_norm: ClassVar[bool] = False
 
     steps: int = 100
     objective: Objective = cross_entropy
@@ -67,16 +76,16 @@ class APGD:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, precision=self.precision
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, precision=self.precision
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        ascent = _Climb(
+        ascent = _Run(
             self.steps,
             self.objective,
             self.start,
@@ -117,7 +126,8 @@ class TargetedAPGD:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    needs: ClassVar[Needs] = ANY_BUT_L0
+    minimum_norm: ClassVar[bool] = False
 
     steps: int = 100
     objective: Objective = difference_of_logits_ratio
@@ -143,7 +153,7 @@ class TargetedAPGD:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`. A goal with targets is attacked at these alone."""
@@ -154,13 +164,13 @@ class TargetedAPGD:
             y,
             threat=threat,
             generator=generator,
-            norms=self.norms,
+            needs=self.needs,
             by_margin=True,
             precision=self.precision,
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        ascent = _Climb(
+        ascent = _Run(
             self.steps,
             self.objective,
             self.start,
@@ -175,12 +185,12 @@ class TargetedAPGD:
                 rows = search.unbroken
                 if len(rows) == 0:
                     return
-                goal = Goal(search.goal.y[rows], order[rows, rank])
+                goal = ClassificationGoal(search.labels.y[rows], order[rows, rank])
                 ascent(search, rows, goal, generator.select(rows).fold("target", rank, restart))
 
 
 @dataclass(frozen=True)
-class _Climb:
+class _Run:
     """One run from one start on some rows."""
 
     steps: int
@@ -192,17 +202,17 @@ class _Climb:
     estimator: GradientEstimator | None
 
     def __call__(self, search: Search, rows: Rows, goal: Goal, draws: KeyedGenerator) -> None:
-        """Search for adversarial examples of some rows; `goal` is what the objective is told."""
-        ball = search.ball.select(rows)
-        x_adv = ball.boundary_start(draws.fold("start"))
+        """Search for adversarial examples of some rows; `goal` is that of the objective."""
+        allowed, starts = search.threat_set.select(rows), draws.fold("start")
+        theta = allowed.boundary_start(starts) if isinstance(allowed, LpBall) else allowed.random_start(starts)
         if self.start == "odi":
-            x_adv = random_direction_ascent(search, rows, x_adv, ball, draws.fold("odi"), self.odi_steps)
-        if search.threat.norm == "l1":
-            climb_l1(
+            theta = random_direction_ascent(search, rows, theta, draws.fold("odi"), self.odi_steps)
+        if isinstance(allowed, L1Ball):
+            ascend_l1(
                 search,
                 rows,
                 goal,
-                x_adv,
+                theta,
                 steps=self.steps,
                 objective=self.objective,
                 large_epsilon=self.large_epsilon,
@@ -211,46 +221,47 @@ class _Climb:
                 draws=draws,
             )
         else:
-            self._climb(search, rows, goal, x_adv, draws)
+            self._ascend(search, rows, goal, theta, draws)
 
-    def _climb(self, search: Search, rows: Rows, goal: Goal, x_adv: Images, draws: KeyedGenerator) -> None:
-        ball = search.ball.select(rows)
+    def _ascend(self, search: Search, rows: Rows, goal: Goal, theta: Theta, draws: KeyedGenerator) -> None:
+        allowed = search.threat_set.select(rows)
         found = search.value_and_grad(
-            x_adv, rows, at_step(self.objective, 0, self.steps), goal=goal, estimator=self.estimator, draws=draws
+            theta, rows, at_step(self.objective, 0, self.steps), goal=goal, estimator=self.estimator, draws=draws
         )
-        state = _State.at_start(x_adv, found.gradient, found.value, 2 * ball.radius)
-        unbroken = found.unbroken
+        state = _State.at_start(theta, found.gradient, found.value, 2 * allowed.radius)
+        unbroken = found.going
         windows = dict(zip(checkpoints(self.steps), window_lengths(self.steps), strict=True))
         for step in range(self.steps):
             keep = unbroken if self.early_stop else ~search.invalid[rows]
             if not bool(keep.all()):
-                rows, goal, ball, draws = rows[keep], goal.select(keep), ball.select(keep), draws.select(keep)
+                rows, goal, draws = rows[keep], goal.select(keep), draws.select(keep)
+                allowed = allowed.select(keep)
                 if len(rows) == 0:
                     return
                 state = state.select(keep)
             share = 1.0 if step == 0 else MOMENTUM
-            ahead = ball.step(state.x_adv, state.gradient, state.step_size)
-            moved = state.x_adv + share * (ahead - state.x_adv) + (1 - share) * (state.x_adv - state.previous)
-            x_adv = ball.project(moved)
+            ahead = allowed.step(state.theta, state.gradient, state.step_size)
+            moved = state.theta + share * (ahead - state.theta) + (1 - share) * (state.theta - state.previous)
+            theta = allowed.project(moved)
             objective = at_step(self.objective, step + 1, self.steps + 1)
             found = search.value_and_grad(
-                x_adv, rows, objective, goal=goal, estimator=self.estimator, draws=draws.fold("step", step)
+                theta, rows, objective, goal=goal, estimator=self.estimator, draws=draws.fold("step", step)
             )
-            unbroken = found.unbroken
-            state = state.moved(x_adv, found.gradient, found.value)
+            unbroken = found.going
+            state = state.moved(theta, found.gradient, found.value)
             if step + 1 in windows:
                 state = state.checked(windows[step + 1])
 
 
 @dataclass(frozen=True)
 class _State:
-    """What an ascent remembers of each example, `(M, ...)` or `(M,)`."""
+    """State of an ascent per example, `(M, ...)` or `(M,)`."""
 
-    x_adv: Images
-    previous: Images
-    best: Images
-    gradient: Images
-    best_gradient: Images
+    theta: Theta
+    previous: Theta
+    best: Theta
+    gradient: Theta
+    best_gradient: Theta
     value: Float[Tensor, " m"]
     best_value: Float[Tensor, " m"]
     step_size: Float[Tensor, " m"]
@@ -260,24 +271,24 @@ class _State:
 
     @staticmethod
     def at_start(
-        x_adv: Images, gradient: Images, value: Float[Tensor, " m"], step_size: Float[Tensor, " m"]
+        theta: Theta, gradient: Theta, value: Float[Tensor, " m"], step_size: Float[Tensor, " m"]
     ) -> "_State":
         """Before the first step."""
         none, yes = torch.zeros_like(value), torch.ones_like(value).bool()
-        return _State(x_adv, x_adv, x_adv, gradient, gradient, value, value, step_size, none, value, yes)
+        return _State(theta, theta, theta, gradient, gradient, value, value, step_size, none, value, yes)
 
     def select(self, index: Tensor) -> "_State":
-        """The memory of some of the examples."""
+        """The state of some of the examples."""
         return _State(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
-    def moved(self, x_adv: Images, gradient: Images, value: Float[Tensor, " m"]) -> "_State":
-        """After a step to `x_adv`."""
+    def moved(self, theta: Theta, gradient: Theta, value: Float[Tensor, " m"]) -> "_State":
+        """After a step to `theta`."""
         higher = value > self.best_value
-        wide = per_example(higher, x_adv)
+        wide = per_example(higher, theta)
         return _State(
-            x_adv,
-            self.x_adv,
-            torch.where(wide, x_adv, self.best),
+            theta,
+            self.theta,
+            torch.where(wide, theta, self.best),
             gradient,
             torch.where(wide, gradient, self.best_gradient),
             value,
@@ -291,9 +302,9 @@ class _State:
     def checked(self, window: int) -> "_State":
         """At the end of a window: where it went badly, back to the best point with half the step size."""
         halved = (self.rises <= INCREASES * window) | (~self.just_halved & (self.best_value <= self.checked_value))
-        wide = per_example(halved, self.x_adv)
+        wide = per_example(halved, self.theta)
         return _State(
-            torch.where(wide, self.best, self.x_adv),
+            torch.where(wide, self.best, self.theta),
             self.previous,
             self.best,
             torch.where(wide, self.best_gradient, self.gradient),
@@ -328,8 +339,8 @@ def checkpoints(steps: int) -> list[int]:
 
 def _targets_of(search: Search, ranking: Ranking, count: int) -> Int64[Tensor, "n t"]:
     """The classes to go for, one column per rank."""
-    if search.goal.target is not None:
-        return search.goal.target[:, None]
+    if search.labels.target is not None:
+        return search.labels.target[:, None]
     return ranked_targets(search, ranking, count)
 
 

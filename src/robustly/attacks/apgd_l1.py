@@ -5,10 +5,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from robustly.attacks.core.contract import Images
-from robustly.attacks.core.search import GradientEstimator, Rows, Search
+from robustly.attacks.core.gradient_estimators import GradientEstimator
+from robustly.attacks.core.search import Rows, Search
 from robustly.objectives import Goal, Objective, at_step
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import Ball, per_example
+from robustly.threats.balls import LpBall
+from robustly.threats.contract import per_example
 
 DENSITY = 0.2  # share of the coordinates that the first steps move
 SHRINK = 1.5  # a step moves this many times fewer coordinates than the best point has changed
@@ -17,7 +19,7 @@ SHORTEST = 0.1  # least step, as a share of the radius
 STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius and share of the steps, of the large-epsilon schedule
 
 
-def climb_l1(
+def ascend_l1(
     search: Search,
     rows: Rows,
     goal: Goal,
@@ -60,7 +62,7 @@ def climb_l1(
         length = left if is_last else int(share * steps)
         left -= length
         narrow = search.ball.select(rows)
-        ball = type(narrow)(narrow.x, factor * narrow.radius, search.threat.box)
+        ball = narrow.resized(factor * narrow.radius)
         rows, goal, draws, x_adv = _stage(
             search,
             rows,
@@ -73,7 +75,7 @@ def climb_l1(
             estimator=estimator,
             draws=draws.fold("stage", stage),
             warm=large_epsilon,
-            record=is_last,
+            inside=is_last,
         )
 
 
@@ -81,7 +83,7 @@ def _stage(
     search: Search,
     rows: Rows,
     goal: Goal,
-    ball: Ball,
+    ball: LpBall,
     x_adv: Images,
     *,
     steps: int,
@@ -90,15 +92,15 @@ def _stage(
     estimator: GradientEstimator | None,
     draws: KeyedGenerator,
     warm: bool,
-    record: bool,
+    inside: bool,
 ) -> tuple[Int64[Tensor, " left"], Goal, KeyedGenerator, Float[Tensor, "left ..."]]:
     """Ascent at one radius; returns those that remain, and the best point of each."""
     size = ball.x[0].numel()
     found = search.value_and_grad(
-        x_adv, rows, at_step(objective, 0, steps), goal=goal, estimator=estimator, draws=draws, record=record
+        x_adv, rows, at_step(objective, 0, steps), goal=goal, estimator=estimator, draws=draws, inside=inside
     )
     gradient, best, best_gradient, best_value = found.gradient, x_adv, found.gradient, found.value
-    unbroken = found.unbroken
+    unbroken = found.going
     changed = _changes(x_adv, ball) if warm else torch.full_like(best_value, size)
     density = changed / size / SHRINK if warm else torch.full_like(best_value, DENSITY)
     step_size = ball.radius.clone()
@@ -121,9 +123,9 @@ def _stage(
             goal=goal,
             estimator=estimator,
             draws=draws.fold("step", step),
-            record=record,
+            inside=inside,
         )
-        gradient, unbroken = found.gradient, found.unbroken
+        gradient, unbroken = found.gradient, found.going
         higher = found.value > best_value
         wide = per_example(higher, x_adv)
         best, best_gradient = torch.where(wide, x_adv, best), torch.where(wide, gradient, best_gradient)
@@ -150,6 +152,6 @@ def sparse_direction(gradient: Images, density: Float[Tensor, " m"]) -> Images:
     return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1.0)).view_as(gradient)
 
 
-def _changes(x_adv: Images, ball: Ball) -> Float[Tensor, " m"]:
+def _changes(x_adv: Images, ball: LpBall) -> Float[Tensor, " m"]:
     """How many values were changed."""
     return (x_adv != ball.x).flatten(1).sum(1).to(x_adv.dtype)

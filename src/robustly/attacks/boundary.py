@@ -7,13 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.decision_boundary import bisect, decide, evaluate_decisions, random_adversarials
 from robustly.attacks.core.search import Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import per_example
-from robustly.threats.lp import ThreatModel
+from robustly.threats.contract import Threat, per_example
 
 ADAPTATION = 1.5  # factor that the steps grow or shrink by
 CHECK_EVERY = 10  # steps between questions to the sphere alone
@@ -44,7 +43,7 @@ class Boundary:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    needs: ClassVar[Needs] = lp_balls("l2")
     minimum_norm: ClassVar[bool] = True
 
     steps: int = 25_000
@@ -67,12 +66,12 @@ class Boundary:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, nearest=True
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
@@ -91,8 +90,8 @@ class Boundary:
                 on_sphere, whole = on_sphere.select(keep), whole.select(keep)
             if len(rows) == 0:
                 return
-            noise = draws.fold("step", step).normal(*x.shape[1:]).to(x)
-            moved, nearer = _moves(x, points, noise, spherical, source, search.threat.box)
+            noise = search.ball.along_free(draws.fold("step", step).normal(*x.shape[1:]).to(x))
+            moved, nearer = _moves(x, points, noise, spherical, source, search.ball.box)
             checked = step % CHECK_EVERY == 0
             stays = decide(search, rows, moved[:, None])[:, 0] if checked else None
             reached = evaluate_decisions(search, nearer, rows)

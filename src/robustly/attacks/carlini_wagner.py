@@ -7,13 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.penalty import PenaltyWeight, capped_lead, check_penalty_search
 from robustly.attacks.core.search import Rows, Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import per_example
-from robustly.threats.lp import ThreatModel
+from robustly.threats.contract import Threat, per_example
 
 INSIDE = 0.999999  # keeps the inverse of tanh finite at the edge of the box
 CHECKS = 10  # how often a run is checked for progress
@@ -40,7 +39,7 @@ class CarliniWagner:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    needs: ClassVar[Needs] = lp_balls("l2")
     minimum_norm: ClassVar[bool] = True
 
     steps: int = 1000
@@ -60,12 +59,12 @@ class CarliniWagner:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, nearest=True
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
@@ -78,10 +77,11 @@ class CarliniWagner:
 
     def _descend(self, search: Search, rows: Rows, c: Float[Tensor, " m"]) -> Bool[Tensor, " m"]:
         """One run with given weights; returns which reached the goal with the confidence asked for."""
-        low, high = search.threat.box
+        ball = search.ball.select(rows)
+        low, high = ball.box
         width = high - low
         half, place = width / 2, torch.arange(len(rows), device=rows.device)
-        x = search.x[rows]
+        x = ball.x
         w = torch.atanh(((x - low) / half - 1) * INSIDE)
         first, second = torch.zeros_like(w), torch.zeros_like(w)
         success = torch.zeros_like(rows).bool()
@@ -90,13 +90,13 @@ class CarliniWagner:
         every = max(self.steps // CHECKS, 1)
         for step in range(self.steps):
             here, squashed = rows[place], torch.tanh(w)
-            point = (low + half * (squashed + 1)).clamp(low, high)
-            found = search.value_and_grad(point, here, objective, record=False)
-            reached = (found.value >= self.confidence) & search.goal.select(here).reached(found.logits)
+            point = ball.clamp(low + half * (squashed + 1))
+            found = search.value_and_grad(point, here, objective, inside=False)
+            reached = (found.value >= self.confidence) & search.goal.select(here).reached(found.output)
             # a success that leads by less than the confidence must not be kept; all else may be judged
-            judged = reached | ~search.goal.select(here).reached(found.logits) | ~found.logits.isfinite().all(1)
+            judged = reached | ~search.goal.select(here).reached(found.output) | ~found.output.isfinite().all(1)
             if bool(judged.any()):
-                search.record(point[judged], here[judged], found.logits[judged], None, exact=True)
+                search.record(point[judged], here[judged], found.output[judged], None, exact=True)
             success[place] |= reached
             keep = ~search.invalid[here]
             moved = (point - x) / width
@@ -111,7 +111,8 @@ class CarliniWagner:
             ahead = first / (1 - BETAS[0] ** (step + 1))
             w = w - self.learning_rate * ahead / ((second / (1 - BETAS[1] ** (step + 1))).sqrt() + TINY)
             if not bool(keep.all()):
-                place, x, w, c, last = place[keep], x[keep], w[keep], c[keep], last[keep]
+                place, ball, w, c, last = place[keep], ball.select(keep), w[keep], c[keep], last[keep]
+                x = ball.x
                 first, second = first[keep], second[keep]
                 if len(place) == 0:
                     break

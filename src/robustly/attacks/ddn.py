@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.linearisation import unit
 from robustly.attacks.core.search import Search, run_search
 from robustly.objectives import Goal, Objective, at_step, cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import laid_out_like, per_example
-from robustly.threats.lp import ThreatModel
+from robustly.threats.balls import LpBall, laid_out_like
+from robustly.threats.contract import Threat, per_example
 
 _LAST_STEP = 0.01  # the step size falls from 1 to this share on a cosine
 
@@ -38,7 +38,7 @@ class DDN:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    needs: ClassVar[Needs] = lp_balls("l2")
     minimum_norm: ClassVar[bool] = True
 
     steps: int = 100
@@ -60,42 +60,44 @@ class DDN:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, nearest=True
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        low, high = search.threat.box
+        low, high = search.ball.box
         rows = search.unbroken
-        x, draws = search.x[rows], generator.select(rows)
-        furthest = _length(torch.maximum(x - low, high - x))
+        ball, draws = search.ball.select(rows), generator.select(rows)
+        x = ball.x
+        furthest = _length(torch.maximum(x - ball.low, ball.high - x))
         norm, point = torch.full_like(furthest, self.initial_norm * (high - low)), x
         for step in range(self.steps):
             found = search.value_and_grad(point, rows, at_step(self.objective, step, self.steps))
-            reached = search.goal.select(rows).reached(found.logits)
-            direction = _direction(found.gradient, draws.fold("direction", step))
+            reached = search.goal.select(rows).reached(found.output)
+            direction = _direction(found.gradient, ball, draws.fold("direction", step))
             decay = _LAST_STEP + (1 - _LAST_STEP) * (1 + math.cos(math.pi * step / self.steps)) / 2
             delta = point - x + decay * (high - low) * direction
             norm = torch.minimum(norm * torch.where(reached, 1 - self.gamma, 1 + self.gamma), furthest)
-            point = (x + unit(delta) * per_example(norm, x)).clamp(low, high)
-            if not bool(found.unbroken.all()):
-                keep = found.unbroken
-                rows, x, draws, furthest = rows[keep], x[keep], draws.select(keep), furthest[keep]
+            point = ball.clamp(x + unit(delta) * per_example(norm, x))
+            if not bool(found.going.all()):
+                keep = found.going
+                rows, ball, draws, furthest = rows[keep], ball.select(keep), draws.select(keep), furthest[keep]
+                x = ball.x
                 norm, point = norm[keep], point[keep]
                 if len(rows) == 0:
                     return
         search.evaluate(point, rows)
 
 
-def _direction(gradient: Images, draws: KeyedGenerator) -> Images:
+def _direction(gradient: Images, ball: LpBall, draws: KeyedGenerator) -> Images:
     """The gradient at length 1; where it is zero, a random direction."""
     still = (gradient == 0).flatten(1).all(1)
     if bool(still.any()):
-        noise = laid_out_like(gradient, draws.normal(*gradient.shape[1:]))
+        noise = ball.along_free(laid_out_like(gradient, draws.normal(*gradient.shape[1:])))
         gradient = torch.where(per_example(still, gradient), noise, gradient)
     return unit(gradient)
 

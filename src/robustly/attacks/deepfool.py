@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.linearisation import nearest_boundary, ranked_targets, steepness, unit
 from robustly.attacks.core.search import Search, run_search
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import per_example
-from robustly.threats.lp import ThreatModel
+from robustly.threats.balls import LpBall
+from robustly.threats.contract import Threat, per_example
 
 _BEYOND = 1e-4  # what each step adds to the distance of the boundary, on a scale from 0 to 1
 
@@ -35,7 +35,7 @@ class DeepFool:
         AttackError: a setting that is out of range; at a call, a goal with target classes.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("l2", "linf")
+    needs: ClassVar[Needs] = lp_balls("l2", "linf")
     minimum_norm: ClassVar[bool] = True
 
     steps: int = 50
@@ -54,38 +54,38 @@ class DeepFool:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
-        if isinstance(y, Goal) and y.target is not None:
+        if isinstance(y, ClassificationGoal) and y.target is not None:
             raise AttackError("DeepFool has no targeted form: give labels without target classes")
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, nearest=True
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        low, high = search.threat.box
         rows = search.unbroken
         classes = ranked_targets(search, "confidence", self.candidates)[rows]
-        point, total = search.x[rows], torch.zeros_like(search.x[rows])
+        ball = search.ball.select(rows)
+        point, total = ball.x, torch.zeros_like(ball.x)
         for _ in range(self.steps):
             gap, gradient = nearest_boundary(search, point, rows, classes)
-            x = search.x[rows]
-            total = total + self._step(search.threat, gap, gradient)
-            stretch = 1 + self.overshoot
-            total = torch.minimum(torch.maximum(total, (low - x) / stretch), (high - x) / stretch)
-            point = (x + stretch * total).clamp(low, high)
+            x, stretch = ball.x, 1 + self.overshoot
+            total = total + self._step(ball, gap, gradient)
+            total = torch.minimum(torch.maximum(total, (ball.low - x) / stretch), (ball.high - x) / stretch)
+            point = ball.clamp(x + stretch * total)
             reached = search.goal.select(rows).reached(search.evaluate(point, rows))
-            # without a slope every further step would be the same
+            # without a gradient every further step would be the same
             keep = ~reached & ~search.invalid[rows] & (gradient != 0).flatten(1).any(1)
             rows, point, total, classes = rows[keep], point[keep], total[keep], classes[keep]
+            ball = ball.select(keep)
             if len(rows) == 0:
                 return
 
     @staticmethod
-    def _step(threat: ThreatModel, gap: Float[Tensor, " m"], gradient: Images) -> Images:
-        gain = steepness(gradient, threat.norm)
-        length = gap.abs() / torch.where(gain > 0, gain, 1.0) + _BEYOND * (threat.box[1] - threat.box[0])
-        direction = gradient.sign() if threat.norm == "linf" else unit(gradient)
+    def _step(ball: LpBall, gap: Float[Tensor, " m"], gradient: Images) -> Images:
+        gain = steepness(gradient, ball.norm)
+        length = gap.abs() / torch.where(gain > 0, gain, 1.0) + _BEYOND * (ball.box[1] - ball.box[0])
+        direction = gradient.sign() if ball.norm == "linf" else unit(gradient)
         return direction * per_example(length, gradient)

@@ -7,13 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.penalty import PenaltyWeight, capped_lead, check_penalty_search
 from robustly.attacks.core.search import Rows, Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import per_example
-from robustly.threats.lp import ThreatModel
+from robustly.threats.contract import Threat, per_example
 
 Rule = Literal["l1", "elastic_net"]
 
@@ -39,7 +38,7 @@ class EAD:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("l1",)
+    needs: ClassVar[Needs] = lp_balls("l1")
     minimum_norm: ClassVar[bool] = True
 
     steps: int = 1000
@@ -62,12 +61,12 @@ class EAD:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, nearest=True
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
@@ -83,27 +82,29 @@ class EAD:
         self, search: Search, rows: Rows, c: Float[Tensor, " m"], cheapest: "_Cheapest"
     ) -> Bool[Tensor, " m"]:
         """One run with given weights; returns which reached the goal."""
-        low, high = search.threat.box
+        low, high = search.ball.box
         width = high - low
         place = torch.arange(len(rows), device=rows.device)
         success = torch.zeros_like(rows).bool()
-        x = search.x[rows]
+        ball = search.ball.select(rows)
+        x = ball.x
         point, ahead = x, x
         objective = capped_lead(0.0)
         for step in range(self.steps):
             here = rows[place]
-            found = search.value_and_grad(ahead, here, objective, record=False)
+            found = search.value_and_grad(ahead, here, objective, inside=False)
             change = (ahead - x) / width
             gradient = 2 * change - per_example(c, x) * width * found.gradient
             change = change - self.learning_rate * (1 - step / self.steps) ** 0.5 * gradient
             moved = x + width * change.sign() * (change.abs() - self.beta).clamp_min(0.0)
-            moved = moved.clamp(low, high)
+            moved = ball.clamp(moved)
             success[place] |= self._reached(search, moved, here, cheapest)
             ahead = moved + step / (step + 3) * (moved - point)
             point = moved
             keep = ~search.invalid[here]
             if not bool(keep.all()):
-                place, x, c, point, ahead = place[keep], x[keep], c[keep], point[keep], ahead[keep]
+                place, ball, c, point, ahead = place[keep], ball.select(keep), c[keep], point[keep], ahead[keep]
+                x = ball.x
                 if len(place) == 0:
                     break
         return success
@@ -112,10 +113,10 @@ class EAD:
         """Which points reach the goal; each is kept, or put by, as the rule has it."""
         if self.rule == "l1":
             return search.goal.select(rows).reached(search.evaluate(points, rows))
-        logits = search.value_and_grad(points, rows, capped_lead(0.0), gradient=False, record=False).logits
+        logits = search.value_and_grad(points, rows, capped_lead(0.0), gradient=False, inside=False).output
         reached = search.goal.select(rows).reached(logits) & logits.isfinite().all(1)
         search.record(points[~reached], rows[~reached], logits[~reached], None, exact=True)
-        low, high = search.threat.box
+        low, high = search.ball.box
         change = ((points - search.x[rows]) / (high - low)).flatten(1)
         cost = change.square().sum(1) + self.beta * change.abs().sum(1)
         cheaper = reached & (cost < cheapest.cost[rows])

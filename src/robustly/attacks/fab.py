@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.linearisation import (
     ORDER,
     lead_of_target,
@@ -16,10 +16,10 @@ from robustly.attacks.core.linearisation import (
     step_to_hyperplane,
 )
 from robustly.attacks.core.search import Rows, Search, run_search
-from robustly.objectives import Goal, margin
+from robustly.objectives import ClassificationGoal, Goal, margin
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import per_example
-from robustly.threats.lp import ThreatModel
+from robustly.threats.balls import LpBall
+from robustly.threats.contract import Threat, per_example
 
 _TINY = 1e-8  # below this a way to the boundary has no length, on a scale from 0 to 1
 
@@ -49,7 +49,7 @@ class FAB:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    needs: ClassVar[Needs] = lp_balls("linf", "l2", "l1")
 
     steps: int = 100
     restarts: int = 1
@@ -82,12 +82,12 @@ class FAB:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, nearest=True
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
@@ -103,8 +103,8 @@ class FAB:
 
     def _aims(self, search: Search) -> list[Int64[Tensor, "n c"]]:
         """What each run makes for: all wrong classes at once, or a single one `(N, 1)`."""
-        if search.goal.target is not None:
-            return [search.goal.target[:, None]]
+        if search.labels.target is not None:
+            return [search.labels.target[:, None]]
         classes = search.clean.shape[1]
         ranked = ranked_targets(search, "confidence", self.targets or classes - 1)
         return [aim[:, None] for aim in ranked.unbind(1)] if self.targets else [ranked]
@@ -116,17 +116,17 @@ class FAB:
 
     def _follow(self, search: Search, rows: Rows, point: Images, aims: Int64[Tensor, "m c"]) -> None:
         """Steps from one start."""
+        ball = search.ball.select(rows)
         for _ in range(self.steps):
             gap, gradient = self._boundary(search, point, rows, aims)
-            x = search.x[rows]
-            # where the slope is zero at the original itself, every further step would be the same
-            keep = ((gradient != 0) | (point != x)).flatten(1).any(1) & self._open(search, rows)
+            # where the gradient is zero at the original itself, every further step would be the same
+            keep = ((gradient != 0) | (point != ball.x)).flatten(1).any(1) & self._open(search, rows)
             if not bool(keep.all()):
-                rows, point, aims, x = rows[keep], point[keep], aims[keep], x[keep]
+                rows, point, aims, ball = rows[keep], point[keep], aims[keep], ball.select(keep)
                 gap, gradient = gap[keep], gradient[keep]
                 if len(rows) == 0:
                     return
-            point = self._step(search.threat, x, point, gap, gradient)
+            point, x = self._step(ball, point, gap, gradient), ball.x
             reached = search.goal.select(rows).reached(search.evaluate(point, rows))
             point = torch.where(per_example(reached, x), x + self.beta * (point - x), point)
 
@@ -134,39 +134,41 @@ class FAB:
         self, search: Search, point: Images, rows: Rows, aims: Int64[Tensor, "m c"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m ..."]]:
         """How far above the boundary that they make for the points are, and in which direction it rises."""
-        if self.targets == 0 and search.goal.target is None:
+        if self.targets == 0 and search.labels.target is None:
             return nearest_boundary(search, point, rows, aims)
-        objective = margin if search.goal.target is None else lead_of_target
-        found = search.value_and_grad(point, rows, objective, goal=Goal(search.goal.y[rows], target=aims[:, 0]))
+        objective = margin if search.labels.target is None else lead_of_target
+        found = search.value_and_grad(
+            point, rows, objective, goal=ClassificationGoal(search.labels.y[rows], target=aims[:, 0])
+        )
         return found.value.nan_to_num(0.0, 0.0, 0.0), found.gradient
 
     def _step(
         self,
-        threat: ThreatModel,
-        x: Images,
+        ball: LpBall,
         point: Images,
         gap: Float[Tensor, " m"],
         gradient: Images,
     ) -> Images:
-        """Beyond the boundary, to a mean of where the point and where the original meet it."""
+        """A point beyond the boundary: a mean of the projections of the point and of the original."""
+        x, low, high = ball.x, ball.low, ball.high
         along = (gradient.double() * (point - x).double()).flatten(1).sum(1)
-        from_point = step_to_hyperplane(point, gradient, -gap, threat.norm, threat.box)
-        from_x = step_to_hyperplane(x, gradient, (along - gap.double()).to(gap), threat.norm, threat.box)
-        tiny = _TINY * (threat.box[1] - threat.box[0])
+        from_point = step_to_hyperplane(point, gradient, -gap, ball.norm, low, high)
+        from_x = step_to_hyperplane(x, gradient, (along - gap.double()).to(gap), ball.norm, low, high)
+        tiny = _TINY * (ball.box[1] - ball.box[0])
         near, far = (
-            torch.linalg.vector_norm(step.flatten(1), ORDER[threat.norm], dim=1).clamp_min(tiny)
+            torch.linalg.vector_norm(step.flatten(1), ORDER[ball.norm], dim=1).clamp_min(tiny)
             for step in (from_point, from_x)
         )
         weight = per_example((near / (near + far)).clamp_max(self.alpha_max), x)
         moved = (1 - weight) * (point + self.eta * from_point) + weight * (x + self.eta * from_x)
-        return moved.clamp(*threat.box)
+        return ball.clamp(moved)
 
 
 def _random_start(search: Search, rows: Rows, draws: KeyedGenerator) -> Images:
-    """A random direction, half as long in the threat's norm as epsilon or what was found already."""
-    x, norm = search.x[rows], search.threat.norm
-    shape = x.shape[1:]
-    noise = (draws.uniform(*shape) * 2 - 1 if norm == "linf" else draws.normal(*shape)).to(x)
+    """A random direction, half as long in the threat's norm as the smaller of epsilon and the distance found."""
+    ball = search.ball.select(rows)
+    x, norm, shape = ball.x, ball.norm, ball.x.shape[1:]
+    noise = ball.along_free((draws.uniform(*shape) * 2 - 1 if norm == "linf" else draws.normal(*shape)).to(x))
     length = torch.linalg.vector_norm(noise.flatten(1), ORDER[norm], dim=1).clamp_min(_TINY)
-    reach = torch.minimum(search.distance[rows], search.ball.radius[rows]) / 2
-    return (x + noise * per_example(reach / length, x)).clamp(*search.threat.box)
+    reach = torch.minimum(search.distance[rows], ball.radius) / 2
+    return ball.clamp(x + noise * per_example(reach / length, x))

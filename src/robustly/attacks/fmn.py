@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import ANY_BALL, AttackError, AttackResult, Images, Needs
 from robustly.attacks.core.linearisation import lead_of_target, ranked_targets, steepness, unit
-from robustly.attacks.core.search import Ascent, Rows, Search, run_search
-from robustly.objectives import Goal, margin
+from robustly.attacks.core.search import Evaluated, Rows, Search, run_search
+from robustly.objectives import ClassificationGoal, Goal, margin
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import Ball, laid_out_like, per_example
-from robustly.threats.lp import ThreatModel
+from robustly.threats.balls import LpBall, laid_out_like
+from robustly.threats.contract import Threat, per_example
 
 _BISECTIONS = 10
 _TRIALS = 10  # random points to find one to start from
@@ -48,7 +48,7 @@ class FMN:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
+    needs: ClassVar[Needs] = ANY_BALL
     minimum_norm: ClassVar[bool] = True
 
     steps: int = 100
@@ -77,19 +77,19 @@ class FMN:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, nearest=True
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         """From start to start; more of them for what was not broken by any."""
         aims: list[Tensor | None] = [None]
-        if search.goal.target is not None:
-            aims = [search.goal.target]
+        if search.labels.target is not None:
+            aims = [search.labels.target]
         elif self.targets:
             aims = list(ranked_targets(search, "malt", self.targets).unbind(1))
         for restart in range(self.restarts + _MORE_STARTS):
@@ -106,25 +106,25 @@ class FMN:
 
     def _climb(self, search: Search, rows: Rows, point: Images, aim: Int64[Tensor, " m"] | None) -> None:
         """Steps from one start to one target."""
-        low, high = search.threat.box
-        goal, ball = search.select(rows)
+        low, high = search.ball.box
+        goal, ball = search.labels.select(rows), search.ball.select(rows)
         objective = margin if goal.target is None else lead_of_target
-        worst = ball.distance(torch.where(ball.x - low > high - ball.x, low, high).to(ball.x))
-        radius = ball.distance(point).clamp_min(1.0) if search.threat.norm == "l0" else torch.zeros_like(worst)
+        worst = ball.size(ball.clamp(torch.where(ball.x - low > high - ball.x, low, high).to(ball.x)))
+        radius = ball.size(point).clamp_min(1.0) if search.ball.norm == "l0" else torch.zeros_like(worst)
         best = torch.full_like(worst, torch.inf)
         for step in range(self.steps):
             found = search.value_and_grad(
-                point, rows, objective, goal=goal if aim is None else Goal(goal.y, target=aim)
+                point, rows, objective, goal=goal if aim is None else ClassificationGoal(goal.y, target=aim)
             )
             cosine = (1 + math.cos(math.pi * step / self.steps)) / 2
-            reached, length = goal.reached(found.logits), ball.distance(point)
+            reached, length = goal.reached(found.output), ball.size(point)
             best = torch.where(reached, torch.minimum(best, length), best)
             gamma = self.final_gamma + (self.gamma - self.final_gamma) * cosine
-            radius = _adapted(radius, best, length, reached, found, gamma, search.threat)
+            radius = _adapted(radius, best, length, reached, found, gamma, ball)
             radius = torch.minimum(radius, worst)
-            # without a slope, and nothing found, every further step would be the same
+            # without a gradient, and nothing found, every further step would be the same
             stuck = (found.gradient == 0).flatten(1).all(1) & best.isinf()
-            keep, gradient = found.unbroken & ~stuck, found.gradient
+            keep, gradient = found.going & ~stuck, found.gradient
             if not bool(keep.all()):
                 rows, point, gradient, goal, ball = (
                     rows[keep], point[keep], gradient[keep], goal.select(keep), ball.select(keep),
@@ -134,7 +134,7 @@ class FMN:
                 if len(rows) == 0:
                     return
             size = self.step_size * (high - low) * (0.01 + 0.99 * cosine)
-            point = _resized(ball, radius, search.threat).project(point + size * unit(gradient))
+            point = ball.resized(radius).project(point + size * unit(gradient))
         search.evaluate(point, rows)
 
 
@@ -143,17 +143,17 @@ def _adapted(
     best: Float[Tensor, " m"],
     length: Float[Tensor, " m"],
     reached: Bool[Tensor, " m"],
-    found: Ascent,
+    found: Evaluated,
     gamma: float,
-    threat: ThreatModel,
+    ball: LpBall,
 ) -> Float[Tensor, " m"]:
     """The next radius: smaller where the point was adversarial, larger where it was not."""
-    if threat.norm == "l0":
+    if ball.norm == "l0":
         change = (gamma * radius).floor().clamp_min(1.0)
         return torch.where(reached, torch.minimum(radius - change, best), radius + change).clamp_min(1.0)
-    gain = steepness(found.gradient, threat.norm)
+    gain = steepness(found.gradient, ball.norm)
     away = torch.where(gain > 0, found.value.nan_to_num(0.0).abs() / gain, torch.inf)
-    beyond = length + 1.01 * away + 1e-6 * (threat.box[1] - threat.box[0])
+    beyond = length + 1.01 * away + 1e-6 * (ball.box[1] - ball.box[0])
     first = radius == 0  # nothing is known yet of an example that starts at an adversarial point
     smaller = torch.where(first, best, torch.minimum(radius * (1 - gamma), best))
     larger = torch.where(best.isfinite(), radius * (1 + gamma), torch.maximum(radius * (1 + gamma), beyond))
@@ -166,23 +166,23 @@ def _random_start(search: Search, rows: Rows, draws: KeyedGenerator) -> Images:
     The points are uniform in the box, drawn towards the image by a random share. Where none of them is adversarial,
     the last.
     """
-    goal, ball = search.select(rows)
+    goal, ball = search.labels.select(rows), search.ball.select(rows)
     far, reached = ball.x.clone(), torch.zeros_like(rows).bool()
     for trial in range(_TRIALS):
         left = (~reached).nonzero()[:, 0]
         if len(left) == 0:
             break
-        far[left] = _random_points(ball.x[left], search.threat, draws.select(left).fold("trial", trial))
+        far[left] = _random_points(ball.select(left), draws.select(left).fold("trial", trial))
         reached[left] = goal.select(left).reached(search.evaluate(far[left], rows[left]))
     place = reached.nonzero()[:, 0]
     if len(place) == 0:
         return far
     ball, goal, rows, edge = ball.select(place), goal.select(place), rows[place], far[place]
-    length = ball.distance(edge)
+    length = ball.size(edge)
     inner, outer = torch.zeros_like(length), torch.ones_like(length)
     for _ in range(_BISECTIONS):
         middle = (inner + outer) / 2
-        point = _resized(ball, length * middle, search.threat).project(far[place])
+        point = ball.resized(length * middle).project(far[place])
         there = goal.reached(search.evaluate(point, rows))
         edge = torch.where(per_example(there, edge), point, edge)
         inner, outer = torch.where(there, inner, middle), torch.where(there, middle, outer)
@@ -190,13 +190,8 @@ def _random_start(search: Search, rows: Rows, draws: KeyedGenerator) -> Images:
     return far
 
 
-def _random_points(x: Images, threat: ThreatModel, draws: KeyedGenerator) -> Images:
-    low, high = threat.box
+def _random_points(ball: LpBall, draws: KeyedGenerator) -> Images:
+    x, (low, high) = ball.x, ball.box
     anywhere = laid_out_like(x, draws.fold("point").uniform(*x.shape[1:]).to(x) * (high - low) + low)
     share = draws.fold("share").uniform(1)[:, 0].to(x)
-    return (x + per_example(share, x) * (anywhere - x)).clamp(low, high)
-
-
-def _resized(ball: Ball, radius: Float[Tensor, " m"], threat: ThreatModel) -> Ball:
-    """The ball of another radius around the same images."""
-    return type(ball)(ball.x, radius, threat.box)
+    return ball.clamp(x + per_example(share, x) * (anywhere - x))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.decision_boundary import (
     MOST_BISECTIONS,
     bisect,
@@ -19,8 +19,8 @@ from robustly.attacks.core.decision_boundary import (
 from robustly.attacks.core.search import Rows, Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import laid_out_like, per_example
-from robustly.threats.lp import ThreatModel
+from robustly.threats.balls import laid_out_like
+from robustly.threats.contract import Threat, per_example
 
 FIRST_DELTA = 0.1  # length of the first finite differences, as a share of the width of the box
 COARSEST = 1e-3  # bisection ends at this share of the interval, or sooner in high dimension
@@ -54,7 +54,7 @@ class HopSkipJump:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    needs: ClassVar[Needs] = lp_balls("linf", "l2")
     minimum_norm: ClassVar[bool] = True
 
     steps: int = 64
@@ -76,29 +76,29 @@ class HopSkipJump:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, nearest=True
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         rows = search.unbroken
         rows, points = random_adversarials(search, rows, generator.select(rows).fold("start"), self.tries)
         size = search.x[0].numel()
-        sup = search.threat.norm == "linf"
+        sup = search.ball.norm == "linf"
         theta = self.gamma / (size**2 if sup else size**1.5)
         halvings = min(math.ceil(-math.log2(min(theta, COARSEST))), MOST_BISECTIONS)
-        low, high = search.threat.box
+        low, high = search.ball.box
         points = bisect(search, rows, points, halvings)
         for step in range(self.steps):
             sound = ~search.invalid[rows]
             rows, points = rows[sound], points[sound]
             if len(rows) == 0:
                 return
-            distance = search.ball.select(rows).distance(points)
+            distance = search.ball.select(rows).size(points)
             delta = theta * distance * (size if sup else math.sqrt(size))
             if step == 0:
                 delta = torch.full_like(distance, FIRST_DELTA * (high - low))
@@ -127,15 +127,15 @@ def _normal(
     search: Search, rows: Rows, points: Images, delta: Float[Tensor, " m"], draws: KeyedGenerator, count: int
 ) -> Images:
     """Unit vectors across the boundary, towards the goal (eq. 16 of the paper, with its baseline)."""
-    low, high = search.threat.box
-    shape, uniform = points.shape[1:], search.threat.norm == "linf"
+    low, high = search.ball.box
+    shape, uniform = points.shape[1:], search.ball.norm == "linf"
     along, alone = torch.zeros_like(points), torch.zeros_like(points)
     agreed = torch.zeros_like(delta)
     width = per_example(delta, points)[:, None]
     for first in range(0, count, DIRECTIONS):
         several, chunk = min(DIRECTIONS, count - first), draws.fold("directions", first)
         noise = (chunk.uniform(several, *shape) * 2 - 1) if uniform else chunk.normal(several, *shape)
-        noise = noise.to(points)
+        noise = search.ball.along_free(noise.to(points))
         length = torch.linalg.vector_norm(noise.flatten(2), dim=2).clamp_min(_TINY)
         noise = noise / length.view(*length.shape, *[1] * len(shape))
         asked = (points[:, None] + width * noise).clamp(low, high)
@@ -156,7 +156,7 @@ def _stepped(
     search: Search, rows: Rows, points: Images, direction: Images, length: Float[Tensor, " m"]
 ) -> tuple[Images, Bool[Tensor, " m"]]:
     """The longest of length, length / 2, length / 4, ... along a direction that still reaches the goal."""
-    low, high = search.threat.box
+    low, high = search.ball.box
     stepped, moved = points.clone(), torch.zeros_like(rows).bool()
     for halving in range(MOST_SHRINKING):
         left = (~moved & ~search.invalid[rows]).nonzero()[:, 0]

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.linearisation import ranked_targets
 from robustly.attacks.core.search import Rows, Search, run_search
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threats.lp import ThreatModel
+from robustly.threats.contract import Threat
 
 LARGEST_FOR_PAIRS = 1024  # features; beyond, the table of all pairs would not fit
 SATURATED = (
@@ -41,7 +41,7 @@ class JSMA:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("l0",)
+    needs: ClassVar[Needs] = lp_balls("l0")
     minimum_norm: ClassVar[bool] = True
 
     theta: float = 1.0
@@ -61,18 +61,18 @@ class JSMA:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, nearest=True
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         rows = search.unbroken
-        if search.goal.target is not None:
-            self._follow(search, rows, search.goal.target[rows])
+        if search.labels.target is not None:
+            self._follow(search, rows, search.labels.target[rows])
             return
         order = ranked_targets(search, "confidence", self.targets or search.clean.shape[1])
         for rank in range(order.shape[1]):
@@ -83,7 +83,7 @@ class JSMA:
 
     def _follow(self, search: Search, rows: Rows, target: Int64[Tensor, " m"]) -> None:
         """One target class: until it is reached, or the features are used up."""
-        low, high = search.threat.box
+        low, high = search.ball.box
         size = search.x[0].numel()
         pairs = self.pairs if self.pairs is not None else size <= LARGEST_FOR_PAIRS
         together = 2 if pairs and size > 1 else 1
@@ -94,19 +94,23 @@ class JSMA:
         point, step = search.x[rows].clone(), self.theta * (high - low)
         used = torch.zeros(len(rows), size, dtype=torch.bool, device=rows.device)
         for move in range(moves + 1):
-            aim = Goal(search.goal.y[rows], target=target)
+            aim = ClassificationGoal(search.labels.y[rows], target=target)
             found = search.value_and_grad(point, rows, _targets_logit, goal=aim, gradient=move < moves, rank=False)
             if move == moves:
                 return
-            sparser = search.ball.select(rows).distance(point) < search.distance[rows]
-            keep = sparser & (found.logits.argmax(1) != target) & ~search.invalid[rows]
+            sparser = search.ball.select(rows).size(point) < search.distance[rows]
+            keep = sparser & (found.output.argmax(1) != target) & ~search.invalid[rows]
             rows, target, point, used = rows[keep], target[keep], point[keep], used[keep]
             if len(rows) == 0:
                 return
-            others = search.value_and_grad(point, rows, _other_logits, goal=aim.select(keep), record=False)
+            others = search.value_and_grad(
+                point, rows, _other_logits, goal=aim.select(keep), inside=False, counts=False
+            )
             flat = point.flatten(1)
             edge = SATURATED * (high - low)
             free = (flat < high - edge) if step > 0 else (flat > low + edge)
+            if search.ball.allowed is not None:
+                free &= search.ball.allowed.expand(point.shape).flatten(1)
             chosen, admissible = _most_salient(
                 found.gradient[keep].flatten(1), others.gradient.flatten(1), free, step > 0, together
             )
@@ -116,15 +120,15 @@ class JSMA:
                 return
             used = used[keep].scatter(1, chosen, True)
             flat = flat[keep].scatter_add(1, chosen, torch.full_like(chosen, step, dtype=flat.dtype))
-            point = flat.clamp(low, high).view(len(rows), *search.x.shape[1:])
+            point = search.ball.select(rows).clamp(flat.view(len(rows), *search.x.shape[1:]))
 
 
-def _targets_logit(logits: Float[Tensor, "m k"], goal: Goal) -> Float[Tensor, " m"]:
+def _targets_logit(logits: Float[Tensor, "m k"], goal: ClassificationGoal) -> Float[Tensor, " m"]:
     assert goal.target is not None
     return logits.gather(1, goal.target[:, None])[:, 0]
 
 
-def _other_logits(logits: Float[Tensor, "m k"], goal: Goal) -> Float[Tensor, " m"]:
+def _other_logits(logits: Float[Tensor, "m k"], goal: ClassificationGoal) -> Float[Tensor, " m"]:
     return logits.sum(1) - _targets_logit(logits, goal)
 
 

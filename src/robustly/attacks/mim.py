@@ -5,22 +5,22 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.ascent import Ascent
+from robustly.attacks.core.contract import ANY_BUT_L0, AttackError, AttackResult, Images, Needs
+from robustly.attacks.core.gradient_estimators import GradientEstimator
 from robustly.attacks.core.model_access import input_gradient
-from robustly.attacks.core.search import GradientEstimator, Precision, Rows, Search, run_search
+from robustly.attacks.core.search import Precision, Search, run_search
+from robustly.attacks.core.update_rules import Momentum
 from robustly.attacks.transfer import endless
-from robustly.objectives import Goal, Objective, at_step, cross_entropy
+from robustly.objectives import Goal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import Ball, laid_out_like, per_example
-from robustly.threats.lp import ThreatModel
+from robustly.threats.contract import Threat, ThreatSet, per_example
 
 Start = Literal["none", "random"]
 Keep = Literal["best", "last"]
-SMOOTHING_SIGMA = 3.0  # pixels
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class MIM:
         AttackError: a setting that is out of range; at a call, smoothing of inputs that are not `(N, C, H, W)`.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    needs: ClassVar[Needs] = ANY_BUT_L0
+    minimum_norm: ClassVar[bool] = False
 
     steps: int = 10
     decay: float = 1.0
@@ -136,7 +137,7 @@ class MIM:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
@@ -147,80 +148,33 @@ class MIM:
             endless(y) if self.keep == "last" else y,
             threat=threat,
             generator=generator,
-            norms=self.norms,
+            needs=self.needs,
             precision=self.precision,
         )
 
     def _restarts(self, search: Search, generator: KeyedGenerator) -> None:
+        ascent = Ascent(
+            self.steps,
+            self.objective,
+            lambda step, threat_set: self._step_sizes(threat_set),
+            Momentum(self.decay, self.smoothing),
+            early_stop=self.early_stop,
+            finish="evaluate" if self.keep == "best" else "keep",
+            estimator=self.diversity or self.estimator,
+        )
         for restart in range(self.restarts):
             rows = search.unbroken
             if len(rows) == 0:
                 return
-            self._run(search, rows, generator.select(rows).fold("restart", restart))
+            draws, threat_set = generator.select(rows).fold("restart", restart), search.threat_set.select(rows)
+            is_random = self.start == "random"
+            start = threat_set.random_start(draws.fold("start")) if is_random else threat_set.identity()
+            ascent.run(search, rows, start, search.goal.select(rows), draws)
 
-    def _run(self, search: Search, rows: Rows, draws: KeyedGenerator) -> None:
-        goal, ball = search.select(rows)
-        x_adv = ball.random_start(draws.fold("start")) if self.start == "random" else ball.x
-        velocity = torch.zeros_like(x_adv)
-        for step in range(self.steps):
-            estimator = self.diversity or self.estimator
-            found = search.value_and_grad(
-                x_adv,
-                rows,
-                at_step(self.objective, step, self.steps),
-                goal=goal,
-                estimator=estimator,
-                draws=None if estimator is None else draws.fold("estimate", step),
-            )
-            gradient = found.gradient
-            keep = found.unbroken if self.early_stop else ~search.invalid[rows]
-            if not bool(keep.all()):
-                rows, x_adv, gradient, velocity = rows[keep], x_adv[keep], gradient[keep], velocity[keep]
-                goal, ball, draws = goal.select(keep), ball.select(keep), draws.select(keep)
-                if len(rows) == 0:
-                    return
-            velocity = self._pushed(velocity, gradient)
-            x_adv = ball.step(x_adv, velocity, self._step_sizes(ball))
-        if self.keep == "last":
-            search.x_adv[rows] = x_adv
-        else:
-            search.value_and_grad(
-                x_adv, rows, at_step(self.objective, self.steps - 1, self.steps), goal=goal, gradient=False
-            )
-
-    def _step_sizes(self, ball: Ball) -> Float[Tensor, " n"]:
+    def _step_sizes(self, threat_set: ThreatSet) -> Float[Tensor, " n"]:
         if self.step_size is None:
-            return ball.radius / self.steps
-        return torch.full_like(ball.radius, self.step_size)
-
-    def _pushed(self, velocity: Images, gradient: Images) -> Images:
-        if self.smoothing is not None:
-            gradient = smoothed(gradient, self.smoothing)
-        if self.decay == 0:
-            return gradient  # as PGD, to the last bit: a step knows no length of its direction
-        length = gradient.flatten(1).abs().sum(1)
-        return self.decay * velocity + gradient / per_example(torch.where(length > 0, length, 1.0), gradient)
-
-
-def smoothed(gradient: Images, side: int) -> Images:
-    """Each channel convolved with a Gaussian kernel of sum 1, with zeros beyond the edge.
-
-    Args:
-        gradient: `(N, C, H, W)`.
-        side: of the kernel, odd.
-
-    Raises:
-        AttackError: inputs without height and width.
-    """
-    if gradient.ndim != 4:
-        raise AttackError(f"smoothing is for images (N, C, H, W), got {tuple(gradient.shape)}")
-    place = torch.arange(side, device=gradient.device, dtype=gradient.dtype) - side // 2
-    profile = (-0.5 * (place / SMOOTHING_SIGMA) ** 2).exp()
-    profile = profile / profile.sum()
-    planes = gradient.flatten(0, 1)[:, None]
-    planes = F.conv2d(planes, profile.view(1, 1, -1, 1), padding=(side // 2, 0))
-    planes = F.conv2d(planes, profile.view(1, 1, 1, -1), padding=(0, side // 2))
-    return laid_out_like(gradient, planes.view(gradient.shape))
+            return threat_set.radius / self.steps
+        return torch.full_like(threat_set.radius, self.step_size)
 
 
 def _shrinking(size: int, share: Float[Tensor, " n"], place: Float[Tensor, " n"]) -> Float[Tensor, "n size size"]:

@@ -1,40 +1,36 @@
 """Projected gradient ascent: any objective, any threat (Madry et al., ICLR 2018)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import (
-    AttackError,
-    AttackResult,
-    Images,
-    ModelMode,
-    check_device,
-    check_ids,
-    frozen,
-    prepare,
-)
-from robustly.attacks.core.model_access import input_gradient, logits_of
-from robustly.attacks.core.search import GradientEstimator, Precision, Rows, Search, run_search
-from robustly.objectives import Goal, Objective, at_step, cross_entropy
+from robustly.attacks.core.ascent import Ascent
+from robustly.attacks.core.contract import ANY_THREAT, AttackError, AttackResult, ModelMode, Needs
+from robustly.attacks.core.gradient_estimators import GradientEstimator
+from robustly.attacks.core.search import Precision, Search, run_search
+from robustly.attacks.core.update_rules import Adam, Normalised, Steepest, UpdateRule
+from robustly.objectives import Goal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import Ball, L0Ball, laid_out_like
-from robustly.threats.lp import ThreatModel
+from robustly.threats.balls import L0Ball, laid_out_like
+from robustly.threats.contract import Images, Theta, Threat, ThreatSet
 
 Start = Literal["random", "gaussian", "halfway", "none"]
 Keep = Literal["best", "last"]
+Update = Literal["steepest", "normalised", "adam"]
 GAUSSIAN_START = 0.001  # standard deviation of TRADES' start around the clean image
+UPDATES: dict[str, UpdateRule] = {"steepest": Steepest(), "normalised": Normalised(), "adam": Adam()}
 
 
 @dataclass(frozen=True)
 class PGD:
-    """Projected gradient ascent in the steepest direction of the threat's norm.
+    """Projected gradient ascent.
 
     A robust example costs 1 + restarts * (steps + 1) forward and restarts * steps backward passes: the first
-    forward pass spares what is wrong already, the last of a restart looks at what its last step reached.
+    forward pass skips what is misclassified already, the last of a restart judges its last iterate. Without steps
+    it is the worst of `restarts` random points.
 
     Args:
         steps: gradient steps per restart, at least 0.
@@ -52,10 +48,14 @@ class PGD:
         precision: "full"; "ambient" (autocast as it is, for training); or "bfloat16": the search runs in a
             bfloat16, channels-last copy of the model, and only what full precision confirms counts.
         estimator: where gradients come from, if not from a backward pass (`attacks.core.gradient_estimators`).
+        update: "steepest" (in the threat's geometry: signs under linf), "normalised" (Euclidean steps) or "adam".
 
     Raises:
         AttackError: a setting that is out of range.
     """
+
+    needs: ClassVar[Needs] = ANY_THREAT
+    minimum_norm: ClassVar[bool] = False
 
     steps: int = 20
     objective: Objective = cross_entropy
@@ -68,6 +68,7 @@ class PGD:
     mode: ModelMode = "eval"
     precision: Precision = "full"
     estimator: GradientEstimator | None = None
+    update: Update = "steepest"
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.restarts < 1:
@@ -79,6 +80,8 @@ class PGD:
         for name, value in (("step_size", self.step_size), ("relative_step_size", self.relative_step_size)):
             if value is not None and not 0 < value < float("inf"):
                 raise AttackError(f"{name} must be a positive number, got {value}")
+        if self.update not in UPDATES:
+            raise AttackError(f"update is one of {', '.join(UPDATES)}, got {self.update!r}")
 
     def __call__(
         self,
@@ -86,105 +89,68 @@ class PGD:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
-        if self.keep == "last":
-            return self._last_iterate(model, x, y, threat, generator)
         return run_search(
-            self._restarts,
+            self._restarts if self.keep == "best" else self._last_iterate,
             model,
             x,
             y,
             threat=threat,
             generator=generator,
+            needs=self.needs,
             mode=self.mode,
             precision=self.precision,
+            verdicts=self.keep == "best",
         )
 
-    def step_sizes(self, ball: Ball) -> Float[Tensor, " n"]:
-        """Length of a step, per example."""
+    def step_sizes(self, threat_set: ThreatSet) -> Float[Tensor, " n"]:
+        """Size of a step, per example, in the threat's unit."""
         if self.step_size is not None:
-            return torch.full_like(ball.radius, self.step_size)
-        if self.relative_step_size is not None and not isinstance(ball, L0Ball):
-            return ball.radius * self.relative_step_size
-        return ball.default_step_size(self.steps)
+            return torch.full_like(threat_set.radius, self.step_size)
+        if self.relative_step_size is not None and not isinstance(threat_set, L0Ball):
+            return threat_set.radius * self.relative_step_size
+        return threat_set.default_step_size(self.steps)
 
-    def started(self, ball: Ball, generator: KeyedGenerator) -> Images:
-        """Where a restart begins."""
+    def started(self, threat_set: ThreatSet, generator: KeyedGenerator) -> Theta:
+        """The start of a restart."""
         if self.start == "random":
-            return ball.random_start(generator.fold("start"))
-        if self.start == "gaussian":
-            noise = laid_out_like(ball.x, generator.fold("start").normal(*ball.x.shape[1:]))
-            noisy = ball.x + GAUSSIAN_START * noise
-            # TRADES evaluates its first gradient at the noisy image as it is; a verdict needs an allowed one
-            return noisy if self.keep == "last" and self.steps > 0 else ball.project(noisy)
+            return threat_set.random_start(generator.fold("start"))
+        origin = threat_set.identity()
+        if self.start == "none":
+            return origin
+        noise = laid_out_like(origin, generator.fold("start").normal(*origin.shape[1:]))
         if self.start == "halfway":
-            direction = laid_out_like(ball.x, generator.fold("start").normal(*ball.x.shape[1:]))
-            return ball.step(ball.x, direction, ball.radius / 2)
-        return ball.x
+            return threat_set.step(origin, noise, threat_set.radius / 2)
+        noisy = origin + GAUSSIAN_START * noise
+        # TRADES evaluates its first gradient at the noisy image as it is; a verdict needs an allowed one
+        return noisy if self.keep == "last" and self.steps > 0 else threat_set.project(noisy)
 
-    def _last_iterate(
-        self,
-        model: nn.Module,
-        x: Images,
-        y: Int64[Tensor, " n"] | Goal,
-        threat: ThreatModel,
-        generator: KeyedGenerator,
-    ) -> AttackResult:
+    def _last_iterate(self, search: Search, generator: KeyedGenerator) -> None:
         """The K steps of a training method: K forward and K backward passes, nothing else."""
-        x, goal = prepare(x, y, threat)
-        check_ids(x, generator)
-        check_device(model, x)
-        ball = threat.around(x)
-        correct = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        no, spent = correct.bool(), torch.full_like(correct, self.steps)
-        distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
-        if len(x) == 0:
-            return AttackResult(x, no, distance, correct, correct.clone(), correct.clone(), no.clone())
-        with frozen(model, self.mode, self.precision != "ambient"):
-            x_adv, step_size = self.started(ball, generator.fold("restart", 0)), self.step_sizes(ball)
-            for step in range(self.steps):
-                point = x_adv.detach().requires_grad_()
-                logits = logits_of(model, point)
-                value = at_step(self.objective, step, self.steps)(logits, goal)
-                gradient = input_gradient(value.sum(), point)
-                correct = correct + ~goal.reached(logits.detach())
-                x_adv = ball.step(x_adv, gradient, step_size)
-        x_adv = laid_out_like(x, x_adv)  # steps take the memory format of the gradient
-        return AttackResult(x_adv, no, distance, spent, spent.clone(), correct, no.clone())
+        rows, draws = search.unbroken, generator.fold("restart", 0)
+        start = self.started(search.threat_set, draws)
+        self._ascent().run(search, rows, start, search.goal, draws)
 
     def _restarts(self, search: Search, generator: KeyedGenerator) -> None:
-        """From survivor to survivor."""
+        """One start after the other; later ones attack what is unbroken."""
         for restart in range(self.restarts):
             rows = search.unbroken
             if len(rows) == 0:
                 return
-            self._run(search, rows, generator.select(rows).fold("restart", restart))
+            draws = generator.select(rows).fold("restart", restart)
+            start = self.started(search.threat_set.select(rows), draws)
+            self._ascent().run(search, rows, start, search.goal.select(rows), draws)
 
-    def _run(self, search: Search, rows: Rows, draws: KeyedGenerator) -> None:
-        """One start: steps, and a look at what the last one reached."""
-        goal, ball = search.select(rows)
-        x_adv, step_size = self.started(ball, draws), self.step_sizes(ball)
-        for step in range(self.steps + 1):
-            is_last = step == self.steps
-            found = search.value_and_grad(
-                x_adv,
-                rows,
-                at_step(self.objective, min(step, self.steps - 1), self.steps),
-                goal=goal,
-                estimator=self.estimator,
-                draws=draws.fold("estimate", step) if self.estimator is not None else None,
-                gradient=not is_last,
-            )
-            if is_last:
-                return
-            gradient = found.gradient
-            keep = found.unbroken if self.early_stop else ~search.invalid[rows]
-            if not bool(keep.all()):
-                rows, x_adv, gradient, step_size = rows[keep], x_adv[keep], gradient[keep], step_size[keep]
-                goal, ball, draws = goal.select(keep), ball.select(keep), draws.select(keep)
-                if len(rows) == 0:
-                    return
-            x_adv = ball.step(x_adv, gradient, step_size)
+    def _ascent(self) -> Ascent:
+        return Ascent(
+            self.steps,
+            self.objective,
+            lambda step, threat_set: self.step_sizes(threat_set),
+            UPDATES[self.update],
+            early_stop=self.early_stop and self.keep == "best",
+            finish="evaluate" if self.keep == "best" else "keep",
+            estimator=self.estimator,
+        )

@@ -4,14 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
-from robustly.attacks.core.search import Precision, Rows, Search, run_search
-from robustly.objectives import Goal, Objective, probability_margin
+from robustly.attacks.core.ascent import Ascent
+from robustly.attacks.core.contract import ANY_BUT_L0, AttackError, AttackResult, Images, Needs
+from robustly.attacks.core.search import Precision, Search, run_search
+from robustly.objectives import ClassificationGoal, Goal, Objective, probability_margin
 from robustly.randomness import KeyedGenerator
-from robustly.threats.lp import ThreatModel
+from robustly.threats.contract import Threat, ThreatSet
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class PMA:
         AttackError: fewer than 2 steps.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    needs: ClassVar[Needs] = ANY_BUT_L0
+    minimum_norm: ClassVar[bool] = False
 
     steps: int = 100
     precision: Precision = "full"
@@ -45,7 +47,7 @@ class PMA:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`. Untargeted only.
@@ -53,7 +55,7 @@ class PMA:
         Raises:
             AttackError: as `Attack`; a goal with target classes.
         """
-        if isinstance(y, Goal) and y.target is not None:
+        if isinstance(y, ClassificationGoal) and y.target is not None:
             raise AttackError("PMA has no targeted form: give labels, or use TargetedAPGD")
         return run_search(
             self._run,
@@ -62,7 +64,7 @@ class PMA:
             y,
             threat=threat,
             generator=generator,
-            norms=self.norms,
+            needs=self.needs,
             by_margin=True,
             precision=self.precision,
         )
@@ -72,49 +74,42 @@ class PMA:
             rows = search.unbroken
             if len(rows) == 0:
                 return
-            self._pass(search, rows, generator.select(rows).fold("pass", turn), turn)
+            draws = generator.select(rows).fold("pass", turn)
+            start = search.threat_set.select(rows).random_start(draws)
+            ascent = Ascent(self.steps, _Halves(raises_other=turn == 1), self._step_sizes)
+            ascent.run(search, rows, start, search.goal.select(rows), draws)
 
-    def _pass(self, search: Search, rows: Rows, draws: KeyedGenerator, turn: int) -> None:
-        goal, ball = search.select(rows)
-        x_adv = ball.random_start(draws)
+    def _step_sizes(self, step: int, threat_set: ThreatSet) -> Float[Tensor, " m"]:
+        """A cosine from 2 radii to 0, once in each half."""
         half = self.steps // 2
-        for step in range(self.steps + 1):
-            is_last = step == self.steps
-            found = search.value_and_grad(
-                x_adv, rows, _objective(step, half, turn), goal=goal, gradient=not is_last
-            )
-            if is_last:
-                return
-            gradient, keep = found.gradient, found.unbroken
-            if not bool(keep.all()):
-                rows, goal, ball = rows[keep], goal.select(keep), ball.select(keep)
-                if len(rows) == 0:
-                    return
-                x_adv, gradient = x_adv[keep], gradient[keep]
-            x_adv = ball.step(x_adv, gradient, ball.radius * _share(step, half, self.steps))
+        place = step / half if step < half else (step - half) / (self.steps - half)
+        return threat_set.radius * (1 + math.cos(math.pi * place))
 
 
-def _share(step: int, half: int, steps: int) -> float:
-    """Step size as a multiple of epsilon: a cosine from 2 to 0, once in each half."""
-    place = step / half if step < half else (step - half) / (steps - half)
-    return 1 + math.cos(math.pi * place)
+@dataclass(frozen=True)
+class _Halves:
+    """The objective of a pass: confidence, then one of the two probabilities, then their difference."""
+
+    raises_other: bool
+
+    def __call__(self, logits: Tensor, goal: ClassificationGoal) -> Tensor:
+        return probability_margin(logits, goal)
+
+    def at(self, step: int, steps: int) -> Objective:
+        if step == 0:
+            return _true_probability
+        if step < steps // 2:
+            return _other_probability if self.raises_other else _lost_probability
+        return probability_margin
 
 
-def _objective(step: int, half: int, turn: int) -> Objective:
-    if step == 0:
-        return _true_probability
-    if step < half:
-        return _other_probability if turn else _lost_probability
-    return probability_margin
-
-
-def _true_probability(logits: Tensor, goal: Goal) -> Tensor:
+def _true_probability(logits: Tensor, goal: ClassificationGoal) -> Tensor:
     return logits.softmax(1).gather(1, goal.y[:, None])[:, 0]
 
 
-def _lost_probability(logits: Tensor, goal: Goal) -> Tensor:
+def _lost_probability(logits: Tensor, goal: ClassificationGoal) -> Tensor:
     return -_true_probability(logits, goal)
 
 
-def _other_probability(logits: Tensor, goal: Goal) -> Tensor:
+def _other_probability(logits: Tensor, goal: ClassificationGoal) -> Tensor:
     return logits.softmax(1).scatter(1, goal.y[:, None], 0.0).amax(1)

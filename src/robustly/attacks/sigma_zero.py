@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.penalty import capped_lead
 from robustly.attacks.core.search import Rows, Search, run_search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import per_example
-from robustly.threats.lp import ThreatModel
+from robustly.threats.contract import Threat, per_example
 
 BETAS, TINY = (0.9, 0.999), 1e-8  # of Adam
 THRESHOLD_RATE = 0.01  # how fast the threshold follows success and failure, per unit of the step size
@@ -38,7 +37,7 @@ class SigmaZero:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("l0",)
+    needs: ClassVar[Needs] = lp_balls("l0")
     minimum_norm: ClassVar[bool] = True
 
     steps: int = 1000
@@ -59,28 +58,29 @@ class SigmaZero:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, nearest=True
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, nearest=True
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         self._descend(search, search.unbroken)
 
     def _descend(self, search: Search, rows: Rows) -> None:
-        low, high = search.threat.box
+        low, high = search.ball.box
         width = high - low
-        x = search.x[rows]
+        ball = search.ball.select(rows)
+        x = ball.x
         delta, first, second = (torch.zeros_like(x) for _ in range(3))
         threshold = torch.full_like(search.distance[rows], self.threshold)
         objective = capped_lead(0.0)
         for step in range(self.steps):
-            point = (x + width * delta).clamp(low, high)
+            point = ball.clamp(x + width * delta)
             found = search.value_and_grad(point, rows, objective)
-            adversarial = search.goal.select(rows).reached(found.logits)
+            adversarial = search.goal.select(rows).reached(found.output)
             gradient = _count_slope(delta, self.sigma) - width * found.gradient
             largest = gradient.flatten(1).abs().amax(1)
             gradient = gradient / per_example(torch.where(largest > 0, largest, 1.0), gradient)
@@ -91,17 +91,18 @@ class SigmaZero:
             delta = delta - self.learning_rate * share * ahead / (
                 (second / (1 - BETAS[1] ** (step + 1))).sqrt() + TINY
             )
-            delta = ((x + width * delta).clamp(low, high) - x) / width
+            delta = (ball.clamp(x + width * delta) - x) / width
             threshold = threshold + THRESHOLD_RATE * share * torch.where(adversarial, 1.0, -1.0)
             threshold = threshold.clamp(0, 1)
             delta = _without_small_pixels(delta, threshold)
             keep = ~search.invalid[rows]
             if not bool(keep.all()):
-                rows, x, delta, threshold = rows[keep], x[keep], delta[keep], threshold[keep]
+                rows, ball, delta, threshold = rows[keep], ball.select(keep), delta[keep], threshold[keep]
+                x = ball.x
                 first, second = first[keep], second[keep]
                 if len(rows) == 0:
                     return
-        search.evaluate((x + width * delta).clamp(low, high), rows)
+        search.evaluate(ball.clamp(x + width * delta), rows)
 
 
 def _by_pixel(delta: Images) -> Float[Tensor, "m c p"]:

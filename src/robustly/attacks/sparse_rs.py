@@ -1,18 +1,19 @@
 """Sparse-RS: random search for a few pixels, from logits alone (Croce et al., AAAI 2022)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.random_search import Flat, falling_share, random_search
 from robustly.attacks.core.search import Precision, Search, run_search
 from robustly.objectives import Goal, Objective, cross_entropy, margin
 from robustly.randomness import KeyedGenerator
-from robustly.threats.lp import ThreatModel
+from robustly.threats.balls import L0Ball
+from robustly.threats.contract import Threat
 
 LESS_AFTER = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 DIVISORS = (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
@@ -40,7 +41,8 @@ class SparseRS:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("l0",)
+    needs: ClassVar[Needs] = lp_balls("l0")
+    minimum_norm: ClassVar[bool] = False
 
     queries: int = 5000
     alpha_init: float = 0.3
@@ -62,12 +64,12 @@ class SparseRS:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, precision=self.precision
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, precision=self.precision
         )
 
     def share(self, query: int) -> float:
@@ -82,10 +84,11 @@ class SparseRS:
             rows = rows[search.ball.radius[rows] > 0]
             if len(rows) == 0:
                 return
-            goal, ball = search.select(rows)
+            goal, ball = search.labels.select(rows), search.ball.select(rows)
             objective = self.objective if goal.target is None else cross_entropy
             draws = generator.select(rows).fold("restart", restart)
-            moves = _Swaps.of(ball.x, ball.radius, search.threat.box, draws.fold("pixels"))
+            assert isinstance(ball, L0Ball)  # the only ball that the attack is defined for
+            moves = _Swaps.of(ball, draws.fold("pixels"))
             random_search(search, rows, draws, moves, objective, self.share, self.queries)
 
 
@@ -96,10 +99,13 @@ class _Swaps:
     Args:
         x: original images, flat, `(M, C * P)`.
         channels: C; flat images are pixels of one channel.
-        order: a permutation of the pixels of each example; the first `chosen` of them are changed.
-        chosen: how many pixels are changed, at most P.
+        order: a permutation of the pixels of each example; the first `chosen` of them are changed, and those that
+            may not change come last.
+        chosen: how many pixels are changed, at most `usable`.
         box: least and largest value.
         largest: the largest of `chosen`, or more.
+        usable: how many pixels may change.
+        free: the values that may change, if not all.
         swapped: of the last proposal, places in `order` that exchange their pixels, `(M, S)` each.
     """
 
@@ -109,17 +115,20 @@ class _Swaps:
     chosen: Int64[Tensor, "m 1"]
     box: tuple[float, float]
     largest: int
+    usable: int
+    free: Bool[Tensor, "1 d"] | None = None
     swapped: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
-    def of(x: Images, radius: Float[Tensor, " m"], box: tuple[float, float], draws: KeyedGenerator) -> "_Swaps":
+    def of(ball: L0Ball, draws: KeyedGenerator) -> "_Swaps":
         """Random pixels."""
+        x = ball.x
         channels = x.shape[1] if x.ndim > 2 else 1
-        flat = x.flatten(1)
-        pixels = flat.shape[1] // channels
-        order = draws.bits(pixels).argsort(dim=1)
-        chosen = radius.long().clamp_max(pixels)[:, None]
-        return _Swaps(flat, channels, order, chosen, box, int(chosen.max()))
+        order = ball.random_pixel_order(draws)
+        usable = order.shape[1] if ball.free_pixels is None else int(ball.free_pixels.sum())
+        chosen = ball.radius.long().clamp_max(usable)[:, None]
+        free = None if ball.allowed is None else ball.allowed.expand(x.shape[1:]).reshape(1, -1)
+        return _Swaps(x.flatten(1), channels, order, chosen, ball.box, int(chosen.max()), usable, free)
 
     def draw(self, draws: KeyedGenerator, queries: int, share: float) -> Float[Tensor, "m q s r"]:
         """Pixel by pixel: what an example draws must not depend on how many pixels others may swap."""
@@ -133,12 +142,12 @@ class _Swaps:
         colours = self._colours(draws.uniform(self.channels, pixels))
         rank = self.order.argsort(dim=1)
         changed = (rank < self.chosen)[:, None]
-        return torch.where(changed, colours, self.x.view(-1, self.channels, pixels)).flatten(1)
+        return self._allowed(torch.where(changed, colours, self.x.view(-1, self.channels, pixels)).flatten(1))
 
     def propose(self, current: Flat, numbers: Float[Tensor, "m s r"], share: float) -> Flat:
-        pixels, most = self.order.shape[1], self._most(share)
+        most = self._most(share)
         wanted = (share * self.chosen.double()).long().clamp_min(1)
-        room = pixels - self.chosen
+        room = self.usable - self.chosen
         numbers = numbers[:, :most]
         leaving, first = _distinct(numbers[:, :, 0:2].flatten(1), self.chosen, wanted)
         arriving, second = _distinct(numbers[:, :, 2:4].flatten(1), room.clamp_min(1), wanted)
@@ -156,7 +165,8 @@ class _Swaps:
         colours = torch.where((wanted == 1)[:, :, None], other, colours)
         colours = torch.where(idle[:, None], colours[:, :, :1], colours)
         here = self._everywhere(old).flatten(1)
-        return current.scatter(1, here, self.x.gather(1, here)).scatter_(1, there.flatten(1), colours.flatten(1))
+        candidate = current.scatter(1, here, self.x.gather(1, here))
+        return self._allowed(candidate.scatter_(1, there.flatten(1), colours.flatten(1)))
 
     def accept(self, better: Int64[Tensor, " b"]) -> None:
         assert self.swapped is not None
@@ -166,7 +176,10 @@ class _Swaps:
         self.order[better] = order.scatter(1, leaving, new).scatter_(1, arriving, old)
 
     def select(self, keep: Bool[Tensor, " m"]) -> "_Swaps":
-        return _Swaps(self.x[keep], self.channels, self.order[keep], self.chosen[keep], self.box, self.largest)
+        return replace(self, x=self.x[keep], order=self.order[keep], chosen=self.chosen[keep], swapped=None)
+
+    def _allowed(self, points: Flat) -> Flat:
+        return points if self.free is None else torch.where(self.free, points, self.x)
 
     def _most(self, share: float) -> int:
         return max(1, int(share * self.largest))

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.random_search import Flat, Moves, falling_share, random_search
 from robustly.attacks.core.search import Precision, Rows, Search, run_search
 from robustly.objectives import Goal, Objective, cross_entropy, margin
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import Ball, LinfBall
-from robustly.threats.lp import ThreatModel
+from robustly.threats.balls import LinfBall, LpBall
+from robustly.threats.contract import Threat
 from robustly.threats.projections import project_l1
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -48,7 +48,8 @@ class Square:
         AttackError: a setting that is out of range.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    needs: ClassVar[Needs] = lp_balls("linf", "l2", "l1")
+    minimum_norm: ClassVar[bool] = False
 
     queries: int = 5000
     p_init: float = 0.8
@@ -71,12 +72,12 @@ class Square:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
         return run_search(
-            self._run, model, x, y, threat=threat, generator=generator, norms=self.norms, precision=self.precision
+            self._run, model, x, y, threat=threat, generator=generator, needs=self.needs, precision=self.precision
         )
 
     def share(self, query: int) -> float:
@@ -94,9 +95,9 @@ class Square:
             self._search(search, rows, generator.select(rows).fold("restart", restart))
 
     def _search(self, search: Search, rows: Rows, draws: KeyedGenerator) -> None:
-        goal, ball = search.select(rows)
+        goal, ball = search.labels.select(rows), search.ball.select(rows)
         objective = self.objective if goal.target is None else cross_entropy
-        moves: Moves = (_Squares if isinstance(ball, LinfBall) else _Bumps).around(ball, search.threat)
+        moves: Moves = (_Squares if isinstance(ball, LinfBall) else _Bumps).around(ball)
         random_search(search, rows, draws, moves, objective, self.share, self.queries)
 
 
@@ -141,7 +142,7 @@ class _Squares:
     grid: Grid
 
     @staticmethod
-    def around(ball: Ball, threat: ThreatModel) -> "_Squares":
+    def around(ball: LpBall) -> "_Squares":
         assert isinstance(ball, LinfBall)
         return _Squares(torch.cat([ball.lower.flatten(1), ball.upper.flatten(1)], dim=1), Grid.of(ball.x.shape[1:]))
 
@@ -178,12 +179,14 @@ class _Bumps:
     power: int
     box: tuple[float, float]
     grid: Grid
+    free: Bool[Tensor, "1 d"] | None = None  # the values that may change, if not all
     patterns: dict[int, Tensor] = field(default_factory=dict)  # by side, which changes nine times in a search
 
     @staticmethod
-    def around(ball: Ball, threat: ThreatModel) -> "_Bumps":
-        power = 1 if threat.norm == "l1" else 2
-        return _Bumps(ball.x.flatten(1), ball.radius[:, None], power, threat.box, Grid.of(ball.x.shape[1:]))
+    def around(ball: LpBall) -> "_Bumps":
+        power, shape = 1 if ball.norm == "l1" else 2, ball.x.shape[1:]
+        free = None if ball.allowed is None else ball.allowed.expand(shape).reshape(1, -1)
+        return _Bumps(ball.x.flatten(1), ball.radius[:, None], power, ball.box, Grid.of(shape), free)
 
     def draw(self, draws: KeyedGenerator, queries: int, share: float) -> Float[Tensor, "m q r"]:
         return draws.uniform(queries, 5 + self.grid.channels)
@@ -250,6 +253,8 @@ class _Bumps:
     def _allowed(self, change: Flat) -> Flat:
         """The nearest allowed point in l1; in l2 the change at full length, clipped to the box."""
         low, high = self.box
+        if self.free is not None:
+            change = change * self.free
         if self.power == 1:
             change = self._projected_l1(change)
         else:

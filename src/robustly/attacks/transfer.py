@@ -2,17 +2,23 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import Attack, AttackError, AttackResult, Images
+from robustly.attacks.core.contract import (
+    Attack,
+    AttackError,
+    AttackResult,
+    Images,
+    Needs,
+)
 from robustly.attacks.core.search import Rows, Search, run_search
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threats.lp import NORMS, ThreatModel
+from robustly.threats.contract import Threat
 
 Fuse = Literal["logits", "probabilities"]
 
@@ -75,13 +81,15 @@ class Transfer:
             boundary, where nothing transfers.
     """
 
+    minimum_norm: ClassVar[bool] = False
+
     attack: Attack
     surrogates: tuple[nn.Module, ...]
     weights: tuple[float, ...] | None = None
     fuse: Fuse = "logits"
 
     def __post_init__(self) -> None:
-        if getattr(self.attack, "minimum_norm", False):
+        if self.attack.minimum_norm:
             raise AttackError(
                 f"{type(self.attack).__name__} looks for the nearest adversarial example, which lies on the "
                 "surrogate's boundary and does not transfer: take an attack for a given radius, such as MIM"
@@ -89,10 +97,9 @@ class Transfer:
         self._surrogate()
 
     @property
-    def norms(self) -> tuple[str, ...]:
+    def needs(self) -> Needs:
         """Those of the attack."""
-        norms: tuple[str, ...] = getattr(self.attack, "norms", NORMS)
-        return norms
+        return self.attack.needs
 
     def __call__(
         self,
@@ -100,18 +107,18 @@ class Transfer:
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch; see `Attack`."""
-        return run_search(self._run, model, x, y, threat=threat, generator=generator, norms=self.norms)
+        return run_search(self._run, model, x, y, threat=threat, generator=generator, needs=self.needs)
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         rows = search.unbroken
         found = self._crafted(search, rows, search.goal.select(rows), generator)
         again = rows[found.broken & ~search.broken[rows] & ~found.invalid]
         if len(again):
-            self._crafted(search, again, endless(search.goal.select(again)), generator)
+            self._crafted(search, again, endless(search.labels.select(again)), generator)
 
     def _crafted(self, search: Search, rows: Rows, goal: Goal, generator: KeyedGenerator) -> AttackResult:
         """Run the attack on the surrogates, count what it costs, and try on the victim what it returns."""
@@ -126,7 +133,7 @@ class Transfer:
         search.backwards[rows] += len(self.surrogates) * found.backwards
         if found.zero_gradients is not None:
             search.zero_gradients[rows] += found.zero_gradients
-        search.evaluate(found.x_adv, rows)
+        search.evaluate(found.x_adv if found.theta is None else found.theta, rows)
         return found
 
     def _surrogate(self) -> nn.Module:
@@ -147,17 +154,12 @@ def _checked_weights(count: int, weights: tuple[float, ...] | None) -> tuple[flo
 
 
 @dataclass(frozen=True)
-class EndlessGoal(Goal):
-    """A goal that no answer reaches: an attack climbs its objective to the last step, and keeps its highest point.
+class EndlessGoal(ClassificationGoal):
+    """A goal that is never reached: an attack runs all its steps and returns the point of highest objective.
 
-    The objective sees the same label, target and reference; only the verdict is withheld. Points made to transfer
-    to another model, or to train on, are better climbed to the end than left at the first wrong answer.
+    Label, target and reference are those of the objective. For points that shall transfer to another model, or that
+    a model trains on: the first misclassified point lies just behind the boundary.
     """
-
-    def select(self, index: Tensor) -> "EndlessGoal":
-        """The goals of some of the examples."""
-        part = super().select(index)
-        return EndlessGoal(part.y, part.target, part.reference)
 
     def reached(self, logits: Float[Tensor, "n k"]) -> Bool[Tensor, " n"]:
         """Never."""
@@ -166,5 +168,7 @@ class EndlessGoal(Goal):
 
 def endless(y: Int64[Tensor, " n"] | Goal) -> EndlessGoal:
     """The same goal, never reached."""
-    goal = y if isinstance(y, Goal) else Goal(y)
+    goal = ClassificationGoal(y) if isinstance(y, Tensor) else y
+    if not isinstance(goal, ClassificationGoal):
+        raise AttackError(f"only a classification goal can be made endless, got a {type(goal).__name__}")
     return EndlessGoal(goal.y, goal.target, goal.reference)

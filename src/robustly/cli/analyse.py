@@ -23,7 +23,8 @@ from robustly.files import write_json
 from robustly.models import weights_hash
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.runtime import Runtime
-from robustly.threats.lp import ThreatModel, parse_threat
+from robustly.threats import parse_threat
+from robustly.threats.lp import ThreatModel
 
 ANALYSIS, SCHEMA = "analysis.json", 1
 COUNT, PICTURES, BATCH = 500, 4, 128
@@ -76,9 +77,12 @@ def _evaluated(folder: Path, config: RunConfig) -> tuple[RunConfig, ThreatModel]
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         data = build_config({"data": summary["data"]["settings"]}).data
-        return replace(config, data=data), parse_threat(summary["threat"]["text"])
+        threat = parse_threat(summary["threat"]["text"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise RunError(f"{path} is no evaluation summary ({error}): evaluate the run again") from None
+    if not isinstance(threat, ThreatModel):
+        raise RunError(f"analyse is defined for Lp threats, {folder} was evaluated under {threat}")
+    return replace(config, data=data), threat
 
 
 def _landscapes(

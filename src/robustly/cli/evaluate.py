@@ -69,7 +69,7 @@ def run_evaluation(
     model, checkpoint = load_trained(folder, config, data, trust.allows)
     device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.norm)
+    suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
     partial = Partial(target.with_name(f"{target.name}.partial"), _identity(config, suite, model, data))
     if is_new:
         create_run(folder, config)

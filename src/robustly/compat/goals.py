@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robustly.attacks import Attack
 from robustly.attacks.core.contract import check_device, frozen
 from robustly.attacks.core.model_access import logits_of
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.lp import ThreatModel
 
@@ -21,10 +21,10 @@ def verdict_logits(model: nn.Module, x: Tensor) -> Float[Tensor, "n k"]:
         return logits_of(model, x)
 
 
-def targeted_goal(model: nn.Module, x: Tensor, target: Int64[Tensor, " n"]) -> Goal:
+def targeted_goal(model: nn.Module, x: Tensor, target: Int64[Tensor, " n"]) -> ClassificationGoal:
     """Target classes without true labels: for the label stands the class beside the target that is most likely."""
     others = verdict_logits(model, x).scatter(1, target[:, None], -torch.inf)
-    return Goal(others.argmax(1), target=target)
+    return ClassificationGoal(others.argmax(1), target=target)
 
 
 def generator_for(x: Tensor, *key: int | str) -> KeyedGenerator:
@@ -41,7 +41,12 @@ def whole_box(norm: str, x: Tensor, box: tuple[float, float] = (0.0, 1.0)) -> Th
 
 
 def nearest(
-    attack: Attack, model: nn.Module, x: Tensor, goal: Goal, threat: ThreatModel, generator: KeyedGenerator
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    goal: ClassificationGoal,
+    threat: ThreatModel,
+    generator: KeyedGenerator,
 ) -> tuple[Tensor, Float[Tensor, " n"]]:
     """The points of a minimum-norm attack wherever they lie, and how far away; the image and infinity for none."""
     found = attack(model, x, goal, threat=threat, generator=generator)

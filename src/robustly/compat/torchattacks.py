@@ -17,11 +17,11 @@ from robustly.compat import autoattack
 from robustly.compat.autoattack import NORMS, Version
 from robustly.compat.goals import generator_for, nearest, targeted_goal, verdict_logits, whole_box
 from robustly.models.layers import Normalize
-from robustly.objectives import Goal, cross_entropy, difference_of_logits_ratio
+from robustly.objectives import ClassificationGoal, cross_entropy, difference_of_logits_ratio
 from robustly.randomness import derive_seed
 from robustly.threats.lp import ThreatModel
 
-Craft = Callable[[nn.Module, Tensor, Goal, int], Tensor]
+Craft = Callable[[nn.Module, Tensor, ClassificationGoal, int], Tensor]
 TargetMap = Callable[[Tensor, Tensor], Tensor]
 Loss = Literal["ce", "dlr"]
 OBJECTIVES = {"ce": cross_entropy, "dlr": difference_of_logits_ratio}
@@ -101,12 +101,12 @@ class PortedAttack:
             raise ValueError("Targeted mode is not supported.")
         self.attack_mode, self._target_map = mode, target_map
 
-    def _goal(self, model: nn.Module, images: Tensor, labels: Tensor) -> Goal:
+    def _goal(self, model: nn.Module, images: Tensor, labels: Tensor) -> ClassificationGoal:
         if self.attack_mode == "default":
-            return Goal(labels)
+            return ClassificationGoal(labels)
         if self._target_map is None:
             return targeted_goal(model, images, labels)
-        return Goal(labels, target=self._target_map(images, labels).to(labels))
+        return ClassificationGoal(labels, target=self._target_map(images, labels).to(labels))
 
     def _random_target(self, images: Tensor, labels: Tensor) -> Tensor:
         classes = self._logits(images).shape[1]
@@ -251,7 +251,7 @@ def AutoAttack(
 ) -> PortedAttack:
     """The published suite with 100 steps per attack; see `robustly.compat.autoattack`."""
 
-    def craft(model: nn.Module, x: Tensor, goal: Goal, seed: int) -> Tensor:
+    def craft(model: nn.Module, x: Tensor, goal: ClassificationGoal, seed: int) -> Tensor:
         return autoattack.AutoAttack(model, norm, eps, seed, False, version=version).evaluated(
             x, goal.y, max(len(x), 1)
         )[1]
@@ -296,7 +296,7 @@ def _within(attack: Attack, norm: str, eps: float) -> Craft:
     """What an attack returns at a radius."""
     threat = ThreatModel(NORMS[norm], eps)
 
-    def craft(model: nn.Module, x: Tensor, goal: Goal, seed: int) -> Tensor:
+    def craft(model: nn.Module, x: Tensor, goal: ClassificationGoal, seed: int) -> Tensor:
         return attack(model, x, goal, threat=threat, generator=generator_for(x, seed)).x_adv
 
     return craft
@@ -305,7 +305,7 @@ def _within(attack: Attack, norm: str, eps: float) -> Craft:
 def _however_far(attack: Attack, norm: str) -> Craft:
     """What a minimum-norm attack finds, without a limit."""
 
-    def craft(model: nn.Module, x: Tensor, goal: Goal, seed: int) -> Tensor:
+    def craft(model: nn.Module, x: Tensor, goal: ClassificationGoal, seed: int) -> Tensor:
         return nearest(attack, model, x, goal, whole_box(norm, x), generator_for(x, seed))[0] if len(x) else x
 
     return craft

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustly.attacks import Attack
 from robustly.data import ImageData
 from robustly.evaluation.batch_size import in_full_precision, measure
 from robustly.evaluation.checkpoint import Partial
@@ -19,8 +20,9 @@ from robustly.evaluation.stages import EvaluationError, Stages, run_stages
 from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress, run_certificate
-from robustly.objectives import Goal, margin
-from robustly.threats.lp import NORMS, ThreatModel, fraction_text
+from robustly.objectives import ClassificationGoal, margin
+from robustly.threats.exact_size import fraction_text
+from robustly.threats.lp import ThreatModel
 
 GALLERY = 12
 
@@ -65,7 +67,7 @@ def evaluate(
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
     suite = suite_named(suite, threat.norm) if isinstance(suite, str) else suite
     mode = "worst_case" if suite.worst_case else mode
-    _check_norms(suite, threat)
+    _check_attacks(suite, threat)
     progress = progress or no_progress
     target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))
     clean = _clean_logits(replace(target, batch_size=batch_size or 250))
@@ -79,7 +81,7 @@ def evaluate(
         "id": data.ids,
         "label": label,
         "clean_prediction": clean.argmax(1),
-        "clean_margin": -margin(clean, Goal(label)),
+        "clean_margin": -margin(clean, ClassificationGoal(label)),
     }
     wrong = table["clean_prediction"] != label
     findings = cheap_findings(target)
@@ -92,7 +94,7 @@ def evaluate(
     if radii:
         name, attack = suite.curve or "", tuned.attacks[suite.curve or ""]
         met_all = bool((table[f"{name}.tried"] | wrong).all())
-        if getattr(attack, "minimum_norm", False) and met_all:
+        if attack.minimum_norm and met_all:
             columns, kept = curve_by_distances(table, images, name, wrong, radii)
         else:
             columns, kept = curve_by_attack(
@@ -182,12 +184,15 @@ def _gallery(
     return {"gallery.ids": data.ids[chosen], "gallery.images": data.floats(chosen)}
 
 
-def _check_norms(suite: Suite, threat: ThreatModel) -> None:
+def _check_attacks(suite: Suite, threat: ThreatModel) -> None:
     for name, attack in suite.attacks.items():
-        norms = getattr(attack, "norms", NORMS)
-        if threat.norm not in norms:
+        if not isinstance(attack, Attack):
             raise EvaluationError(
-                f"the attack {name!r} of suite {suite.name!r} is defined for {', '.join(norms)}, "
+                f"the attack {name!r} lacks `needs` or `minimum_norm`: see `robustly.attacks.Attack`"
+            )
+        if not attack.needs.accept(threat):
+            raise EvaluationError(
+                f"the attack {name!r} of suite {suite.name!r} is defined for {attack.needs.words()}, "
                 f"the threat is {threat}"
             )
 

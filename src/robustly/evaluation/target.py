@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import check_logits, frozen
+from robustly.attacks.core.contract import check_output, frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.certification import Certificate, CertificateResult
 from robustly.data import ImageData
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.lp import ThreatModel
 
@@ -51,7 +51,7 @@ class EvaluationTarget:
         if len(images) == 0:
             return torch.zeros(0, 2, device=images.device)
         with frozen(self.model), torch.no_grad():
-            return check_logits(logits_of(self.model, images), Goal(labels)).float()
+            return check_output(logits_of(self.model, images), ClassificationGoal(labels)).float()
 
 
 def run_certificate(

@@ -20,7 +20,8 @@ from robustly.evaluation.suites.composed import suite_from
 from robustly.models import ModelConfig
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
-from robustly.threats.lp import ThreatModel, parse_threat
+from robustly.threats import parse_threat
+from robustly.threats.lp import ThreatModel
 from robustly.training import (
     INNER_MAXIMISERS,
     LABEL_SOURCES,
@@ -215,9 +216,11 @@ def build_config(settings: Settings) -> RunConfig:
         threat = parse_threat(str(settings.get("threat", "linf:8/255")))
     except ValueError as error:
         raise ConfigurationError(f"threat: {error}") from None
+    if not isinstance(threat, ThreatModel):
+        raise ConfigurationError(f"threat: a run has an Lp threat, got {threat}")
     evaluation = built["evaluation"]
     try:
-        suite_from(evaluation.suite, evaluation.stages, threat.norm)
+        suite_from(evaluation.suite, evaluation.stages, threat.kind)
     except ValueError as error:
         raise ConfigurationError(f"evaluation: {error}") from None
     return RunConfig(

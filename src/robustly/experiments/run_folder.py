@@ -10,13 +10,13 @@ import torch
 import yaml
 from torch import nn
 
-from robustly.attacks.core.contract import check_logits, frozen
+from robustly.attacks.core.contract import check_output, frozen
 from robustly.data import DataConfig, ImageData, load_extra, load_splits
 from robustly.evaluation.evaluate import looks_like_probabilities
 from robustly.experiments.configuration import ConfigurationError, RunConfig, build_config
 from robustly.files import write_text
 from robustly.models import ModelConfig, build_model, load_weights
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
 from robustly.training import Job
 from robustly.training.job import check_networks
@@ -189,7 +189,7 @@ def try_network(model: nn.Module, data: ImageData) -> None:
             f"the model returns {shape} for {len(x)} images of {data.num_classes} classes: expected logits of "
             f"shape ({len(x)}, {data.num_classes})"
         )
-    check_logits(logits, Goal(y))
+    check_output(logits, ClassificationGoal(y))
     if not bool(logits.isfinite().all()):
         raise RunError("the model answers with NaN or infinite logits")
     if looks_like_probabilities(logits):

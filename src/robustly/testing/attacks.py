@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import Attack, AttackResult
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator
 from robustly.testing.networks import SHAPES, eval_logits, say, small_network
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat, ThreatError, ThreatModel
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,10 @@ class _Case:
     net: nn.Module
     x: Tensor
     y: Tensor
-    threat: ThreatModel
+    threat: Threat
 
     @staticmethod
-    def make(
-        shape: tuple[int, ...], threat: ThreatModel, count: int = 7, classes: int = 4, seed: int = 0
-    ) -> "_Case":
+    def make(shape: tuple[int, ...], threat: Threat, count: int = 7, classes: int = 4, seed: int = 0) -> "_Case":
         net = small_network(shape, classes, seed)
         x = KeyedGenerator(seed, torch.arange(count)).uniform(*shape) * 0.8 + 0.1
         with torch.no_grad():
@@ -36,7 +34,9 @@ class _Case:
             y[-1] = (y[-1] + 1) % classes  # one that is wrong from the outset
         return _Case(net, x, y, threat)
 
-    def run(self, attack: Attack, rows: Tensor | None = None, goal: Goal | None = None) -> AttackResult:
+    def run(
+        self, attack: Attack, rows: Tensor | None = None, goal: ClassificationGoal | None = None
+    ) -> AttackResult:
         """Attack some rows; all of them as the very tensors of the case, so that a change in place is seen."""
         if rows is None:
             labels, generator = self.y if goal is None else goal, KeyedGenerator(7, torch.arange(len(self.x)))
@@ -51,21 +51,23 @@ class _Case:
 
 
 def check_attack(
-    attack: Attack, threats: tuple[ThreatModel, ...], *, targeted: bool = False, finds_invalid: bool = True
+    attack: Attack, threats: tuple[Threat, ...], *, targeted: bool = False, finds_invalid: bool = True
 ) -> None:
     """Hold an attack against the contract of `robustly.attacks.Attack`.
 
     Args:
         attack: the attack.
-        threats: threat models that it supports; with a radius that breaks some of a random network's examples.
+        threats: threats that it supports, with an extent that breaks some of a random network's examples.
         targeted: whether it also takes a `Goal` with target classes.
         finds_invalid: whether it reports NaN logits as `invalid`.
 
     Raises:
         AssertionError: the first property that does not hold, with the threat and the input shape.
     """
+    say(isinstance(attack, Attack), f"{type(attack).__name__} lacks `needs`, `minimum_norm` or `__call__`")
     for threat in threats:
-        for shape in SHAPES:
+        say(attack.needs.accept(threat), f"`needs` refuses {threat}")
+        for shape in (shape for shape in SHAPES if _is_defined(threat, shape)):
             case = _Case.make(shape, threat)
             where = f"under {threat} on inputs of shape {shape}"
             x, y, state = case.x.clone(), case.y.clone(), torch.get_rng_state()
@@ -94,19 +96,37 @@ def _check_result(case: _Case, result: AttackResult, where: str) -> None:
     say(result.x_adv.dtype == x.dtype, f"the attack changes the dtype of images {where}")
     say(result.x_adv.device == x.device, f"the attack changes the device of images {where}")
     say(not result.x_adv.requires_grad, f"the images returned still carry a gradient {where}")
-    say(threat.contains(result.x_adv, x).all(), f"the attack leaves the ball or the box {where}")
+    _check_inside(threat, x, result, where)
     wrong = eval_logits(case.net, x).argmax(1) != y
     say((result.x_adv[wrong] == x[wrong]).all(), f"images that are already wrong are changed {where}")
     say(result.broken[wrong].all(), f"images that are already wrong do not count as broken {where}")
     say((result.distance[wrong] == 0).all(), f"images that are already wrong are not at distance 0 {where}")
     fooled = eval_logits(case.net, result.x_adv).argmax(1) != y
     say(fooled[result.broken].all(), f"an image is called broken that the model still has right {where}")
-    measured = threat.distance(result.x_adv, x)
+    measured = threat.around(x).size(result.x_adv if result.theta is None else result.theta)
     near = torch.isclose(result.distance[result.broken], measured[result.broken], rtol=1e-4, atol=1e-5)
     say(near.all(), f"a distance is not that of the image returned {where}")
     _check_beyond(case, result, where)
     say(not result.invalid.any(), f"finite answers are called invalid {where}")
     say((result.forwards >= 1).all(), f"forward passes are not counted {where}")
+
+
+def _is_defined(threat: Threat, shape: tuple[int, ...]) -> bool:
+    try:
+        threat.around(torch.zeros(0, *shape))
+    except ThreatError:
+        return False
+    return True
+
+
+def _check_inside(threat: Threat, x: Tensor, result: AttackResult, where: str) -> None:
+    """The images lie in the box and the set; where they are rendered, the parameters render them."""
+    allowed, (low, high) = threat.around(x), threat.box
+    theta = result.x_adv if result.theta is None else result.theta
+    inside = allowed.contains(theta).all() and ((result.x_adv >= low) & (result.x_adv <= high)).all()
+    say(inside, f"the attack leaves the ball or the box {where}")
+    same = torch.allclose(allowed.apply(theta), result.x_adv, atol=1e-6)
+    say(same, f"the parameters returned do not render the images returned {where}")
 
 
 def _check_beyond(case: _Case, result: AttackResult, where: str) -> None:
@@ -119,7 +139,7 @@ def _check_beyond(case: _Case, result: AttackResult, where: str) -> None:
     low, high = case.threat.box
     epsilon = case.threat.around(case.x).radius
     say((result.distance > epsilon * (1 - 1e-6))[found].all(), f"an image within epsilon is not broken {where}")
-    measured = case.threat.distance(result.beyond, case.x)
+    measured = case.threat.around(case.x).size(result.beyond)
     near = torch.isclose(result.distance[found], measured[found], rtol=1e-4, atol=1e-5)
     say(near.all(), f"a distance is not that of the image found beyond epsilon {where}")
     fooled = eval_logits(case.net, result.beyond).argmax(1) != case.y
@@ -128,7 +148,7 @@ def _check_beyond(case: _Case, result: AttackResult, where: str) -> None:
     say(inside[found].all(), f"an image beyond epsilon leaves the box {where}")
 
 
-def _check_formats(threat: ThreatModel, attack: Attack, where: str) -> None:
+def _check_formats(threat: Threat, attack: Attack, where: str) -> None:
     case = _Case.make(SHAPES[3], threat)
     expected = case.run(attack)
     last = replace(case, x=case.x.to(memory_format=torch.channels_last)).run(attack)
@@ -137,7 +157,7 @@ def _check_formats(threat: ThreatModel, attack: Attack, where: str) -> None:
     say(torch.equal(last.broken, expected.broken), f"channels-last images get other verdicts {where}")
     double = _Case(case.net.double(), case.x.double(), case.y, threat).run(attack)
     say(double.x_adv.dtype == torch.float64, f"the attack changes the dtype of images {where}")
-    say(threat.contains(double.x_adv, case.x.double()).all(), f"float64 images leave the ball or the box {where}")
+    _check_inside(threat, case.x.double(), double, f"{where} in float64")
 
 
 def _check_flat(case: _Case, attack: Attack, where: str) -> None:
@@ -151,9 +171,7 @@ def _check_flat(case: _Case, attack: Attack, where: str) -> None:
     flat = _Case(Flat(), case.x, torch.ones_like(case.y), case.threat)
     result = flat.run(attack)
     say(not result.broken.any(), f"a constant model is called broken {where}")
-    say(
-        case.threat.contains(result.x_adv, case.x).all(), f"a constant model's images leave the ball or box {where}"
-    )
+    _check_inside(case.threat, case.x, result, f"{where} with a constant model")
     say(result.x_adv.isfinite().all(), f"a zero gradient gives images that are not finite {where}")
 
 
@@ -225,7 +243,7 @@ def _check_surroundings(case: _Case, attack: Attack, where: str) -> None:
         say(torch.equal(result.broken, expected.broken), f"verdicts differ inside {name} {where}")
 
 
-def _check_sizes(attack: Attack, threat: ThreatModel) -> None:
+def _check_sizes(attack: Attack, threat: Threat) -> None:
     for count in (0, 1, 3):
         for classes in (2, 3):
             case = _Case.make(SHAPES[2], threat, count=count, classes=classes)
@@ -250,11 +268,11 @@ def _check_sizes(attack: Attack, threat: ThreatModel) -> None:
 
 
 def _check_radii(case: _Case, attack: Attack, where: str) -> None:
-    nothing = _Case(case.net, case.x, case.y, case.threat.with_epsilon(0))
+    nothing = _Case(case.net, case.x, case.y, case.threat.scaled(0.0))
     result = nothing.run(attack)
     say(torch.equal(result.x_adv, case.x), f"epsilon 0 changes an image {where}")
     zero = torch.zeros(len(case.x))
-    if not isinstance(case.threat.epsilon, Tensor):
+    if isinstance(case.threat, ThreatModel) and not isinstance(case.threat.epsilon, Tensor):
         mixed = zero.clone()
         mixed[::2] = float(case.threat.epsilon)
         per_example = _Case(case.net, case.x, case.y, case.threat.with_epsilon(mixed))
@@ -265,12 +283,12 @@ def _check_radii(case: _Case, attack: Attack, where: str) -> None:
 
 
 def _check_targets(case: _Case, attack: Attack, where: str) -> None:
-    goal = Goal(case.y, target=(case.y + 1) % 4)
+    goal = ClassificationGoal(case.y, target=(case.y + 1) % 4)
     result = case.run(attack, goal=goal)
     reached = eval_logits(case.net, result.x_adv).argmax(1).eq((case.y + 1) % 4)
     say(reached[result.broken].all(), f"a target is called reached that the model does not predict {where}")
     prediction = eval_logits(case.net, case.x).argmax(1)
-    there = case.run(attack, goal=Goal((prediction + 1) % 4, target=prediction))
+    there = case.run(attack, goal=ClassificationGoal((prediction + 1) % 4, target=prediction))
     say(there.broken.all(), f"a target that is predicted already does not count as reached {where}")
     say(torch.equal(there.x_adv, case.x), f"images whose target is predicted already are changed {where}")
 

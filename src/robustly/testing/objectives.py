@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from robustly.objectives import Goal, Objective
+from robustly.objectives import ClassificationGoal, Objective
 from robustly.randomness import KeyedGenerator
 from robustly.testing.networks import say
 
@@ -22,7 +22,7 @@ def check_objective(objective: Objective, *, classes: int = 5, reference: bool =
     draws = KeyedGenerator(3, torch.arange(9))
     logits = draws.normal(classes).double().requires_grad_()
     y = draws.fold("labels").integers(classes, 1)[:, 0]
-    goal = Goal(y, reference=draws.fold("reference").normal(classes).double() if reference else None)
+    goal = ClassificationGoal(y, reference=draws.fold("reference").normal(classes).double() if reference else None)
     value = objective(logits, goal)
     say(value.shape == (9,), f"an objective gives one number per example, got shape {tuple(value.shape)}")
     say(value.isfinite().all(), "the objective is not finite on ordinary logits")

@@ -1,5 +1,71 @@
-"""Threats: what an adversary may do to an input."""
+"""Threats: what an adversary may do to an input.
 
-from robustly.threats.lp import NORMS, Norm, ThreatError, ThreatModel, fraction_text, parse_epsilon, parse_threat
+A threat is a value. It alone knows its geometry: how to project, to draw a start, to step and to measure a size.
+"""
 
-__all__ = ["NORMS", "Norm", "ThreatError", "ThreatModel", "fraction_text", "parse_epsilon", "parse_threat"]
+from collections.abc import Callable, Sequence
+
+from robustly.threats.balls import LpBall
+from robustly.threats.chain import Chain
+from robustly.threats.contract import EditSet, Threat, ThreatError, ThreatSet
+from robustly.threats.exact_size import fraction_text, parse_epsilon
+from robustly.threats.lp import NORMS, Norm, ThreatModel
+from robustly.threats.parameter_box import ParameterBox
+from robustly.threats.rotation import Rotation
+
+Box = Sequence[float]
+THREATS: dict[str, Callable[[str, Box], Threat]] = {
+    "linf": lambda size, box: ThreatModel("linf", size, box),
+    "l2": lambda size, box: ThreatModel("l2", size, box),
+    "l1": lambda size, box: ThreatModel("l1", size, box),
+    "l0": lambda size, box: ThreatModel("l0", size, box),
+    "rotation": Rotation,
+}
+"""Threats by the word in front of the colon of their text form. A new threat adds a line here."""
+KINDS: tuple[str, ...] = (*THREATS, "chain")
+
+
+def parse_threat(text: str, box: Box = (0.0, 1.0)) -> Threat:
+    """A threat from its text: KIND:SIZE, or several joined by "+" (applied in that order).
+
+    Such as "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30" or "rotation:30+linf:8/255".
+
+    Args:
+        text: the text.
+        box: least and largest valid value of an input.
+
+    Raises:
+        ThreatError: another form, an unknown kind, or a size that the threat cannot have.
+    """
+    parts = [_parse_part(part, text, box) for part in str(text).split("+")]
+    return parts[0] if len(parts) == 1 else Chain(parts)
+
+
+def _parse_part(part: str, text: str, box: Box) -> Threat:
+    kind, colon, size = part.partition(":")
+    kind = kind.strip().lower()
+    if not colon:
+        raise ThreatError(f"threat {text!r} is not of the form KIND:SIZE, such as linf:8/255 or rotation:30")
+    if kind not in THREATS:
+        raise ThreatError(f"unknown threat {kind!r}: allowed are {', '.join(THREATS)}")
+    return THREATS[kind](size, box)
+
+
+__all__ = [
+    "KINDS",
+    "NORMS",
+    "THREATS",
+    "Chain",
+    "EditSet",
+    "LpBall",
+    "Norm",
+    "ParameterBox",
+    "Rotation",
+    "Threat",
+    "ThreatError",
+    "ThreatModel",
+    "ThreatSet",
+    "fraction_text",
+    "parse_epsilon",
+    "parse_threat",
+]

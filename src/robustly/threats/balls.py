@@ -1,26 +1,23 @@
-"""The sets of images that an adversary may choose from, one around each image of a batch."""
+"""The Lp balls: allowed images around each image of a batch, by norm, box and mask."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
+from robustly.threats.contract import Images, PerExample, per_example
 from robustly.threats.projections import project_l0, project_l1, project_l2
 
-Images = Float[Tensor, "n ..."]
-PerExample = Float[Tensor, " n"]
+Mask = Float[Tensor, "..."]
+Limit = float | Images
 
 _TINY = 1e-12
 L1_STEP_SHARE = 0.01  # an l1 step moves this share of the coordinates (Tramer and Boneh 2019)
 L0_STEP_SHARE = 0.15  # an l0 step has this l1 length per coordinate (PGD0: 120000/255 for 3,072 coordinates)
-
-
-def per_example(values: Shaped[Tensor, " n"], like: Images) -> Shaped[Tensor, "n ..."]:
-    """Reshape `(N,)` so that it broadcasts against a batch of images."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def laid_out_like(x: Images, values: Images) -> Images:
@@ -29,214 +26,276 @@ def laid_out_like(x: Images, values: Images) -> Images:
     return values if same else torch.empty_like(x).copy_(values)
 
 
-@runtime_checkable
-class Ball(Protocol):
-    """A ball of the box around each of N images.
+class LpBall:
+    """A ball around each of N images, cut by the box of valid values and by a mask.
 
-    `project`, `step` and `random_start` return allowed images; `distance` is in the ball's norm.
+    The parameters of a change are the changed image itself: `apply` returns its argument.
+
+    Args:
+        x: the original images `(N, ...)`.
+        radius: `(N,)`, at least 0.
+        box: least and largest valid value.
+        mask: share of the radius that each value may use, in [0, 1], of a shape that broadcasts to an image: 0
+            where nothing may change. Shares between 0 and 1 (one epsilon per pixel) exist under linf only. None
+            allows all values to change.
     """
 
-    x: Images
-    radius: PerExample
+    norm: ClassVar[str]
+    rounding: ClassVar[float] = 1e-5
 
-    def __init__(self, x: Images, radius: PerExample, box: tuple[float, float]) -> None: ...
+    def __init__(self, x: Images, radius: PerExample, box: tuple[float, float], mask: Mask | None = None) -> None:
+        self.x, self.radius, self.box, self.mask = x, radius, box, mask
 
-    def project(self, x_adv: Images) -> Images:
-        """The nearest allowed image."""
-        ...
+    @cached_property
+    def allowed(self) -> Bool[Tensor, "..."] | None:
+        """The values of an image that may change, in the mask's shape; None for all."""
+        return None if self.mask is None else self.mask > 0
 
-    def step(self, x_adv: Images, gradient: Images, step_size: PerExample) -> Images:
-        """One projected step of length `step_size` in the steepest direction of the norm."""
-        ...
+    @property
+    def low(self) -> Limit:
+        """Least allowed values by box and mask."""
+        return self.box[0] if self.allowed is None else torch.where(self.allowed, self.box[0], self.x)
+
+    @property
+    def high(self) -> Limit:
+        """Largest allowed values by box and mask."""
+        return self.box[1] if self.allowed is None else torch.where(self.allowed, self.box[1], self.x)
+
+    @property
+    def free_values(self) -> int:
+        """How many values of an image may change."""
+        size = self.x[:1].numel()
+        return size if self.allowed is None else int(self.allowed.expand(self.x.shape[1:]).sum())
+
+    def apply(self, theta: Images) -> Images:
+        """The changed images: theta itself."""
+        return theta
+
+    def identity(self) -> Images:
+        """The original images."""
+        return self.x
+
+    def clamp(self, points: Images) -> Images:
+        """The nearest points inside the box that change nothing outside the mask; the radius is ignored."""
+        if self.allowed is None:
+            return points.clamp(*self.box)
+        return torch.where(self.allowed, points.clamp(*self.box), self.x)
+
+    def along_free(self, direction: Images) -> Images:
+        """A direction or gradient with zeros where the mask forbids changes."""
+        return direction if self.allowed is None else direction * self.allowed
+
+    def size(self, theta: Images) -> PerExample:
+        """Length of each change in the ball's norm."""
+        raise NotImplementedError
+
+    def contains(self, theta: Images) -> Bool[Tensor, " n"]:
+        """Whether each image is allowed, up to rounding (it grows with the values of the box)."""
+        return self._inside(theta) & self.valid(theta)
+
+    def valid(self, theta: Images) -> Bool[Tensor, " n"]:
+        """Whether each image lies in the box and differs from the original only where the mask allows it."""
+        inside = in_box(theta, self.box)
+        if self.allowed is None:
+            return inside
+        return inside & ((theta == self.x) | self.allowed).flatten(1).all(1)
+
+    def default_step_size(self, steps: int) -> PerExample:
+        """2.5 radii over the number of steps."""
+        return 2.5 * self.radius / max(steps, 1)
+
+    def select(self, index: Tensor) -> "LpBall":
+        """The balls around some of the images."""
+        return type(self)(self.x[index], self.radius[index], self.box, self.mask)
+
+    def resized(self, radius: PerExample) -> "LpBall":
+        """The balls of another radius around the same images."""
+        return type(self)(self.x, radius, self.box, self.mask)
+
+    def project(self, theta: Images) -> Images:
+        """The nearest allowed image (Euclidean, exact for ball and box together)."""
+        raise NotImplementedError
+
+    def step(self, theta: Images, gradient: Images, step_size: PerExample) -> Images:
+        """A projected step of length `step_size` in the steepest direction of the norm."""
+        raise NotImplementedError
 
     def random_start(self, generator: KeyedGenerator) -> Images:
         """A random allowed image."""
-        ...
+        raise NotImplementedError
 
     def boundary_start(self, generator: KeyedGenerator) -> Images:
-        """A random allowed image at the edge of the ball, up to what the box allows."""
-        ...
+        """A random allowed image at the edge of the ball, as far as the box allows."""
+        raise NotImplementedError
 
-    def distance(self, x_adv: Images) -> PerExample:
-        """How far each image is from the centre."""
-        ...
-
-    def contains(self, x_adv: Images) -> Bool[Tensor, " n"]:
-        """Whether each image is allowed, up to rounding."""
-        ...
-
-    def default_step_size(self, steps: int) -> PerExample:
-        """A step size that crosses the ball in `steps` steps with something to spare."""
-        ...
-
-    def select(self, index: Tensor) -> "Ball":
-        """The balls around some of the images."""
-        ...
+    def _inside(self, theta: Images) -> Bool[Tensor, " n"]:
+        slack = 1e-6 * max(1.0, abs(self.box[0]), abs(self.box[1]))
+        return self.size(theta) <= self.radius * (1 + self.rounding) + slack
 
 
-class LinfBall:
-    """Every value may change by at most the radius."""
+class LinfBall(LpBall):
+    """Every value may change by at most the radius (times its share in the mask)."""
 
-    def __init__(self, x: Images, radius: PerExample, box: tuple[float, float]) -> None:
-        self.x, self.radius, self.box = x, radius, box
-        wide = per_example(radius, x)
+    norm: ClassVar[str] = "linf"
+    rounding: ClassVar[float] = 1e-6
+
+    def __init__(self, x: Images, radius: PerExample, box: tuple[float, float], mask: Mask | None = None) -> None:
+        super().__init__(x, radius, box, mask)
+        wide = per_example(radius, x) if mask is None else per_example(radius, x) * mask
         self.lower = (x - wide).clamp_min_(box[0])
         self.upper = (x + wide).clamp_max_(box[1])
 
-    def project(self, x_adv: Images) -> Images:  # noqa: D102
-        return x_adv.clamp(self.lower, self.upper)
+    def project(self, theta: Images) -> Images:  # noqa: D102
+        return theta.clamp(self.lower, self.upper)
 
-    def step(self, x_adv: Images, gradient: Images, step_size: PerExample) -> Images:  # noqa: D102
-        moved = gradient.sign().mul_(per_example(step_size, x_adv)).add_(x_adv)
+    def step(self, theta: Images, gradient: Images, step_size: PerExample) -> Images:  # noqa: D102
+        moved = gradient.sign().mul_(per_example(step_size, theta)).add_(theta)
         return moved.clamp_(self.lower, self.upper)
 
     def random_start(self, generator: KeyedGenerator) -> Images:  # noqa: D102
         noise = laid_out_like(self.x, generator.uniform(*self.x.shape[1:])).mul_(2.0).sub_(1.0)
-        return self.project(self.x + noise.mul_(per_example(self.radius, self.x)))
+        return self.project(self.x + noise.mul_(self._reach()))
 
     def boundary_start(self, generator: KeyedGenerator) -> Images:
         """Uniform noise scaled so that its largest value is the radius (Croce and Hein 2020)."""
         noise = laid_out_like(self.x, generator.uniform(*self.x.shape[1:])).mul_(2.0).sub_(1.0)
-        largest = noise.flatten(1).abs().amax(1).clamp_min(_TINY)
-        return self.project(self.x + noise * per_example(self.radius / largest, self.x))
+        largest = self.along_free(noise).flatten(1).abs().amax(1).clamp_min(_TINY)
+        scaled = noise * per_example(self.radius / largest, self.x)
+        return self.project(self.x + (scaled if self.mask is None else scaled * self.mask))
 
-    def distance(self, x_adv: Images) -> PerExample:  # noqa: D102
-        return (x_adv - self.x).flatten(1).abs().amax(1)
-
-    def contains(self, x_adv: Images) -> Bool[Tensor, " n"]:  # noqa: D102
-        return _inside(self.distance(x_adv), self.radius, 1e-6, self.box) & _in_box(x_adv, self.box)
-
-    def default_step_size(self, steps: int) -> PerExample:  # noqa: D102
-        return 2.5 * self.radius / max(steps, 1)
+    def size(self, theta: Images) -> PerExample:
+        """Largest change of a value; with a mask, relative to its share of the radius."""
+        change = theta - self.x
+        if self.mask is not None:
+            change = change / torch.where(self.mask > 0, self.mask, 1.0)
+        return change.flatten(1).abs().amax(1)
 
     def select(self, index: Tensor) -> "LinfBall":  # noqa: D102
         part = object.__new__(LinfBall)
-        part.x, part.radius, part.box = self.x[index], self.radius[index], self.box
+        part.x, part.radius, part.box, part.mask = self.x[index], self.radius[index], self.box, self.mask
         part.lower, part.upper = self.lower[index], self.upper[index]
         return part
 
+    def _reach(self) -> Images:
+        wide = per_example(self.radius, self.x)
+        return wide if self.mask is None else wide * self.mask
 
-class L2Ball:
+
+class L2Ball(LpBall):
     """The change may have a Euclidean length of at most the radius."""
 
-    def __init__(self, x: Images, radius: PerExample, box: tuple[float, float]) -> None:
-        self.x, self.radius, self.box = x, radius, box
+    norm: ClassVar[str] = "l2"
 
-    def project(self, x_adv: Images) -> Images:  # noqa: D102
-        return _project_flat(project_l2, self, x_adv)
+    def project(self, theta: Images) -> Images:  # noqa: D102
+        return _project_flat(project_l2, self, theta)
 
-    def step(self, x_adv: Images, gradient: Images, step_size: PerExample) -> Images:  # noqa: D102
-        return self.project(x_adv + _unit(gradient, 2) * per_example(step_size, x_adv))
+    def step(self, theta: Images, gradient: Images, step_size: PerExample) -> Images:  # noqa: D102
+        return self.project(theta + _unit(self.along_free(gradient), 2) * per_example(step_size, theta))
 
     def random_start(self, generator: KeyedGenerator) -> Images:
         """Uniform in the ball, then projected on the box."""
-        direction = generator.fold("direction").normal(*self.x.shape[1:]).to(self.x)
-        share = generator.fold("length").uniform(1)[:, 0].to(self.x) ** (1.0 / self.x[0].numel())
+        direction = self.along_free(generator.fold("direction").normal(*self.x.shape[1:]).to(self.x))
+        share = generator.fold("length").uniform(1)[:, 0].to(self.x) ** (1.0 / max(self.free_values, 1))
         length = direction.flatten(1).norm(dim=1).clamp_min(_TINY)
         return self.project(self.x + direction * per_example(self.radius * share / length, self.x))
 
     def boundary_start(self, generator: KeyedGenerator) -> Images:
         """A Gaussian direction of the radius' length (Croce and Hein 2020)."""
-        direction = generator.normal(*self.x.shape[1:]).to(self.x)
+        direction = self.along_free(generator.normal(*self.x.shape[1:]).to(self.x))
         length = direction.flatten(1).norm(dim=1).clamp_min(_TINY)
         return self.project(self.x + direction * per_example(self.radius / length, self.x))
 
-    def distance(self, x_adv: Images) -> PerExample:  # noqa: D102
-        length: Tensor = torch.linalg.vector_norm((x_adv - self.x).flatten(1), dim=1)
+    def size(self, theta: Images) -> PerExample:  # noqa: D102
+        length: Tensor = torch.linalg.vector_norm((theta - self.x).flatten(1), dim=1)
         return length
 
-    def contains(self, x_adv: Images) -> Bool[Tensor, " n"]:  # noqa: D102
-        return _inside(self.distance(x_adv), self.radius, 1e-5, self.box) & _in_box(x_adv, self.box)
 
-    def default_step_size(self, steps: int) -> PerExample:  # noqa: D102
-        return 2.5 * self.radius / max(steps, 1)
-
-    def select(self, index: Tensor) -> "L2Ball":  # noqa: D102
-        return L2Ball(self.x[index], self.radius[index], self.box)
-
-
-class L1Ball:
+class L1Ball(LpBall):
     """The changes may add up to at most the radius."""
 
-    def __init__(self, x: Images, radius: PerExample, box: tuple[float, float]) -> None:
-        self.x, self.radius, self.box = x, radius, box
+    norm: ClassVar[str] = "l1"
 
-    def project(self, x_adv: Images) -> Images:  # noqa: D102
-        return _project_flat(project_l1, self, x_adv)
+    def project(self, theta: Images) -> Images:  # noqa: D102
+        return _project_flat(project_l1, self, theta)
 
-    def step(self, x_adv: Images, gradient: Images, step_size: PerExample) -> Images:
-        """Moves the coordinates with the largest gradients, leaving out those that the box lets go no further."""
-        flat, point = gradient.flatten(1), x_adv.flatten(1)
+    def step(self, theta: Images, gradient: Images, step_size: PerExample) -> Images:
+        """Moves the coordinates with the largest gradients, except those that the box stops."""
+        flat, point = self.along_free(gradient).flatten(1), theta.flatten(1)
         stuck = ((point >= self.box[1]) & (flat > 0)) | ((point <= self.box[0]) & (flat < 0))
         size = flat.abs().masked_fill(stuck, 0.0)
-        chosen = max(1, round(L1_STEP_SHARE * flat.shape[1]))
+        chosen = max(1, round(L1_STEP_SHARE * self.free_values))
         threshold = size.topk(chosen, dim=1).values[:, -1:]
         direction = flat.sign() * ((size >= threshold) & (size > 0))
         direction = direction / direction.abs().sum(1, keepdim=True).clamp_min(1.0)
-        return self.project(x_adv + direction.view_as(x_adv) * per_example(step_size, x_adv))
+        return self.project(theta + direction.view_as(theta) * per_example(step_size, theta))
 
     def random_start(self, generator: KeyedGenerator) -> Images:
         """Gaussian noise, projected (Croce and Hein 2021)."""
-        return self.project(self.x + generator.normal(*self.x.shape[1:]).to(self.x))
+        return self.project(self.x + self.along_free(generator.normal(*self.x.shape[1:]).to(self.x)))
 
     def boundary_start(self, generator: KeyedGenerator) -> Images:
         """As `random_start`: the projection of that much noise lies on the edge."""
         return self.random_start(generator)
 
-    def distance(self, x_adv: Images) -> PerExample:  # noqa: D102
-        return (x_adv - self.x).flatten(1).abs().sum(1)
-
-    def contains(self, x_adv: Images) -> Bool[Tensor, " n"]:  # noqa: D102
-        return _inside(self.distance(x_adv), self.radius, 1e-5, self.box) & _in_box(x_adv, self.box)
+    def size(self, theta: Images) -> PerExample:  # noqa: D102
+        return (theta - self.x).flatten(1).abs().sum(1)
 
     def default_step_size(self, steps: int) -> PerExample:
         """A fifth of the radius, however many steps (Tramer and Boneh 2019): sparse steps have to be long."""
         return 0.2 * self.radius
 
-    def select(self, index: Tensor) -> "L1Ball":  # noqa: D102
-        return L1Ball(self.x[index], self.radius[index], self.box)
 
-
-class L0Ball:
+class L0Ball(LpBall):
     """At most as many pixels may change as the radius says; a pixel counts once, whatever its channels."""
 
-    def __init__(self, x: Images, radius: PerExample, box: tuple[float, float]) -> None:
-        self.x, self.radius, self.box = x, radius, box
+    norm: ClassVar[str] = "l0"
 
-    def project(self, x_adv: Images) -> Images:  # noqa: D102
-        pixels = _pixels(self.x)
-        delta = project_l0(
-            _pixels(x_adv) - pixels, self.box[0] - pixels, self.box[1] - pixels, self.radius[:, None]
-        )
-        return laid_out_like(self.x, (pixels + delta).view(x_adv.shape)).clamp_(*self.box)
+    def project(self, theta: Images) -> Images:  # noqa: D102
+        pixels = pixels_of(self.x)
+        low, high = (_as_pixels(limit, self.x) for limit in (self.low, self.high))
+        delta = project_l0(pixels_of(theta) - pixels, low - pixels, high - pixels, self.radius[:, None])
+        return laid_out_like(self.x, (pixels + delta).view(theta.shape)).clamp_(*self.box)
 
-    def step(self, x_adv: Images, gradient: Images, step_size: PerExample) -> Images:
-        """A long step along the gradient of unit l1 length; the projection keeps what pays (PGD0)."""
-        return self.project(x_adv + _unit(gradient, 1) * per_example(step_size, x_adv))
+    def step(self, theta: Images, gradient: Images, step_size: PerExample) -> Images:
+        """A long step along the gradient at unit l1 length; the projection keeps the best pixels (PGD0)."""
+        return self.project(theta + _unit(self.along_free(gradient), 1) * per_example(step_size, theta))
 
     def random_start(self, generator: KeyedGenerator) -> Images:
         """Random pixels take random colours."""
         low, high = self.box
         colours = generator.fold("colours").uniform(*self.x.shape[1:]).to(self.x) * (high - low) + low
-        rank = generator.fold("pixels").bits(_pixels(self.x).shape[2]).argsort(dim=1).argsort(dim=1)
+        rank = self.random_pixel_order(generator.fold("pixels")).argsort(dim=1)
         chosen = (rank < self.radius[:, None]).unsqueeze(1)
-        return laid_out_like(self.x, torch.where(chosen, _pixels(colours), _pixels(self.x)).view(self.x.shape))
+        changed = torch.where(chosen, pixels_of(self.clamp(colours)), pixels_of(self.x))
+        return laid_out_like(self.x, changed.view(self.x.shape))
+
+    def random_pixel_order(self, generator: KeyedGenerator) -> Tensor:
+        """The pixels of each image in a random order, `(N, P)`; those that the mask protects come last."""
+        bits = generator.bits(pixels_of(self.x).shape[2])
+        free = self.free_pixels
+        return (
+            bits.argsort(dim=1) if free is None else bits.masked_fill(~free, torch.iinfo(bits.dtype).max).argsort(1)
+        )
+
+    @cached_property
+    def free_pixels(self) -> Bool[Tensor, " p"] | None:
+        """The pixels of which a channel may change, `(P,)`; None for all."""
+        if self.allowed is None:
+            return None
+        return pixels_of(self.allowed.expand(self.x.shape[1:])[None])[0].any(0)
 
     def boundary_start(self, generator: KeyedGenerator) -> Images:
-        """As `random_start`, which changes as many pixels as it may."""
+        """As `random_start`, which changes as many pixels as allowed."""
         return self.random_start(generator)
 
-    def distance(self, x_adv: Images) -> PerExample:  # noqa: D102
-        return (_pixels(x_adv) != _pixels(self.x)).any(1).sum(1).to(x_adv.dtype)
-
-    def contains(self, x_adv: Images) -> Bool[Tensor, " n"]:  # noqa: D102
-        return (self.distance(x_adv) <= self.radius) & _in_box(x_adv, self.box)
+    def size(self, theta: Images) -> PerExample:  # noqa: D102
+        return (pixels_of(theta) != pixels_of(self.x)).any(1).sum(1).to(theta.dtype)
 
     def default_step_size(self, steps: int) -> PerExample:  # noqa: D102
         return torch.full_like(self.radius, L0_STEP_SHARE * self.x[:1].numel())
 
-    def select(self, index: Tensor) -> "L0Ball":  # noqa: D102
-        return L0Ball(self.x[index], self.radius[index], self.box)
+    def _inside(self, theta: Images) -> Bool[Tensor, " n"]:
+        return self.size(theta) <= self.radius
 
 
 def _unit(gradient: Images, order: int) -> Images:
@@ -247,25 +306,23 @@ def _unit(gradient: Images, order: int) -> Images:
     return scaled / per_example(torch.where(largest > 0, length, 1.0), gradient)
 
 
-def _project_flat(project: Callable[..., Tensor], ball: L1Ball | L2Ball, x_adv: Images) -> Images:
+def _project_flat(project: Callable[..., Tensor], ball: L1Ball | L2Ball, theta: Images) -> Images:
     centre = ball.x.flatten(1)
-    low, high = ball.box
-    delta = project(x_adv.flatten(1) - centre, low - centre, high - centre, ball.radius[:, None])
-    return laid_out_like(ball.x, (centre + delta).view(x_adv.shape)).clamp_(low, high)
+    low, high = (limit if isinstance(limit, float) else limit.flatten(1) for limit in (ball.low, ball.high))
+    delta = project(theta.flatten(1) - centre, low - centre, high - centre, ball.radius[:, None])
+    return laid_out_like(ball.x, (centre + delta).view(theta.shape)).clamp_(*ball.box)
 
 
-def _pixels(x: Images) -> Float[Tensor, "n c p"]:
+def pixels_of(x: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n c p"]:
     """`(N, C, H, W)` as `(N, C, H * W)`; flat inputs `(N, D)` are D pixels of one channel."""
     return x.flatten(2) if x.ndim > 2 else x.unsqueeze(1)
 
 
-def _inside(
-    distance: PerExample, radius: PerExample, relative: float, box: tuple[float, float]
-) -> Bool[Tensor, " n"]:
-    """Up to rounding, which grows with the values in the box: [0, 255] is coarser than [0, 1]."""
-    return distance <= radius * (1 + relative) + 1e-6 * max(1.0, abs(box[0]), abs(box[1]))
+def _as_pixels(limit: Limit, x: Images) -> float | Float[Tensor, "n c p"]:
+    return limit if isinstance(limit, float) else pixels_of(limit)
 
 
-def _in_box(x_adv: Images, box: tuple[float, float]) -> Bool[Tensor, " n"]:
-    flat = x_adv.flatten(1)
+def in_box(x: Images, box: tuple[float, float]) -> Bool[Tensor, " n"]:
+    """Whether all values of each image are valid."""
+    flat = x.flatten(1)
     return ((flat >= box[0]) & (flat <= box[1])).all(1)

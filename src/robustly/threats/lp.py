@@ -1,9 +1,6 @@
-"""What the adversary may do: a norm, a radius epsilon and the box of valid images.
+"""Lp threats: all images within a radius of the original, measured in a norm, inside a box and a mask."""
 
-A threat model is a value. It alone knows the geometry (see `balls.py`): how to project, to draw a start, to take
-a steepest step and to measure a distance.
-"""
-
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,48 +11,58 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robustly.threats.balls import Ball, L0Ball, L1Ball, L2Ball, LinfBall
+from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall, Mask
+from robustly.threats.contract import ThreatError
+from robustly.threats.exact_size import fraction_text, parse_epsilon
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[str, ...] = get_args(Norm)
-_BALLS: dict[str, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball, "l0": L0Ball}
-
-
-class ThreatError(ValueError):
-    """A threat model that makes no sense; the message says what is allowed."""
+_BALLS: dict[str, type[LpBall]] = {ball.norm: ball for ball in (LinfBall, L2Ball, L1Ball, L0Ball)}
 
 
 @dataclass(frozen=True, eq=False)
 class ThreatModel:
-    """All images within `epsilon` of the original, measured in `norm`, inside `box`.
+    """All images within `epsilon` of the original, measured in `norm`, inside `box`, changed where `mask` allows.
 
     Args:
-        norm: "linf" (largest change of a value), "l2", "l1", or "l0" (number of changed pixels, all channels of a
-            pixel counting once).
-        epsilon: radius in the units of the images, at least 0; a number, a text such as "8/255", an exact
-            `Fraction`, or one value per example `(N,)`. Numbers are kept exactly: 8/255 stays 8/255.
+        norm: "linf" (largest change of a value), "l2", "l1", or "l0" (number of changed pixels; all channels of a
+            pixel count once).
+        epsilon: radius in the units of the images, at least 0: a number, a text such as "8/255", an exact
+            `Fraction`, one value per example `(N,)`, or under linf one value per pixel, as a tensor of an image's
+            shape (or `(H, W)`). Numbers are kept exactly: 8/255 stays 8/255.
         box: least and largest valid value of an image.
+        mask: which values of an image may change: a tensor of booleans of an image's shape `(C, H, W)`, or `(H, W)`
+            for all channels, or `(C, 1, 1)` for whole channels. None allows all. Under linf it may hold shares of
+            epsilon in [0, 1].
 
     Raises:
         ThreatError: unknown norm; negative, NaN or infinite epsilon; an l-inf epsilon wider than the box; a box
-            that is empty; an l0 epsilon that is no whole number.
+            that is empty; an l0 epsilon that is not a whole number; a mask that allows nothing or has other values.
     """
 
     norm: Norm
     epsilon: Fraction | Tensor
     box: tuple[float, float]
+    mask: Mask | None
 
     def __init__(
-        self, norm: str, epsilon: float | str | Fraction | Tensor, box: Sequence[float] = (0.0, 1.0)
+        self,
+        norm: str,
+        epsilon: float | str | Fraction | Tensor,
+        box: Sequence[float] = (0.0, 1.0),
+        mask: Tensor | None = None,
     ) -> None:
         if norm not in NORMS:
             raise ThreatError(f"unknown norm {norm!r}: allowed are {', '.join(NORMS)}")
         if len(box) != 2 or not float(box[0]) < float(box[1]):
             raise ThreatError(f"box {tuple(box)} is empty: give (least, largest) pixel value, such as (0, 1)")
+        if isinstance(epsilon, Tensor) and epsilon.ndim > 1:
+            epsilon, mask = _split_per_pixel(norm, epsilon, mask)
         exact = epsilon if isinstance(epsilon, Tensor) else parse_epsilon(epsilon)
         object.__setattr__(self, "norm", norm)
         object.__setattr__(self, "epsilon", exact)
         object.__setattr__(self, "box", (float(box[0]), float(box[1])))
+        object.__setattr__(self, "mask", None if mask is None else _checked_mask(norm, mask))
         self._check_epsilon()
 
     def _check_epsilon(self) -> None:
@@ -82,16 +89,39 @@ class ThreatModel:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ThreatModel) or (self.norm, self.box) != (other.norm, other.box):
             return False
-        mine, theirs = self.epsilon, other.epsilon
-        if isinstance(mine, Tensor) or isinstance(theirs, Tensor):
-            return isinstance(mine, Tensor) and isinstance(theirs, Tensor) and torch.equal(mine, theirs)
-        return mine == theirs
+        return _equal(self.epsilon, other.epsilon) and _equal(self.mask, other.mask)
 
     def __hash__(self) -> int:
-        return hash((self.norm, self.box, self.epsilon_text))
+        return hash((self.norm, self.box, self.epsilon_text, self.mask_digest))
 
     def __str__(self) -> str:
-        return f"{self.norm}:{self.epsilon_text}"
+        masked = "" if self.mask is None else f"@{self.mask_digest}"
+        return f"{self.norm}:{self.epsilon_text}{masked}"
+
+    @property
+    def kind(self) -> str:
+        """The norm."""
+        return self.norm
+
+    @property
+    def extent(self) -> Fraction | Tensor:
+        """Epsilon."""
+        return self.epsilon
+
+    @property
+    def extent_text(self) -> str:
+        """Epsilon as people write it."""
+        return self.epsilon_text
+
+    @property
+    def unit(self) -> str:
+        """Unit of epsilon."""
+        return "pixels" if self.norm == "l0" else "pixel value"
+
+    @property
+    def set_type(self) -> type[LpBall]:
+        """Class of the balls."""
+        return _BALLS[self.norm]
 
     @property
     def epsilon_text(self) -> str:
@@ -100,31 +130,69 @@ class ThreatModel:
             return "per-example"
         return fraction_text(self.epsilon)
 
+    @property
+    def mask_digest(self) -> str:
+        """First 12 hexadecimal digits of the mask's SHA-256; empty without a mask."""
+        if self.mask is None:
+            return ""
+        content = f"{tuple(self.mask.shape)}".encode() + self.mask.cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()[:12]
+
     def with_epsilon(self, epsilon: float | str | Fraction | Tensor) -> "ThreatModel":
         """The same threat with another radius."""
-        return ThreatModel(self.norm, epsilon, self.box)
+        return ThreatModel(self.norm, epsilon, self.box, self.mask)
+
+    def with_extent(self, extent: float | str | Fraction) -> "ThreatModel":
+        """As `with_epsilon`."""
+        return self.with_epsilon(extent)
+
+    def scaled(self, factor: float) -> "ThreatModel":
+        """The same threat with `factor` times the radius.
+
+        Under linf it is at most the width of the box; under l0 it is rounded up to whole pixels.
+        """
+        radius = self.epsilon * factor if isinstance(self.epsilon, Tensor) else float(self.epsilon) * factor
+        width = self.box[1] - self.box[0]
+        if isinstance(radius, Tensor):
+            return self.with_epsilon(radius.clamp_max(width) if self.norm == "linf" else radius)
+        if self.norm == "linf":
+            radius = min(radius, width)
+        return self.with_epsilon(math.ceil(radius) if self.norm == "l0" else radius)
+
+    def extents_at(self, factors: Sequence[float]) -> list[Fraction]:
+        """Radii at multiples of epsilon: whole pixels under l0, at most the width of the box under linf."""
+        if isinstance(self.epsilon, Tensor) or self.epsilon == 0:
+            return []
+        radii = [self.epsilon * Fraction(factor).limit_denominator(1000) for factor in factors]
+        if self.norm == "l0":
+            radii = [Fraction(round(radius)) for radius in radii]
+        width = Fraction(self.box[1]) - Fraction(self.box[0])
+        return sorted({radius for radius in radii if radius > 0 and (self.norm != "linf" or radius <= width)})
 
     def select(self, index: Tensor) -> "ThreatModel":
-        """The threat for some of the examples (it differs only if epsilon is per example)."""
+        """The threat for some of the examples. It differs only if epsilon is per example."""
         return self.with_epsilon(self.epsilon[index]) if isinstance(self.epsilon, Tensor) else self
 
-    def around(self, x: Float[Tensor, "n ..."]) -> Ball:
-        """The set of allowed images around each image of a batch."""
-        if isinstance(self.epsilon, Tensor):
-            if len(self.epsilon) != len(x):
-                raise ThreatError(f"epsilon has {len(self.epsilon)} entries for {len(x)} images")
-            radius = self.epsilon.to(device=x.device, dtype=x.dtype)
-        else:
-            radius = torch.full((len(x),), float(self.epsilon), device=x.device, dtype=x.dtype)
-        return _BALLS[self.norm](x, radius, self.box)
+    def around(self, x: Float[Tensor, "n ..."]) -> LpBall:
+        """The set of allowed images around each image of a batch.
+
+        Raises:
+            ThreatError: another number of images than of radii; images of a shape that the mask does not fit.
+        """
+        return _BALLS[self.norm](x, self._radii(x), self.box, self._mask_for(x))
+
+    def offsets_around(self, x: Float[Tensor, "n ..."]) -> LpBall:
+        """The allowed changes as a ball around zero, whatever the images' own values leave of the box."""
+        width = self.box[1] - self.box[0]
+        return _BALLS[self.norm](torch.zeros_like(x), self._radii(x), (-width, width), self._mask_for(x))
 
     def project(self, x_adv: Float[Tensor, "n ..."], x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """The allowed image nearest to `x_adv` (Euclidean, exact for ball and box together)."""
         return self.around(x).project(x_adv)
 
     def distance(self, x_adv: Float[Tensor, "n ..."], x: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-        """How far each image was moved, in the threat's norm (l0: pixels)."""
-        return self.around(x).distance(x_adv)
+        """Length of each change in the threat's norm (l0: pixels)."""
+        return self.around(x).size(x_adv)
 
     def contains(self, x_adv: Float[Tensor, "n ..."], x: Float[Tensor, "n ..."]) -> Bool[Tensor, " n"]:
         """Whether each image is allowed, up to float32 rounding (1e-6 absolute + 1e-6 relative; l1, l2: 1e-5)."""
@@ -135,53 +203,38 @@ class ThreatModel:
         low, high = self.box
         scale = f"on a scale from {low:g} to {high:g}"
         size = self.epsilon_text
+        where = "" if self.mask is None else f" Only {self._masked_share()} may change."
         if self.norm == "linf":
-            return f"Every value of every pixel may change by at most {size} ({scale}), all of them at once."
+            return f"Every value of every pixel may change by at most {size} ({scale}), all of them at once.{where}"
         if self.norm == "l2":
-            return f"The change as a whole may have a Euclidean length of at most {size} ({scale})."
+            return f"The change as a whole may have a Euclidean length of at most {size} ({scale}).{where}"
         if self.norm == "l1":
-            return f"The changes of all values may add up to at most {size} ({scale})."
-        return f"At most {size} pixels may change, each to any colour."
+            return f"The changes of all values may add up to at most {size} ({scale}).{where}"
+        return f"At most {size} pixels may change, each to any colour.{where}"
 
+    def _masked_share(self) -> str:
+        assert self.mask is not None
+        free, full = float((self.mask > 0).double().mean()), bool(((self.mask == 0) | (self.mask == 1)).all())
+        region = f"the region of a mask ({100 * free:.3g} % of the values)"
+        return region if full else f"{region}, each by its share of epsilon,"
 
-def parse_epsilon(value: float | str | Fraction) -> Fraction:
-    """An exact radius from `8/255`, "8/255", "0.3" or a Fraction.
+    def _radii(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+        if not isinstance(self.epsilon, Tensor):
+            return torch.full((len(x),), float(self.epsilon), device=x.device, dtype=x.dtype)
+        if len(self.epsilon) != len(x):
+            raise ThreatError(f"epsilon has {len(self.epsilon)} entries for {len(x)} images")
+        return self.epsilon.to(device=x.device, dtype=x.dtype)
 
-    A number is read as the simplest fraction that rounds to the same float, so that `8 / 255` is 8/255, and a text
-    as the number that it shows.
-
-    Raises:
-        ThreatError: not a finite number.
-    """
-    try:
-        if isinstance(value, str):
-            top, *bottom = (Fraction(part.strip()) for part in value.split("/"))
-            exact = top / bottom.pop() if bottom else top
-            if bottom:
-                raise ValueError("more than one slash")
-        else:
-            exact = value if isinstance(value, Fraction) else Fraction(repr(float(value)))
-        simple = exact.limit_denominator(1_000_000)
-        return simple if float(simple) == float(exact) else exact
-    except (ValueError, OverflowError, ZeroDivisionError, TypeError):
-        raise ThreatError(
-            f"epsilon must be a finite number of at least 0, such as 0.3 or 8/255, got {value!r}"
-        ) from None
-
-
-def fraction_text(value: Fraction) -> str:
-    """A radius as a person writes it: short decimals as decimals, multiples of 1/255 as such.
-
-    `parse_epsilon` reads the same radius from it.
-    """
-    decimal = f"{float(value):g}"
-    if "e" not in decimal and Fraction(decimal) == value:
-        return decimal
-    if (value * 255).denominator == 1:
-        return f"{value * 255}/255"
-    if value.denominator >= 10_000 and parse_epsilon(repr(float(value))) == value:
-        return repr(float(value))
-    return f"{value.numerator}/{value.denominator}"
+    def _mask_for(self, x: Float[Tensor, "n ..."]) -> Tensor | None:
+        if self.mask is None:
+            return None
+        shape, image = tuple(self.mask.shape), tuple(x.shape[1:])
+        fits = len(shape) <= len(image) and all(
+            mine in (1, theirs) for mine, theirs in zip(reversed(shape), reversed(image), strict=False)
+        )
+        if not fits:
+            raise ThreatError(f"the mask has shape {shape}, which does not fit images of shape {image}")
+        return self.mask.to(device=x.device, dtype=x.dtype)
 
 
 def _is_whole(epsilon: Fraction | Tensor) -> bool:
@@ -190,13 +243,33 @@ def _is_whole(epsilon: Fraction | Tensor) -> bool:
     return epsilon.denominator == 1
 
 
-def parse_threat(text: str) -> ThreatModel:
-    """A threat model from its text, `NORM:EPSILON`, such as "linf:8/255", "l2:0.5", "l1:12" or "l0:10".
+def _split_per_pixel(norm: str, epsilon: Tensor, mask: Tensor | None) -> tuple[Fraction, Tensor]:
+    """One epsilon per pixel as the largest of them and shares of it."""
+    if norm != "linf":
+        raise ThreatError(f"one epsilon per pixel exists under linf only, the norm is {norm}")
+    if not (
+        epsilon.numel() and bool(epsilon.isfinite().all()) and float(epsilon.min()) >= 0 < float(epsilon.max())
+    ):
+        raise ThreatError("per-pixel epsilons must be finite numbers of at least 0, not all 0")
+    largest = epsilon.max()
+    share = epsilon / largest
+    return parse_epsilon(str(largest.cpu().numpy())), share if mask is None else share * mask
 
-    Raises:
-        ThreatError: another form, or values that `ThreatModel` refuses.
-    """
-    norm, colon, epsilon = str(text).partition(":")
-    if not colon:
-        raise ThreatError(f"threat {text!r} is not of the form NORM:EPSILON, such as linf:8/255 or l2:0.5")
-    return ThreatModel(norm.strip().lower(), epsilon)
+
+def _checked_mask(norm: str, mask: Tensor) -> Tensor:
+    share = mask.detach().to(torch.float32 if mask.dtype != torch.float64 else torch.float64)
+    if share.ndim == 0 or not bool(((share >= 0) & (share <= 1)).all()):
+        raise ThreatError(
+            "a mask is a tensor of booleans, or of shares of epsilon in [0, 1], per value of an image"
+        )
+    if not bool((share > 0).any()):
+        raise ThreatError("the mask allows no value to change")
+    if norm != "linf" and not bool(((share == 0) | (share == 1)).all()):
+        raise ThreatError(f"under {norm} a mask is 0 or 1 everywhere: shares of epsilon exist under linf only")
+    return share
+
+
+def _equal(one: Fraction | Tensor | None, other: Fraction | Tensor | None) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    return one == other

@@ -9,20 +9,20 @@ from torch import Tensor
 from robustly.attacks import PGD, AttackResult
 from robustly.attacks.core.contract import Images, frozen
 from robustly.attacks.core.model_access import logits_of
-from robustly.objectives import Goal, at_step
+from robustly.objectives import ClassificationGoal, at_step
 from robustly.threats.balls import laid_out_like
 from robustly.training.step import Step
 
 Rows = Int64[Tensor, " m"]
 Logits = Float[Tensor, "m k"]
-Value = Callable[[Images, Logits, Goal], Float[Tensor, " m"]]
-Settled = Callable[[Rows, Images, Logits, Goal], Bool[Tensor, " m"]]
+Value = Callable[[Images, Logits, ClassificationGoal], Float[Tensor, " m"]]
+Settled = Callable[[Rows, Images, Logits, ClassificationGoal], Bool[Tensor, " m"]]
 
 
 def ascend(
     step: Step,
     settings: PGD,
-    goal: Goal,
+    goal: ClassificationGoal,
     *,
     value: Value | None = None,
     settled: Settled | None = None,

@@ -14,7 +14,7 @@ from robustly.attacks import AttackResult
 from robustly.attacks.core.contract import Images, ModelMode, frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.attacks.pgd import Start
-from robustly.objectives import Goal, kl
+from robustly.objectives import ClassificationGoal, kl
 from robustly.training.ascent import ascend
 from robustly.training.inner import pgd_of
 from robustly.training.labels import DataLabels, SmoothedLabels
@@ -259,11 +259,11 @@ class AdaadInner:
         """Attack the batch of a step."""
         teacher = step.teacher("teacher")
 
-        def value(points: Images, logits: Logits, goal: Goal) -> Float[Tensor, " m"]:
+        def value(points: Images, logits: Logits, goal: ClassificationGoal) -> Float[Tensor, " m"]:
             return kl(logits_of(teacher, points), logits)
 
         with frozen(teacher, full_precision=False):
-            return ascend(step, pgd_of(self), Goal(step.y), value=value)
+            return ascend(step, pgd_of(self), ClassificationGoal(step.y), value=value)
 
 
 def smoothed_for_nothing(instead: str, method: "Method") -> str | None:

@@ -12,9 +12,9 @@ from robustly.attacks import AttackResult
 from robustly.attacks.core.contract import Images, ModelMode
 from robustly.attacks.core.model_access import logits_of
 from robustly.attacks.pgd import Start
-from robustly.objectives import OBJECTIVES, Goal, cross_entropy, probability_margin
+from robustly.objectives import OBJECTIVES, ClassificationGoal, cross_entropy, probability_margin
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import per_example
+from robustly.threats.contract import per_example
 from robustly.training.ascent import Logits, Rows, ascend
 from robustly.training.inner import pgd_of
 from robustly.training.step import Step, Whose
@@ -82,7 +82,7 @@ class FriendlyInner:
         """Attack the batch of a step."""
         patience = torch.full_like(step.y, self.tau_at(step.moment.time))
 
-        def settled(rows: Rows, points: Images, logits: Logits, goal: Goal) -> Bool[Tensor, " m"]:
+        def settled(rows: Rows, points: Images, logits: Logits, goal: ClassificationGoal) -> Bool[Tensor, " m"]:
             wrong = goal.reached(logits)
             left = patience[rows]
             patience[rows] = left - wrong.long()
@@ -92,7 +92,7 @@ class FriendlyInner:
         if self.objective == "kl":
             reference = step.reference_in(self.mode)
         pgd = pgd_of(self, OBJECTIVES[self.objective])
-        goal = Goal(step.labels_by(self.against), reference=reference)
+        goal = ClassificationGoal(step.labels_by(self.against), reference=reference)
         return ascend(step, pgd, goal, settled=settled, noise=self.noise)
 
 
@@ -158,12 +158,12 @@ class CurriculumInner:
     def __call__(self, step: Step) -> AttackResult:
         """Attack the batch of a step."""
         limit = self.limit_at(step.moment.time / step.moment.epochs)
-        pgd, goal = pgd_of(self), Goal(step.labels_by(self.against))
+        pgd, goal = pgd_of(self), ClassificationGoal(step.labels_by(self.against))
         if limit >= 1:
             return ascend(step, pgd, goal)
         right_at_rest = torch.zeros_like(step.y)
 
-        def settled(rows: Rows, points: Images, logits: Logits, here: Goal) -> Bool[Tensor, " m"]:
+        def settled(rows: Rows, points: Images, logits: Logits, here: ClassificationGoal) -> Bool[Tensor, " m"]:
             if self.criterion == "margin":
                 hard = probability_margin(logits, here) > limit
             else:
@@ -185,7 +185,12 @@ class CurriculumInner:
 
 
 def curvature_at(
-    step: Step, points: Images, goal: Goal, draws: KeyedGenerator, power_steps: int, distance: float = 0.01
+    step: Step,
+    points: Images,
+    goal: ClassificationGoal,
+    draws: KeyedGenerator,
+    power_steps: int,
+    distance: float = 0.01,
 ) -> Float[Tensor, " m"]:
     """|v^T H v| of the Hessian H of the cross-entropy in the input, after some steps of power iteration.
 

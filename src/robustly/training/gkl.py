@@ -16,7 +16,7 @@ from torch import Tensor
 from robustly.attacks import AttackResult
 from robustly.attacks.core.contract import ModelMode
 from robustly.attacks.pgd import Start
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.training.inner import attack_step, pgd_of
 from robustly.training.losses import Terms, label_loss, soft_cross_entropy
 from robustly.training.parameters import EpochEnd
@@ -229,7 +229,7 @@ class GklInner:
         reference = step.reference_in(self.mode)
         prior = ClassPrior().rows(step, reference.shape[1]).to(reference.dtype)
 
-        def objective(logits: Logits, goal: Goal) -> Float[Tensor, " n"]:
+        def objective(logits: Logits, goal: ClassificationGoal) -> Float[Tensor, " n"]:
             assert goal.reference is not None
             value = self.alpha * soft_cross_entropy(goal.reference, logits)
             if self.beta > 0:

@@ -9,7 +9,7 @@ from torch import Tensor
 from robustly.attacks import PGD, Attack, AttackResult
 from robustly.attacks.core.contract import ModelMode
 from robustly.attacks.pgd import Start
-from robustly.objectives import OBJECTIVES, Goal, Objective, cross_entropy
+from robustly.objectives import OBJECTIVES, ClassificationGoal, Objective, cross_entropy
 from robustly.threats.lp import ThreatModel
 from robustly.training.step import Step, Whose
 
@@ -31,7 +31,7 @@ def attack_step(
         reference: logits that the objective compares with, if it does.
         threat: another threat than the run's, for parts that train against several.
     """
-    goal = Goal(step.labels_by(against), reference=reference)
+    goal = ClassificationGoal(step.labels_by(against), reference=reference)
     return attack(step.model, step.x, goal, threat=threat or step.threat, generator=step.generator.fold("inner"))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustly.attacks import AttackResult
 from robustly.attacks.core.contract import ModelMode, frozen
 from robustly.attacks.core.model_access import logits_of
-from robustly.objectives import Goal, cross_entropy
+from robustly.objectives import ClassificationGoal, cross_entropy
 from robustly.threats.balls import laid_out_like
 from robustly.threats.lp import ThreatModel
 from robustly.training.inner import training_pgd
@@ -57,7 +57,7 @@ class NoisyFGSMInner:
 
     def __call__(self, step: Step) -> AttackResult:
         """Attack the batch of a step."""
-        x, goal = step.x, Goal(step.labels.hard)
+        x, goal = step.x, ClassificationGoal(step.labels.hard)
         draws = step.generator.fold("inner").fold("restart", 0).fold("start")
         point = widened(step.threat, self.noise).around(x).random_start(draws).detach().requires_grad_()
         with frozen(step.model, self.mode, full_precision=False):

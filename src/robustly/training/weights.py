@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from robustly.objectives import Goal, probability_margin
+from robustly.objectives import ClassificationGoal, probability_margin
 from robustly.training.labels import DataLabels, SmoothedLabels
 from robustly.training.step import Step, outlasts
 
@@ -176,7 +176,7 @@ class MailWeights:
 
     def of(self, logits: Float[Tensor, "n k"], y: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Weights before they are scaled."""
-        return torch.sigmoid(self.slope * (probability_margin(logits, Goal(y)) + self.bias))
+        return torch.sigmoid(self.slope * (probability_margin(logits, ClassificationGoal(y)) + self.bias))
 
 
 def _check_burn_in(burn_in: int) -> None:

@@ -15,7 +15,7 @@ from robustly.attacks.adaptive import (
     accuracy_over_draws,
     undetected_margin,
 )
-from robustly.objectives import Goal, margin
+from robustly.objectives import ClassificationGoal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import small_network
 from robustly.threats.lp import ThreatModel
@@ -152,15 +152,15 @@ def test_success_is_wrong_and_undetected() -> None:
     y = torch.zeros(4, dtype=torch.int64)
     logits = torch.tensor([[3.0, 1, 2, 0], [1, 3, 2, 0], [1, 2, 0, 3], [2, 3, 0, 2.5]])
     assert UndetectedGoal(y).reached(logits).tolist() == [False, True, False, True]
-    assert Goal(y).reached(logits).tolist() == [False, True, True, True]
-    assert undetected_margin(logits, Goal(y)).tolist() == [-1.0, 2.0, -1.0, 0.5]
+    assert ClassificationGoal(y).reached(logits).tolist() == [False, True, True, True]
+    assert undetected_margin(logits, ClassificationGoal(y)).tolist() == [-1.0, 2.0, -1.0, 0.5]
     aimed = UndetectedGoal(y, target=torch.full_like(y, 1))
     assert aimed.reached(logits).tolist() == [False, True, False, True]
     assert undetected_margin(logits, aimed).tolist() == [-2.0, 2.0, -1.0, 0.5]
     assert isinstance(aimed.select(torch.tensor([1])), UndetectedGoal)
     assert aimed.select(torch.tensor([1])).target is not None
     with pytest.raises(AttackError, match="two classes"):
-        undetected_margin(logits[:, :2], Goal(y))
+        undetected_margin(logits[:, :2], ClassificationGoal(y))
 
 
 @settings(max_examples=30, deadline=None)
@@ -168,7 +168,7 @@ def test_success_is_wrong_and_undetected() -> None:
 def test_the_margin_is_positive_exactly_where_the_goal_is_reached(seed: int) -> None:
     logits = KeyedGenerator(seed, torch.arange(20)).normal(5)
     y = KeyedGenerator(seed, torch.arange(20)).integers(4, 1)[:, 0]
-    assert torch.equal(undetected_margin(logits, Goal(y)) > 0, UndetectedGoal(y).reached(logits))
+    assert torch.equal(undetected_margin(logits, ClassificationGoal(y)) > 0, UndetectedGoal(y).reached(logits))
 
 
 def guarded() -> Detected:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustly.attacks import APGD, PGD, PMA, Attack, AttackError, TargetedAPGD
 from robustly.attacks.apgd_l1 import sparse_direction
 from robustly.data import Splits
-from robustly.objectives import OBJECTIVES, Goal, margin
+from robustly.objectives import OBJECTIVES, ClassificationGoal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, small_network
 from robustly.threats.lp import ThreatModel
@@ -173,7 +173,7 @@ def test_bad_settings_and_norms_are_refused() -> None:
     with pytest.raises(AttackError, match="steps must be at least 2"):
         PMA(1)
     x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(AttackError, match="defined for linf, l2, l1, the threat is l0:3"):
+    with pytest.raises(AttackError, match="defined for any threat but l0, the threat is l0:3"):
         APGD(2)(
             small_network((1, 4, 4)),
             x,
@@ -183,7 +183,7 @@ def test_bad_settings_and_norms_are_refused() -> None:
         )
     with pytest.raises(AttackError, match="no targeted form"):
         PMA(2)(
-            small_network((1, 4, 4)), x, Goal(y, y + 1), threat=THREATS[0],
+            small_network((1, 4, 4)), x, ClassificationGoal(y, y + 1), threat=THREATS[0],
             generator=KeyedGenerator(0, torch.arange(1)),
         )  # fmt: skip
 

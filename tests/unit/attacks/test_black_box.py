@@ -17,7 +17,7 @@ from robustly.attacks.hopskipjump import HopSkipJump
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Grid, Square, bump
 from robustly.data import Splits
-from robustly.objectives import Goal, margin
+from robustly.objectives import ClassificationGoal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack
 from robustly.threats.lp import ThreatModel
@@ -131,7 +131,7 @@ def test_the_margin_that_is_returned_grows_with_the_queries(norm: str) -> None:
     for queries in (0, 5, 30, 90):
         found = replace(attack, queries=queries)(net, x, y, threat=threat, generator=keyed(8))
         with torch.no_grad():
-            reached, clean = (margin(net(points), Goal(y)) for points in (found.x_adv, x))
+            reached, clean = (margin(net(points), ClassificationGoal(y)) for points in (found.x_adv, x))
         assert found.margin is not None
         assert torch.allclose(torch.maximum(reached, clean), found.margin, atol=1e-5)
         if norm != "l0":  # whose schedule follows the number of queries, so that fewer are no beginning of more
@@ -300,6 +300,6 @@ def test_settings_out_of_range_are_refused_with_what_is_allowed(make: Callable[[
 def test_norms_that_an_attack_is_not_for_are_refused(attack: Attack) -> None:
     net, data = random_net(1, 4, 4)
     x, y = data(2)
-    for norm in {"linf", "l2", "l1", "l0"} - set(attack.norms):
+    for norm in {"linf", "l2", "l1", "l0"} - set(attack.needs.norms):
         with pytest.raises(AttackError, match="this attack is defined for"):
             attack(net, x, y, threat=ThreatModel(norm, 1), generator=keyed(2))

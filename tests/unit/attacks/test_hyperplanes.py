@@ -17,7 +17,7 @@ from robustly.attacks.core.linearisation import (
     unit,
 )
 from robustly.attacks.core.search import Search
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
 
@@ -73,7 +73,7 @@ def least_norm(x: np.ndarray, gradient: np.ndarray, rise: float, norm: str) -> f
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 9))
 def test_no_program_finds_a_shorter_way(norm: str, seed: int, size: int) -> None:
     x, gradient, rise = problem(seed, size)
-    step = step_to_hyperplane(x, gradient, rise, norm, (0.0, 1.0))
+    step = step_to_hyperplane(x, gradient, rise, norm, 0.0, 1.0)
     assert ((x + step >= -1e-12) & (x + step <= 1 + 1e-12)).all()
     assert float((gradient * step).sum()) == pytest.approx(float(rise), abs=1e-10)
     length = float(torch.linalg.vector_norm(step, ORDER[norm]))
@@ -88,9 +88,9 @@ def test_the_box_bends_the_way(norm: str, expected: tuple[float, ...]) -> None:
     x = torch.tensor([[0.05, 0.5, 0.5]], dtype=torch.float64)
     gradient = torch.tensor([[4.0, 2, 1]], dtype=torch.float64)
     rise = torch.tensor([-0.6], dtype=torch.float64)
-    step = step_to_hyperplane(x, gradient, rise, norm, (0.0, 1.0))
+    step = step_to_hyperplane(x, gradient, rise, norm, 0.0, 1.0)
     assert torch.allclose(step, torch.tensor([expected], dtype=torch.float64))
-    mirrored = step_to_hyperplane(x, -gradient, -rise, norm, (0.0, 1.0))
+    mirrored = step_to_hyperplane(x, -gradient, -rise, norm, 0.0, 1.0)
     assert torch.allclose(mirrored, step)
 
 
@@ -98,7 +98,7 @@ def test_the_box_bends_the_way(norm: str, expected: tuple[float, ...]) -> None:
 def test_out_of_reach_means_the_corner_and_no_slope_means_no_step(norm: str) -> None:
     x = torch.tensor([[0.25, 0.5, 0.5], [0.25, 0.5, 0.5]])
     gradient = torch.tensor([[1.0, -2, 0], [0, 0, 0]])
-    step = step_to_hyperplane(x, gradient, torch.tensor([100.0, 1.0]), norm, (0.0, 1.0))
+    step = step_to_hyperplane(x, gradient, torch.tensor([100.0, 1.0]), norm, 0.0, 1.0)
     assert torch.equal(step, torch.tensor([[0.75, -0.5, 0], [0, 0, 0]]))
 
 
@@ -107,16 +107,13 @@ def test_the_scale_of_the_slope_and_the_neighbours_do_not_matter(norm: str) -> N
     draws = KeyedGenerator(1, torch.arange(20))
     x, gradient = draws.uniform(3, 4, 4), draws.fold("slope").normal(3, 4, 4)
     rise = draws.fold("rise").normal(1)[:, 0]
-    step = step_to_hyperplane(x, gradient, rise, norm, (0.0, 1.0))
+    step = step_to_hyperplane(x, gradient, rise, norm, 0.0, 1.0)
     assert step.shape == x.shape
     # squares of 1e-30 underflow in float32
-    tiny = step_to_hyperplane(x, gradient * 1e-30, rise * 1e-30, norm, (0.0, 1.0))
+    tiny = step_to_hyperplane(x, gradient * 1e-30, rise * 1e-30, norm, 0.0, 1.0)
     assert torch.allclose(step, tiny, atol=1e-6)
     alone = torch.cat(
-        [
-            step_to_hyperplane(x[i : i + 1], gradient[i : i + 1], rise[i : i + 1], norm, (0.0, 1.0))
-            for i in range(20)
-        ]
+        [step_to_hyperplane(x[i : i + 1], gradient[i : i + 1], rise[i : i + 1], norm, 0.0, 1.0) for i in range(20)]
     )
     assert torch.equal(step, alone)
 
@@ -130,10 +127,10 @@ def test_dual_norms_and_units_survive_tiny_slopes() -> None:
 
 def test_the_lead_of_a_target_is_positive_where_it_is_predicted() -> None:
     logits = torch.tensor([[1.0, 3, 2], [1, 2, 3]])
-    goal = Goal(torch.tensor([0, 0]), target=torch.tensor([1, 1]))
+    goal = ClassificationGoal(torch.tensor([0, 0]), target=torch.tensor([1, 1]))
     assert lead_of_target(logits, goal).tolist() == [1.0, -1.0]
     with pytest.raises(ValueError, match="target"):
-        lead_of_target(logits, Goal(torch.tensor([0, 0])))
+        lead_of_target(logits, ClassificationGoal(torch.tensor([0, 0])))
 
 
 @pytest.mark.parametrize("norm", [*NORMS, "l0"])
@@ -142,7 +139,7 @@ def test_the_nearest_boundary_is_that_of_the_whole_jacobian(norm: str) -> None:
     net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6)).double().requires_grad_(False)
     x = torch.rand(9, 5, dtype=torch.float64)
     y = net(x).argmax(1)
-    search = Search(net, x, Goal(y), ThreatModel(norm, 1), nearest=True)
+    search = Search(net, x, ClassificationGoal(y), ThreatModel(norm, 1), nearest=True)
     search.begin()
     rows = torch.arange(9)
     classes = torch.stack([torch.tensor([j for j in range(6) if j != int(label)]) for label in y])

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustly.attacks import PGD, AttackError
-from robustly.attacks.mim import MIM, InputDiversity, smoothed
-from robustly.objectives import Goal
+from robustly.attacks.core.update_rules import Iterate, Momentum, smoothed
+from robustly.attacks.mim import MIM, InputDiversity
+from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, small_network
 from robustly.threats.lp import ThreatModel
@@ -57,14 +58,17 @@ def test_without_decay_it_is_pgd_from_the_image(threat: ThreatModel) -> None:
 
 
 def test_momentum_remembers_the_first_gradient() -> None:
-    """Ascent on |x_0 - 0.5| + 0.1 x_1 ... by hand: two steps of two gradients, normalised and added."""
-    gradients = [torch.tensor([[3.0, -1.0]]), torch.tensor([[-1.0, -1.0]])]
-    velocity = torch.zeros(1, 2)
-    attack = MIM(decay=0.9)
-    for gradient in gradients:
-        velocity = attack._pushed(velocity, gradient)
-    assert torch.allclose(velocity, torch.tensor([[0.9 * 0.75 - 0.5, -0.9 * 0.25 - 0.5]]))
-    assert torch.equal(attack._pushed(torch.zeros(1, 2), torch.zeros(1, 2)), torch.zeros(1, 2))
+    """Two steps of two gradients, normalised and added."""
+    x = torch.full((1, 2), 0.5)
+    rule, allowed = Momentum(0.9), ThreatModel("linf", 0.3).around(x)
+    state = rule.init(x)
+    for step, gradient in enumerate((torch.tensor([[3.0, -1.0]]), torch.tensor([[-1.0, -1.0]]))):
+        here = Iterate(step, x, gradient, allowed, torch.tensor([0.1]), keys(1), lambda points: points)
+        moved, state = rule.update(state, here)
+    assert torch.allclose(state[0], torch.tensor([[0.9 * 0.75 - 0.5, -0.9 * 0.25 - 0.5]]))
+    assert torch.allclose(moved, x + 0.1 * state[0].sign())
+    still = Iterate(0, x, torch.zeros(1, 2), allowed, torch.tensor([0.1]), keys(1), lambda points: points)
+    assert torch.equal(rule.update(rule.init(x), still)[1][0], torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize(("epsilon", "breaks"), [(0.0999, False), (0.1005, True)])
@@ -161,7 +165,9 @@ def test_smoothing_is_a_gaussian_average() -> None:
 def test_a_target_is_pursued() -> None:
     net, x, y = batch((3, 5, 4))
     target = (y + 1) % 4
-    found = MIM(steps=20)(net, x, Goal(y, target=target), threat=ThreatModel("linf", 0.5), generator=keys(12))
+    found = MIM(steps=20)(
+        net, x, ClassificationGoal(y, target=target), threat=ThreatModel("linf", 0.5), generator=keys(12)
+    )
     assert found.broken.any()
     assert torch.equal(net(found.x_adv).argmax(1)[found.broken], target[found.broken])
 
@@ -186,5 +192,5 @@ def test_flat_inputs_cannot_be_resized_or_smoothed() -> None:
     for attack in (MIM(diversity=InputDiversity()), MIM(smoothing=3)):
         with pytest.raises(AttackError, match="N, C, H, W"):
             attack(net, x, y, threat=THREATS[0], generator=keys(12))
-    with pytest.raises(AttackError, match="linf, l2, l1"):
+    with pytest.raises(AttackError, match="any threat but l0"):
         MIM()(net, x, y, threat=ThreatModel("l0", 2), generator=keys(12))

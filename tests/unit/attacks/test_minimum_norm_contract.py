@@ -11,7 +11,7 @@ from robustly.attacks.ddn import DDN
 from robustly.attacks.deepfool import DeepFool
 from robustly.attacks.fab import FAB
 from robustly.attacks.fmn import FMN
-from robustly.objectives import Goal, margin
+from robustly.objectives import ClassificationGoal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, small_network
 from robustly.threats.lp import ThreatModel
@@ -19,7 +19,9 @@ from robustly.threats.lp import ThreatModel
 EPSILON = {"linf": 0.15, "l2": 0.5, "l1": 1.2, "l0": 3}
 
 
-def run(attack: Attack, net: nn.Module, x: Tensor, y: Tensor | Goal, norm: str, epsilon: float) -> AttackResult:
+def run(
+    attack: Attack, net: nn.Module, x: Tensor, y: Tensor | ClassificationGoal, norm: str, epsilon: float
+) -> AttackResult:
     return attack(net, x, y, threat=ThreatModel(norm, epsilon), generator=KeyedGenerator(0, torch.arange(len(x))))
 
 
@@ -46,7 +48,7 @@ def ten_classes() -> tuple[nn.Module, Tensor, Tensor]:
 )
 def test_the_contract_is_kept(attack: Attack, targeted: bool, norm: str) -> None:
     threat = ThreatModel(norm, EPSILON[norm])
-    if norm in attack.norms:
+    if norm in attack.needs.norms:
         check_attack(attack, (threat,), targeted=targeted)
         return
     with pytest.raises(AttackError, match="defined for"):
@@ -82,7 +84,7 @@ def test_settings_out_of_range_are_refused(family: type, setting: dict[str, floa
 def test_deepfool_refuses_target_classes() -> None:
     net, x, y = ten_classes()
     with pytest.raises(AttackError, match="no targeted form"):
-        run(DeepFool(), net, x, Goal(y, target=(y + 1) % 10), "l2", 0.5)
+        run(DeepFool(), net, x, ClassificationGoal(y, target=(y + 1) % 10), "l2", 0.5)
 
 
 def test_passes_of_fab_are_those_of_the_tables() -> None:
@@ -94,7 +96,7 @@ def test_passes_of_fab_are_those_of_the_tables() -> None:
     found = run(FAB(10), net, x, y, "l2", 0.01)
     assert (found.backwards == 10 * 9).all()
     assert (found.forwards == 1 + 10 * 2).all()
-    found = run(FAB(10, restarts=2), net, x, Goal(y, target=(y + 3) % 10), "l1", 0.01)
+    found = run(FAB(10, restarts=2), net, x, ClassificationGoal(y, target=(y + 3) % 10), "l1", 0.01)
     assert (found.backwards == 2 * 10).all()
 
 
@@ -164,7 +166,7 @@ def test_the_box_is_a_matter_of_units(attack: Attack) -> None:
             logits: Tensor = net((wide + 255) / 510)
             return logits
 
-    for norm in attack.norms:
+    for norm in attack.needs.norms:
         draws = KeyedGenerator(0, torch.arange(len(x)))
         found = run(attack, net, x, y, norm, EPSILON[norm])
         scale = 1 if norm == "l0" else 510

@@ -10,7 +10,7 @@ from robustly.attacks.ead import EAD
 from robustly.attacks.jsma import JSMA
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.data import Splits
-from robustly.objectives import Goal, margin
+from robustly.objectives import ClassificationGoal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack
 from robustly.threats.lp import ThreatModel
@@ -46,7 +46,7 @@ def test_confidence_has_a_price(digit_net: nn.Module, digits: Splits) -> None:
     assert (sure.distance[both] > plain.distance[both]).all()
     assert sure.beyond is not None
     with torch.no_grad():
-        lead = margin(digit_net(sure.beyond[both]), Goal(y[both]))
+        lead = margin(digit_net(sure.beyond[both]), ClassificationGoal(y[both]))
     assert (lead >= 3.0 - 1e-3).all()
 
 
@@ -143,7 +143,7 @@ def test_saliency_maps_cost_two_passes_each_way_per_move_however_many_classes() 
             return torch.cat([5 - rise, rise, *[-rise] * 18], dim=1)
 
     x, y = torch.zeros(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64)
-    goal, draws = Goal(y, target=torch.ones_like(y)), KeyedGenerator(0, torch.arange(1))
+    goal, draws = ClassificationGoal(y, target=torch.ones_like(y)), KeyedGenerator(0, torch.arange(1))
     for pairs, moves in ((True, 2), (False, 4)):
         found = JSMA(gamma=0.25, pairs=pairs)(Slope(), x, goal, threat=ThreatModel("l0", 16), generator=draws)
         assert not found.broken.any()

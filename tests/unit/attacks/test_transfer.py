@@ -11,7 +11,7 @@ from robustly.attacks.ddn import DDN
 from robustly.attacks.mim import MIM, InputDiversity
 from robustly.attacks.square import Square
 from robustly.attacks.transfer import LogitEnsemble, Transfer
-from robustly.objectives import Goal, cross_entropy, margin
+from robustly.objectives import ClassificationGoal, cross_entropy, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, small_network
 from robustly.threats.lp import ThreatModel
@@ -153,7 +153,7 @@ def test_a_target_is_reached_on_the_victim(
     victim: nn.Module, sibling: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     x, y = batch
-    goal = Goal(y, target=(y + 1) % 4)
+    goal = ClassificationGoal(y, target=(y + 1) % 4)
     found = Transfer(MIM(), (sibling,))(victim, x, goal, threat=ThreatModel("linf", 0.3), generator=keys())
     assert found.broken.any()
     assert torch.equal(victim(found.x_adv).argmax(1)[found.broken], goal.target[found.broken])  # type: ignore[index]
@@ -176,7 +176,9 @@ def test_ensembles_fuse_as_they_say(sibling: nn.Module, victim: nn.Module, batch
     assert torch.allclose(logits, 0.25 * sibling(x) + 0.75 * victim(x), atol=1e-6)
     fused = LogitEnsemble(members, weights, "probabilities")(x)
     mean = 0.25 * sibling(x).softmax(1) + 0.75 * victim(x).softmax(1)
-    assert torch.allclose(cross_entropy(fused, Goal(y)), -mean[torch.arange(len(y)), y].log(), atol=1e-5)
+    assert torch.allclose(
+        cross_entropy(fused, ClassificationGoal(y)), -mean[torch.arange(len(y)), y].log(), atol=1e-5
+    )
     alone = LogitEnsemble(members, (0.0, 1.0), "probabilities")(x)
     assert torch.allclose(alone.softmax(1), victim(x).softmax(1), atol=1e-6)
 
@@ -196,6 +198,6 @@ def test_bad_settings_are_refused(given: dict[str, Any], sentence: str) -> None:
 
 
 def test_norms_are_those_of_the_attack(victim: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    assert Transfer(MIM(), (victim,)).norms == MIM.norms
-    with pytest.raises(AttackError, match="linf, l2, l1"):
+    assert Transfer(MIM(), (victim,)).needs == MIM.needs
+    with pytest.raises(AttackError, match="any threat but l0"):
         Transfer(MIM(), (victim,))(victim, *batch, threat=ThreatModel("l0", 2), generator=keys())

@@ -14,7 +14,8 @@ from robustly.evaluation import EvaluationError, Plan, Suite, evaluate, suite_na
 from robustly.evaluation.suites.builtin import standard
 from robustly.objectives import scaled_cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threats.lp import ThreatError, ThreatModel
+from robustly.threats.contract import ThreatError
+from robustly.threats.lp import ThreatModel
 
 LINF = ThreatModel("linf", 0.3)
 SHORT = Suite(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustly.attacks import APGD, ATTACKS, PGD, AttackResult
+from robustly.attacks.core.contract import ANY_THREAT, Needs
 from robustly.data import Splits
 from robustly.evaluation import (
     EvaluationError,
@@ -33,6 +35,9 @@ WEAK, STRONG = PGD(1, relative_step_size=0.5, start="none"), PGD(20, margin)
 @dataclass(frozen=True)
 class Failing:
     """Raises after it has seen `calls` batches' worth of images."""
+
+    needs: ClassVar[Needs] = ANY_THREAT
+    minimum_norm: ClassVar[bool] = False
 
     message: str = "out of luck"
 
@@ -150,7 +155,7 @@ def test_when_every_attack_fails_there_is_no_number(digit_net: nn.Module, digits
 
 
 def test_a_norm_that_an_attack_does_not_know_is_met_at_the_door(digit_net: nn.Module, digits: Splits) -> None:
-    with pytest.raises(EvaluationError, match="'apgd' of suite 's' is defined for linf, l2, l1, the"):
+    with pytest.raises(EvaluationError, match="'apgd' of suite 's' is defined for any threat but l0, the"):
         evaluate(digit_net, digits.test, ThreatModel("l0", 5), Suite("s", {"apgd": APGD(2)}), batch_size=64)
 
 
@@ -201,3 +206,14 @@ def test_where_bfloat16_does_not_pay_it_is_not_used() -> None:
     suite = Suite("s", {"fast": PGD(precision="bfloat16"), "plain": ATTACKS["pgd_10"]})
     slow = in_full_precision(suite)
     assert slow.attacks == {"fast": PGD(), "plain": ATTACKS["pgd_10"]}
+
+
+def test_an_attack_that_does_not_say_what_it_needs_is_refused(digit_net: nn.Module, digits: Splits) -> None:
+    def careless(
+        model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, generator: KeyedGenerator
+    ) -> None: ...
+
+    suite = Suite("s", {"careless": WEAK})
+    object.__setattr__(suite, "attacks", {"careless": careless})
+    with pytest.raises(EvaluationError, match="the attack 'careless' lacks `needs` or `minimum_norm`"):
+        evaluate(digit_net, digits.test, ThreatModel("linf", 0.1), suite)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from training_tools import make_step, mlp
 
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.threats.lp import ThreatModel
 from robustly.training import PGDInner
 from robustly.training.ascent import ascend
@@ -20,7 +20,7 @@ def settle_after(times: int):  # type: ignore[no-untyped-def]
     """Stay where the goal was seen reached `times` times before."""
     seen = torch.zeros(100, dtype=torch.int64)
 
-    def settled(rows: Tensor, points: Tensor, logits: Tensor, goal: Goal) -> Tensor:
+    def settled(rows: Tensor, points: Tensor, logits: Tensor, goal: ClassificationGoal) -> Tensor:
         reached = goal.reached(logits)
         stays = reached & (seen[rows] >= times)
         seen[rows] += reached.long()
@@ -34,7 +34,7 @@ def test_examples_settle_where_they_are(tolerance: int, reached: int, steps: int
     y = torch.tensor([0])
     step = make_step(START, y, nn.Identity(), threat=THREAT)
     pgd = training_pgd(3, step_size=0.04, start="none")
-    found = ascend(step, pgd, Goal(y), settled=settle_after(tolerance))
+    found = ascend(step, pgd, ClassificationGoal(y), settled=settle_after(tolerance))
     assert torch.allclose(found.x_adv, torch.tensor([PATH[reached]], dtype=torch.float64), atol=1e-12)
     assert found.forwards.tolist() == [min(steps + 1, 3)]
     assert found.correct_iterates.tolist() == [1], "only the start is classified correctly"
@@ -49,7 +49,12 @@ def test_where_nothing_settles_it_is_pgd_bit_by_bit(start: str, mode: str) -> No
     inner = PGDInner(steps=4, step_size=0.03, start=start, mode=mode)  # type: ignore[arg-type]
     expected = inner(steps[0])
     pgd = training_pgd(4, step_size=0.03, start=start, mode=mode)  # type: ignore[arg-type]
-    found = ascend(steps[1], pgd, Goal(y), settled=lambda rows, points, logits, goal: torch.zeros_like(rows).bool())
+    found = ascend(
+        steps[1],
+        pgd,
+        ClassificationGoal(y),
+        settled=lambda rows, points, logits, goal: torch.zeros_like(rows).bool(),
+    )
     for name in ("x_adv", "broken", "distance", "forwards", "backwards", "correct_iterates"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     one, other = (step.model.state_dict() for step in steps)
@@ -60,7 +65,9 @@ def test_a_value_of_the_points_replaces_the_objective() -> None:
     y = torch.tensor([0])
     step = make_step(START, y, nn.Identity(), threat=THREAT)
     pgd = training_pgd(3, step_size=0.04, start="none")
-    found = ascend(step, pgd, Goal(y), value=lambda points, logits, goal: points[:, 0] + 0 * logits[:, 0])
+    found = ascend(
+        step, pgd, ClassificationGoal(y), value=lambda points, logits, goal: points[:, 0] + 0 * logits[:, 0]
+    )
     assert torch.allclose(found.x_adv, torch.tensor([[0.65, 0.50]], dtype=torch.float64))
 
 
@@ -68,10 +75,10 @@ def test_noise_is_keyed_by_example_and_stays_in_the_ball() -> None:
     torch.manual_seed(0)
     x, y = torch.rand(20, 6, dtype=torch.float64), torch.randint(4, (20,))
     net, pgd = mlp(norm=False), training_pgd(4, step_size=0.03)
-    whole = ascend(make_step(x, y, net, threat=THREAT), pgd, Goal(y), noise=0.01).x_adv
-    again = ascend(make_step(x, y, net, threat=THREAT), pgd, Goal(y), noise=0.01).x_adv
-    quiet = ascend(make_step(x, y, net, threat=THREAT), pgd, Goal(y)).x_adv
-    part = ascend(make_step(x[:7], y[:7], net, threat=THREAT), pgd, Goal(y[:7]), noise=0.01).x_adv
+    whole = ascend(make_step(x, y, net, threat=THREAT), pgd, ClassificationGoal(y), noise=0.01).x_adv
+    again = ascend(make_step(x, y, net, threat=THREAT), pgd, ClassificationGoal(y), noise=0.01).x_adv
+    quiet = ascend(make_step(x, y, net, threat=THREAT), pgd, ClassificationGoal(y)).x_adv
+    part = ascend(make_step(x[:7], y[:7], net, threat=THREAT), pgd, ClassificationGoal(y[:7]), noise=0.01).x_adv
     assert torch.equal(whole, again)
     assert not torch.equal(whole, quiet)
     assert torch.allclose(whole[:7], part, atol=1e-12)
@@ -83,6 +90,6 @@ def test_noise_is_keyed_by_example_and_stays_in_the_ball() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     x, y = torch.rand(5, 6, dtype=torch.float64), torch.randint(4, (5,))
     net = mlp().train()
-    ascend(make_step(x, y, net, threat=THREAT), training_pgd(2), Goal(y))
+    ascend(make_step(x, y, net, threat=THREAT), training_pgd(2), ClassificationGoal(y))
     assert all(part.training for part in net.modules())
     assert all(p.requires_grad and p.grad is None for p in net.parameters())

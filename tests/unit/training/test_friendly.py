@@ -10,7 +10,7 @@ from training_tools import last, make_job, make_step, mlp, run, same
 
 from robustly.attacks import AttackResult
 from robustly.data import Splits
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.threats.lp import ThreatModel
 from robustly.training import AdversarialLoss, CurriculumInner, FriendlyInner, GairatWeights, Method, PGDInner
 from robustly.training.friendly import curvature_at
@@ -172,7 +172,7 @@ def test_the_curvature_is_the_hessians() -> None:
     x, y = batch(12)
     net = mlp(seed=2).eval()
     step = make_step(x, y, net)
-    found = curvature_at(step, x, Goal(y), step.generator.fold("power"), 300, distance=1e-4)
+    found = curvature_at(step, x, ClassificationGoal(y), step.generator.fold("power"), 300, distance=1e-4)
     for i in range(len(x)):
         hessian = torch.autograd.functional.hessian(
             lambda point, i=i: F.cross_entropy(net(point[None]), y[i : i + 1]),  # type: ignore[misc]
@@ -192,7 +192,7 @@ def test_h_sat_stops_where_the_loss_is_curved_and_counts_its_passes() -> None:
     assert torch.equal(tight.x_adv, PGDInner(steps=0)(make_step(x, y, mlp(seed=2))).x_adv)
     assert (tight.forwards.tolist(), tight.backwards.tolist()) == ([7] * 40, [6] * 40)
     step = make_step(x, y, mlp(seed=2).eval())
-    e = curvature_at(step, plain.x_adv, Goal(y), step.generator.fold("power"), 3)
+    e = curvature_at(step, plain.x_adv, ClassificationGoal(y), step.generator.fold("power"), 3)
     some = curriculum(0.2, criterion="hessian", curvature=float(e.median()))
     assert int(tight.forwards.sum()) < int(some.forwards.sum()) < int(loose.forwards.sum())
 

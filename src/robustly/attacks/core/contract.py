@@ -1,4 +1,4 @@
-"""What every attack takes, gives back and leaves untouched."""
+"""Contract of attacks: arguments, result, threats that an attack supports, and the state of the model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
-from robustly.threats.lp import ThreatModel
+from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall
+from robustly.threats.contract import EditSet, Threat, ThreatSet
 
 ModelMode = Literal["eval", "train", "train_nostat"]
 Images = Float[Tensor, "n ..."]
@@ -23,26 +24,79 @@ class AttackError(ValueError):
 
 
 @dataclass(frozen=True)
-class AttackResult:
-    """What an attack found for each of N examples.
+class Needs:
+    """The threat sets that an attack is defined for.
 
     Args:
-        x_adv: images inside the threat set: an adversarial example where `broken`, otherwise what the attack says
-            it returns on failure (the original, or the point of highest objective).
+        sets: classes of sets. `ThreatSet` stands for every set with gradient steps, `EditSet` for every set of
+            discrete edits.
+        but_not: exceptions.
+    """
+
+    sets: tuple[type, ...]
+    but_not: tuple[type, ...] = ()
+
+    def accept(self, threat: Threat) -> bool:
+        """Whether the attack is defined for a threat."""
+        return self._accept(threat.set_type)
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms of the Lp balls among the sets."""
+        return tuple(norm for norm, ball in _BALLS.items() if self._accept(ball))
+
+    def _accept(self, kind: type) -> bool:
+        general = EditSet if hasattr(kind, "candidates") else ThreatSet
+        concrete = tuple(one for one in self.sets if one not in (ThreatSet, EditSet))
+        return not issubclass(kind, self.but_not) and (general in self.sets or issubclass(kind, concrete))
+
+    def words(self) -> str:
+        """The sets by name: "linf, l2, l1", "any Lp ball", "any threat but l0"."""
+        names = {ThreatSet: "any threat", EditSet: "any set of edits", LpBall: "any Lp ball"}
+        listed = ", ".join(names.get(one) or _name(one) for one in self.sets)
+        return listed + (f" but {', '.join(map(_name, self.but_not))}" if self.but_not else "")
+
+
+def _name(kind: type) -> str:
+    return kind.norm if issubclass(kind, LpBall) else kind.__name__
+
+
+ANY_THREAT = Needs((ThreatSet,))
+ANY_BUT_L0 = Needs((ThreatSet,), but_not=(L0Ball,))
+"""For attacks whose step size is measured in the unit of the radius: under l0 it is not."""
+ANY_BALL = Needs((LpBall,))
+_BALLS: dict[str, type[LpBall]] = {ball.norm: ball for ball in (LinfBall, L2Ball, L1Ball, L0Ball)}
+
+
+def lp_balls(*norms: str) -> Needs:
+    """The Lp balls of some norms."""
+    return Needs(tuple(_BALLS[norm] for norm in norms))
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """Outcome of an attack for each of N examples.
+
+    Args:
+        x_adv: inputs inside the threat set: an adversarial example where `broken`, otherwise the attack's failure
+            point (the original, or the point of highest objective).
         broken: whether `x_adv` was seen to reach the goal. Examples that were misclassified before the attack
             are broken at distance 0.
-        distance: distance of the nearest adversarial example that was found, infinity where there was none. Broken
-            examples have it at most epsilon; what a minimum-norm attack finds beyond is in `beyond`.
+        distance: size of the change of the nearest adversarial example that was found, in the threat's unit;
+            infinity where none was found. Broken examples have it at most at the threat's extent. What a
+            minimum-norm attack finds beyond it is in `beyond`.
         forwards: forward passes spent on the example.
         backwards: input-gradient passes spent on the example.
-        correct_iterates: how many of the points at which a gradient was taken the model still had right
-            (kappa of GAIRAT, Zhang et al. 2021).
-        invalid: whether the model ever answered with NaN or infinite logits.
-        beyond: for minimum-norm attacks, the nearest adversarial example of each image that was found outside the
-            threat set (other rows are ignored); None for attacks that stay inside.
-        margin: the highest max_{j != y} z_j - z_y that was seen at any point of the search, `(N,)`: how close the
-            example came to being misclassified. None where the attack does not say.
-        zero_gradients: at how many points the gradient was exactly zero, `(N,)`; None where there is none.
+        correct_iterates: number of iterates that the model classified correctly (kappa of GAIRAT, Zhang et al.
+            2021). Samples that only serve to estimate a gradient do not count.
+        invalid: whether the model ever returned NaN or infinite values.
+        beyond: for minimum-norm attacks, the nearest adversarial example of each input that was found outside the
+            threat set (other rows have no meaning); None for attacks that stay inside.
+        margin: the highest margin of the goal that was seen at any point of the search, `(N,)`: for classification
+            max_{j != y} z_j - z_y. None where the attack does not state it.
+        zero_gradients: number of iterates at which the gradient was exactly zero, `(N,)`; None for attacks without
+            gradients.
+        theta: the threat's parameters of `x_adv`, `(N, ...)`; None for Lp balls, whose parameters are the input.
     """
 
     x_adv: Images
@@ -55,20 +109,30 @@ class AttackResult:
     beyond: Images | None = None
     margin: Float[Tensor, " n"] | None = None
     zero_gradients: Int64[Tensor, " n"] | None = None
+    theta: Float[Tensor, "n ..."] | None = None
 
 
 @runtime_checkable
 class Attack(Protocol):
     """A search for adversarial examples.
 
-    Leaves the model as it found it (train or eval mode of every module, `requires_grad` and `.grad` of every
-    parameter, buffers) and has no state of its own. What it finds for an example depends on (model, x, y, threat,
-    seed, example id) and not on the other examples of the batch.
-
-    An attack that looks for the nearest adversarial example, whatever epsilon is, says so with an attribute
-    `minimum_norm = True`: one run of it gives the whole security curve. One that is not defined for every norm
-    lists those that it is for in an attribute `norms`, and refuses the others.
+    It leaves the model unchanged (train or eval mode of every module, `requires_grad` and `.grad` of every
+    parameter, buffers) and has no state. Its result for an example depends on (model, x, y, threat, seed, example
+    id) and not on the other examples of the batch.
     """
+
+    @property
+    def needs(self) -> Needs:
+        """The threats that the attack is defined for. It refuses all others."""
+        ...
+
+    @property
+    def minimum_norm(self) -> bool:
+        """Whether it looks for the nearest adversarial example, whatever the extent.
+
+        One run of such an attack gives the whole security curve.
+        """
+        ...
 
     def __call__(
         self,
@@ -76,31 +140,32 @@ class Attack(Protocol):
         x: Images,
         y: Int64[Tensor, " n"] | Goal,
         *,
-        threat: ThreatModel,
+        threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
         """Attack a batch.
 
         Args:
-            model: any module from images to logits `(N, K)`.
-            x: images `(N, ...)` inside the threat's box.
-            y: true labels `(N,)`, or a `Goal` with target classes or reference logits.
-            threat: what is allowed.
+            model: any module from inputs to the outputs that the goal understands: logits `(N, K)` for labels.
+            x: inputs `(N, ...)` inside the threat's box.
+            y: true labels `(N,)`, or a `Goal` (such as a `ClassificationGoal` with target classes or reference
+                logits).
+            threat: the allowed changes.
             generator: source of random numbers, keyed by the examples' ids.
 
         Raises:
-            AttackError: shapes that do not fit, images outside the box, labels that are no classes, a norm that the
-                attack is not defined for.
+            AttackError: shapes that do not fit, inputs outside the box, labels that are not classes, a threat that
+                the attack is not defined for.
         """
         ...
 
 
 @contextmanager
 def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = True) -> Iterator[None]:
-    """Hold a model still while it is attacked, and put everything back, also after an exception.
+    """Freeze a model while it is attacked and restore it afterwards, also after an exception.
 
     Args:
-        model: the model under attack; its parameters ask for no gradient inside.
+        model: the model under attack; its parameters need no gradient inside.
         mode: "eval"; "train" (the modes are left as they are: under training, batch statistics that also update the
             running ones); or "train_nostat" (batch statistics, running ones left alone).
         full_precision: whether to switch autocast and TF32 off.
@@ -136,60 +201,64 @@ def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = Tr
             norm.track_running_stats = was_tracked
 
 
-def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: ThreatModel) -> tuple[Images, Goal]:
-    """Check a batch at the door of an attack; tensors born in inference mode are copied out of it.
+def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: Threat) -> tuple[Images, Goal]:
+    """Check a batch before an attack; tensors created in inference mode are copied out of it.
 
     Raises:
-        AttackError: images that are no floats or lie outside the box; labels that do not fit the images.
+        AttackError: images that are not floats or lie outside the box; labels that do not fit the images.
     """
-    goal = y if isinstance(y, Goal) else Goal(y)
+    goal = ClassificationGoal(y) if isinstance(y, Tensor) else y
     if not x.is_floating_point():
         raise AttackError(f"images must be floats in {list(threat.box)}, got {x.dtype}: divide uint8 by 255")
-    if goal.y.shape != x.shape[:1] or goal.y.dtype != torch.int64:
-        raise AttackError(f"labels must be int64 of shape ({len(x)},), got {goal.y.dtype} of {tuple(goal.y.shape)}")
-    if goal.target is not None and (goal.target.shape != goal.y.shape or goal.target.dtype != torch.int64):
-        raise AttackError(
-            f"target classes must be int64 of shape ({len(x)},), got {goal.target.dtype} of "
-            f"{tuple(goal.target.shape)}"
-        )
+    if isinstance(goal, ClassificationGoal):
+        _check_labels(x, goal)
     low, high = threat.box
     if x.numel() and not (bool(x.amin() >= low) and bool(x.amax() <= high)):
         raise AttackError(
             f"images must lie in [{low:g}, {high:g}], got [{x.amin():g}, {x.amax():g}]: the model, not the data, "
             "normalises (put a Normalize layer first)"
         )
-    if goal.target is not None and bool((goal.target == goal.y).any()):
-        raise AttackError("a target class equals the true label: targets must be other classes")
     with torch.inference_mode(False):
         return x.detach().clone(), goal
 
 
-def check_logits(logits: Tensor, goal: Goal) -> Tensor:
-    """Logits as they have to be, for the first answer of a model.
+def _check_labels(x: Images, goal: ClassificationGoal) -> None:
+    if goal.y.shape != x.shape[:1] or goal.y.dtype != torch.int64:
+        raise AttackError(f"labels must be int64 of shape ({len(x)},), got {goal.y.dtype} of {tuple(goal.y.shape)}")
+    if goal.target is None:
+        return
+    if goal.target.shape != goal.y.shape or goal.target.dtype != torch.int64:
+        raise AttackError(
+            f"target classes must be int64 of shape ({len(x)},), got {goal.target.dtype} of "
+            f"{tuple(goal.target.shape)}"
+        )
+    if bool((goal.target == goal.y).any()):
+        raise AttackError("a target class equals the true label: targets must be other classes")
+
+
+def check_output(output: Tensor, goal: Goal) -> Tensor:
+    """The model's first output, if it fits the goal.
 
     Raises:
-        AttackError: another shape than `(N, K)` with K at least 2, or labels outside 0..K-1.
+        AttackError: something other than a tensor, or a tensor that `goal.check` refuses.
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(goal.y) or logits.shape[1] < 2:
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise AttackError(f"the model must return logits ({len(goal.y)}, classes >= 2), got {shape}")
-    for name, classes in (("labels", goal.y), ("target classes", goal.target)):
-        if classes is None or len(classes) == 0:
-            continue
-        least, largest = int(classes.min()), int(classes.max())
-        if least < 0 or largest >= logits.shape[1]:
-            raise AttackError(f"{name} span {least}..{largest}, the model has classes 0..{logits.shape[1] - 1}")
-    return logits
+    if not isinstance(output, Tensor):
+        raise AttackError(f"the model must return a tensor, got {type(output).__name__}")
+    try:
+        goal.check(output)
+    except ValueError as error:
+        raise AttackError(str(error)) from None
+    return output
 
 
-def check_norm(threat: ThreatModel, norms: tuple[str, ...]) -> None:
+def check_needs(threat: Threat, needs: Needs) -> None:
     """Refuse a threat that an attack is not defined for.
 
     Raises:
-        AttackError: the norm is not among `norms`.
+        AttackError: the threat's sets are not among `needs`.
     """
-    if threat.norm not in norms:
-        raise AttackError(f"this attack is defined for {', '.join(norms)}, the threat is {threat}")
+    if not needs.accept(threat):
+        raise AttackError(f"this attack is defined for {needs.words()}, the threat is {threat}")
 
 
 def check_ids(x: Images, generator: KeyedGenerator) -> None:
@@ -205,7 +274,7 @@ def check_ids(x: Images, generator: KeyedGenerator) -> None:
 
 
 def check_device(model: nn.Module, x: Images) -> None:
-    """Refuse images that are not where the model is.
+    """Refuse images on another device than the model.
 
     Raises:
         AttackError: the two devices.

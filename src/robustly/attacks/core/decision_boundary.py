@@ -8,7 +8,8 @@ from robustly.attacks.core.contract import Images
 from robustly.attacks.core.model_access import logits_of
 from robustly.attacks.core.search import Rows, Search
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import Ball, LinfBall, per_example
+from robustly.threats.balls import LinfBall, LpBall
+from robustly.threats.contract import per_example
 
 AT_ONCE = 1024  # images per forward pass
 MOST_BISECTIONS = 20  # float32 images do not tell closer points apart
@@ -17,8 +18,8 @@ MOST_BISECTIONS = 20  # float32 images do not tell closer points apart
 def decide(search: Search, rows: Rows, points: Float[Tensor, "m b ..."]) -> Bool[Tensor, "m b"]:
     """Whether the goal is reached at B points of each example.
 
-    The passes are added to the examples' counts here, because `Search.look` takes one point of each; the answers
-    are estimates' raw material and are not kept as finds.
+    The passes are added to the examples' counts here, because `Search.evaluate` takes one point of each; the
+    answers are estimates' raw material and are not kept as finds.
     """
     goal, several = search.goal.select(rows.repeat_interleave(points.shape[1])), points.flatten(0, 1)
     parts = []
@@ -53,7 +54,7 @@ def random_adversarials(
     Returns:
         The examples that one was found for, in their order, and the images.
     """
-    low, high = search.threat.box
+    low, high = search.ball.box
     start, found = search.x[rows].clone(), torch.zeros_like(rows).bool()
     for attempt in range(tries):
         left = (~found & ~search.invalid[rows]).nonzero()[:, 0]
@@ -63,7 +64,7 @@ def random_adversarials(
         if len(shape) > 1 and attempt % 3:
             shape[-(attempt % 3)] = 1
         noise = draws.select(left).fold("attempt", attempt).uniform(*shape).expand(-1, *start.shape[1:])
-        points = (low + (high - low) * noise.to(start)).clamp_(low, high)
+        points = search.ball.select(rows[left]).clamp(low + (high - low) * noise.to(start))
         reached = evaluate_decisions(search, points, rows[left])
         start[left[reached]], found[left[reached]] = points[reached], True
     return rows[found], start[found]
@@ -87,7 +88,7 @@ def bisect(search: Search, rows: Rows, points: Images, halvings: int) -> Images:
     ball = search.ball.select(rows)
     low, high = torch.zeros_like(ball.radius), torch.ones_like(ball.radius)
     if isinstance(ball, LinfBall):
-        high = ball.distance(points)
+        high = ball.size(points)
     nearest = points
     for _ in range(halvings):
         middle = (low + high) / 2
@@ -98,7 +99,7 @@ def bisect(search: Search, rows: Rows, points: Images, halvings: int) -> Images:
     return nearest
 
 
-def towards(ball: Ball, points: Images, share: Float[Tensor, " m"]) -> Images:
+def towards(ball: LpBall, points: Images, share: Float[Tensor, " m"]) -> Images:
     """Points on the way from the originals (share 0) to others (share 1; under linf, to those within the share)."""
     wide = per_example(share, points).to(points)
     if isinstance(ball, LinfBall):

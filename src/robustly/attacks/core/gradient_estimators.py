@@ -1,7 +1,8 @@
-"""Gradients from something else than one backward pass, for `PGD(estimator=...)` and `Search.climb`."""
+"""Gradients by other means than one backward pass: finite differences, averages over random draws."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,6 +13,31 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import laid_out_like
 
 AT_ONCE = 1024  # images per forward pass of a finite difference, unless there are more examples than that
+
+
+@runtime_checkable
+class GradientEstimator(Protocol):
+    """Another source of gradients than one backward pass."""
+
+    def __call__(
+        self,
+        ask: Callable[[Tensor], Tensor],
+        points: Tensor,
+        value: Callable[[Tensor], Tensor],
+        draws: KeyedGenerator,
+    ) -> tuple[Tensor, int, int]:
+        """Estimate the gradient of `value(ask(points)).sum()`, `(M, ...)`.
+
+        Args:
+            ask: from points `(M, ...)` (or several times as many: example after example, each repeated) to outputs.
+            points: where, `(M, ...)`.
+            value: from outputs of as many rows as points to the objective `(M,)`.
+            draws: random numbers of the M examples.
+
+        Returns:
+            The gradient, and the forward and backward passes that each example cost.
+        """
+        ...
 
 
 @dataclass(frozen=True)

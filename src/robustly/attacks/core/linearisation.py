@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from robustly.attacks.core.contract import Images
+from robustly.attacks.core.contract import AttackError, Images
 from robustly.attacks.core.model_access import input_gradient, logits_of
 from robustly.attacks.core.search import Rows, Search
-from robustly.objectives import Goal, margin
-from robustly.threats.balls import per_example
+from robustly.objectives import ClassificationGoal, margin
+from robustly.threats.balls import Limit, LpBall
+from robustly.threats.contract import per_example
 
 ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
 _DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf"), "l0": float("inf")}
@@ -21,7 +22,8 @@ def step_to_hyperplane(
     gradient: Float[Tensor, "n ..."],
     rise: Float[Tensor, " n"],
     norm: str,
-    box: tuple[float, float],
+    low: Limit,
+    high: Limit,
 ) -> Float[Tensor, "n ..."]:
     """The smallest change d in the norm with `slope . d = rise` and `x + d` in the box.
 
@@ -36,7 +38,8 @@ def step_to_hyperplane(
         slope: normals of the hyperplanes, `(N, ...)`.
         rise: how much the linear function has to change, of either sign, `(N,)`.
         norm: "linf", "l2" or "l1".
-        box: least and largest valid value.
+        low: least valid values: a number, or `(N, ...)`.
+        high: largest valid values.
 
     Returns:
         The change; where the hyperplane is out of reach, the one to the corner of the box nearest to it. Zero
@@ -48,9 +51,13 @@ def step_to_hyperplane(
     wanted = rise.double()[:, None] / scale
     direction = (normal * torch.where(wanted < 0, -1.0, 1.0)).sign()
     gain = normal.abs() / scale  # scaled: the squares of a confident network's slopes underflow
-    room = torch.where(direction > 0, box[1] - flat, flat - box[0]).clamp_min(0.0) * (gain > 0)
+    room = torch.where(direction > 0, _flat(high) - flat, flat - _flat(low)).clamp_min(0.0) * (gain > 0)
     moved = _spend_in_order(gain, room, wanted.abs()) if norm == "l1" else _spend_evenly(gain, room, wanted, norm)
     return (direction * moved).to(x.dtype).view_as(x)
+
+
+def _flat(limit: Limit) -> float | Float[Tensor, "n d"]:
+    return limit if isinstance(limit, float) else limit.flatten(1).double()
 
 
 def _spend_in_order(
@@ -101,7 +108,7 @@ def unit(gradient: Images) -> Images:
     return scaled / per_example(torch.where(largest > 0, length, 1.0), gradient)
 
 
-def lead_of_target(logits: Float[Tensor, "n k"], goal: Goal) -> Float[Tensor, " n"]:
+def lead_of_target(logits: Float[Tensor, "n k"], goal: ClassificationGoal) -> Float[Tensor, " n"]:
     """How far the target is ahead of every other class: positive exactly where a targeted attack succeeded.
 
     Raises:
@@ -109,7 +116,7 @@ def lead_of_target(logits: Float[Tensor, "n k"], goal: Goal) -> Float[Tensor, " 
     """
     if goal.target is None:
         raise ValueError("only a goal with a target has a lead: give Goal(y, target=classes)")
-    return -margin(logits, Goal(goal.target))
+    return -margin(logits, ClassificationGoal(goal.target))
 
 
 def nearest_boundary(
@@ -132,12 +139,13 @@ def nearest_boundary(
     """
     here = points.detach().requires_grad_()
     logits = logits_of(search.model, here)
-    ahead = logits.gather(1, classes) - logits.gather(1, search.goal.y[rows][:, None])
+    ahead = logits.gather(1, classes) - logits.gather(1, search.labels.y[rows][:, None])
     gap, gradient = points.new_zeros(len(points)), torch.zeros_like(points)
     nearest = torch.full_like(gap, torch.inf)
     for column in range(classes.shape[1]):
         normal = input_gradient(ahead[:, column].sum(), here, keep_graph=column + 1 < classes.shape[1])
-        value, gain = ahead[:, column].detach().to(gap), steepness(normal, search.threat.norm)
+        normal = search.along_free(normal)
+        value, gain = ahead[:, column].detach().to(gap), steepness(normal, search.ball.norm)
         distance = torch.where(gain > 0, value.abs() / gain, torch.inf)
         closer = distance < nearest
         nearest, gap = torch.where(closer, distance, nearest), torch.where(closer, value, gap)
@@ -162,12 +170,14 @@ def ranked_targets(search: Search, ranking: Ranking, count: int) -> Int64[Tensor
         ranking: "confidence" or "malt".
         count: how many are wanted.
     """
-    y = search.goal.y
+    y = search.labels.y
     count = min(count, search.clean.shape[1] - 1)
     lowest = torch.finfo(search.clean.dtype).min
     by_logit = search.clean.scatter(1, y[:, None], lowest).argsort(dim=1, descending=True, stable=True)[:, :-1]
     if ranking == "confidence":
         return by_logit[:, :count]
+    if not isinstance(search.threat_set, LpBall):
+        raise AttackError(f"the ranking 'malt' is defined for Lp balls, the threat is {search.threat}")
     ranked = by_logit.clone()
     rows = search.unbroken
     if len(rows):
@@ -191,9 +201,9 @@ def linearised_distances(
         rows: examples `(M,)`.
         classes: `(M, C)`.
     """
-    y = search.goal.y[rows]
+    y = search.labels.y[rows]
     logits, gradients = search.jacobian(search.x[rows], rows, torch.cat([y[:, None], classes], dim=1))
     gap = logits.gather(1, y[:, None]) - logits.gather(1, classes)
     difference = (gradients[:, :1] - gradients[:, 1:]).flatten(2)
-    steepness = torch.linalg.vector_norm(difference, _DUAL[search.threat.norm], dim=2)
+    steepness = torch.linalg.vector_norm(difference, _DUAL[search.ball.norm], dim=2)
     return torch.where(steepness > 0, gap / steepness.clamp_min(torch.finfo(gap.dtype).tiny), torch.inf)

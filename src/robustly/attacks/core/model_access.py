@@ -1,4 +1,4 @@
-"""Asking a model: logits that objectives can bear, gradients without NaN, and a copy in half precision."""
+"""Model access: float32 logits, NaN-free input gradients, a bfloat16 copy."""
 
 import copy
 import warnings
@@ -11,9 +11,9 @@ from robustly.attacks.core.contract import Images
 
 
 def logits_of(model: nn.Module, points: Images) -> Tensor:
-    """Logits, at least in float32, in which objectives do not underflow; a half-precision model gets its own dtype.
+    """The model's output, in float32 at least: in half precision objectives underflow.
 
-    Double stays double.
+    A half-precision model receives its own dtype. Double stays double.
     """
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):
@@ -26,7 +26,7 @@ def logits_of(model: nn.Module, points: Images) -> Tensor:
 
 
 def input_gradient(value: Float[Tensor, ""], points: Images, keep_graph: bool = False) -> Images:
-    """Gradient of a sum with respect to the points, without NaN; zeros where the model lets none through."""
+    """Gradient of a sum with respect to the points, with zeros for NaN; zeros if the model has no gradient."""
     if not value.requires_grad:
         return torch.zeros_like(points)
     (gradient,) = torch.autograd.grad(value, points, retain_graph=keep_graph, allow_unused=True)
@@ -37,27 +37,27 @@ def input_gradient(value: Float[Tensor, ""], points: Images, keep_graph: bool = 
 
 
 def half_precision_copy(model: nn.Module, x: Images) -> nn.Module | None:
-    """A bfloat16, channels-last copy of a model to search in; None, with a warning, where the model has none.
+    """A bfloat16, channels-last copy of a model; None, with a warning, if the model cannot be copied so.
 
-    Its gradients are noisy in the third digit, which a search does not mind; its verdicts nobody believes.
+    Use only for search: gradients have about three digits. Confirm successes in full precision.
     """
     try:
-        twin = copy.deepcopy(model).to(torch.bfloat16)
+        half = copy.deepcopy(model).to(torch.bfloat16)
         if x.ndim == 4:
-            twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        twin = _Twin(twin)
+            half = half.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        half = _HalfPrecision(half)
         with torch.no_grad():
-            tried = logits_of(twin, x[:1])
+            tried = logits_of(half, x[:1])
         if not bool(tried.isfinite().all()):
             raise ValueError("its logits are not finite")
     except Exception as error:
         warnings.warn(f"no search in bfloat16 with this model ({error}); searching in full precision", stacklevel=4)
         return None
-    return twin
+    return half
 
 
-class _Twin(nn.Module):
-    """The copy, fed in its own number and memory format."""
+class _HalfPrecision(nn.Module):
+    """The copy, with inputs converted to its number and memory format."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustly.attacks.core.contract import AttackError
 from robustly.attacks.core.linearisation import lead_of_target
-from robustly.objectives import Goal, margin
+from robustly.objectives import ClassificationGoal, margin
 
 LARGEST = 1e10  # an upper end that no success has set yet
 
@@ -57,10 +57,10 @@ def check_penalty_search(steps: int, search_steps: int, initial_c: float, learni
         raise AttackError(f"initial_c and learning_rate must be positive, got {initial_c}, {learning_rate}")
 
 
-def capped_lead(confidence: float) -> Callable[[Tensor, Goal], Tensor]:
+def capped_lead(confidence: float) -> Callable[[Tensor, ClassificationGoal], Tensor]:
     """The adversary's lead, counted up to `confidence`: max_{j != y} z_j - z_y, targeted z_t - max_{j != t} z_j."""
 
-    def objective(logits: Tensor, goal: Goal) -> Tensor:
+    def objective(logits: Tensor, goal: ClassificationGoal) -> Tensor:
         lead = margin(logits, goal) if goal.target is None else lead_of_target(logits, goal)
         return lead.clamp_max(confidence)
 

@@ -62,7 +62,7 @@ def random_search(
     goal, shape = search.goal.select(rows), search.x.shape[1:]
     current = moves.start(draws.fold("start"))
     found = search.value_and_grad(current.view(-1, *shape), rows, objective, goal=goal, gradient=False)
-    value, keep = found.value, found.unbroken
+    value, keep = found.value, found.going
     block = current.new_zeros(len(rows), BLOCK, 0)
     for query in range(queries):
         if not bool(keep.all()):
@@ -78,7 +78,7 @@ def random_search(
         better = (found.value > value).nonzero()[:, 0]  # few: copying all images would cost more than the rest
         current[better], value[better] = new[better], found.value[better]
         moves.accept(better)
-        keep = found.unbroken
+        keep = found.going
 
 
 def falling_share(initial: float, query: int, bounds: tuple[int, ...], divisors: tuple[int, ...]) -> float:

@@ -1,94 +1,79 @@
-"""What every search shares: questions to the model are counted, answers judged, and the best find kept."""
+"""Shared state of a search: passes are counted, outputs judged, and the best find is kept."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks.core.contract import (
+    ANY_THREAT,
+    AttackError,
     AttackResult,
     Images,
     ModelMode,
+    Needs,
     check_device,
     check_ids,
-    check_logits,
-    check_norm,
+    check_needs,
+    check_output,
     frozen,
     prepare,
 )
+from robustly.attacks.core.gradient_estimators import GradientEstimator
 from robustly.attacks.core.model_access import half_precision_copy, input_gradient, logits_of
-from robustly.objectives import Goal, Objective, margin
+from robustly.objectives import ClassificationGoal, Goal, Objective
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import Ball, laid_out_like, per_example
-from robustly.threats.lp import NORMS, ThreatModel
+from robustly.threats.balls import LpBall, laid_out_like
+from robustly.threats.contract import Theta, Threat, ThreatSet, per_example
 
 Precision = Literal["full", "ambient", "bfloat16"]
 Rows = Int64[Tensor, " m"]
-
-
-@runtime_checkable
-class GradientEstimator(Protocol):
-    """Another source of gradients than one backward pass: finite differences, or an average over random draws."""
-
-    def __call__(
-        self,
-        ask: Callable[[Tensor], Tensor],
-        points: Tensor,
-        value: Callable[[Tensor], Tensor],
-        draws: KeyedGenerator,
-    ) -> tuple[Tensor, int, int]:
-        """Estimate the gradient of `value(ask(points)).sum()`, `(M, ...)`.
-
-        Args:
-            ask: from images `(M, ...)` (or several times as many: example after example, each repeated) to logits.
-            points: where, `(M, ...)`.
-            value: from logits of as many rows as points to the objective `(M,)`.
-            draws: random numbers of the M examples.
-
-        Returns:
-            The gradient, and how many forward and backward passes each example cost.
-        """
-        ...
+PointValue = Callable[[Images, Tensor, Goal], Float[Tensor, " m"]]
+"""An objective that also depends on the inputs: from M inputs, the model's outputs and their goals to `(M,)`."""
+Settled = Callable[[Rows, Theta, Tensor, Goal], Bool[Tensor, " m"]]
+"""Which of M examples stop, from their rows, parameters, the model's outputs and their goals."""
 
 
 @dataclass(frozen=True)
-class Ascent:
-    """The answer at M points.
+class Evaluated:
+    """Outcome of one evaluation at M points.
 
     Args:
-        logits: `(M, K)`, float32 or wider.
-        gradient: of the objective with respect to the points, zeros where it is no number.
+        output: of the model: logits `(M, K)` for classifiers; float32 or wider.
+        gradient: of the objective with respect to theta, zeros where it is NaN or infinite.
         value: the objective `(M,)`.
         reached: whether the goal was reached, confirmed in full precision `(M,)`.
-        standing: which examples are still to be broken `(M,)`.
+        going: the examples that go on: not broken, not invalid, not settled `(M,)`.
     """
 
-    logits: Float[Tensor, "m k"]
+    output: Float[Tensor, "m ..."]
     gradient: Float[Tensor, "m ..."]
     value: Float[Tensor, " m"]
     reached: Bool[Tensor, " m"]
-    unbroken: Bool[Tensor, " m"]
+    going: Bool[Tensor, " m"]
 
 
 class Search:
-    """One attack on one batch: all questions to the model go through here.
+    """One attack on one batch: the only access to the model.
 
-    Examples are addressed by `rows`, positions in the batch `(M,)`, each at most once in a call. Every answer is
-    judged: answers that are no numbers make an example invalid, the first point that reaches the goal is kept
-    (under `nearest`, the nearest one, whatever epsilon is), and of failing points that of highest objective.
+    Examples are addressed by `rows`, positions in the batch `(M,)`, each at most once in a call. Points are the
+    threat's parameters theta; the model receives `render(theta, rows)`. Every output is judged: NaN or infinite
+    values make an example invalid; the first point that reaches the goal is kept (under `nearest` the nearest one,
+    whatever its size); of failing points the one with the highest objective is kept.
 
     Args:
-        model: the model, held still by `frozen`.
-        x: images `(N, ...)`.
+        model: the model, frozen by `frozen`.
+        x: inputs `(N, ...)`.
         goal: what counts as success.
         threat: the threat.
         nearest: for minimum-norm attacks.
-        by_margin: whether failing points are ranked by how close they come to any wrong prediction, for searches
-            whose objective is not the same throughout.
-        twin: a faster model of lower precision to search in; what it finds counts only if `model` agrees.
+        by_margin: whether failing points are ranked by the goal's margin instead of the objective, for searches
+            whose objective changes.
+        half: a bfloat16 copy of the model to search with; its successes count only if `model` confirms them.
+        verdicts: False only moves the points: nothing is judged or kept (the inner maximisation of training).
     """
 
     def __init__(
@@ -96,17 +81,19 @@ class Search:
         model: nn.Module,
         x: Images,
         goal: Goal,
-        threat: ThreatModel,
+        threat: Threat,
         *,
         nearest: bool = False,
         by_margin: bool = False,
-        twin: nn.Module | None = None,
+        half: nn.Module | None = None,
+        verdicts: bool = True,
     ) -> None:
         self.model, self.x, self.goal, self.threat = model, x, goal, threat
-        self.nearest, self.by_margin, self.twin = nearest, by_margin, twin
-        self.ball: Ball = threat.around(x)
+        self.nearest, self.by_margin, self.half, self.verdicts = nearest, by_margin, half, verdicts
+        self.threat_set: ThreatSet = threat.around(x)
+        self._is_direct = isinstance(self.threat_set, LpBall)
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        self.x_adv = x.clone()
+        self.theta: Theta = self.threat_set.identity().clone()
         self.distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
         self.highest = torch.full_like(self.distance, -torch.inf)
         self.margin = torch.full_like(self.distance, -torch.inf)
@@ -116,11 +103,11 @@ class Search:
         self.clean = x.new_zeros(len(x), 0)
 
     def begin(self) -> None:
-        """The clean pass: what is wrong already is broken at distance 0 and not attacked."""
+        """Run the clean pass: what is misclassified already is broken at distance 0 and not attacked."""
         with torch.no_grad():
-            self.clean = check_logits(logits_of(self.model, self.x), self.goal)
+            self.clean = check_output(logits_of(self.model, self.x), self.goal)
         self.forwards += 1
-        finite = self.clean.isfinite().all(1)
+        finite = _all_finite(self.clean)
         self.invalid |= ~finite
         self.broken = self.goal.reached(self.clean) | ~finite
         self.distance[self.broken] = 0.0
@@ -128,24 +115,55 @@ class Search:
 
     @property
     def unbroken(self) -> Rows:
-        """The examples that are still to be broken; under `nearest`, those that were not wrong from the outset."""
+        """The examples left to break; under `nearest`, all that were not misclassified from the start."""
         return (~self.broken & ~self.invalid).nonzero()[:, 0]
 
-    def select(self, rows: Rows) -> tuple[Goal, Ball]:
-        """The goals of some examples, and the balls around them."""
-        return self.goal.select(rows), self.ball.select(rows)
+    @property
+    def ball(self) -> LpBall:
+        """The threat set of an attack that is defined for Lp balls only."""
+        assert isinstance(self.threat_set, LpBall)  # such attacks refuse other threats before
+        return self.threat_set
 
-    def evaluate(self, points: Images, rows: Rows) -> Float[Tensor, "m k"]:
-        """Logits at allowed points: one forward pass each, in full precision."""
+    @property
+    def labels(self) -> ClassificationGoal:
+        """The goal of an attack that is defined for classification only.
+
+        Raises:
+            AttackError: another kind of goal.
+        """
+        if not isinstance(self.goal, ClassificationGoal):
+            raise AttackError(
+                f"this attack is defined for classification, the goal is a {type(self.goal).__name__}"
+            )
+        return self.goal
+
+    def render(self, theta: Theta, rows: Rows) -> Images:
+        """The inputs that the model receives for some parameters; differentiable.
+
+        Args:
+            theta: `(M, ...)`, or a multiple of M: example after example, each repeated.
+            rows: `(M,)`.
+        """
+        if self._is_direct:
+            return theta
+        each = len(theta) // max(len(rows), 1)
+        return self.threat_set.select(rows.repeat_interleave(each) if each > 1 else rows).apply(theta)
+
+    def along_free(self, gradient: Theta) -> Theta:
+        """A gradient with zeros where the mask of an Lp threat forbids changes."""
+        return self.ball.along_free(gradient) if self._is_direct else gradient
+
+    def evaluate(self, theta: Theta, rows: Rows) -> Float[Tensor, "m ..."]:
+        """Outputs at allowed points, judged: one forward pass each, in full precision."""
         with torch.no_grad():
-            logits = logits_of(self.model, points)
+            output = logits_of(self.model, self.render(theta, rows))
         self.forwards[rows] += 1
-        self.record(points, rows, logits, None, exact=True)
-        return logits
+        self.record(theta, rows, output, None, exact=True)
+        return output
 
     def value_and_grad(
         self,
-        points: Images,
+        theta: Theta,
         rows: Rows,
         objective: Objective,
         *,
@@ -153,158 +171,201 @@ class Search:
         estimator: GradientEstimator | None = None,
         draws: KeyedGenerator | None = None,
         gradient: bool = True,
-        record: bool = True,
+        inside: bool = True,
         rank: bool = True,
-    ) -> Ascent:
-        """Logits, objective and gradient at some points: one forward and one backward pass each.
+        counts: bool = True,
+        value_at: PointValue | None = None,
+        settled: Settled | None = None,
+    ) -> Evaluated:
+        """Output, objective and gradient at some points: one forward and one backward pass each.
 
         Args:
-            points: `(M, ...)`.
+            theta: `(M, ...)`.
             rows: which examples they belong to.
             objective: what is maximised.
-            goal: the goal that the objective is told of, where it is not that of the verdict (a target class that
-                merely directs an untargeted search).
+            goal: the objective's goal where it is not that of the verdict (a target class that only directs an
+                untargeted search).
             estimator: another source of gradients.
             draws: random numbers of the M examples, for the estimator.
-            gradient: False spares the backward pass; the gradient is then zero.
-            record: whether the points are allowed ones, that may be kept.
+            gradient: False saves the backward pass; the gradient is then zero.
+            inside: whether the points are allowed ones, that may be kept.
             rank: whether the objective may rank failing points.
+            counts: whether the points are iterates, which count in `correct_iterates` and `zero_gradients`.
+            value_at: an objective that depends on the inputs too, in place of `objective`.
+            settled: examples that stop here; they cost no backward pass.
         """
         aim = self.goal.select(rows) if goal is None else goal
-        fast = self.model if self.twin is None else self.twin
+        fast = self.model if self.half is None else self.half
         self.forwards[rows] += 1
         if not gradient or estimator is not None:
-            with torch.no_grad():
-                logits = logits_of(fast, points)
-                value = objective(logits, aim)
-            found = points.new_zeros(()).expand_as(points)
-            if gradient and estimator is not None:
-                assert draws is not None
-                found, forwards, backwards = estimator(
-                    lambda images: logits_of(fast, images), points, lambda given: objective(given, aim), draws
-                )
-                self.forwards[rows] += forwards
-                self.backwards[rows] += backwards
+            output, value, found = self._estimated(theta, rows, objective, aim, estimator, draws, gradient=gradient)
+            moving = torch.ones_like(rows, dtype=torch.bool)
         else:
-            here = points.detach().requires_grad_()
-            logits = logits_of(fast, here)
-            value = objective(logits, aim)
-            found = input_gradient(value.sum(), here)
-            self.backwards[rows] += 1
-        if gradient:
+            here = theta.detach().requires_grad_()
+            images = self.render(here, rows)
+            output = logits_of(fast, images)
+            moving = torch.ones_like(rows, dtype=torch.bool)
+            if settled is not None:
+                moving = ~settled(rows, here.detach(), output.detach(), aim)
+            value = objective(output, aim) if value_at is None else value_at(images, output, aim)
+            if settled is None or bool(moving.any()):
+                found = input_gradient((value if settled is None else value[moving]).sum(), here)
+            else:
+                found = torch.zeros_like(theta)
+            self.backwards[rows] += moving.long()
+        output, value, found = output.detach(), value.detach().to(theta.dtype), self.along_free(found)
+        if gradient and counts:
+            self.correct_iterates[rows] += ~self.goal.select(rows).reached(output)
+        if not self.verdicts:
+            return Evaluated(output, found, value, torch.zeros_like(moving), moving)
+        if gradient and counts:
             self.zero_gradients[rows] += (found.flatten(1) == 0).all(1)
-        logits, value = logits.detach(), value.detach().to(points.dtype)
-        if gradient:
-            self.correct_iterates[rows] += ~self.goal.select(rows).reached(logits)
-        if record:
-            worth = _margin(logits, self.goal.select(rows)).to(value) if self.by_margin else value
-            reached = self.record(points, rows, logits, worth if rank else None, exact=self.twin is None)
-        else:
-            reached = torch.zeros_like(rows).bool()  # answers outside the threat set prove nothing
-        unbroken = ~self.invalid[rows] & ~self.broken[rows]
-        return Ascent(logits, found, value, reached, unbroken)
+        reached = torch.zeros_like(moving)  # outputs outside the threat set prove nothing
+        if inside:
+            worth = _margin(output, self.goal.select(rows)).to(value) if self.by_margin else value
+            reached = self.record(theta, rows, output, worth if rank else None, exact=self.half is None)
+        return Evaluated(output, found, value, reached, moving & ~self.invalid[rows] & ~self.broken[rows])
+
+    def sample_gradient(self, theta: Theta, rows: Rows, objective: Objective, goal: Goal) -> Theta:
+        """Gradient of an objective at points that only serve to estimate a gradient.
+
+        Costs one forward and one backward pass each. The points are not iterates: they are neither judged nor
+        counted in `correct_iterates` and `zero_gradients`.
+        """
+        found = self.value_and_grad(theta, rows, objective, goal=goal, inside=False, counts=False)
+        return found.gradient
 
     def jacobian(
-        self, points: Images, rows: Rows, classes: Int64[Tensor, "m c"]
+        self, theta: Images, rows: Rows, classes: Int64[Tensor, "m c"]
     ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m c ..."]]:
         """Logits, and the gradients of the named logits of each point: one forward and C backward passes.
 
         Returns:
             Logits `(M, K)` and gradients `(M, C, ...)`.
         """
-        here = points.detach().requires_grad_()
-        logits = logits_of(self.model, here)
+        here = theta.detach().requires_grad_()
+        logits = logits_of(self.model, self.render(here, rows))
         gradients = []
         for column in range(classes.shape[1]):
             chosen = logits.gather(1, classes[:, column : column + 1]).sum()
-            gradients.append(input_gradient(chosen, here, keep_graph=column + 1 < classes.shape[1]))
+            gradient = input_gradient(chosen, here, keep_graph=column + 1 < classes.shape[1])
+            gradients.append(self.along_free(gradient))
         self.forwards[rows] += 1
         self.backwards[rows] += classes.shape[1]
         self.correct_iterates[rows] += ~self.goal.select(rows).reached(logits)
-        self.record(points, rows, logits.detach(), None, exact=True)
+        self.record(theta, rows, logits.detach(), None, exact=True)
         return logits.detach(), torch.stack(gradients, dim=1)
 
-    def settle(self) -> None:
-        """After a search in a twin: the best failing points are looked at in full precision."""
+    def confirm_best(self) -> None:
+        """After a search in half precision: evaluate the best failing points in full precision."""
         rows = self.unbroken
-        if self.twin is not None and len(rows):
-            self.evaluate(self.x_adv[rows], rows)
+        if self.half is not None and len(rows):
+            self.evaluate(self.theta[rows], rows)
+
+    def record(
+        self, theta: Theta, rows: Rows, output: Tensor, value: Tensor | None, *, exact: bool
+    ) -> Bool[Tensor, " m"]:
+        """Judge outputs and keep the best points, for searches that call the model themselves too.
+
+        Args:
+            theta: allowed points (under `nearest`: points in the box) `(M, ...)`.
+            rows: which examples they belong to.
+            output: the model's outputs there.
+            value: the objective, by which failing points are ranked; None ranks none.
+            exact: whether the outputs are the model's own, in full precision.
+
+        Returns:
+            Which reached the goal, `(M,)`.
+        """
+        goal = self.goal.select(rows)
+        finite = _all_finite(output)
+        reached = goal.reached(output) & finite & ~self.broken[rows]
+        if self.nearest:
+            distance = self.threat_set.select(rows).size(theta).to(self.distance)
+            closer = reached & (distance < self.distance[rows])
+            if not exact:
+                closer = self._confirmed(theta, rows, closer)
+            self.theta[rows[closer]] = theta[closer]
+            self.distance[rows[closer]] = distance[closer]
+        else:
+            if not exact:
+                reached = self._confirmed(theta, rows, reached)
+            kept = reached
+            if value is not None:
+                kept = reached | ((value > self.highest[rows]) & ~self.broken[rows])
+                self.highest[rows[kept]] = value[kept]
+            self.theta[rows[kept]] = theta[kept]
+            self.broken[rows] |= reached
+        self.invalid[rows] |= ~finite
+        if not self.nearest:
+            self.broken[rows] |= ~finite
+        self.margin[rows] = torch.maximum(self.margin[rows], _margin(output, goal).to(self.margin))
+        return reached
 
     def result(self) -> AttackResult:
-        """What was found."""
-        inside, beyond = self.broken, None
+        """The result of the search."""
+        everyone = torch.arange(len(self.x), device=self.x.device)
+        inside, theta, beyond = self.broken, self.theta, None
         if self.nearest:
             found = self.distance.isfinite() & ~self.invalid
-            inside = (found & self.ball.contains(self.x_adv)) | self.invalid
-            beyond = self.x_adv
-        else:
-            self.distance = torch.where(inside, self.ball.distance(self.x_adv), torch.inf)
-        x_adv = self.x_adv
-        if self.nearest:
-            x_adv = torch.where(per_example(inside, self.x), self.x_adv, self.x)
+            inside = (found & self.threat_set.contains(theta)) | self.invalid
+            beyond = laid_out_like(self.x, self.render(theta, everyone).detach())
+            theta = torch.where(per_example(inside, theta), theta, self.threat_set.identity())
+        elif self.verdicts:
+            self.distance = torch.where(inside, self.threat_set.size(theta), torch.inf)
         return AttackResult(
-            laid_out_like(self.x, x_adv),
+            laid_out_like(self.x, self.render(theta, everyone).detach()),
             inside,
             self.distance,
             self.forwards,
             self.backwards,
             self.correct_iterates,
             self.invalid,
-            None if beyond is None else laid_out_like(self.x, beyond),
-            self.margin,
-            self.zero_gradients,
+            beyond,
+            self.margin if self.verdicts else None,
+            self.zero_gradients if self.verdicts else None,
+            None if self._is_direct else theta,
         )
 
-    def record(
-        self, points: Images, rows: Rows, logits: Tensor, value: Tensor | None, *, exact: bool
-    ) -> Bool[Tensor, " m"]:
-        """Keep what these points are worth; for searches that ask the model themselves.
+    def _estimated(
+        self,
+        theta: Theta,
+        rows: Rows,
+        objective: Objective,
+        aim: Goal,
+        estimator: GradientEstimator | None,
+        draws: KeyedGenerator | None,
+        *,
+        gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, objective, and the estimator's gradient (zero where none is wanted)."""
+        fast = self.model if self.half is None else self.half
+        with torch.no_grad():
+            output = logits_of(fast, self.render(theta, rows))
+            value = objective(output, aim)
+        if not gradient or estimator is None:
+            return output, value, theta.new_zeros(()).expand_as(theta)
+        assert draws is not None
+        found, forwards, backwards = estimator(
+            lambda points: logits_of(fast, self.render(points, rows)),
+            theta,
+            lambda outputs: objective(outputs, aim),
+            draws,
+        )
+        self.forwards[rows] += forwards
+        self.backwards[rows] += backwards
+        return output, value, found
 
-        Args:
-            points: allowed points (under `nearest`: points in the box) `(M, ...)`.
-            rows: which examples they belong to.
-            logits: what the model says of them.
-            value: the objective, by which failing points are ranked; None ranks none.
-            exact: whether the logits are the model's own, in full precision.
-
-        Returns:
-            Which reached the goal, `(M,)`.
-        """
-        goal = self.goal.select(rows)
-        finite = logits.isfinite().all(1)
-        reached = goal.reached(logits) & finite & ~self.broken[rows]
-        if self.nearest:
-            distance = self.ball.select(rows).distance(points).to(self.distance)
-            closer = reached & (distance < self.distance[rows])
-            if not exact:
-                closer = self._confirmed(points, rows, closer)
-            self.x_adv[rows[closer]] = points[closer]
-            self.distance[rows[closer]] = distance[closer]
-        else:
-            if not exact:
-                reached = self._confirmed(points, rows, reached)
-            kept = reached
-            if value is not None:
-                kept = reached | ((value > self.highest[rows]) & ~self.broken[rows])
-                self.highest[rows[kept]] = value[kept]
-            self.x_adv[rows[kept]] = points[kept]
-            self.broken[rows] |= reached
-        self.invalid[rows] |= ~finite
-        if not self.nearest:
-            self.broken[rows] |= ~finite
-        self.margin[rows] = torch.maximum(self.margin[rows], _margin(logits, goal).to(self.margin))
-        return reached
-
-    def _confirmed(self, points: Images, rows: Rows, claimed: Bool[Tensor, " m"]) -> Bool[Tensor, " m"]:
-        """Which of the points that the twin calls successes are ones: a forward pass in full precision."""
+    def _confirmed(self, theta: Theta, rows: Rows, claimed: Bool[Tensor, " m"]) -> Bool[Tensor, " m"]:
+        """Which successes of the half-precision copy hold in full precision: one forward pass each."""
         place = claimed.nonzero()[:, 0]
         if len(place) == 0:
             return claimed
         with torch.no_grad():
-            logits = logits_of(self.model, points[place])
+            output = logits_of(self.model, self.render(theta[place], rows[place]))
         self.forwards[rows[place]] += 1
         holds = torch.zeros_like(claimed)
-        holds[place] = self.goal.select(rows[place]).reached(logits) & logits.isfinite().all(1)
+        holds[place] = self.goal.select(rows[place]).reached(output) & _all_finite(output)
         return holds
 
 
@@ -314,50 +375,56 @@ def run_search(
     x: Images,
     y: Int64[Tensor, " n"] | Goal,
     *,
-    threat: ThreatModel,
+    threat: Threat,
     generator: KeyedGenerator,
-    norms: tuple[str, ...] = NORMS,
+    needs: Needs = ANY_THREAT,
     nearest: bool = False,
     by_margin: bool = False,
     mode: ModelMode = "eval",
     precision: Precision = "full",
+    verdicts: bool = True,
 ) -> AttackResult:
-    """What every attack does: check, hold the model still, spare what is wrong already, search, report.
+    """Run an attack: check the arguments, freeze the model, skip what is misclassified already, search, report.
 
     Args:
-        run: the search; it is called with the state after the clean pass, if anything is left to attack.
-        model: as `Attack` has it, like the four that follow.
-        x: the clean images.
-        y: what they show, or a goal.
-        threat: what is allowed.
+        run: the search. It is called with the state after the clean pass if anything is left to attack.
+        model: as in `Attack`, like the four that follow.
+        x: the clean inputs.
+        y: their labels, or a goal.
+        threat: the allowed changes.
         generator: keyed by example.
-        norms: the norms that the attack is defined for.
+        needs: the threats that the attack is defined for.
         nearest: for minimum-norm attacks.
         by_margin: how failing points are ranked; see `Search`.
         mode: how batch normalisation behaves; see `frozen`.
         precision: "full", "ambient" (autocast as it is), or "bfloat16": the search runs in a bfloat16 copy of the
             model, verdicts in full precision.
+        verdicts: False runs the search alone: no clean pass, nothing judged; see `Search`.
 
     Raises:
-        AttackError: see `prepare`; a norm that the attack is not defined for; a model on another device.
+        AttackError: see `prepare`; a threat that the attack is not defined for; a model on another device.
     """
-    check_norm(threat, norms)
+    check_needs(threat, needs)
     x, goal = prepare(x, y, threat)
     check_ids(x, generator)
     check_device(model, x)
     with frozen(model, mode, precision != "ambient"):
-        twin = half_precision_copy(model, x) if precision == "bfloat16" and len(x) else None
-        search = Search(model, x, goal, threat, nearest=nearest, by_margin=by_margin, twin=twin)
+        half = half_precision_copy(model, x) if precision == "bfloat16" and len(x) else None
+        search = Search(model, x, goal, threat, nearest=nearest, by_margin=by_margin, half=half, verdicts=verdicts)
         if precision == "bfloat16":
-            search.forwards[:1] += 1  # the first image tried the twin
-        if len(x):
+            search.forwards[:1] += 1  # the first image tried the copy
+        if len(x) and verdicts:
             search.begin()
-            if len(search.unbroken):
-                run(search, generator)
-                search.settle()
+        if len(x) and len(search.unbroken):
+            run(search, generator)
+            if verdicts:
+                search.confirm_best()
         return search.result()
 
 
-def _margin(logits: Tensor, goal: Goal) -> Float[Tensor, " m"]:
-    """How far the example is from being misclassified, whatever the attack's own target."""
-    return margin(logits, Goal(goal.y)).nan_to_num(-torch.inf)
+def _all_finite(output: Tensor) -> Bool[Tensor, " m"]:
+    return output.flatten(1).isfinite().all(1)
+
+
+def _margin(output: Tensor, goal: Goal) -> Float[Tensor, " m"]:
+    return goal.margin(output).nan_to_num(-torch.inf)

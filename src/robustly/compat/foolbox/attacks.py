@@ -19,7 +19,7 @@ from robustly.attacks.fmn import FMN
 from robustly.attacks.hopskipjump import HopSkipJump
 from robustly.compat.foolbox.models import goal_of, module_and_bounds
 from robustly.compat.goals import generator_for, nearest, verdict_logits, whole_box
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 from robustly.threats.lp import ThreatModel
 
 Images = Tensor | list[Tensor]
@@ -91,9 +91,9 @@ class PortedAttack:
 
     @property
     def _is_free(self) -> bool:
-        return bool(getattr(self.attack, "minimum_norm", False))
+        return self.attack.minimum_norm
 
-    def _crafted(self, model: nn.Module, x: Tensor, goal: Goal, threat: ThreatModel) -> Tensor:
+    def _crafted(self, model: nn.Module, x: Tensor, goal: ClassificationGoal, threat: ThreatModel) -> Tensor:
         best, distance = nearest(self.attack, model, x, goal, threat, generator_for(x, self.seed, "repeat", 0))
         for turn in range(1, self.times):
             draws = generator_for(x, self.seed, "repeat", turn)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustly.attacks.core.contract import AttackError
 from robustly.compat.goals import targeted_goal, verdict_logits
-from robustly.objectives import Goal
+from robustly.objectives import ClassificationGoal
 
 
 class PyTorchModel(nn.Module):
@@ -95,18 +95,18 @@ def module_and_bounds(model: Any) -> tuple[nn.Module, tuple[float, float]]:
     raise AttackError(f"a model is a torch.nn.Module or a Foolbox model, got {type(model).__name__}")
 
 
-def goal_of(model: nn.Module, x: Tensor, criterion: Any) -> Goal:
+def goal_of(model: nn.Module, x: Tensor, criterion: Any) -> ClassificationGoal:
     """The goal of a criterion, or of labels.
 
     Raises:
         AttackError: another criterion.
     """
     if isinstance(criterion, Tensor):
-        return Goal(criterion)
+        return ClassificationGoal(criterion)
     if hasattr(criterion, "target_classes"):
         return targeted_goal(model, x, _tensor(criterion.target_classes))
     if hasattr(criterion, "labels"):
-        return Goal(_tensor(criterion.labels))
+        return ClassificationGoal(_tensor(criterion.labels))
     raise AttackError(
         f"a criterion is labels, Misclassification or TargetedMisclassification, got {type(criterion).__name__}"
     )

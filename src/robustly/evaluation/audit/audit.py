@@ -19,7 +19,8 @@ from robustly.evaluation.suites.suite import Plan, Suite, settings
 from robustly.evaluation.target import EvaluationTarget, places, round_to_8_bits
 from robustly.files import file_sha256
 from robustly.models import weights_hash
-from robustly.threats.lp import ThreatModel, parse_threat
+from robustly.threats import parse_threat
+from robustly.threats.lp import ThreatModel
 
 _TIE = 1e-4  # logit difference below which another machine's rounding may decide
 
@@ -66,8 +67,9 @@ def _checks(
     folder: Path, evidence: Evidence, target: EvaluationTarget, suite: Suite | None, rerun: int
 ) -> Iterator[Check]:
     table, summary = evidence.table, evidence.summary
-    threat = parse_threat(summary["threat"]["text"])
-    threat = ThreatModel(threat.norm, threat.epsilon, summary["threat"]["box"])
+    threat = parse_threat(summary["threat"]["text"], summary["threat"]["box"])
+    if not isinstance(threat, ThreatModel):
+        raise EvidenceError(f"an audit checks Lp threats, the evidence is under {threat}")
     target = replace(
         target, threat=threat, seed=int(summary["suite"]["seed"]), batch_size=int(summary["suite"]["batch_size"])
     )

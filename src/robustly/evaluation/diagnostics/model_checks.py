@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.evaluation.diagnostics.probe import VARIES, Finding, Probe, spread_of_answers
-from robustly.objectives import Goal, cross_entropy, difference_of_logits_ratio, margin
+from robustly.objectives import ClassificationGoal, cross_entropy, difference_of_logits_ratio, margin
 from robustly.randomness import KeyedGenerator, derive_seed
 
 NO_IMAGE = "The model has none of the images right: there is nothing to test."
@@ -205,7 +205,7 @@ def vanishing_gradients(probe: Probe) -> Finding:
     return Finding("D6", title, share <= ONE_PERCENT, share, threshold, words)
 
 
-def _cross_entropy_in_float64(logits: Tensor, goal: Goal) -> Tensor:
+def _cross_entropy_in_float64(logits: Tensor, goal: ClassificationGoal) -> Tensor:
     return cross_entropy(logits.double(), goal)
 
 

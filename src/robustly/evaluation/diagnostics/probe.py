@@ -16,7 +16,7 @@ from robustly.attacks.core.contract import Attack, AttackResult, Images, frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.attacks.pgd import PGD, Keep
 from robustly.evaluation.target import EvaluationTarget
-from robustly.objectives import Goal, Objective, cross_entropy, difference_of_logits_ratio
+from robustly.objectives import ClassificationGoal, Objective, cross_entropy, difference_of_logits_ratio
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.lp import ThreatModel
 
@@ -112,9 +112,9 @@ class Probe:
         """Size of the sample."""
         return len(self.rows)
 
-    def goal(self, rows: Int64[Tensor, " m"]) -> Goal:
+    def goal(self, rows: Int64[Tensor, " m"]) -> ClassificationGoal:
         """What the adversary wants of some rows."""
-        return Goal(self.target.data.labels[rows])
+        return ClassificationGoal(self.target.data.labels[rows])
 
     @contextmanager
     def seeded(self, purpose: str) -> Iterator[None]:

@@ -8,7 +8,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import L0_STEP_SHARE, L1_STEP_SHARE, Ball
+from robustly.threats.balls import L0_STEP_SHARE, L1_STEP_SHARE, LpBall
 from robustly.threats.lp import NORMS, ThreatModel
 
 SHARE = {"linf": 0.1, "l2": 0.8, "l1": 2.0, "l0": 2}  # of the width of the box; l0: pixels
@@ -23,7 +23,7 @@ def images(shape: tuple[int, ...], box: tuple[float, float], seed: int, count: i
     return (values * (high - low) + low).clamp(low, high)
 
 
-def around(norm: str, x: Tensor, box: tuple[float, float], share: float | None = None) -> Ball:
+def around(norm: str, x: Tensor, box: tuple[float, float], share: float | None = None) -> LpBall:
     share = SHARE[norm] if share is None else share
     return ThreatModel(norm, share if norm == "l0" else share * (box[1] - box[0]), box).around(x)
 
@@ -99,7 +99,7 @@ def test_distances(norm: str) -> None:
     moved[0, :, 0, 0] += 0.3  # one pixel in three channels
     moved[0, 1, 1, 1] -= 0.4
     expected = {"linf": 0.4, "l2": (3 * 0.09 + 0.16) ** 0.5, "l1": 1.3, "l0": 2.0}
-    distance = around(norm, x, (0.0, 1.0)).distance(moved)
+    distance = around(norm, x, (0.0, 1.0)).size(moved)
     assert distance.tolist() == pytest.approx([expected[norm], 0.0], abs=1e-6)
 
 
@@ -127,7 +127,7 @@ def test_some_of_the_balls(norm: str) -> None:
     assert torch.equal(part.random_start(generator.select(rows)), whole.random_start(generator)[rows])
     moved = whole.step(x, gradient, step_size)
     assert torch.allclose(part.step(x[rows], gradient[rows], step_size[rows]), moved[rows], atol=1e-6)
-    assert torch.equal(part.distance(moved[rows]), whole.distance(moved)[rows])
+    assert torch.equal(part.size(moved[rows]), whole.size(moved)[rows])
     assert torch.equal(part.contains(moved[rows] + 0.01), whole.contains(moved + 0.01)[rows])
 
 

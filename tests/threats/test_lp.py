@@ -7,7 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustly.threats.lp import NORMS, ThreatError, ThreatModel, fraction_text, parse_epsilon, parse_threat
+from robustly.threats import parse_threat
+from robustly.threats.contract import ThreatError
+from robustly.threats.exact_size import fraction_text, parse_epsilon
+from robustly.threats.lp import NORMS, ThreatModel
 
 
 @given(st.integers(0, 255))
@@ -104,7 +107,7 @@ def test_wide_epsilon_is_no_mistake_where_it_makes_sense() -> None:
 
 @pytest.mark.parametrize("text", ["linf", "8/255", "", "linf=8/255", "l2 0.5"])
 def test_a_threat_without_colon_shows_the_form(text: str) -> None:
-    with pytest.raises(ThreatError, match="NORM:EPSILON"):
+    with pytest.raises(ThreatError, match="KIND:SIZE"):
         parse_threat(text)
 
 
@@ -116,7 +119,7 @@ def test_text_of_a_threat_may_be_sloppy() -> None:
 @pytest.mark.parametrize(
     ("norm", "epsilon", "message"),
     [
-        ("linf", torch.zeros(2, 1), r"must be \(N,\), got \(2, 1\)"),
+        ("l2", torch.zeros(2, 1), "one epsilon per pixel exists under linf only"),
         ("linf", torch.tensor(0.1), r"must be \(N,\), got \(\)"),
         ("linf", torch.tensor([0.1, -0.1]), "at least 0, got -0.1"),
         ("linf", torch.tensor([0.1, float("nan")]), "finite"),

@@ -1,0 +1,138 @@
+"""Gradient ascent on an objective over any threat set: one loop, with an update rule."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from robustly.attacks.core.gradient_estimators import GradientEstimator
+from robustly.attacks.core.search import Evaluated, PointValue, Rows, Search, Settled
+from robustly.attacks.core.update_rules import Iterate, Steepest, UpdateRule, select_state
+from robustly.objectives import Goal, Objective, at_step
+from robustly.randomness import KeyedGenerator
+from robustly.threats.contract import PerExample, Theta, ThreatSet
+
+STEEPEST = Steepest()
+StepSize = Callable[[int, ThreatSet], PerExample]
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Gradient ascent from a given start.
+
+    Args:
+        steps: gradient steps, at least 0.
+        objective: what is maximised; it may change from step to step.
+        step_size: size of a step `(M,)`, from its number and the allowed parameters.
+        rule: the update rule.
+        early_stop: whether an example leaves as soon as it is broken.
+        finish: "evaluate" judges the last iterate too, with one more forward pass; "keep" returns the last iterate
+            unseen.
+        estimator: where gradients come from, if not from a backward pass.
+        value_at: an objective that depends on the inputs too, in place of `objective`.
+        settled: examples that stop where they are, asked before every step (early stopping in training).
+    """
+
+    steps: int
+    objective: Objective
+    step_size: StepSize
+    rule: UpdateRule = STEEPEST
+    early_stop: bool = True
+    finish: Literal["evaluate", "keep"] = "evaluate"
+    estimator: GradientEstimator | None = None
+    value_at: PointValue | None = None
+    settled: Settled | None = None
+
+    def run(self, search: Search, rows: Rows, theta: Theta, goal: Goal, draws: KeyedGenerator) -> None:
+        """Move some examples; finds are kept in `search`.
+
+        Args:
+            search: counts and judges the points.
+            rows: examples `(M,)`.
+            theta: where they start, `(M, ...)`.
+            goal: the goal of their objective.
+            draws: their random numbers.
+        """
+        threat_set, state = search.threat_set.select(rows), self.rule.init(theta)
+        for step in range(self.steps + 1):
+            if step == self.steps:
+                self._finish(search, rows, theta, goal)
+                return
+            found = self._evaluate(search, rows, theta, goal, draws, step)
+            gradient, keep = found.gradient, found.going if self.early_stop else ~search.invalid[rows]
+            if not bool(keep.all()):
+                if self.finish == "keep":
+                    search.theta[rows[~keep]] = theta[~keep].to(search.theta.dtype)
+                rows, theta, gradient, state = rows[keep], theta[keep], gradient[keep], select_state(state, keep)
+                goal, threat_set, draws = goal.select(keep), threat_set.select(keep), draws.select(keep)
+                if len(rows) == 0:
+                    return
+            here = self._iterate(search, rows, theta, gradient, threat_set, goal, draws, step)
+            theta, state = self.rule.update(state, here)
+
+    def _evaluate(
+        self, search: Search, rows: Rows, theta: Theta, goal: Goal, draws: KeyedGenerator, step: int
+    ) -> Evaluated:
+        return search.value_and_grad(
+            theta,
+            rows,
+            self._objective_at(step),
+            goal=goal,
+            estimator=self.estimator,
+            draws=draws.fold("estimate", step) if self.estimator is not None else None,
+            value_at=self.value_at,
+            settled=self.settled,
+        )
+
+    def _iterate(
+        self,
+        search: Search,
+        rows: Rows,
+        theta: Theta,
+        gradient: Theta,
+        threat_set: ThreatSet,
+        goal: Goal,
+        draws: KeyedGenerator,
+        step: int,
+    ) -> Iterate:
+        def gradient_at(points: Theta) -> Theta:
+            return search.sample_gradient(points, rows, self._objective_at(step), goal)
+
+        sizes = self.step_size(step, threat_set)
+        return Iterate(step, theta, gradient, threat_set, sizes, draws, gradient_at)
+
+    def _finish(self, search: Search, rows: Rows, theta: Theta, goal: Goal) -> None:
+        if self.finish == "keep":
+            search.theta[rows] = theta.to(search.theta.dtype)
+        else:
+            search.value_and_grad(theta, rows, self._objective_at(self.steps), goal=goal, gradient=False)
+
+    def _objective_at(self, step: int) -> Objective:
+        """The objective of a step; the last iterate is judged by that of the last step."""
+        return at_step(self.objective, min(step, self.steps - 1), self.steps)
+
+
+def random_direction_ascent(search: Search, rows: Rows, theta: Theta, draws: KeyedGenerator, steps: int) -> Theta:
+    """Output-diversified initialisation: ascent with steps of the radius on w . z(x), w uniform in (-1, 1)^K.
+
+    Such starts differ in the model's outputs, not only in their pixels (Tashiro, Song and Ermon, "Diversity can be
+    transferred", NeurIPS 2020; with seven steps the "ADI" of Liu et al., CVPR 2022).
+
+    Args:
+        search: counts and judges the points on the way.
+        rows: examples `(M,)`.
+        theta: where they are, `(M, ...)`.
+        draws: their random numbers.
+        steps: each one forward and one backward pass.
+    """
+    weights = draws.fold("weights").uniform(search.clean.shape[1]).to(theta) * 2 - 1
+    threat_set = search.threat_set.select(rows)
+
+    def diversity(logits: Tensor, goal: Goal) -> Tensor:
+        return (weights.to(logits) * logits).sum(1)
+
+    for _ in range(steps):
+        found = search.value_and_grad(theta, rows, diversity, rank=False)
+        theta = threat_set.step(theta, found.gradient, threat_set.radius)
+    return theta

@@ -1,0 +1,197 @@
+"""Update rules of gradient ascent: steepest, normalised, momentum, Adam, and noise on top of another rule."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from robustly.attacks.core.contract import AttackError, Images
+from robustly.randomness import KeyedGenerator
+from robustly.threats.balls import laid_out_like
+from robustly.threats.contract import PerExample, Theta, ThreatSet, per_example
+
+State = tuple[Tensor, ...]
+"""What an update rule carries from step to step: tensors `(M, ...)`, one entry per example."""
+SMOOTHING_SIGMA = 3.0  # pixels
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """The point of M examples before a step.
+
+    Args:
+        step: number of finished steps.
+        theta: the threat's parameters `(M, ...)`.
+        gradient: of the objective there.
+        threat_set: the allowed parameters.
+        step_size: `(M,)`.
+        draws: random numbers of the examples.
+        gradient_at: gradient of the objective at other points of the same examples. Such samples are not iterates.
+    """
+
+    step: int
+    theta: Theta
+    gradient: Theta
+    threat_set: ThreatSet
+    step_size: PerExample
+    draws: KeyedGenerator
+    gradient_at: Callable[[Theta], Theta]
+
+
+@runtime_checkable
+class UpdateRule(Protocol):
+    """How an ascent moves, given the gradient."""
+
+    def init(self, theta: Theta) -> State:
+        """The state before the first step."""
+        ...
+
+    def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
+        """The next allowed parameters, and the state after the step."""
+        ...
+
+
+def select_state(state: State, index: Tensor) -> State:
+    """The state of some of the examples."""
+    return tuple(values[index] for values in state)
+
+
+@dataclass(frozen=True)
+class Steepest:
+    """A step in the steepest direction of the threat's geometry: the sign of the gradient under linf."""
+
+    def init(self, theta: Theta) -> State:
+        """No state."""
+        return ()
+
+    def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
+        """One projected step."""
+        return iterate.threat_set.step(iterate.theta, iterate.gradient, iterate.step_size), state
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """A step of Euclidean length `step_size` along the gradient, whatever the threat's geometry."""
+
+    def init(self, theta: Theta) -> State:
+        """No state."""
+        return ()
+
+    def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
+        """One projected step."""
+        scaled = _scaled_to_largest(iterate.gradient)
+        length = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
+        direction = scaled / per_example(torch.where(length > 0, length, 1.0), scaled)
+        moved = iterate.theta + direction * per_example(iterate.step_size, direction)
+        return iterate.threat_set.project(moved), state
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """A steepest step along a decaying sum of l1-normalised gradients: MI-FGSM (Dong et al., CVPR 2018, alg. 1).
+
+    Args:
+        decay: mu, at least 0; 0 is `Steepest`.
+        smoothing: side in pixels, odd, of the Gaussian kernel that each gradient is convolved with first (TI-FGSM,
+            Dong et al., CVPR 2019, eq. 8); None for no smoothing.
+    """
+
+    decay: float = 1.0
+    smoothing: int | None = None
+
+    def init(self, theta: Theta) -> State:
+        """A velocity of zero."""
+        return (torch.zeros_like(theta),)
+
+    def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
+        """One projected step along the velocity."""
+        gradient = iterate.gradient
+        if self.smoothing is not None:
+            gradient = smoothed(gradient, self.smoothing)
+        velocity = gradient  # without decay as `Steepest`, to the last bit: a step ignores the direction's length
+        if self.decay > 0:
+            length = gradient.flatten(1).abs().sum(1)
+            unit = gradient / per_example(torch.where(length > 0, length, 1.0), gradient)
+            velocity = self.decay * state[0] + unit
+        return iterate.threat_set.step(iterate.theta, velocity, iterate.step_size), (velocity,)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """A step by Adam (Kingma and Ba, ICLR 2015), then the projection.
+
+    Each gradient is divided by its largest entry first: the gradients of a confident network are far below `tiny`.
+
+    Args:
+        betas: decay of the first and the second moment, in [0, 1).
+        tiny: added to the root of the second moment.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    tiny: float = 1e-8
+
+    def init(self, theta: Theta) -> State:
+        """Moments of zero."""
+        return torch.zeros_like(theta), torch.zeros_like(theta)
+
+    def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
+        """One projected step."""
+        gradient = _scaled_to_largest(iterate.gradient)
+        first = self.betas[0] * state[0] + (1 - self.betas[0]) * gradient
+        second = self.betas[1] * state[1] + (1 - self.betas[1]) * gradient.square()
+        ahead = first / (1 - self.betas[0] ** (iterate.step + 1))
+        spread = (second / (1 - self.betas[1] ** (iterate.step + 1))).sqrt()
+        moved = iterate.theta + per_example(iterate.step_size, gradient) * ahead / (spread + self.tiny)
+        return iterate.threat_set.project(moved), (first, second)
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Another rule, from a point to which Gaussian noise is added before each step (FAT, Zhang et al., ICML 2020).
+
+    Args:
+        rule: the rule.
+        deviation: standard deviation of the noise, positive.
+    """
+
+    rule: UpdateRule
+    deviation: float
+
+    def init(self, theta: Theta) -> State:
+        """The rule's state."""
+        return self.rule.init(theta)
+
+    def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
+        """Add noise, then step."""
+        noise = iterate.draws.fold("noise", iterate.step).normal(*iterate.theta.shape[1:]).to(iterate.theta)
+        return self.rule.update(state, replace(iterate, theta=iterate.theta + self.deviation * noise))
+
+
+def smoothed(gradient: Images, side: int) -> Images:
+    """Each channel convolved with a Gaussian kernel of sum 1, with zeros beyond the edge.
+
+    Args:
+        gradient: `(N, C, H, W)`.
+        side: of the kernel, odd.
+
+    Raises:
+        AttackError: inputs without height and width.
+    """
+    if gradient.ndim != 4:
+        raise AttackError(f"smoothing is for images (N, C, H, W), got {tuple(gradient.shape)}")
+    place = torch.arange(side, device=gradient.device, dtype=gradient.dtype) - side // 2
+    profile = (-0.5 * (place / SMOOTHING_SIGMA) ** 2).exp()
+    profile = profile / profile.sum()
+    planes = gradient.flatten(0, 1)[:, None]
+    planes = F.conv2d(planes, profile.view(1, 1, -1, 1), padding=(side // 2, 0))
+    planes = F.conv2d(planes, profile.view(1, 1, 1, -1), padding=(0, side // 2))
+    return laid_out_like(gradient, planes.view(gradient.shape))
+
+
+def _scaled_to_largest(gradient: Float[Tensor, "m ..."]) -> Float[Tensor, "m ..."]:
+    largest = gradient.flatten(1).abs().amax(1)
+    return gradient / per_example(torch.where(largest > 0, largest, 1.0), gradient)

@@ -1,0 +1,262 @@
+"""Chains: several threats applied one after the other, each within its own limits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from robustly.randomness import KeyedGenerator
+from robustly.threats.balls import LpBall
+from robustly.threats.contract import Images, Link, PerExample, Threat, ThreatError, ThreatSet
+from robustly.threats.exact_size import fraction_text, parse_epsilon
+from robustly.threats.lp import ThreatModel
+
+Flat = Float[Tensor, "n p"]
+
+
+@dataclass(frozen=True)
+class OffsetBall:
+    """An Lp ball described by the change that is added, so that it can act on inputs other than its own.
+
+    Args:
+        x: images `(N, ...)`.
+        ball: the allowed changes, a ball around zero.
+        box: least and largest valid value of an image; sums are cut off there.
+    """
+
+    x: Float[Tensor, "n ..."]
+    ball: LpBall
+    box: tuple[float, float]
+
+    @property
+    def radius(self) -> Float[Tensor, " n"]:  # noqa: D102
+        return self.ball.radius
+
+    def apply(self, theta: Tensor) -> Tensor:  # noqa: D102
+        return self.apply_to(self.x, theta)
+
+    def apply_to(self, images: Tensor, theta: Tensor) -> Tensor:
+        """The images plus the change, inside the box."""
+        return (images + theta).clamp(*self.box)
+
+    def identity(self) -> Tensor:  # noqa: D102
+        return self.ball.x
+
+    def random_start(self, generator: KeyedGenerator) -> Tensor:  # noqa: D102
+        return self.ball.random_start(generator)
+
+    def project(self, theta: Tensor) -> Tensor:  # noqa: D102
+        return self.ball.project(theta)
+
+    def step(self, theta: Tensor, gradient: Tensor, step_size: Tensor) -> Tensor:  # noqa: D102
+        return self.ball.step(theta, gradient, step_size)
+
+    def default_step_size(self, steps: int) -> Tensor:  # noqa: D102
+        return self.ball.default_step_size(steps)
+
+    def size(self, theta: Tensor) -> Tensor:  # noqa: D102
+        return self.ball.size(theta)
+
+    def contains(self, theta: Tensor) -> Tensor:  # noqa: D102
+        return self.ball.contains(theta)
+
+    def select(self, index: Tensor) -> "OffsetBall":  # noqa: D102
+        return OffsetBall(self.x[index], self.ball.select(index), self.box)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Threats applied in their order to one input: "rotation:30+linf:8/255" rotates, then perturbs.
+
+    The size of a change is the largest share that a part uses of its own limit; the extent is therefore 1.
+
+    Args:
+        parts: at least two threats of one box, Lp threats or threats whose changes can act on any input.
+        share: share of its extent that each part may use, at least 0 (security curves, epsilon ramps).
+
+    Raises:
+        ThreatError: fewer than two parts; parts of different boxes; a chain inside a chain; one epsilon per
+            example.
+    """
+
+    parts: tuple[Threat, ...]
+    share: Fraction
+
+    def __init__(self, parts: Sequence[Threat], share: float | str | Fraction = Fraction(1)) -> None:
+        if len(parts) < 2:
+            raise ThreatError(f"a chain has at least two parts, got {len(parts)}")
+        for one, other in pairwise(parts):
+            if one.box != other.box:
+                raise ThreatError(
+                    f"the parts of a chain share one box, {one} has {one.box} and {other} {other.box}"
+                )
+        for part in parts:
+            if isinstance(part, Chain) or isinstance(part.extent, Tensor):
+                raise ThreatError(
+                    f"a part of a chain is a single threat with one extent for all examples, got {part}"
+                )
+        object.__setattr__(self, "parts", tuple(parts))
+        object.__setattr__(self, "share", parse_epsilon(share))
+        if self.share < 0:
+            raise ThreatError(f"the share of the parts' extents must be at least 0, got {share}")
+
+    def __str__(self) -> str:
+        return "+".join(str(part) for part in self._limited)
+
+    @property
+    def kind(self) -> str:  # noqa: D102
+        return "chain"
+
+    @property
+    def box(self) -> tuple[float, float]:  # noqa: D102
+        return self.parts[0].box
+
+    @property
+    def extent(self) -> Fraction:
+        """The share of its own extent that each part may use."""
+        return self.share
+
+    @property
+    def extent_text(self) -> str:  # noqa: D102
+        return fraction_text(self.share)
+
+    @property
+    def unit(self) -> str:  # noqa: D102
+        return "share of each part's limit"
+
+    @property
+    def set_type(self) -> type["ChainSet"]:  # noqa: D102
+        return ChainSet
+
+    def words(self) -> str:
+        """The threat in sentences for people."""
+        first, *rest = (part.words() for part in self._limited)
+        return " ".join([first, *(f"Then: {words}" for words in rest)])
+
+    def scaled(self, factor: float) -> "Chain":
+        """The same parts, each within `factor` times its share."""
+        return self.with_extent(float(self.share) * factor)
+
+    def with_extent(self, extent: float | str | Fraction) -> "Chain":
+        """The same parts, each within another share of its extent."""
+        return Chain(self.parts, extent)
+
+    def extents_at(self, factors: Sequence[float]) -> list[Fraction]:
+        """Shares at multiples of this one that every part can have."""
+        shares = sorted({self.share * Fraction(factor).limit_denominator(1000) for factor in factors})
+        return [share for share in shares if share > 0 and self._exists(share)]
+
+    def select(self, index: Tensor) -> "Chain":
+        """The same threat: extents are the same for all examples."""
+        return self
+
+    def around(self, x: Images) -> "ChainSet":
+        """The allowed inputs around each input of a batch.
+
+        Raises:
+            ThreatError: a part that is not defined for such inputs, or whose changes cannot act on other inputs.
+        """
+        links = []
+        for part in self._limited:
+            link: ThreatSet = (
+                OffsetBall(x, part.offsets_around(x), part.box) if isinstance(part, ThreatModel) else part.around(x)
+            )
+            if not isinstance(link, Link):
+                raise ThreatError(f"{part} cannot be a part of a chain: its changes are tied to one input")
+            links.append(link)
+        whole = torch.full((len(x),), float(self.share), device=x.device, dtype=x.dtype)
+        return ChainSet(x, whole, tuple(links))
+
+    @cached_property
+    def _limited(self) -> tuple[Threat, ...]:
+        if self.share == 1:
+            return self.parts
+        return tuple(part.scaled(float(self.share)) for part in self.parts)
+
+    def _exists(self, share: Fraction) -> bool:
+        return all(part.extents_at([float(share)]) for part in self.parts if part.extent != 0)
+
+
+@dataclass(frozen=True)
+class ChainSet:
+    """The allowed inputs of a chain; theta holds the flattened parameters of all parts side by side, `(N, P)`.
+
+    Args:
+        x: original inputs.
+        radius: largest size, `(N,)`: the share of their limits that the parts may use.
+        links: the sets of the parts, in their order, each limited to that share already.
+    """
+
+    x: Images
+    radius: PerExample
+    links: tuple[Link, ...]
+
+    def apply(self, theta: Flat) -> Images:
+        """The inputs after all changes."""
+        return self.apply_to(self.x, theta)
+
+    def apply_to(self, images: Images, theta: Flat) -> Images:
+        """Other inputs after all changes."""
+        for link, part in zip(self.links, self._split(theta), strict=True):
+            images = link.apply_to(images, part)
+        return images
+
+    def identity(self) -> Flat:
+        """No change by any part."""
+        return self._join([link.identity() for link in self.links])
+
+    def random_start(self, generator: KeyedGenerator) -> Flat:
+        """A random start of every part, independent of each other."""
+        starts = [link.random_start(generator.fold("part", place)) for place, link in enumerate(self.links)]
+        return self._join(starts)
+
+    def project(self, theta: Flat) -> Flat:
+        """Every part's parameters, projected."""
+        parts = zip(self.links, self._split(theta), strict=True)
+        return self._join([link.project(part) for link, part in parts])
+
+    def step(self, theta: Flat, gradient: Flat, step_size: PerExample) -> Flat:
+        """Every part steps by the same share of its own radius."""
+        moved = []
+        for link, part, along in zip(self.links, self._split(theta), self._split(gradient), strict=True):
+            share = step_size / torch.where(self.radius > 0, self.radius, 1.0)
+            moved.append(link.step(part, along, share * link.radius))
+        return self._join(moved)
+
+    def default_step_size(self, steps: int) -> PerExample:
+        """2.5 radii over the number of steps."""
+        return 2.5 * self.radius / max(steps, 1)
+
+    def size(self, theta: Flat) -> PerExample:
+        """The largest share that a part uses of its limit, times the radius."""
+        shares = [
+            link.size(part) / torch.where(link.radius > 0, link.radius, 1.0)
+            for link, part in zip(self.links, self._split(theta), strict=True)
+        ]
+        return torch.stack(shares).amax(0) * self.radius
+
+    def contains(self, theta: Flat) -> Bool[Tensor, " n"]:
+        """Whether every part allows its change."""
+        allowed = [link.contains(part) for link, part in zip(self.links, self._split(theta), strict=True)]
+        return torch.stack(allowed).all(0)
+
+    def select(self, index: Tensor) -> "ChainSet":
+        """The sets of some of the examples."""
+        return ChainSet(self.x[index], self.radius[index], tuple(link.select(index) for link in self.links))
+
+    @cached_property
+    def _shapes(self) -> list[torch.Size]:
+        return [link.identity().shape[1:] for link in self.links]
+
+    def _split(self, theta: Flat) -> list[Tensor]:
+        flat = torch.split(theta, [shape.numel() for shape in self._shapes], dim=1)
+        return [part.reshape(len(theta), *shape) for part, shape in zip(flat, self._shapes, strict=True)]
+
+    @staticmethod
+    def _join(parts: Sequence[Tensor]) -> Flat:
+        return torch.cat([part.flatten(1) for part in parts], dim=1)

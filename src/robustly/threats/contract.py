@@ -1,0 +1,182 @@
+"""Contract of threats: what an adversary may do to an input, and the set of allowed inputs around each example."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from robustly.randomness import KeyedGenerator
+
+Images = Float[Tensor, "n ..."]
+Theta = Float[Tensor, "n ..."]
+PerExample = Float[Tensor, " n"]
+
+
+class ThreatError(ValueError):
+    """A threat that cannot exist; the message says what is allowed."""
+
+
+@runtime_checkable
+class Threat(Protocol):
+    """A change of inputs that an adversary is allowed: a hashable value.
+
+    `str(threat)` is its text form, such as "linf:8/255" or "rotation:30"; `parse_threat` reads it.
+    """
+
+    @property
+    def kind(self) -> str:
+        """The word in front of the colon of the text form: "linf", "rotation", "chain"."""
+        ...
+
+    @property
+    def box(self) -> tuple[float, float]:
+        """Least and largest valid value of an input."""
+        ...
+
+    @property
+    def extent(self) -> Fraction | Tensor:
+        """Largest allowed size of a change, in `unit`; `(N,)` where it differs per example."""
+        ...
+
+    @property
+    def extent_text(self) -> str:
+        """The extent as people write it: "8/255", "30"."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Unit of sizes: "pixel value", "pixels", "degrees", "share of the budget"."""
+        ...
+
+    @property
+    def set_type(self) -> type:
+        """Class of the sets that `around` returns. Attacks compare it with what they need."""
+        ...
+
+    def words(self) -> str:
+        """The threat in one sentence for people."""
+        ...
+
+    def scaled(self, factor: float) -> "Threat":
+        """The same threat with `factor` times the extent, as far as the inputs allow (epsilon ramps)."""
+        ...
+
+    def with_extent(self, extent: float | str | Fraction) -> "Threat":
+        """The same threat with another extent.
+
+        Raises:
+            ThreatError: an extent that the threat cannot have.
+        """
+        ...
+
+    def extents_at(self, factors: Sequence[float]) -> list[Fraction]:
+        """The extents at multiples of this one that exist, ascending and without zero (security curves)."""
+        ...
+
+    def around(self, x: Images) -> "ThreatSet":
+        """The set of allowed inputs around each input of a batch.
+
+        Raises:
+            ThreatError: inputs of a shape that the threat is not defined for.
+        """
+        ...
+
+    def select(self, index: Tensor) -> "Threat":
+        """The threat for some of the examples. It differs where the extent is per example."""
+        ...
+
+
+@runtime_checkable
+class ThreatSet(Protocol):
+    """The allowed inputs around N examples, described by parameters theta `(N, ...)` that a search moves."""
+
+    @property
+    def x(self) -> Images:
+        """The original inputs `(N, ...)`."""
+        ...
+
+    @property
+    def radius(self) -> PerExample:
+        """Largest allowed size `(N,)`, in the threat's unit."""
+        ...
+
+    def apply(self, theta: Theta) -> Images:
+        """The inputs that the model sees, `(N, ...)`; differentiable. For Lp balls it is theta itself."""
+        ...
+
+    def identity(self) -> Theta:
+        """The parameters that change nothing: `apply(identity())` equals `x`."""
+        ...
+
+    def random_start(self, generator: KeyedGenerator) -> Theta:
+        """Random allowed parameters."""
+        ...
+
+    def project(self, theta: Theta) -> Theta:
+        """The nearest allowed parameters."""
+        ...
+
+    def step(self, theta: Theta, gradient: Theta, step_size: PerExample) -> Theta:
+        """A step of size `step_size` (in the threat's unit) in the steepest direction, projected."""
+        ...
+
+    def default_step_size(self, steps: int) -> PerExample:
+        """A step size that crosses the set in `steps` steps with a margin."""
+        ...
+
+    def size(self, theta: Theta) -> PerExample:
+        """Size of each change, in the threat's unit; 0 for the identity."""
+        ...
+
+    def contains(self, theta: Theta) -> Bool[Tensor, " n"]:
+        """Whether each change is allowed, up to rounding."""
+        ...
+
+    def select(self, index: Tensor) -> "ThreatSet":
+        """The sets of some of the examples: a mask or positions."""
+        ...
+
+
+@runtime_checkable
+class Link(ThreatSet, Protocol):
+    """A set whose changes can be applied to other inputs than its own: a part of a chain."""
+
+    def apply_to(self, images: Images, theta: Theta) -> Images:
+        """Apply the change theta to any inputs of the same shape as `x`; differentiable in both."""
+        ...
+
+    def select(self, index: Tensor) -> "Link":
+        """The sets of some of the examples: a mask or positions."""
+        ...
+
+
+@runtime_checkable
+class EditSet(Protocol):
+    """Allowed inputs reached by discrete edits (graph edges, points, tokens): there is no gradient ascent in it."""
+
+    @property
+    def x(self) -> Tensor:
+        """The original inputs."""
+        ...
+
+    @property
+    def radius(self) -> PerExample:
+        """Largest number of edits `(N,)`."""
+        ...
+
+    def apply(self, theta: Shaped[Tensor, "n ..."]) -> Tensor:
+        """The inputs after the edits theta."""
+        ...
+
+    def candidates(
+        self, theta: Shaped[Tensor, "n ..."], gradient: Theta, count: int
+    ) -> Shaped[Tensor, "n count ..."]:
+        """The `count` most promising single edits of each example, by a first-order estimate."""
+        ...
+
+
+def per_example(values: Shaped[Tensor, " n"], like: Images) -> Shaped[Tensor, "n ..."]:
+    """Reshape `(N,)` so that it broadcasts against a batch of inputs."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))

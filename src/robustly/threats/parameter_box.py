@@ -1,0 +1,96 @@
+"""A set of inputs described by a few bounded numbers per example: rotations, shifts, colour changes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from robustly.randomness import KeyedGenerator
+from robustly.threats.contract import Images, PerExample, per_example
+
+Parameters = Float[Tensor, "n p"]
+Transform = Callable[[Images, Parameters], Images]
+
+
+@dataclass(frozen=True)
+class ParameterBox:
+    """Inputs `transform(x, theta)` with every parameter within its share of the radius around its neutral value.
+
+    Parameter p may take values in `neutral[p] +- radius * scale[p]`. Steps move every parameter by the same share
+    of its range, along the sign of its gradient.
+
+    Args:
+        x: original inputs `(N, ...)`.
+        radius: `(N,)`, in the threat's unit.
+        neutral: values `(P,)` that change nothing.
+        scale: range of each parameter per unit of the radius, `(P,)`, positive.
+        transform: from inputs and parameters `(N, P)` to inputs in the box; differentiable, and exactly the
+            identity at the neutral values.
+    """
+
+    x: Images
+    radius: PerExample
+    neutral: Float[Tensor, " p"]
+    scale: Float[Tensor, " p"]
+    transform: Transform
+
+    def apply(self, theta: Parameters) -> Images:
+        """The transformed inputs."""
+        return self.apply_to(self.x, theta)
+
+    def apply_to(self, images: Images, theta: Parameters) -> Images:
+        """Other inputs, transformed."""
+        return self.transform(images, theta)
+
+    def identity(self) -> Parameters:
+        """The neutral values, `(N, P)`."""
+        return self.neutral.to(self.x).expand(len(self.x), -1).clone()
+
+    def random_start(self, generator: KeyedGenerator) -> Parameters:
+        """Uniform in the range of each parameter."""
+        share = generator.uniform(len(self.neutral)).to(self.x) * 2 - 1
+        return self.project(self._centre + share * self._reach)
+
+    def project(self, theta: Parameters) -> Parameters:
+        """Each parameter at the nearest end of its range."""
+        return theta.clamp(self._centre - self._reach, self._centre + self._reach)
+
+    def step(self, theta: Parameters, gradient: Parameters, step_size: PerExample) -> Parameters:
+        """Every parameter moves by `step_size * scale` along the sign of its gradient."""
+        moved = theta + gradient.sign() * self.scale.to(theta) * per_example(step_size, theta)
+        return self.project(moved)
+
+    def default_step_size(self, steps: int) -> PerExample:
+        """2.5 radii over the number of steps."""
+        return 2.5 * self.radius / max(steps, 1)
+
+    def size(self, theta: Parameters) -> PerExample:
+        """Largest deviation of a parameter from its neutral value, in the threat's unit."""
+        return ((theta - self._centre) / self.scale.to(theta)).abs().amax(1)
+
+    def contains(self, theta: Parameters) -> Bool[Tensor, " n"]:
+        """Whether each parameter is in its range, up to float32 rounding."""
+        return self.size(theta) <= self.radius * (1 + 1e-6) + 1e-6
+
+    def select(self, index: Tensor) -> "ParameterBox":
+        """The sets of some of the examples."""
+        return ParameterBox(self.x[index], self.radius[index], self.neutral, self.scale, self.transform)
+
+    @property
+    def _centre(self) -> Parameters:
+        return self.neutral.to(self.x)[None]
+
+    @property
+    def _reach(self) -> Parameters:
+        return self.radius[:, None] * self.scale.to(self.x)
+
+
+def exact_at_neutral(changed: Images, images: Images, is_neutral: Bool[Tensor, " n"]) -> Images:
+    """The changed images, with the originals bit for bit where nothing changes; gradients stay those of the change.
+
+    Interpolation at the identity differs from the identity by rounding.
+    """
+    correction = (images - changed).detach()
+    return changed + torch.where(per_example(is_neutral, images), correction, torch.zeros_like(correction))

@@ -1,0 +1,218 @@
+"""Every threat keeps the contract, and the contract's suite catches those that do not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustly.testing import check_threat
+from robustly.threats import (
+    KINDS,
+    THREATS,
+    Chain,
+    ParameterBox,
+    Rotation,
+    Threat,
+    ThreatError,
+    ThreatModel,
+    parse_threat,
+)
+
+HALF = torch.tensor([[1, 0, 1, 0, 1]] * 6, dtype=torch.bool)
+SHARES = torch.linspace(0, 1, 30).reshape(6, 5)
+ALL = [
+    *(parse_threat(text) for text in ("linf:0.1", "l2:0.5", "l1:3", "l0:4", "rotation:30")),
+    *(parse_threat(text) for text in ("rotation:30+linf:0.1", "l2:0.5+rotation:10", "rotation:5+linf:0.1+l1:2")),
+    ThreatModel("linf", 20, box=(0, 255)),
+    Rotation(45, box=(-1.0, 2.0)),
+    *(ThreatModel(norm, size, mask=HALF) for norm, size in (("linf", 0.1), ("l2", 0.5), ("l1", 2), ("l0", 3))),
+    ThreatModel("linf", 0.2, mask=SHARES),
+]
+
+
+@pytest.mark.parametrize("threat", ALL, ids=str)
+def test_threats_keep_the_contract(threat: Threat) -> None:
+    check_threat(threat)
+
+
+@pytest.mark.parametrize("threat", ALL, ids=str)
+def test_the_text_form_gives_the_threat_back(threat: Threat) -> None:
+    if getattr(threat, "mask", None) is None:
+        assert parse_threat(str(threat), threat.box) == threat
+    assert threat.kind in KINDS
+
+
+def test_every_kind_of_the_table_is_checked() -> None:
+    assert {threat.kind for threat in ALL} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rotation", "KIND:SIZE"),
+        ("rotation:200", "0 to 180 degrees, got 200"),
+        ("rotation:x", "finite number"),
+        ("turn:30", "unknown threat 'turn': allowed are linf, l2"),
+        ("rotation:30+", "KIND:SIZE"),
+        ("rotation:30+linf:8", "did you mean 8/255"),
+    ],
+)
+def test_nonsense_is_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(ThreatError, match=message):
+        parse_threat(text)
+
+
+def test_chains_of_what_does_not_fit_are_refused() -> None:
+    rotation = Rotation(30)
+    with pytest.raises(ThreatError, match="at least two parts"):
+        Chain([rotation])
+    with pytest.raises(ThreatError, match="share one box"):
+        Chain([rotation, ThreatModel("linf", 1, box=(0, 255))])
+    with pytest.raises(ThreatError, match="single threat with one extent"):
+        Chain([rotation, ThreatModel("linf", torch.tensor([0.1, 0.2]))])
+    with pytest.raises(ThreatError, match="single threat with one extent"):
+        Chain([Chain([rotation, rotation]), rotation])
+
+
+THIRTY = Rotation(30)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A rotation with one property replaced; `flaw` names what is wrong with its sets."""
+
+    flaw: str
+    rotation: Rotation = THIRTY
+
+    kind = "rotation"
+    unit = "degrees"
+    set_type = ParameterBox
+
+    @property
+    def box(self) -> tuple[float, float]:
+        return self.rotation.box
+
+    @property
+    def extent(self) -> Fraction:
+        return self.rotation.extent
+
+    @property
+    def extent_text(self) -> str:
+        return self.rotation.extent_text
+
+    def __str__(self) -> str:
+        return str(self.rotation)
+
+    def words(self) -> str:
+        return "no sentence" if self.flaw == "words" else self.rotation.words()
+
+    def scaled(self, factor: float) -> "Broken":
+        return self if self.flaw == "scaled" else replace(self, rotation=self.rotation.scaled(factor))
+
+    def with_extent(self, extent: float | str | Fraction) -> "Broken":
+        return replace(self, rotation=self.rotation.with_extent(extent))
+
+    def extents_at(self, factors: Sequence[float]) -> list[Fraction]:
+        found = self.rotation.extents_at(factors)
+        return [Fraction(0), *found] if self.flaw == "extents" else found
+
+    def select(self, index: Tensor) -> "Broken":
+        return self
+
+    def around(self, x: Tensor) -> ParameterBox:
+        found = self.rotation.around(x)
+        broken: Any = FLAWS.get(self.flaw, found.__class__)
+        return broken(found.x, found.radius, found.neutral, found.scale, found.transform)
+
+
+class NoIdentity(ParameterBox):
+    def apply(self, theta: Tensor) -> Tensor:
+        return (super().apply(theta) + 0.01).clamp(0, 1)
+
+
+class Leaves(ParameterBox):
+    def step(self, theta: Tensor, gradient: Tensor, step_size: Tensor) -> Tensor:
+        return theta + 10 * self.radius[:, None] * gradient.sign()
+
+
+class Unprojected(ParameterBox):
+    def project(self, theta: Tensor) -> Tensor:
+        return theta
+
+
+class Shrinks(ParameterBox):
+    def project(self, theta: Tensor) -> Tensor:
+        return 0.5 * super().project(theta)
+
+
+class Still(ParameterBox):
+    def random_start(self, generator: object) -> Tensor:
+        return self.identity()
+
+
+class Detached(ParameterBox):
+    def apply(self, theta: Tensor) -> Tensor:
+        return super().apply(theta.detach() + 0 * theta)
+
+
+class Bright(ParameterBox):
+    def apply(self, theta: Tensor) -> Tensor:
+        return torch.where(theta[:, :, None, None] == 0, self.x, super().apply(theta) + 1)
+
+
+class ByBatch(ParameterBox):
+    def random_start(self, generator: Any) -> Tensor:
+        return super().random_start(generator) * len(self.x) / 5
+
+
+class Negative(ParameterBox):
+    def size(self, theta: Tensor) -> Tensor:
+        return theta[:, 0]
+
+
+FLAWS: dict[str, type[ParameterBox]] = {
+    "identity": NoIdentity,
+    "leaves": Leaves,
+    "unprojected": Unprojected,
+    "shrinks": Shrinks,
+    "still": Still,
+    "detached": Detached,
+    "bright": Bright,
+    "batch": ByBatch,
+    "negative": Negative,
+}
+
+
+def test_the_broken_rotation_without_a_flaw_passes() -> None:
+    check_threat(Broken("none"))
+
+
+@pytest.mark.parametrize(
+    ("flaw", "message"),
+    [
+        ("words", "not a sentence"),
+        ("scaled", "scaled by 1/2 equals itself"),
+        ("extents", "not ascending or has 0"),
+        ("identity", "differs from the inputs"),
+        ("leaves", "a step leaves the set"),
+        ("unprojected", "leaves the set"),
+        ("shrinks", "project.. moves"),
+        ("still", "changes nothing"),
+        ("detached", "disagrees with finite differences"),
+        ("bright", "leaves the box"),
+        ("batch", "depends on the other examples"),
+        ("negative", "size"),
+    ],
+)
+def test_each_broken_property_is_caught(flaw: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_threat(Broken(flaw))
+
+
+def test_the_table_builds_every_kind() -> None:
+    for kind, build in THREATS.items():
+        assert build("1", (0.0, 1.0)).kind == kind
