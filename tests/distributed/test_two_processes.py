@@ -18,7 +18,7 @@ from robustly.data import load_splits
 from robustly.experiments.run_folder import build_network, open_run
 from robustly.models import load_weights
 from robustly.randomness import derive_seed
-from robustly.training.validation import accuracies
+from robustly.training.engine.validation import accuracies
 
 SMALL = {
     "--threat": "linf:0.1",
