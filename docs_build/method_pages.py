@@ -216,9 +216,25 @@ def index() -> str:
     return "\n".join(lines) + "\n"
 
 
+def parts() -> str:
+    """Markdown of the list of all parts, by the names that recipes use."""
+    lines = ["# Parts of methods", ""]
+    for slot, table in TABLES.items():
+        lines += [f"## {slot}", "", "| name | part | class |", "| --- | --- | --- |"]
+        for name, cls in table.items():
+            first = (inspect.getdoc(cls) or "").partition("\n")[0].replace("|", "\\|")
+            lines.append(f"| `{name}` | {first} | `{cls.__module__}.{cls.__name__}` |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """List the pages; called by mkdocs."""
-    pages = [{"All": "methods/index.md"}, *({title(method): f"methods/{method}.md"} for method in methods())]
+    pages = [
+        {"All": "methods/index.md"},
+        {"Parts": "methods/parts.md"},
+        *({title(method): f"methods/{method}.md"} for method in methods()),
+    ]
     for entry in config.nav or []:
         if "Training methods" in entry:
             entry["Training methods"] = pages
@@ -228,6 +244,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages; called by mkdocs."""
     files.append(File.generated(config, "methods/index.md", content=index()))
+    files.append(File.generated(config, "methods/parts.md", content=parts()))
     results = (RESULTS / "methods.md").read_text(encoding="utf-8")
     files.append(File.generated(config, "results.md", content=results))
     for method in methods():

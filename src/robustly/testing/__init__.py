@@ -1,4 +1,4 @@
-"""Contract checks for authors of new attacks, objectives and certificates.
+"""Contract checks for authors of new attacks, objectives, certificates and training parts.
 
 Each function runs a part on small networks and raises `AssertionError` with a sentence that says what it broke.
 """
@@ -7,5 +7,6 @@ from robustly.testing.attacks import check_attack
 from robustly.testing.certificates import check_certificate
 from robustly.testing.networks import SHAPES, small_network
 from robustly.testing.objectives import check_objective
+from robustly.testing.training import check_part
 
-__all__ = ["SHAPES", "check_attack", "check_certificate", "check_objective", "small_network"]
+__all__ = ["SHAPES", "check_attack", "check_certificate", "check_objective", "check_part", "small_network"]

@@ -42,8 +42,8 @@ class _StandIn(nn.Module):
 
     def __init__(self, name: str, passes: Counter[tuple[str, str]]) -> None:
         super().__init__()
-        self.head = nn.Linear(SHAPE[0] * SHAPE[1] * SHAPE[2], CLASSES)
         with torch.no_grad(), torch.random.fork_rng():
+            self.head = nn.Linear(SHAPE[0] * SHAPE[1] * SHAPE[2], CLASSES)
             torch.manual_seed(0)
             self.head.weight.normal_(0, 0.01)
             self.head.bias.copy_(torch.tensor([2.0, 0.0, 0.0, 0.0]))
@@ -75,7 +75,7 @@ def step_cost(method: Method, epochs: int, frozen: Collection[str] = TEACHERS, t
     balls = (ThreatModel("linf", 1e-3),) * threats
     try:
         return _counted(method, epochs, frozen, balls)
-    except WeightsError:  # the stand-in is so confident that extreme weights vanish, which says nothing of networks
+    except WeightsError:  # extreme weights may all be zero on the confident stand-in, and not on real networks
         return _counted(replace(method, weights=None), epochs, frozen, balls)
 
 

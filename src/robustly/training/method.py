@@ -244,13 +244,18 @@ def outer_loss(method: Method, step: Step) -> tuple[Float[Tensor, ""], dict[str,
     return sum(means.values(), start=step.x.new_zeros(())), {name: m.detach() for name, m in means.items()}
 
 
+def part_name(slot: str, part: Part) -> str:
+    """Name of a part in messages: its configuration key and its class."""
+    return f"{_key(slot, part)} ({type(part).__name__})"
+
+
 def _key(slot: str, part: Part) -> str:
     """Configuration key of a part."""
     return next((f"parameters.{name}" for name, kind in PARAMETER_PARTS.items() if type(part) is kind), slot)
 
 
-def _reading(step: Step, slot: str, part: Part) -> AbstractContextManager[set[str]]:
-    return step.reading(f"{_key(slot, part)} ({type(part).__name__})", part.reads_at(step.moment))
+def _reading(step: Step, slot: str, part: Part) -> AbstractContextManager[None]:
+    return step.reading(part_name(slot, part), part.reads_at(step.moment))
 
 
 def _compute_clean(step: Step, reads: tuple[str, ...]) -> None:

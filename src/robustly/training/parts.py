@@ -89,7 +89,7 @@ class Part(Protocol):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Names of the networks beside the model that the part uses; by default those whose logits it reads."""
+        """Names of the networks beside the model that the part uses; by default those in `reads`."""
         declared = [name for name in self.reads if name not in self.quantities]
         named = [network_and_inputs(name)[0] for name in declared if name == "guide" or "@" in name]
         return tuple(dict.fromkeys(named))

@@ -77,11 +77,10 @@ def needs_attack(quantity: str) -> bool:
 
 @dataclass(frozen=True)
 class _Reader:
-    """The part at work, what it declares, and what it has read."""
+    """The part at work, and the quantities that it declares."""
 
     part: str
     reads: frozenset[str]
-    touched: set[str] = field(default_factory=set)
 
 
 class Quantities:
@@ -94,27 +93,28 @@ class Quantities:
     Args:
         networks: the networks of the run.
         own: names of quantities of the method's own, in the order of computing.
+
+    Attributes:
+        read_by: names of the quantities that each part has read, by the part's name.
     """
 
     def __init__(self, networks: Networks, own: Collection[str]) -> None:
+        self.read_by: dict[str, set[str]] = {}
         self._networks, self._own = networks, tuple(own)
         self._values: dict[str, Tensor] = {}
         self._reader: _Reader | None = None
 
     @contextmanager
-    def reading(self, part: str, reads: Collection[str]) -> Iterator[set[str]]:
+    def reading(self, part: str, reads: Collection[str]) -> Iterator[None]:
         """Let a part read the quantities that it declares and no others.
 
         Args:
             part: its name in messages.
             reads: names of quantities.
-
-        Yields:
-            The quantities that it has read so far.
         """
         before, self._reader = self._reader, _Reader(part, frozenset(reads))
         try:
-            yield self._reader.touched
+            yield
         finally:
             self._reader = before
 
@@ -144,7 +144,7 @@ class Quantities:
                 raise UndeclaredReadError(
                     f"{self._reader.part} reads the quantity {name!r} and declares {declared}: add it to `reads`"
                 )
-            self._reader.touched.add(name)
+            self.read_by.setdefault(self._reader.part, set()).add(name)
         self.compute([name], forward)
         return self._values[name]
 

@@ -1,4 +1,4 @@
-"""One training step as the parts of a method see it: batch, labels, adversarial examples, logits, memory."""
+"""One training step: batch, labels, adversarial examples, logits and memory."""
 
 import copy
 from collections.abc import Callable, Collection, Mapping
@@ -81,7 +81,7 @@ def class_name(part: object) -> str:
 
 
 class Step:
-    """One training step as every part of a method sees it.
+    """One training step, as the parts of a method use it.
 
     Logits are named quantities (see `robustly.training.quantities`) and come from one forward pass each, in a fixed
     order. A part at work may read those that it declares. Outside a method, quantities are computed when read.
@@ -203,8 +203,8 @@ class Step:
         """The quantity "guide": the guide's logits of the clean images, in train mode, with gradient."""
         return self.quantity("guide")
 
-    def reading(self, part: str, reads: Collection[str]) -> AbstractContextManager[set[str]]:
-        """Let a part read the quantities that it declares and no others; gives the set of those it has read."""
+    def reading(self, part: str, reads: Collection[str]) -> AbstractContextManager[None]:
+        """Let a part, by its name in messages, read the quantities that it declares and no others."""
         return self.quantities.reading(part, reads)
 
     def _forward(self, quantity: str) -> Tensor:

@@ -34,7 +34,7 @@ from robustly.training import (
 )
 from robustly.training.engine.job import check_networks
 from robustly.training.labels.data import SmoothedLabels
-from robustly.training.losses.introspective import teacher_trust
+from robustly.training.losses.introspective import teacher_confidence
 from robustly.training.losses.terms import tempered_kl
 from robustly.training.method import outer_loss
 from robustly.training.parts import Terms
@@ -74,7 +74,7 @@ def test_a_tempered_divergence_has_the_published_value() -> None:
 
 def test_trust_has_the_published_value() -> None:
     teacher = Constant(math.log(0.3), math.log(0.7), -math.inf)
-    assert teacher_trust(fixture_step(teacher), 0.1).tolist() == pytest.approx([0.88656815], abs=1e-8)
+    assert teacher_confidence(fixture_step(teacher), 0.1).tolist() == pytest.approx([0.88656815], abs=1e-8)
 
 
 # loss and gradients against versions written down from the formulas, in double precision

@@ -40,7 +40,7 @@ def check_loss(
 def check_weights(networks: Mapping[str, nn.Module], epoch: int) -> None:
     """Refuse weights that are not finite.
 
-    The check of the loss misses an epoch's last step, after which there is no loss.
+    The loss is checked before the optimiser's step, so the last step of an epoch needs this check.
 
     Args:
         networks: trained networks by name.

@@ -1,4 +1,4 @@
-"""Outer losses that ask for the same output on clean and adversarial images: TRADES and logit pairing.
+"""Outer losses that pull the outputs on clean and adversarial images together: TRADES and logit pairing.
 
 z are clean and z' adversarial logits, p and p' their softmax.
 """

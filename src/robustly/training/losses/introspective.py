@@ -21,7 +21,7 @@ from robustly.training.parts import Composition, Part, Terms, begins_too_late
 from robustly.training.step import Inputs, Moment, Step
 
 
-def teacher_trust(step: Step, power: float) -> Float[Tensor, " n"]:
+def teacher_confidence(step: Step, power: float) -> Float[Tensor, " n"]:
     """(t(x')_y)^power: the teacher's confidence in the label of the adversarial image, without gradient."""
     log_probability = -F.cross_entropy(step.logits("teacher", "adversarial"), step.labels.hard, reduction="none")
     return (power * log_probability).exp()
@@ -29,7 +29,7 @@ def teacher_trust(step: Step, power: float) -> Float[Tensor, " n"]:
 
 @dataclass(frozen=True)
 class IadLoss(Part):
-    """ARD whose teacher counts by its confidence in the label: IAD-I.
+    """ARD plus self-distillation, which has weight where the teacher is unsure of the label: IAD-I.
 
     alpha T^2 KL(t(x) / T || z' / T) + alpha (1 - a) KL(p || p') + (1 - alpha) CE(z, y) with a = (t(x')_y)^power.
     Zhu et al., "Reliable adversarial distillation with unreliable teachers", ICLR 2022, as released: the
@@ -61,7 +61,7 @@ class IadLoss(Part):
     def __post_init__(self) -> None:
         check_share("alpha", self.alpha)
         check_positive(temperature=self.temperature)
-        _check_trust(self.power, self.begin)
+        _check_power_and_begin(self.power, self.begin)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -97,14 +97,14 @@ class IadLoss(Part):
             terms["clean"] = (1 - self.alpha) * label_loss(step.clean_logits, step.labels)
         if self.alpha == 0:
             return terms
-        trust = teacher_trust(step, self.power) if step.moment.epoch >= self.begin else None
-        if trust is not None:
+        confidence = teacher_confidence(step, self.power) if step.moment.epoch >= self.begin else None
+        if confidence is not None:
             own = tempered_kl(step.clean_logits, step.adversarial_logits, element_mean=self.element_mean)
-            terms["consistency"] = self.alpha * (1 - trust) * own
+            terms["consistency"] = self.alpha * (1 - confidence) * own
         target = step.logits("teacher", self.teacher_on)
         taught = tempered_kl(target, step.adversarial_logits, self.temperature, self.element_mean)
-        if self.teacher_term_weighted and trust is not None:
-            taught = trust * taught
+        if self.teacher_term_weighted and confidence is not None:
+            taught = confidence * taught
         terms["adversarial"] = self.alpha * taught
         return terms
 
@@ -140,7 +140,7 @@ class Iad2Loss(Part):
         check_share("clean", self.clean)
         check_share("robust + clean", round(self.robust + self.clean, 9))
         check_positive(temperature=self.temperature)
-        _check_trust(self.power, self.begin)
+        _check_power_and_begin(self.power, self.begin)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -173,12 +173,12 @@ class Iad2Loss(Part):
         terms: Terms = {}
         t = self.temperature
         if self.robust > 0:
-            trust = teacher_trust(step, self.power) if step.moment.epoch >= self.begin else None
-            if trust is not None:
+            confidence = teacher_confidence(step, self.power) if step.moment.epoch >= self.begin else None
+            if confidence is not None:
                 own = tempered_kl(step.clean_logits, step.adversarial_logits, element_mean=self.element_mean)
-                terms["consistency"] = self.robust * t**2 * (1 - trust) * own
+                terms["consistency"] = self.robust * t**2 * (1 - confidence) * own
             taught = self._taught("teacher", step)
-            terms["teacher"] = self.robust * (taught if trust is None else trust * taught)
+            terms["teacher"] = self.robust * (taught if confidence is None else confidence * taught)
         if self.clean > 0:
             terms["standard_teacher"] = self.clean * self._taught("standard_teacher", step)
         if self._share_of_labels > 0:
@@ -194,7 +194,7 @@ class Iad2Loss(Part):
         return max(0.0, round(1 - self.robust - self.clean, 9))
 
 
-def _check_trust(power: float, begin: int) -> None:
+def _check_power_and_begin(power: float, begin: int) -> None:
     check_at_least_zero(power=power)
     if begin < 0:
         raise ValueError(f"begin must be at least 0 finished epochs, got {begin}")

@@ -12,7 +12,7 @@ from robustly.training.step import Labels, Logits
 
 
 def label_loss(logits: Float[Tensor, "n k"], labels: Labels) -> Float[Tensor, " n"]:
-    """Cross-entropy with the labels of a batch, smoothed as they say."""
+    """Cross-entropy with the labels of a batch and their smoothing."""
     return F.cross_entropy(logits, labels.hard, reduction="none", label_smoothing=labels.smoothing)
 
 

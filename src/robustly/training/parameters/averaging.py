@@ -21,7 +21,7 @@ class ExponentialAverage(Part):
     After step t (counted from the end of the warm-up) average <- d average + (1 - d) weights with
     d = min(decay, (1 + t) / (10 + t)); d = 0 during the warm-up. The average starts from the weights after the
     first step. Batch-norm buffers are copied, not averaged (Gowal et al., arXiv 2010.03593, and the released code
-    of Wang et al., ICML 2023), unless `buffers` says otherwise.
+    of Wang et al., ICML 2023), unless `buffers` is "average".
 
     Args:
         decay: upper bound of d, in [0, 1).

@@ -26,7 +26,7 @@ class WeightPerturbation(Part):
     and one backward pass in train mode; batch-norm statistics are not updated. Guides are not perturbed.
 
     Args:
-        gamma: relative size of the perturbation, at least 0; 0.01 in AT-AWP and 0.005 in TRADES-AWP. 0 is no AWP.
+        gamma: relative size of the perturbation, at least 0; 0.01 in AT-AWP, 0.005 in TRADES-AWP; 0 turns AWP off.
         warm_up: epochs without perturbation; 0 in AT-AWP and 9 in TRADES-AWP (its epoch 10 is the first with).
         proxy: the loss whose gradient is g: the method's "own"; "adversarial", CE(z', y); or "trades",
             CE(z, y) + beta KL(p || p'). The latter two use the labels of the data with any label source.

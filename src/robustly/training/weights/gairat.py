@@ -30,7 +30,7 @@ class GairatWeights(Part):
 
     Args:
         function: "tanh" (the paper's), "sigmoid" or "discrete".
-        shift: lambda; -1 in the released code, and 0 in the paper's ResNet-18; plus infinity is no weighting.
+        shift: lambda; -1 in the released code, and 0 in the paper's ResNet-18; plus infinity turns weighting off.
         burn_in: epochs that count every example once; 59 of 120 (WRN) and 29 of 100 (ResNet-18) in the released
             code.
         term: the term of the loss that is weighted.
