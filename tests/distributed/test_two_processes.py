@@ -112,6 +112,17 @@ def test_a_guide_is_trained_by_two_processes_as_by_one(tmp_path: Path) -> None:
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2e-5
 
 
+def test_a_network_with_its_own_optimiser_is_trained_by_two_processes_as_by_one(tmp_path: Path) -> None:
+    own = {"--guide": "null", "--networks.guide": "{width: 0.25, dropout: 0, optimizer: {learning_rate: 0.02}}"}
+    own["--training.epochs"] = "1"
+    train(tmp_path / "one", "mnist5k/lbgat0", SGD, own)
+    train(tmp_path / "two", "mnist5k/lbgat0", SGD, own, TWO)
+    one, two = (state(tmp_path / name) for name in ("one", "two"))
+    assert list(two["optimizers"]) == ["model", "guide"]
+    for network, weights in one["networks"].items():
+        assert max(float((weights[name] - two["networks"][network][name]).abs().max()) for name in weights) < 2e-5
+
+
 @pytest.mark.parametrize(
     "parts",
     [

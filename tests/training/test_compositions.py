@@ -51,7 +51,7 @@ def composed(labels: object, inner: object, loss: object, **more: object) -> Met
 
 
 @dataclass(frozen=True)
-class Looked:
+class Observed:
     """What one step gave: the loss, and the gradients of the model and of the guide."""
 
     loss: Tensor
@@ -60,7 +60,7 @@ class Looked:
     statistics: dict[str, Tensor]
 
 
-def look(method: Method) -> Looked:
+def look(method: Method) -> Observed:
     """One step of a method on fixed images, the same for all."""
     draws = torch.Generator().manual_seed(0)
     x = torch.rand(COUNT, 6, dtype=torch.float64, generator=draws)
@@ -85,14 +85,14 @@ def look(method: Method) -> Looked:
     for role in ("teacher", "standard_teacher"):
         assert all(p.grad is None for p in networks[role].parameters())
     statistics = dict(networks["model"].named_buffers())
-    return Looked(loss.detach(), gradients(networks["model"]), gradients(networks["guide"]), statistics)
+    return Observed(loss.detach(), gradients(networks["model"]), gradients(networks["guide"]), statistics)
 
 
 def gradients(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
-def alike(one: Looked, other: Looked, exactly: bool = True) -> None:
+def alike(one: Observed, other: Observed, exactly: bool = True) -> None:
     close = torch.equal if exactly else lambda a, b: torch.allclose(a, b, rtol=1e-9, atol=1e-12)
     assert close(one.loss, other.loss)
     for name in ("model", "guide", "statistics"):
@@ -103,7 +103,7 @@ def alike(one: Looked, other: Looked, exactly: bool = True) -> None:
 
 @COMMON
 @given(labels=LABELS, inner=INNERS, loss=LOSS, weights=INSTANCE_WEIGHTS, parameters=PARAMETERS)
-def test_parts_compose_or_say_why_not(
+def test_parts_compose_or_are_refused(
     labels: object, inner: object, loss: object, weights: object, parameters: list[Part]
 ) -> None:
     method = composed(labels, inner, loss, weights=weights, parameters=tuple(parameters))
@@ -125,7 +125,7 @@ def test_a_perturbation_of_size_zero_is_none(labels: object, inner: object, loss
 
 @COMMON
 @given(labels=LABELS, inner=INNERS, loss=LOSS)
-def test_a_second_look_at_the_loss_leaves_labels_examples_and_statistics_alone(
+def test_a_second_evaluation_leaves_labels_examples_and_statistics_alone(
     labels: object, inner: object, loss: object
 ) -> None:
     """With a tiny perturbation the gradients are those of the method itself, and batch norm counts as before."""

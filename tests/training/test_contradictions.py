@@ -81,7 +81,7 @@ def test_free_at_has_one_process_and_no_perturbed_weights(replays: int) -> None:
         job.check_processes(2)
 
 
-def test_an_epsilon_that_grows_beyond_the_run_is_said() -> None:
+def test_an_epsilon_that_grows_beyond_the_run_is_warned_of() -> None:
     method = Method(inner=INNER, loss=AdversarialLoss())
     with pytest.warns(UserWarning, match="epsilon grows over 5 epochs and the run has 2"):
         make_job(small_digits(40), method, training={"epochs": 2, "epsilon_ramp": 5})
@@ -128,7 +128,7 @@ def test_weights_for_a_term_that_never_comes_are_refused_before_the_run(
         make_job(small_digits(90), method)
 
 
-def test_a_run_whose_weights_all_are_zero_says_so_in_its_status(tmp_path: Path) -> None:
+def test_instance_weights_that_are_all_zero_are_named_in_the_status(tmp_path: Path) -> None:
     method = Method(inner=INNER, loss=AdversarialLoss(), weights=GairatWeights(burn_in=1, shift=-1000.0))
     with pytest.raises(WeightsError, match="gairat weights of all examples of the batch are zero"):
         run(make_job(small_digits(90), method), tmp_path)
@@ -137,7 +137,7 @@ def test_a_run_whose_weights_all_are_zero_says_so_in_its_status(tmp_path: Path) 
     assert "gairat weights" in status["message"]
 
 
-def test_numbers_that_are_none_are_not_blamed_on_the_weights(tmp_path: Path) -> None:
+def test_nan_is_not_reported_as_zero_weights(tmp_path: Path) -> None:
     method = Method(inner=INNER, loss=AdversarialLoss(), weights=MailWeights(burn_in=0, scale="mean_one"))
     job = make_job(small_digits(90), method, optimizer=OptimizerConfig(learning_rate=1e30, momentum=0.0))
     with pytest.raises(DivergenceError, match="is not finite"):

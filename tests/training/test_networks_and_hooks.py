@@ -1,4 +1,4 @@
-"""Networks beside the model, by role; what parts hear of; what stops a run."""
+"""Networks beside the model; the hooks of parts; early ends of a run."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +12,10 @@ from robustly.attacks import AttackResult
 from robustly.data import Extra, Splits
 from robustly.training import (
     AdversarialLoss,
-    CleanLoss,
     DataLabels,
     ExponentialAverage,
     GuideLabels,
     Job,
-    Labels,
     Method,
     MethodError,
     PGDInner,
@@ -25,8 +23,6 @@ from robustly.training import (
     TrainingConfig,
 )
 from robustly.training.engine.checkpoint import CheckpointError
-from robustly.training.labels.data import SmoothedLabels
-from robustly.training.losses.terms import label_loss
 from robustly.training.parts import EpochEnd, Part
 
 
@@ -110,7 +106,7 @@ def test_a_run_does_not_go_on_with_another_teacher(little: Splits, tmp_path: Pat
     run(make_job(little, Method(loss=Agree()), teachers={"teacher": small_net(seed=3)}, **longer), tmp_path / "run")
 
 
-def test_parts_hear_of_backward_passes_steps_and_epochs(little: Splits, tmp_path: Path) -> None:
+def test_parts_are_called_after_backward_passes_steps_and_epochs(little: Splits, tmp_path: Path) -> None:
     job = make_job(little, Method(parameters=(Counting(), ExponentialAverage(0.9))))
     run(job, tmp_path / "run")
     memory = last(tmp_path / "run")["memory"]
@@ -147,21 +143,10 @@ class Picky(DataLabels):
         return "no attack, please" if method.inner is not None else None
 
 
-def test_parts_say_what_they_do_not_go_with() -> None:
+def test_check_refuses_other_parts() -> None:
     Method(labels=Picky())
     with pytest.raises(MethodError, match="labels: no attack, please"):
         Method(labels=Picky(), inner=PGDInner(), loss=AdversarialLoss())
-
-
-def test_smoothed_labels_have_the_published_value() -> None:
-    z, y = torch.tensor([[2.0, 0.0, 0.0]], dtype=torch.float64), torch.tensor([0])
-    assert float(label_loss(z, Labels(y, smoothing=0.1))) == pytest.approx(0.37287810, abs=1e-8)
-    x = torch.rand(5, 6, dtype=torch.float64)
-    y = torch.randint(4, (5,))
-    plain, smooth = make_step(x, y, mlp()), make_step(x, y, mlp(), label_source=SmoothedLabels(0.0))
-    assert torch.equal(CleanLoss()(plain)["clean"], CleanLoss()(smooth)["clean"])
-    with pytest.raises(ValueError, match=r"smoothing must lie in \[0, 1\), got 1"):
-        SmoothedLabels(1.0)
 
 
 def test_reference_logits_are_in_the_mode_of_the_attack() -> None:

@@ -162,7 +162,7 @@ class Perturbing(Part):
         torch.autograd.grad(value, list(step.model.parameters()))
 
 
-def test_a_second_evaluation_reads_only_what_it_asks_for() -> None:
+def test_a_second_evaluation_reads_only_what_is_declared_for_it() -> None:
     x, y = torch.rand(4, 6).double(), torch.arange(4)
     outer_loss(
         Method(inner=INNER, loss=TradesLoss(), parameters=(Perturbing(),)), make_step(x, y, mlp(), inner=INNER)

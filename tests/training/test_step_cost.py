@@ -160,7 +160,7 @@ def test_real_steps_take_as_many(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ard", "rslad", "iad", "iad2", "adaad", "kd_swa"])
-def test_weight_perturbation_asks_no_teacher_again(name: str) -> None:
+def test_weight_perturbation_runs_no_teacher_again(name: str) -> None:
     method, epochs = method_of(f"cifar10/{name}")
     alone = step_cost(method, epochs)
     both = step_cost(replace(method, parameters=(WeightPerturbation(),)), epochs)

@@ -26,9 +26,7 @@ from robustly.training import (
     LbgatLoss,
     MartLoss,
     Method,
-    MethodError,
     MixtureLoss,
-    Moment,
     OptimizerConfig,
     OuterLoss,
     Part,
@@ -126,21 +124,6 @@ def test_a_consistency_term_costs_one_clean_pass() -> None:
         outer_loss(Method(labels=GuideLabels(), inner=CE, loss=DynatLoss(1.0, consistency)), step)[0].backward()
         costs.append((count.forwards, count.backwards))
     assert costs == [(4, 4), (5, 5)]
-
-
-@pytest.mark.parametrize(("epoch", "expected"), [(0, [3, 3]), (1, [3, 3]), (2, [0, 1])])
-def test_dynamic_labels_may_begin_late(epoch: int, expected: list[int]) -> None:
-    """The guide learns all the time; the labels of the model change after the warm-up."""
-    x, y = torch.tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0]]), torch.tensor([3, 3])
-    step = make_step(x, y, nn.Identity(), guide=nn.Identity(), moment=Moment(epoch, 0, 1, 4))
-    labels = GuideLabels(warm_up=2)(step)
-    assert labels.hard.tolist() == expected
-    assert labels.terms.keys() == {"guide"}
-    with pytest.raises(MethodError, match="warm_up is 2 epochs and the run has 2"):
-        Method(labels=GuideLabels(warm_up=2), inner=CE, loss=DynatLoss()).check_epochs(2)
-    for settings in ({"warm_up": -1.0}, {"smoothing": 1.0}):
-        with pytest.raises(ValueError, match="must"):
-            GuideLabels(**settings)
 
 
 # batch normalisation

@@ -84,7 +84,7 @@ def test_the_released_weights_have_the_accuracies_of_the_best_row(
     assert len(set(scores)) > 1
 
 
-def test_metrics_and_status_say_what_happened(little: Splits, tmp_path: Path) -> None:
+def test_metrics_and_status_of_a_run(little: Splits, tmp_path: Path) -> None:
     method = Method(labels=GuideLabels(), inner=PGDInner(steps=1), loss=DynatLoss(consistency=1.0))
     outcome = run(make_job(little, method, guide=small_net(seed=1)), tmp_path)
     rows = rows_of(tmp_path)

@@ -131,7 +131,7 @@ def test_a_first_epoch_of_its_own_rate_is_a_whole_epoch(little: Splits, tmp_path
     assert rates.rates == pytest.approx([0.02] * 5 + [0.1] * 5, rel=1e-3)
 
 
-def test_weight_decay_spares_vectors_where_asked() -> None:
+def test_weight_decay_can_leave_vectors_out() -> None:
     model, guide = NormNet(0), NormNet(1)
     for decay_norms, expected in ((True, 0.1), (False, 0.0)):
         config = OptimizerConfig(weight_decay=0.1, decay_norms=decay_norms)

@@ -163,19 +163,6 @@ def straight_pgd(model: nn.Module, x: Tensor, y: Tensor, steps: int, size: float
     return x_adv
 
 
-@pytest.mark.parametrize("beta", [0.2, 1.0, 50.0])
-@pytest.mark.parametrize("inner", [CE, KL])
-def test_nothing_leaks_from_the_model_into_the_guide(beta: float, inner: PGDInner) -> None:
-    x, y = torch.rand(9, 6, dtype=torch.float64), torch.arange(9) % 4
-    model, guide = mlp(0), mlp(1)
-    step = make_step(x, y, model, inner=inner, guide=guide, label_source=GuideLabels())
-    outer_loss(Method(labels=GuideLabels(), inner=inner, loss=DynatLoss(beta, 1.0)), step)[0].backward()
-    alone = mlp(1)
-    F.cross_entropy(alone(x), y, reduction="none").mean().backward()
-    for one, other in zip(guide.parameters(), alone.parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad)
-
-
 def test_without_weight_the_labels_of_the_guide_teach_the_model_nothing() -> None:
     x, y = torch.rand(9, 6, dtype=torch.float64), torch.arange(9) % 4
     gradients = []
@@ -190,14 +177,6 @@ def test_without_weight_the_labels_of_the_guide_teach_the_model_nothing() -> Non
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
     with pytest.raises(ValueError, match="must not both be 0: the model would learn nothing"):
         DynatLoss(beta=0.0)
-
-
-def test_a_tie_of_the_guide_goes_to_the_lowest_class() -> None:
-    step = make_step(
-        double(Z), torch.tensor([2]), nn.Identity(), guide=Constant(1, 3, 3), label_source=GuideLabels()
-    )
-    assert step.labels.hard.tolist() == [1]
-    assert not step.labels.hard.requires_grad
 
 
 def test_a_kl_attack_from_the_image_itself_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Learning from frozen teachers: published values, gradients, identities, what the teachers must not feel."""
+"""Learning from frozen teachers: published values, gradients, identities; teachers stay as they are."""
 
 import math
 from collections.abc import Callable
@@ -229,7 +229,7 @@ def test_a_constant_on_logits_changes_nothing(temperature: float, shift: float) 
     assert torch.allclose(before, after, atol=1e-10)
 
 
-def test_iad_begins_to_doubt_its_teacher_at_its_epoch() -> None:
+def test_iad_begins_self_distillation_at_its_epoch() -> None:
     early = fixture_step(Constant(1, 0, -1), moment=Moment(59, 9, 10, 200))
     late = fixture_step(Constant(1, 0, -1), moment=Moment(60, 0, 10, 200))
     assert list(IadLoss()(early)) == ["adversarial"]
@@ -238,14 +238,14 @@ def test_iad_begins_to_doubt_its_teacher_at_its_epoch() -> None:
 
 
 @pytest.mark.parametrize("loss", [IadLoss(begin=12), Iad2Loss(begin=12)])
-def test_a_doubt_that_would_come_too_late_is_refused(loss: OuterLoss) -> None:
+def test_self_distillation_that_would_begin_too_late_is_refused(loss: OuterLoss) -> None:
     method = Method(inner=CE, loss=loss)
     method.check_epochs(13)
     with pytest.raises(MethodError, match="begin is 12 epochs and the run has 12"):
         method.check_epochs(12)
 
 
-def test_a_teacher_that_is_certain_of_the_label_is_trusted_whole() -> None:
+def test_a_teacher_that_is_certain_of_the_label_leaves_no_self_distillation() -> None:
     certain = fixture_step(Constant(1000.0, 0.0, 0.0), Constant(0, 0, 0), moment=LATE)
     assert values(IadLoss()(certain))["consistency"] == 0
     assert values(Iad2Loss()(certain))["consistency"] == 0
@@ -347,7 +347,7 @@ TAUGHT = [name for name in recipe_names() if "teacher" in read_recipe(name)]
 
 
 @pytest.mark.parametrize("name", TAUGHT)
-def test_recipes_with_a_teacher_ask_for_its_weights(name: str) -> None:
+def test_recipes_with_a_teacher_need_its_weights(name: str) -> None:
     recipe = read_recipe(name)
     with pytest.raises(ConfigurationError, match=r"set teacher\.weights"):
         build_config(recipe)

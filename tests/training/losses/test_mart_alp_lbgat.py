@@ -186,9 +186,7 @@ LOGITS = st.lists(st.floats(-8, 8), min_size=4, max_size=4)
 
 @settings(deadline=None)
 @given(LOGITS, LOGITS, st.integers(0, 3), st.floats(-20, 20))
-def test_mart_is_its_formula_and_knows_no_constants(
-    z: list[float], z_adv: list[float], y: int, shift: float
-) -> None:
+def test_mart_is_its_formula_without_constants(z: list[float], z_adv: list[float], y: int, shift: float) -> None:
     one, other, label = double(tuple(z)), double(tuple(z_adv)), torch.tensor([y])
     total = sum(values(MartLoss(5.0)(fixture_step(one, other, label))).values())
     assert total == pytest.approx(float(straight_mart(one, other, other, label)), rel=1e-9, abs=1e-9)
@@ -243,7 +241,7 @@ def test_without_a_price_the_clean_forward_pass_of_lbgat_is_left_out() -> None:
     assert step.quantities.computed("clean") is None
 
 
-def test_a_second_look_does_not_run_the_guide_again() -> None:
+def test_a_second_evaluation_does_not_run_the_guide_again() -> None:
     guide = mlp(1)
     calls: list[int] = []
     guide.register_forward_hook(lambda *_: calls.append(1))

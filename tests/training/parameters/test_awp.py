@@ -183,7 +183,7 @@ def test_whole_awp_steps_by_hand(loss: str, proxy: str, as_loss: str) -> None:
         assert torch.allclose(value, expected[name], atol=1e-12), name
 
 
-def test_the_second_look_leaves_running_statistics_alone() -> None:
+def test_the_second_evaluation_leaves_running_statistics_alone() -> None:
     """One AWP step counts as many batches, with the statistics that the perturbed network saw, as one without."""
     x, y = batch()
     for loss, forwards in ((AdversarialLoss(), 1), (TradesLoss(), 2)):

@@ -131,7 +131,7 @@ def test_examples_without_gradient_are_left_out_of_the_mean() -> None:
     assert nothing.tolist() == [0.0] * 4
 
 
-def test_running_statistics_do_not_hear_of_it() -> None:
+def test_running_statistics_do_not_change() -> None:
     x, y = batch()
     net = mlp(seed=2).train()
     GradAlign(0.2).extra_terms(make_step(x, y, net))

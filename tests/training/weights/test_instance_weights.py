@@ -273,7 +273,7 @@ def trained(little: Splits, weights: InstanceWeights | None, folder: Path, epoch
     return found
 
 
-def test_weights_that_say_nothing_train_as_pgd_at(little: Splits, tmp_path: Path) -> None:
+def test_equal_weights_train_as_pgd_at(little: Splits, tmp_path: Path) -> None:
     expected = trained(little, None, tmp_path / "plain")
     flat = MailWeights(slope=0.0, scale="mean_one", burn_in=0)
     assert same(trained(little, flat, tmp_path / "mail"), expected)
