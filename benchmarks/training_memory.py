@@ -69,14 +69,14 @@ def loss_alone(name: str, batch: int) -> None:
     """Momentum buffers, and one forward and backward pass."""
     data = random_pixels(batch)
     job = job_of(ALL[name], 1.0, data, batch)
-    for network in (job.model, job.guide):
-        for weight in () if network is None else network.parameters():
-            weight.grad = torch.zeros_like(weight)
-    momentum = [torch.zeros_like(weight) for weight in job.model.parameters()]
-    if job.guide is not None:
-        momentum += [torch.zeros_like(weight) for weight in job.guide.parameters()]
+    guide = job.networks["guide"].module if "guide" in job.networks else None
+    weights = [*job.model.parameters(), *(() if guide is None else guide.parameters())]
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    momentum = [torch.zeros_like(weight) for weight in weights]
+    assert momentum, "alive during the passes"
     x, y = data.floats(torch.arange(batch)), data.labels
-    outer_loss(name, job.model, job.guide, x, y).backward()
+    outer_loss(name, job.model, guide, x, y).backward()
 
 
 def training(name: str, batch: int) -> None:

@@ -25,6 +25,7 @@ from robustly.models import ModelConfig, build_model
 from robustly.runtime import Runtime, RuntimeConfig
 from robustly.training import (
     AdversarialLoss,
+    AuxiliaryNetwork,
     DynatLoss,
     GuideLabels,
     Job,
@@ -140,10 +141,10 @@ def job_of(method: Method, width: float, data: ImageData, batch: int) -> Job:
     return Job(
         method=method,
         model=network(width, 0),
-        guide=network(width, 1) if method.networks else None,
+        networks={name: AuxiliaryNetwork(network(width, 1)) for name in method.networks},
         train=data,
         validation=data.select(torch.arange(2)),
-        threat=ThreatModel("linf", EPSILON),
+        threats=(ThreatModel("linf", EPSILON),),
         optimizer=OptimizerConfig(name="sgd", learning_rate=1e-3),
         schedule=ScheduleConfig(),
         training=TrainingConfig(epochs=1, batch_size=batch, validation_steps=1),

@@ -1,8 +1,7 @@
 """Lint of the sentences: docstrings, comments and messages in src, and the documentation, in plain words.
 
-A docstring begins with an imperative or a noun phrase. The words in `PERSONAL` are not used of code, which does not
-hear, ask or believe anything. `python checks/plain_words.py` prints one line per finding and exits with 1 if there is
-any.
+A docstring begins with an imperative or a noun phrase. The words in `PERSONAL` are not used of code.
+`python checks/plain_words.py` prints one line per finding and exits with 1 if there is any.
 """
 
 import ast

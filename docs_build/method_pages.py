@@ -21,6 +21,7 @@ from robustly.experiments.configuration import RunConfig, build_config
 from robustly.reports.tables.published import ATTACKS, rows_of_method
 from robustly.training import INNER_MAXIMISERS, LABEL_SOURCES, LOSSES, PARAMETER_PARTS, WEIGHTS, DataLabels
 from robustly.training.cost import step_cost
+from robustly.training.parts import CONVENTIONAL_NETWORKS
 
 TABLES: dict[str, dict[str, Any]] = {
     "labels": LABEL_SOURCES,
@@ -34,7 +35,7 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe and its settings, teachers named but without a file."""
+    """A recipe and its settings; FILE stands for the weights of teachers."""
 
     name: str
     comment: str
@@ -50,8 +51,8 @@ def recipes_of(method: str) -> list[Recipe]:
 def read(name: str) -> Recipe:
     """A shipped recipe."""
     settings = read_recipe(name)
-    for role in ("teacher", "standard_teacher"):
-        if isinstance(network := settings.get(role), dict):
+    for role, kind in CONVENTIONAL_NETWORKS.items():
+        if kind == "frozen" and isinstance(network := settings.get(role), dict):
             settings[role] = {**network, "weights": "FILE"}
     lines = recipe_text(name).splitlines()
     comment = [line.lstrip("# ").rstrip() for line in takewhile(lambda line: line.startswith("#"), lines)]
@@ -104,13 +105,10 @@ def _table(recipe: Recipe) -> list[str]:
     config = recipe.config
     lines = ["| part | what | settings |", "| --- | --- | --- |"]
     lines += [f"| {slot} | `{what}` | {said or '-'} |" for slot, what, said in rows_of(config.method_settings)]
-    networks = {"model": config.model, "guide": config.guide, **config.teachers}
-    for role, network in networks.items():
-        if network is not None:
-            scaled = (
-                "" if network.mean is None else f", inputs normalised by {list(network.mean)}, {list(network.std)}"
-            )
-            lines.append(f"| {role} | `{network.name}` | width {network.width:g}{scaled} |")
+    networks = {"model": config.model, **{name: network.model for name, network in config.networks.items()}}
+    for name, model in networks.items():
+        scaled = "" if model.mean is None else f", inputs normalised by {list(model.mean)}, {list(model.std)}"
+        lines.append(f"| {name} | `{model.name}` | width {model.width:g}{scaled} |")
     training, optimizer, schedule = config.training, config.optimizer, config.schedule
     ramp = f", epsilon grown over {training.epsilon_ramp:g} epochs" if training.epsilon_ramp else ""
     times = f" at {', '.join(f'{b:g}' for b in schedule.boundaries)}" if schedule.boundaries else ""
@@ -154,9 +152,9 @@ def _docstring(cls: type) -> list[str]:
 
 
 def _cost(recipe: Recipe) -> list[str]:
-    cost = step_cost(recipe.config.method, recipe.config.training.epochs)
+    cost = step_cost(recipe.config.method, recipe.config.training.epochs, recipe.config.frozen_networks)
     lines = ["## What a step costs", ""]
-    lines += ["Passes of an example that nothing breaks, all warm-ups over, counted.", ""]
+    lines += ["Passes per unbroken example in the last epoch, after all warm-ups, counted.", ""]
     lines += ["| network | forward | backward |", "| --- | --- | --- |"]
     lines += [f"| {role} | {cost.forwards[role]} | {cost.backwards[role]} |" for role in cost.forwards]
     return [*lines, ""]
@@ -212,15 +210,31 @@ def index() -> str:
         cells = {slot: ", ".join(what for place, what, _ in rows if place == slot) for slot in TABLES}
         objective = (recipe.config.method_settings["inner"] or {}).get("objective")
         cells["inner"] += f" ({objective.replace('_', '-')})" if objective else ""
-        cost = step_cost(recipe.config.method, recipe.config.training.epochs)
+        cost = step_cost(recipe.config.method, recipe.config.training.epochs, recipe.config.frozen_networks)
         passes = f"{sum(cost.forwards.values())} + {sum(cost.backwards.values())}"
         lines.append(f"| [{title(method)}]({method}.md) | {' | '.join(cells.values())} | {passes} |")
     return "\n".join(lines) + "\n"
 
 
+def parts() -> str:
+    """Markdown of the list of all parts, by the names that recipes use."""
+    lines = ["# Parts of methods", ""]
+    for slot, table in TABLES.items():
+        lines += [f"## {slot}", "", "| name | part | class |", "| --- | --- | --- |"]
+        for name, cls in table.items():
+            first = (inspect.getdoc(cls) or "").partition("\n")[0].replace("|", "\\|")
+            lines.append(f"| `{name}` | {first} | `{cls.__module__}.{cls.__name__}` |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """List the pages; called by mkdocs."""
-    pages = [{"All": "methods/index.md"}, *({title(method): f"methods/{method}.md"} for method in methods())]
+    pages = [
+        {"All": "methods/index.md"},
+        {"Parts": "methods/parts.md"},
+        *({title(method): f"methods/{method}.md"} for method in methods()),
+    ]
     for entry in config.nav or []:
         if "Training methods" in entry:
             entry["Training methods"] = pages
@@ -230,6 +244,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages; called by mkdocs."""
     files.append(File.generated(config, "methods/index.md", content=index()))
+    files.append(File.generated(config, "methods/parts.md", content=parts()))
     results = (RESULTS / "methods.md").read_text(encoding="utf-8")
     files.append(File.generated(config, "results.md", content=results))
     for method in methods():

@@ -74,10 +74,10 @@ class Runtime:
         """Number of processes."""
         return self._fabric.world_size
 
-    def distribute(self, module: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-        """Move to the device, and average gradients over processes: one forward, one backward per step."""
-        wrapped, wrapped_optimizer = self._fabric.setup(module, optimizer)
-        return wrapped, wrapped_optimizer
+    def distribute(self, module: nn.Module, *optimizers: Optimizer) -> tuple[nn.Module, list[Optimizer]]:
+        """Move to the device, and average gradients over processes: one forward, one backward pass per step."""
+        wrapped, *wrapped_optimizers = self._fabric.setup(module, *optimizers)
+        return wrapped, wrapped_optimizers
 
     def backward(self, loss: Tensor) -> None:
         """Back-propagate, scaling the loss where the precision needs it."""

@@ -142,7 +142,7 @@ REFUSED = [
     (["train", "mnist5k/dynat", "--training.epochs"], "--training.epochs needs a value"),
     (["train", "mnist5k/dynat", "--training.epochs", "--seed", "3"], "--training.epochs needs a value"),
     (["train", "mnist5k/dynat", "--optimizer.nesterov", "true"], "nesterov"),
-    (["train", "mnist5k/dynat", "--optimizer.momentum", "0.8"], "momentum says nothing to 'adamw'"),
+    (["train", "mnist5k/dynat", "--optimizer.momentum", "0.8"], "momentum has no effect with 'adamw'"),
     (["train", "mnist5k/dynat", "--threat", "linf:8"], "did you mean 8/255?"),
     (["train", "mnist5k/dynat", "--threat", "linf:-0.1"], "at least 0"),
     (["train", "mnist5k/dynat", "--threat", "linf:nan"], "finite number"),

@@ -18,7 +18,7 @@ from robustly.data import load_splits
 from robustly.experiments.run_folder import build_network, open_run
 from robustly.models import load_weights
 from robustly.randomness import derive_seed
-from robustly.training.validation import accuracies
+from robustly.training.engine.validation import accuracies
 
 SMALL = {
     "--threat": "linf:0.1",
@@ -110,6 +110,17 @@ def test_a_guide_is_trained_by_two_processes_as_by_one(tmp_path: Path) -> None:
     assert largest_difference(tmp_path / "one", tmp_path / "two") < 2e-5
     one, two = (state(tmp_path / name)["networks"]["guide"] for name in ("one", "two"))
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2e-5
+
+
+def test_a_network_with_its_own_optimiser_is_trained_by_two_processes_as_by_one(tmp_path: Path) -> None:
+    own = {"--guide": "null", "--networks.guide": "{width: 0.25, dropout: 0, optimizer: {learning_rate: 0.02}}"}
+    own["--training.epochs"] = "1"
+    train(tmp_path / "one", "mnist5k/lbgat0", SGD, own)
+    train(tmp_path / "two", "mnist5k/lbgat0", SGD, own, TWO)
+    one, two = (state(tmp_path / name) for name in ("one", "two"))
+    assert list(two["optimizers"]) == ["model", "guide"]
+    for network, weights in one["networks"].items():
+        assert max(float((weights[name] - two["networks"][network][name]).abs().max()) for name in weights) < 2e-5
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,21 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from robustly.attacks import PGD, AttackResult
-from robustly.threats import parse_threat
-from robustly.threats.lp import ThreatModel
-from robustly.training import MixtureLoss, Step
-from robustly.training.inner import attack_step
+from robustly.threats.lp import ThreatModel, parse_threat
+from robustly.training import MixtureLoss, Part, Step
+from robustly.training.inner.pgd import attack_step
 
 
 @dataclass(frozen=True)
-class AlternatingThreats:
+class AlternatingThreats(Part):
     """E-AT: one threat per batch, drawn with weights 1 - running robust accuracy (Croce and Hein, ICML 2022)."""
+
+    reads = ("adversarial",)
 
     threats: tuple[str, ...] = ("linf:0.2", "l1:8")
     steps: int = 5
@@ -54,10 +54,11 @@ class AlternatingThreats:
 
 
 @dataclass(frozen=True)
-class BalancedLoss:
+class BalancedLoss(Part):
     """w_clean CE(z, y) + w_adv CE(z', y), the w moved each step to equal relative progress (B-MTARD, eq. 8)."""
 
-    needs_inner: ClassVar[bool] = True
+    reads = ("clean", "adversarial")
+
     rate: float = 0.025
 
     def __call__(self, step: Step) -> dict[str, Tensor]:

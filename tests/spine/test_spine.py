@@ -1,4 +1,4 @@
-"""The proof that the spine bears: four parts that came later, on the public contracts, trained and evaluated."""
+"""Trials of parts that are not shipped, on the public contracts alone: controllers, an attack, a certificate."""
 
 import math
 import os
@@ -12,17 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from awp import WeightPerturbation
 from controller import AlternatingThreats, BalancedLoss
 from ddn import DDN
-from gairat import Gairat, Mail
 from safetensors.torch import load_file
 from smoothing import Smoothing, lower_confidence_bound
 from torch import nn
 
-from robustly.attacks import AttackError, AttackResult, dynat_pgd
+from robustly.attacks import AttackError, dynat_pgd
 from robustly.certification import CertificateResult
-from robustly.data import Augmentation, Batch, DataConfig, ImageData, Splits, load_splits
+from robustly.data import Augmentation, DataConfig, ImageData, Splits, load_splits
 from robustly.evaluation import EvaluationTarget, Suite, audit, evaluate, read_evidence, write_evidence
 from robustly.experiments import configuration
 from robustly.models import ModelConfig, build_model
@@ -32,7 +30,7 @@ from robustly.runtime import Runtime, RuntimeConfig
 from robustly.threats.lp import ThreatModel
 from robustly.training import (
     AdversarialLoss,
-    DataLabels,
+    GairatWeights,
     Job,
     Method,
     Moment,
@@ -40,12 +38,9 @@ from robustly.training import (
     OptimizerConfig,
     PGDInner,
     ScheduleConfig,
-    Step,
-    TradesLoss,
     TrainingConfig,
     train,
 )
-from robustly.training.method import MethodError, outer_loss
 
 LINF = ThreatModel("linf", 0.1)
 INNER = PGDInner(steps=4, relative_step_size=0.35)
@@ -69,10 +64,9 @@ def small_job(method: Method, epochs: int = 6, splits: Splits | None = None) -> 
     return Job(
         method=method,
         model=build_model(ModelConfig(width=0.25, dropout=0.2, image_size=(16, 16)), seed=1),
-        guide=None,
         train=splits.train,
         validation=splits.validation,
-        threat=LINF,
+        threats=(LINF,),
         optimizer=OptimizerConfig(name="adamw", learning_rate=0.005),
         schedule=ScheduleConfig(),
         training=TrainingConfig(epochs=epochs, batch_size=32, validation_steps=3, epsilon_ramp=2.0),
@@ -86,71 +80,11 @@ def run(job: Job, folder: Path, observer: Observer | None = None) -> dict[str, t
     return load_file(folder / "model.safetensors")
 
 
-def step_of(x: torch.Tensor, y: torch.Tensor, model: nn.Module, inner: object, memory: dict | None = None) -> Step:
-    ids = torch.arange(len(y))
-    return Step(
-        Batch(x, y, ids, KeyedGenerator(7, ids)),
-        model,
-        None,
-        threat=ThreatModel("linf", 0.1),
-        moment=Moment(0, 0, 10, 1),
-        label_source=DataLabels(),
-        inner=inner,
-        memory={} if memory is None else memory,
-    )
-
-
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# 1. instance weights
-
-
-def test_weights_have_the_published_values() -> None:
-    kappa, steps = torch.tensor([0, 5, 10]), torch.tensor([10, 10, 10])
-    raw = Gairat().raw(kappa, steps).double()
-    assert torch.allclose(raw, torch.tensor([0.99966465, 0.11920292, 6.1442e-06]).double(), atol=1e-6)
-    assert torch.allclose(raw / raw.mean(), torch.tensor([2.68036858, 0.31961495, 1.6474e-05]).double(), atol=1e-5)
-    unshifted = Gairat(shift=0.0).raw(kappa, steps)
-    assert torch.allclose(unshifted, torch.tensor([0.99995460, 0.5, 4.5398e-05]), atol=1e-6)
-    logits, y = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64), torch.tensor([0])
-    assert float(Mail(10, -0.5).raw(logits, y)) == pytest.approx(0.20452540, abs=1e-6)
-    assert float(Mail(2, 0.0).raw(logits, y)) == pytest.approx(0.67444323, abs=1e-6)
-
-
-def test_the_attack_counts_the_iterates_that_gairat_weighs() -> None:
-    x, y = torch.tensor([[0.55, 0.50], [0.9, 0.1]], dtype=torch.float64), torch.tensor([0, 0])
-    step = step_of(x, y, nn.Identity(), PGDInner(steps=3, step_size=0.04, start="none"))
-    assert step.adversarial.correct_iterates.tolist() == [1, 3]
-    assert torch.allclose(step.adversarial.x_adv[0], torch.tensor([0.45, 0.60], dtype=torch.float64))
-    weight = Gairat()(step)
-    assert weight is not None
-    assert float(weight.mean()) == pytest.approx(1.0)
-    assert weight[0] > 10 * weight[1]
-    assert Gairat(burn_in=1)(step) is None
-    with pytest.raises(MethodError, match="loss term 'adversarial', the loss has clean, consistency"):
-        small_job(Method(inner=INNER, loss=TradesLoss(), weights=Gairat()), 1, digits())
-
-
-def test_gairat_trains_and_before_its_burn_in_is_pgd_at(tmp_path: Path) -> None:
-    splits = digits()
-    plain = run(small_job(Method(inner=INNER, loss=AdversarialLoss()), 2, splits), tmp_path / "plain")
-    for weights in (Gairat(burn_in=2), Mail(gradient=0.0)):
-        method = Method(inner=INNER, loss=AdversarialLoss(), weights=weights)
-        assert same(plain, run(small_job(method, 2, splits), tmp_path / repr(weights))), weights
-    weighted = Method(inner=INNER, loss=AdversarialLoss(), weights=Gairat(burn_in=1))
-    assert not same(plain, run(small_job(weighted, 2, splits), tmp_path / "weighted"))
-    weighted_weights = run(small_job(weighted, splits=splits), tmp_path / "gairat")
-    model = build_model(ModelConfig(width=0.25, dropout=0.2, image_size=(16, 16)), seed=1)
-    model.load_state_dict(weighted_weights)
-    threat = ThreatModel("linf", 0.1)
-    found = evaluate(model, splits.test, threat, Suite("s", {"pgd": dynat_pgd(10)}))
-    assert found.summary["clean"]["accuracy"] > 0.55
-    assert found.summary["worst_case"]["accuracy"] > 0.3
-
-
-# 2. controllers
+# 1. controllers
 
 
 def test_controllers_move_as_published() -> None:
@@ -165,7 +99,6 @@ def test_controllers_move_as_published() -> None:
 
 def test_a_controller_fits_into_yaml_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(configuration.INNER_MAXIMISERS, "e_at", AlternatingThreats)
-    monkeypatch.setitem(configuration.WEIGHTS, "gairat", Gairat)
     settings = {
         "method": {
             "inner": {"name": "e_at", "threats": ["linf:0.2", "l1:8"], "steps": 2},
@@ -175,7 +108,7 @@ def test_a_controller_fits_into_yaml_settings(monkeypatch: pytest.MonkeyPatch) -
     }
     config = configuration.build_config(settings)
     assert config.method.inner == AlternatingThreats(steps=2)
-    assert config.method.weights == Gairat(burn_in=1)
+    assert config.method.weights == GairatWeights(burn_in=1)
     assert configuration.build_config(config.as_plain()).method == config.method
 
 
@@ -218,44 +151,7 @@ def test_controllers_survive_kills_bit_by_bit(tmp_path: Path) -> None:
     assert not torch.allclose(one["memory"]["loss"]["weight"], torch.tensor([0.5, 0.5]).double())
 
 
-# (and a perturbation of the weights)
-
-
-def test_awp_trains_at_the_perturbed_weights() -> None:
-    """Relative size gamma per tensor, weights back after the step, batch-norm statistics as without it."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
-    draws = KeyedGenerator(0, torch.arange(12))
-    x, y = draws.uniform(1, 4, 4), draws.integers(10, 1)[:, 0]
-    part = WeightPerturbation(gamma=0.05)
-    method = Method(inner=INNER, loss=TradesLoss(), parameters=(part,))
-    before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    step = step_of(x, y, net, INNER)
-    loss, _ = outer_loss(method, step)
-    moved = {name: p.detach() - before[name] for name, p in net.named_parameters()}
-    for name, shift in moved.items():
-        expected = 0.05 * before[name].norm() if shift.ndim > 1 else torch.tensor(0.0)
-        assert torch.allclose(shift.norm(), expected, rtol=1e-4), name
-    loss.backward()
-    plain, _ = outer_loss(Method(inner=INNER, loss=TradesLoss()), step_of(x, y, net, FixedPoint(step.adversarial)))
-    assert torch.allclose(loss, plain)  # at the perturbed weights
-    assert int(net[2].num_batches_tracked) == 2 + 2
-    method.tell("after_step", step)
-    for name, p in net.named_parameters():
-        assert torch.allclose(p, before[name], atol=1e-6), name
-
-
-class FixedPoint:
-    """An inner maximisation whose answer is known."""
-
-    def __init__(self, logits_of: AttackResult) -> None:
-        self.logits_of = logits_of
-
-    def __call__(self, step: Step) -> AttackResult:
-        return self.logits_of
-
-
-# 3. a minimum-norm attack
+# 2. a minimum-norm attack
 
 
 class Affine(nn.Module):
@@ -341,7 +237,7 @@ def test_one_run_of_ddn_gives_the_security_curve(trained: tuple[nn.Module, Image
     assert "ddn: distances" in wrong
 
 
-# 4. a certificate
+# 3. a certificate
 
 
 def test_clopper_pearson_has_the_measured_values() -> None:

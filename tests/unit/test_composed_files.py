@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from robustly.cli.recipes import read_recipe, recipe_names
 from robustly.experiments.configuration import ConfigurationError, build_config
 from robustly.experiments.overrides import apply_overrides, overlay
-from robustly.training import INNER_MAXIMISERS, LABEL_SOURCES, LOSSES, PARAMETER_PARTS, WEIGHTS
 
 GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
 BASES = [name for name in recipe_names() if name.startswith("mnist5k/") and "teacher" not in read_recipe(name)]
@@ -97,12 +96,10 @@ def test_mistakes_are_refused(text: str, said: str, tmp_path: Path) -> None:
         build_config(read(tmp_path, text))
 
 
-def test_the_guide_composes_and_names_every_part(tmp_path: Path) -> None:
+def test_the_files_of_the_guide_compose(tmp_path: Path) -> None:
     text = GUIDE.read_text(encoding="utf-8")
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert len(blocks) >= 2
     for block in blocks:
         config = build_config(read(tmp_path, block))
         config.method.check_epochs(config.training.epochs)
-    for table in (LABEL_SOURCES, INNER_MAXIMISERS, LOSSES, WEIGHTS, PARAMETER_PARTS):
-        assert [name for name in table if f"`{name}`" not in text] == []

@@ -56,3 +56,13 @@ def test_the_index_lists_every_method_with_its_parts() -> None:
     for method in PAGES.methods():
         assert f"]({method}.md)" in index
     assert "| [DYNAT](dynat.md) | guide | pgd (kl) | dynat | none | none | 13 + 12 |" in index
+
+
+def test_the_list_of_parts_has_every_name_and_its_first_sentence() -> None:
+    text = PAGES.parts()
+    for slot, table in PAGES.TABLES.items():
+        section = text.partition(f"## {slot}\n")[2].partition("\n## ")[0]
+        rows = [line for line in section.splitlines() if line.startswith("| `")]
+        assert [row.split("`")[1] for row in rows] == list(table)
+        assert all(len(row.split(" | ")[1]) > 15 for row in rows)
+    assert "| `trades` | CE(z, y) + beta KL(p \\|\\| p')" in text

@@ -1,5 +1,6 @@
 """Settings on the command line: which words are options of a command, and which change the configuration."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from robustly.experiments.configuration import TOP_LEVEL
+from robustly.training.parts import CONVENTIONAL_NETWORKS
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -59,7 +61,9 @@ def trust_in(overrides: Sequence[str], everything: bool) -> Trust:
 
 def is_model_name(word: str) -> bool:
     """Whether a word of the command line names a model."""
-    return word.partition("=")[0] in ("--model.name", "--guide.name", "--teacher.name", "--standard_teacher.name")
+    key = word.partition("=")[0]
+    direct = {f"--{name}.name" for name in ("model", *CONVENTIONAL_NETWORKS)}
+    return key in direct or re.fullmatch(r"--networks\.\w+\.name", key) is not None
 
 
 def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -> None:

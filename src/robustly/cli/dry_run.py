@@ -26,7 +26,7 @@ def show_composition(console: Console, config: RunConfig) -> None:
         parts.add_row(slot, what, settings)
     console.print(parts)
     config.method.check_epochs(config.training.epochs)
-    cost = step_cost(config.method, config.training.epochs)
+    cost = step_cost(config.method, config.training.epochs, config.frozen_networks)
     console.print(cost_table(cost))
     console.print(f"{cost.total} in all, {cost.total / STANDARD_PASSES:g} times standard training's\n")
 
@@ -34,10 +34,10 @@ def show_composition(console: Console, config: RunConfig) -> None:
 def show_job(console: Console, config: RunConfig, job: Job) -> None:
     """Print the networks' sizes, the data and the schedule."""
     training, optimizer, schedule = config.training, config.optimizer, config.schedule
-    networks = {"model": job.model, **({"guide": job.guide} if job.guide is not None else {}), **job.teachers}
+    networks = {"model": job.model, **{name: network.module for name, network in job.networks.items()}}
     sizes = [
-        f"{role} {sum(parameter.numel() for parameter in network.parameters()):,}"
-        for role, network in networks.items()
+        f"{name} {sum(parameter.numel() for parameter in network.parameters()):,}"
+        for name, network in networks.items()
     ]
     console.print(
         f"parameters: {', '.join(sizes)}\n"

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from robustly.training import Job, Moment, Observer
-from robustly.training.checkpoint import Row
+from robustly.training.engine.checkpoint import Row
 
 
 @contextmanager

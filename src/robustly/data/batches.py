@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from robustly.data.augmentation import Augmentation
@@ -14,19 +14,21 @@ from robustly.randomness import KeyedGenerator, derive_seed, shuffled
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one process works on in one step.
+    """The examples of one process in one step.
 
     Args:
         x: images in [0, 1], `(N, C, H, W)`.
         y: labels, `(N,)`.
         ids: the examples' ids, `(N,)`.
         generator: random numbers for these examples in this epoch; fold it for each purpose.
+        other_views: more copies of the images, augmented independently of `x` and of each other.
     """
 
     x: Float32[Tensor, "n c h w"]
     y: Int64[Tensor, " n"]
     ids: Int64[Tensor, " n"]
     generator: KeyedGenerator
+    other_views: tuple[Float32[Tensor, "n c h w"], ...] = ()
 
     def __len__(self) -> int:
         return len(self.y)
@@ -49,6 +51,7 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     start: int = 0,
+    views: int = 1,
 ) -> Iterator[Batch]:
     """The batches of an epoch, on the data's device.
 
@@ -67,6 +70,7 @@ def batches(
             In a last batch with fewer examples than processes, the others get a batch without examples.
         world_size: number of processes.
         start: number of global batches to pass over, done before a run was interrupted.
+        views: independently augmented copies of each image, at least 1; the first does not depend on their number.
 
     Raises:
         ValueError: at the call, if a number is outside its range, or `drop_last` leaves no batch at all.
@@ -85,7 +89,9 @@ def batches(
     chosen = augmentation or Augmentation()
     stream = derive_seed(seed, "epoch", epoch)
     return (
-        _batch(data, order[number * batch_size : (number + 1) * batch_size][rank::world_size], stream, chosen)
+        _batch(
+            data, order[number * batch_size : (number + 1) * batch_size][rank::world_size], stream, chosen, views
+        )
         for number in range(start, count)
     )
 
@@ -102,8 +108,25 @@ def check_batches(batch_size: int, rank: int, world_size: int) -> None:
         raise ValueError(f"batch_size is {batch_size}: use at least 1 for each of {world_size} processes")
 
 
-def _batch(data: ImageData, places: Int64[Tensor, " n"], stream: int, augmentation: Augmentation) -> Batch:
+def _batch(
+    data: ImageData, places: Int64[Tensor, " n"], stream: int, augmentation: Augmentation, views: int
+) -> Batch:
     ids = data.ids[places]
     generator = KeyedGenerator(stream, ids)
-    images = augmentation(data.images[places], generator.fold("augmentation"))
-    return Batch(to_floats(images), data.labels[places], ids, generator)
+    x, *others = augmented(data.images[places], augmentation, generator, views)
+    return Batch(x, data.labels[places], ids, generator, tuple(others))
+
+
+def augmented(
+    images: UInt8[Tensor, "n c h w"], augmentation: Augmentation, generator: KeyedGenerator, views: int
+) -> list[Float32[Tensor, "n c h w"]]:
+    """Independently augmented copies of images in [0, 1]; the first one does not depend on their number.
+
+    Args:
+        images: 8-bit pixels.
+        augmentation: random changes of the images.
+        generator: random numbers of the same N examples.
+        views: number of copies, at least 1.
+    """
+    draws = [generator.fold("augmentation", *([view] if view else [])) for view in range(views)]
+    return [to_floats(augmentation(images, drawn)) for drawn in draws]

@@ -14,8 +14,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from robustly.data.augmentation import Augmentation
-from robustly.data.batches import Batch, batch_count, check_batches
-from robustly.data.images import ImageData, to_floats
+from robustly.data.batches import Batch, augmented, batch_count, check_batches
+from robustly.data.images import ImageData
 from robustly.randomness import KeyedGenerator, derive_seed, shuffled
 
 FIRST_ID = 1 << 40  # ids of extra images begin here, beyond those of any labelled one
@@ -84,6 +84,7 @@ def mixed_batches(
     augmentation: Augmentation | None = None,
     rank: int = 0,
     world_size: int = 1,
+    views: int = 1,
 ) -> Iterator[Batch]:
     """The batches of an epoch; every one is full. Arguments and guarantees are those of `batches`.
 
@@ -98,7 +99,15 @@ def mixed_batches(
     chosen = augmentation or Augmentation()
     return (
         _mixed(
-            data, extra.data, (batch_size - drawn, drawn), epoch * count + number, seed, chosen, rank, world_size
+            data,
+            extra.data,
+            (batch_size - drawn, drawn),
+            epoch * count + number,
+            seed,
+            chosen,
+            rank,
+            world_size,
+            views,
         )
         for number in range(count)
     )
@@ -113,6 +122,7 @@ def _mixed(
     augmentation: Augmentation,
     rank: int,
     world_size: int,
+    views: int,
 ) -> Batch:
     """Batch `number` of the run."""
     device = data.images.device
@@ -125,8 +135,8 @@ def _mixed(
     own = torch.arange(len(ids), device=device) + number * len(ids)
     mine = slice(rank, None, world_size)
     generator = KeyedGenerator(derive_seed(seed, "draw"), own[mine])
-    pixels = augmentation(images[mine], generator.fold("augmentation"))
-    return Batch(to_floats(pixels), labels[mine], ids[mine], generator)
+    x, *others = augmented(images[mine], augmentation, generator, views)
+    return Batch(x, labels[mine], ids[mine], generator, tuple(others))
 
 
 def _passed_through(length: int, count: int, number: int, seed: int) -> Int64[Tensor, " count"]:

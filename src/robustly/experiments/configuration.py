@@ -17,6 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from robustly.data import DataConfig
 from robustly.evaluation import SUITES
 from robustly.evaluation.suites.composed import suite_from
+from robustly.experiments.networks import NetworkConfig, build_networks, plain_networks, with_weights
 from robustly.models import ModelConfig
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
@@ -34,7 +35,7 @@ from robustly.training import (
     ScheduleConfig,
     TrainingConfig,
 )
-from robustly.training.job import ROLES
+from robustly.training.parts import CONVENTIONAL_NETWORKS
 
 Settings = Mapping[str, Any]
 T = TypeVar("T")
@@ -80,12 +81,10 @@ class RunConfig:
     Args:
         recipe: where they come from.
         seed: seed of every random number.
-        threat: what the adversary may do.
+        threat: the threat model.
         data: the images.
         model: the network to train.
-        guide: the network trained beside it, if any.
-        teacher: a frozen, robust network to learn from, if any.
-        standard_teacher: a frozen network trained on clean images, if any.
+        networks: the networks beside it, by name.
         method: the five parts.
         method_settings: the same as plain values.
         optimizer: how parameters move.
@@ -100,9 +99,7 @@ class RunConfig:
     threat: ThreatModel
     data: DataConfig
     model: ModelConfig
-    guide: ModelConfig | None
-    teacher: ModelConfig | None
-    standard_teacher: ModelConfig | None
+    networks: dict[str, NetworkConfig]
     method: Method
     method_settings: dict[str, Any]
     optimizer: OptimizerConfig
@@ -123,25 +120,20 @@ class RunConfig:
             "threat": str(self.threat),
             "data": sections.pop("data"),
             "model": sections.pop("model"),
-            **{
-                role: None if network is None else _plain(asdict(network))
-                for role, network in (("guide", self.guide), *self.teachers.items())
-            },
+            **_plain(plain_networks(self.networks)),
             "method": self.method_settings,
             **sections,
         }
 
     @property
-    def teachers(self) -> dict[str, ModelConfig | None]:
-        """Frozen networks by role."""
-        return {"teacher": self.teacher, "standard_teacher": self.standard_teacher}
-
-    @property
     def model_names(self) -> list[str]:
         """Names of all networks of the run."""
-        return [
-            network.name for network in (self.model, self.guide, *self.teachers.values()) if network is not None
-        ]
+        return [self.model.name, *(network.model.name for network in self.networks.values())]
+
+    @property
+    def frozen_networks(self) -> list[str]:
+        """Names of the networks beside the model that never learn."""
+        return [name for name, network in self.networks.items() if network.frozen]
 
     def digest(self) -> str:
         """Hash of everything that the trained weights depend on."""
@@ -158,9 +150,6 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         is_name = path == "mnist5k" or path.startswith("hf:")
         return path if is_name or not Path(path).exists() else str(Path(path).resolve())
 
-    def with_weights(model: ModelConfig) -> ModelConfig:
-        return model if model.weights is None else replace(model, weights=absolute(model.weights))
-
     return replace(
         config,
         data=replace(
@@ -168,10 +157,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             source=absolute(config.data.source),
             extra_source=None if config.data.extra_source is None else absolute(config.data.extra_source),
         ),
-        model=with_weights(config.model),
-        guide=None if config.guide is None else with_weights(config.guide),
-        teacher=None if config.teacher is None else with_weights(config.teacher),
-        standard_teacher=None if config.standard_teacher is None else with_weights(config.standard_teacher),
+        model=with_weights(NetworkConfig(config.model), absolute).model,
+        networks={name: with_weights(network, absolute) for name, network in config.networks.items()},
     )
 
 
@@ -184,7 +171,7 @@ _SECTIONS: dict[str, type] = {
     "runtime": RuntimeConfig,
     "evaluation": EvaluationConfig,
 }
-TOP_LEVEL = ("seed", "threat", *ROLES, "method", *_SECTIONS)
+TOP_LEVEL = ("seed", "threat", *CONVENTIONAL_NETWORKS, "networks", "method", *_SECTIONS)
 _PARTS: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,
     "inner": INNER_MAXIMISERS,
@@ -201,13 +188,10 @@ def build_config(settings: Settings) -> RunConfig:
     """
     _check_keys(settings, ("recipe", *TOP_LEVEL), "")
     built = {name: build_section(cls, settings.get(name) or {}, name) for name, cls in _SECTIONS.items()}
-    networks = {
-        role: None if settings.get(role) is None else build_section(ModelConfig, settings[role], role)
-        for role in ROLES
-    }
-    for role in ("teacher", "standard_teacher"):
-        if (network := networks[role]) is not None and network.weights is None:
-            raise ConfigurationError(f"{role}: a teacher has learned already: set {role}.weights to its file")
+    try:
+        networks = build_networks(settings, build_section)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
     method, plain = _build_method(settings.get("method") or {})
     seed = settings.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
@@ -227,9 +211,7 @@ def build_config(settings: Settings) -> RunConfig:
         recipe=str(settings.get("recipe", "custom")),
         seed=seed,
         threat=threat,
-        guide=networks["guide"],
-        teacher=networks["teacher"],
-        standard_teacher=networks["standard_teacher"],
+        networks=networks,
         method=method,
         method_settings=plain,
         **built,

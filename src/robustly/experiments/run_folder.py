@@ -18,9 +18,9 @@ from robustly.files import write_text
 from robustly.models import ModelConfig, build_model, load_weights
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
-from robustly.training import Job
-from robustly.training.job import check_networks
-from robustly.training.loop import BEST, FINAL
+from robustly.training import AuxiliaryNetwork, Job
+from robustly.training.engine.job import check_networks
+from robustly.training.engine.loop import BEST, FINAL
 
 CONFIG = "config.yaml"
 EVALUATION = "evaluation"
@@ -120,32 +120,30 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         ValueError: settings, data or model that do not fit together.
         OSError: a file cannot be read.
     """
-    networks = {"guide": config.guide, **config.teachers}
-    check_networks(config.method, [role for role, network in networks.items() if network is not None])
+    check_networks(config.method, {name: network.frozen for name, network in config.networks.items()})
     splits = load_splits(config.data)
     seed = config.seed
     model = build_network(config.model, splits.train, derive_seed(seed, "model"), trusts)
-    guide = None
-    if config.guide is not None:
-        guide = build_network(config.guide, splits.train, derive_seed(seed, "guide"), trusts, "guide")
-    teachers = {
-        role: build_network(teacher, splits.train, derive_seed(seed, role), trusts, role)
-        for role, teacher in config.teachers.items()
-        if teacher is not None
+    networks = {
+        name: AuxiliaryNetwork(
+            build_network(network.model, splits.train, derive_seed(seed, name), trusts, name),
+            network.frozen,
+            network.optimizer,
+        )
+        for name, network in config.networks.items()
     }
     return Job(
         method=config.method,
         model=model,
-        guide=guide,
         train=splits.train,
         validation=splits.validation,
-        threat=config.threat,
+        threats=(config.threat,),
         optimizer=config.optimizer,
         schedule=config.schedule,
         training=config.training,
         augmentation=config.data.augmentation,
         seed=seed,
-        teachers=teachers,
+        networks=networks,
         extra=load_extra(config.data, splits),
     )
 

@@ -13,7 +13,7 @@ from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import CONFIG, EVALUATION, create_run, read_yaml, refuse_existing
 from robustly.experiments.sweeps import Sweep, SweepError, sweep_from
 from robustly.files import write_text
-from robustly.training.loop import FINAL, LAST
+from robustly.training.engine.loop import FINAL, LAST
 
 MANIFEST = "sweep.yaml"
 

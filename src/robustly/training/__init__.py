@@ -1,40 +1,47 @@
 """Adversarial training: a method is five parts, composed; one loop runs them all."""
 
-from robustly.training.awp import WeightPerturbation
-from robustly.training.catalogue import (
-    INNER_MAXIMISERS,
-    LABEL_SOURCES,
-    LOSSES,
-    PARAMETER_PARTS,
-    WEIGHTS,
-)
-from robustly.training.distillation import AdaadInner, AdaadLoss, ArdLoss, KdLoss, RsladLoss
-from robustly.training.divergence import DivergenceError
-from robustly.training.friendly import CurriculumInner, FriendlyInner
-from robustly.training.gkl import DklLoss, GklInner, GklLoss
-from robustly.training.gradalign import GradAlign
-from robustly.training.guided_losses import DynatLoss, LbgatLoss
-from robustly.training.inner import PGDInner
-from robustly.training.introspective import Iad2Loss, IadLoss
-from robustly.training.job import Job, TrainingConfig
-from robustly.training.labels import DataLabels, GuideLabels
-from robustly.training.loop import Observer, Outcome, train
-from robustly.training.losses import (
-    AdversarialLoss,
-    AlpLoss,
-    CleanLoss,
-    MartLoss,
-    MixtureLoss,
-    OuterLoss,
-    TradesLoss,
-)
+from robustly.training.engine.job import AuxiliaryNetwork, Job, TrainingConfig
+from robustly.training.engine.loop import Observer, Outcome, train
+from robustly.training.engine.optimisation import OptimizerConfig, ScheduleConfig
+from robustly.training.engine.stopping import DivergenceError
+from robustly.training.inner import INNER_MAXIMISERS
+from robustly.training.inner.adaad import AdaadInner
+from robustly.training.inner.early_stopped import CurriculumInner, FriendlyInner
+from robustly.training.inner.gkl import GklInner
+from robustly.training.inner.pgd import PGDInner
+from robustly.training.inner.single_step import FreeInner, NoisyFGSMInner
+from robustly.training.labels import LABEL_SOURCES
+from robustly.training.labels.data import DataLabels, SmoothedLabels
+from robustly.training.labels.guide import GuideLabels
+from robustly.training.losses import LOSSES
+from robustly.training.losses.consistency import AlpLoss, TradesLoss
+from robustly.training.losses.cross_entropy import AdversarialLoss, CleanLoss, MixtureLoss
+from robustly.training.losses.distillation import AdaadLoss, ArdLoss, KdLoss, RsladLoss
+from robustly.training.losses.gkl import DklLoss, GklLoss
+from robustly.training.losses.guided import DynatLoss, LbgatLoss
+from robustly.training.losses.introspective import Iad2Loss, IadLoss
+from robustly.training.losses.mart import MartLoss
 from robustly.training.method import Method, MethodError
-from robustly.training.optimisation import OptimizerConfig, ScheduleConfig
-from robustly.training.parameters import ExponentialAverage, ParameterPart
-from robustly.training.single_step import FreeInner, NoisyFGSMInner
-from robustly.training.step import InnerMaximiser, Labels, LabelSource, Moment, Step
-from robustly.training.swa import EpochAverage, WeightAverage
-from robustly.training.weights import GairatWeights, InstanceWeights, MailWeights, WeightsError
+from robustly.training.parameters import PARAMETER_PARTS
+from robustly.training.parameters.averaging import EpochAverage, ExponentialAverage, WeightAverage
+from robustly.training.parameters.awp import WeightPerturbation
+from robustly.training.parameters.gradalign import GradAlign
+from robustly.training.parts import (
+    Composition,
+    EpochEnd,
+    InnerMaximiser,
+    InstanceWeights,
+    LabelSource,
+    OuterLoss,
+    Part,
+    Terms,
+    WeightsError,
+)
+from robustly.training.quantities import Networks, UndeclaredReadError
+from robustly.training.step import Labels, Moment, Step
+from robustly.training.weights import WEIGHTS
+from robustly.training.weights.gairat import GairatWeights
+from robustly.training.weights.mail import MailWeights
 
 __all__ = [
     "INNER_MAXIMISERS",
@@ -47,13 +54,16 @@ __all__ = [
     "AdversarialLoss",
     "AlpLoss",
     "ArdLoss",
+    "AuxiliaryNetwork",
     "CleanLoss",
+    "Composition",
     "CurriculumInner",
     "DataLabels",
     "DivergenceError",
     "DklLoss",
     "DynatLoss",
     "EpochAverage",
+    "EpochEnd",
     "ExponentialAverage",
     "FreeInner",
     "FriendlyInner",
@@ -77,18 +87,22 @@ __all__ = [
     "MethodError",
     "MixtureLoss",
     "Moment",
+    "Networks",
     "NoisyFGSMInner",
     "Observer",
     "OptimizerConfig",
     "Outcome",
     "OuterLoss",
     "PGDInner",
-    "ParameterPart",
+    "Part",
     "RsladLoss",
     "ScheduleConfig",
+    "SmoothedLabels",
     "Step",
+    "Terms",
     "TradesLoss",
     "TrainingConfig",
+    "UndeclaredReadError",
     "WeightAverage",
     "WeightPerturbation",
     "WeightsError",

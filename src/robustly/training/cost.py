@@ -1,6 +1,7 @@
-"""What a step of a method costs: passes through each network, counted on a stand-in and not estimated."""
+"""Passes of a training step through each network, counted on small stand-in networks."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,10 +11,12 @@ from robustly.data import Batch
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
 from robustly.training.method import Method, MethodError, outer_loss
-from robustly.training.step import Memory, Moment, Step
-from robustly.training.weights import WeightsError
+from robustly.training.parts import CONVENTIONAL_NETWORKS, WeightsError
+from robustly.training.quantities import Networks
+from robustly.training.step import Memory, Moment
 
 COUNT, SHAPE, CLASSES = 4, (1, 4, 4), 4
+TEACHERS = tuple(name for name, kind in CONVENTIONAL_NETWORKS.items() if kind == "frozen")
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class StepCost:
     """Passes of one example through each network, in all steps that are taken on its batch.
 
     Args:
-        forwards: by role ("model", "guide", "teacher", "standard_teacher").
+        forwards: by network ("model", "guide", "teacher", ...).
         backwards: likewise; passes back to the input and passes back to the weights count alike.
     """
 
@@ -35,82 +38,79 @@ class StepCost:
 
 
 class _StandIn(nn.Module):
-    """A network that has every example right by far, so that no attack ends early; it counts its passes."""
+    """A network with a large margin on every example, so that no attack ends early; it counts its passes."""
 
-    def __init__(self, role: str, passes: Counter[tuple[str, str]]) -> None:
+    def __init__(self, name: str, passes: Counter[tuple[str, str]]) -> None:
         super().__init__()
-        self.head = nn.Linear(SHAPE[0] * SHAPE[1] * SHAPE[2], CLASSES)
         with torch.no_grad(), torch.random.fork_rng():
+            self.head = nn.Linear(SHAPE[0] * SHAPE[1] * SHAPE[2], CLASSES)
             torch.manual_seed(0)
             self.head.weight.normal_(0, 0.01)
             self.head.bias.copy_(torch.tensor([2.0, 0.0, 0.0, 0.0]))
-        self._role, self._passes = role, passes
+        self._name, self._passes = name, passes
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(x.flatten(1))
-        self._passes[self._role, "forward"] += len(x)
+        self._passes[self._name, "forward"] += len(x)
         if logits.requires_grad:
             logits.register_hook(self._count_back)  # type: ignore[no-untyped-call]
         return logits
 
     def _count_back(self, gradient: Tensor) -> None:
-        self._passes[self._role, "backward"] += len(gradient)
+        self._passes[self._name, "backward"] += len(gradient)
 
 
-def step_cost(method: Method, epochs: int) -> StepCost:
-    """Passes of an example that nothing breaks, in the last epoch of a run, when every warm-up is over.
+def step_cost(method: Method, epochs: int, frozen: Collection[str] = TEACHERS, threats: int = 1) -> StepCost:
+    """Passes per unbroken example in the last epoch, after all warm-ups.
 
     Args:
         method: the composition.
-        epochs: of the run.
+        epochs: epochs of the run.
+        frozen: names of the networks that never learn; others are trained.
+        threats: number of threat models of the run.
 
     Raises:
         MethodError: the instance weights are for a term that the loss does not have.
     """
+    balls = (ThreatModel("linf", 1e-3),) * threats
     try:
-        return _counted(method, epochs)
-    except WeightsError:  # the stand-in is so sure that extreme weights vanish on it, as they may not on networks
-        return _counted(replace(method, weights=None), epochs)
+        return _counted(method, epochs, frozen, balls)
+    except WeightsError:  # extreme weights may all be zero on the confident stand-in, and not on real networks
+        return _counted(replace(method, weights=None), epochs, frozen, balls)
 
 
-def _counted(method: Method, epochs: int) -> StepCost:
+def _counted(method: Method, epochs: int, frozen: Collection[str], threats: tuple[ThreatModel, ...]) -> StepCost:
     passes: Counter[tuple[str, str]] = Counter()
-    networks = {role: _StandIn(role, passes) for role in ("model", *method.networks)}
-    teachers = {role: network for role, network in networks.items() if role not in ("model", "guide")}
-    for teacher in teachers.values():
-        teacher.requires_grad_(False).eval()
+    stand_ins = {name: _StandIn(name, passes) for name in ("model", *method.networks)}
+    networks = Networks(
+        stand_ins["model"],
+        trained={name: net for name, net in stand_ins.items() if name != "model" and name not in frozen},
+        frozen={name: net.requires_grad_(False).eval() for name, net in stand_ins.items() if name in frozen},
+    )
     ids = torch.arange(COUNT)
-    x, y = KeyedGenerator(0, ids).uniform(*SHAPE), torch.zeros(COUNT, dtype=torch.int64)
+    draws = KeyedGenerator(0, ids)
+    x, y = draws.uniform(*SHAPE), torch.zeros(COUNT, dtype=torch.int64)
+    others = tuple(draws.fold("view", view).uniform(*SHAPE) for view in range(1, method.views))
     memory: Memory = {}
     moment = Moment(epochs - 1, 0, 1, epochs)
     for replay in range(method.replays):
-        step = Step(
-            Batch(x, y, ids, KeyedGenerator(0, ids)),
-            networks["model"],
-            networks.get("guide"),
-            teachers=teachers,
-            threat=ThreatModel("linf", 1e-3),
-            moment=moment,
-            label_source=method.labels,
-            inner=method.inner,
-            memory=memory,
-            slot_of=method.slot_of,
-            replay=replay,
+        step = method.step(
+            Batch(x, y, ids, draws, others), networks, threats=threats, moment=moment, memory=memory, replay=replay
         )
         loss, _ = outer_loss(method, step)
-        for network in networks.values():
+        for network in stand_ins.values():
             network.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        method.tell("after_backward", step)
-        method.tell("after_step", step)
-    terms = method.loss(step)  # of logits that are there: no further pass
+        method.after_backward(step)
+        method.after_step(step)
+    cost = StepCost(
+        {name: passes[name, "forward"] // COUNT for name in stand_ins},
+        {name: passes[name, "backward"] // COUNT for name in stand_ins},
+    )
+    terms = method.loss(step)
     if method.weights is not None and method.weights.term not in terms:
         raise MethodError(
             f"the weights are for the loss term {method.weights.term!r}, the loss has {', '.join(terms)}: "
             "set method.weights.term"
         )
-    roles = list(networks)
-    return StepCost(
-        {role: passes[role, "forward"] // COUNT for role in roles},
-        {role: passes[role, "backward"] // COUNT for role in roles},
-    )
+    return cost

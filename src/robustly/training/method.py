@@ -1,20 +1,31 @@
 """A training method: five parts, composed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustly.training.batch_norms import statistics_kept
-from robustly.training.catalogue import PARAMETER_PARTS
-from robustly.training.labels import DataLabels
-from robustly.training.losses import CleanLoss, OuterLoss, Terms
-from robustly.training.parameters import EpochEnd, ParameterPart
-from robustly.training.step import InnerMaximiser, LabelSource, Step
-from robustly.training.weights import InstanceWeights
+from robustly.attacks.core.model_access import frozen_statistics
+from robustly.data import Batch
+from robustly.threats.lp import ThreatModel
+from robustly.training.labels.data import DataLabels
+from robustly.training.losses.cross_entropy import CleanLoss
+from robustly.training.parameters import PARAMETER_PARTS
+from robustly.training.parts import (
+    EpochEnd,
+    InnerMaximiser,
+    InstanceWeights,
+    LabelSource,
+    OuterLoss,
+    Part,
+    Terms,
+    perturbs_weights,
+)
+from robustly.training.quantities import Networks, needs_attack, network_and_inputs
+from robustly.training.step import Memory, Moment, Step, unchanged
 
 
 class MethodError(ValueError):
@@ -23,13 +34,7 @@ class MethodError(ValueError):
 
 @dataclass(frozen=True)
 class Method:
-    """Where labels come from, how the inner maximisation runs, outer loss, instance weights, parameters.
-
-    Any part may also define `after_backward(step)` (gradients are there, the optimiser has not moved yet),
-    `after_step(step)` (it has) and `after_epoch(end)`, to learn from how it went; `networks`, a tuple with the
-    roles of further networks that it needs: "guide" (trained beside the model), "teacher", "standard_teacher"
-    (frozen); `check(method)`, which returns why it does not go with the other parts, or None; and
-    `check_epochs(epochs)`, which does so for the length of a run.
+    """Label source, inner maximisation, outer loss, instance weights and parameter parts.
 
     Args:
         labels: label source.
@@ -39,141 +44,247 @@ class Method:
         parameters: what happens to the weights around the optimiser's step, in order.
 
     Raises:
-        MethodError: two parameter parts of one class; a loss that lacks its inner maximisation, or one that nothing
-            would use; parts that contradict each other.
+        MethodError: two parameter parts of one class; a loss without the inner maximisation that it needs, or with
+            one that it does not use; a quantity that does not exist; parts that contradict each other.
     """
 
     labels: LabelSource = field(default_factory=DataLabels)
     inner: InnerMaximiser | None = None
     loss: OuterLoss = field(default_factory=CleanLoss)
     weights: InstanceWeights | None = None
-    parameters: tuple[ParameterPart, ...] = ()
+    parameters: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         kinds = [type(part).__name__ for part in self.parameters]
         if len(set(kinds)) < len(kinds):
             raise MethodError(f"each parameter part may be named once, got {', '.join(kinds)}")
+        for slot, part in self.slots():
+            if not isinstance(part, Part):
+                raise MethodError(f"{slot}: {type(part).__name__} must derive from robustly.training.Part")
         if self.loss.needs_inner and self.inner is None:
-            raise MethodError("the loss asks for adversarial examples, the method has no inner maximisation")
+            raise MethodError("the loss needs adversarial examples, the method has no inner maximisation")
         if self.inner is not None and not self.loss.needs_inner:
             raise MethodError("the method has an inner maximisation that its loss does not use")
-        if self.shares_backward and any(_perturbs(part) for part in self.parameters):
+        if self.shares_backward and any(perturbs_weights(part) for _, part in self.slots()):
             raise MethodError(
                 "a replaying inner maximisation (Free-AT) has one backward pass for attack and weights: no part "
                 "may perturb the weights in between (awp)"
             )
+        self._check_reads()
         for slot, part in self.slots():
-            check = getattr(part, "check", None)
-            reason = check(self) if check is not None else None
+            reason = part.check(self)
             if reason is not None:
                 raise MethodError(f"{_key(slot, part)}: {reason}")
+
+    def _check_reads(self) -> None:
+        """Refuse quantities that no step of the method has."""
+        own = self.own_quantities
+        for slot, part in self.slots():
+            for name in part.reads:
+                if name in own:
+                    continue
+                try:
+                    network, _ = network_and_inputs(name)
+                except ValueError as error:
+                    raise MethodError(f"{_key(slot, part)}: {error}") from None
+                if network not in ("model", *self.networks):
+                    raise MethodError(f"{_key(slot, part)}: reads {name!r}, no part names the network {network!r}")
+                if needs_attack(name) and self.inner is None:
+                    raise MethodError(f"{_key(slot, part)}: reads {name!r}, the method has no inner maximisation")
 
     def check_epochs(self, epochs: int) -> None:
         """Refuse a run that is too short for a part.
 
         Raises:
-            MethodError: a part's `check_epochs` says why.
+            MethodError: the message of the part's `check_epochs`.
         """
         for slot, part in self.slots():
-            check = getattr(part, "check_epochs", None)
-            reason = check(epochs) if check is not None else None
+            reason = part.check_epochs(epochs)
             if reason is not None:
                 raise MethodError(f"{_key(slot, part)}: {reason}")
 
-    def slots(self) -> Iterator[tuple[str, object]]:
-        """Every part with the name of its place in the method; a value in two places comes once."""
-        places: list[tuple[str, object]] = [
+    def slots(self) -> Iterator[tuple[str, Part]]:
+        """Yield (slot, part) pairs; a part in two slots is yielded once."""
+        places: list[tuple[str, Part | None]] = [
             ("labels", self.labels),
             ("inner", self.inner),
             ("loss", self.loss),
             ("weights", self.weights),
             *((f"parameters.{type(part).__name__}", part) for part in self.parameters),
         ]
-        seen: list[object] = []
+        seen: list[Part] = []
         for name, part in places:
             if part is not None and not any(part is other for other in seen):
                 seen.append(part)
                 yield name, part
 
     def slot_of(self, part: object) -> str:
-        """The place of a part; for one inside another part, its class."""
+        """Slot of a part; for one inside another part, its class."""
         return next((name for name, other in self.slots() if other is part), type(part).__name__)
-
-    def tell(self, occasion: Literal["after_backward", "after_step"], step: Step) -> None:
-        """Tell every part that wants to hear it how the step went; first of all who perturbed the weights.
-
-        Whatever looks at the weights after the step (an average) sees them without their perturbation.
-        """
-        for _, part in sorted(self.slots(), key=lambda slot: not _perturbs(slot[1])):
-            listen = getattr(part, occasion, None)
-            if listen is not None:
-                listen(step)
-
-    def after_epoch(self, end: EpochEnd) -> None:
-        """Tell every part that wants to hear it that an epoch is over."""
-        for _, part in self.slots():
-            listen = getattr(part, "after_epoch", None)
-            if listen is not None:
-                listen(end)
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Roles of the networks beside the model that the parts ask for."""
-        roles = [role for _, part in self.slots() for role in getattr(part, "networks", ())]
-        return tuple(dict.fromkeys(roles))
+        """Names of the networks beside the model that the parts use."""
+        return tuple(dict.fromkeys(name for _, part in self.slots() for name in part.networks))
+
+    @property
+    def own_quantities(self) -> Mapping[str, Callable[[Step], Tensor]]:
+        """Quantities that the parts define themselves, by name.
+
+        Raises:
+            MethodError: a name that two parts define, or that means a network's logits.
+        """
+        own: dict[str, Callable[[Step], Tensor]] = {}
+        for slot, part in self.slots():
+            for name, define in part.quantities.items():
+                if name in own or name in ("clean", "adversarial", "guide") or "@" in name:
+                    raise MethodError(
+                        f"{_key(slot, part)}: the quantity {name!r} exists already: name it otherwise"
+                    )
+                own[name] = define
+        return own
+
+    @property
+    def views(self) -> int:
+        """Independently augmented copies of each image that the parts use."""
+        return max(part.views for _, part in self.slots())
+
+    @property
+    def replays(self) -> int:
+        """Optimiser steps on each batch."""
+        return 1 if self.inner is None else self.inner.replays
 
     @property
     def shares_backward(self) -> bool:
         """Whether one backward pass serves attack and weights (Free-AT)."""
-        return bool(getattr(self.inner, "shares_backward", self.replays > 1))
+        return self.inner is not None and self.inner.shares_backward
 
-    @property
-    def replays(self) -> int:
-        """Steps of the optimiser on each batch."""
-        return int(getattr(self.inner, "replays", 1))
+    def step(
+        self,
+        batch: Batch,
+        networks: Networks,
+        *,
+        threats: tuple[ThreatModel, ...],
+        moment: Moment,
+        memory: Memory,
+        replay: int = 0,
+        global_mean: Callable[[Tensor], Tensor] = unchanged,
+        seed: int = 0,
+    ) -> Step:
+        """A training step of this method; arguments as in `Step`."""
+        return Step(
+            batch,
+            networks,
+            threats=threats,
+            moment=moment,
+            label_source=self.labels,
+            inner=self.inner,
+            memory=memory,
+            attack_steps=0 if self.inner is None else self.inner.steps,
+            replays=self.replays,
+            replay=replay,
+            own=self.own_quantities,
+            slot_of=self.slot_of,
+            global_mean=global_mean,
+            seed=seed,
+        )
+
+    def after_backward(self, step: Step) -> None:
+        """Call `after_backward` of all parts, first of those that perturbed the weights."""
+        for slot, part in self._perturbing_first():
+            with _reading(step, slot, part):
+                part.after_backward(step)
+
+    def after_step(self, step: Step) -> None:
+        """Call `after_step` of all parts, first of those that perturbed the weights.
+
+        So an average is one of weights without their perturbation.
+        """
+        for slot, part in self._perturbing_first():
+            with _reading(step, slot, part):
+                part.after_step(step)
+
+    def after_epoch(self, end: EpochEnd) -> None:
+        """Call `after_epoch` of all parts."""
+        for _, part in self.slots():
+            part.after_epoch(end)
+
+    def _perturbing_first(self) -> list[tuple[str, Part]]:
+        return sorted(self.slots(), key=lambda slot: not perturbs_weights(slot[1]))
 
 
 def outer_loss(method: Method, step: Step) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """The loss of a step and the batch means of its terms (detached)."""
-    labels = step.labels
+    """The loss of a step and the batch means of its terms, which are detached.
+
+    The phases are labels, inner maximisation, weight perturbation, outer loss. In each of them the quantities that
+    its parts declare are computed first.
+    """
+    moment = step.moment
+    _compute_clean(step, method.labels.reads_at(moment))
+    with _reading(step, "labels", method.labels):
+        labels = step.labels
     if method.inner is not None:
-        _ = step.adversarial
-    for part in method.parameters:
-        part.before_outer(step, lambda other: _second_look(method, other))
-    if any(_perturbs(part) for part in method.parameters):
-        step.forget_model_logits()
+        _compute_clean(step, method.inner.reads_at(moment))
+        with _reading(step, "inner", method.inner):
+            _ = step.adversarial
+    declared = [name for _, part in method.slots() for name in part.reads_at(moment)]
+    perturbing = [(slot, part) for slot, part in method.slots() if perturbs_weights(part)]
+    if perturbing:
+        step.compute([name for name in declared if not step.quantities.depends_on_model(name)])
+        for slot, part in perturbing:
+            with _reading(step, slot, part):
+                part.before_outer(step, lambda again: _second_evaluation(method, again))
+        step.quantities.forget_model()
+    step.compute(declared)
     terms = _joined(labels.terms, _weighted(method, step))
-    for part in method.parameters:
-        terms = _joined(terms, part.extra_terms(step))
+    for slot, part in method.slots():
+        with _reading(step, slot, part):
+            terms = _joined(terms, part.extra_terms(step))
     means = {name: value.mean() for name, value in terms.items()}
     return sum(means.values(), start=step.x.new_zeros(())), {name: m.detach() for name, m in means.items()}
 
 
-def _key(slot: str, part: object) -> str:
-    """Where settings have a part: a slot of its class's name is one of the name that recipes use."""
+def part_name(slot: str, part: Part) -> str:
+    """Name of a part in messages: its configuration key and its class."""
+    return f"{_key(slot, part)} ({type(part).__name__})"
+
+
+def _key(slot: str, part: Part) -> str:
+    """Configuration key of a part."""
     return next((f"parameters.{name}" for name, kind in PARAMETER_PARTS.items() if type(part) is kind), slot)
 
 
-def _perturbs(part: object) -> bool:
-    return isinstance(part, ParameterPart) and type(part).before_outer is not ParameterPart.before_outer
+def _reading(step: Step, slot: str, part: Part) -> AbstractContextManager[None]:
+    return step.reading(part_name(slot, part), part.reads_at(step.moment))
 
 
-def _second_look(method: Method, step: Step) -> Float[Tensor, ""]:
-    """The outer loss on the side: batch-norm statistics do not hear of it."""
-    with statistics_kept(step.model):
-        return _total(_weighted(method, step))
+def _compute_clean(step: Step, reads: tuple[str, ...]) -> None:
+    """Compute what exists before the attack."""
+    step.compute([name for name in reads if name not in step.own_names and not needs_attack(name)])
+
+
+def _second_evaluation(method: Method, step: Step) -> Float[Tensor, ""]:
+    """The weighted outer loss, without a change of batch-norm statistics."""
+    reads = method.loss.reads_at(step.moment)
+    if method.weights is not None:
+        reads += method.weights.reads_at(step.moment)
+    with frozen_statistics(*step.networks.learning.values()):
+        step.compute(reads)
+        return torch.stack([value.mean() for value in _weighted(method, step).values()]).sum()
 
 
 def _weighted(method: Method, step: Step) -> Terms:
-    """The terms of the outer loss, one of them weighted where the method weights instances and the term is there.
+    """The terms of the outer loss, with one of them multiplied by the instance weights.
 
-    A term may come later than the weights (IAD's). One that never comes is refused before the run; see `step_cost`.
+    The weighted term may be absent in early epochs (IAD); `step_cost` rejects methods that never produce it.
     """
-    terms = method.loss(step)
-    if method.weights is None:
+    with _reading(step, "loss", method.loss):
+        terms = method.loss(step)
+    if method.weights is None or method.weights.term not in terms:
         return terms
+    with _reading(step, "weights", method.weights):
+        weight = method.weights(step)
     name = method.weights.term
-    weight = method.weights(step) if name in terms else None
     return terms if weight is None else terms | {name: weight.detach() * terms[name]}
 
 
@@ -182,7 +293,3 @@ def _joined(terms: Terms, more: Terms) -> Terms:
     if twice:
         raise MethodError(f"two parts of the method have a loss term {', '.join(sorted(twice))!r}: name them apart")
     return terms | more
-
-
-def _total(terms: Terms) -> Float[Tensor, ""]:
-    return torch.stack([value.mean() for value in terms.values()]).sum()

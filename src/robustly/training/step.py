@@ -1,49 +1,39 @@
-"""The quantities of one training step, each computed when first asked for, and once."""
+"""One training step: batch, labels, adversarial examples, logits and memory."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks import AttackResult
-from robustly.attacks.core.contract import ModelMode, frozen
-from robustly.attacks.core.model_access import logits_of
+from robustly.attacks.core.contract import Images, ModelMode, frozen
+from robustly.attacks.core.model_access import frozen_statistics, logits_of
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.lp import ThreatModel
+from robustly.training.quantities import Networks, Quantities, network_and_inputs, quantity_of
 
 Memory = dict[str, dict[str, Tensor]]
 Logits = Float[Tensor, "n k"]
-Of = Literal["clean", "adversarial"]
-Whose = Literal["labels", "data"]
-NO_TEACHERS: Mapping[str, nn.Module] = MappingProxyType({})
-
-
-def outlasts(setting: str, begin: float, epochs: int, otherwise: str) -> str | None:
-    """Why a part that begins after some epochs has nothing to do in a run, if it has not.
-
-    Args:
-        setting: what says when it begins.
-        begin: finished epochs before it does.
-        epochs: of the run.
-        otherwise: what would come of it.
-    """
-    return None if begin < epochs else f"{setting} is {begin:g} epochs and the run has {epochs}: {otherwise}"
+Inputs = Literal["clean", "adversarial"]
+LabelOrigin = Literal["labels", "data"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Where the outer loss wants each example to go.
+    """Labels of a batch, from the first part of a method.
 
     Args:
         hard: classes `(N,)`, without gradient.
-        terms: per-example losses that the label source trains itself with, by name: `(N,)` each, already scaled.
+        terms: per-example losses that train the label source itself, by name: `(N,)` each, already scaled.
         smoothing: share of each label's weight that cross-entropies of the outer loss spread evenly over all
             classes, the label's own included.
     """
@@ -53,37 +43,9 @@ class Labels:
     smoothing: float = 0.0
 
 
-@runtime_checkable
-class LabelSource(Protocol):
-    """First part of a method: where labels come from."""
-
-    def __call__(self, step: "Step") -> Labels:
-        """The labels of a batch."""
-        ...
-
-
-@runtime_checkable
-class InnerMaximiser(Protocol):
-    """Second part: how the training attack runs, on which objective."""
-
-    def __call__(self, step: "Step") -> AttackResult:
-        """Attack the batch of a step."""
-        ...
-
-
-def same(value: Tensor) -> Tensor:
-    """The mean over processes, where there is one."""
-    return value
-
-
-def class_name(part: object) -> str:
-    """What a part's memory is called outside a method."""
-    return type(part).__name__
-
-
 @dataclass(frozen=True)
 class Moment:
-    """Where in the run a step stands.
+    """Position of a step in the run.
 
     Args:
         epoch: finished epochs.
@@ -108,86 +70,218 @@ class Moment:
         return self.epoch + self.index / self.steps_per_epoch
 
 
-class Step:
-    """One training step as every part of a method sees it.
+def unchanged(value: Tensor) -> Tensor:
+    """Identity: the mean over a single process."""
+    return value
 
-    Clean, guide and adversarial logits come from one train-mode forward pass each, in the order in which they are
-    first asked for (ours ask for clean before adversarial logits: batch normalisation remembers the order).
+
+def class_name(part: object) -> str:
+    """Name of a part's memory outside a method."""
+    return type(part).__name__
+
+
+class Step:
+    """One training step, as the parts of a method use it.
+
+    Logits are named quantities (see `robustly.training.quantities`) and come from one forward pass each, in a fixed
+    order. A part at work may read those that it declares. Outside a method, quantities are computed when read.
 
     Args:
         batch: images, labels, example ids and the batch's random numbers.
-        model: the network in training, unwrapped.
-        guide: the network trained beside it, if the method has one.
-        teachers: frozen networks by their role, if the method has any.
-        threat: what the training attack may do, at this moment of the run.
-        moment: where in the run this is.
+        networks: the networks of the run.
+        threats: threat models of the training attack at this moment of the run, at least one.
+        moment: position in the run.
         label_source: first part of the method.
         inner: second part, or None for a method without attack.
         memory: named tensors that outlive the step and are saved with every checkpoint; see `remember`.
+        attack_steps: steps that the inner maximisation may take.
+        replays: optimiser steps on each batch.
+        replay: optimiser steps taken on this very batch before (Free-AT).
+        own: quantities of the method's own, by name.
+        slot_of: name of a part's memory.
         global_mean: mean of a tensor over all processes.
-        slot_of: what a part's memory is called.
         seed: the run's seed.
-        replay: how many steps were taken on this very batch before (Free-AT).
     """
 
     def __init__(
         self,
         batch: Batch,
-        model: nn.Module,
-        guide: nn.Module | None,
+        networks: Networks,
         *,
-        teachers: Mapping[str, nn.Module] = NO_TEACHERS,
-        threat: ThreatModel,
+        threats: tuple[ThreatModel, ...],
         moment: Moment,
-        label_source: LabelSource,
-        inner: InnerMaximiser | None,
+        label_source: Callable[["Step"], Labels],
+        inner: Callable[["Step"], AttackResult] | None,
         memory: Memory,
-        global_mean: Callable[[Tensor], Tensor] = same,
-        slot_of: Callable[[object], str] = class_name,
-        seed: int = 0,
+        attack_steps: int = 0,
+        replays: int = 1,
         replay: int = 0,
+        own: Mapping[str, Callable[["Step"], Tensor]] = MappingProxyType({}),
+        slot_of: Callable[[object], str] = class_name,
+        global_mean: Callable[[Tensor], Tensor] = unchanged,
+        seed: int = 0,
     ) -> None:
         self.x, self.y, self.ids, self.generator = batch.x, batch.y, batch.ids, batch.generator
-        self.model = model
-        self.threat = threat
-        self.moment = moment
-        self.global_mean = global_mean
-        self.seed = seed
-        self.replay = replay
-        self._guide = guide
-        self._teachers = teachers
-        self._slot_of = slot_of
-        self._label_source = label_source
-        self._inner = inner
-        self._memory = memory
-        self._taught: dict[tuple[str, Of], Logits] = {}
+        self.views = (batch.x, *batch.other_views)
+        self.networks, self.threats, self.moment = networks, threats, moment
+        self.attack_steps, self.replays, self.replay = attack_steps, replays, replay
+        self.global_mean, self.seed = global_mean, seed
+        self._label_source, self._inner, self._own = label_source, inner, own
+        self._memory, self._slot_of = memory, slot_of
+        self._under_way: set[str] = set()
+        self.quantities = Quantities(networks, own)
 
     @property
-    def guide(self) -> nn.Module:
-        """The network trained beside the model.
+    def model(self) -> nn.Module:
+        """The network in training."""
+        return self.networks.model
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The first threat model of the run."""
+        return self.threats[0]
+
+    def network(self, name: str) -> nn.Module:
+        """A network of the run by its name.
 
         Raises:
-            ValueError: the run has none.
+            ValueError: the run has none of that name.
         """
-        if self._guide is None:
-            raise ValueError("the method asks for a guide network, the run has none: set the key 'guide'")
-        return self._guide
+        return self.networks.by_name(name)
 
-    def teacher(self, role: str = "teacher") -> nn.Module:
-        """A frozen network.
+    # logits
+
+    def logits_at(self, name: str, x: Images) -> Logits:
+        """Logits of a network at any images, by a forward pass of their own.
+
+        A network that learns is in train mode, and its logits have a gradient. A frozen one is in evaluation mode,
+        and its logits have none.
+
+        Args:
+            name: "model", or the name of another network.
+            x: images `(N, ...)`.
+        """
+        network = self.network(name)
+        if name in self.networks.frozen:
+            with frozen(network, full_precision=False), torch.no_grad():
+                return logits_of(network, x.detach())
+        return logits_of(network, x)
+
+    def compute(self, quantities: Collection[str]) -> None:
+        """Compute the quantities that are not there yet, in the fixed order."""
+        self.quantities.compute(quantities, self._forward)
+
+    @property
+    def own_names(self) -> Collection[str]:
+        """Names of the quantities of the method's own."""
+        return self._own.keys()
+
+    def quantity(self, name: str) -> Tensor:
+        """A quantity by its name.
 
         Raises:
-            ValueError: the run has none of that role.
+            UndeclaredReadError: the part at work does not declare it.
         """
-        if role not in self._teachers:
-            raise ValueError(f"the method asks for a frozen network, the run has none: set the key {role!r}")
-        return self._teachers[role]
+        return self.quantities.read(name, self._forward)
+
+    def logits(self, network: str, inputs: Inputs = "clean") -> Logits:
+        """Logits of a network on the clean or the adversarial images: the quantity "NETWORK@INPUTS"."""
+        return self.quantity(quantity_of(network, inputs))
+
+    @property
+    def clean_logits(self) -> Logits:
+        """The quantity "clean": the model's logits of the clean images, in train mode, with gradient."""
+        return self.quantity("clean")
+
+    @property
+    def adversarial_logits(self) -> Logits:
+        """The quantity "adversarial": the model's logits of adversarial images, in train mode, with gradient."""
+        return self.quantity("adversarial")
+
+    @property
+    def guide_logits(self) -> Logits:
+        """The quantity "guide": the guide's logits of the clean images, in train mode, with gradient."""
+        return self.quantity("guide")
+
+    def reading(self, part: str, reads: Collection[str]) -> AbstractContextManager[None]:
+        """Let a part, by its name in messages, read the quantities that it declares and no others."""
+        return self.quantities.reading(part, reads)
+
+    def _forward(self, quantity: str) -> Tensor:
+        if quantity in self._own:
+            return self._own[quantity](self)
+        network, inputs = network_and_inputs(quantity)
+        return self.logits_at(network, self.x if inputs == "clean" else self.adversarial.x_adv)
+
+    @cached_property
+    def reference_logits(self) -> Logits:
+        """The model's logits of the clean images in evaluation mode, without gradient: reference of KL attacks."""
+        return self._reference("eval")
+
+    def reference_in(self, mode: ModelMode) -> Logits:
+        """Reference logits in the mode of an attack, without gradient; those in "eval" are computed once."""
+        return self.reference_logits if mode == "eval" else self._reference(mode)
+
+    def _reference(self, mode: ModelMode) -> Logits:
+        with frozen(self.model, mode, full_precision=False), torch.no_grad():
+            return logits_of(self.model, self.x)
+
+    # labels and adversarial examples
+
+    @cached_property
+    def labels(self) -> Labels:
+        """Labels from the first part of the method."""
+        return self._once("the labels", self._label_source)
+
+    @cached_property
+    def adversarial(self) -> AttackResult:
+        """Result of the inner maximisation.
+
+        Raises:
+            ValueError: the method has no inner maximisation.
+        """
+        if self._inner is None:
+            raise ValueError("a part reads adversarial examples, the method has no inner maximisation")
+        return self._once("the adversarial examples", self._inner)
+
+    def _once(self, what: str, part: Callable[["Step"], T]) -> T:
+        if what in self._under_way:
+            raise ValueError(f"{what} are read while they are computed")
+        self._under_way.add(what)
+        try:
+            return part(self)
+        finally:
+            self._under_way.remove(what)
+
+    def labels_from(self, origin: LabelOrigin) -> Int64[Tensor, " n"]:
+        """Classes of the examples, from the label source ("labels") or the data set ("data")."""
+        return self.labels.hard if origin == "labels" else self.y
+
+    # second evaluations of the loss
+
+    def again(self, *reads: str) -> "Step":
+        """The same labels and adversarial examples, with the model's logits to be computed anew.
+
+        For a second evaluation of a loss (AWP, SAM) that leaves this step alone. Other networks do not run again:
+        their logits are passed on without gradient, and losses of their own are left out.
+
+        Args:
+            reads: quantities to compute for the part at work; batch-norm statistics do not change.
+        """
+        twin = copy.copy(self)
+        twin.labels = Labels(self.labels.hard, smoothing=self.labels.smoothing)
+        twin.quantities = self.quantities.second(reads)
+        with frozen_statistics(*self.networks.learning.values()):
+            twin.compute(reads)
+        return twin
+
+    # state and random numbers
 
     def remember(self, part: object) -> dict[str, Tensor]:
-        """A part's own named tensors, empty at first, kept from step to step and in every checkpoint.
+        """Named tensors of a part, empty at first, kept from step to step and in every checkpoint.
 
-        They go by the part's slot in the method. With several processes each keeps its own and the first one's are
-        saved: what is remembered has to be the same everywhere (see `batch_mean`).
+        They are filed under the part's slot in the method. With several processes each keeps its own, and those of
+        the first are saved: the values must be the same everywhere (see `batch_mean`).
         """
         return self._memory.setdefault(self._slot_of(part), {})
 
@@ -198,99 +292,6 @@ class Step:
         return KeyedGenerator(derive_seed(self.seed, "batch"), count)
 
     def batch_mean(self, values: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-        """Mean of per-example values over the batch of all processes, also where their shares differ in size."""
+        """Mean of per-example values over the batch of all processes, also if their shares differ in size."""
         count = values.new_tensor(float(len(values)))
         return self.global_mean(values.sum()) / self.global_mean(count)
-
-    @cached_property
-    def clean_logits(self) -> Logits:
-        """Logits of the clean images, with gradient."""
-        return logits_of(self.model, self.x)
-
-    @cached_property
-    def guide_logits(self) -> Logits:
-        """The guide's logits of the clean images, with gradient."""
-        return logits_of(self.guide, self.x)
-
-    @cached_property
-    def reference_logits(self) -> Logits:
-        """Logits of the clean images in evaluation mode, without gradient: what a KL attack moves away from."""
-        return self._reference("eval")
-
-    def reference_in(self, mode: ModelMode) -> Logits:
-        """Logits of the clean images in the mode of an attack, without gradient; kept in "eval", else anew."""
-        return self.reference_logits if mode == "eval" else self._reference(mode)
-
-    def _reference(self, mode: ModelMode) -> Logits:
-        with frozen(self.model, mode, full_precision=False), torch.no_grad():
-            return logits_of(self.model, self.x)
-
-    def teacher_logits(self, role: str = "teacher", of: Of = "clean") -> Logits:
-        """What a frozen network says of the clean or the adversarial images, without gradient; asked once.
-
-        A second look at the loss (see `again`) finds the same answers.
-        """
-        if (role, of) not in self._taught:
-            network, x = self.teacher(role), self.x if of == "clean" else self.adversarial.x_adv
-            with frozen(network, full_precision=False), torch.no_grad():
-                self._taught[role, of] = logits_of(network, x.detach())
-        return self._taught[role, of]
-
-    def labels_by(self, whose: Whose) -> Int64[Tensor, " n"]:
-        """Classes of the examples by the label source or by the data set."""
-        return self.labels.hard if whose == "labels" else self.y
-
-    @cached_property
-    def labels(self) -> Labels:
-        """What the label source says."""
-        return self._label_source(self)
-
-    @cached_property
-    def adversarial(self) -> AttackResult:
-        """What the inner maximisation found.
-
-        Raises:
-            ValueError: the method has no inner maximisation.
-        """
-        if self._inner is None:
-            raise ValueError("the loss asks for adversarial examples, the method has no inner maximisation")
-        return self._inner(self)
-
-    @property
-    def attack_steps(self) -> int:
-        """How many steps the inner maximisation may take: its attribute `steps`, 0 where it has none."""
-        return int(getattr(self._inner, "steps", 0))
-
-    @property
-    def replays(self) -> int:
-        """How many steps of the optimiser a batch gets."""
-        return int(getattr(self._inner, "replays", 1))
-
-    @cached_property
-    def adversarial_logits(self) -> Logits:
-        """Logits of the adversarial images, with gradient."""
-        return logits_of(self.model, self.adversarial.x_adv)
-
-    def again(self) -> "Step":
-        """The same labels and adversarial examples, with the model's logits yet to be computed.
-
-        For a second evaluation of the loss (AWP, SAM) that leaves this step alone. The guide is not asked again:
-        its logits are passed on without gradient, its own loss is left out.
-        """
-        twin = copy.copy(self)
-        twin.__dict__ = dict(self.__dict__)
-        twin.forget_model_logits()
-        twin.__dict__["labels"] = Labels(self.labels.hard, smoothing=self.labels.smoothing)
-        if self._guide is not None:
-            twin.__dict__["guide_logits"] = self.guide_logits.detach()
-        return twin
-
-    def forget_model_logits(self) -> None:
-        """Compute the model's logits anew when they are asked for: its weights have moved."""
-        for name in ("clean_logits", "adversarial_logits"):
-            self.__dict__.pop(name, None)
-
-    def computed(self, quantity: str) -> Tensor | None:
-        """A quantity if some part asked for it already (for statistics, which must cost nothing)."""
-        value = self.__dict__.get(quantity)
-        return value.detach() if isinstance(value, Tensor) else None

@@ -1,11 +1,14 @@
-"""Model access: float32 logits, NaN-free input gradients, a bfloat16 copy."""
+"""Model access: float32 logits, NaN-free input gradients, frozen batch-norm statistics, a bfloat16 copy."""
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustly.attacks.core.contract import Images
 
@@ -34,6 +37,28 @@ def input_gradient(value: Float[Tensor, ""], points: Images, keep_graph: bool = 
         return torch.zeros_like(points)
     finite: Tensor = gradient.nan_to_num(0.0, 0.0, 0.0)
     return finite
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch normalisations of a network."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def frozen_statistics(*networks: nn.Module) -> Iterator[None]:
+    """Keep batch-norm statistics unchanged during extra forward passes.
+
+    Batch normalisations in train mode use the statistics of the batch and do not update the running ones.
+    """
+    norms = [norm for network in networks for norm in batch_norms(network)]
+    tracked = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm, was_tracked in zip(norms, tracked, strict=True):
+            norm.track_running_stats = was_tracked
 
 
 def half_precision_copy(model: nn.Module, x: Images) -> nn.Module | None:

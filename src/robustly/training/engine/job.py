@@ -1,0 +1,227 @@
+"""What a training run is made of: method, networks, data, threats and settings."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from robustly.data import Augmentation, Extra, ImageData
+from robustly.threats.lp import ThreatModel
+from robustly.training.cost import step_cost
+from robustly.training.engine.optimisation import OptimizerConfig, ScheduleConfig
+from robustly.training.method import Method, MethodError
+from robustly.training.parts import CONVENTIONAL_NETWORKS
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Length, batches and validation of a run.
+
+    Args:
+        epochs: passes over the training images, at least 1.
+        batch_size: images of a step, all processes together.
+        validation_batch_size: images of a validation pass.
+        validation_steps: steps of the validation attack (PGD, steps of epsilon / 4), at least 1.
+        select_by: accuracy on the validation images that selects the best epoch: "robust" or "clean"; the other one
+            breaks ties.
+        patience: epochs without a better one after which training stops; None for no limit.
+        epsilon_ramp: epochs during which the training attack's epsilon grows linearly from 0.
+        epsilon_ramp_by: whether it grows with every "step" or with every "epoch"; then it is constant within an
+            epoch and reaches its full size in the ramp's last one.
+        stop_after_drop: training stops after an epoch whose robust validation accuracy lies more than this below
+            the epoch before (catastrophic overfitting; Wong et al., ICLR 2020, stop at 0.2); None for no limit.
+        channels_last: whether images are laid out channels-last, the faster layout for convolutions.
+
+    Raises:
+        ValueError: a setting out of range, or settings that contradict each other.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    validation_batch_size: int = 500
+    validation_steps: int = 10
+    select_by: Literal["robust", "clean"] = "robust"
+    patience: int | None = None
+    epsilon_ramp: float = 0.0
+    epsilon_ramp_by: Literal["step", "epoch"] = "step"
+    stop_after_drop: float | None = None
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validation_batch_size", "validation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1, got {self.patience}")
+        if self.stop_after_drop is not None and not 0 < self.stop_after_drop < 1:
+            raise ValueError(f"stop_after_drop must lie between 0 and 1, got {self.stop_after_drop}")
+        if self.stop_after_drop is not None and self.select_by != "robust":
+            raise ValueError(
+                "stop_after_drop goes with select_by 'robust': by clean accuracy the fall may look best"
+            )
+        if not self.epsilon_ramp >= 0:
+            raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
+        if self.epsilon_ramp == 0 and self.epsilon_ramp_by != "step":
+            raise ValueError("epsilon_ramp_by has no effect without a ramp: set epsilon_ramp to its epochs")
+
+
+@dataclass(frozen=True)
+class AuxiliaryNetwork:
+    """A network beside the model.
+
+    Args:
+        module: the network.
+        frozen: whether it never learns (a teacher).
+        optimizer: settings of an optimiser of its own; None trains it with the model's.
+
+    Raises:
+        MethodError: a frozen network with an optimiser.
+    """
+
+    module: nn.Module
+    frozen: bool = False
+    optimizer: OptimizerConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.frozen and self.optimizer is not None:
+            raise MethodError("a frozen network has no optimizer: leave it out, or set frozen to false")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a training run is made of.
+
+    Args:
+        method: the five parts.
+        model: the network to train.
+        train: training images.
+        validation: held-out images for model selection.
+        threats: threat models, at least one; validation uses the first.
+        optimizer: optimiser of the model, and of all networks without their own.
+        schedule: learning-rate schedule.
+        training: length, batches and validation.
+        augmentation: random changes of the training images.
+        seed: seed of every random number of the run.
+        networks: the networks beside the model that the method uses, by name.
+        extra: more training images, mixed into every batch.
+
+    Raises:
+        MethodError: networks that the method does not use, or that it lacks; a run that is too short for a part.
+        ValueError: no threat model; a share of extra images that leaves no image of one kind.
+    """
+
+    method: Method
+    model: nn.Module
+    train: ImageData
+    validation: ImageData
+    threats: tuple[ThreatModel, ...]
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    training: TrainingConfig
+    augmentation: Augmentation
+    seed: int = 0
+    networks: Mapping[str, AuxiliaryNetwork] = field(default_factory=dict)
+    extra: Extra | None = None
+
+    def __post_init__(self) -> None:
+        if not self.threats:
+            raise ValueError("a training run needs at least one threat model")
+        check_networks(self.method, {name: network.frozen for name, network in self.networks.items()})
+        self.method.check_epochs(self.training.epochs)
+        if self.method.weights is not None:  # refuses weights for a term that the loss does not have
+            frozen = [name for name, network in self.networks.items() if network.frozen]
+            step_cost(self.method, self.training.epochs, frozen, len(self.threats))
+        ramp, epochs = self.training.epsilon_ramp, self.training.epochs
+        if ramp > epochs:
+            warnings.warn(
+                f"epsilon grows over {ramp:g} epochs and the run has {epochs}: training never "
+                "reaches all of it, set training.epsilon_ramp",
+                stacklevel=2,
+            )
+        if self.extra is not None:
+            self.extra.share_of(self.training.batch_size)
+
+    def check_processes(self, count: int) -> None:
+        """Refuse several processes for a method that needs one.
+
+        Raises:
+            MethodError: Free-AT, whose perturbation belongs to a place in the batch of one process.
+        """
+        if self.method.shares_backward and count > 1:
+            raise MethodError("Free-AT keeps a perturbation for each place in the batch: use one process")
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The first threat model."""
+        return self.threats[0]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return -(-len(self.train) // self.training.batch_size)
+
+    def images_of_step(self, index: int) -> int:
+        """Images of a step of an epoch, all processes together."""
+        batch_size = self.training.batch_size
+        if self.extra is not None:
+            return batch_size
+        return min(batch_size, len(self.train) - index * batch_size)
+
+    def threats_at(self, time: float) -> tuple[ThreatModel, ...]:
+        """The threat models of the training attack at a time in epochs, during and after the epsilon ramp."""
+        ramp = self.training.epsilon_ramp
+        if self.training.epsilon_ramp_by == "epoch":
+            time = math.floor(time) + 1
+        return self.threats if time >= ramp else tuple(_ramped(threat, time, ramp) for threat in self.threats)
+
+
+def _ramped(threat: ThreatModel, time: float, ramp: float) -> ThreatModel:
+    if isinstance(threat.epsilon, Tensor):
+        return threat
+    radius = float(threat.epsilon) * time / ramp
+    return threat.with_epsilon(math.ceil(radius) if threat.norm == "l0" else radius)
+
+
+def check_networks(method: Method, frozen: Mapping[str, bool]) -> None:
+    """Refuse networks beside the model that are not those that the method uses.
+
+    Args:
+        method: the five parts.
+        frozen: by the network's name, whether it never learns.
+
+    Raises:
+        MethodError: one is missing, unused, or of another kind than its name says.
+    """
+    for name in method.networks:
+        if name not in frozen:
+            raise MethodError(
+                f"the method uses the network {name!r}, the run has none: set the key {network_key(name)!r}"
+            )
+    for name, is_frozen in frozen.items():
+        if name not in method.networks:
+            raise MethodError(
+                f"the run has the network {name!r} that the method does not use: set the key {network_key(name)!r} "
+                "to null"
+            )
+        check_kind(name, is_frozen)
+
+
+def check_kind(name: str, frozen: bool) -> None:
+    """Refuse a name that networks beside the model cannot have, or that belongs to the other kind.
+
+    Raises:
+        MethodError: a name that is not an identifier, "model", or a conventional name of the other kind.
+    """
+    if not name.isidentifier() or name == "model":
+        raise MethodError(f"a network beside the model needs a plain name other than 'model', got {name!r}")
+    kind = "frozen" if frozen else "trained"
+    if CONVENTIONAL_NETWORKS.get(name, kind) != kind:
+        raise MethodError(f"{name!r} is the name of a {CONVENTIONAL_NETWORKS[name]} network, this one is {kind}")
+
+
+def network_key(name: str) -> str:
+    """Configuration key of a network beside the model."""
+    return name if name in CONVENTIONAL_NETWORKS else f"networks.{name}"

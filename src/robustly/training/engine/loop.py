@@ -1,0 +1,246 @@
+"""The training loop: one for all methods and devices, resumable at any moment."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from robustly.attacks import dynat_pgd
+from robustly.files import whole_file, write_json, write_text
+from robustly.models import save_weights, weights_hash
+from robustly.randomness import derive_seed
+from robustly.runtime import Runtime
+from robustly.training.engine.checkpoint import CheckpointError, Row, TrainingState, load_state, save_state
+from robustly.training.engine.job import Job
+from robustly.training.engine.metrics import Totals, as_csv
+from robustly.training.engine.stepping import Stepper
+from robustly.training.engine.stopping import DivergenceError, check_weights, reason_to_stop
+from robustly.training.engine.validation import accuracies, selected_network
+from robustly.training.parts import EpochEnd, WeightsError
+from robustly.training.step import Moment
+
+LAST = "checkpoints/last.pt"
+BEST = "checkpoints/best.safetensors"
+FINAL = "model.safetensors"
+
+
+class Observer:
+    """Training callbacks; override the methods you need."""
+
+    def started(self, job: Job, finished_epochs: int) -> None:
+        """Training begins or continues."""
+
+    def stepped(self, moment: Moment, loss: float, images: int) -> None:
+        """A step is done; `images` of all processes."""
+
+    def epoch_finished(self, row: Row, is_best: bool) -> None:
+        """An epoch is done, validated and saved."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a run.
+
+    Args:
+        best_epoch: the selected epoch, from 1.
+        epochs: epochs trained.
+        seconds: training time, all resumed runs together.
+        rows: metrics by epoch.
+        reason: reason for an end before the last epoch; empty without one.
+    """
+
+    best_epoch: int
+    epochs: int
+    seconds: float
+    rows: list[Row]
+    reason: str = ""
+
+
+def train(
+    job: Job, runtime: Runtime, folder: Path, *, config_digest: str, observer: Observer | None = None
+) -> Outcome:
+    """Train, and validate, select and save after every epoch; continues the run in `folder` if there is one.
+
+    Writes into `folder`: `checkpoints/last.pt` (whole state), `checkpoints/best.safetensors` and at the end
+    `model.safetensors` (the selected weights), `metrics.csv`, `status.json`. On one device with the same number
+    of threads, a run that was killed and resumed ends with the same weights as an unbroken one, bit by bit.
+
+    Args:
+        job: method, networks, data and settings.
+        runtime: device and processes.
+        folder: the run's folder, which exists.
+        config_digest: hash of the configuration, to recognise the run's own checkpoints.
+        observer: callbacks.
+
+    Returns:
+        Selected epoch, times and metrics.
+
+    Raises:
+        DivergenceError: a loss term is NaN or infinite; the last good checkpoint is kept.
+        CheckpointError: `last.pt` is damaged or of another run.
+        OSError: read-only folder or full disk; files written before are kept.
+    """
+    with torch.random.fork_rng(devices=[runtime.device] if runtime.device.type == "cuda" else []):
+        return _Run(job, runtime, folder, config_digest, observer or Observer()).go()
+
+
+class _Run:
+    """State of a run between steps."""
+
+    def __init__(self, job: Job, runtime: Runtime, folder: Path, config_digest: str, observer: Observer) -> None:
+        job.check_processes(runtime.world_size)
+        self.job, self.runtime, self.folder, self.observer = job, runtime, folder, observer
+        self.config_digest = config_digest
+        self.stepper = Stepper(job, runtime)
+        self.validation_data = job.validation.to(runtime.device)
+        self.rows: list[Row] = []
+        self.best_epoch, self.best_score = -1, (-1.0, -1.0)
+        self.seconds = 0.0
+
+    def go(self) -> Outcome:
+        """Train to the end."""
+        self._recover()
+        self.observer.started(self.job, len(self.rows))
+        try:
+            while len(self.rows) < self.job.training.epochs and not self._stopped_early():
+                self._epoch(len(self.rows))
+        except ValueError as error:
+            diverged = isinstance(error, DivergenceError | WeightsError)
+            self._write_status("diverged" if diverged else "failed", str(error))
+            raise
+        except KeyboardInterrupt:
+            self._write_status("stopped", "interrupted by the user")
+            raise
+        if self.runtime.rank == 0:
+            with whole_file(self.folder / FINAL) as temporary:
+                shutil.copyfile(self.folder / BEST, temporary)
+        reason = self._stopped_early() if len(self.rows) < self.job.training.epochs else ""
+        self._write_status("finished", reason)
+        self.runtime.wait_for_all()
+        return Outcome(self.best_epoch + 1, len(self.rows), self.seconds, self.rows, reason)
+
+    def _stopped_early(self) -> str:
+        return reason_to_stop(self.job.training, self.rows, self.best_epoch)
+
+    def _epoch(self, epoch: int) -> None:
+        began = time.perf_counter()
+        totals = Totals(self.runtime.device)
+        job = self.job
+        rate = 0.0
+        for index, batch in enumerate(self.stepper.batches(epoch)):
+            moment = Moment(epoch, index, job.steps_per_epoch, job.training.epochs)
+            if job.images_of_step(index) < self.runtime.world_size:
+                break  # a last batch with fewer images than processes: all processes leave it out
+            for replay in range(job.method.replays):
+                loss, rate = self.stepper.step(batch, moment, replay, totals)
+                self.observer.stepped(moment, loss, job.images_of_step(index))
+        job.method.after_epoch(
+            EpochEnd(
+                epoch=epoch,
+                epochs=job.training.epochs,
+                model=job.model,
+                images=lambda: (batch.x for batch in self.stepper.batches(epoch)),
+                remember=lambda part: self.stepper.memory.setdefault(job.method.slot_of(part), {}),
+                global_mean=self.runtime.mean,
+            )
+        )
+        trained = time.perf_counter() - began
+        check_weights(self.stepper.networks.learning, epoch)
+        clean, robust = self._validate()
+        row: Row = {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * job.steps_per_epoch,
+            "learning_rate": rate,
+            "train_clean_accuracy": None,
+            "train_robust_accuracy": None,
+            **totals.means(self.runtime),
+            "validation_clean_accuracy": clean,
+            "validation_robust_accuracy": robust,
+            "images_per_second": len(job.train) / trained,
+        }
+        self.seconds += time.perf_counter() - began
+        row["seconds"] = self.seconds
+        self.rows.append(row)
+        score = (robust, clean) if job.training.select_by == "robust" else (clean, robust)
+        is_best = score > self.best_score
+        if is_best:
+            self.best_epoch, self.best_score = epoch, score
+        self._save(is_best)
+        self.observer.epoch_finished(row, is_best)
+
+    def _selected(self) -> nn.Module:
+        return selected_network(self.job.model, self.job.method, self.stepper.memory)
+
+    def _validate(self) -> tuple[float, float]:
+        training = self.job.training
+        selected = self._selected()
+        self.runtime.follow_first(selected)
+        return accuracies(
+            selected,
+            self.validation_data,
+            dynat_pgd(training.validation_steps),
+            self.job.threat,
+            seed=derive_seed(self.job.seed, "validation"),
+            batch_size=training.validation_batch_size,
+            rank=self.runtime.rank,
+            world_size=self.runtime.world_size,
+            total=self.runtime.sum,
+        )
+
+    def _save(self, is_best: bool) -> None:
+        if self.runtime.rank == 0:
+            (self.folder / LAST).parent.mkdir(exist_ok=True)
+            if is_best:
+                save_weights(self._selected(), self.folder / BEST)
+            state = TrainingState(
+                epoch=len(self.rows),
+                config_digest=self.config_digest,
+                networks={name: network.state_dict() for name, network in self.stepper.networks.learning.items()},
+                frozen={name: weights_hash(network) for name, network in self.stepper.networks.frozen.items()},
+                optimizers=self.stepper.optimizers.state_dict(),
+                memory=self.stepper.memory,
+                rows=self.rows,
+                best_epoch=self.best_epoch,
+                best_score=self.best_score,
+                seconds=self.seconds,
+            )
+            save_state(state, self.folder / LAST)
+            write_text(self.folder / "metrics.csv", as_csv(self.rows))
+            self._write_status("running", "")
+        self.runtime.wait_for_all()
+
+    def _recover(self) -> None:
+        if not (self.folder / LAST).exists():
+            return
+        state = load_state(self.folder / LAST, self.config_digest)
+        try:
+            for name, network in self.stepper.networks.learning.items():
+                network.load_state_dict(state.networks[name])
+            self.stepper.optimizers.load_state_dict(state.optimizers)
+        except (RuntimeError, KeyError, ValueError) as error:  # the user's own model may have changed since
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{self.folder / LAST} does not fit the networks of the run ({reason})") from None
+        for name, network in self.stepper.networks.frozen.items():
+            if state.frozen.get(name) != weights_hash(network):
+                raise CheckpointError(f"the {name}'s weights are others than those that the run was started with")
+        for part, tensors in state.memory.items():
+            self.stepper.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
+        self.rows, self.seconds = list(state.rows), state.seconds
+        self.best_epoch, self.best_score = state.best_epoch, (state.best_score[0], state.best_score[1])
+        if self.runtime.rank == 0:
+            write_text(self.folder / "metrics.csv", as_csv(self.rows))
+
+    def _write_status(self, state: str, message: str) -> None:
+        if self.runtime.rank == 0:
+            content = {
+                "state": state,
+                "best_epoch": self.best_epoch + 1,
+                "epochs": len(self.rows),
+                "seconds": self.seconds,
+                "message": message,
+                "threads": torch.get_num_threads(),
+            }
+            write_json(self.folder / "status.json", content)

@@ -1,0 +1,142 @@
+"""Optimiser steps of a run: networks on their device, optimisers, batches, one forward and one backward pass."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from robustly.data import Batch, batches, mixed_batches
+from robustly.randomness import derive_seed
+from robustly.runtime import Runtime
+from robustly.training.engine.job import Job
+from robustly.training.engine.metrics import Totals
+from robustly.training.engine.optimisation import Optimizers, build_optimizer, rate_factor
+from robustly.training.engine.stopping import check_loss
+from robustly.training.method import Method, outer_loss
+from robustly.training.quantities import Networks
+from robustly.training.step import Memory, Moment, Step
+
+
+class _StepModule(nn.Module):
+    """A whole training step as one forward pass, as data parallelism needs it."""
+
+    def __init__(self, method: Method, networks: Networks) -> None:
+        super().__init__()
+        self.model = networks.model
+        self.beside = nn.ModuleDict(dict(networks.trained))
+        self._method = method
+        self.step: Step | None = None
+
+    def forward(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and terms of `self.step` (an argument would be copied field by field)."""
+        assert self.step is not None
+        return outer_loss(self._method, self.step)
+
+
+class Stepper:
+    """Takes the optimiser steps of a run.
+
+    Args:
+        job: method, networks, data and settings.
+        runtime: device and processes.
+    """
+
+    def __init__(self, job: Job, runtime: Runtime) -> None:
+        self._job, self._runtime = job, runtime
+        self._layout = torch.channels_last if job.training.channels_last else torch.contiguous_format
+        self.networks = self._placed_networks()
+        self.memory: Memory = {}
+        self._module = _StepModule(job.method, self.networks)
+        own = {name: network.optimizer for name, network in job.networks.items() if network.optimizer is not None}
+        main = [network for name, network in self.networks.learning.items() if name not in own]
+        built = [build_optimizer(job.optimizer, main)]
+        built += [build_optimizer(config, [self.networks.trained[name]]) for name, config in own.items()]
+        self._parallel, wrapped = runtime.distribute(self._module, *built)
+        self.optimizers = Optimizers({"model": job.optimizer, **own}, wrapped)
+        self._train = job.train.to(runtime.device)
+        self._extra = job.extra.to(runtime.device) if job.extra is not None else None
+
+    def _placed_networks(self) -> Networks:
+        """The networks on the device of the run, in its memory layout."""
+        beside = self._job.networks
+        networks = Networks(
+            self._job.model,
+            trained={name: network.module for name, network in beside.items() if not network.frozen},
+            frozen={
+                name: network.module.requires_grad_(False).eval()
+                for name, network in beside.items()
+                if network.frozen
+            },
+        )
+        for network in (*networks.learning.values(), *networks.frozen.values()):
+            network.to(device=self._runtime.device, memory_format=self._layout)  # type: ignore[call-overload]
+        return networks
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """This process's batches of an epoch, in the memory layout of the run."""
+        job, runtime = self._job, self._runtime
+        source = (
+            partial(batches, self._train)
+            if self._extra is None
+            else partial(mixed_batches, self._train, self._extra)
+        )
+        for batch in source(
+            job.training.batch_size,
+            seed=derive_seed(job.seed, "train"),
+            epoch=epoch,
+            augmentation=job.augmentation,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            views=job.method.views,
+        ):
+            x, *others = (view.contiguous(memory_format=self._layout) for view in (batch.x, *batch.other_views))
+            yield replace(batch, x=x, other_views=tuple(others))
+
+    def step(self, batch: Batch, moment: Moment, replay: int, totals: Totals) -> tuple[float, float]:
+        """Take one optimiser step.
+
+        Args:
+            batch: this process's examples.
+            moment: position in the run.
+            replay: steps taken on this batch before.
+            totals: statistics of the epoch, to which the step is added.
+
+        Returns:
+            The loss of all processes, and the model's learning rate.
+
+        Raises:
+            DivergenceError: the loss is not finite.
+        """
+        job = self._job
+        step_seed = derive_seed(job.seed, "step", moment.count, self._runtime.rank)
+        torch.manual_seed(derive_seed(step_seed, "replay", replay) if replay else step_seed)  # dropout
+        middle = moment.time + (replay + 0.5) / job.method.replays / moment.steps_per_epoch
+        rate = self.optimizers.set_rates(rate_factor(job.schedule, middle, job.training.epochs))
+        for network in self.networks.learning.values():
+            network.train()
+        step = job.method.step(
+            batch,
+            self.networks,
+            threats=job.threats_at(middle),
+            moment=moment,
+            memory=self.memory,
+            replay=replay,
+            global_mean=self._runtime.mean,
+            seed=job.seed,
+        )
+        self._module.step = step
+        self.optimizers.zero_grad()  # now: the forward passes need the memory of old gradients
+        loss, terms = self._parallel()
+        # the mean over processes weighs shards alike: ragged ones count by their size
+        share = len(batch.y) * self._runtime.world_size / job.images_of_step(moment.index)
+        self._runtime.backward(loss * share)
+        value = float(self._runtime.mean(loss.detach() * share))
+        check_loss(value, terms, moment, self._runtime.mean)
+        job.method.after_backward(step)
+        self.optimizers.step(partial(self._runtime.clip, self._parallel))
+        job.method.after_step(step)
+        totals.add_step(step, loss, terms)
+        self._module.step = None
+        return value, rate

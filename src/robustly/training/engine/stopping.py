@@ -1,0 +1,86 @@
+"""Reasons to end a run: divergence, patience, catastrophic overfitting."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from robustly.training.engine.checkpoint import Row
+from robustly.training.engine.job import TrainingConfig
+from robustly.training.step import Moment
+
+
+class DivergenceError(ValueError):
+    """A loss or a weight is not finite."""
+
+
+def check_loss(
+    value: float, terms: Mapping[str, Tensor], moment: Moment, global_mean: Callable[[Tensor], Tensor]
+) -> None:
+    """Refuse a loss that is not finite, and name its terms that are not.
+
+    Args:
+        value: the loss of all processes, so that they stop together or not at all.
+        terms: batch means of its terms, in this process.
+        moment: position of the step.
+        global_mean: mean of a tensor over all processes.
+
+    Raises:
+        DivergenceError: it is NaN or infinite.
+    """
+    if math.isfinite(value):
+        return
+    means = global_mean(torch.stack(list(terms.values()))).isfinite().tolist()
+    broken = [name for name, finite in zip(terms, means, strict=True) if not finite]
+    what = f"loss term {', '.join(broken or ['the sum'])}"
+    raise DivergenceError(_message(f"epoch {moment.epoch + 1}, step {moment.index + 1}", what, moment.epoch))
+
+
+def check_weights(networks: Mapping[str, nn.Module], epoch: int) -> None:
+    """Refuse weights that are not finite.
+
+    The loss is checked before the optimiser's step, so the last step of an epoch needs this check.
+
+    Args:
+        networks: trained networks by name.
+        epoch: epochs finished before this one.
+
+    Raises:
+        DivergenceError: one is NaN or infinite.
+    """
+    for name, network in networks.items():
+        broken = [key for key, value in network.state_dict().items() if not bool(value.isfinite().all())]
+        if broken:
+            raise DivergenceError(_message(f"epoch {epoch + 1}", f"{broken[0]} of the {name}", epoch))
+
+
+def _message(where: str, what: str, epoch: int) -> str:
+    kept = f"the state after epoch {epoch} is kept" if epoch else "nothing was saved yet"
+    return (
+        f"training diverged in {where}: {what} is not finite; {kept}. Lower optimizer.learning_rate, or set "
+        "optimizer.clip_norm"
+    )
+
+
+def reason_to_stop(training: TrainingConfig, rows: Sequence[Row], best_epoch: int) -> str:
+    """Reason to end a run before its last epoch; empty if there is none.
+
+    Args:
+        training: patience, and the drop of accuracy that counts as catastrophic overfitting.
+        rows: metrics of the finished epochs.
+        best_epoch: the best of them, from 0.
+    """
+    waited = len(rows) - 1 - best_epoch
+    if training.patience is not None and rows and waited >= training.patience:
+        return f"no better epoch for {waited}: training.patience is {training.patience}"
+    limit = training.stop_after_drop
+    if limit is None or len(rows) < 2:
+        return ""
+    before, now = (float(row["validation_robust_accuracy"] or 0) for row in rows[-2:])
+    if before - now <= limit:
+        return ""
+    return (
+        f"robust validation accuracy fell from {before:.1%} to {now:.1%} in epoch {len(rows)}, as in "
+        f"catastrophic overfitting: training.stop_after_drop is {limit:g}"
+    )

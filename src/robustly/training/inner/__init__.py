@@ -1,0 +1,21 @@
+"""Inner maximisations by the names that recipes use.
+
+A name is never an import path, so a configuration file cannot run code. A new inner maximisation adds a line here.
+"""
+
+from robustly.training.inner.adaad import AdaadInner
+from robustly.training.inner.early_stopped import CurriculumInner, FriendlyInner
+from robustly.training.inner.gkl import GklInner
+from robustly.training.inner.pgd import PGDInner
+from robustly.training.inner.single_step import FreeInner, NoisyFGSMInner
+from robustly.training.parts import InnerMaximiser
+
+INNER_MAXIMISERS: dict[str, type[InnerMaximiser]] = {
+    "pgd": PGDInner,
+    "adaad": AdaadInner,
+    "gkl": GklInner,
+    "n_fgsm": NoisyFGSMInner,
+    "free": FreeInner,
+    "friendly": FriendlyInner,
+    "curriculum": CurriculumInner,
+}

@@ -1,0 +1,130 @@
+"""Inner maximisations of one gradient step: N-FGSM and Free-AT (Fast-AT is `PGDInner` with one step)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustly.attacks import AttackResult
+from robustly.attacks.core.contract import ModelMode, frozen
+from robustly.attacks.core.model_access import logits_of
+from robustly.objectives import ClassificationGoal, cross_entropy
+from robustly.threats.balls import laid_out_like
+from robustly.threats.lp import ThreatModel
+from robustly.training.inner.pgd import training_pgd
+from robustly.training.parts import Part
+from robustly.training.step import Step
+
+
+def widened(threat: ThreatModel, factor: float) -> ThreatModel:
+    """The threat with `factor` times its radius, an l-inf one no wider than the box."""
+    if isinstance(threat.epsilon, Tensor):
+        wide = threat.epsilon * factor
+        return threat.with_epsilon(wide.clamp_max(threat.box[1] - threat.box[0]) if threat.norm == "linf" else wide)
+    radius = float(threat.epsilon) * factor
+    if threat.norm == "linf":
+        radius = min(radius, threat.box[1] - threat.box[0])
+    return threat.with_epsilon(math.ceil(radius) if threat.norm == "l0" else radius)
+
+
+@dataclass(frozen=True)
+class NoisyFGSMInner(Part):
+    """N-FGSM: x' = box(x + eta + alpha sign grad CE(f(x + eta), y)), eta uniform in the ball of radius k epsilon.
+
+    De Jorge et al., "Make some noise: reliable and efficient single-step adversarial training", NeurIPS 2022.
+    There is no projection onto the epsilon ball: points lie up to k epsilon + alpha away, inside the box. With k =
+    0 and alpha = epsilon it is FGSM.
+
+    Args:
+        noise: k, at least 0; 2 in the paper (3 on SVHN at 12/255, 4 for WRN-28-10 at 16/255).
+        relative_step_size: alpha as a share of epsilon, positive; 1 in the paper.
+        mode: the model's mode under attack: "eval", "train" (the paper's) or "train_nostat".
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    noise: float = 2.0
+    relative_step_size: float = 1.0
+    mode: ModelMode = "train"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"noise must be at least 0, got {self.noise}")
+        if not 0 < self.relative_step_size < math.inf:
+            raise ValueError(f"relative_step_size must be positive, got {self.relative_step_size}")
+
+    def __call__(self, step: Step) -> AttackResult:
+        """Attack the batch of a step."""
+        x, goal = step.x, ClassificationGoal(step.labels.hard)
+        draws = step.generator.fold("inner").fold("restart", 0).fold("start")
+        point = widened(step.threat, self.noise).around(x).random_start(draws).detach().requires_grad_()
+        with frozen(step.model, self.mode, full_precision=False):
+            logits = logits_of(step.model, point)
+            (gradient,) = torch.autograd.grad(cross_entropy(logits, goal).sum(), point)
+        reach = widened(step.threat, self.noise + self.relative_step_size).around(x)
+        length = training_pgd(1, relative_step_size=self.relative_step_size).step_sizes(step.threat.around(x))
+        x_adv = laid_out_like(x, reach.step(point.detach(), gradient, length))
+        once = torch.ones_like(step.y)
+        none = torch.zeros_like(once, dtype=torch.bool)
+        distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        correct = (~goal.reached(logits.detach())).long()
+        return AttackResult(x_adv, none, distance, once, once.clone(), correct, none.clone())
+
+
+@dataclass(frozen=True)
+class FreeInner(Part):
+    """Free-AT: one backward pass gives the gradients of the weights and of a perturbation that is kept.
+
+    Each batch is replayed m times. Every replay trains on x' = box(x + delta); then delta <- project(delta + alpha
+    sign grad_x' L), with the gradient of the same backward pass that the optimiser's step uses. delta has a row
+    for each place in the batch; the next batch starts from it. Shafahi et al., "Adversarial training for free!",
+    NeurIPS 2019, algorithm 1. Divide the epochs of a run by m. The attack maximises the method's own loss.
+
+    Args:
+        replays: m, at least 1; 8 on CIFAR-10, 4 on ImageNet.
+        relative_step_size: alpha as a share of epsilon, positive; 1 in the paper.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    shares_backward = True
+
+    replays: int = 8
+    relative_step_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.replays < 1:
+            raise ValueError(f"replays must be at least 1, got {self.replays}")
+        if not 0 < self.relative_step_size < math.inf:
+            raise ValueError(f"relative_step_size must be positive, got {self.relative_step_size}")
+
+    def __call__(self, step: Step) -> AttackResult:
+        """Return the batch with the current perturbation, as a leaf that collects its gradient."""
+        x = step.x
+        x_adv = step.threat.around(x).project(x + self._delta(step)[: len(x)].to(x))
+        none = torch.zeros_like(step.y)
+        distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        leaf = laid_out_like(x, x_adv).detach().requires_grad_()
+        return AttackResult(leaf, none.bool(), distance, none, none.clone(), none.clone(), none.bool())
+
+    def after_backward(self, step: Step) -> None:
+        """Move the perturbation along the images' gradient from the backward pass of the weights."""
+        x, x_adv = step.x, step.adversarial.x_adv
+        if x_adv.grad is None:
+            raise ValueError("the loss has no gradient to the adversarial images: Free-AT cannot attack through it")
+        ball = step.threat.around(x)
+        length = training_pgd(1, relative_step_size=self.relative_step_size).step_sizes(ball)
+        moved = ball.step(x_adv.detach(), x_adv.grad, length)
+        self._delta(step)[: len(x)] = (moved - x).detach()
+
+    def _delta(self, step: Step) -> Tensor:
+        """The perturbation, with a row for each place of the largest batch so far."""
+        memory, x = step.remember(self), step.x
+        delta = memory.get("delta", x.new_zeros(0, *x.shape[1:]))
+        if len(delta) < len(x):
+            delta = torch.cat([delta, x.new_zeros(len(x) - len(delta), *x.shape[1:])])
+        memory["delta"] = delta
+        return delta

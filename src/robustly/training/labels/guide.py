@@ -1,0 +1,48 @@
+"""Dynamic labels, from a guide network that is trained beside the model."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from robustly.training.labels.data import check_smoothing
+from robustly.training.parts import Part, begins_too_late
+from robustly.training.step import Labels, Step
+
+
+@dataclass(frozen=True)
+class GuideLabels(Part):
+    """Dynamic labels: the current predictions of a guide network, trained beside the model, on the clean images.
+
+    The label is argmax g(x), ties to the lowest class. No gradient flows from the model's loss to the guide, which
+    learns from CE(g(x), y) alone (DYNAT, Liu et al., arXiv 2408.13102, eqs. 4 to 6). The guide runs once per
+    batch, in train mode, so its batch-norm statistics are updated once for every batch (the released code runs it
+    again at every attack step).
+
+    Args:
+        smoothing: share of a label's weight that the model's loss spreads evenly over all classes, in [0, 1); 0.2
+            with GAIRAT in the paper, where our reading is that it smooths the dynamic labels.
+        warm_up: epochs at the start during which the model takes the data's labels, at least 0; 0 in the paper. A
+            guide that has learned nothing predicts one class for everything, and on few images the model may never
+            leave that class again (of three seeds of DYNAT-Inner-AWP on 3,500 digits one did not).
+    """
+
+    reads = ("guide",)
+
+    smoothing: float = 0.0
+    warm_up: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.smoothing)
+        if not self.warm_up >= 0:
+            raise ValueError(f"warm_up must be at least 0, got {self.warm_up}")
+
+    def check_epochs(self, epochs: int) -> str | None:
+        """Refuse a warm-up that outlasts the run."""
+        return begins_too_late("warm_up", self.warm_up, epochs, "the guide's labels would never be used")
+
+    def __call__(self, step: Step) -> Labels:
+        """Return the guide's predictions; the guide's own loss is the term "guide"."""
+        logits = step.guide_logits
+        own = {"guide": F.cross_entropy(logits, step.y, reduction="none")}
+        hard = step.y if step.moment.time < self.warm_up else logits.detach().argmax(1)
+        return Labels(hard, own, smoothing=self.smoothing)

@@ -1,0 +1,32 @@
+"""Outer losses by the names that recipes use.
+
+A name is never an import path, so a configuration file cannot run code. A new loss adds a line here.
+"""
+
+from robustly.training.losses.consistency import AlpLoss, TradesLoss
+from robustly.training.losses.cross_entropy import AdversarialLoss, CleanLoss, MixtureLoss
+from robustly.training.losses.distillation import AdaadLoss, ArdLoss, KdLoss, RsladLoss
+from robustly.training.losses.gkl import DklLoss, GklLoss
+from robustly.training.losses.guided import DynatLoss, LbgatLoss
+from robustly.training.losses.introspective import Iad2Loss, IadLoss
+from robustly.training.losses.mart import MartLoss
+from robustly.training.parts import OuterLoss
+
+LOSSES: dict[str, type[OuterLoss]] = {
+    "clean": CleanLoss,
+    "adversarial": AdversarialLoss,
+    "mixture": MixtureLoss,
+    "trades": TradesLoss,
+    "dynat": DynatLoss,
+    "alp": AlpLoss,
+    "mart": MartLoss,
+    "lbgat": LbgatLoss,
+    "ard": ArdLoss,
+    "rslad": RsladLoss,
+    "iad": IadLoss,
+    "iad2": Iad2Loss,
+    "adaad": AdaadLoss,
+    "kd": KdLoss,
+    "dkl": DklLoss,
+    "gkl": GklLoss,
+}

@@ -1,0 +1,261 @@
+"""The five parts of a training method: the base class of all parts, and one protocol for each kind."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustly.attacks import AttackResult
+from robustly.training.quantities import needs_attack, network_and_inputs
+from robustly.training.step import LabelOrigin, Labels, Moment, Step
+
+Terms = dict[str, Float[Tensor, " n"]]
+Kind = Literal["trained", "frozen"]
+
+CONVENTIONAL_NETWORKS: dict[str, Kind] = {"guide": "trained", "teacher": "frozen", "standard_teacher": "frozen"}
+"""Networks beside the model that recipes name at their top level: a guide is trained, teachers are frozen."""
+
+
+class WeightsError(ValueError):
+    """Instance weights that are zero for a whole batch."""
+
+
+def begins_too_late(setting: str, begin: float, epochs: int, consequence: str) -> str | None:
+    """Error message if a part begins only after the end of the run, else None.
+
+    Args:
+        setting: name of the setting that holds `begin`.
+        begin: finished epochs before the part begins.
+        epochs: epochs of the run.
+        consequence: what this would mean for the run.
+    """
+    return None if begin < epochs else f"{setting} is {begin:g} epochs and the run has {epochs}: {consequence}"
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """The end of an epoch, before validation.
+
+    Args:
+        epoch: the finished epoch, from 0.
+        epochs: epochs of the run.
+        model: the network in training.
+        images: gives the training images batch by batch, in the run's order and augmentation of this epoch.
+        remember: gives a part's own memory; see `Step.remember`.
+        global_mean: mean of a tensor over all processes.
+    """
+
+    epoch: int
+    epochs: int
+    model: nn.Module
+    images: Callable[[], Iterator[Tensor]]
+    remember: Callable[[object], dict[str, Tensor]]
+    global_mean: Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class Part(Protocol):
+    """Base class of all parts: every attribute and method that the loop uses, with its default.
+
+    A part is a frozen dataclass that derives from `Part` and adds `__call__` (all but parameter parts). It
+    overrides what it needs; a setting of the same name as an attribute must have a default. State goes to
+    `step.remember(self)`, which every checkpoint saves.
+    """
+
+    # attributes
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Quantities that the part reads of a step, with its settings, at any moment of a run.
+
+        "clean", "adversarial", "guide", "NAME@clean", "NAME@adversarial" (see `robustly.training.quantities`), and
+        names that a part of the method defines in `quantities`.
+        """
+        return ()
+
+    def reads_at(self, moment: Moment) -> tuple[str, ...]:
+        """Those of `reads` that the part reads at one moment of a run; without a warm-up always the same."""
+        return self.reads
+
+    @property
+    def quantities(self) -> Mapping[str, Callable[[Step], Tensor]]:
+        """Definitions of quantities of the method's own, by name.
+
+        They are computed once per step, after those that all parts declare, and may read these.
+        """
+        return {}
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks beside the model that the part uses; by default those in `reads`."""
+        declared = [name for name in self.reads if name not in self.quantities]
+        named = [network_and_inputs(name)[0] for name in declared if name == "guide" or "@" in name]
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def views(self) -> int:
+        """Independently augmented copies of each image that the part uses: `step.views` has at least as many."""
+        return 1
+
+    @property
+    def needs_inner(self) -> bool:
+        """Whether an outer loss is one of adversarial training; by default, whether it reads adversarial logits."""
+        return any(needs_attack(name) for name in self.reads)
+
+    @property
+    def smoothing(self) -> float:
+        """Label source: share of a label's weight that is spread evenly over all classes."""
+        return 0.0
+
+    @property
+    def steps(self) -> int:
+        """Inner maximisation: steps that it may take."""
+        return 0
+
+    @property
+    def against(self) -> LabelOrigin:
+        """Inner maximisation: origin of the labels that it works against."""
+        return "labels"
+
+    @property
+    def replays(self) -> int:
+        """Inner maximisation: optimiser steps on each batch."""
+        return 1
+
+    @property
+    def shares_backward(self) -> bool:
+        """Inner maximisation: whether one backward pass serves attack and weights (Free-AT)."""
+        return self.replays > 1
+
+    # checks before a run
+
+    def check(self, method: "Composition") -> str | None:
+        """Error message if the part does not go with the other parts of a method, else None."""
+        return None
+
+    def check_epochs(self, epochs: int) -> str | None:
+        """Error message if a run of this length is too short for the part, else None."""
+        return None
+
+    # during a run, in this order
+
+    def before_outer(self, step: Step, loss: Callable[[Step], Tensor]) -> None:
+        """Perturb the weights, before the outer loss; labels and adversarial examples are there.
+
+        Args:
+            step: the step. Logits of the model computed before are dropped afterwards: its weights may have moved.
+            loss: evaluates the method's outer loss on `step.again()`, on the same examples, without changing
+                `step`.
+        """
+        return None
+
+    def extra_terms(self, step: Step) -> Terms:
+        """More terms of the loss (regularisers)."""
+        return {}
+
+    def after_backward(self, step: Step) -> None:
+        """Use the gradients, before the optimiser's step."""
+        return None
+
+    def after_step(self, step: Step) -> None:
+        """Undo a perturbation or average weights, after the optimiser's step."""
+        return None
+
+    def after_epoch(self, end: EpochEnd) -> None:
+        """Act on the end of an epoch, before validation."""
+        return None
+
+    def evaluation_state(self, memory: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """State dict to validate, select and release instead of the model's own, or None.
+
+        Args:
+            memory: the part's memory.
+        """
+        return None
+
+
+@runtime_checkable
+class LabelSource(Part, Protocol):
+    """First part of a method: where labels come from."""
+
+    def __call__(self, step: Step) -> Labels:
+        """Return the labels of a batch."""
+        ...
+
+
+@runtime_checkable
+class InnerMaximiser(Part, Protocol):
+    """Second part: the training attack and its objective."""
+
+    def __call__(self, step: Step) -> AttackResult:
+        """Attack the batch of a step."""
+        ...
+
+
+@runtime_checkable
+class OuterLoss(Part, Protocol):
+    """Third part: the loss that the optimiser minimises, as named per-example terms.
+
+    Every term is `(N,)` and scaled by its coefficient. Instance weights may multiply single terms. The optimiser
+    minimises the batch mean of the sum of all terms.
+    """
+
+    def __call__(self, step: Step) -> Terms:
+        """Return the loss terms of a batch, by name."""
+        ...
+
+
+@runtime_checkable
+class InstanceWeights(Part, Protocol):
+    """Fourth part: a factor for each example in one term of the loss."""
+
+    @property
+    def term(self) -> str:
+        """Name of the weighted term, such as "adversarial" or "consistency"."""
+        ...
+
+    def __call__(self, step: Step) -> Float[Tensor, " n"] | None:
+        """Return the weights of a batch, without gradient; None counts every example once (a burn-in)."""
+        ...
+
+
+@runtime_checkable
+class Composition(Protocol):
+    """The parts of a method, for `Part.check`."""
+
+    @property
+    def labels(self) -> LabelSource:
+        """Label source."""
+        ...
+
+    @property
+    def inner(self) -> InnerMaximiser | None:
+        """Inner maximisation, or None."""
+        ...
+
+    @property
+    def loss(self) -> OuterLoss:
+        """Outer loss."""
+        ...
+
+    @property
+    def weights(self) -> InstanceWeights | None:
+        """Instance weights, or None."""
+        ...
+
+    @property
+    def parameters(self) -> tuple[Part, ...]:
+        """Parameter parts, in order: what happens to the weights around the optimiser's step."""
+        ...
+
+
+def perturbs_weights(part: Part) -> bool:
+    """Whether a part perturbs the weights for the outer loss."""
+    return type(part).before_outer is not Part.before_outer
+
+
+def averages_weights(part: Part) -> bool:
+    """Whether a part has weights to release instead of the model's own."""
+    return type(part).evaluation_state is not Part.evaluation_state
