@@ -193,6 +193,7 @@ class Declares(Part):
         (("clear",), "loss: unknown quantity 'clear': allowed are clean, adversarial, guide"),
         (("teacher@blurred",), "unknown quantity 'teacher@blurred'"),
         (("@clean",), "unknown quantity '@clean'"),
+        (("clean", "model@clean"), "unknown quantity 'model@clean'"),
         (("teacher@clean",), "reads 'teacher@clean', no part names the network 'teacher'"),
         (("guide",), "reads 'guide', no part names the network 'guide'"),
         (("adversarial",), "needs adversarial examples, the method has no inner maximisation"),
@@ -237,7 +238,7 @@ class Distance(Part):
     reads = ("clean", "adversarial", "distance")
 
     @property
-    def quantities(self) -> Mapping[str, Callable[[Step], Tensor]]:
+    def own_quantities(self) -> Mapping[str, Callable[[Step], Tensor]]:
         return {self.name: lambda step: (step.clean_logits - step.adversarial_logits).norm(dim=1)}
 
     def __call__(self, step: Step) -> Terms:

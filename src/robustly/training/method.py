@@ -79,18 +79,19 @@ class Method:
     def _check_reads(self) -> None:
         """Refuse quantities that no step of the method has."""
         own = self.own_quantities
-        for slot, part in self.slots():
-            for name in part.reads:
-                if name in own:
-                    continue
-                try:
-                    network, _ = network_and_inputs(name)
-                except ValueError as error:
-                    raise MethodError(f"{_key(slot, part)}: {error}") from None
-                if network not in ("model", *self.networks):
-                    raise MethodError(f"{_key(slot, part)}: reads {name!r}, no part names the network {network!r}")
-                if needs_attack(name) and self.inner is None:
-                    raise MethodError(f"{_key(slot, part)}: reads {name!r}, the method has no inner maximisation")
+        reads = [(slot, part, name) for slot, part in self.slots() for name in part.reads if name not in own]
+        for slot, part, name in reads:
+            try:
+                network_and_inputs(name)
+            except ValueError as error:
+                raise MethodError(f"{_key(slot, part)}: {error}") from None
+        known = ("model", *self.networks)
+        for slot, part, name in reads:
+            network, inputs = network_and_inputs(name)
+            if network not in known:
+                raise MethodError(f"{_key(slot, part)}: reads {name!r}, no part names the network {network!r}")
+            if inputs == "adversarial" and self.inner is None:
+                raise MethodError(f"{_key(slot, part)}: reads {name!r}, the method has no inner maximisation")
 
     def check_epochs(self, epochs: int) -> None:
         """Refuse a run that is too short for a part.
@@ -136,7 +137,7 @@ class Method:
         """
         own: dict[str, Callable[[Step], Tensor]] = {}
         for slot, part in self.slots():
-            for name, define in part.quantities.items():
+            for name, define in part.own_quantities.items():
                 if name in own or name in ("clean", "adversarial", "guide") or "@" in name:
                     raise MethodError(
                         f"{_key(slot, part)}: the quantity {name!r} exists already: name it otherwise"

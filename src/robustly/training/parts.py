@@ -71,7 +71,7 @@ class Part(Protocol):
         """Quantities that the part reads of a step, with its settings, at any moment of a run.
 
         "clean", "adversarial", "guide", "NAME@clean", "NAME@adversarial" (see `robustly.training.quantities`), and
-        names that a part of the method defines in `quantities`.
+        names that a part of the method defines in `own_quantities`.
         """
         return ()
 
@@ -80,7 +80,7 @@ class Part(Protocol):
         return self.reads
 
     @property
-    def quantities(self) -> Mapping[str, Callable[[Step], Tensor]]:
+    def own_quantities(self) -> Mapping[str, Callable[[Step], Tensor]]:
         """Definitions of quantities of the method's own, by name.
 
         They are computed once per step, after those that all parts declare, and may read these.
@@ -90,7 +90,7 @@ class Part(Protocol):
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks beside the model that the part uses; by default those in `reads`."""
-        declared = [name for name in self.reads if name not in self.quantities]
+        declared = [name for name in self.reads if name not in self.own_quantities]
         named = [network_and_inputs(name)[0] for name in declared if name == "guide" or "@" in name]
         return tuple(dict.fromkeys(named))
 

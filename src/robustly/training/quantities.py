@@ -55,10 +55,10 @@ def network_and_inputs(quantity: str) -> tuple[str, str]:
     if quantity in ("clean", "adversarial"):
         return "model", quantity
     network, _, inputs = ("guide", "@", "clean") if quantity == "guide" else quantity.partition("@")
-    if not network or inputs not in ("clean", "adversarial"):
+    if network in ("", "model") or inputs not in ("clean", "adversarial"):
         raise ValueError(
             f"unknown quantity {quantity!r}: allowed are clean, adversarial, guide, NAME@clean, NAME@adversarial "
-            "with the name of a network, and the names that a part defines in `quantities`"
+            "with the name of a network, and the names that a part defines in `own_quantities`"
         )
     return network, inputs
 
