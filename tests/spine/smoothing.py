@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks.core.contract import frozen
-from robustly.certification import CertificateResult
+from robustly.certification import CertificateResult, verdicts_of_radii
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
 
@@ -59,7 +59,15 @@ class Smoothing:
         share = lower_confidence_bound(hits, self.samples, self.failure_probability).to(x.device)
         radius = self.sigma * torch.special.ndtri(share.clamp_min(0.5)).float()
         radius = radius / x[0].numel() ** 0.5 if threat.norm == "linf" else radius
-        return CertificateResult(torch.where(share > 0.5, chosen, ABSTAIN), radius)
+        prediction = torch.where(share > 0.5, chosen, ABSTAIN)
+        return CertificateResult(
+            verdict=verdicts_of_radii(radius, prediction, y, threat),
+            radius=radius,
+            prediction=prediction,
+            certifies=self.certifies,
+            lower_bound=share.float(),
+            failure_probability=self.failure_probability,
+        )
 
     def _counts(self, model: nn.Module, x: Tensor, generator: KeyedGenerator, samples: int) -> Tensor:
         votes = 0

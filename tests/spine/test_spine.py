@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from awp import WeightPerturbation
@@ -23,7 +24,8 @@ from torch import nn
 from robustly.attacks import AttackError, AttackResult, dynat_pgd
 from robustly.certification import CertificateResult
 from robustly.data import Augmentation, Batch, DataConfig, ImageData, Splits, load_splits
-from robustly.evaluation import EvaluationTarget, Suite, audit, evaluate, read_evidence, write_evidence
+from robustly.evaluation import EvaluationTarget, Suite, audit, evaluate
+from robustly.evidence import Evidence, Verdict, read_evidence, write_evidence
 from robustly.experiments import configuration
 from robustly.models import ModelConfig, build_model
 from robustly.objectives import margin
@@ -146,8 +148,8 @@ def test_gairat_trains_and_before_its_burn_in_is_pgd_at(tmp_path: Path) -> None:
     model.load_state_dict(weighted_weights)
     threat = ThreatModel("linf", 0.1)
     found = evaluate(model, splits.test, threat, Suite("s", {"pgd": dynat_pgd(10)}))
-    assert found.summary["clean"]["accuracy"] > 0.55
-    assert found.summary["worst_case"]["accuracy"] > 0.3
+    assert found.summary.metrics.clean.share > 0.55
+    assert found.summary.metrics.worst_case.robust.share > 0.3
 
 
 # 2. controllers
@@ -319,20 +321,21 @@ def test_one_run_of_ddn_gives_the_security_curve(trained: tuple[nn.Module, Image
     write_evidence(evidence, tmp_path)
     checks = audit(tmp_path, EvaluationTarget(model, data, threat), suite).checks
     assert all(check.passed for check in checks), checks
-    table, curve = read_evidence(tmp_path).table, evidence.summary["security_curve"]
-    assert 0.2 < evidence.summary["attacks"]["ddn"]["accuracy"] < 0.95
-    correct = table["clean_prediction"] == table["label"]
-    assert int(correct.sum()) > 60
-    distance = torch.where(correct, table["ddn.distance"].nan_to_num(math.inf), 0.0)
+    table, curve = read_evidence(tmp_path).table, evidence.summary.metrics.security_curve
+    assert curve is not None
+    assert 0.2 < evidence.summary.metrics.attacks["ddn"].robust.share < 0.95
+    assert int(table.correct.sum()) > 60
+    found = table.attacks["ddn"].distance
+    distance = np.where(table.correct, np.nan_to_num(found, nan=math.inf, posinf=math.inf), 0.0)
     assert bool((distance > 0.5).any()), "distances beyond epsilon are in the table"
     # the distances of the one run are the curve, and each of them has its image
-    once = [float((distance > radius + 1e-6).double().mean()) for radius in curve["epsilon"][1:]]
-    assert once == pytest.approx(curve["accuracy"][1:])
-    assert curve["accuracy"][1] > curve["accuracy"][-1]
-    assert len(evidence.images["ddn.ids"]) > int((evidence.table["ddn.broken"] & correct).sum())
-    forged = dict(evidence.table)
-    forged["ddn.distance"] = torch.where(distance > 0.5, 3 * forged["ddn.distance"], forged["ddn.distance"])
-    write_evidence(replace(evidence, table=forged), tmp_path)
+    once = [float((distance > radius + 1e-6).mean()) for radius in curve.epsilon[1:]]
+    assert once == pytest.approx(curve.accuracy[1:])
+    assert curve.accuracy[1] > curve.accuracy[-1]
+    assert len(evidence.images.attacks["ddn"]) > int(table.broken_by("ddn").sum())
+    forged = read_evidence(tmp_path)
+    forged.table.attacks["ddn"].distance[distance > 0.5] *= 3
+    write_evidence(forged, tmp_path)
     wrong = [
         check.name
         for check in audit(tmp_path, EvaluationTarget(model, data, threat), suite).checks
@@ -399,21 +402,24 @@ def test_certified_and_attacked_accuracy_stand_side_by_side(tmp_path: Path) -> N
     )
     evidence = evaluate(model, data, threat, suite)
     write_evidence(evidence, tmp_path)
-    summary = read_evidence(tmp_path).summary
-    certified, attacked = summary["certified"]["accuracy"], summary["worst_case"]["accuracy"]
+    metrics = read_evidence(tmp_path).summary.metrics
+    assert metrics.certified is not None
+    assert metrics.security_curve is not None
+    certified, attacked = metrics.certified.robust.share, metrics.worst_case.robust.share
     assert 0 < certified <= attacked < 1
     inner = float((distance > 0.2).double().mean())
     assert certified <= inner <= attacked + 1e-9
     assert attacked - inner < 0.03
-    assert summary["certified"]["radius"] == pytest.approx(0.2)
-    assert summary["security_curve"]["certified"] is not None
+    assert metrics.certified.radius == pytest.approx(0.2)
+    assert metrics.security_curve.certified is not None
+    assert metrics.certificates[0].terms.failure_probability == 0.001
     target = EvaluationTarget(model, data, threat)
     checks = audit(tmp_path, target, suite).checks
     assert all(check.passed for check in checks), checks
     assert any("certificate smoothing" in check.name for check in checks)
-    forged = dict(evidence.table)
-    forged["certificate.smoothing.radius"] = forged["certificate.smoothing.radius"] * 1.01
-    write_evidence(replace(evidence, table=forged), tmp_path)
+    forged = read_evidence(tmp_path)
+    forged.table.certificates["smoothing"].radius[:] *= 1.01
+    write_evidence(forged, tmp_path)
     wrong = [check for check in audit(tmp_path, target, suite).checks if not check.passed]
     assert any("certificate smoothing" in check.name for check in wrong)
 
@@ -430,9 +436,9 @@ def test_a_forged_certificate_has_no_way_through(tmp_path: Path) -> None:
     assert audit(tmp_path, target, suite).passed
     for other in (None, Suite("both", {"ddn": DDN(60)}), replace(suite, attacks={"ddn": DDN(5)})):
         assert not audit(tmp_path, target, other).passed
-    forged = dict(evidence.table)
-    forged["certificate.smoothing.radius"] = torch.full_like(forged["certificate.smoothing.radius"], 5.0)
-    write_evidence(replace(evidence, table=forged), tmp_path)
+    forged: Evidence = read_evidence(tmp_path)
+    forged.table.certificates["smoothing"].radius[:] = 5.0
+    write_evidence(forged, tmp_path)
     wrong = [check.name for check in audit(tmp_path, target, suite).checks if not check.passed]
     assert "no example both certified and broken" in wrong
 
@@ -440,7 +446,8 @@ def test_a_forged_certificate_has_no_way_through(tmp_path: Path) -> None:
         certifies = "model"
 
         def __call__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, **rest: object) -> CertificateResult:
-            return CertificateResult(y, torch.full((len(y),), 9.0))
+            verdict = torch.full((len(y),), int(Verdict.VERIFIED), dtype=torch.int8)
+            return CertificateResult(verdict, torch.full((len(y),), 9.0), y, "model")
 
     with pytest.raises(ValueError, match="a certificate is wrong"):
         evaluate(model, data, threat, replace(suite, certificates={"liar": Liar()}))
@@ -457,10 +464,10 @@ def test_smoothing_of_a_trained_network_is_in_the_evidence(
     write_evidence(evidence, tmp_path)
     result = audit(tmp_path, EvaluationTarget(model, few, threat, batch_size=7), suite)
     assert result.passed, result.checks
-    assert evidence.summary["certified"] is None, "the smoothed model is another classifier than the one attacked"
-    other = evidence.summary["certificates"][0]
-    assert other["of"] == "the model smoothed with Gaussian noise"
-    assert other["accuracy"] > 0.3
+    metrics = evidence.summary.metrics
+    assert metrics.certified is None, "the smoothed model is another classifier than the one attacked"
+    assert metrics.certificates[0].terms.certifies == "the model smoothed with Gaussian noise"
+    assert metrics.certificates[0].robust.share > 0.3
 
 
 if __name__ == "__main__":

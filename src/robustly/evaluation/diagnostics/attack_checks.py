@@ -11,7 +11,8 @@ from robustly.attacks.pgd import PGD
 from robustly.attacks.registry import fgsm
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
-from robustly.evaluation.diagnostics.probe import Finding, Probe
+from robustly.evaluation.diagnostics.probe import Probe
+from robustly.evidence import Finding
 from robustly.objectives import (
     cross_entropy,
     difference_of_logits_ratio,

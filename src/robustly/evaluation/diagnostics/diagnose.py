@@ -23,15 +23,15 @@ from robustly.evaluation.diagnostics.model_checks import (
     vanishing_gradients,
     zero_gradient,
 )
-from robustly.evaluation.diagnostics.probe import Budget, Finding, Probe
+from robustly.evaluation.diagnostics.probe import Budget, Probe
 from robustly.evaluation.target import EvaluationTarget
+from robustly.evidence import Finding
 
 __all__ = [
     "ALL",
     "CHEAP",
     "MASKING",
     "Budget",
-    "Finding",
     "cheap_findings",
     "diagnose",
     "masking_suspected",

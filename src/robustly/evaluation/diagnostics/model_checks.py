@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import logits_of
-from robustly.evaluation.diagnostics.probe import VARIES, Finding, Probe, spread_of_answers
+from robustly.evaluation.diagnostics.probe import VARIES, Probe, spread_of_answers
+from robustly.evidence import Finding
 from robustly.objectives import Goal, cross_entropy, difference_of_logits_ratio, margin
 from robustly.randomness import KeyedGenerator, derive_seed
 

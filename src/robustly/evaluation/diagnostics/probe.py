@@ -24,27 +24,6 @@ VARIES = 1e-4  # L2 distance of L2-normalised logits above which two answers dif
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The outcome of one diagnostic.
-
-    Args:
-        id: its name, "D1" to "D12" or that of a flag.
-        title: what was asked, as a statement that holds if all is well.
-        passed: whether it holds; None where it could not be decided.
-        value: what was measured, a finite number, or None.
-        threshold: what the value was held against.
-        words: what came out, and what it means, for people.
-    """
-
-    id: str
-    title: str
-    passed: bool | None
-    value: float | None
-    threshold: str
-    words: str
-
-
-@dataclass(frozen=True)
 class Budget:
     """What the dear diagnostics may spend.
 

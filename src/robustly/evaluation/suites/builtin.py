@@ -10,7 +10,8 @@ from robustly.attacks.pma import PMA
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
-from robustly.evaluation.suites.suite import Plan, Suite
+from robustly.evaluation.suites.suite import Suite
+from robustly.evidence.provenance import Plan
 from robustly.objectives import cross_entropy, margin, probability_margin, scaled_cross_entropy
 
 TITLES = {

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from robustly.reports.evidence import Proportion
 from robustly.reports.figures.charts import (
     MUTED,
     RUN_COLOURS,
@@ -19,6 +18,7 @@ from robustly.reports.figures.charts import (
     shortened,
 )
 from robustly.reports.formats import percent, proportion
+from robustly.statistics import Proportion
 
 
 @dataclass(frozen=True)
