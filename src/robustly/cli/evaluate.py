@@ -90,17 +90,15 @@ def run_evaluation(
             checkpoint=kept,
             progress=progress,
         )
-    loaded = replace(config, data=source).as_plain()["data"]
-    found = evidence.summary
-    summary = replace(
-        found,
-        run=folder.resolve().name,
-        model=replace(found.model, name=config.model.name, checkpoint=checkpoint),
-        data=replace(found.data, source=config.data.source, split="test", settings=loaded),
-        composed=config.evaluation.stages,
-    )
+    summary = _named(evidence.summary, folder, replace(config, data=source), checkpoint)
     write_evidence(replace(evidence, summary=summary), target)
     kept.remove()
+    _print(console, summary, folder, target)
+    return 0
+
+
+def _print(console: Console, summary: Summary, folder: Path, target: Path) -> None:
+    """Print the table, the passes, what weakens the result, and the next command."""
     console.print(summary_table(summary))
     console.print(_spent(summary), highlight=False, soft_wrap=True)
     for sentence in [*summary.masking, *summary.failures.values()]:
@@ -111,7 +109,17 @@ def run_evaluation(
         highlight=False,
         markup=False,
     )
-    return 0
+
+
+def _named(found: Summary, folder: Path, config: RunConfig, checkpoint: str) -> Summary:
+    """The summary with the names by which the run is known, and the settings that load the same data again."""
+    return replace(
+        found,
+        run=folder.resolve().name,
+        model=replace(found.model, name=config.model.name, checkpoint=checkpoint),
+        data=replace(found.data, source=config.data.source, split="test", settings=config.as_plain()["data"]),
+        composed=config.evaluation.stages,
+    )
 
 
 def _identity(config: RunConfig, suite: Suite, model: nn.Module, data: ImageData) -> str:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from robustly.evaluation.stages import EvaluationError, Stages, run_stages
 from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress
-from robustly.evidence import Evidence, EvidenceImages, EvidenceTable, StoredImages, Summary
+from robustly.evidence import Evidence, EvidenceImages, EvidenceTable, Finding, StoredImages, Summary
 from robustly.evidence.metrics import contradictions, metrics
 from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import ExampleColumns
@@ -57,12 +57,10 @@ def evaluate(
         data: labelled images, on the model's device.
         threat: the threat model, with one epsilon for all examples.
         suite: attacks and certificates, or the name of a known suite.
-        mode: "every" runs every attack on every example that the model classifies correctly (a table as in papers);
-            "worst_case" runs each attack on the examples that are unbroken so far (the same worst case, sooner).
-            Suites whose stages hand on survivors, such as AutoAttack, always run in "worst_case".
+        mode: "every" runs every attack on every correctly classified example (a table as in papers), "worst_case"
+            on the unbroken ones (the same worst case, sooner), in which suites in stages always run.
         seed: seed of every random number.
-        batch_size: images per batch; verdicts do not depend on it. None measures two or three sizes, and whether
-            searching in bfloat16 is faster.
+        batch_size: images per batch; None measures two or three sizes, and whether bfloat16 is faster in searches.
         curve_count: how many examples, from the first, the security curve is drawn from; None takes all.
         checkpoint: where finished attacks are kept, so that a killed evaluation continues.
         progress: callback with (name, done, total).
@@ -74,51 +72,37 @@ def evaluate(
     if isinstance(threat.epsilon, Tensor):
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
     suite = suite_named(suite, threat.norm) if isinstance(suite, str) else suite
-    mode = "worst_case" if suite.worst_case else mode
     _check_norms(suite, threat)
-    progress = progress or no_progress
     target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))
     clean = _clean_logits(replace(target, batch_size=batch_size or 250))
     target, tuned = (target, suite) if batch_size else _tuned(target, suite)
-    examples = _clean_columns(target, clean)
-    findings = cheap_findings(target)
+    mode = "worst_case" if suite.worst_case else mode
+    progress = progress or no_progress
+    examples, findings = _clean_columns(target, clean), cheap_findings(target)
+    suspicions = masking_suspected(findings)
     run = run_stages(
-        target,
-        tuned,
-        examples,
-        mode=mode,
-        suspicions=masking_suspected(findings),
-        checkpoint=checkpoint,
-        progress=progress,
+        target, tuned, examples, mode=mode, suspicions=suspicions, checkpoint=checkpoint, progress=progress
     )
     certified = run_certificates(target, suite, progress)
     curve = _security_curve(target, tuned, examples, run, curve_count, progress)
-    columns = None if curve is None else curve.columns
-    table = EvidenceTable(examples, run.attacks, run.worst_case, certified.columns, columns)
+    found = _Found(examples, findings, run, certified, curve)
+    table, images = _table(found), _images(target, found)
     numbers = _numbers(table, target, suite, certified)
-    images = EvidenceImages(
-        attacks=run.images,
-        gallery=_gallery(target, run.images),
-        certificates=certified.images,
-        curve=None if curve is None else curve.images,
-    )
-    summary = Summary(
-        model=model_record(target),
-        data=data_record(target),
-        threat=threat_record(threat),
-        suite=suite_record(target, suite, mode),
-        metrics=numbers,
-        findings=(*findings, *run.findings),
-        masking=(*masking_suspected(findings), *run.suspicions),
-        failures=run.failures,
-        seconds=run.seconds,
-        warnings=_warnings(clean, numbers.invalid, run, certified),
-        precision="full" if tuned is not suite else "as the suite says",
-        created=now(),
-        device=str(data.images.device),
-        versions=software_versions(),
-    )
+    told = _warn(clean, numbers.invalid, run, certified)
+    precision = "full" if tuned is not suite else "as the suite says"
+    summary = replace(_summary(target, suite, mode, numbers, found), warnings=told, precision=precision)
     return Evidence(table, images, summary)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The results of the parts of an evaluation."""
+
+    examples: ExampleColumns
+    findings: list[Finding]
+    run: Stages
+    certified: Certified
+    curve: Curve | None
 
 
 def _check_norms(suite: Suite, threat: ThreatModel) -> None:
@@ -206,6 +190,37 @@ def _numbers(table: EvidenceTable, target: EvaluationTarget, suite: Suite, certi
     )
 
 
+def _table(found: _Found) -> EvidenceTable:
+    curve = None if found.curve is None else found.curve.columns
+    return EvidenceTable(found.examples, found.run.attacks, found.run.worst_case, found.certified.columns, curve)
+
+
+def _images(target: EvaluationTarget, found: _Found) -> EvidenceImages:
+    return EvidenceImages(
+        attacks=found.run.images,
+        gallery=_gallery(target, found.run.images),
+        certificates=found.certified.images,
+        curve=None if found.curve is None else found.curve.images,
+    )
+
+
+def _summary(target: EvaluationTarget, suite: Suite, mode: Mode, numbers: Metrics, found: _Found) -> Summary:
+    return Summary(
+        model=model_record(target),
+        data=data_record(target),
+        threat=threat_record(target.threat),
+        suite=suite_record(target, suite, mode),
+        metrics=numbers,
+        findings=(*found.findings, *found.run.findings),
+        masking=(*masking_suspected(found.findings), *found.run.suspicions),
+        failures=found.run.failures,
+        seconds=found.run.seconds,
+        created=now(),
+        device=str(target.data.images.device),
+        versions=software_versions(),
+    )
+
+
 def _gallery(target: EvaluationTarget, images: Mapping[str, StoredImages]) -> StoredImages:
     """Originals of some broken examples, one class after the other, for the report's pictures."""
     data = target.data
@@ -225,7 +240,8 @@ def looks_like_probabilities(logits: Tensor) -> bool:
     return bool((logits >= -1e-5).all() and (logits <= 1 + 1e-5).all() and ((sums - 1).abs() <= 1e-4).all())
 
 
-def _warnings(clean: Tensor, invalid: int, run: Stages, certified: Certified) -> tuple[str, ...]:
+def _warn(clean: Tensor, invalid: int, run: Stages, certified: Certified) -> tuple[str, ...]:
+    """Warn the caller of `evaluate`; returns the sentences."""
     found = [
         f"The attack {name!r} failed ({message}). Robust accuracy is an upper bound without it."
         for name, message in run.failures.items()

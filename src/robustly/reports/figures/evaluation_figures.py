@@ -29,6 +29,7 @@ from robustly.reports.figures.charts import (
     shortened,
 )
 from robustly.reports.formats import NO_VALUE, count, interval, percent, proportion
+from robustly.statistics import Proportion
 
 MOST_CLASSES = 30
 """More classes than these do not fit: the figure shows the weakest, the table shows all."""
@@ -70,68 +71,8 @@ def epsilon_axis(curve: SecurityCurve, threat: ThreatRecord) -> dict[str, object
 
 def security_curve(evaluation: Summary, curve: SecurityCurve) -> Figure:
     """Accuracy against epsilon, with the evaluated epsilon marked."""
-    threat, worst = evaluation.threat, evaluation.metrics.worst_case.robust
+    threat = evaluation.threat
     attack = evaluation.suite.title(evaluation.suite.curve or "attack")
-    words = [label(text) for text in curve.epsilon_text]
-    traces: list[object] = [band(curve.epsilon, curve.low, curve.high, ROBUST, "attacked")]
-    traces.append(
-        go.Scatter(
-            x=curve.epsilon,
-            y=curve.accuracy,
-            text=words,
-            name=f"Under attack ({label(attack)})",
-            legendgroup="attacked",
-            mode="lines+markers",
-            line={"color": ROBUST, "width": 2.5},
-            marker={"size": 6},
-            hovertemplate="epsilon %{text}: %{y:.1%} under attack<extra></extra>",
-        )
-    )
-    if curve.certified is not None:
-        traces.append(
-            go.Scatter(
-                x=curve.epsilon,
-                y=curve.certified,
-                text=words,
-                name="Proved (certificate)",
-                mode="lines",
-                line={"color": CERTIFIED, "width": 2.5, "dash": "dash", "shape": "hv"},
-                hovertemplate="epsilon %{text}: %{y:.1%} proved<extra></extra>",
-            )
-        )
-    traces.append(
-        go.Scatter(
-            x=[threat.limit],
-            y=[worst.share],
-            error_y={
-                "array": [worst.high - worst.share],
-                "arrayminus": [worst.share - worst.low],
-                "color": INK,
-                "thickness": 1.5,
-            },
-            text=[f"{label(threat.limit_text)}: {proportion(worst)}"],
-            name="Worst case over all attacks",
-            mode="markers",
-            marker={"size": 11, "symbol": "diamond", "color": INK},
-            hovertemplate="evaluated epsilon %{text}<extra></extra>",
-        )
-    )
-    rows = [
-        (
-            words_,
-            percent(accuracy),
-            f"[{100 * low:.1f}, {100 * high:.1f}]",
-            percent(proved) if curve.certified else NO_VALUE,
-        )
-        for words_, accuracy, low, high, proved in zip(
-            curve.epsilon_text,
-            curve.accuracy,
-            curve.low,
-            curve.high,
-            curve.certified or curve.accuracy,
-            strict=True,
-        )
-    ]
     caption = (
         f"Accuracy left by {attack} as the allowed change grows; the band is the 95 % interval, the "
         f"diamond the worst case over all attacks at the evaluated epsilon {threat.limit_text}."
@@ -147,12 +88,71 @@ def security_curve(evaluation: Summary, curve: SecurityCurve) -> Figure:
             f"Line chart. Accuracy falls from {percent(curve.accuracy[0])} at epsilon "
             f"{curve.epsilon_text[0]} to {percent(curve.accuracy[-1])} at epsilon {curve.epsilon_text[-1]}.",
         ),
-        traces,
-        Table(("Epsilon", "Under attack", "95 % interval (%)", "Proved"), tuple(rows)),
+        [*_curve_lines(curve, attack), _worst_case_mark(threat, evaluation.metrics.worst_case.robust)],
+        Table(("Epsilon", "Under attack", "95 % interval (%)", "Proved"), tuple(_curve_rows(curve))),
         x=epsilon_axis(curve, threat),
         y={**PERCENT_AXIS, "range": [0, 1.02], "title": axis_title("Accuracy")},
         layout={"shapes": [{**line, "line": {"color": MUTED, "width": 1, "dash": "dot"}, "layer": "below"}]},
     )
+
+
+def _curve_lines(curve: SecurityCurve, attack: str) -> list[object]:
+    """The accuracy under attack with its band, and the certified accuracy."""
+    words = [label(text) for text in curve.epsilon_text]
+    traces = [
+        band(curve.epsilon, curve.low, curve.high, ROBUST, "attacked"),
+        go.Scatter(
+            x=curve.epsilon,
+            y=curve.accuracy,
+            text=words,
+            name=f"Under attack ({label(attack)})",
+            legendgroup="attacked",
+            mode="lines+markers",
+            line={"color": ROBUST, "width": 2.5},
+            marker={"size": 6},
+            hovertemplate="epsilon %{text}: %{y:.1%} under attack<extra></extra>",
+        ),
+    ]
+    if curve.certified is not None:
+        traces.append(
+            go.Scatter(
+                x=curve.epsilon,
+                y=curve.certified,
+                text=words,
+                name="Proved (certificate)",
+                mode="lines",
+                line={"color": CERTIFIED, "width": 2.5, "dash": "dash", "shape": "hv"},
+                hovertemplate="epsilon %{text}: %{y:.1%} proved<extra></extra>",
+            )
+        )
+    return traces
+
+
+def _worst_case_mark(threat: ThreatRecord, worst: Proportion) -> object:
+    """The worst case over all attacks at the evaluated epsilon."""
+    return go.Scatter(
+        x=[threat.limit],
+        y=[worst.share],
+        error_y={
+            "array": [worst.high - worst.share],
+            "arrayminus": [worst.share - worst.low],
+            "color": INK,
+            "thickness": 1.5,
+        },
+        text=[f"{label(threat.limit_text)}: {proportion(worst)}"],
+        name="Worst case over all attacks",
+        mode="markers",
+        marker={"size": 11, "symbol": "diamond", "color": INK},
+        hovertemplate="evaluated epsilon %{text}<extra></extra>",
+    )
+
+
+def _curve_rows(curve: SecurityCurve) -> list[tuple[str, ...]]:
+    """The numbers of the curve as text, one row for each epsilon."""
+    proved = [NO_VALUE] * len(curve.epsilon) if not curve.certified else [percent(one) for one in curve.certified]
+    intervals = [f"[{100 * low:.1f}, {100 * high:.1f}]" for low, high in zip(curve.low, curve.high, strict=True)]
+    shares = [percent(one) for one in curve.accuracy]
+    return list(zip(curve.epsilon_text, shares, intervals, proved, strict=True))
 
 
 def by_class(classes: Sequence[ClassSummary]) -> Figure:
