@@ -1,4 +1,4 @@
-"""The contract of certificates: what they take and what they return."""
+"""The contract of certificates: arguments, verdicts and results."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from robustly.threats.lp import ThreatModel
 
 @dataclass(frozen=True)
 class CertificateResult:
-    """What a certificate proves about each of N examples.
+    """The result of a certificate for N examples.
 
     Args:
         verdict: codes of `Verdict` for the statement "the label is predicted everywhere in the threat set", `(N,)`.

@@ -67,7 +67,7 @@ def run_certificates(target: EvaluationTarget, suite: Suite, progress: Progress)
 
 
 def is_counterexample(target: EvaluationTarget, rows: Tensor, images: Tensor) -> Tensor:
-    """Which images of some rows lie in the threat set and are misclassified, `(M,)` bool."""
+    """Mask of images that lie in the threat set and are misclassified, `(M,)` bool."""
     data, (low, high) = target.data, target.threat.box
     verdicts = []
     for part in target.chunks(torch.arange(len(rows), device=rows.device)):

@@ -55,7 +55,7 @@ def attack_rows(target: EvaluationTarget, attack: Attack, rows: Tensor, name: st
 
 
 def broken_by(target: EvaluationTarget, attack: Attack, rows: Tensor, name: str) -> Tensor:
-    """Which of some rows an attack reports as broken, `(M,)` bool."""
+    """Mask of rows that an attack reports as broken, `(M,)` bool."""
     parts = [_attacked(target, attack, chunk, name).broken for chunk in target.chunks(rows)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool, device=rows.device)
 

@@ -235,7 +235,7 @@ def _gallery(target: EvaluationTarget, images: Mapping[str, StoredImages]) -> St
 
 
 def looks_like_probabilities(logits: Tensor) -> bool:
-    """Whether every row is non-negative and adds up to one."""
+    """True if every row is non-negative and adds up to one."""
     sums = logits.sum(1)
     return bool((logits >= -1e-5).all() and (logits <= 1 + 1e-5).all() and ((sums - 1).abs() <= 1e-4).all())
 

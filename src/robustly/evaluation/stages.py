@@ -19,7 +19,7 @@ from robustly.statistics import Proportion
 
 
 class EvaluationError(ValueError):
-    """A model or data set that cannot be evaluated; the message says why."""
+    """A model or data set that cannot be evaluated; the message gives the reason."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ def run_stages(
         suite: the attacks.
         examples: the columns of the clean pass.
         mode: see `evaluate`.
-        suspicions: reasons known beforehand to run the stages that wait for one.
+        suspicions: reasons of the diagnostics to run the stages that wait for one.
         checkpoint: where finished attacks are kept.
         progress: callback.
 

@@ -59,7 +59,7 @@ def budget_curve(correct: Flags, spent: Spent) -> BudgetCurve:
     falls later than it could.
 
     Args:
-        correct: which examples are classified correctly without an attack.
+        correct: mask of the examples that are classified correctly without an attack.
         spent: the cost of the attack.
     """
     unbroken = correct & ~(spent.broken & ~spent.tried)

@@ -50,8 +50,8 @@ class EvidenceImages:
     """All stored tensors of an evaluation.
 
     Args:
-        attacks: by attack, the adversarial images of the examples that it broke; for an attack that looks for the
-            smallest change, those outside the threat set too.
+        attacks: by attack, the adversarial images of the examples that it broke; for a minimum-norm attack also
+            those outside the threat set.
         gallery: originals for the report's pictures.
         certificates: by certificate, the counterexamples of its falsified rows.
         curve: the images that broke the examples of the security curve.

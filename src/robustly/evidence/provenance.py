@@ -18,7 +18,7 @@ class ModelRecord:
         name: its architecture.
         parameters: number of its parameters.
         weights_sha256: hash of its weights.
-        checkpoint: which checkpoint of its run, "best" or "last"; None where there is no run.
+        checkpoint: the file or epoch of its run that the weights are from; None without a run.
     """
 
     name: str

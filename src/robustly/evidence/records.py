@@ -33,7 +33,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Inline:
-    """A record whose keys stand among those of the record that holds it."""
+    """A record whose keys are among those of the record that holds it."""
 
 
 @dataclass(frozen=True)

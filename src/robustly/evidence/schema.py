@@ -33,7 +33,7 @@ Record = TypeVar("Record")
 
 
 class Verdict(IntEnum):
-    """What a certificate says of an example; in files the name in small letters."""
+    """The verdict of a certificate on an example; in files its name in small letters."""
 
     UNKNOWN = 0
     """Nothing is proved and nothing is refuted at the threat's full size."""
@@ -85,14 +85,14 @@ class ExampleColumns:
 
     @property
     def correct(self) -> Flags:
-        """Which examples are classified correctly without an attack."""
+        """Mask of the examples that are classified correctly without an attack."""
         correct: Flags = self.label == self.clean_prediction
         return correct
 
 
 @dataclass(frozen=True)
 class AttackColumns:
-    """What one attack did to each example."""
+    """The results of one attack."""
 
     broken: Annotated[
         Flags, Column("bool", "misclassified without an attack, broken by an earlier attack, or broken by this one")
@@ -135,7 +135,7 @@ class WorstCaseColumns:
 
 @dataclass(frozen=True)
 class CertificateColumns:
-    """What one certificate proves about each example."""
+    """The results of one certificate."""
 
     verdict: Annotated[
         Codes,
@@ -159,13 +159,13 @@ class CertificateColumns:
 
     @property
     def verified(self) -> Flags:
-        """Which examples are proved to be classified correctly in the whole threat set."""
+        """Mask of the examples that are proved to be classified correctly in the whole threat set."""
         verified: Flags = self.verdict == Verdict.VERIFIED
         return verified
 
     @property
     def falsified(self) -> Flags:
-        """Which examples have a counterexample."""
+        """Mask of the examples that have a counterexample."""
         falsified: Flags = self.verdict == Verdict.FALSIFIED
         return falsified
 
@@ -203,11 +203,11 @@ class EvidenceTable:
 
     @property
     def correct(self) -> Flags:
-        """Which examples are classified correctly without an attack."""
+        """Mask of the examples that are classified correctly without an attack."""
         return self.examples.correct
 
     def broken_by(self, attack: str) -> Flags:
-        """Which correctly classified examples are broken by an attack, or were before it."""
+        """Mask of the correctly classified examples that are broken by an attack, or were before it."""
         broken: Flags = self.attacks[attack].broken & self.correct
         return broken
 

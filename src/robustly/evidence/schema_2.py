@@ -13,7 +13,7 @@ from robustly.evidence.schema import CERTIFICATE, Verdict
 def summary_of_schema_2(values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a summary, renamed; every field has a place in the new one.
 
-    The failure probability of certificates is not known: schema 2 did not state it.
+    The failure probability of certificates is None, because schema 2 did not state it.
 
     Raises:
         KeyError: a field is missing.
@@ -62,7 +62,7 @@ def columns_of_schema_2(columns: Mapping[str, NDArray[Any]], values: Mapping[str
 
 
 def _certificate(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A certificate's numbers; rows that are not verified were not told apart."""
+    """A certificate's numbers; rows that are not verified count as unknown."""
     rest = {word.word: 0 for word in Verdict}
     verdicts = rest | {"verified": entry["robust"], "unknown": entry["count"] - entry["robust"]}
     renamed = {key: value for key, value in entry.items() if key != "of"}

@@ -186,7 +186,7 @@ def _opened(folder: Path) -> tuple[dict[str, Any], int]:
 
 
 def _of_file(file: Path, read: Callable[[], Found]) -> Found:
-    """What a reader returns; its errors get the name of the file."""
+    """The result of a reader; its errors get the name of the file."""
     try:
         return read()
     except EvidenceError as error:

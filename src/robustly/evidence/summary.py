@@ -1,4 +1,4 @@
-"""The summary of an evaluation: what was tested, and the numbers that follow from the table."""
+"""The summary of an evaluation: provenance, and the numbers that follow from the table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -172,9 +172,9 @@ class AttackOutcome:
 
     Args:
         attack: its entry in the suite.
-        numbers: what it did.
-        seconds: how long it ran; None if that is not known.
-        state: why the numbers say nothing: the attack failed, or no suspicion called for it; else empty.
+        numbers: its numbers.
+        seconds: time that it took; None if it was not recorded.
+        state: the reason why the numbers mean nothing, "failed" or "not needed"; else empty.
     """
 
     attack: SuiteAttack
@@ -192,7 +192,7 @@ class Summary:
         data: the examples.
         threat: the threat model.
         suite: the attacks and certificates.
-        metrics: the numbers that follow from the table; their keys stand among those of the summary.
+        metrics: the numbers that follow from the table; their keys are among those of the summary.
         findings: outcomes of the diagnostics.
         masking: sentences on why robust accuracy is only an upper bound; empty if nothing is suspected.
         failures: attacks that raised an error, with its message.

@@ -94,7 +94,7 @@ def _read_training(file: Path) -> Training | None:
 
 
 def _other_model(analysis: Analysis, evaluation: Summary) -> list[str]:
-    """Where the analysis is of another model or threat than the evaluation."""
+    """A note if the analysis is of another model or threat than the evaluation."""
     theirs, ours = analysis.model.weights_sha256, evaluation.model.weights_sha256
     if theirs and theirs != ours:
         return ["The analysis is of other weights than the evaluation. Run robustly analyse again."]
@@ -107,7 +107,7 @@ def _other_model(analysis: Analysis, evaluation: Summary) -> list[str]:
 
 
 def _contradictions(evaluation: Summary, table: EvidenceTable | None) -> list[str]:
-    """Where the files of one run disagree; the report shows this above the numbers."""
+    """Notes on disagreements between the files of a run; the report shows them above the numbers."""
     notes = []
     metrics = evaluation.metrics
     worst = metrics.worst_case.robust

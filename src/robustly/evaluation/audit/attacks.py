@@ -56,7 +56,7 @@ def _expected(summary: Summary, table: EvidenceTable, is_suspicious: bool) -> It
 def _row_problem(
     table: EvidenceTable, columns: AttackColumns, stored: StoredImages, *, unbroken: Flags, expected: Flags
 ) -> str:
-    """What is wrong with the rows of an attack, or an empty text."""
+    """The problem with the rows of an attack, or an empty text."""
     tried, invalid, broken = columns.tried, columns.invalid, columns.broken
     shown = np.isin(table.examples.id, stored.ids)
     found = tried & ~invalid & np.isfinite(columns.distance)
@@ -103,7 +103,7 @@ def _image_checks(
 def _rounding(
     name: str, columns: AttackColumns, shown: Placed, table: EvidenceTable, target: EvaluationTarget
 ) -> Check:
-    """Whether the verdicts after rounding to 8 bits come out again."""
+    """Check the verdicts after rounding to 8 bits."""
     here, data = shown.here, target.data
     place = places(shown.rows, len(data))
     rounded = target.logits(
@@ -117,7 +117,7 @@ def _rounding(
 
 
 def _worst_case(table: EvidenceTable) -> Check:
-    """Whether the worst case is the union of the attacks."""
+    """Check that the worst case is the union of the attacks."""
     name, wrong = "worst case over the attacks", ~table.correct
     union = wrong | np.any([wrong, *(one.broken for one in table.attacks.values())], axis=0)
     union_8bit = wrong | np.any([wrong, *(one.broken_8bit for one in table.attacks.values())], axis=0)

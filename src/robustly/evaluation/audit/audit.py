@@ -14,7 +14,7 @@ from robustly.evaluation.audit.identity import (
     files_check,
     findings_check,
     gallery_check,
-    subject_checks,
+    identity_checks,
     suite_check,
 )
 from robustly.evaluation.audit.numbers import numbers_check
@@ -35,7 +35,7 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
+        """True if every check passed."""
         return all(check.passed for check in self.checks)
 
 
@@ -52,7 +52,7 @@ def audit(folder: Path, target: EvaluationTarget, suite: Suite | None, *, rerun:
         target: the model and the data, loaded independently of the evidence. Threat, seed and batch size are taken
             from the evidence.
         suite: the suite that was run, from a source other than the evidence, to run attacks and certificates again.
-            None (it is not known) fails the audit, because unbroken and certified examples would not be re-checked.
+            None fails the audit, because unbroken and certified examples would not be re-checked.
         rerun: how many of the unbroken examples to attack again with each attack.
     """
     try:
@@ -71,9 +71,9 @@ def _checks(
     summary, table = evidence.summary, evidence.table
     target = _as_evaluated(target, summary)
     yield files_check(folder, summary)
-    subject = tuple(subject_checks(evidence, target))
-    yield from subject
-    if not subject[-1].passed:
+    identity = tuple(identity_checks(evidence, target))
+    yield from identity
+    if not identity[-1].passed:
         return  # rows of another model or of other images cannot be compared
     yield clean_check(table, target)
     findings = cheap_findings(target)

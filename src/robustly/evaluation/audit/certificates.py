@@ -30,7 +30,7 @@ def certificates_checks(evidence: Evidence, target: EvaluationTarget) -> Iterato
 
 
 def _row_problem(table: EvidenceTable, columns: CertificateColumns, certifies: str, limit: float) -> str:
-    """What is wrong with the rows of a certificate, or an empty text."""
+    """The problem with the rows of a certificate, or an empty text."""
     if not (columns.radius >= 0).all():
         return "a radius is negative or not a number"
     unfounded = columns.verified & ~certified_at(table, columns, limit)
@@ -42,7 +42,7 @@ def _row_problem(table: EvidenceTable, columns: CertificateColumns, certifies: s
 
 
 def _image_problem(name: str, columns: CertificateColumns, evidence: Evidence, target: EvaluationTarget) -> str:
-    """What is wrong with the counterexamples of a certificate, or an empty text."""
+    """The problem with the counterexamples of a certificate, or an empty text."""
     stored = evidence.images.certificates.get(name)
     if stored is None:
         count = int(columns.falsified.sum())

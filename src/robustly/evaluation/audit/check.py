@@ -19,7 +19,7 @@ class Check:
 
     Args:
         name: the property, in a few words.
-        problem: what is wrong, or an empty text.
+        problem: the difference that was found, or an empty text.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if nothing is wrong."""
         return not self.problem
 
 
@@ -51,7 +51,7 @@ class Placed:
         return target.logits(lambda chunk: self.images[place[chunk]], self.rows)
 
     def in_box(self, target: EvaluationTarget) -> Flags:
-        """Which images lie in the box of valid images, `(M,)`."""
+        """Mask of the images that lie in the box of valid images, `(M,)`."""
         low, high = target.threat.box
         inside: Flags = ((self.images >= low) & (self.images <= high)).flatten(1).all(1).cpu().numpy()
         return inside
@@ -72,7 +72,7 @@ def placed(stored: StoredImages, table: EvidenceTable, target: EvaluationTarget)
 
 
 def disagree(logits: Tensor, stated: Whole) -> Flags:
-    """Where the largest logit is not that of the stated class, ties by rounding aside, `(M,)`."""
+    """Mask of rows whose largest logit is not that of the stated class, ties by rounding aside, `(M,)`."""
     claimed = torch.from_numpy(stated).to(logits.device)
     own = logits.gather(1, claimed.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
     behind = logits.amax(1) - own > _TIE * logits.abs().amax(1).clamp_min(1.0)
@@ -81,7 +81,7 @@ def disagree(logits: Tensor, stated: Whole) -> Flags:
 
 
 def tied(logits: Tensor) -> Flags:
-    """Where the two largest logits are so close that rounding may decide, `(M,)`."""
+    """Mask of rows whose two largest logits are so close that rounding may decide, `(M,)`."""
     gap = logits.topk(2, dim=1).values.diff(dim=1).abs()[:, 0]
     near: Flags = (gap <= _TIE * logits.abs().amax(1).clamp_min(1.0)).cpu().numpy()
     return near

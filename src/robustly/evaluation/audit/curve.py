@@ -13,7 +13,7 @@ _NAME = "security curve"
 
 
 def curve_check(evidence: Evidence, target: EvaluationTarget) -> Check | None:
-    """Whether the curve agrees with the rows of its attack and with the images behind it; None without a curve."""
+    """Check the curve against the rows of its attack and the images behind it; None without a curve."""
     curve, table, stored = evidence.summary.metrics.security_curve, evidence.table, evidence.images.curve
     if curve is None:
         return None

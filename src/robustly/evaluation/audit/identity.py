@@ -1,4 +1,4 @@
-"""Audit of what was tested: files, weights, images, diagnostics, threat, suite and originals are those named."""
+"""Audit of the provenance: files, weights, images, diagnostics, threat, suite and originals are those named."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +17,13 @@ from robustly.models import weights_hash
 
 
 def files_check(folder: Path, summary: Summary) -> Check:
-    """Whether the files have the hashes that the summary states."""
+    """Check that the files have the hashes that the summary states."""
     wrong = [name for name in (TABLE, IMAGES) if file_sha256(folder / name) != summary.files.get(name)]
     return Check(f"the files are those that {SUMMARY} names", f"changed: {', '.join(wrong)}" if wrong else "")
 
 
-def subject_checks(evidence: Evidence, target: EvaluationTarget) -> Iterator[Check]:
-    """Whether weights, images and rows are those of the target; ends at the first that differs."""
+def identity_checks(evidence: Evidence, target: EvaluationTarget) -> Iterator[Check]:
+    """Check weights, images and rows against the target; a failed last check means that no other can follow."""
     summary, examples = evidence.summary, evidence.table.examples
     weights, named = weights_hash(target.model), summary.model.weights_sha256
     same = "" if weights == named else f"they hash to {weights}: the evaluation is of another checkpoint"
@@ -38,7 +38,7 @@ def subject_checks(evidence: Evidence, target: EvaluationTarget) -> Iterator[Che
 
 
 def clean_check(table: EvidenceTable, target: EvaluationTarget) -> Check:
-    """Whether the predictions of the clean images are those stated."""
+    """Check the predictions of the clean images."""
     rows = torch.arange(len(target.data), device=target.data.images.device)
     wrong = disagree(target.logits(target.data.floats, rows), table.examples.clean_prediction)
     problem = f"{int(wrong.sum())} differ, first id {first_id(table, wrong)}" if wrong.any() else ""
@@ -46,14 +46,14 @@ def clean_check(table: EvidenceTable, target: EvaluationTarget) -> Check:
 
 
 def findings_check(summary: Summary, findings: list[Finding]) -> Check:
-    """Whether the cheap diagnostics have the same outcomes again."""
+    """Check that the cheap diagnostics have the same outcomes again."""
     stated = {finding.id: finding.passed for finding in summary.findings}
     wrong = [finding.id for finding in findings if stated.get(finding.id) != finding.passed]
     return Check("the diagnostics come out again", f"not so: {', '.join(wrong)}" if wrong else "")
 
 
 def suite_check(summary: Summary, suite: Suite | None) -> Check:
-    """Whether the suite at hand is the one that was run, part by part and setting by setting."""
+    """Check that the suite at hand is the one that was run, part by part and setting by setting."""
     name = f"the suite {summary.suite.name!r} is the one known by that name"
     if suite is None:
         return Check(name, "it is not known here, so nothing could be attacked or certified again")
@@ -66,14 +66,14 @@ def suite_check(summary: Summary, suite: Suite | None) -> Check:
 
 
 def gallery_check(evidence: Evidence, target: EvaluationTarget) -> Check:
-    """Whether the originals for the report's pictures are images of the data."""
+    """Check that the originals for the report's pictures are images of the data."""
     shown = placed(evidence.images.gallery, evidence.table, target)
     same = len(shown.rows) == 0 or torch.equal(shown.images, target.data.floats(shown.rows))
     return Check("the originals shown are those of the data", "" if same else "they differ")
 
 
 def description_check(summary: Summary, target: EvaluationTarget, suite: Suite) -> Check:
-    """Whether threat, suite, classes, titles and counts are those of the target and the suite at hand."""
+    """Check that threat, suite, classes, titles and counts are those of the target and the suite at hand."""
     data, model = data_record(target), model_record(target)
     pairs = {
         "threat": (summary.threat, threat_record(target.threat)),

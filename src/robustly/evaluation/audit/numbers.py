@@ -11,7 +11,7 @@ from robustly.evidence.records import to_json
 
 
 def numbers_check(evidence: Evidence, stated: Mapping[str, Any]) -> Check:
-    """Whether the numbers follow from the rows.
+    """Check that the numbers follow from the rows.
 
     Args:
         evidence: the rows, and the summary of them.

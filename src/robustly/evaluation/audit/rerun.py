@@ -27,7 +27,7 @@ _RERUN_SHARE = 0.02  # share of the examples attacked again that rounding may br
 
 
 def rerun_checks(evidence: Evidence, target: EvaluationTarget, suite: Suite, count: int) -> Iterator[Check]:
-    """Attack some unbroken examples again, all that are stated to have had no output, and certify all again.
+    """Attack some unbroken examples and all examples without an output again, and certify all examples again.
 
     The examples are drawn anew in every audit, so that rows cannot be hidden from it.
     """
@@ -81,7 +81,7 @@ def _certificate_problem(
     stated: CertificateColumns,
     terms: CertificateTerms,
 ) -> str:
-    """How a certificate differs from what is stated, or an empty text.
+    """The difference between a certificate and the stated one, or an empty text.
 
     A counterexample is checked by itself and need not be found again; verdicts that state nothing may differ, since
     they depend on the time that was available.
@@ -104,5 +104,5 @@ def _drawn(mask: Flags, count: int) -> Tensor:
 
 
 def _attacked_again(target: EvaluationTarget, attack: Attack, name: str, sample: Tensor) -> tuple[int, int]:
-    """How many of some rows an attack breaks, and how many there were."""
+    """The number of rows of a sample that an attack breaks, and the size of the sample."""
     return int(broken_by(target, attack, sample.to(target.data.images.device), name).sum()), len(sample)

@@ -57,7 +57,7 @@ class Suite:
         certificates: proof procedures by name.
         plans: by attack, which of the unbroken examples it is run on; all of them without a plan.
         worst_case: whether each attack must be run on the survivors of those before it, in every mode.
-        curve: name of the attack that draws the security curve, if one is wanted.
+        curve: name of the attack that draws the security curve; None for no curve.
         curve_factors: the radii of the curve, as multiples of the evaluated epsilon, ascending.
     """
 
@@ -97,7 +97,7 @@ class Suite:
 
 
 def presets(name: str, attacks: tuple[str, ...], curve: str) -> Suite:
-    """A suite of attacks that are known by name."""
+    """A suite of attack presets, given by their names."""
     return Suite(name, {attack: ATTACKS[attack] for attack in attacks}, curve=curve)
 
 

@@ -130,7 +130,7 @@ def _marker(point: Point) -> object:
 
 
 def _front_line(front: Sequence[Point]) -> object:
-    """A staircase: between two neighbours nothing is known to be reachable but the worse of both."""
+    """A staircase: between two neighbours only the worse of both accuracies is sure to be reachable."""
     return go.Scatter(
         x=[point.clean.share for point in front],
         y=[point.robust.share for point in front],

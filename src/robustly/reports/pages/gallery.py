@@ -142,7 +142,7 @@ def _distance(table: EvidenceTable | None, attack: str, example: int) -> float |
 
 
 def _held(table: EvidenceTable | None, attack: str, example: int) -> bool:
-    """Whether the example is classified correctly and the attack did not break it."""
+    """True if the example is classified correctly and the attack did not break it."""
     row = _row(table, example)
     if table is None or row is None or attack not in table.attacks:
         return False

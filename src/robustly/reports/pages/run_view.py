@@ -204,7 +204,7 @@ def _attack_rows(evaluation: Summary, table: EvidenceTable | None) -> tuple[Atta
 
 
 def embedded_json(value: object) -> str:
-    """JSON that can stand inside a script element: no character in it can end the element."""
+    """JSON for a script element: no character in it can end the element."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
