@@ -292,3 +292,15 @@ def test_an_attack_without_settings_or_costs_is_shown(run):
     )
     page = words(render([dataclasses.replace(evidence, evaluation=evaluation)]))
     assert "Mine 75.0" in page
+
+
+def test_a_threat_that_is_not_a_ball_is_reported_in_its_own_unit(run):
+    file = run / "evaluation" / "summary.json"
+    summary = json.loads(file.read_text())
+    turned = {"text": "rotation:0.3", "kind": "rotation", "unit": "degrees", "norm": None, "limit_text": "0.3"}
+    file.write_text(json.dumps(summary | {"threat": summary["threat"] | turned}))
+    evidence = read_run(run)
+    figures = {figure.words.key: figure for figure in view(evidence, "a").charts}
+    assert figures["security-curve"].layout["xaxis"]["title"]["text"] == "epsilon (rotation, degrees)"
+    assert figures["distances"].layout["xaxis"]["title"]["text"] == "size (rotation, degrees)"
+    assert "tested on 200 test examples of mnist5k under rotation:0.3" in words(render([evidence]))

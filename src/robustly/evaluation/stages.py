@@ -10,6 +10,7 @@ from torch import Tensor
 from robustly.attacks import Attack
 from robustly.evaluation.checkpoint import AttackEvidence, EvaluationCheckpoint
 from robustly.evaluation.confirmation import attack_rows, untried
+from robustly.evaluation.recording import as_array
 from robustly.evaluation.suites.suite import Suite, planned_rows
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress
 from robustly.evidence import Finding, StoredImages
@@ -83,7 +84,7 @@ def run_stages(
         rows = _rows_to_attack(target, plan, examples, done, mode=mode, suspected=suspected)
         found = _finished(target, name, attack, rows, checkpoint, progress, done.failures)
         if plan.sentinel and len(rows):
-            _watch(done, name, suite.title(name), found.columns.broken[rows.cpu().numpy()])
+            _watch(done, name, suite.title(name), found.columns.broken[as_array(rows)])
         _add(done, name, found, wrong if mode == "every" else None)
     if suite.attacks and len(done.failures) == len(suite.attacks):
         raise EvaluationError(f"every attack failed, the first with: {next(iter(done.failures.values()))}")

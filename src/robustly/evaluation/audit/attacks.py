@@ -45,7 +45,7 @@ def _expected(summary: Summary, table: EvidenceTable, is_suspicious: bool) -> It
         expected = np.zeros(len(table), dtype=bool)
         if not plan.on_suspicion or is_suspicious:
             state = torch.from_numpy(unbroken), torch.from_numpy(closeness)
-            rows = planned_rows(plan, *state, ids, summary.suite.seed).numpy()
+            rows = as_array(planned_rows(plan, *state, ids, summary.suite.seed))
             expected[rows if survivors_only else correct] = True
         yield attack.name, unbroken if survivors_only else correct, expected
         is_suspicious |= plan.sentinel and bool((expected & columns.broken).any())

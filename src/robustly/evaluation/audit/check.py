@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget, places
 from robustly.evidence import StoredImages
 from robustly.evidence.schema import EvidenceTable, Flags, Whole
@@ -53,8 +54,7 @@ class Placed:
     def in_box(self, target: EvaluationTarget) -> Flags:
         """Mask of the images that lie in the box of valid images, `(M,)`."""
         low, high = target.threat.box
-        inside: Flags = ((self.images >= low) & (self.images <= high)).flatten(1).all(1).cpu().numpy()
-        return inside
+        return as_array(((self.images >= low) & (self.images <= high)).flatten(1).all(1))
 
 
 def placed(stored: StoredImages, table: EvidenceTable, target: EvaluationTarget) -> Placed:
@@ -76,15 +76,13 @@ def disagree(logits: Tensor, stated: Whole) -> Flags:
     claimed = torch.from_numpy(stated).to(logits.device)
     own = logits.gather(1, claimed.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
     behind = logits.amax(1) - own > _TIE * logits.abs().amax(1).clamp_min(1.0)
-    wrong: Flags = (behind | (claimed < 0) | (claimed >= logits.shape[1])).cpu().numpy()
-    return wrong
+    return as_array(behind | (claimed < 0) | (claimed >= logits.shape[1]))
 
 
 def tied(logits: Tensor) -> Flags:
     """Mask of rows whose two largest logits are so close that rounding may decide, `(M,)`."""
     gap = logits.topk(2, dim=1).values.diff(dim=1).abs()[:, 0]
-    near: Flags = (gap <= _TIE * logits.abs().amax(1).clamp_min(1.0)).cpu().numpy()
-    return near
+    return as_array(gap <= _TIE * logits.abs().amax(1).clamp_min(1.0))
 
 
 def first_id(table: EvidenceTable, wrong: Flags) -> int:

@@ -96,6 +96,10 @@ def security_curve(evaluation: Summary, curve: SecurityCurve) -> Figure:
     )
 
 
+def _distance_words(threat: ThreatRecord) -> str:
+    return f"size ({size_words(threat)})" if threat.norm is None else f"{size_words(threat)} distance"
+
+
 def _curve_lines(curve: SecurityCurve, attack: str) -> list[object]:
     """The accuracy under attack with its band, and the certified accuracy."""
     words = [label(text) for text in curve.epsilon_text]
@@ -255,6 +259,6 @@ def distances(evaluation: Summary, table: EvidenceTable) -> Figure | None:
             )
         ],
         Table(("Distance", "Broken examples"), tuple(zip(ranges, map(str, counts.tolist()), strict=True))),
-        x={"title": axis_title(f"{size_words(evaluation.threat)} distance")},
+        x={"title": axis_title(_distance_words(evaluation.threat))},
         y={"title": axis_title("Examples")},
     )
