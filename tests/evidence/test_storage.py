@@ -124,6 +124,13 @@ def test_images_that_do_not_fit_their_ids_are_named(folder: Path, part: str) -> 
             read(folder)
 
 
+def test_parameters_that_do_not_fit_their_ids_are_named(folder: Path) -> None:
+    tensors = load_file(folder / IMAGES)
+    save_file(tensors | {"across.theta": np.zeros((1, 3), np.float32)}, folder / IMAGES)
+    with pytest.raises(EvidenceError, match=rf"{IMAGES}.*across\.theta does not fit"):
+        read_images(folder)
+
+
 @pytest.mark.parametrize("name", [SUMMARY, TABLE, IMAGES])
 def test_a_file_that_is_missing_or_cut_off_is_named(folder: Path, name: str) -> None:
     content = (folder / name).read_bytes()

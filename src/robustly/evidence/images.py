@@ -109,6 +109,7 @@ def _stored(name: str, tensors: Mapping[str, NDArray[Any]]) -> StoredImages:
     ids, images, theta = (tensors.get(f"{name}.{part}") for part in ("ids", "images", "theta"))
     if ids is None or images is None:
         raise EvidenceError(f"{name}.ids and {name}.images should both be there")
-    if ids.ndim != 1 or len(images) != len(ids) or (theta is not None and len(theta) != len(ids)):
-        raise EvidenceError(f"{name}.images does not fit {name}.ids")
+    for part, values in (("images", images), ("theta", theta)):
+        if values is not None and (ids.ndim != 1 or len(values) != len(ids)):
+            raise EvidenceError(f"{name}.{part} does not fit {name}.ids")
     return StoredImages(ids, images, theta)
