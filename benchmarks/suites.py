@@ -139,7 +139,8 @@ def by_torchattacks(model: Counted, data: ImageData, threat: ThreatModel) -> Ten
 def by_us(name: str, model: Counted, data: ImageData, threat: ThreatModel) -> Tensor:
     """Robust according to one of our suites."""
     suite = replace(suite_named(name, threat.norm), curve=None)
-    return ~evaluate(model, data, threat, suite, batch_size=250).table["worst_case.broken"]
+    broken = evaluate(model, data, threat, suite, batch_size=250).table.worst_case.broken
+    return torch.from_numpy(~broken)
 
 
 def measured(tool: str, model: nn.Module, data: ImageData, threat: ThreatModel, record: Path) -> dict[str, object]:
@@ -177,11 +178,10 @@ def table(rows: dict[str, dict[str, object]]) -> str:
     for name, row in rows.items():
         robust = torch.tensor(row["robust"])
         share = Proportion(int(robust.sum()), len(robust))
-        low, high = share.interval
         differ = f"{int((theirs & ~robust).sum())} / {int((robust & ~theirs).sum())}"
         passes = row["forwards"] + row["backwards"]
         lines.append(
-            f"| {TITLES[name]} | {100 * share.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] | {differ} "
+            f"| {TITLES[name]} | {share} | {differ} "
             f"| {row['seconds']:.0f} | {base['seconds'] / row['seconds']:.1f}x "
             f"| {row['forwards']:,} | {row['backwards']:,} "
             f"| {(base['forwards'] + base['backwards']) / passes:.1f}x |"

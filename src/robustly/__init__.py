@@ -8,7 +8,8 @@ from importlib.metadata import version
 
 from robustly.attacks import ATTACKS, PGD
 from robustly.data import ImageData
-from robustly.evaluation import SUITES, Suite, audit, evaluate, read_evidence, write_evidence
+from robustly.evaluation import SUITES, Suite, audit, evaluate
+from robustly.evidence import read_evidence, write_evidence
 from robustly.models import load_weights
 from robustly.threats.lp import ThreatModel
 from robustly.training import Method, train

@@ -1,4 +1,4 @@
-"""Intervals for proportions."""
+"""Shares of examples and their confidence intervals."""
 
 import math
 from dataclasses import dataclass
@@ -19,23 +19,41 @@ class Proportion:
     """A share of examples.
 
     Args:
-        hits: examples counted.
+        hits: examples counted, in 0..count.
         count: examples in total, at least 1.
+
+    Raises:
+        ValueError: no examples, or more hits than examples.
     """
 
     hits: int
     count: int
 
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count should be at least 1, but is {self.count}")
+        if not 0 <= self.hits <= self.count:
+            raise ValueError(f"{self.hits} should be between 0 and {self.count} examples")
+
     @property
-    def value(self) -> float:
+    def share(self) -> float:
         """The share, in [0, 1]."""
         return self.hits / self.count
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Its 95 % Wilson interval."""
+        """Its 95 % Wilson interval, both ends in [0, 1]."""
         return wilson_interval(self.hits, self.count)
 
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return self.interval[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.interval[1]
+
     def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{100 * self.share:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"

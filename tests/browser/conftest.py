@@ -1,4 +1,4 @@
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "reports"))  # for synthetic_run
+sys.path.append(str(Path(__file__).parents[1] / "reports"))  # for synthetic_run

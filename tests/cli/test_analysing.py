@@ -1,6 +1,7 @@
 """`robustly analyse`: gradients, landscapes and the union of a run's evaluations, in one file that reports read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 from robustly.attacks import PGD
 from robustly.cli.analyse import run_analysis
 from robustly.data import load_test
-from robustly.evaluation import EvidenceError, Suite, evaluate, write_evidence
+from robustly.evaluation import Suite, evaluate
+from robustly.evidence import EvidenceError, write_evidence
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_folder import create_run, load_trained
@@ -37,8 +39,8 @@ def evaluated(run: Path, folder: str, threat: str) -> None:
     data = load_test(config.data)
     model, _ = load_trained(run, config, data, lambda name: False)
     found = evaluate(model, data, parse_threat(threat), Suite("pgd", {"pgd": PGD(3)}), batch_size=40)
-    found.summary["data"]["settings"] = config.as_plain()["data"]
-    write_evidence(found, run / folder)
+    named = replace(found.summary.data, settings=config.as_plain()["data"])
+    write_evidence(replace(found, summary=replace(found.summary, data=named)), run / folder)
 
 
 def test_a_run_without_evaluation_is_analysed_under_its_own_threat(
@@ -79,7 +81,7 @@ def test_what_cannot_be_analysed_is_refused(run: Path) -> None:
         run_analysis(run, 4, trust_code=False)
     assert not (run / "analysis.json").exists()
     (run / "evaluation" / "summary.json").write_text(json.dumps({"threat": {}}))
-    with pytest.raises(ValueError, match="no evaluation summary"):
+    with pytest.raises(ValueError, match=r"summary\.json is written in schema None"):
         run_analysis(run, 4, trust_code=False)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robustly.attacks import ATTACKS, PGD, AttackResult, fgsm, r_fgsm
 from robustly.attacks.core.contract import frozen
-from robustly.certification import CertificateResult
+from robustly.certification import CertificateResult, Verdict, verdicts_of_radii
 from robustly.objectives import OBJECTIVES, ClassificationGoal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, check_certificate, check_objective
@@ -353,6 +353,7 @@ class Margin:
     stretch: float = 1.0
     spoil: Callable[[nn.Module, Tensor, CertificateResult], CertificateResult] = lambda net, x, result: result
     certifies: str = "model"
+    settled: bool = True
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, generator: KeyedGenerator
@@ -364,8 +365,10 @@ class Margin:
         prediction = logits.argmax(1)
         gap = logits.gather(1, prediction[:, None]) - logits
         gradient = (weight[prediction][:, None] - weight[None]).norm(p=dual, dim=2)
-        radius = (gap / gradient).scatter(1, prediction[:, None], torch.inf).amin(1)
-        return self.spoil(model, x, CertificateResult(prediction, self.stretch * radius))
+        radius = self.stretch * (gap / gradient).scatter(1, prediction[:, None], torch.inf).amin(1)
+        verdict = verdicts_of_radii(radius, prediction, y, threat)
+        verdict = verdict if self.settled else torch.full_like(verdict, Verdict.UNKNOWN)
+        return self.spoil(model, x, CertificateResult(verdict, radius, prediction, self.certifies))
 
 
 def linear_problem() -> tuple[nn.Module, Tensor, Tensor]:
@@ -394,13 +397,57 @@ def test_a_true_certificate_passes_and_one_that_is_a_tenth_too_long_does_not(thr
         (lambda net, x, found: replace(found, radius=found.radius * torch.rand(1)), "same seed gives another"),
         (lambda net, x, found: (net.eval(), found)[1], "train or eval mode"),
         (lambda net, x, found: (net[0].bias.data.add_(0.01), found)[1], "changes parameters"),
-        (lambda net, x, found: unchecked(found, radius=found.radius[:, None]), "one radius and class per example"),
+        (lambda net, x, found: unchecked(found, radius=found.radius[:, None]), "radius and class per example"),
+        (lambda net, x, found: unchecked(found, verdict=found.verdict.long()), "int8"),
+        (lambda net, x, found: replace(found, verdict=found.verdict + 9), "not one of Verdict"),
+        (lambda net, x, found: replace(found, certifies="another"), "another classifier than the certificate"),
+        (lambda net, x, found: replace(found, failure_probability=1.5), r"not in \[0, 1\)"),
+        (lambda net, x, found: unchecked(found, lower_bound=torch.zeros(2)), "one lower bound per example"),
     ],
 )
 def test_the_contract_catches_certificates_that_are_wrong(spoil: Callable[..., object], sentence: str) -> None:
     net, x, y = linear_problem()
     with pytest.raises(AssertionError, match=sentence):
-        inspect.unwrap(check_certificate)(Margin(spoil=spoil), net, x, y, THREATS[1])
+        inspect.unwrap(check_certificate)(Margin(spoil=spoil, settled=False), net, x, y, THREATS[1])
+
+
+def falsified(found: CertificateResult, counterexample: Tensor | None, **changes: object) -> CertificateResult:
+    """All examples falsified."""
+    verdict = torch.full_like(found.verdict, Verdict.FALSIFIED)
+    return replace(found, verdict=verdict, counterexample=counterexample, **changes)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda net, x, found: replace(found, radius=found.radius * 0), "radius below epsilon"),
+        (lambda net, x, found: replace(found, prediction=found.prediction + 1), "another class than its label"),
+        (lambda net, x, found: falsified(found, None), "has no counterexample"),
+        (lambda net, x, found: falsified(found, x[:, :1]), "has no counterexample"),
+        (lambda net, x, found: falsified(found, x), "counterexample is classified correctly"),
+        (lambda net, x, found: falsified(found, x + 1), "outside the threat set"),
+        (lambda net, x, found: falsified(found, x, certifies="another"), "another classifier than the certificate"),
+    ],
+)
+def test_the_contract_catches_verdicts_that_are_wrong(spoil: Callable[..., object], sentence: str) -> None:
+    net, x, _ = linear_problem()
+    y = net(x).argmax(1)
+    with pytest.raises(AssertionError, match=sentence):
+        check_certificate(Margin(spoil=spoil), net, x, y, THREATS[1].with_epsilon(0.001))
+
+
+def test_only_a_certificate_of_the_model_can_falsify() -> None:
+    net, x, y = linear_problem()
+    liar = Margin(spoil=lambda net, x, found: falsified(found, x), certifies="another model")
+    with pytest.raises(AssertionError, match="only a certificate of the model itself"):
+        check_certificate(liar, net, x, y, THREATS[1])
+
+
+def test_true_counterexamples_pass() -> None:
+    net, x, _ = linear_problem()
+    wrong = (net(x).argmax(1) + 1) % 3  # with these labels the images themselves are counterexamples
+    honest = Margin(spoil=lambda net, x, found: falsified(found, x))
+    check_certificate(honest, net, x, wrong, THREATS[1])
 
 
 def test_the_contract_catches_objectives_that_are_wrong() -> None:

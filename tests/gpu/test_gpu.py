@@ -9,8 +9,8 @@ from torch import nn
 from robustly.attacks import ATTACKS
 from robustly.cli import main
 from robustly.data import Splits
-from robustly.evaluation import Suite, audit, evaluate, write_evidence
-from robustly.evaluation.target import EvaluationTarget
+from robustly.evaluation import EvaluationTarget, Suite, audit, evaluate
+from robustly.evidence import write_evidence
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
 
@@ -37,7 +37,7 @@ def test_verdicts_agree_with_the_cpu_and_the_cpu_can_audit_them(
     write_evidence(there, tmp_path)
     net = digit_net.to("cpu", memory_format=torch.contiguous_format)
     here = evaluate(net, digits.test, THREAT, suite)
-    differing = (here.table["worst_case.broken"] != there.table["worst_case.broken"]).sum()
+    differing = (here.table.worst_case.broken != there.table.worst_case.broken).sum()
     assert differing <= 2
     result = audit(tmp_path, EvaluationTarget(net, digits.test, THREAT), suite)
     assert result.passed, [check for check in result.checks if not check.passed]

@@ -1,1 +1,1 @@
-"""Analysis of a model: input gradients, loss landscapes, unions of threats."""
+"""Analysis of a model: input gradients and loss landscapes."""

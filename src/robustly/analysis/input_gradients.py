@@ -30,7 +30,7 @@ class GradientStatistics:
     """Measures of g = grad_x CE(x, y), one value per image.
 
     Args:
-        right: whether the model classifies the image rightly.
+        correct: whether the model classifies the image correctly.
         l1: sum of |g|.
         l2: Euclidean length of g.
         edges: cosine between |g| (largest channel, blurred by a Gaussian of one pixel) and the magnitude of the
@@ -172,14 +172,14 @@ def summarised(found: GradientStatistics, threat: ThreatModel) -> dict[str, Any]
     correct = found.radius[found.correct]
     return {
         "count": len(found.correct),
-        "right": int(found.correct.sum()),
-        "zero": int((found.l1 == 0).sum()),
+        "correct": int(found.correct.sum()),
+        "zero_gradients": int((found.l1 == 0).sum()),
         "measures": {name: _spread(getattr(found, name)) for name in MEASURES},
         "radius": {
             **_spread(correct),
             "norm": threat.norm,
             "epsilon": float(epsilon),
-            "beyond": int((correct > float(epsilon)).sum()),
+            "beyond_epsilon": int((correct > float(epsilon)).sum()),
             "unreachable": int(correct.isinf().sum()),
         },
     }

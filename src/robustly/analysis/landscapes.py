@@ -23,31 +23,31 @@ class Landscape:
     Args:
         axis: the coordinates of both directions, ascending, 0 in the middle.
         loss: cross-entropy.
-        wrong: share of the images that are misclassified, in [0, 1].
+        misclassified: share of the images that are misclassified, in [0, 1].
         margin: max_{j != y} z_j - z_y, for the surface of a single image; above 0 it is misclassified.
     """
 
     axis: Float[Tensor, " s"]
     loss: Float[Tensor, "s s"]
-    wrong: Float[Tensor, "s s"]
+    misclassified: Float[Tensor, "s s"]
     margin: Float[Tensor, "s s"] | None = None
 
     def smoothness(self) -> dict[str, float]:
-        """How rough the surface is, and how much of it is misclassified.
+        """Roughness of the surface, and the misclassified share of it.
 
         `roughness` is the mean of |second differences| of the loss along both axes, in nats per grid step squared
-        (0 for a plane), `roughest` the largest, `misclassified` the mean of `wrong`.
+        (0 for a plane), `largest_roughness` the largest, `misclassified_share` the mean of `misclassified`.
         """
         bends = torch.cat([self.loss.diff(n=2, dim=d).abs().flatten() for d in (0, 1)]).double()
         return {
             "roughness": float(bends.mean()),
-            "roughest": float(bends.max()),
-            "misclassified": float(self.wrong.double().mean()),
+            "largest_roughness": float(bends.max()),
+            "misclassified_share": float(self.misclassified.double().mean()),
         }
 
     def plain(self) -> dict[str, Any]:
         """The surface as plain lists of at most seven digits, with its smoothness."""
-        grids = {"loss": self.loss, "wrong": self.wrong, "margin": self.margin}
+        grids = {"loss": self.loss, "misclassified": self.misclassified, "margin": self.margin}
         rows = {name: None if grid is None else _rounded(grid) for name, grid in grids.items()}
         return {"axis": [round(float(value), 7) for value in self.axis], **rows, **self.smoothness()}
 

@@ -1,5 +1,6 @@
 """Proofs that no attack can break an example."""
 
-from robustly.certification.contract import Certificate, CertificateResult
+from robustly.certification.contract import Certificate, CertificateResult, verdicts_of_radii
+from robustly.evidence import Verdict
 
-__all__ = ["Certificate", "CertificateResult"]
+__all__ = ["Certificate", "CertificateResult", "Verdict", "verdicts_of_radii"]

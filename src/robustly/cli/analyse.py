@@ -1,6 +1,5 @@
 """`robustly analyse`."""
 
-import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +12,12 @@ from torch import Tensor, nn
 
 from robustly.analysis.input_gradients import GradientStatistics, gradient_statistics, summarised
 from robustly.analysis.landscapes import input_landscapes, weight_landscape
-from robustly.analysis.unions import union_of_threats
 from robustly.cli.arguments import Trust
 from robustly.data import ImageData, load_test
-from robustly.evaluation import read_evidence
+from robustly.evidence import read_evidence, read_summary
+from robustly.evidence.records import to_json
+from robustly.evidence.schema import SUMMARY
+from robustly.evidence.unions import union_of_threats
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, load_trained, open_run
 from robustly.files import write_json
@@ -26,7 +27,7 @@ from robustly.runtime import Runtime
 from robustly.threats import parse_threat
 from robustly.threats.lp import ThreatModel
 
-ANALYSIS, SCHEMA = "analysis.json", 1
+ANALYSIS, SCHEMA = "analysis.json", 2
 COUNT, PICTURES, BATCH = 500, 4, 128
 
 
@@ -71,15 +72,13 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
 
 def _evaluated(folder: Path, config: RunConfig) -> tuple[RunConfig, ThreatModel]:
     """The settings and the threat that the run was evaluated with; its own, where it was not."""
-    path = folder / EVALUATION / "summary.json"
-    if not path.is_file():
+    if not (folder / EVALUATION / SUMMARY).is_file():
         return replace(config, data=evaluation_data(config)), config.threat
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        data = build_config({"data": summary["data"]["settings"]}).data
-        threat = parse_threat(summary["threat"]["text"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path} is no evaluation summary ({error}): evaluate the run again") from None
+    summary = read_summary(folder / EVALUATION)
+    if summary.data.settings is None:
+        raise RunError(f"{folder / EVALUATION} does not state the settings of its data: evaluate the run again")
+    data = build_config({"data": summary.data.settings}).data
+    threat = parse_threat(summary.threat.text)
     if not isinstance(threat, ThreatModel):
         raise RunError(f"analyse is defined for Lp threats, {folder} was evaluated under {threat}")
     return replace(config, data=data), threat
@@ -117,10 +116,10 @@ def _shown(found: GradientStatistics) -> Tensor:
 
 def _union(folder: Path) -> dict[str, Any] | None:
     """The union over `RUN/evaluation` and its like, where there are several whole ones."""
-    places = sorted(path for path in folder.glob(f"{EVALUATION}*") if (path / "summary.json").is_file())
+    places = sorted(path for path in folder.glob(f"{EVALUATION}*") if (path / SUMMARY).is_file())
     if len(places) < 2:
         return None
-    return union_of_threats([read_evidence(path) for path in places])
+    return to_json(union_of_threats([read_evidence(path) for path in places]))
 
 
 def _told(content: dict[str, Any]) -> list[str]:
@@ -128,7 +127,7 @@ def _told(content: dict[str, Any]) -> list[str]:
     radius = gradients["radius"]
     lines = [f"gradients of {gradients['count']} images: median l1 {gradients['measures']['l1']['median']:.4g}"]
     if radius["median"] is not None:
-        share = 100 * radius["beyond"] / gradients["count"]
+        share = 100 * radius["beyond_epsilon"] / gradients["count"]
         lines.append(
             f"first-order radius: median {radius['median']:.4g}; beyond epsilon for {share:.1f} % of images "
             "(an estimate, no robust accuracy)"

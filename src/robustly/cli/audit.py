@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -10,8 +9,9 @@ from rich.markup import escape
 
 from robustly.cli.arguments import Trust
 from robustly.data import load_test
-from robustly.evaluation import Check, EvaluationTarget, EvidenceError, Suite, audit, read_evidence
+from robustly.evaluation import Check, EvaluationTarget, Suite, audit
 from robustly.evaluation.suites.composed import suite_from
+from robustly.evidence import EvidenceError, Summary, read_evidence
 from robustly.experiments.configuration import build_config
 from robustly.experiments.run_folder import evaluation_folder, load_trained, open_run
 from robustly.runtime import Runtime
@@ -30,18 +30,19 @@ def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = No
     kept = evaluation_folder(folder, label)
     try:
         summary = read_evidence(kept).summary
-        data_settings = summary["data"]["settings"]
-        suite_name = summary["suite"]["name"]
-    except (EvidenceError, KeyError, TypeError) as error:
+    except EvidenceError as error:
         _say(console, Check("the evidence is complete and readable", str(error)))
         return 1
-    config = replace(config, data=build_config({"data": data_settings}).data)
+    if summary.data.settings is None:
+        _say(console, Check("the data can be loaded again", f"{kept} does not state the settings of its data"))
+        return 1
+    config = replace(config, data=build_config({"data": summary.data.settings}).data)
     data = load_test(config.data)
     model, _ = load_trained(folder, config, data, Trust(everything=trust_code).allows)
     device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     target = EvaluationTarget(model, data.to(device), config.threat)
-    result = audit(kept, target, _suite(suite_name, summary), rerun=rerun)
+    result = audit(kept, target, _suite(summary), rerun=rerun)
     for check in result.checks:
         _say(console, check)
     verdict = "[green]audit passed" if result.passed else "[red]AUDIT FAILED"
@@ -49,10 +50,10 @@ def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = No
     return 0 if result.passed else 1
 
 
-def _suite(name: str, summary: dict[str, Any]) -> Suite | None:
-    """The suite that was run: the known one of that name, or the one that the evidence says was composed."""
+def _suite(summary: Summary) -> Suite | None:
+    """The suite that was run: the known one of that name, or the one whose stages the evidence states."""
     try:
-        return suite_from(name, summary.get("composed"), str(summary["threat"]["norm"]))
+        return suite_from(summary.suite.name, summary.composed, str(summary.threat.norm))
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -11,7 +11,8 @@ from rich.table import Table
 from robustly.cli.arguments import check_evaluation_overrides, trust_in
 from robustly.data import load_test
 from robustly.evaluation import EvaluationTarget
-from robustly.evaluation.diagnostics import Finding, diagnose, masking_suspected
+from robustly.evaluation.diagnostics import diagnose, masking_suspected
+from robustly.evidence import Finding
 from robustly.experiments.configuration import build_config
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_folder import evaluation_data, load_trained, open_run

@@ -17,11 +17,12 @@ from torch import nn
 
 from robustly.cli.arguments import check_evaluation_overrides, is_model_name, trust_in
 from robustly.data import ImageData, load_test
-from robustly.evaluation import Partial, evaluate, write_evidence
+from robustly.evaluation import EvaluationCheckpoint, evaluate
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite, settings
 from robustly.evaluation.target import Progress
+from robustly.evidence import Summary, write_evidence
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_folder import (
@@ -35,6 +36,7 @@ from robustly.experiments.run_folder import (
 from robustly.models import weights_hash
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
+from robustly.statistics import Proportion
 
 
 def run_evaluation(
@@ -70,7 +72,8 @@ def run_evaluation(
     device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
-    partial = Partial(target.with_name(f"{target.name}.partial"), _identity(config, suite, model, data))
+    unfinished = target.with_name(f"{target.name}.partial")
+    kept = EvaluationCheckpoint(unfinished, _identity(config, suite, model, data))
     if is_new:
         create_run(folder, config)
     console = Console()
@@ -84,20 +87,21 @@ def run_evaluation(
             seed=config.seed,
             batch_size=config.evaluation.batch_size,
             curve_count=config.evaluation.curve_count,
-            partial=partial,
+            checkpoint=kept,
             progress=progress,
         )
-    if config.evaluation.stages is not None:
-        evidence.summary["composed"] = config.evaluation.stages
-    evidence.summary["run"] = folder.resolve().name
-    evidence.summary["model"] |= {"name": config.model.name, "checkpoint": checkpoint}
-    evidence.summary["data"] |= {"source": config.data.source, "split": "test"}
-    evidence.summary["data"]["settings"] = replace(config, data=source).as_plain()["data"]
-    write_evidence(evidence, target)
-    partial.remove()
-    console.print(summary_table(evidence.summary))
-    console.print(_spent(evidence.summary), highlight=False, soft_wrap=True)
-    for sentence in [*evidence.summary["masking"], *evidence.summary["failures"].values()]:
+    summary = _named(evidence.summary, folder, replace(config, data=source), checkpoint)
+    write_evidence(replace(evidence, summary=summary), target)
+    kept.remove()
+    _print(console, summary, folder, target)
+    return 0
+
+
+def _print(console: Console, summary: Summary, folder: Path, target: Path) -> None:
+    """Print the table, the passes, what weakens the result, and the next command."""
+    console.print(summary_table(summary))
+    console.print(_spent(summary), highlight=False, soft_wrap=True)
+    for sentence in [*summary.masking, *summary.failures.values()]:
         console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
     console.print(
         f"evidence: {target}\nnext: robustly report {quote(str(folder))}",
@@ -105,65 +109,71 @@ def run_evaluation(
         highlight=False,
         markup=False,
     )
-    return 0
+
+
+def _named(found: Summary, folder: Path, config: RunConfig, checkpoint: str) -> Summary:
+    """The summary with the names by which the run is known, and the settings that load the same data again."""
+    return replace(
+        found,
+        run=folder.resolve().name,
+        model=replace(found.model, name=config.model.name, checkpoint=checkpoint),
+        data=replace(found.data, source=config.data.source, split="test", settings=config.as_plain()["data"]),
+        composed=config.evaluation.stages,
+    )
 
 
 def _identity(config: RunConfig, suite: Suite, model: nn.Module, data: ImageData) -> str:
-    """What the parts of an interrupted evaluation must have in common with this one."""
+    """The identity of an evaluation: what a checkpoint must have in common with it."""
     parts = [settings(attack) for attack in suite.attacks.values()]
     plans = [suite.plan(name) for name in suite.attacks]
     known = (weights_hash(model), data.digest(), str(config.threat), config.evaluation.mode, config.seed)
     return f"{derive_seed(*map(str, known), suite.name, repr(parts), repr(plans)):016x}"
 
 
-def _spent(summary: dict[str, Any]) -> str:
-    """All passes of the attacks, beside what AutoAttack's protocol takes for the images that stood."""
+def _spent(summary: Summary) -> str:
+    """All passes of the attacks, beside those that AutoAttack's protocol takes for the unbroken images."""
     spent = sum(
-        (entry["mean_forwards"] + entry["mean_backwards"]) * entry["tried"] for entry in summary["attacks"].values()
+        (numbers.mean_forwards + numbers.mean_backwards) * numbers.tried
+        for numbers in summary.metrics.attacks.values()
     )
     told = f"{spent:,.0f} passes through the model"
-    stood = summary["worst_case"]["robust"]
-    if summary["threat"]["norm"] in ("linf", "l2") and stood and spent:
-        theirs = stood * autoattack_passes(len(summary["data"]["classes"]))
-        told += (
-            f"; AutoAttack spends {theirs:,} on the {stood} images that stood, {theirs / spent:.1f} times as many"
-        )
+    unbroken = summary.metrics.worst_case.robust.hits
+    if summary.threat.norm in ("linf", "l2") and unbroken and spent:
+        theirs = unbroken * autoattack_passes(len(summary.data.classes))
+        times = f"{theirs / spent:.1f} times as many"
+        told += f"; AutoAttack spends {theirs:,} on the {unbroken} images that stood, {times}"
     return told
 
 
-def summary_table(summary: dict[str, Any]) -> Table:
+def summary_table(summary: Summary) -> Table:
     """Clean, every attack and the worst case, with their intervals."""
-    threat, count = summary["threat"]["text"], summary["clean"]["count"]
-    table = Table(title=escape(f"{summary['run']}: {count} images, {threat}"), title_justify="left")
+    metrics = summary.metrics
+    title = f"{summary.run}: {metrics.clean.count} images, {summary.threat.text}"
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("attack")
     table.add_column("accuracy", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("after 8-bit rounding", justify="right")
     table.add_column("passes per image", justify="right")
-    table.add_row("clean", *_numbers(summary["clean"]), "", "")
-    for attack in summary["suite"]["attacks"]:
-        numbers = summary["attacks"][attack["name"]]
-        if attack["name"] in summary["failures"]:
-            table.add_row(escape(attack["title"]), "failed", "", "", "")
+    table.add_row("clean", *_share(metrics.clean), "", "")
+    for outcome in summary.outcomes:
+        if outcome.state:
+            table.add_row(escape(outcome.attack.title), outcome.state, "", "", "")
             continue
-        if attack["plan"]["on_suspicion"] and numbers["tried"] == 0:
-            table.add_row(escape(attack["title"]), "not needed", "", "", "")
-            continue
-        passes = numbers["mean_forwards"] + numbers["mean_backwards"]
-        table.add_row(
-            escape(attack["title"]), *_numbers(numbers), f"{100 * numbers['accuracy_8bit']:.1f} %", f"{passes:.0f}"
-        )
-    worst = summary["worst_case"]
-    title = "upper bound; masking suspected" if summary["masking"] else "worst case"
-    table.add_row(title, *_numbers(worst), f"{100 * worst['accuracy_8bit']:.1f} %", "", style="bold")
-    if summary["certified"] is not None:
-        table.add_row("certified", *_numbers(summary["certified"]), "", "")
+        numbers = outcome.numbers
+        passes = numbers.mean_forwards + numbers.mean_backwards
+        rounded = f"{100 * numbers.robust_8bit.share:.1f} %"
+        table.add_row(escape(outcome.attack.title), *_share(numbers.robust), rounded, f"{passes:.0f}")
+    worst = metrics.worst_case
+    name = "upper bound; masking suspected" if summary.masking else "worst case"
+    table.add_row(name, *_share(worst.robust), f"{100 * worst.robust_8bit.share:.1f} %", "", style="bold")
+    if metrics.certified is not None:
+        table.add_row("certified", *_share(metrics.certified.robust), "", "")
     return table
 
 
-def _numbers(entry: dict[str, Any]) -> tuple[str, str]:
-    low, high = entry["interval"]
-    return f"{100 * entry['accuracy']:.1f} %", f"[{100 * low:.1f}, {100 * high:.1f}]"
+def _share(part: Proportion) -> tuple[str, str]:
+    return f"{100 * part.share:.1f} %", f"[{100 * part.low:.1f}, {100 * part.high:.1f}]"
 
 
 @contextmanager

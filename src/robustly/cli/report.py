@@ -10,7 +10,7 @@ from rich.table import Table
 
 from robustly.experiments.run_folder import REPORT
 from robustly.reports import RunEvidence, read_run, write_report
-from robustly.reports.evidence import Proportion
+from robustly.statistics import Proportion
 
 
 def run_report(runs: Sequence[Path], out: Path | None) -> int:
@@ -32,14 +32,14 @@ def run_report(runs: Sequence[Path], out: Path | None) -> int:
 def _comparison(runs: Sequence[RunEvidence]) -> Table:
     """Attacks against runs, with 95 % intervals."""
     evaluations = [(run.name, run.evaluation) for run in runs if run.evaluation is not None]
-    titles = list(dict.fromkeys(attack.title for _, found in evaluations for attack in found.attacks))
+    titles = list(dict.fromkeys(one.title for _, found in evaluations for one in found.suite.attacks))
     table = Table(title="accuracy in %, with 95 % intervals", title_justify="left", box=SIMPLE)
     table.add_column("attack")
     rows: dict[str, list[str]] = {title: [title] for title in ("clean", *titles, "worst case")}
     for name, found in evaluations:
         table.add_column(escape(name), justify="right")
-        by_title = {attack.title: attack.robust for attack in found.attacks}
-        shares = {"clean": found.clean, **by_title, "worst case": found.worst_case}
+        by_title = {one.attack.title: one.numbers.robust for one in found.outcomes}
+        shares = {"clean": found.metrics.clean, **by_title, "worst case": found.metrics.worst_case.robust}
         for title, row in rows.items():
             row.append(_cell(shares[title]) if title in shares else "-")
     for row in rows.values():

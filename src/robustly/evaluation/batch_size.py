@@ -1,4 +1,4 @@
-"""How many images at a time, and in what precision to search: measured, not guessed."""
+"""The batch size and the precision of searches, both measured."""
 
 import time
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was measured.
+    """The measured batch size and times.
 
     Args:
         batch_size: the fastest of those tried.
         seconds: of a forward and input-backward pass of one image, at that size, in full precision.
-        half_seconds: the same in the bfloat16 twin; None where the model has none.
+        half_seconds: the same in the bfloat16 copy of the model; None where it has none.
     """
 
     batch_size: int
@@ -35,7 +35,7 @@ class Tuning:
 
     @property
     def half_pays(self) -> bool:
-        """Whether searching in bfloat16 is faster here."""
+        """True if searching in bfloat16 is faster here."""
         return self.half_seconds is not None and self.half_seconds < self.seconds
 
 
@@ -60,7 +60,7 @@ def measure(target: EvaluationTarget, sizes: Sequence[int] | None = None) -> Tun
 
 
 def in_full_precision(suite: Suite) -> Suite:
-    """The same suite for a machine on which bfloat16 does not pay."""
+    """The same suite without bfloat16, for a machine on which it is not faster."""
     return replace(suite, attacks={name: _full(attack) for name, attack in suite.attacks.items()})
 
 

@@ -1,81 +1,84 @@
-"""What an evaluation has found so far, on disk: one file per finished attack, so that a killed one goes on."""
+"""Checkpoint of an evaluation: one file per finished attack, so that a killed evaluation continues."""
 
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.numpy import save_file
 
+from robustly.evidence import EvidenceError
+from robustly.evidence.images import StoredImages
+from robustly.evidence.schema import AttackColumns, column_fields
 from robustly.files import whole_file
 
 
 @dataclass(frozen=True)
-class Finished:
+class AttackEvidence:
     """One attack's part of the evidence.
 
     Args:
-        columns: table columns by name.
-        images: images and ids worth keeping, by name.
-        unconfirmed: successes that a second look did not confirm.
-        seconds: what it took.
+        columns: its columns of the table.
+        images: the images that it stores.
+        unconfirmed: successes that a second forward pass did not confirm.
+        seconds: how long it ran.
     """
 
-    columns: dict[str, Tensor]
-    images: dict[str, Tensor]
+    columns: AttackColumns
+    images: StoredImages
     unconfirmed: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Partial:
-    """The folder of an evaluation under way.
+class EvaluationCheckpoint:
+    """The folder that keeps the finished attacks of an evaluation.
 
     Args:
-        folder: where; made when first needed.
-        identity: what is evaluated with what; parts of another evaluation are not taken up.
+        folder: where; created on the first save.
+        identity: of the evaluation; files of another evaluation are ignored.
     """
 
     folder: Path
     identity: str
 
-    def load(self, name: str) -> Finished | None:
-        """What an attack found in an earlier, interrupted go; None if nothing, or that of another evaluation."""
+    def load(self, name: str) -> AttackEvidence | None:
+        """The evidence of an attack that finished before; None without one, or if it is of another evaluation."""
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             return None
         try:
-            with safe_open(path, framework="pt") as stored:
+            with safe_open(path, framework="np") as stored:
                 about = json.loads((stored.metadata() or {}).get("about", "{}"))
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError):
+            if about.get("identity") != self.identity:
+                return None
+            columns = AttackColumns(**{key: tensors[key] for key in column_fields(AttackColumns)})
+            images = StoredImages(tensors["ids"], tensors["images"], tensors.get("theta"))
+            return AttackEvidence(columns, images, int(about["unconfirmed"]), float(about["seconds"]))
+        except (SafetensorError, EvidenceError, OSError, ValueError, KeyError):
             return None
-        if about.get("identity") != self.identity:
-            return None
-        columns = {
-            key.removeprefix("column:"): value for key, value in tensors.items() if key.startswith("column:")
-        }
-        images = {key.removeprefix("image:"): value for key, value in tensors.items() if key.startswith("image:")}
-        return Finished(columns, images, int(about["unconfirmed"]), float(about["seconds"]))
 
-    def save(self, name: str, found: Finished) -> None:
-        """Keep what an attack found.
+    def save(self, name: str, found: AttackEvidence) -> None:
+        """Keep the evidence of a finished attack.
 
         Raises:
             OSError: read-only folder or full disk.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"column:{key}": value.cpu().contiguous() for key, value in found.columns.items()}
-        tensors |= {f"image:{key}": value.cpu().contiguous() for key, value in found.images.items()}
+        tensors = {key: getattr(found.columns, key) for key in column_fields(AttackColumns)}
+        tensors |= {"ids": found.images.ids, "images": found.images.images}
+        tensors |= {} if found.images.theta is None else {"theta": found.images.theta}
         about = {"identity": self.identity, "unconfirmed": found.unconfirmed, "seconds": found.seconds}
         with whole_file(self.folder / f"{name}.safetensors") as temporary:
             try:
-                save_file(tensors, temporary, metadata={"about": json.dumps(about)})
+                plain = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+                save_file(plain, temporary, metadata={"about": json.dumps(about)})
             except SafetensorError as error:
                 raise OSError(f"could not write {self.folder / name}: {error}") from error
 
     def remove(self) -> None:
-        """The evaluation is complete."""
+        """Delete the checkpoint of a complete evaluation."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,17 +1,28 @@
 """Accuracy against epsilon: the security curve."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from robustly.attacks import Attack
 from robustly.evaluation.confirmation import attack_rows
-from robustly.evaluation.evidence import CURVE
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget, Progress, no_progress
+from robustly.evidence import StoredImages
+from robustly.evidence.schema import AttackColumns, CurveColumns, Flags, Whole
+from robustly.threats.exact_size import fraction_text
 from robustly.threats.lp import ThreatModel
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The column of the security curve, and the images behind it."""
+
+    columns: CurveColumns
+    images: StoredImages
 
 
 def curve_radii(threat: ThreatModel, suite: Suite) -> list[Fraction]:
@@ -25,45 +36,62 @@ def curve_radii(threat: ThreatModel, suite: Suite) -> list[Fraction]:
     return sorted({radius for radius in radii if threat.norm != "linf" or radius <= width})
 
 
+def curve_points(radii: list[Fraction]) -> list[tuple[str, float]]:
+    """Text and size of each point of the curve, from 0; none without radii."""
+    return [("0", 0.0), *((fraction_text(radius), float(radius)) for radius in radii)] if radii else []
+
+
 def curve_by_attack(
     target: EvaluationTarget,
     name: str,
     attack: Attack,
-    wrong: Tensor,
+    wrong: Flags,
     *,
     radii: list[Fraction],
     count: int | None,
     progress: Progress,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Accuracy against epsilon: ascending radii, and what broke once stays broken."""
-    data = target.data
-    distance = torch.full((len(data),), torch.nan, device=wrong.device)
-    distance[:count] = torch.where(wrong[:count], 0.0, torch.inf)
-    ids, images = [], []
+) -> Curve:
+    """Run an attack at ascending radii; an example that is broken at one is broken at all larger ones.
+
+    Args:
+        target: the model, the data and the threat.
+        name: of the attack.
+        attack: the attack.
+        wrong: examples that are misclassified without an attack.
+        radii: ascending; at least one.
+        count: examples to draw the curve from, from the first; None for all.
+        progress: callback.
+    """
+    distance = np.full(len(wrong), np.nan, dtype=np.float32)
+    distance[:count] = np.where(wrong[:count], 0.0, np.inf)
+    images = []
     for done, radius in enumerate(radii):
         progress("security curve", done, len(radii))
-        rows = (distance == torch.inf).nonzero()[:, 0]
+        rows = torch.from_numpy(np.flatnonzero(distance == np.inf)).to(target.data.images.device)
         at_radius = replace(target, threat=target.threat.with_epsilon(radius))
-        columns, kept, _ = attack_rows(at_radius, attack, rows, name, no_progress, column=CURVE)
-        distance[columns[f"{CURVE}.broken"] & (distance == torch.inf)] = float(radius)
-        ids.append(kept[f"{CURVE}.ids"])
-        images.append(kept[f"{CURVE}.images"])
+        found = attack_rows(at_radius, attack, rows, name, no_progress)
+        distance[found.columns.broken & (distance == np.inf)] = float(radius)
+        images.append(found.images)
     progress("security curve", len(radii), len(radii))
-    return {f"{CURVE}.distance": distance}, {f"{CURVE}.ids": torch.cat(ids), f"{CURVE}.images": torch.cat(images)}
+    return Curve(CurveColumns(distance), StoredImages.joined(images))
 
 
 def curve_by_distances(
-    table: dict[str, Tensor], images: dict[str, Tensor], name: str, wrong: Tensor, radii: list[Fraction]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """One run of a minimum-norm attack is the whole curve: each example breaks at the next radius of the grid."""
-    found = table[f"{name}.distance"]
-    grid = torch.tensor([float(radius) for radius in radii], device=found.device)
-    place = torch.bucketize(found.nan_to_num(torch.inf), grid * (1 + 1e-6))
-    distance = torch.cat([grid, grid.new_tensor([torch.inf])])[place.clamp_max(len(grid))]
-    distance = torch.where(wrong, 0.0, distance)
-    reached = table["id"][distance.isfinite() & ~wrong]
-    stored = torch.isin(images[f"{name}.ids"], reached)
-    return {f"{CURVE}.distance": distance}, {
-        f"{CURVE}.ids": images[f"{name}.ids"][stored],
-        f"{CURVE}.images": images[f"{name}.images"][stored],
-    }
+    columns: AttackColumns, images: StoredImages, ids: Whole, wrong: Flags, radii: list[Fraction]
+) -> Curve:
+    """The curve from one run of a minimum-norm attack: each example breaks at the next radius of the grid.
+
+    Args:
+        columns: the columns of the attack.
+        images: its images.
+        ids: of all examples.
+        wrong: examples that are misclassified without an attack.
+        radii: ascending; at least one.
+    """
+    grid = np.array([float(radius) for radius in radii], dtype=np.float32)
+    found = np.nan_to_num(columns.distance, nan=np.inf, posinf=np.inf)
+    place = np.searchsorted(grid * np.float32(1 + 1e-6), found, side="left")
+    distance = np.append(grid, np.float32(np.inf))[place]
+    distance = np.where(wrong, np.float32(0), distance)
+    reached = ids[np.isfinite(distance) & ~wrong]
+    return Curve(CurveColumns(distance), images.only(np.isin(images.ids, reached)))

@@ -1,27 +1,38 @@
 """Attack and certify a model on a data set, and keep the evidence."""
 
 import warnings
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robustly.attacks import Attack
 from robustly.data import ImageData
 from robustly.evaluation.batch_size import in_full_precision, measure
-from robustly.evaluation.checkpoint import Partial
-from robustly.evaluation.curve import curve_by_attack, curve_by_distances, curve_radii
+from robustly.evaluation.certificates import Certified, run_certificates
+from robustly.evaluation.checkpoint import EvaluationCheckpoint
+from robustly.evaluation.curve import Curve, curve_by_attack, curve_by_distances, curve_points, curve_radii
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
-from robustly.evaluation.evidence import Evidence
-from robustly.evaluation.metrics import contradictions, metrics
-from robustly.evaluation.provenance import describe
+from robustly.evaluation.recording import (
+    as_array,
+    data_record,
+    model_record,
+    stored_images,
+    suite_record,
+    threat_record,
+)
 from robustly.evaluation.stages import EvaluationError, Stages, run_stages
 from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.suite import Suite
-from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress, run_certificate
+from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress
+from robustly.evidence import Evidence, EvidenceImages, EvidenceTable, Finding, StoredImages, Summary
+from robustly.evidence.metrics import contradictions, metrics
+from robustly.evidence.provenance import now, software_versions
+from robustly.evidence.schema import ExampleColumns
+from robustly.evidence.summary import Metrics
 from robustly.objectives import ClassificationGoal, margin
-from robustly.threats.exact_size import fraction_text
 from robustly.threats.lp import ThreatModel
 
 GALLERY = 12
@@ -37,102 +48,75 @@ def evaluate(
     seed: int = 0,
     batch_size: int | None = None,
     curve_count: int | None = 500,
-    partial: Partial | None = None,
+    checkpoint: EvaluationCheckpoint | None = None,
     progress: Progress | None = None,
-    about: dict[str, Any] | None = None,
 ) -> Evidence:
     """Evaluate a model and return the evidence.
 
     Args:
         model: any module from images in [0, 1] to logits.
         data: labelled images, on the model's device.
-        threat: what the adversary may do; one epsilon for all examples.
+        threat: the threat model, with one epsilon for all examples.
         suite: attacks and certificates, or the name of a known suite.
-        mode: "every" runs every attack on every example that the model has right (a table as in papers);
-            "worst_case" spares each attack what an earlier one broke (the worst case is the same verdict, sooner).
-            Suites that hand survivors on, such as AutoAttack, run in "worst_case" whatever is said here.
+        mode: "every" runs every attack on every correctly classified example (a table as in papers), "worst_case"
+            on the unbroken ones (the same worst case, sooner), in which suites in stages always run.
         seed: seed of every random number.
-        batch_size: images at a time; the verdict does not depend on it. Without it two or three are measured, and
-            whether searching in bfloat16 pays.
+        batch_size: images per batch; None measures two or three sizes, and whether bfloat16 is faster in searches.
         curve_count: how many examples, from the first, the security curve is drawn from; None takes all.
-        partial: where to keep what finished attacks found, so that a killed evaluation goes on.
-        progress: hears (what, done, total).
-        about: more entries of the summary: who was tested.
+        checkpoint: where finished attacks are kept, so that a killed evaluation continues.
+        progress: callback with (name, done, total).
 
     Raises:
         EvaluationError: NaN or infinite logits on clean images; another number of outputs than classes; an attack
-            that is not defined for the threat's norm; every attack failed.
+            that is not defined for the threat's norm; every attack failed; a certificate that something refutes.
     """
     if isinstance(threat.epsilon, Tensor):
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
-    suite = suite_named(suite, threat.norm) if isinstance(suite, str) else suite
-    mode = "worst_case" if suite.worst_case else mode
+    suite = suite_named(suite, threat.kind) if isinstance(suite, str) else suite
     _check_attacks(suite, threat)
-    progress = progress or no_progress
     target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))
     clean = _clean_logits(replace(target, batch_size=batch_size or 250))
-    tuning = None
-    if batch_size is None:
-        tuning = measure(target)
-        target = replace(target, batch_size=tuning.batch_size)
-    tuned = suite if tuning is None or tuning.half_pays else in_full_precision(suite)
-    label = data.labels
-    table: dict[str, Tensor] = {
-        "id": data.ids,
-        "label": label,
-        "clean_prediction": clean.argmax(1),
-        "clean_margin": -margin(clean, ClassificationGoal(label)),
-    }
-    wrong = table["clean_prediction"] != label
-    findings = cheap_findings(target)
+    target, tuned = (target, suite) if batch_size else _tuned(target, suite)
+    mode = "worst_case" if suite.worst_case else mode
+    progress = progress or no_progress
+    examples, findings = _clean_columns(target, clean), cheap_findings(target)
+    suspicions = masking_suspected(findings)
     run = run_stages(
-        target, tuned, table, mode=mode, suspicions=masking_suspected(findings), partial=partial, progress=progress
+        target, tuned, examples, mode=mode, suspicions=suspicions, checkpoint=checkpoint, progress=progress
     )
-    table, images = run.table, run.images
-    table |= _certificates(target, suite, progress)
-    radii = curve_radii(threat, suite) if suite.curve not in run.failures else []
-    if radii:
-        name, attack = suite.curve or "", tuned.attacks[suite.curve or ""]
-        met_all = bool((table[f"{name}.tried"] | wrong).all())
-        if attack.minimum_norm and met_all:
-            columns, kept = curve_by_distances(table, images, name, wrong, radii)
-        else:
-            columns, kept = curve_by_attack(
-                target, name, attack, wrong, radii=radii, count=curve_count, progress=progress
+    certified = run_certificates(target, suite, progress)
+    curve = _security_curve(target, tuned, examples, run, curve_count, progress)
+    found = _Found(examples, findings, run, certified, curve)
+    table, images = _table(found), _images(target, found)
+    numbers = _numbers(table, target, suite, certified)
+    told = _warn(clean, numbers.invalid, run, certified)
+    precision = "full" if tuned is not suite else "as the suite says"
+    summary = replace(_summary(target, suite, mode, numbers, found), warnings=told, precision=precision)
+    return Evidence(table, images, summary)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The results of the parts of an evaluation."""
+
+    examples: ExampleColumns
+    findings: list[Finding]
+    run: Stages
+    certified: Certified
+    curve: Curve | None
+
+
+def _check_attacks(suite: Suite, threat: ThreatModel) -> None:
+    for name, attack in suite.attacks.items():
+        if not isinstance(attack, Attack):
+            raise EvaluationError(
+                f"the attack {name!r} lacks `needs` or `minimum_norm`: see `robustly.attacks.Attack`"
             )
-        table |= columns
-        images |= kept
-    images |= _gallery(target, table, images, list(suite.attacks))
-    table = {name: values.cpu() for name, values in table.items()}
-    certified = {name: certificate.certifies for name, certificate in suite.certificates.items()}
-    contradicted = int(contradictions(table, list(suite.attacks), certified).sum())
-    if contradicted:
-        raise EvaluationError(
-            f"{contradicted} examples are certified at a radius at which an attack broke them: "
-            "a certificate is wrong"
-        )
-    numbers = metrics(
-        table,
-        attacks=list(suite.attacks),
-        certificates=certified,
-        classes=data.classes,
-        epsilon=float(threat.epsilon),
-        curve=[float(radius) for radius in radii],
-    )
-    for name, value in run.seconds.items():
-        numbers["attacks"][name]["seconds"] = value
-    summary = describe(target, suite, mode) | numbers
-    summary["precision"] = "full" if tuned is not suite else "as the suite says"
-    summary["failures"] = run.failures
-    summary["findings"] = [asdict(finding) for finding in (*findings, *run.findings)]
-    summary["masking"] = [*masking_suspected(findings), *run.suspicions]
-    if radii:
-        summary["security_curve"] |= {
-            "attack": suite.title(suite.curve or ""),
-            "epsilon_text": ["0", *(fraction_text(radius) for radius in radii)],
-        }
-    summary["warnings"] = _warnings(clean, numbers, run)
-    return Evidence(table, images, summary | (about or {}))
+        if not attack.needs.accept(threat):
+            raise EvaluationError(
+                f"the attack {name!r} of suite {suite.name!r} is defined for {attack.needs.words()}, "
+                f"the threat is {threat}"
+            )
 
 
 def _clean_logits(target: EvaluationTarget) -> Tensor:
@@ -154,50 +138,114 @@ def _clean_logits(target: EvaluationTarget) -> Tensor:
     return clean
 
 
+def _tuned(target: EvaluationTarget, suite: Suite) -> tuple[EvaluationTarget, Suite]:
+    """The target with a measured batch size, and the suite in the precision that is faster here."""
+    tuning = measure(target)
+    return replace(target, batch_size=tuning.batch_size), suite if tuning.half_pays else in_full_precision(suite)
+
+
+def _clean_columns(target: EvaluationTarget, clean: Tensor) -> ExampleColumns:
+    data = target.data
+    return ExampleColumns(
+        id=as_array(data.ids).copy(),
+        label=as_array(data.labels).copy(),
+        clean_prediction=as_array(clean.argmax(1)),
+        clean_margin=as_array(-margin(clean, ClassificationGoal(data.labels))),
+    )
+
+
+def _security_curve(
+    target: EvaluationTarget,
+    suite: Suite,
+    examples: ExampleColumns,
+    run: Stages,
+    count: int | None,
+    progress: Progress,
+) -> Curve | None:
+    """The security curve; None if the suite or the threat has none, or its attack failed."""
+    name, radii = suite.curve, curve_radii(target.threat, suite)
+    if name is None or name in run.failures or not radii:
+        return None
+    attack, wrong = suite.attacks[name], ~examples.correct
+    if attack.minimum_norm and bool((run.attacks[name].tried | wrong).all()):
+        return curve_by_distances(run.attacks[name], run.images[name], examples.id, wrong, radii)
+    return curve_by_attack(target, name, attack, wrong, radii=radii, count=count, progress=progress)
+
+
+def _numbers(table: EvidenceTable, target: EvaluationTarget, suite: Suite, certified: Certified) -> Metrics:
+    """The numbers of the table.
+
+    Raises:
+        EvaluationError: something refutes a certificate.
+    """
+    refuted = int(contradictions(table, certified.terms).sum())
+    if refuted:
+        raise EvaluationError(
+            f"{refuted} examples are certified at a size at which they are broken: a certificate is wrong"
+        )
+    threat = target.threat
+    assert not isinstance(threat.epsilon, Tensor)  # refused at the door
+    return metrics(
+        table,
+        certificates=certified.terms,
+        classes=target.data.classes,
+        limit=float(threat.epsilon),
+        curve=[] if table.curve is None else curve_points(curve_radii(threat, suite)),
+    )
+
+
+def _table(found: _Found) -> EvidenceTable:
+    curve = None if found.curve is None else found.curve.columns
+    return EvidenceTable(found.examples, found.run.attacks, found.run.worst_case, found.certified.columns, curve)
+
+
+def _images(target: EvaluationTarget, found: _Found) -> EvidenceImages:
+    return EvidenceImages(
+        attacks=found.run.images,
+        gallery=_gallery(target, found.run.images),
+        certificates=found.certified.images,
+        curve=None if found.curve is None else found.curve.images,
+    )
+
+
+def _summary(target: EvaluationTarget, suite: Suite, mode: Mode, numbers: Metrics, found: _Found) -> Summary:
+    return Summary(
+        model=model_record(target),
+        data=data_record(target),
+        threat=threat_record(target.threat),
+        suite=suite_record(target, suite, mode),
+        metrics=numbers,
+        findings=(*found.findings, *found.run.findings),
+        masking=(*masking_suspected(found.findings), *found.run.suspicions),
+        failures=found.run.failures,
+        seconds=found.run.seconds,
+        created=now(),
+        device=str(target.data.images.device),
+        versions=software_versions(),
+    )
+
+
+def _gallery(target: EvaluationTarget, images: Mapping[str, StoredImages]) -> StoredImages:
+    """Originals of some broken examples, one class after the other, for the report's pictures."""
+    data = target.data
+    ids, labels = as_array(data.ids), as_array(data.labels)
+    broken = np.isin(ids, np.concatenate([ids[:0], *(kept.ids for kept in images.values())]))
+    by_class = [np.flatnonzero((labels == label) & broken).tolist() for label in range(data.num_classes)]
+    rows: list[int] = []
+    for turn in range(GALLERY):
+        rows += [members[turn] for members in by_class if turn < len(members)]
+    chosen = torch.tensor(rows[:GALLERY], dtype=torch.int64, device=data.images.device)
+    return stored_images(data.ids[chosen], data.floats(chosen))
+
+
 def looks_like_probabilities(logits: Tensor) -> bool:
-    """Whether every row is non-negative and adds up to one."""
+    """True if every row is non-negative and adds up to one."""
     sums = logits.sum(1)
     return bool((logits >= -1e-5).all() and (logits <= 1 + 1e-5).all() and ((sums - 1).abs() <= 1e-4).all())
 
 
-def _certificates(target: EvaluationTarget, suite: Suite, progress: Progress) -> dict[str, Tensor]:
-    columns: dict[str, Tensor] = {}
-    for name, certificate in suite.certificates.items():
-        found = run_certificate(target, certificate, name, progress)
-        columns |= {f"certificate.{name}.radius": found.radius, f"certificate.{name}.prediction": found.prediction}
-    return columns
-
-
-def _gallery(
-    target: EvaluationTarget, table: dict[str, Tensor], images: dict[str, Tensor], attacks: list[str]
-) -> dict[str, Tensor]:
-    """Originals of some broken examples, one class after the other, for the picture grid."""
-    data = target.data
-    shown = torch.zeros(len(data), dtype=torch.bool, device=data.images.device)
-    for name in attacks:
-        shown |= torch.isin(data.ids, images[f"{name}.ids"])
-    rows: list[int] = []
-    by_class = [((data.labels == label) & shown).nonzero()[:, 0].tolist() for label in range(data.num_classes)]
-    for turn in range(GALLERY):
-        rows += [members[turn] for members in by_class if turn < len(members)]
-    chosen = torch.tensor(rows[:GALLERY], dtype=torch.int64, device=data.images.device)
-    return {"gallery.ids": data.ids[chosen], "gallery.images": data.floats(chosen)}
-
-
-def _check_attacks(suite: Suite, threat: ThreatModel) -> None:
-    for name, attack in suite.attacks.items():
-        if not isinstance(attack, Attack):
-            raise EvaluationError(
-                f"the attack {name!r} lacks `needs` or `minimum_norm`: see `robustly.attacks.Attack`"
-            )
-        if not attack.needs.accept(threat):
-            raise EvaluationError(
-                f"the attack {name!r} of suite {suite.name!r} is defined for {attack.needs.words()}, "
-                f"the threat is {threat}"
-            )
-
-
-def _warnings(clean: Tensor, numbers: dict[str, Any], run: Stages) -> list[str]:
+def _warn(clean: Tensor, invalid: int, run: Stages, certified: Certified) -> tuple[str, ...]:
+    """Warn the caller of `evaluate`; returns the sentences."""
     found = [
         f"The attack {name!r} failed ({message}). Robust accuracy is an upper bound without it."
         for name, message in run.failures.items()
@@ -207,12 +255,18 @@ def _warnings(clean: Tensor, numbers: dict[str, Any], run: Stages) -> list[str]:
             "The model seems to return probabilities, not logits: attacks see vanishing gradients, and robust "
             "accuracy may be overestimated. Remove the final softmax."
         )
-    if numbers["invalid"]:
-        found.append(f"The model answered {numbers['invalid']} attacked images with NaN; they count as broken.")
+    if invalid:
+        found.append(f"The model answered {invalid} attacked images with NaN; they count as broken.")
     if run.unconfirmed:
         found.append(
             f"{run.unconfirmed} attack successes did not survive a second forward pass and were not counted."
         )
+    found += [
+        f"{count} counterexamples of the certificate {name!r} did not survive a forward pass; these examples "
+        "count as unknown."
+        for name, count in certified.unconfirmed.items()
+        if count
+    ]
     for text in found:
         warnings.warn(text, stacklevel=3)
-    return found
+    return tuple(found)

@@ -1,112 +1,106 @@
-"""The attacks of a suite, one after the other: who sees which example, and what each leaves as evidence."""
+"""Run the attacks of a suite one after the other, each on the examples that its plan chooses."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from robustly.attacks import Attack
-from robustly.evaluation.checkpoint import Finished, Partial
-from robustly.evaluation.confirmation import attack_rows, empty_columns
-from robustly.evaluation.diagnostics import Finding
-from robustly.evaluation.suites.suite import Suite
+from robustly.evaluation.checkpoint import AttackEvidence, EvaluationCheckpoint
+from robustly.evaluation.confirmation import attack_rows, untried
+from robustly.evaluation.recording import as_array
+from robustly.evaluation.suites.suite import Suite, planned_rows
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress
+from robustly.evidence import Finding, StoredImages
+from robustly.evidence.provenance import Plan
+from robustly.evidence.schema import AttackColumns, ExampleColumns, Flags, Single, WorstCaseColumns
 from robustly.statistics import Proportion
 
 
 class EvaluationError(ValueError):
-    """A model or data set that cannot be evaluated; the message says why."""
+    """A model or data set that cannot be evaluated; the message gives the reason."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stages:
-    """What the attacks of a suite found.
+    """The results of the attacks of a suite, filled in attack by attack.
 
     Args:
-        table: the evidence table with the columns of every attack and of the worst case.
-        images: adversarial images and their ids.
-        seconds: by attack.
-        unconfirmed: successes that a second look did not confirm.
-        failures: attacks that raised, with the message.
-        findings: what sentinels say of the stages before them.
-        suspicions: sentences on why those stages may have missed something.
+        worst_case: the union over the attacks so far.
+        closeness: the highest margin seen of each example so far.
+        attacks: the columns of each attack.
+        images: the images of each attack.
+        seconds: time of each attack.
+        unconfirmed: successes that a second forward pass did not confirm.
+        failures: attacks that raised an error, with its message.
+        findings: outcomes of sentinels.
+        suspicions: sentences on why the stages before a sentinel may have missed something.
     """
 
-    table: dict[str, Tensor]
-    images: dict[str, Tensor]
-    seconds: dict[str, float]
-    unconfirmed: int
-    failures: dict[str, str]
-    findings: list[Finding]
-    suspicions: list[str]
+    worst_case: WorstCaseColumns
+    closeness: Single
+    attacks: dict[str, AttackColumns] = field(default_factory=dict)
+    images: dict[str, StoredImages] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    unconfirmed: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    suspicions: list[str] = field(default_factory=list)
 
 
 def run_stages(
     target: EvaluationTarget,
     suite: Suite,
-    table: Mapping[str, Tensor],
+    examples: ExampleColumns,
     *,
     mode: Mode,
     suspicions: list[str],
-    partial: Partial | None,
+    checkpoint: EvaluationCheckpoint | None,
     progress: Progress,
 ) -> Stages:
     """Run the attacks of a suite in their order.
 
-    An attack that raises costs its own numbers and no others: the failure is recorded, and what it would have
-    broken stands as far as this evaluation knows.
+    If an attack raises an error, the error is recorded and the evaluation continues without its results.
 
     Args:
-        subject: what is evaluated.
-        suite: with what.
-        table: the columns of the clean pass.
+        target: the model, the data and the threat.
+        suite: the attacks.
+        examples: the columns of the clean pass.
         mode: see `evaluate`.
-        suspicions: reasons known beforehand to run the stages that wait for one.
-        partial: where finished attacks are kept.
-        hear: progress.
+        suspicions: reasons of the diagnostics to run the stages that wait for one.
+        checkpoint: where finished attacks are kept.
+        progress: callback.
 
     Raises:
         EvaluationError: every attack failed.
     """
-    wrong = table["clean_prediction"] != table["label"]
-    done = Stages(dict(table), {}, {}, 0, {}, [], [])
-    unbroken, standing_8bit, closeness = ~wrong, ~wrong, -table["clean_margin"]
-    unconfirmed = 0
+    wrong = ~examples.correct
+    done = Stages(WorstCaseColumns(wrong, wrong), -examples.clean_margin)
     for name, attack in suite.attacks.items():
         plan = suite.plan(name)
-        if plan.on_suspicion and not (suspicions or done.suspicions):
-            rows = torch.zeros(0, dtype=torch.int64, device=wrong.device)
-        elif mode == "every":
-            rows = (~wrong).nonzero()[:, 0]
-        else:
-            rows = plan.rows(unbroken, closeness, target.data.ids, target.seed)
-        found = _finished(target, name, attack, rows, partial, progress, done.failures)
-        broken_before = ~unbroken if mode == "worst_case" else wrong
-        broken_8bit_before = ~standing_8bit if mode == "worst_case" else wrong
-        columns = {key: value.to(wrong.device) for key, value in found.columns.items()}
+        suspected = bool(suspicions or done.suspicions)
+        rows = _rows_to_attack(target, plan, examples, done, mode=mode, suspected=suspected)
+        found = _finished(target, name, attack, rows, checkpoint, progress, done.failures)
         if plan.sentinel and len(rows):
-            fooled = int(columns[f"{name}.broken"][rows].sum())
-            done.findings.append(_sentinel(name, suite.title(name), fooled, len(rows)))
-            if fooled:
-                done.suspicions.append(
-                    f"{suite.title(name)}, a search of another kind, broke {fooled} of {len(rows)} images that "
-                    "every attack before it had left standing."
-                )
-        closeness = torch.fmax(closeness, columns[f"{name}.margin"])
-        columns[f"{name}.broken"] = columns[f"{name}.broken"] | broken_before
-        columns[f"{name}.broken_8bit"] = columns[f"{name}.broken_8bit"] | broken_8bit_before
-        unbroken = unbroken & ~columns[f"{name}.broken"]
-        standing_8bit = standing_8bit & ~columns[f"{name}.broken_8bit"]
-        done.table.update(columns)
-        done.images.update({key: value.to(wrong.device) for key, value in found.images.items()})
-        done.seconds[name] = found.seconds
-        unconfirmed += found.unconfirmed
+            _watch(done, name, suite.title(name), found.columns.broken[as_array(rows)])
+        _add(done, name, found, wrong if mode == "every" else None)
     if suite.attacks and len(done.failures) == len(suite.attacks):
         raise EvaluationError(f"every attack failed, the first with: {next(iter(done.failures.values()))}")
-    done.table.update({"worst_case.broken": ~unbroken, "worst_case.broken_8bit": ~standing_8bit})
-    return Stages(done.table, done.images, done.seconds, unconfirmed, done.failures, done.findings, done.suspicions)
+    return done
+
+
+def _rows_to_attack(
+    target: EvaluationTarget, plan: Plan, examples: ExampleColumns, done: Stages, *, mode: Mode, suspected: bool
+) -> Tensor:
+    device = target.data.images.device
+    if plan.on_suspicion and not suspected:
+        return torch.zeros(0, dtype=torch.int64, device=device)
+    if mode == "every":
+        return torch.from_numpy(np.flatnonzero(examples.correct)).to(device)
+    unbroken, closeness = torch.from_numpy(~done.worst_case.broken), torch.from_numpy(done.closeness)
+    return planned_rows(plan, unbroken.to(device), closeness.to(device), target.data.ids, target.seed)
 
 
 def _finished(
@@ -114,35 +108,62 @@ def _finished(
     name: str,
     attack: Attack,
     rows: Tensor,
-    partial: Partial | None,
+    checkpoint: EvaluationCheckpoint | None,
     progress: Progress,
     failures: dict[str, str],
-) -> Finished:
-    """What an attack finds, or found before the evaluation was killed, or nothing where it raises."""
-    stored = partial.load(name) if partial is not None else None
+) -> AttackEvidence:
+    """The evidence of an attack: from the checkpoint, or by running it; empty if it raises an error."""
+    stored = checkpoint.load(name) if checkpoint is not None else None
     if stored is not None:
         return stored
     began = time.perf_counter()
     try:
-        columns, images, unconfirmed = attack_rows(target, attack, rows, name, progress)
+        found = attack_rows(target, attack, rows, name, progress)
     except Exception as error:
         failures[name] = f"{type(error).__name__}: {error}"
-        columns, images = empty_columns(target, name)
-        return Finished(columns, images, 0, time.perf_counter() - began)
-    finished = Finished(columns, images, unconfirmed, time.perf_counter() - began)
-    if partial is not None:
-        partial.save(name, finished)
+        found = untried(target)
+        return AttackEvidence(found.columns, found.images, 0, time.perf_counter() - began)
+    finished = AttackEvidence(found.columns, found.images, found.unconfirmed, time.perf_counter() - began)
+    if checkpoint is not None:
+        checkpoint.save(name, finished)
     return finished
 
 
-def _sentinel(name: str, title: str, fooled: int, count: int) -> Finding:
-    bound = Proportion(fooled, count).interval[1]
-    return Finding(
-        id=f"sentinel:{name}",
-        title=f"{title}: the attacks before left nothing for a search of another kind",
-        passed=fooled == 0,
-        value=fooled / count,
-        threshold="0 broken",
-        words=f"{fooled} of {count} images that stood until then fell; with 95 % confidence at most "
-        f"{100 * bound:.1f} % of the survivors would.",
+def _add(done: Stages, name: str, found: AttackEvidence, wrong: Flags | None) -> None:
+    """Join the results of an attack to those before it.
+
+    Args:
+        done: the results before it.
+        name: of the attack.
+        found: its own results.
+        wrong: the examples that count as broken before it, where it was not run on the survivors of others.
+    """
+    own, before = found.columns, done.worst_case
+    own.broken[:] |= before.broken if wrong is None else wrong
+    own.broken_8bit[:] |= before.broken_8bit if wrong is None else wrong
+    done.worst_case = WorstCaseColumns(before.broken | own.broken, before.broken_8bit | own.broken_8bit)
+    done.closeness = np.fmax(done.closeness, own.margin)
+    done.attacks[name], done.images[name], done.seconds[name] = own, found.images, found.seconds
+    done.unconfirmed += found.unconfirmed
+
+
+def _watch(done: Stages, name: str, title: str, broken: Flags) -> None:
+    """Record what a sentinel found among the examples that the stages before it left unbroken."""
+    fooled, count = int(broken.sum()), len(broken)
+    bound = Proportion(fooled, count).high
+    done.findings.append(
+        Finding(
+            id=f"sentinel:{name}",
+            title=f"{title}: the attacks before left nothing for a search of another kind",
+            passed=fooled == 0,
+            value=fooled / count,
+            threshold="0 broken",
+            words=f"{fooled} of {count} images that stood until then fell; with 95 % confidence at most "
+            f"{100 * bound:.1f} % of the survivors would.",
+        )
     )
+    if fooled:
+        done.suspicions.append(
+            f"{title}, a search of another kind, broke {fooled} of {count} images that "
+            "every attack before it had left standing."
+        )

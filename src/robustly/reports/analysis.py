@@ -1,125 +1,170 @@
-"""`analysis.json` (schema 1) -> `Analysis`."""
+"""`analysis.json`: input gradients, loss surfaces, and the union of several threats."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robustly.reports.evidence import (
-    Analysis,
-    Gradients,
-    Proportion,
-    ReportError,
-    Spread,
-    Surface,
-    ThreatUnion,
-)
-from robustly.reports.fields import Fields
+from robustly.evidence import EvidenceError
+from robustly.evidence.records import Inline, from_json, read_object
+from robustly.evidence.unions import ThreatUnion
 
-SCHEMA = 1
+SCHEMA = 2
 """The version of `analysis.json` that this package reads."""
 
 
-def parse_analysis(found: Fields) -> Analysis:
-    """The analysis that a file tells of.
+@dataclass(frozen=True)
+class Histogram:
+    """Numbers of examples between edges; the last bin also holds what lies above it.
 
     Raises:
-        ReportError: if the schema is another one, or a field is missing or of the wrong kind.
+        ValueError: other than one edge more than counts.
     """
-    schema = found.values.get("schema")
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError("edges should be one more than counts")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The distribution of a quantity over `count` examples: median and deciles, None without an example."""
+
+    count: int
+    median: float | None = None
+    low: float | None = None
+    high: float | None = None
+    histogram: Histogram | None = None
+
+
+@dataclass(frozen=True)
+class FirstOrderRadii:
+    """Distances of the boundary if the model were linear, over the correctly classified images.
+
+    Args:
+        spread: of the finite radii.
+        epsilon: the evaluated epsilon.
+        beyond_epsilon: images with a larger radius.
+        unreachable: images without a gradient.
+    """
+
+    spread: Annotated[Spread, Inline()]
+    epsilon: float
+    beyond_epsilon: int
+    unreachable: int
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Input gradients on `count` clean images: measures by name, and first-order radii of the `correct` ones."""
+
+    count: int
+    correct: int
+    measures: Mapping[str, Spread]
+    radius: FirstOrderRadii
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A loss surface on a square grid; rows belong to the second direction.
+
+    Raises:
+        ValueError: a grid of another size than the axis.
+    """
+
+    axis: tuple[float, ...]
+    loss: NDArray[np.float64]
+    roughness: float
+    largest_roughness: float
+    misclassified_share: float
+    margin: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        size = len(self.axis)
+        if size < 3:
+            raise ValueError("axis should be at least three numbers")
+        for name, grid in (("loss", self.loss), ("margin", self.margin)):
+            if grid is not None and grid.shape != (size, size):
+                raise ValueError(f"{name} should be {size} rows of {size} numbers")
+
+
+@dataclass(frozen=True)
+class InputSurface:
+    """The surface around one image."""
+
+    id: int
+    label: str
+    surface: Annotated[Surface, Inline()]
+
+    @property
+    def title(self) -> str:
+        """The image, in words."""
+        return f"example {self.id} ({self.label})"
+
+
+@dataclass(frozen=True)
+class WeightSurface:
+    """The mean surface of some images around the weights."""
+
+    images: int
+    surface: Annotated[Surface, Inline()]
+
+    @property
+    def title(self) -> str:
+        """The images, in words."""
+        return f"{self.images} examples"
+
+
+@dataclass(frozen=True)
+class Landscapes:
+    """Surfaces around images and around the weights."""
+
+    inputs: tuple[InputSurface, ...] = ()
+    weights: WeightSurface | None = None
+
+
+@dataclass(frozen=True)
+class AnalysedModel:
+    """The network that was analysed."""
+
+    weights_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class AnalysedThreat:
+    """The threat that it was analysed for, as users write it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The whole of `analysis.json`; parts that are not there are None or empty."""
+
+    threat: AnalysedThreat
+    model: AnalysedModel = AnalysedModel()
+    gradients: Gradients | None = None
+    landscapes: Landscapes | None = field(default=None)
+    union: ThreatUnion | None = None
+
+
+def read_analysis(file: Path) -> Analysis:
+    """Read an analysis.
+
+    Raises:
+        EvidenceError: another schema, or a field is missing or of the wrong kind.
+    """
+    values = read_object(file)
+    schema = values.get("schema")
     if schema != SCHEMA:
-        raise ReportError(
-            f"{found.where} is written in schema {str(schema)[:20]}, but this robustly reads schema {SCHEMA}: "
+        raise EvidenceError(
+            f"{file} is written in schema {str(schema)[:20]}, but this robustly reads schema {SCHEMA}: "
             "run robustly analyse again."
         )
-    model, gradients = found.maybe_inside("model"), found.maybe_inside("gradients")
-    surfaces, union = found.maybe_inside("landscapes"), found.maybe_inside("union")
-    weights = None if surfaces is None else surfaces.maybe_inside("weights")
-    return Analysis(
-        weights_sha256=None if model is None else model.maybe_text("weights_sha256"),
-        threat=found.inside("threat").text("text"),
-        gradients=None if gradients is None else _gradients(gradients),
-        inputs=() if surfaces is None else tuple(_of_picture(entry) for entry in surfaces.objects("inputs")),
-        weights=None
-        if weights is None
-        else _surface(weights, f"{weights.maybe_whole('images') or 'some'} examples"),
-        union=None if union is None else _union(union),
-    )
-
-
-def _gradients(found: Fields) -> Gradients:
-    measures, radius = found.inside("measures"), found.inside("radius")
-    spreads = {name: _spread(measures.inside(name)) for name in measures.values}
-    return Gradients(
-        count=found.whole("count"),
-        correct=found.whole("right"),
-        measures={name: spread for name, spread in spreads.items() if spread is not None},
-        radius=_spread(radius),
-        beyond=radius.whole("beyond"),
-        unreachable=radius.whole("unreachable"),
-        epsilon=radius.number("epsilon"),
-    )
-
-
-def _spread(found: Fields) -> Spread | None:
-    if not found.maybe_whole("count"):
-        return None
-    histogram = found.inside("histogram")
-    edges, counts = histogram.numbers("edges"), histogram.numbers("counts")
-    if len(edges) != len(counts) + 1 or None in edges or None in counts:
-        raise ReportError(f"{histogram.where}: edges should be numbers, one more than counts.")
-    return Spread(
-        count=found.whole("count"),
-        median=found.number("median"),
-        low=found.number("low"),
-        high=found.number("high"),
-        edges=tuple(value for value in edges if value is not None),
-        counts=tuple(int(value) for value in counts if value is not None),
-    )
-
-
-def _of_picture(entry: Fields) -> Surface:
-    return _surface(entry, f"example {entry.text('id')} ({entry.text('label')})")
-
-
-def _surface(found: Fields, title: str) -> Surface:
-    axis = found.numbers("axis")
-    if len(axis) < 3 or None in axis:
-        raise ReportError(f"{found.where}: axis should be at least three numbers.")
-    return Surface(
-        title=title,
-        axis=tuple(value for value in axis if value is not None),
-        loss=_grid(found, "loss", len(axis)),
-        margin=None if found.values.get("margin") is None else _grid(found, "margin", len(axis)),
-        roughness=found.number("roughness"),
-        roughest=found.number("roughest"),
-        misclassified=found.number("misclassified"),
-    )
-
-
-def _grid(found: Fields, key: str, size: int) -> NDArray[np.float64]:
-    """Rows of numbers; null becomes NaN."""
-    rows = found.listed(key)
-    if len(rows) != size or any(not isinstance(row, list) or len(row) != size for row in rows):
-        raise ReportError(f"{found.where}: {key} should be {size} rows of {size} numbers.")
-    try:
-        grid: NDArray[np.float64] = np.array(rows, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ReportError(f"{found.where}: {key} should hold numbers only.") from error
-    return grid
-
-
-def _union(found: Fields) -> ThreatUnion:
-    average = found.inside("average")
-    ends = average.numbers("interval")
-    if len(ends) != 2 or ends[0] is None or ends[1] is None:
-        raise ReportError(f"{average.where}: interval should be two numbers.")
-    return ThreatUnion(
-        clean=_share(found.inside("clean")),
-        threats=tuple((entry.text("text"), _share(entry)) for entry in found.objects("threats")),
-        union=_share(found.inside("union")),
-        average=average.number("accuracy"),
-        average_ends=(ends[0], ends[1]),
-    )
-
-
-def _share(entry: Fields) -> Proportion:
-    return entry.proportion("robust", "interval")
+    return from_json(Analysis, values, str(file))

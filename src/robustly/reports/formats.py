@@ -1,9 +1,9 @@
-"""Numbers as a reader wants them: shares in per cent with their intervals, counts, durations, hashes."""
+"""Numbers as text: shares in per cent with their intervals, counts, durations, hashes."""
 
 from collections.abc import Mapping
 from typing import Protocol
 
-from robustly.reports.evidence import Proportion
+from robustly.statistics import Proportion
 
 NO_VALUE = "\u2013"
 THIN = "\u202f"
@@ -11,7 +11,7 @@ THIN = "\u202f"
 
 
 class Interval(Protocol):
-    """Whatever has the two ends of an interval, in [0, 1]."""
+    """Two ends of an interval, in [0, 1]."""
 
     @property
     def low(self) -> float:
@@ -65,7 +65,7 @@ def tenths(number: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time in the unit that suits it; a dash for None."""
+    """A time in seconds, minutes or hours; a dash for None."""
     if seconds is None:
         return NO_VALUE
     if seconds < 60:

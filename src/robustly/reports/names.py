@@ -1,4 +1,4 @@
-"""What runs are called where several stand side by side."""
+"""Names of runs that appear side by side."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def distinct_names(named: Sequence[tuple[str, Path]]) -> list[str]:
-    """Runs of one name are told apart by the folders they lie in, or else by numbers.
+    """Distinct names; runs of one name get the name of their folder, or else a number.
 
     Args:
         named: name and folder of every run.

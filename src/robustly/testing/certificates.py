@@ -4,24 +4,25 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import PGD
-from robustly.certification import Certificate, CertificateResult
+from robustly.certification import Certificate, CertificateResult, Verdict
 from robustly.randomness import KeyedGenerator
 from robustly.testing.networks import eval_logits, say
 from robustly.threats.lp import ThreatModel
 
 
 def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
-    """Hold a certificate against its contract: per example, deterministic, and true against random attempts.
+    """Check a certificate against its contract: per example, deterministic, consistent, and not refuted.
 
-    A proof about the model itself is also held against random images and PGD inside its radius. One about another
-    classifier (a smoothed one) cannot be refuted this way.
+    A proof about the model itself is also tested with random images and PGD inside its radius, and its
+    counterexamples are classified again. A proof about another classifier (a smoothed one) cannot be refuted in
+    this way.
 
     Args:
         certificate: the certificate.
         net: a network that it can certify.
         x: images `(N, ...)`, N at least 2, in the box.
         y: labels `(N,)`.
-        threat: the threat model whose norm its radius is measured in.
+        threat: the threat model; its radii are in the norm of it.
 
     Raises:
         AssertionError: the first property that does not hold.
@@ -34,27 +35,64 @@ def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Te
     say(same, "the certificate changes parameters or buffers of the model")
     say(modes == [module.training for module in net.modules()], "the certificate changes train or eval mode")
     again = certificate(net, x, y, threat=threat, generator=KeyedGenerator(1, everything))
-    same = torch.equal(again.radius, result.radius) and torch.equal(again.prediction, result.prediction)
-    say(same, "the same seed gives another certificate")
-    say(
-        result.radius.shape == (len(x),) and result.prediction.shape == (len(x),),
-        "one radius and class per example",
+    same = all(
+        torch.equal(getattr(again, name), getattr(result, name)) for name in ("verdict", "radius", "prediction")
     )
-    say((result.radius >= 0).all(), "a certified radius is negative")
+    say(same, "the same seed gives another certificate")
+    say(result.certifies == certificate.certifies, "the result speaks of another classifier than the certificate")
+    _check_form(result, x, y, threat)
     rows = everything.flip(0)[: max(1, len(x) // 2)]
     part = certificate(net, x[rows], y[rows], threat=threat.select(rows), generator=KeyedGenerator(1, rows))
     same = torch.allclose(part.radius, result.radius[rows], rtol=1e-4, atol=1e-6)
     say(same, "the certificate depends on the other examples of the batch or their order")
     if certificate.certifies == "model":
+        _check_counterexamples(net, x, y, result, threat)
         _check_truth(net, x, result, threat)
 
 
+def _check_form(result: CertificateResult, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+    """Shapes, ranges, and verdicts that follow from the rest."""
+    shape = (len(x),)
+    shapes = {result.verdict.shape, result.radius.shape, result.prediction.shape}
+    say(shapes == {shape}, "one verdict, radius and class per example")
+    say(result.verdict.dtype == torch.int8, "verdicts are codes of Verdict in int8")
+    codes = torch.tensor([int(one) for one in Verdict], dtype=torch.int8)
+    say(torch.isin(result.verdict.cpu(), codes).all(), "a verdict is not one of Verdict")
+    say((result.radius >= 0).all(), "a certified radius is negative or NaN")
+    say(0 <= result.failure_probability < 1, "the failure probability is not in [0, 1)")
+    if result.lower_bound is not None:
+        say(result.lower_bound.shape == shape, "one lower bound per example")
+    verified, falsified = result.verdict == Verdict.VERIFIED, result.verdict == Verdict.FALSIFIED
+    epsilon = threat.epsilon
+    reached = result.radius >= (epsilon.to(result.radius) if isinstance(epsilon, Tensor) else float(epsilon))
+    say((result.prediction == y)[verified].all(), "a verified example has another class than its label")
+    say(reached[verified].all(), "a verified example has a radius below epsilon")
+    if falsified.any():
+        say(result.certifies == "model", "only a certificate of the model itself can falsify")
+        shown = result.counterexample is not None and result.counterexample.shape == x.shape
+        say(shown, "a falsified example has no counterexample")
+
+
+def _check_counterexamples(
+    net: nn.Module, x: Tensor, y: Tensor, result: CertificateResult, threat: ThreatModel
+) -> None:
+    """Counterexamples lie in the threat set and are misclassified."""
+    rows = (result.verdict == Verdict.FALSIFIED).nonzero()[:, 0]
+    if result.counterexample is None or len(rows) == 0:
+        return
+    found = result.counterexample[rows]
+    low, high = threat.box
+    inside = threat.select(rows).contains(found, x[rows]).all() & (found >= low).all() & (found <= high).all()
+    say(inside, "a counterexample lies outside the threat set")
+    say((eval_logits(net, found).argmax(1) != y[rows]).all(), "a counterexample is classified correctly")
+
+
 def _check_truth(net: nn.Module, x: Tensor, result: CertificateResult, threat: ThreatModel) -> None:
-    """Nothing that random points and PGD find just inside the radius changes the prediction."""
+    """Random points and PGD just inside the radius do not change the prediction."""
     proved = result.radius > 0
     stated = result.prediction
-    said = eval_logits(net, x).argmax(1)
-    say((said == stated)[proved].all(), "a certificate names another class than the model predicts")
+    predicted = eval_logits(net, x).argmax(1)
+    say((predicted == stated)[proved].all(), "a certificate names another class than the model predicts")
     low, high = threat.box
     radius = (result.radius.to(x.dtype) * (1 - 1e-4)).clamp(max=(high - low) * x[0].numel())
     radius = radius.clamp(max=high - low) if threat.norm == "linf" else radius

@@ -1,4 +1,4 @@
-"""Audit: recompute everything that an evaluation claims."""
+"""Audit: recompute everything that an evaluation states."""
 
 from robustly.evaluation.audit.audit import Audit, audit
 from robustly.evaluation.audit.check import Check

@@ -1,15 +1,26 @@
-"""One thing that an audit looks at."""
+"""One check of an audit, and what checks of stored images share."""
 
 from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustly.evaluation.recording import as_array
+from robustly.evaluation.target import EvaluationTarget, places
+from robustly.evidence import StoredImages
+from robustly.evidence.schema import EvidenceTable, Flags, Whole
+
+_TIE = 1e-4  # difference of logits below which another machine's rounding may decide
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was re-checked.
+    """One property of an evaluation that was re-checked.
 
     Args:
-        name: what, in a few words.
-        problem: what is wrong, or an empty text.
+        name: the property, in a few words.
+        problem: the difference that was found, or an empty text.
     """
 
     name: str
@@ -17,5 +28,63 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if nothing is wrong."""
         return not self.problem
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Stored images beside the examples that they belong to.
+
+    Args:
+        rows: of the data, ascending, `(M,)`, on the data's device.
+        here: the same as an array.
+        images: the stored images `(M, C, H, W)`, on the data's device.
+    """
+
+    rows: Tensor
+    here: Whole
+    images: Tensor
+
+    def logits(self, target: EvaluationTarget) -> Tensor:
+        """Logits of the stored images, `(M, K)`."""
+        place = places(self.rows, len(target.data))
+        return target.logits(lambda chunk: self.images[place[chunk]], self.rows)
+
+    def in_box(self, target: EvaluationTarget) -> Flags:
+        """Mask of the images that lie in the box of valid images, `(M,)`."""
+        low, high = target.threat.box
+        return as_array(((self.images >= low) & (self.images <= high)).flatten(1).all(1))
+
+
+def placed(stored: StoredImages, table: EvidenceTable, target: EvaluationTarget) -> Placed:
+    """Stored images in the order of the data.
+
+    Raises:
+        KeyError: an id that the table does not have.
+    """
+    position = {int(identity): row for row, identity in enumerate(table.examples.id.tolist())}
+    rows = np.array([position[int(identity)] for identity in stored.ids], dtype=np.int64)
+    order = rows.argsort(kind="stable")
+    device = target.data.images.device
+    images = torch.from_numpy(stored.images[order])
+    return Placed(torch.from_numpy(rows[order]).to(device), rows[order], images.to(device))
+
+
+def disagree(logits: Tensor, stated: Whole) -> Flags:
+    """Mask of rows whose largest logit is not that of the stated class, ties by rounding aside, `(M,)`."""
+    claimed = torch.from_numpy(stated).to(logits.device)
+    own = logits.gather(1, claimed.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+    behind = logits.amax(1) - own > _TIE * logits.abs().amax(1).clamp_min(1.0)
+    return as_array(behind | (claimed < 0) | (claimed >= logits.shape[1]))
+
+
+def tied(logits: Tensor) -> Flags:
+    """Mask of rows whose two largest logits are so close that rounding may decide, `(M,)`."""
+    gap = logits.topk(2, dim=1).values.diff(dim=1).abs()[:, 0]
+    return as_array(gap <= _TIE * logits.abs().amax(1).clamp_min(1.0))
+
+
+def first_id(table: EvidenceTable, wrong: Flags) -> int:
+    """The id of the first of some rows; at least one."""
+    return int(table.examples.id[np.flatnonzero(wrong)[0]])

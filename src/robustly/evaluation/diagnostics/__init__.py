@@ -5,10 +5,9 @@ from robustly.evaluation.diagnostics.diagnose import (
     CHEAP,
     MASKING,
     Budget,
-    Finding,
     cheap_findings,
     diagnose,
     masking_suspected,
 )
 
-__all__ = ["ALL", "CHEAP", "MASKING", "Budget", "Finding", "cheap_findings", "diagnose", "masking_suspected"]
+__all__ = ["ALL", "CHEAP", "MASKING", "Budget", "cheap_findings", "diagnose", "masking_suspected"]

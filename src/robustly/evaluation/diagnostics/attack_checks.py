@@ -11,7 +11,8 @@ from robustly.attacks.pgd import PGD
 from robustly.attacks.registry import fgsm
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
-from robustly.evaluation.diagnostics.probe import Finding, Probe
+from robustly.evaluation.diagnostics.probe import Probe
+from robustly.evidence import Finding
 from robustly.objectives import (
     cross_entropy,
     difference_of_logits_ratio,
@@ -83,7 +84,7 @@ def unbounded(probe: Probe) -> Finding:
 
 
 def monotone(probe: Probe) -> Finding:
-    """D4: a larger epsilon may not leave more images standing."""
+    """D4: a larger epsilon may not leave more images unbroken."""
     threat = probe.target.threat
     radii = [float(threat.epsilon) / 2, float(threat.epsilon), 2 * float(threat.epsilon)]
     if threat.norm == "l0":
@@ -103,7 +104,7 @@ def monotone(probe: Probe) -> Finding:
 
 
 def random_search(probe: Probe) -> Finding:
-    """D5: random points of the threat set may not fool what gradients could not."""
+    """D5: random points of the threat set may not fool the model where gradients did not."""
     threshold = "0 images"
     rows, points = probe.unbroken[: probe.budget.few], probe.budget.points
     fooled = sum(_fooled_by_chance(probe, int(row), points) for row in rows)
@@ -201,7 +202,7 @@ def more_restarts(probe: Probe) -> Finding:
 
 
 def objectives(probe: Probe) -> Finding:
-    """D10: it matters little what is maximised."""
+    """D10: the objective makes little difference."""
     broken = {"cross-entropy": int(probe.broken_by_pgd.sum())}
     others = {"margin": margin, "DLR": difference_of_logits_ratio, "probability margin": probability_margin}
     for name, objective in others.items():
@@ -217,7 +218,7 @@ def objectives(probe: Probe) -> Finding:
 
 
 def attempted(name: str, test: Callable[[Probe], Finding], probe: Probe) -> Finding:
-    """A test that attacks, or why it could not be decided."""
+    """The finding of a test that attacks, or an undecided one with the reason."""
     reason = _undecided(probe)
     if reason is None:
         try:

@@ -1,4 +1,4 @@
-"""Signs that a robust accuracy should not be trusted: which tests there are, and what follows from them.
+"""Diagnostics: tests for signs that a robust accuracy should not be trusted, and their consequences.
 
 The tests are those of Carlini et al., "On evaluating adversarial robustness" (arXiv 1902.06705), Athalye, Carlini
 and Wagner (ICML 2018, sec. 3.1), Pintor et al. ("Indicators of attack failure", NeurIPS 2022), and those that
@@ -23,15 +23,15 @@ from robustly.evaluation.diagnostics.model_checks import (
     vanishing_gradients,
     zero_gradient,
 )
-from robustly.evaluation.diagnostics.probe import Budget, Finding, Probe
+from robustly.evaluation.diagnostics.probe import Budget, Probe
 from robustly.evaluation.target import EvaluationTarget
+from robustly.evidence import Finding
 
 __all__ = [
     "ALL",
     "CHEAP",
     "MASKING",
     "Budget",
-    "Finding",
     "cheap_findings",
     "diagnose",
     "masking_suspected",
@@ -54,7 +54,7 @@ _OF_D11 = ("randomized", "dynamic", "quantised_input")
 
 
 def together(probe: Probe) -> Finding:
-    """D11: what needs an adaptive attack by its nature: randomness, test-time optimisation, quantisation."""
+    """D11: properties that need an adaptive attack: randomness, test-time optimisation, quantisation."""
     found = [name for name in _OF_D11 if _FLAGS[name](probe).passed is False]
     words = (
         f"The model is one for adaptive attacks: {', '.join(found)}." if found else "Nothing of the kind was seen."
@@ -74,15 +74,15 @@ MASKING: tuple[str, ...] = (
 def diagnose(
     target: EvaluationTarget, *, count: int = 200, tests: Sequence[str] = ALL, budget: Budget | None = None
 ) -> list[Finding]:
-    """Look for signs that gradient attacks on a model see less than there is.
+    """Run tests for signs that gradient attacks on a model miss adversarial examples.
 
-    Works with randomised models too, which an evaluation refuses: what cannot be decided about them says so.
+    Randomised models, which an evaluation refuses, are allowed; some tests are undecided for them.
 
     Args:
-        subject: the model, the data, the threat.
+        target: the model, the data, the threat.
         count: how many images, from the first; at least 1.
         tests: ids among `ALL`; the findings come in that order.
-        budget: what the dear tests may spend.
+        budget: of the expensive tests.
 
     Raises:
         ValueError: an unknown test, or no images.
@@ -99,20 +99,20 @@ def diagnose(
 
 
 def cheap_findings(target: EvaluationTarget) -> list[Finding]:
-    """The tests that every evaluation can afford: some twenty passes for each of the first 200 images."""
+    """Run the cheap tests, about twenty passes for each of the first 200 images."""
     return diagnose(target, tests=tuple(CHEAP))
 
 
 def masking_suspected(findings: Sequence[Finding]) -> list[str]:
-    """Why robust accuracy is only an upper bound: a sentence for each failed finding that says so.
+    """Reasons why robust accuracy is only an upper bound: the sentences of failed findings in `MASKING`.
 
-    These are the findings in `MASKING`: a search that uses gradients was beaten by one that does not, or does so
-    worse (D1, D2, D4, D5), left standing what cannot stand (D3), had no gradients to go by or not those of the
-    model (D6, D7, D10 and the flags on gradients), or the model is of a kind that plain attacks are not made for.
-    The others are hints that change no verdict: D8 and D9 ask for a larger budget, D12 says that the landscape is
-    curved, `softmax_output` is serious only where D6 fails, `eval_mode` concerns the caller (evaluations switch to
-    evaluation mode; where it fails, `randomized` is about dropout and not counted), `nan_logits` count as broken,
-    and D11 repeats its flags.
+    In these, a search without gradients, or with worse ones, did better than one with gradients (D1, D2, D4, D5),
+    examples were unbroken that cannot be (D3), gradients were missing or not those of the model (D6, D7, D10 and
+    the flags on gradients), or the model is of a kind that plain attacks are not made for. The other findings
+    change no verdict. D8 and D9 recommend a larger budget, and D12 means a curved landscape. `softmax_output` is
+    serious only where D6 fails. `eval_mode` concerns the caller, because evaluations switch to evaluation mode;
+    where it fails, `randomized` is about dropout and not counted. `nan_logits` count as broken, and D11 repeats
+    its flags.
     """
     failed = {finding.id for finding in findings if finding.passed is False}
     counted = set(MASKING) - ({"randomized"} if "eval_mode" in failed else set())

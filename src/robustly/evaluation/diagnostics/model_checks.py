@@ -1,4 +1,4 @@
-"""Diagnostics of a few passes per image: what the model's answers and gradients look like before any attack."""
+"""Diagnostics of a few passes per image: outputs and gradients of the model before any attack."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import logits_of
-from robustly.evaluation.diagnostics.probe import VARIES, Finding, Probe, spread_of_answers
+from robustly.evaluation.diagnostics.probe import VARIES, Probe, spread_of_outputs
+from robustly.evidence import Finding
 from robustly.objectives import ClassificationGoal, cross_entropy, difference_of_logits_ratio, margin
 from robustly.randomness import KeyedGenerator, derive_seed
 
@@ -43,12 +44,12 @@ def constant_output(probe: Probe) -> Finding:
 
 
 def randomized(probe: Probe) -> Finding:
-    """Five answers to the same images, in evaluation mode and in the mode that the model was handed over in."""
+    """Five outputs for the same images, in evaluation mode and in the mode in which the model was given."""
     model, varies = probe.target.model, probe.varies
     first = probe.target.data.floats(probe.rows[: probe.target.batch_size])
     if model_is_training(model) and len(first) > 1:
         with probe.seeded("as given"), _buffers_kept(model), torch.no_grad():
-            varies |= spread_of_answers(lambda: logits_of(model, first)) > VARIES
+            varies |= spread_of_outputs(lambda: logits_of(model, first)) > VARIES
     words = "Five answers to the same images agree."
     if probe.varies:
         words = (
@@ -64,7 +65,7 @@ def randomized(probe: Probe) -> Finding:
 
 
 def eval_mode(probe: Probe) -> Finding:
-    """Modules in training mode that matter: the answers are others than in evaluation mode."""
+    """Modules in training mode whose outputs differ from those in evaluation mode."""
     model = probe.target.model
     title, threshold = "evaluation mode", "no difference"
     with frozen(model):
@@ -220,7 +221,7 @@ def _cosine(first: Tensor, second: Tensor) -> Tensor:
 
 
 def linearity(probe: Probe) -> Finding:
-    """D12: the rise of the margin over a step of length epsilon, against what its gradient promises."""
+    """D12: the rise of the margin over a step of length epsilon, divided by the rise that its gradient predicts."""
     title, threshold = "gradients foretell what a step does", "median ratio in [0.1, 10]"
     threat = probe.target.threat
     if len(probe.correct) == 0:
@@ -246,7 +247,7 @@ def linearity(probe: Probe) -> Finding:
 
 
 def model_is_training(model: nn.Module) -> bool:
-    """Whether any module is in training mode."""
+    """True if any module is in training mode."""
     return any(part.training for part in model.modules())
 
 

@@ -1,4 +1,4 @@
-"""What a diagnostic says, and what all diagnostics share: a sample of images, its gradients and its attacks."""
+"""The sample of images that all diagnostics share, with its gradients and its attacks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,29 +24,8 @@ VARIES = 1e-4  # L2 distance of L2-normalised logits above which two answers dif
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The outcome of one diagnostic.
-
-    Args:
-        id: its name, "D1" to "D12" or that of a flag.
-        title: what was asked, as a statement that holds if all is well.
-        passed: whether it holds; None where it could not be decided.
-        value: what was measured, a finite number, or None.
-        threshold: what the value was held against.
-        words: what came out, and what it means, for people.
-    """
-
-    id: str
-    title: str
-    passed: bool | None
-    value: float | None
-    threshold: str
-    words: str
-
-
-@dataclass(frozen=True)
 class Budget:
-    """What the dear diagnostics may spend.
+    """The budget of the expensive diagnostics.
 
     Args:
         steps: of each PGD and APGD run.
@@ -69,15 +48,15 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A sample of a subject's images, and what is known about the model there.
+    """A sample of the target's images, with outputs, gradients and attacks on it.
 
     Everything runs in evaluation mode. Numbers that a randomised model draws are seeded and leave PyTorch's own
     generators as they were.
 
     Args:
-        subject: what is diagnosed.
+        target: the model, the data and the threat.
         count: how many images, from the first.
-        budget: what may be spent.
+        budget: of the expensive diagnostics.
     """
 
     target: EvaluationTarget
@@ -98,13 +77,13 @@ class Probe:
 
     @cached_property
     def correct(self) -> Int64[Tensor, " m"]:
-        """The rows that the model has right, which alone are attacked."""
+        """The correctly classified rows, which alone are attacked."""
         labels = self.target.data.labels[self.rows]
         return self.rows[(self.logits.argmax(1) == labels) & self.logits.isfinite().all(1)]
 
     @cached_property
     def x(self) -> Images:
-        """The images that the model has right."""
+        """The correctly classified images."""
         return self.target.data.floats(self.correct)
 
     @property
@@ -113,12 +92,12 @@ class Probe:
         return len(self.rows)
 
     def goal(self, rows: Int64[Tensor, " m"]) -> ClassificationGoal:
-        """What the adversary wants of some rows."""
+        """The goal of the adversary on some rows."""
         return ClassificationGoal(self.target.data.labels[rows])
 
     @contextmanager
     def seeded(self, purpose: str) -> Iterator[None]:
-        """For models that draw random numbers: the same ones each time, and nobody else notices."""
+        """Seed the random numbers of the model; PyTorch's own generators are as before afterwards."""
         device = self.target.data.images.device
         with forked_randomness(device):
             reseed(derive_seed(self.target.seed, "diagnostics", purpose), device)
@@ -126,10 +105,10 @@ class Probe:
 
     @cached_property
     def varies(self) -> bool:
-        """Whether answers to the same images differ, in evaluation mode."""
+        """True if outputs for the same images differ, in evaluation mode."""
         first = self.target.data.floats(self.rows[: self.target.batch_size])
         with self.seeded("varies"), frozen(self.target.model), torch.no_grad():
-            return spread_of_answers(lambda: logits_of(self.target.model, first)) > VARIES
+            return spread_of_outputs(lambda: logits_of(self.target.model, first)) > VARIES
 
     def gradients(
         self, points: Images, rows: Int64[Tensor, " m"], objective: Objective
@@ -167,7 +146,7 @@ class Probe:
     def attack(
         self, attack: Attack, purpose: str, rows: Int64[Tensor, " m"], threat: ThreatModel | None = None
     ) -> tuple[Bool[Tensor, " m"], Images]:
-        """Which rows an attack broke, and the images that it returned."""
+        """Mask of rows that an attack broke, and the images that it returned."""
         data, found = self.target.data, list[AttackResult]()
         seed = derive_seed(self.target.seed, "diagnostics", purpose)
         for chunk in self.target.chunks(rows):
@@ -200,12 +179,12 @@ class Probe:
 
     @cached_property
     def broken_by_pgd(self) -> Bool[Tensor, " m"]:
-        """What the naive attack breaks: PGD with cross-entropy and one random start."""
+        """Mask of rows that PGD with cross-entropy and one random start breaks."""
         return self.attack(self.pgd(), "pgd", self.correct)[0]
 
     @cached_property
     def unbroken(self) -> Int64[Tensor, " m"]:
-        """The rows that stand after PGD with cross-entropy and APGD with DLR (under l0: PGD with DLR)."""
+        """The rows that PGD with cross-entropy and APGD with DLR (under l0: PGD with DLR) leave unbroken."""
         rows = self.correct[~self.broken_by_pgd]
         dlr = difference_of_logits_ratio
         second: Attack = self.pgd(objective=dlr)
@@ -214,12 +193,12 @@ class Probe:
         return rows[~self.attack(second, "apgd", rows)[0]]
 
 
-def spread_of_answers(ask: Callable[[], Tensor], times: int = 5) -> float:
-    """The largest L2 distance between L2-normalised answers to one question; infinite if their classes differ."""
-    answers = [ask() for _ in range(times)]
-    classes = [given.argmax(1) for given in answers]
+def spread_of_outputs(call: Callable[[], Tensor], times: int = 5) -> float:
+    """The largest L2 distance between L2-normalised outputs of repeated calls; infinite if their classes differ."""
+    outputs = [call() for _ in range(times)]
+    classes = [given.argmax(1) for given in outputs]
     if any(not torch.equal(classes[0], other) for other in classes[1:]):
         return float("inf")
-    unit = [torch.nn.functional.normalize(given.double(), dim=1) for given in answers]
+    unit = [torch.nn.functional.normalize(given.double(), dim=1) for given in outputs]
     largest = max((float((unit[0] - other).norm(dim=1).max()) for other in unit[1:]), default=0.0)
     return 0.0 if isnan(largest) else largest

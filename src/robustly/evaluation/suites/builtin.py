@@ -1,4 +1,4 @@
-"""Our own suites: a cheap screen, targets in the order of MALT, long runs on what is close, and a sentinel."""
+"""Built-in suites: a cheap screen, targets in the order of MALT, long runs on close examples, and a sentinel."""
 
 from dataclasses import replace
 
@@ -10,7 +10,8 @@ from robustly.attacks.pma import PMA
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
-from robustly.evaluation.suites.suite import Plan, Suite
+from robustly.evaluation.suites.suite import Suite
+from robustly.evidence.provenance import Plan
 from robustly.objectives import cross_entropy, margin, probability_margin, scaled_cross_entropy
 
 TITLES = {
@@ -47,12 +48,11 @@ def quick(norm: str) -> Suite:
 
 
 def standard(norm: str) -> Suite:
-    """The default of an honest evaluation: AutoAttack's verdict at about a fifteenth of its passes.
+    """The default suite: AutoAttack's verdict at about a fifteenth of its passes.
 
-    Screen all, go for the classes that are nearest to the linearised model, spend long runs on what came closest to
-    the boundary, and let a gradient-free sentinel watch over it: if it breaks what gradients did not, or a
-    diagnostic fails, the stages marked `on_suspicion` run. So they do if FAB, which looks for the boundary instead
-    of climbing, breaks what climbing did not.
+    It screens all examples, targets the classes that are nearest in the linearised model, and spends long runs on
+    the examples that came closest to the boundary. A gradient-free sentinel follows. If it breaks an example, or a
+    diagnostic fails, or FAB (which minimises the distance) breaks one, the stages marked `on_suspicion` run.
     """
     if norm == "l0":
         return _sparse("standard", 300, 1000)

@@ -1,4 +1,4 @@
-"""What a suite costs: passes that an image which nothing breaks takes, counted and not estimated."""
+"""The cost of a suite: passes of an image that no attack breaks, counted and not estimated."""
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ def passes_of(attack: Attack, threat: ThreatModel, classes: int = 10) -> tuple[i
 
 
 def suite_passes(suite: Suite, norm: str, classes: int = 10) -> dict[str, tuple[int, int]]:
-    """Forward and backward passes of every attack of a suite on an image that it sees and cannot break.
+    """Forward and backward passes of every attack of a suite on an image that it is run on and cannot break.
 
     Args:
         suite: the suite.

@@ -1,4 +1,4 @@
-"""Named lists of attacks and certificates, and which examples each of them sees."""
+"""Named lists of attacks and certificates, and which examples each attack is run on."""
 
 import math
 from collections.abc import Mapping
@@ -10,84 +10,54 @@ from torch import Tensor, nn
 
 from robustly.attacks import ATTACKS, TITLES, Attack
 from robustly.certification import Certificate
+from robustly.evidence.provenance import Plan
+from robustly.evidence.schema import RESERVED
 from robustly.randomness import KeyedGenerator, derive_seed
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which of the examples that still stand a stage of a suite attacks; without settings, all of them.
-
-    Args:
-        closest: the share of them that came closest to being misclassified so far, in (0, 1].
-        at_least: how many that share is at least.
-        sample: how many of them at most, drawn at random; all without it.
-        sample_share: the share of them that is drawn at most, in (0, 1].
-        sentinel: whether a success here is a sign that the stages before cannot be trusted.
-        on_suspicion: whether the stage runs only after such a sign, or a failed diagnostic.
-
-    Raises:
-        ValueError: a setting that is out of range.
-    """
-
-    closest: float = 1.0
-    at_least: int = 0
-    sample: int | None = None
-    sample_share: float = 1.0
-    sentinel: bool = False
-    on_suspicion: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("closest", "sample_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share in (0, 1], got {getattr(self, name)}")
-        if self.at_least < 0 or (self.sample is not None and self.sample < 1):
-            raise ValueError(
-                f"at_least must be at least 0 and sample at least 1, got {self.at_least}, {self.sample}"
-            )
-
-    def rows(
-        self,
-        unbroken: Bool[Tensor, " n"],
-        closeness: Float[Tensor, " n"],
-        ids: Int64[Tensor, " n"],
-        seed: int,
-    ) -> Int64[Tensor, " m"]:
-        """The rows to attack, ascending; the same however the examples are ordered or batched.
-
-        Args:
-            standing: which examples are unbroken.
-            closeness: the highest margin seen of each so far.
-            ids: their ids.
-            seed: seed of the evaluation.
-        """
-        rows = unbroken.nonzero()[:, 0]
-        if self.closest < 1:
-            count = min(max(math.ceil(self.closest * len(rows)), self.at_least), len(rows))
-            by_id = rows[ids[rows].argsort()]
-            order = closeness[by_id].argsort(descending=True, stable=True)
-            rows = by_id[order[:count]]
-        sample = min(self.sample or len(rows), math.ceil(self.sample_share * len(rows)))
-        if sample < len(rows):
-            draw = KeyedGenerator(derive_seed(seed, "sample"), ids[rows]).bits(1)[:, 0]
-            rows = rows[draw.argsort()[:sample]]
-        return rows.sort().values
-
 
 EVERYONE = Plan()
 
 
-@dataclass(frozen=True)
-class Suite:
-    """What a model is evaluated with; a value, to be composed freely.
+def planned_rows(
+    plan: Plan,
+    unbroken: Bool[Tensor, " n"],
+    closeness: Float[Tensor, " n"],
+    ids: Int64[Tensor, " n"],
+    seed: int,
+) -> Int64[Tensor, " m"]:
+    """The rows to attack, ascending; the same in whatever order and batches the examples come.
 
     Args:
-        name: what the report calls it.
+        plan: which of the unbroken examples to attack.
+        unbroken: which examples are unbroken.
+        closeness: the highest margin seen of each so far.
+        ids: their ids.
+        seed: seed of the evaluation.
+    """
+    rows = unbroken.nonzero()[:, 0]
+    if plan.closest < 1:
+        count = min(max(math.ceil(plan.closest * len(rows)), plan.at_least), len(rows))
+        by_id = rows[ids[rows].argsort()]
+        order = closeness[by_id].argsort(descending=True, stable=True)
+        rows = by_id[order[:count]]
+    sample = min(plan.sample or len(rows), math.ceil(plan.sample_share * len(rows)))
+    if sample < len(rows):
+        draw = KeyedGenerator(derive_seed(seed, "sample"), ids[rows]).bits(1)[:, 0]
+        rows = rows[draw.argsort()[:sample]]
+    return rows.sort().values
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The attacks and certificates of an evaluation; a value that can be composed freely.
+
+    Args:
+        name: of the suite in reports.
         attacks: attacks by name, in the order in which they run; names are words without dots.
-        titles: what tables call them, where that differs from the name.
+        titles: of attacks in tables, where they differ from the names.
         certificates: proof procedures by name.
-        plans: for attacks by name, which examples they see; all that stand, where nothing is said.
-        worst_case: whether the suite makes sense only from survivor to survivor, whatever mode is asked for.
-        curve: name of the attack that draws the security curve, if one is wanted.
+        plans: by attack, which of the unbroken examples it is run on; all of them without a plan.
+        worst_case: whether each attack must be run on the survivors of those before it, in every mode.
+        curve: name of the attack that draws the security curve; None for no curve.
         curve_factors: the radii of the curve, as multiples of the evaluated epsilon, ascending.
     """
 
@@ -103,28 +73,31 @@ class Suite:
     def __post_init__(self) -> None:
         if not self.attacks and not self.certificates:
             raise ValueError(f"suite {self.name!r} is empty: give it an attack or a certificate")
-        bad = [name for name in [*self.attacks, *self.certificates] if not name.isidentifier() or name == "curve"]
+        names = [*self.attacks, *self.certificates]
+        bad = [name for name in names if not name.isidentifier() or name in RESERVED]
         if bad:
-            raise ValueError(f"names in a suite are plain words other than 'curve', got {', '.join(bad)}")
+            raise ValueError(
+                f"names in a suite are plain words other than {', '.join(RESERVED)}, got {', '.join(bad)}"
+            )
         if self.curve is not None and self.curve not in self.attacks:
             raise ValueError(f"the curve's attack {self.curve!r} is none of {', '.join(self.attacks)}")
         stray = [name for name in self.plans if name not in self.attacks]
         if stray:
             raise ValueError(f"plans for {', '.join(stray)}, which are none of {', '.join(self.attacks)}")
         if self.plans and not self.worst_case:
-            raise ValueError(f"suite {self.name!r} plans who sees which attack: that needs worst_case=True")
+            raise ValueError(f"suite {self.name!r} has plans: that needs worst_case=True")
 
     def title(self, name: str) -> str:
-        """What tables call an attack."""
+        """Title of an attack in tables."""
         return self.titles.get(name, name)
 
     def plan(self, name: str) -> Plan:
-        """Which examples an attack sees."""
+        """Which of the unbroken examples an attack is run on."""
         return self.plans.get(name, EVERYONE)
 
 
 def presets(name: str, attacks: tuple[str, ...], curve: str) -> Suite:
-    """A suite of attacks that are known by name."""
+    """A suite of attack presets, given by their names."""
     return Suite(name, {attack: ATTACKS[attack] for attack in attacks}, curve=curve)
 
 

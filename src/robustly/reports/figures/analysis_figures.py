@@ -1,4 +1,4 @@
-"""An analysis in figures and words: gradients, first-order radii, loss surfaces, the union over threats."""
+"""Figures and words of an analysis: gradients, first-order radii, loss surfaces, the union over threats."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -6,7 +6,9 @@ from itertools import pairwise
 import numpy as np
 import plotly.graph_objects as go
 
-from robustly.reports.evidence import Analysis, Gradients, Proportion, Spread, Surface, ThreatFacts, ThreatUnion
+from robustly.evidence.provenance import ThreatRecord
+from robustly.evidence.unions import ThreatUnion
+from robustly.reports.analysis import Analysis, Gradients, Histogram, InputSurface, Surface, WeightSurface
 from robustly.reports.figures.charts import (
     INK,
     MUTED,
@@ -18,7 +20,8 @@ from robustly.reports.figures.charts import (
     figure,
 )
 from robustly.reports.figures.evaluation_figures import NORM_WORDS
-from robustly.reports.formats import count, percent, short
+from robustly.reports.formats import count, interval, percent, short
+from robustly.statistics import Proportion
 
 SURFACE_SCALE = [[0, "var(--surface-low)"], [0.5, "var(--surface-middle)"], [1, "var(--surface-high)"]]
 _WORDS = {
@@ -64,11 +67,11 @@ def measure_rows(gradients: Gradients) -> tuple[MeasureRow, ...]:
     return tuple(
         MeasureRow(title, _cell(name, one.median), f"{_cell(name, one.low)} to {_cell(name, one.high)}", words)
         for name, (title, words) in _WORDS.items()
-        if (one := gradients.measures.get(name)) is not None
+        if (one := gradients.measures.get(name)) is not None and one.count > 0
     )
 
 
-def _cell(name: str, value: float) -> str:
+def _cell(name: str, value: float | None) -> str:
     return percent(value) if name == "high_frequency" else short(value)
 
 
@@ -85,14 +88,14 @@ def union_cells(union: ThreatUnion) -> tuple[UnionCell, ...]:
     """Clean, each threat, all of them at once, and the average."""
 
     def cell(title: str, part: Proportion) -> UnionCell:
-        return UnionCell(title, percent(part.share), f"[{100 * part.low:.1f}, {100 * part.high:.1f}]")
+        return UnionCell(title, percent(part.share), interval(part))
 
-    low, high = union.average_ends
+    low, high = union.average.interval
     return (
         cell("Clean", union.clean),
-        *(cell(_named(text), part) for text, part in union.threats),
+        *(cell(_named(one.text), one.robust) for one in union.threats),
         cell("All at once", union.union),
-        UnionCell("Average", percent(union.average), f"[{100 * low:.1f}, {100 * high:.1f}]"),
+        UnionCell("Average", percent(union.average.accuracy), f"[{100 * low:.1f}, {100 * high:.1f}]"),
     )
 
 
@@ -102,38 +105,40 @@ def _named(threat: str) -> str:
     return f"{NORM_WORDS.get(norm, norm)} {epsilon}".strip()
 
 
-def analysis_figures(analysis: Analysis, threat: ThreatFacts | None) -> tuple[Figure, ...]:
+def analysis_figures(analysis: Analysis, threat: ThreatRecord | None) -> tuple[Figure, ...]:
     """The figures that this analysis has the numbers for."""
-    found: list[Figure | None] = []
-    if analysis.gradients is not None and analysis.gradients.radius is not None:
-        norm = analysis.threat.partition(":")[0]
-        epsilon = analysis.threat.partition(":")[2] if threat is None else threat.epsilon_text
-        found.append(first_order_radii(analysis.gradients, analysis.gradients.radius, norm, epsilon))
-    if analysis.weights is not None:
-        found.append(weight_surface(analysis.weights))
-    highest = max((float(np.nanmax(one.loss)) for one in analysis.inputs), default=1.0)
-    found += [input_surface(one, i + 1, highest) for i, one in enumerate(analysis.inputs)]
-    return tuple(each for each in found if each is not None)
+    found: list[Figure] = []
+    gradients, landscapes = analysis.gradients, analysis.landscapes
+    if gradients is not None and gradients.radius.spread.histogram is not None:
+        norm, _, size = analysis.threat.text.partition(":")
+        epsilon = size if threat is None else threat.limit_text
+        found.append(first_order_radii(gradients, gradients.radius.spread.histogram, norm, epsilon))
+    if landscapes is not None:
+        found += [] if landscapes.weights is None else [weight_surface(landscapes.weights)]
+        highest = max((float(np.nanmax(one.surface.loss)) for one in landscapes.inputs), default=1.0)
+        found += [input_surface(one, i + 1, highest) for i, one in enumerate(landscapes.inputs)]
+    return tuple(found)
 
 
-def first_order_radii(gradients: Gradients, radius: Spread, norm: str, epsilon: str) -> Figure:
+def first_order_radii(gradients: Gradients, histogram: Histogram, norm: str, epsilon: str) -> Figure:
     """A histogram of the distances at which the boundary would lie if the network were linear."""
-    edges, norm = radius.edges, NORM_WORDS.get(norm, norm)
+    edges, norm, radius = histogram.edges, NORM_WORDS.get(norm, norm), gradients.radius
+    number, median = radius.spread.count, short(radius.spread.median)
     ranges = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
     ranges[-1] = f"{edges[-2]:.3g} and more"
-    share = gradients.beyond / gradients.count
+    share = radius.beyond_epsilon / gradients.count
     caption = (
-        f"How far the boundary would be from each of {count(radius.count)} rightly classified pictures if the "
-        f"network were a straight slope: half of them have less than {short(radius.median)}. At "
+        f"How far the boundary would be from each of {count(number)} rightly classified pictures if the "
+        f"network were a straight slope: half of them have less than {median}. At "
         f"{percent(share)} of all {count(gradients.count)} pictures it lies beyond epsilon ({epsilon}). An "
         "estimate: real boundaries bend."
     )
-    if gradients.unreachable:
-        caption += f" {count(gradients.unreachable)} more pictures have no gradient at all, a warning sign."
-    line = {"type": "line", "x0": gradients.epsilon, "x1": gradients.epsilon, "yref": "paper", "y0": 0, "y1": 1}
-    shown = gradients.epsilon <= edges[-1]
+    if radius.unreachable:
+        caption += f" {count(radius.unreachable)} more pictures have no gradient at all, a warning sign."
+    line = {"type": "line", "x0": radius.epsilon, "x1": radius.epsilon, "yref": "paper", "y0": 0, "y1": 1}
+    shown = radius.epsilon <= edges[-1]
     note = {
-        "x": gradients.epsilon,
+        "x": radius.epsilon,
         "y": 1,
         "yref": "paper",
         "yanchor": "top",
@@ -148,12 +153,12 @@ def first_order_radii(gradients: Gradients, radius: Spread, norm: str, epsilon: 
             "first-order-radii",
             "How far the boundary seems",
             caption,
-            f"Histogram of {radius.count} first-order radii, median {short(radius.median)}.",
+            f"Histogram of {number} first-order radii, median {median}.",
         ),
         [
             go.Bar(
                 x=[(low + high) / 2 for low, high in pairwise(edges)],
-                y=list(radius.counts),
+                y=list(histogram.counts),
                 width=0.92 * (edges[1] - edges[0]),
                 marker={"color": ROBUST},
                 customdata=ranges,
@@ -161,19 +166,20 @@ def first_order_radii(gradients: Gradients, radius: Spread, norm: str, epsilon: 
                 showlegend=False,
             )
         ],
-        Table(("First-order radius", "Pictures"), tuple(zip(ranges, map(str, radius.counts), strict=True))),
+        Table(("First-order radius", "Pictures"), tuple(zip(ranges, map(str, histogram.counts), strict=True))),
         x={"title": axis_title(f"first-order radius ({norm})"), "range": [0, edges[-1]]},
         y={"title": axis_title("Pictures")},
         layout=marks if shown else {},
     )
 
 
-def input_surface(surface: Surface, number: int, highest: float) -> Figure:
+def input_surface(shown: InputSurface, number: int, highest: float) -> Figure:
     """The loss around a picture: across along its gradient, up in a random direction."""
-    wrong = percent(surface.misclassified)
+    surface = shown.surface
+    wrong = percent(surface.misclassified_share)
     if _crossed(surface):
         border = f"Behind the line, the picture is misclassified ({wrong} of the area)."
-    elif surface.misclassified < 0.5:
+    elif surface.misclassified_share < 0.5:
         border = "The picture is classified rightly all over this area."
     else:
         border = "The picture is misclassified all over this area."
@@ -184,7 +190,7 @@ def input_surface(surface: Surface, number: int, highest: float) -> Figure:
     return figure(
         Words(
             f"input-surface-{'abcdefgh'[(number - 1) % 8]}",
-            f"The loss around {surface.title}",
+            f"The loss around {shown.title}",
             f"{reading if number == 1 else ''}{border} Roughness {short(surface.roughness)} (0: a plane).",
             f"Heat map of the loss, from {short(float(np.nanmin(surface.loss)))} to "
             f"{short(float(np.nanmax(surface.loss)))}; {wrong} of the area misclassified.",
@@ -198,17 +204,18 @@ def input_surface(surface: Surface, number: int, highest: float) -> Figure:
     )
 
 
-def weight_surface(surface: Surface) -> Figure:
+def weight_surface(shown: WeightSurface) -> Figure:
     """The loss around the weights, over two filter-normalised random directions."""
+    surface = shown.surface
     centre = len(surface.axis) // 2
     return figure(
         Words(
             "weight-surface",
             "The loss around the weights",
-            f"How the mean loss of {surface.title} grows when the network itself is changed in two random "
+            f"How the mean loss of {shown.title} grows when the network itself is changed in two random "
             "directions, 1 being as long as the weights are. A wide, even bowl is often "
             f"found where a network does as well on new pictures. Roughness {short(surface.roughness)} "
-            f"(0: a plane), at most {short(surface.roughest)}.",
+            f"(0: a plane), at most {short(surface.largest_roughness)}.",
             f"Heat map of the mean loss: {short(float(surface.loss[centre, centre]))} in the middle, at most "
             f"{short(float(np.nanmax(surface.loss)))}.",
         ),

@@ -1,12 +1,12 @@
-"""Accuracy against budget, drawn from the evidence table."""
+"""Figure of the accuracy against the budget, from the evidence table."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
-from robustly.budgets import BudgetCurve, budget_curve, suite_curve
-from robustly.reports.evidence import Evaluation, Examples
+from robustly.evidence import EvidenceTable, Summary
+from robustly.evidence.budgets import BUDGETS, BudgetCurve, budget_curve, spent_by, suite_curve
 from robustly.reports.figures.charts import (
     INK,
     PERCENT_AXIS,
@@ -23,27 +23,25 @@ from robustly.reports.figures.charts import (
 from robustly.reports.formats import NO_VALUE, count, percent
 
 MOST_LINES = 6
-"""More attacks than these would not be told apart: only the suite as a whole is drawn."""
+"""With more attacks than these, only the suite as a whole is drawn: lines could not be told apart."""
 _POINTS = 300
-_BUDGETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
-def accuracy_against_budget(evaluation: Evaluation, examples: Examples) -> Figure | None:
-    """How accuracy falls with the passes spent; None where the table does not tell what attacks spent."""
+def accuracy_against_budget(evaluation: Summary, table: EvidenceTable) -> Figure | None:
+    """The fall of accuracy with the passes spent; None if no attack ran."""
     told = [
-        (attack.title, record.spent)
-        for attack in evaluation.attacks
-        if not attack.state
-        and (record := examples.attacks.get(attack.name)) is not None
-        and record.spent is not None
-        and bool(record.spent.tried.any())
+        (outcome.attack.title, spent_by(columns))
+        for outcome in evaluation.outcomes
+        if not outcome.state
+        and (columns := table.attacks.get(outcome.attack.name)) is not None
+        and columns.tried.any()
     ]
     if not told:
         return None
-    whole = suite_curve(examples.clean_right, [spent for _, spent in told])
+    whole = suite_curve(table.correct, [spent for _, spent in told])
     lines: list[tuple[str, BudgetCurve]] = []
-    if evaluation.mode == "every" and 1 < len(told) <= MOST_LINES:
-        lines = [(title, budget_curve(examples.clean_right, spent)) for title, spent in told]
+    if evaluation.suite.mode == "every" and 1 < len(told) <= MOST_LINES:
+        lines = [(title, budget_curve(table.correct, spent)) for title, spent in told]
     name = "All attacks in their order" if len(told) > 1 else told[0][0]
     traces = [_line(name, whole, INK, 4.0)]
     traces += [_line(title, curve, RUN_COLOURS[i % 8], 2.0) for i, (title, curve) in enumerate(lines)]
@@ -70,7 +68,7 @@ def accuracy_against_budget(evaluation: Evaluation, examples: Examples) -> Figur
 
 
 def _verdict(late: float) -> str:
-    """What the second half of the work still changed."""
+    """The share of examples that the second half of the work broke, in words."""
     if late > 0.005:
         return (
             f"The second half of the work still broke {percent(late)} of the examples: with more of it, the number "
@@ -95,7 +93,7 @@ def _line(title: str, curve: BudgetCurve, colour: str, width: float) -> object:
 
 def _table(curves: Sequence[tuple[str, BudgetCurve]]) -> Table:
     end = max(curve.end for _, curve in curves)
-    budgets = sorted({*(budget for budget in _BUDGETS if budget < end), end})
+    budgets = sorted({*(budget for budget in BUDGETS if budget < end), end})
     rows = [
         (count(budget), *(percent(curve.at(budget)) if budget <= curve.end else NO_VALUE for _, curve in curves))
         for budget in budgets

@@ -1,4 +1,4 @@
-"""The figure of a report: what plotly draws, what a screen reader says, and its numbers as a table."""
+"""A figure of a report: the chart for plotly, words for screen readers, and its numbers as a table."""
 
 import html
 import math
@@ -38,10 +38,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Words:
-    """A figure's name within its run (`[a-z-]+`) and what is said about it.
+    """A figure's name within its run (`[a-z-]+`), its title, and texts about it.
 
-    `caption` is one or two sentences that say how to read it, `description` what a person who cannot see it
-    needs to know.
+    `caption` is one or two sentences on how to read it, `description` a text for people who cannot see it.
     """
 
     key: str
@@ -76,7 +75,7 @@ def figure(
     """A figure in the report's common style.
 
     Args:
-        words: its name and what is said about it.
+        words: its name and the texts about it.
         traces: plotly traces.
         table: the same numbers.
         x: settings of the x axis.

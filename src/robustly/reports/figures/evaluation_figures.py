@@ -7,7 +7,9 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from robustly.reports.evidence import ClassResult, Evaluation, Examples, SecurityCurve, ThreatFacts
+from robustly.evidence import EvidenceTable, Summary
+from robustly.evidence.provenance import ThreatRecord
+from robustly.evidence.summary import ClassSummary, SecurityCurve
 from robustly.reports.figures.budget_figure import accuracy_against_budget
 from robustly.reports.figures.charts import (
     BROKEN,
@@ -27,6 +29,7 @@ from robustly.reports.figures.charts import (
     shortened,
 )
 from robustly.reports.formats import NO_VALUE, count, interval, percent, proportion
+from robustly.statistics import Proportion
 
 MOST_CLASSES = 30
 """More classes than these do not fit: the figure shows the weakest, the table shows all."""
@@ -34,18 +37,24 @@ BINS = 24
 NORM_WORDS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 
-def evaluation_figures(evaluation: Evaluation, examples: Examples | None) -> tuple[Figure, ...]:
+def evaluation_figures(evaluation: Summary, table: EvidenceTable | None) -> tuple[Figure, ...]:
     """The figures that this evaluation has the numbers for."""
+    curve, classes = evaluation.metrics.security_curve, evaluation.metrics.per_class
     found = [
-        None if evaluation.curve is None else security_curve(evaluation, evaluation.curve),
-        None if examples is None else distances(evaluation, examples),
-        None if examples is None else accuracy_against_budget(evaluation, examples),
-        by_class(evaluation.per_class) if evaluation.per_class else None,
+        None if curve is None else security_curve(evaluation, curve),
+        None if table is None else distances(evaluation, table),
+        None if table is None else accuracy_against_budget(evaluation, table),
+        by_class(classes) if classes else None,
     ]
     return tuple(each for each in found if each is not None)
 
 
-def epsilon_axis(curve: SecurityCurve, threat: ThreatFacts) -> dict[str, object]:
+def size_words(threat: ThreatRecord) -> str:
+    """The size of a change under a threat: `L∞` for a norm, else the kind and its unit."""
+    return f"{threat.kind}, {threat.unit}" if threat.norm is None else NORM_WORDS.get(threat.norm, threat.norm)
+
+
+def epsilon_axis(curve: SecurityCurve, threat: ThreatRecord) -> dict[str, object]:
     """An axis of epsilons, with at most six of them written below in the user's own notation."""
     span = max(curve.epsilon) - min(curve.epsilon) or 1.0
     shown: list[int] = []
@@ -53,33 +62,61 @@ def epsilon_axis(curve: SecurityCurve, threat: ThreatFacts) -> dict[str, object]
         if not shown or epsilon - curve.epsilon[shown[-1]] >= span / 6:
             shown.append(i)
     return {
-        "title": axis_title(f"epsilon ({NORM_WORDS.get(threat.norm, threat.norm)})"),
+        "title": axis_title(f"epsilon ({size_words(threat)})"),
         "tickvals": [curve.epsilon[i] for i in shown],
         "ticktext": [label(curve.epsilon_text[i]) for i in shown],
         "range": [min(curve.epsilon) - 0.02 * span, max(curve.epsilon) + 0.02 * span],
     }
 
 
-def security_curve(evaluation: Evaluation, curve: SecurityCurve) -> Figure:
+def security_curve(evaluation: Summary, curve: SecurityCurve) -> Figure:
     """Accuracy against epsilon, with the evaluated epsilon marked."""
-    threat, worst = evaluation.threat, evaluation.worst_case
+    threat = evaluation.threat
+    attack = evaluation.suite.title(evaluation.suite.curve or "attack")
+    caption = (
+        f"Accuracy left by {attack} as the allowed change grows; the band is the 95 % interval, the "
+        f"diamond the worst case over all attacks at the evaluated epsilon {threat.limit_text}."
+    )
+    if curve.certified:
+        caption += " What lies between the two lines is neither broken nor proved."
+    line = {"type": "line", "x0": threat.limit, "x1": threat.limit, "yref": "paper", "y0": 0, "y1": 1}
+    return figure(
+        Words(
+            "security-curve",
+            "Accuracy against the strength of the attack",
+            caption,
+            f"Line chart. Accuracy falls from {percent(curve.accuracy[0])} at epsilon "
+            f"{curve.epsilon_text[0]} to {percent(curve.accuracy[-1])} at epsilon {curve.epsilon_text[-1]}.",
+        ),
+        [*_curve_lines(curve, attack), _worst_case_mark(threat, evaluation.metrics.worst_case.robust)],
+        Table(("Epsilon", "Under attack", "95 % interval (%)", "Proved"), tuple(_curve_rows(curve))),
+        x=epsilon_axis(curve, threat),
+        y={**PERCENT_AXIS, "range": [0, 1.02], "title": axis_title("Accuracy")},
+        layout={"shapes": [{**line, "line": {"color": MUTED, "width": 1, "dash": "dot"}, "layer": "below"}]},
+    )
+
+
+def _distance_words(threat: ThreatRecord) -> str:
+    return f"size ({size_words(threat)})" if threat.norm is None else f"{size_words(threat)} distance"
+
+
+def _curve_lines(curve: SecurityCurve, attack: str) -> list[object]:
+    """The accuracy under attack with its band, and the certified accuracy."""
     words = [label(text) for text in curve.epsilon_text]
-    traces: list[object] = []
-    if None not in curve.low and None not in curve.high:
-        traces.append(band(curve.epsilon, curve.low, curve.high, ROBUST, "attacked"))
-    traces.append(
+    traces = [
+        band(curve.epsilon, curve.low, curve.high, ROBUST, "attacked"),
         go.Scatter(
             x=curve.epsilon,
             y=curve.accuracy,
             text=words,
-            name=f"Under attack ({label(curve.attack)})",
+            name=f"Under attack ({label(attack)})",
             legendgroup="attacked",
             mode="lines+markers",
             line={"color": ROBUST, "width": 2.5},
             marker={"size": 6},
             hovertemplate="epsilon %{text}: %{y:.1%} under attack<extra></extra>",
-        )
-    )
+        ),
+    ]
     if curve.certified is not None:
         traces.append(
             go.Scatter(
@@ -92,58 +129,37 @@ def security_curve(evaluation: Evaluation, curve: SecurityCurve) -> Figure:
                 hovertemplate="epsilon %{text}: %{y:.1%} proved<extra></extra>",
             )
         )
-    traces.append(
-        go.Scatter(
-            x=[threat.epsilon],
-            y=[worst.share],
-            error_y={
-                "array": [worst.high - worst.share],
-                "arrayminus": [worst.share - worst.low],
-                "color": INK,
-                "thickness": 1.5,
-            },
-            text=[f"{label(threat.epsilon_text)}: {proportion(worst)}"],
-            name="Worst case over all attacks",
-            mode="markers",
-            marker={"size": 11, "symbol": "diamond", "color": INK},
-            hovertemplate="evaluated epsilon %{text}<extra></extra>",
-        )
-    )
-    rows = [
-        (words_, percent(accuracy), _ends(low, high), percent(proved) if curve.certified else NO_VALUE)
-        for words_, accuracy, low, high, proved in zip(
-            curve.epsilon_text,
-            curve.accuracy,
-            curve.low,
-            curve.high,
-            curve.certified or curve.accuracy,
-            strict=True,
-        )
-    ]
-    caption = (
-        f"Accuracy left by {curve.attack} as the allowed change grows; the band is the 95 % interval, the "
-        f"diamond the worst case over all attacks at the evaluated epsilon {threat.epsilon_text}."
-    )
-    if curve.certified:
-        caption += " What lies between the two lines is neither broken nor proved."
-    line = {"type": "line", "x0": threat.epsilon, "x1": threat.epsilon, "yref": "paper", "y0": 0, "y1": 1}
-    return figure(
-        Words(
-            "security-curve",
-            "Accuracy against the strength of the attack",
-            caption,
-            f"Line chart. Accuracy falls from {percent(curve.accuracy[0])} at epsilon "
-            f"{curve.epsilon_text[0]} to {percent(curve.accuracy[-1])} at epsilon {curve.epsilon_text[-1]}.",
-        ),
-        traces,
-        Table(("Epsilon", "Under attack", "95 % interval (%)", "Proved"), tuple(rows)),
-        x=epsilon_axis(curve, threat),
-        y={**PERCENT_AXIS, "range": [0, 1.02], "title": axis_title("Accuracy")},
-        layout={"shapes": [{**line, "line": {"color": MUTED, "width": 1, "dash": "dot"}, "layer": "below"}]},
+    return traces
+
+
+def _worst_case_mark(threat: ThreatRecord, worst: Proportion) -> object:
+    """The worst case over all attacks at the evaluated epsilon."""
+    return go.Scatter(
+        x=[threat.limit],
+        y=[worst.share],
+        error_y={
+            "array": [worst.high - worst.share],
+            "arrayminus": [worst.share - worst.low],
+            "color": INK,
+            "thickness": 1.5,
+        },
+        text=[f"{label(threat.limit_text)}: {proportion(worst)}"],
+        name="Worst case over all attacks",
+        mode="markers",
+        marker={"size": 11, "symbol": "diamond", "color": INK},
+        hovertemplate="evaluated epsilon %{text}<extra></extra>",
     )
 
 
-def by_class(classes: Sequence[ClassResult]) -> Figure:
+def _curve_rows(curve: SecurityCurve) -> list[tuple[str, ...]]:
+    """The numbers of the curve as text, one row for each epsilon."""
+    proved = [NO_VALUE] * len(curve.epsilon) if not curve.certified else [percent(one) for one in curve.certified]
+    intervals = [f"[{100 * low:.1f}, {100 * high:.1f}]" for low, high in zip(curve.low, curve.high, strict=True)]
+    shares = [percent(one) for one in curve.accuracy]
+    return list(zip(curve.epsilon_text, shares, intervals, proved, strict=True))
+
+
+def by_class(classes: Sequence[ClassSummary]) -> Figure:
     """Clean and robust accuracy of each class, weakest class marked in the caption."""
     weakest = sorted(classes, key=lambda one: one.robust.share)
     shown = list(classes) if len(classes) <= MOST_CLASSES else weakest[:MOST_CLASSES]
@@ -204,21 +220,19 @@ def by_class(classes: Sequence[ClassResult]) -> Figure:
     )
 
 
-def smallest_distances(evaluation: Evaluation, examples: Examples) -> NDArray[np.float64]:
+def smallest_distances(table: EvidenceTable) -> NDArray[np.float64]:
     """For each broken example, the distance of its nearest adversarial picture over the attacks."""
-    nearest: NDArray[np.float64] = np.full(len(examples.ids), np.inf)
-    for attack in evaluation.attacks:
-        record = examples.attacks.get(attack.name)
-        if record is not None and record.distance is not None:
-            found = examples.broken_by(attack.name) & np.isfinite(record.distance)
-            nearest[found] = np.minimum(nearest[found], record.distance[found])
+    nearest: NDArray[np.float64] = np.full(len(table), np.inf)
+    for name, columns in table.attacks.items():
+        found = table.broken_by(name) & np.isfinite(columns.distance)
+        nearest[found] = np.minimum(nearest[found], columns.distance[found])
     found_at_all: NDArray[np.float64] = nearest[np.isfinite(nearest)]
     return found_at_all
 
 
-def distances(evaluation: Evaluation, examples: Examples) -> Figure | None:
-    """How far the nearest adversarial picture is; None where all lie at epsilon, which tells nothing."""
-    nearest, epsilon = smallest_distances(evaluation, examples), evaluation.threat.epsilon
+def distances(evaluation: Summary, table: EvidenceTable) -> Figure | None:
+    """Distances of the nearest adversarial pictures; None if nearly all lie at epsilon, which shows nothing."""
+    nearest, epsilon = smallest_distances(table), evaluation.threat.limit
     if len(nearest) < 5 or epsilon <= 0 or np.mean(nearest < 0.98 * epsilon) < 0.05:
         return None
     counts, edges = np.histogram(nearest, bins=BINS, range=(0.0, max(epsilon, float(nearest.max()))))
@@ -245,10 +259,6 @@ def distances(evaluation: Evaluation, examples: Examples) -> Figure | None:
             )
         ],
         Table(("Distance", "Broken examples"), tuple(zip(ranges, map(str, counts.tolist()), strict=True))),
-        x={"title": axis_title(f"{NORM_WORDS.get(evaluation.threat.norm, evaluation.threat.norm)} distance")},
+        x={"title": axis_title(_distance_words(evaluation.threat))},
         y={"title": axis_title("Examples")},
     )
-
-
-def _ends(low: float | None, high: float | None) -> str:
-    return NO_VALUE if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from robustly.reports.evidence import Proportion
 from robustly.reports.figures.charts import (
     MUTED,
     RUN_COLOURS,
@@ -19,6 +18,7 @@ from robustly.reports.figures.charts import (
     shortened,
 )
 from robustly.reports.formats import percent, proportion
+from robustly.statistics import Proportion
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _marker(point: Point) -> object:
 
 
 def _front_line(front: Sequence[Point]) -> object:
-    """A staircase: between two neighbours nothing is known to be reachable but the worse of both."""
+    """A staircase: between two neighbours only the worse of both accuracies is sure to be reachable."""
     return go.Scatter(
         x=[point.clean.share for point in front],
         y=[point.robust.share for point in front],

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import plotly.graph_objects as go
 
-from robustly.reports.evidence import Training
 from robustly.reports.figures.charts import (
     CLEAN,
     INK,
@@ -23,6 +22,7 @@ from robustly.reports.figures.charts import (
     template_label,
 )
 from robustly.reports.formats import NO_VALUE, decimal, percent
+from robustly.reports.run import Training
 
 ACCURACIES = {
     "validation_clean_accuracy": ("Clean, validation", CLEAN, "solid"),
@@ -154,7 +154,7 @@ def _chart(
 
 
 def _best_epoch(training: Training) -> dict[str, object]:
-    best = training.best_epoch
+    best = training.status.best_epoch
     if best is None:
         return {}
     line = {"type": "line", "x0": best, "x1": best, "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}

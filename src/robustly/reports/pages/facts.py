@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from robustly.reports.evidence import Evaluation, RunEvidence, Training
+from robustly.evidence import Summary
 from robustly.reports.formats import count, duration, moment
+from robustly.reports.run import RunEvidence, Training
 
 Pairs = list[tuple[str, str | None]]
 
@@ -17,7 +18,7 @@ class FactGroup:
 
 
 def facts(run: RunEvidence) -> tuple[FactGroup, ...]:
-    """The facts that the run's files tell, without those they leave out."""
+    """The facts in the run's files; facts without a value are left out."""
     groups: list[tuple[str, Pairs]] = []
     if run.evaluation is not None:
         groups += [
@@ -33,17 +34,17 @@ def facts(run: RunEvidence) -> tuple[FactGroup, ...]:
     return tuple(FactGroup(title, pairs) for title, pairs in found if pairs)
 
 
-def _model(evaluation: Evaluation) -> Pairs:
+def _model(evaluation: Summary) -> Pairs:
     model = evaluation.model
     return [
         ("Architecture", model.name),
-        ("Parameters", None if model.parameters is None else count(model.parameters)),
+        ("Parameters", count(model.parameters)),
         ("Checkpoint", model.checkpoint),
         ("SHA-256 of weights", model.weights_sha256),
     ]
 
 
-def _data(evaluation: Evaluation) -> Pairs:
+def _data(evaluation: Summary) -> Pairs:
     data = evaluation.data
     return [
         ("Source", data.source),
@@ -54,23 +55,24 @@ def _data(evaluation: Evaluation) -> Pairs:
     ]
 
 
-def _test(evaluation: Evaluation) -> Pairs:
+def _test(evaluation: Summary) -> Pairs:
     low, high = evaluation.threat.box
-    every = evaluation.mode == "every"
+    suite = evaluation.suite
     return [
         ("Threat model", evaluation.threat.text),
         ("Pixel range", f"{low:g} to {high:g}"),
-        ("Suite", evaluation.suite),
-        ("Mode", "every attack on every example" if every else "each attack on what is left"),
-        ("Seed", None if evaluation.seed is None else str(evaluation.seed)),
+        ("Suite", suite.name),
+        ("Mode", "every attack on every example" if suite.mode == "every" else "each attack on what is left"),
+        ("Seed", str(suite.seed)),
         ("Evaluated", moment(evaluation.created)),
     ]
 
 
 def _training(training: Training) -> Pairs:
+    status = training.status
     return [
-        ("State", training.state),
+        ("State", status.state),
         ("Epochs", count(len(training.columns["epoch"]))),
-        ("Best epoch", None if training.best_epoch is None else str(training.best_epoch)),
-        ("Time", None if training.seconds is None else duration(training.seconds)),
+        ("Best epoch", None if status.best_epoch is None else str(status.best_epoch)),
+        ("Time", None if status.seconds is None else duration(status.seconds)),
     ]

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robustly.reports.evidence import DataFacts, Evaluation, Examples, Pictures
+from robustly.evidence import EvidenceTable, Summary
+from robustly.evidence.provenance import DataRecord
+from robustly.evidence.storage import Pictures
 
 MOST_BROKEN = 12
 MOST_HELD = 4
@@ -19,7 +21,7 @@ FACTORS = (0.5, 1, 1.5, 2, 3, 4, 5, 8, 10, 15, 20, 30, 40, 50, 80, 100, 150, 200
 
 @dataclass(frozen=True)
 class Shot:
-    """One example under one attack; without an adversarial picture, the attack found none."""
+    """One example under one attack; `adversarial` is None if the attack found none."""
 
     example: int
     label: str
@@ -50,34 +52,34 @@ class Gallery:
     shrunk: bool
 
 
-def gallery(evaluation: Evaluation, examples: Examples | None, pictures: Pictures) -> Gallery | None:
+def gallery(evaluation: Summary, table: EvidenceTable | None, pictures: Pictures) -> Gallery | None:
     """The grid of a run, attack by attack in the suite's order; None if there is nothing to show."""
     originals = {int(i): image for i, image in zip(pictures.ids, pictures.originals, strict=True)}
     factor = _factor(originals, pictures)
     box = evaluation.threat.box
     encoded = {i: _png(_bytes(image, box)) for i, image in originals.items()}
     shelves = []
-    for attack in evaluation.attacks:
+    for attack in evaluation.suite.attacks:
         found = pictures.adversarial.get(attack.name, {})
         broken = [i for i in originals if i in found][:MOST_BROKEN]
         shots = [
             Shot(
                 example=i,
-                label=_label(examples, i, evaluation.data),
+                label=_label(table, i, evaluation.data),
                 original=encoded[i],
                 adversarial=_png(_bytes(found[i], box)),
                 difference=_png(_bytes(0.5 + factor * (found[i] - originals[i]), (0.0, 1.0))),
-                prediction=_prediction(examples, attack.name, i, evaluation.data),
-                distance=_distance(examples, attack.name, i),
+                prediction=_prediction(table, attack.name, i, evaluation.data),
+                distance=_distance(table, attack.name, i),
             )
             for i in broken
         ]
-        held = [i for i in originals if _held(examples, attack.name, i)][:MOST_HELD]
-        shots += [Shot(i, _label(examples, i, evaluation.data), encoded[i]) for i in held]
+        held = [i for i in originals if _held(table, attack.name, i)][:MOST_HELD]
+        shots += [Shot(i, _label(table, i, evaluation.data), encoded[i]) for i in held]
         if shots:
             total = None
-            if examples is not None and attack.name in examples.attacks:
-                total = int(examples.broken_by(attack.name).sum())
+            if table is not None and attack.name in table.attacks:
+                total = int(table.broken_by(attack.name).sum())
             shelves.append(Shelf(attack.name, attack.title, tuple(shots), total))
     side = max(pictures.originals.shape[2:])
     return Gallery(tuple(shelves), factor, min(side, LARGEST_SIDE), side > LARGEST_SIDE) if shelves else None
@@ -113,37 +115,35 @@ def _png(pixels: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def _row(examples: Examples | None, example: int) -> int | None:
-    if examples is None:
+def _row(table: EvidenceTable | None, example: int) -> int | None:
+    if table is None:
         return None
-    rows = np.flatnonzero(examples.ids == example)
+    rows = np.flatnonzero(table.examples.id == example)
     return int(rows[0]) if len(rows) else None
 
 
-def _label(examples: Examples | None, example: int, data: DataFacts) -> str:
-    row = _row(examples, example)
-    return "?" if examples is None or row is None else data.class_name(int(examples.label[row]))
+def _label(table: EvidenceTable | None, example: int, data: DataRecord) -> str:
+    row = _row(table, example)
+    return "?" if table is None or row is None else data.class_name(int(table.examples.label[row]))
 
 
-def _prediction(examples: Examples | None, attack: str, example: int, data: DataFacts) -> str | None:
-    row = _row(examples, example)
-    record = None if examples is None else examples.attacks.get(attack)
-    if row is None or record is None or record.prediction is None:
+def _prediction(table: EvidenceTable | None, attack: str, example: int, data: DataRecord) -> str | None:
+    row = _row(table, example)
+    columns = None if table is None else table.attacks.get(attack)
+    return None if row is None or columns is None else data.class_name(int(columns.prediction[row]))
+
+
+def _distance(table: EvidenceTable | None, attack: str, example: int) -> float | None:
+    row = _row(table, example)
+    columns = None if table is None else table.attacks.get(attack)
+    if row is None or columns is None or not np.isfinite(columns.distance[row]):
         return None
-    return data.class_name(int(record.prediction[row]))
+    return float(columns.distance[row])
 
 
-def _distance(examples: Examples | None, attack: str, example: int) -> float | None:
-    row = _row(examples, example)
-    record = None if examples is None else examples.attacks.get(attack)
-    if row is None or record is None or record.distance is None or not np.isfinite(record.distance[row]):
-        return None
-    return float(record.distance[row])
-
-
-def _held(examples: Examples | None, attack: str, example: int) -> bool:
-    """Whether the example is classified rightly and the attack did not turn it."""
-    row = _row(examples, example)
-    if examples is None or row is None or attack not in examples.attacks:
+def _held(table: EvidenceTable | None, attack: str, example: int) -> bool:
+    """True if the example is classified correctly and the attack did not break it."""
+    row = _row(table, example)
+    if table is None or row is None or attack not in table.attacks:
         return False
-    return bool(examples.clean_right[row] and not examples.attacks[attack].broken[row])
+    return bool(table.correct[row] and not table.attacks[attack].broken[row])

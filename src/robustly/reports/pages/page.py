@@ -1,4 +1,4 @@
-"""Evidence of one or several runs -> one self-contained HTML page."""
+"""The page of one run, or the comparison of several, as self-contained HTML."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from robustly.files import write_text
 from robustly.reports import formats
-from robustly.reports.evidence import ReportError, RunEvidence
 from robustly.reports.figures.charts import Figure
 from robustly.reports.names import distinct_names
 from robustly.reports.pages.html import assembled
 from robustly.reports.pages.run_view import RunView, view
 from robustly.reports.reading import read_run
+from robustly.reports.run import ReportError, RunEvidence
 from robustly.reports.tables.comparison import Comparison, compare, comparison_figures
 
 SECTIONS = (
@@ -40,7 +40,8 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
         `output`.
 
     Raises:
-        ReportError: if there is no run, or a run cannot be read.
+        ReportError: there is no run, or a run cannot be reported.
+        EvidenceError: the evidence of a run is damaged.
     """
     page = render([read_run(Path(run)) for run in runs])
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def render(runs: Sequence[RunEvidence]) -> str:
     """The page of these runs as text.
 
     Raises:
-        ReportError: if there is no run.
+        ReportError: there is no run.
     """
     if not runs:
         raise ReportError("A report needs at least one run.")
@@ -84,7 +85,7 @@ def _title(runs: Sequence[RunEvidence]) -> str:
 
 
 def _lead(runs: Sequence[RunEvidence]) -> str:
-    """What all the runs were tested on, where they have that in common."""
+    """The data and the threat, if all runs have the same."""
     tested = [run.evaluation for run in runs if run.evaluation is not None]
     if not tested:
         return f"{len(runs)} training runs, none of them evaluated yet."

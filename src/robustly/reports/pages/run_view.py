@@ -1,4 +1,4 @@
-"""What the templates show: sentences, headline, attack rows and facts of one run, ready to print."""
+"""The view of one run for the templates: sentences, headline, attack rows and facts, ready to print."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import yaml
 
-from robustly.reports.evidence import AttackResult, Evaluation, Examples, Finding, RunEvidence
+from robustly.evidence import EvidenceTable, Finding, Summary
+from robustly.evidence.summary import AttackOutcome
 from robustly.reports.figures.analysis_figures import (
     MeasureRow,
     UnionCell,
@@ -21,11 +22,12 @@ from robustly.reports.figures.training_figures import metrics_table, training_fi
 from robustly.reports.formats import count, setting, tenths
 from robustly.reports.pages.facts import FactGroup, facts
 from robustly.reports.pages.gallery import Gallery, gallery
+from robustly.reports.run import RunEvidence
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One part of the bar that says what became of all the examples; `share` in [0, 1]."""
+    """One part of the bar of outcomes of all the examples; `share` in [0, 1]."""
 
     kind: str
     words: str
@@ -37,7 +39,7 @@ class Segment:
 class AttackRow:
     """One attack of the suite as the table shows it."""
 
-    result: AttackResult
+    outcome: AttackOutcome
     broken: int | None
     alone: int | None
     settings: tuple[tuple[str, str], ...]
@@ -83,7 +85,7 @@ class RunView:
 
 
 def view(run: RunEvidence, key: str) -> RunView:
-    """Turn the evidence of a run into what the page shows.
+    """Prepare the evidence of a run for the page.
 
     Args:
         run: the evidence.
@@ -92,15 +94,15 @@ def view(run: RunEvidence, key: str) -> RunView:
     evaluation, analysis = run.evaluation, run.analysis
     pictures = None
     if evaluation is not None and run.pictures is not None:
-        pictures = gallery(evaluation, run.examples, run.pictures)
+        pictures = gallery(evaluation, run.table, run.pictures)
     return RunView(
         run=run,
         key=key,
         sentence=_sentence(run),
         warnings=_warnings(run),
         segments=() if evaluation is None else _segments(evaluation),
-        attacks=() if evaluation is None else _attack_rows(evaluation, run.examples),
-        charts=() if evaluation is None else evaluation_figures(evaluation, run.examples),
+        attacks=() if evaluation is None else _attack_rows(evaluation, run.table),
+        charts=() if evaluation is None else evaluation_figures(evaluation, run.table),
         training=() if run.training is None else training_figures(run.training),
         metrics=None if run.training is None else metrics_table(run.training),
         gallery=pictures,
@@ -128,39 +130,40 @@ def _sentence(run: RunEvidence) -> str:
     evaluation = run.evaluation
     if evaluation is None:
         return "This run is trained but not evaluated yet: there are training curves, but no robust accuracy."
-    model, data = evaluation.model, evaluation.data
-    details = [] if model.parameters is None else [f"{count(model.parameters)} parameters"]
+    model, data, suite = evaluation.model, evaluation.data, evaluation.suite
+    details = [f"{count(model.parameters)} parameters"]
     details += [] if model.checkpoint is None else [f"{model.checkpoint} checkpoint"]
-    network = model.name + (f" ({', '.join(details)})" if details else "")
+    network = f"{model.name} ({', '.join(details)})"
     where = f"{data.split} examples of {data.source}" if data.split else f"examples of {data.source}"
-    attacks = len(evaluation.attacks)
+    attacks = len(suite.attacks)
     return (
         f"{network}, tested on {count(data.count)} {where} under {evaluation.threat.text}, "
-        f"by {attacks} attack{'' if attacks == 1 else 's'} (suite {evaluation.suite})."
+        f"by {attacks} attack{'' if attacks == 1 else 's'} (suite {suite.name})."
     )
 
 
 def _warnings(run: RunEvidence) -> tuple[str, ...]:
     found = list(run.notes)
     evaluation, training = run.evaluation, run.training
-    if training is not None and training.state == "diverged":
-        found.append(f"The training diverged. {training.message}".strip())
-    if training is not None and training.state == "stopped":
-        found.append(f"The training was stopped before its end. {training.message}".strip())
+    if training is not None and training.status.state == "diverged":
+        found.append(f"The training diverged. {training.status.message}".strip())
+    if training is not None and training.status.state == "stopped":
+        found.append(f"The training was stopped before its end. {training.status.message}".strip())
     if evaluation is not None:
         found += evaluation.warnings
     return tuple(found)
 
 
-def _segments(evaluation: Evaluation) -> tuple[Segment, ...]:
-    """What became of every example; the parts add up to all of them."""
-    total, clean, held = evaluation.clean.count, evaluation.clean.correct, evaluation.worst_case.correct
-    if evaluation.worst_case.count != total or held > clean:
+def _segments(evaluation: Summary) -> tuple[Segment, ...]:
+    """The outcomes of the examples; the parts add up to all of them."""
+    metrics = evaluation.metrics
+    worst, certified = metrics.worst_case.robust, metrics.certified
+    total, clean, held = metrics.clean.count, metrics.clean.hits, worst.hits
+    if worst.count != total or held > clean:
         return ()
     proved = 0
-    certified = evaluation.certified
-    if certified is not None and certified.robust.count == total and certified.robust.correct <= held:
-        proved = certified.robust.correct
+    if certified is not None and certified.robust.count == total and certified.robust.hits <= held:
+        proved = certified.robust.hits
     parts = [
         ("proved", "proved robust", proved),
         ("held", "not broken, not proved" if proved else "not broken by these attacks", held - proved),
@@ -170,7 +173,7 @@ def _segments(evaluation: Evaluation) -> tuple[Segment, ...]:
     return tuple(Segment(kind, words, number, number / total) for kind, words, number in parts if number)
 
 
-def _checks(evaluation: Evaluation) -> tuple[Checks, ...]:
+def _checks(evaluation: Summary) -> tuple[Checks, ...]:
     """The findings by outcome, those that matter first."""
     kinds = [("failed", False, "failed"), ("undecided", None, "could not be decided"), ("passed", True, "passed")]
     found = [
@@ -184,27 +187,28 @@ def _checks(evaluation: Evaluation) -> tuple[Checks, ...]:
     )
 
 
-def _attack_rows(evaluation: Evaluation, examples: Examples | None) -> tuple[AttackRow, ...]:
+def _attack_rows(evaluation: Summary, table: EvidenceTable | None) -> tuple[AttackRow, ...]:
     rows = []
-    for result in evaluation.attacks:
+    for outcome in evaluation.outcomes:
+        name = outcome.attack.name
         broken = alone = None
-        if examples is not None and result.name in examples.attacks:
-            mine = examples.broken_by(result.name)
-            others = [examples.broken_by(name) for name in examples.attacks if name != result.name]
+        if table is not None and name in table.attacks:
+            mine = table.broken_by(name)
+            others = [table.broken_by(other) for other in table.attacks if other != name]
             broken = int(mine.sum())
-            if others and evaluation.mode == "every":
+            if others and evaluation.suite.mode == "every":
                 alone = int((mine & ~np.any(others, axis=0)).sum())
-        words = tuple((key.replace("_", " "), setting(value)) for key, value in result.settings.items())
-        rows.append(AttackRow(result, broken, alone, words))
+        words = tuple((key.replace("_", " "), setting(value)) for key, value in outcome.attack.settings.items())
+        rows.append(AttackRow(outcome, broken, alone, words))
     return tuple(rows)
 
 
 def embedded_json(value: object) -> str:
-    """JSON that can stand inside a script element: no character in it can end the element."""
+    """JSON for a script element: no character in it can end the element."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def passes(result: AttackResult) -> str:
-    """Mean passes per example: `9.1 + 8.0`."""
-    return f"{tenths(result.forwards)} + {tenths(result.backwards)}"
+def passes(outcome: AttackOutcome) -> str:
+    """Mean passes per attacked example: `9.1 + 8.0`."""
+    return f"{tenths(outcome.numbers.mean_forwards)} + {tenths(outcome.numbers.mean_backwards)}"

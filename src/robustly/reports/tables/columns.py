@@ -1,19 +1,21 @@
-"""The columns of a table of methods: clean, the attacks, the suites and the worst case that evaluations hold."""
+"""Columns of a table of methods: clean, the attacks, the suites and the worst case of evaluations."""
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from robustly.reports.evidence import AttackResult, Evaluation, Proportion
+from robustly.evidence import Summary
+from robustly.evidence.provenance import SuiteAttack
 from robustly.reports.formats import setting
 from robustly.reports.tables.evaluations import KeptEvaluation, joint_worst_case
+from robustly.statistics import Proportion
 
 SUITE_TITLES = {"aa_standard": "AA", "aa_plus": "AA+", "aa_rand": "AA rand"}
 SUITE_ORDER = ("quick", "", "aa_rand", "aa_standard", "aa_plus", "standard", "strong")
 """From the weakest to the strongest; the empty name stands for suites of one's own."""
 NUMERICS = ("full_precision", "precision", "batch_size")
-"""Settings that change how a search is computed, not what it searches."""
+"""Settings that change how a search is computed, not its result."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class Column:
     """One column.
 
     Args:
-        key: what published numbers and files call it.
-        title: what people call it.
+        key: its name in published numbers and files.
+        title: its name for people.
         settings: of the attack, or of the stages, as JSON; columns of other settings are other columns.
         stages: whether it is the outcome of a suite whose stages hand on survivors.
     """
@@ -39,21 +41,22 @@ CLEAN, WORST_CASE, CERTIFIED = Column("clean", "Clean"), Column("worst_case", "W
 def measured(kept: Sequence[KeptEvaluation]) -> dict[Column, Proportion]:
     """Every number that evaluations of one model hold, on the same images and under one threat.
 
-    In mode `every` each attack has a column. Where attacks see only what earlier ones left, their own numbers say
-    little, and the suite as a whole has one. What was measured twice counts with the lower number.
+    In mode `every` each attack has a column. Where attacks run on the survivors of earlier ones, their own numbers
+    mean little, and the suite as a whole has a column. Of two numbers for one column, the lower one counts.
 
     Raises:
-        ReportError: a damaged evidence table.
+        EvidenceError: a damaged evidence table.
     """
-    found = {CLEAN: kept[0].evaluation.clean}
+    found = {CLEAN: kept[0].evaluation.metrics.clean}
     for one in kept:
         for column, part in _of(one.evaluation):
             if column not in found or part.share < found[column].share:
                 found[column] = part
     found[WORST_CASE] = joint_worst_case(kept)
-    certified = [one.evaluation.certified for one in kept if one.evaluation.certified is not None]
-    for each in certified:
-        found[Column(CERTIFIED, f"Certified ({each.name})")] = each.robust
+    for one in kept:
+        certified = one.evaluation.metrics.certified
+        if certified is not None:
+            found[Column(CERTIFIED, f"Certified ({certified.name})")] = certified.robust
     return found
 
 
@@ -64,7 +67,7 @@ def ordered(columns: Iterable[Column]) -> list[Column]:
 
 
 def titled(columns: Sequence[Column]) -> list[str]:
-    """Titles that tell columns of the same attack with other settings apart."""
+    """Titles; columns of one attack with other settings get different ones."""
     titles = []
     for column in columns:
         alike = [json.loads(other.settings) for other in columns if other.title == column.title and other.settings]
@@ -81,19 +84,20 @@ def titled(columns: Sequence[Column]) -> list[str]:
     ]
 
 
-def _of(evaluation: Evaluation) -> list[tuple[Column, Proportion]]:
-    if evaluation.mode == "every":
-        return [(_attack_column(one), one.robust) for one in evaluation.attacks if not one.state]
-    if not evaluation.attacks:
+def _of(evaluation: Summary) -> list[tuple[Column, Proportion]]:
+    suite = evaluation.suite
+    if suite.mode == "every":
+        return [(_attack_column(one.attack), one.numbers.robust) for one in evaluation.outcomes if not one.state]
+    if not suite.attacks:
         return []
-    key = "aa" if evaluation.suite == "aa_standard" else evaluation.suite
-    stages = {one.name: _plain(one.settings) for one in evaluation.attacks}
-    title = SUITE_TITLES.get(evaluation.suite, evaluation.suite)
+    key = "aa" if suite.name == "aa_standard" else suite.name
+    stages = {one.name: _plain(one.settings) for one in suite.attacks}
+    title = SUITE_TITLES.get(suite.name, suite.name)
     column = Column(key, title, json.dumps(stages, sort_keys=True, default=str), stages=True)
-    return [(column, evaluation.worst_case)]
+    return [(column, evaluation.metrics.worst_case.robust)]
 
 
-def _attack_column(attack: AttackResult) -> Column:
+def _attack_column(attack: SuiteAttack) -> Column:
     key = attack.name
     if re.fullmatch(r"cw(_\d+)?", key):
         key = "cw"

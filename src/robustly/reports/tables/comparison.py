@@ -1,4 +1,4 @@
-"""Several runs side by side: are they comparable, who is best in what, and the figures of all of them."""
+"""Several runs side by side: differences between their tests, the best of each column, and joint figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import plotly.graph_objects as go
 
-from robustly.reports.evidence import Evaluation, Proportion, RunEvidence
+from robustly.evidence import Summary
 from robustly.reports.figures.charts import (
     MUTED,
     PERCENT_AXIS,
@@ -25,6 +25,8 @@ from robustly.reports.figures.charts import (
 from robustly.reports.figures.evaluation_figures import epsilon_axis
 from robustly.reports.figures.front import Point, clean_against_robust
 from robustly.reports.formats import NO_VALUE, percent
+from robustly.reports.run import RunEvidence
+from robustly.statistics import Proportion
 
 
 class Share(Protocol):
@@ -48,7 +50,7 @@ S = TypeVar("S", bound=Share)
 
 @dataclass(frozen=True)
 class Cell(Generic[S]):
-    """One number of the comparison: best of its column, and whether no interval of another touches it."""
+    """One number of the comparison; `best` of its column, `clearly` if no other interval touches its own."""
 
     value: S | None
     best: bool = False
@@ -57,7 +59,7 @@ class Cell(Generic[S]):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs by tests, and the reasons, if any, why their numbers cannot be set against each other."""
+    """Runs by tests, and the reasons, if any, why their numbers are not comparable."""
 
     runs: tuple[str, ...]
     columns: tuple[str, ...]
@@ -66,11 +68,11 @@ class Comparison:
 
 
 def compare(runs: Sequence[RunEvidence]) -> Comparison:
-    """Set the evaluated runs side by side; runs without an evaluation get empty rows."""
+    """The table of the runs; runs without an evaluation get empty rows."""
     evaluated = [run.evaluation for run in runs if run.evaluation is not None]
     differences = _differences(evaluated)
-    titles = {attack.name: attack.title for one in evaluated for attack in one.attacks}
-    certified = any(one.certified for one in evaluated)
+    titles = {attack.name: attack.title for one in evaluated for attack in one.suite.attacks}
+    certified = any(one.metrics.certified for one in evaluated)
     names = ["Clean", *titles.values(), "Worst case", *(["Certified"] if certified else [])]
     rows = [_row(run.evaluation, list(titles), certified) for run in runs]
     trusted = [run.evaluation is None or not run.evaluation.masking for run in runs]
@@ -82,23 +84,24 @@ def compare(runs: Sequence[RunEvidence]) -> Comparison:
     return Comparison(tuple(run.name for run in runs), tuple(names), cells, differences)
 
 
-def _row(evaluation: Evaluation | None, attacks: Sequence[str], certified: bool) -> list[Proportion | None]:
+def _row(evaluation: Summary | None, attacks: Sequence[str], certified: bool) -> list[Proportion | None]:
     if evaluation is None:
         return [None] * (len(attacks) + 2 + certified)
-    own = {attack.name: attack.robust for attack in evaluation.attacks if not attack.state}
-    row = [evaluation.clean, *(own.get(name) for name in attacks), evaluation.worst_case]
+    metrics = evaluation.metrics
+    own = {one.attack.name: one.numbers.robust for one in evaluation.outcomes if not one.state}
+    row = [metrics.clean, *(own.get(name) for name in attacks), metrics.worst_case.robust]
     if certified:
-        row.append(evaluation.certified.robust if evaluation.certified else None)
+        row.append(metrics.certified.robust if metrics.certified else None)
     return row
 
 
 def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool) -> list[Cell[S]]:
-    """The best of a column; numbers that masking is suspected behind are shown, but are no best ones.
+    """Mark the best of a column; numbers behind which masking is suspected are shown, but never marked.
 
     Args:
         column: the numbers, None where there is none.
         trusted: which of them may be best.
-        comparable: whether they may be set against each other at all.
+        comparable: whether the numbers of the column may be compared at all.
     """
     known = [part for part, sound in zip(column, trusted, strict=True) if part is not None and sound]
     if not comparable or len(known) < 2:
@@ -112,18 +115,18 @@ def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool
     return cells
 
 
-def _differences(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
-    """In what the runs were tested differently."""
+def _differences(evaluations: Sequence[Summary]) -> tuple[str, ...]:
+    """Differences between the tests of the runs."""
     found = []
     for what, values in [
         ("threat models", [one.threat.text for one in evaluations]),
         ("data", [f"{one.data.source} {one.data.split or ''}".strip() for one in evaluations]),
         ("numbers of examples", [str(one.data.count) for one in evaluations]),
-        ("attack suites", [f"{one.suite} ({one.mode})" for one in evaluations]),
+        ("attack suites", [f"{one.suite.name} ({one.suite.mode})" for one in evaluations]),
     ]:
         if len(set(values)) > 1:
             found.append(f"different {what}: {', '.join(sorted(set(values)))}")
-    hashes = {one.data.sha256 for one in evaluations if one.data.sha256}
+    hashes = {one.data.sha256 for one in evaluations}
     if len(hashes) > 1 and not found:
         found.append("different examples of the same data set (their hashes differ)")
     return tuple(found)
@@ -136,26 +139,28 @@ def comparison_figures(runs: Sequence[RunEvidence]) -> tuple[Figure, ...]:
 
 
 def _points(runs: Sequence[RunEvidence]) -> list[Point]:
-    """A run's clean accuracy and its worst case; there is a front only where the tests were the same."""
+    """Clean accuracy and worst case of each run; there is a front only where the tests were the same."""
     tested = [(i, run.name, run.evaluation) for i, run in enumerate(runs) if run.evaluation is not None]
     comparable = not _differences([one for *_, one in tested])
     return [
-        Point.of_shares(i, name, one.clean, one.worst_case, ranked=comparable and not one.masking)
+        Point.of_shares(
+            i, name, one.metrics.clean, one.metrics.worst_case.robust, ranked=comparable and not one.masking
+        )
         for i, name, one in tested
     ]
 
 
 def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
-    """The security curves of all the runs of the first one's norm."""
+    """The security curves of all the runs under the first one's kind of threat."""
     curves = [
-        (i, run.name, run.evaluation.threat, run.evaluation.curve)
+        (i, run.name, run.evaluation, curve)
         for i, run in enumerate(runs)
-        if run.evaluation is not None and run.evaluation.curve is not None
+        if run.evaluation is not None and (curve := run.evaluation.metrics.security_curve) is not None
     ]
     if not curves:
         return None
-    threat = curves[0][2]
-    curves = [entry for entry in curves if entry[2].norm == threat.norm]
+    threat = curves[0][2].threat
+    curves = [entry for entry in curves if entry[2].threat.kind == threat.kind]
     longest = max((curve for *_, curve in curves), key=lambda curve: max(curve.epsilon))
     traces = [
         go.Scatter(
@@ -175,13 +180,13 @@ def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
         for _, name, _, curve in curves
         for text, accuracy in zip(curve.epsilon_text, curve.accuracy, strict=True)
     ]
-    line = {"type": "line", "x0": threat.epsilon, "x1": threat.epsilon, "yref": "paper", "y0": 0, "y1": 1}
-    attacks = ", ".join(sorted({curve.attack for *_, curve in curves}))
+    line = {"type": "line", "x0": threat.limit, "x1": threat.limit, "yref": "paper", "y0": 0, "y1": 1}
+    attacks = ", ".join(sorted({one.suite.title(one.suite.curve or "attack") for _, _, one, _ in curves}))
     return figure(
         Words(
             "security-curves",
             "Accuracy against the strength of the attack",
-            f"Accuracy left by {attacks}; the dotted line is the evaluated epsilon {threat.epsilon_text}.",
+            f"Accuracy left by {attacks}; the dotted line is the evaluated epsilon {threat.limit_text}.",
             f"Line chart of accuracy against epsilon for {len(curves)} runs.",
         ),
         traces,

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from robustly.reports.evidence import DataFacts, Proportion, ReportError, ThreatFacts
+from robustly.evidence.provenance import DataRecord, ThreatRecord
 from robustly.reports.formats import count, short_hash
+from robustly.reports.run import ReportError
 from robustly.reports.tables.columns import CERTIFIED, CLEAN, WORST_CASE, Column, measured, ordered, titled
 from robustly.reports.tables.comparison import Cell, marked
 from robustly.reports.tables.evaluations import EvaluatedRun, KeptEvaluation
 from robustly.reports.tables.published import Published, published_row
 from robustly.reports.tables.seeds import group_names, seed_groups, seed_of
+from robustly.statistics import Proportion
 
 By = Literal["method", "run"]
 Measured = tuple[EvaluatedRun, tuple[KeptEvaluation, ...], dict[Column, Proportion]]
@@ -40,7 +42,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: a run, or several that differ only in the seed; `suspected` says why masking is suspected."""
+    """One method: a run, or several that differ only in the seed; `suspected`: whether masking is suspected."""
 
     name: str
     recipe: str | None
@@ -63,10 +65,10 @@ class Row:
 
 @dataclass(frozen=True)
 class MethodTable:
-    """Rows that may be set against each other: the same images, the same threat."""
+    """Rows that may be compared: the same images, the same threat."""
 
-    threat: ThreatFacts
-    data: DataFacts
+    threat: ThreatRecord
+    data: DataRecord
     columns: tuple[Column, ...]
     titles: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -74,7 +76,7 @@ class MethodTable:
 
     @property
     def title(self) -> str:
-        """What was tested on what, in words."""
+        """Data and threat, in words."""
         examples = f"{count(self.data.count)} {self.data.split or ''} examples".replace("  ", " ")
         return f"{examples} of {self.data.source}, {self.threat.text}"
 
@@ -94,14 +96,15 @@ class MethodTable:
 
 
 def method_tables(runs: Sequence[EvaluatedRun], by: By = "method") -> tuple[MethodTable, ...]:
-    """Set evaluated runs into tables, one for every threat and set of test images.
+    """Tables of evaluated runs, one for every threat and set of test images.
 
     Args:
         runs: the runs, in the order of the rows.
         by: "method" makes one row of runs that differ only in the seed, "run" keeps every run apart.
 
     Raises:
-        ReportError: no runs, or a damaged evidence table.
+        ReportError: no runs.
+        EvidenceError: a damaged evidence table.
     """
     if not runs:
         raise ReportError("A comparison needs at least one run.")
@@ -117,10 +120,9 @@ def method_tables(runs: Sequence[EvaluatedRun], by: By = "method") -> tuple[Meth
 
 
 def _test(one: KeptEvaluation) -> tuple[object, ...]:
-    """What an evaluation must share with another to stand in one table with it."""
+    """The images and the threat; evaluations in one table have the same ones."""
     data, threat = one.evaluation.data, one.evaluation.threat
-    images = data.sha256 or f"{data.source} {data.split} {data.count}"
-    return images, threat.norm, round(threat.epsilon, 7), threat.box
+    return data.sha256, threat.kind, round(threat.limit, 7), threat.box
 
 
 def _table(entries: Sequence[Measured], by: By) -> MethodTable:
@@ -169,7 +171,7 @@ def _score(parts: Sequence[Proportion | None]) -> Score | None:
 def _notes(
     columns: Sequence[Column], titles: Sequence[str], sizes: Sequence[int], scores: Sequence[Sequence[Score | None]]
 ) -> tuple[str, ...]:
-    """Where the worst cases are over different attacks: a row that met more of them looks less robust."""
+    """A note where worst cases are over different attacks: a row with more of them looks less robust."""
     lacking = [
         title
         for i, (column, title) in enumerate(zip(columns, titles, strict=True))
@@ -200,7 +202,7 @@ def _published(entry: Measured, attacks: Sequence[str]) -> Published | None:
         run.recipe,
         attacks,
         model=evaluation.model.name,
-        epsilon=evaluation.threat.epsilon,
+        epsilon=evaluation.threat.limit,
         source=evaluation.data.source,
     )
 

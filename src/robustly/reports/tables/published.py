@@ -1,4 +1,4 @@
-"""Published numbers of training methods, to stand beside one's own: another network, all data, another budget."""
+"""Published numbers of training methods, for comparison: of another network, all data, another budget."""
 
 import csv
 import re
@@ -22,7 +22,7 @@ class Published:
         architecture: of the network, and of its guide or teacher.
         epsilon: of the attacks, under linf.
         accuracy: shares in [0, 1] by attack.
-        source: where the numbers stand.
+        source: the publication.
     """
 
     data: str
@@ -70,7 +70,7 @@ def published_row(
 
     Args:
         recipe: `cifar10/trades`, or the path of such a file.
-        attacks: the columns that it is to stand in; a row without a number in any of them is of no use.
+        attacks: the columns of the table; a row without a number in any of them is left out.
         model: name of the network.
         epsilon: of the evaluation, under linf.
         source: where the data come from; it names the data set where the recipe's folder does not.

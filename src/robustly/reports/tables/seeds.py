@@ -1,4 +1,4 @@
-"""Which runs are the same but for the seed, and what rows of them are called."""
+"""Groups of runs that differ only in the seed, and the names of their rows."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,13 @@ from robustly.reports.names import distinct_names
 from robustly.reports.tables.evaluations import EvaluatedRun
 
 MOST_SETTINGS = 3
-"""How many settings a row's name tells at most."""
+"""The most settings that a row's name gives."""
 
 
 def seed_groups(runs: Sequence[EvaluatedRun]) -> list[list[int]]:
     """Indices of runs that differ in nothing but the seed, in the order in which the runs are given.
 
-    Where and how a run was evaluated is no difference. A second run of one seed is no second seed: it begins a
-    group of its own.
+    The settings of its evaluation do not count. A second run of the same seed begins a group of its own.
     """
     groups: dict[str, list[int]] = {}
     for i, run in enumerate(runs):
@@ -39,7 +38,7 @@ def seed_of(run: EvaluatedRun) -> int | None:
 
 
 def group_names(groups: Sequence[Sequence[EvaluatedRun]]) -> list[str]:
-    """What rows are called: one run by its name, several by their recipe and by what sets them apart."""
+    """Names of rows: one run by its name, several by their recipe and the settings that differ."""
     names = []
     singles = [group[0] for group in groups if len(group) == 1]
     own = dict(zip(map(id, singles), distinct_names([(run.name, run.path) for run in singles]), strict=True))

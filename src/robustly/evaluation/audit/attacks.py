@@ -1,0 +1,128 @@
+"""Audit of the attacks: every stored image is checked again, and every row against the images."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from robustly.evaluation.audit.check import Check, Placed, disagree, first_id, placed, tied
+from robustly.evaluation.recording import as_array
+from robustly.evaluation.suites.suite import planned_rows
+from robustly.evaluation.target import EvaluationTarget, places, round_to_8_bits
+from robustly.evidence import Evidence, EvidenceTable, StoredImages, Summary
+from robustly.evidence.schema import AttackColumns, Flags
+
+
+def attacks_checks(evidence: Evidence, target: EvaluationTarget, is_suspicious: bool) -> Iterator[Check]:
+    """All checks of all attacks, and their union.
+
+    Args:
+        evidence: the evidence.
+        target: the model, the data and the threat.
+        is_suspicious: whether a diagnostic calls for the stages that wait for a suspicion.
+    """
+    summary, table = evidence.summary, evidence.table
+    for name, unbroken, expected in _expected(summary, table, is_suspicious):
+        if name in summary.failures:
+            yield Check(f"{name} ran", f"it failed: {summary.failures[name]}")
+            continue
+        columns, stored = table.attacks[name], evidence.images.attacks[name]
+        problem = _row_problem(table, columns, stored, unbroken=unbroken, expected=expected)
+        yield Check(f"{name}: rows and images agree", problem)
+        if not problem:
+            yield from _image_checks(name, columns, placed(stored, table, target), table, target)
+    yield _worst_case(table)
+
+
+def _expected(summary: Summary, table: EvidenceTable, is_suspicious: bool) -> Iterator[tuple[str, Flags, Flags]]:
+    """Each attack's name, the examples that were unbroken before it, and those of them that it had to attack."""
+    correct = table.correct
+    unbroken, closeness = correct, -table.examples.clean_margin
+    survivors_only = summary.suite.mode == "worst_case"
+    ids = torch.from_numpy(table.examples.id)
+    for attack in summary.suite.attacks:
+        plan, columns = attack.plan, table.attacks[attack.name]
+        expected = np.zeros(len(table), dtype=bool)
+        if not plan.on_suspicion or is_suspicious:
+            state = torch.from_numpy(unbroken), torch.from_numpy(closeness)
+            rows = as_array(planned_rows(plan, *state, ids, summary.suite.seed))
+            expected[rows if survivors_only else correct] = True
+        yield attack.name, unbroken if survivors_only else correct, expected
+        is_suspicious |= plan.sentinel and bool((expected & columns.broken).any())
+        closeness = np.fmax(closeness, columns.margin)
+        unbroken = unbroken & ~columns.broken
+
+
+def _row_problem(
+    table: EvidenceTable, columns: AttackColumns, stored: StoredImages, *, unbroken: Flags, expected: Flags
+) -> str:
+    """The problem with the rows of an attack, or an empty text."""
+    tried, invalid, broken = columns.tried, columns.invalid, columns.broken
+    shown = np.isin(table.examples.id, stored.ids)
+    found = tried & ~invalid & np.isfinite(columns.distance)
+    if (~unbroken & ~broken).any() or (invalid & ~broken).any() or (invalid & ~tried).any():
+        return "misclassified or unanswered images must count as broken"
+    if not np.array_equal(tried, expected):
+        return "not every example that was unbroken and had to be attacked was, or others were"
+    if (unbroken & ~tried & broken).any():
+        return "rows are stated as broken that were not attacked"
+    if (tried & ~invalid & broken & ~shown).any():
+        return "rows are stated as broken without an image"
+    if not np.array_equal(shown, found) or int(shown.sum()) != len(stored):
+        differing = shown != found
+        where = f", first id {first_id(table, differing)}" if differing.any() else ""
+        return f"{int(differing.sum())} rows do not agree with the images{where}"
+    return ""
+
+
+def _image_checks(
+    name: str, columns: AttackColumns, shown: Placed, table: EvidenceTable, target: EvaluationTarget
+) -> Iterator[Check]:
+    """Place, prediction, distance and rounding of every stored image of an attack."""
+    here, x = shown.here, target.data.floats(shown.rows)
+    broken, label = columns.broken[here], table.examples.label[here]
+    inside = as_array(target.threat.contains(shown.images, x))
+    stray, hidden = (broken & ~inside) | ~shown.in_box(target), inside & ~broken
+    problem = f"{int(stray.sum())} images outside ball or box" if stray.any() else ""
+    problem += f"{int(hidden.sum())} images inside it are not counted" if hidden.any() else ""
+    yield Check(f"{name}: images inside the threat set", problem)
+    prediction = columns.prediction[here]
+    correct = disagree(shown.logits(target), prediction) | (prediction == label)
+    where = (
+        f"{int(correct.sum())} are not, first id {int(table.examples.id[here[correct]][0])}"
+        if correct.any()
+        else ""
+    )
+    yield Check(f"{name}: images misclassified as stated", where)
+    measured = as_array(target.threat.distance(shown.images, x), torch.float32)
+    off = ~np.isclose(columns.distance[here], measured, rtol=1e-4, atol=1e-5)
+    yield Check(f"{name}: distances", f"{int(off.sum())} differ" if off.any() else "")
+    yield _rounding(name, columns, shown, table, target)
+
+
+def _rounding(
+    name: str, columns: AttackColumns, shown: Placed, table: EvidenceTable, target: EvaluationTarget
+) -> Check:
+    """Check the verdicts after rounding to 8 bits."""
+    here, data = shown.here, target.data
+    place = places(shown.rows, len(data))
+    rounded = target.logits(
+        lambda chunk: round_to_8_bits(shown.images[place[chunk]], data.floats(chunk)), shown.rows
+    )
+    truth = (as_array(rounded.argmax(1)) != table.examples.label[here]) & columns.broken[here]
+    differ = (columns.broken_8bit[here] != truth) & ~tied(rounded)
+    unfounded = columns.broken_8bit & ~columns.broken
+    count = int(differ.sum()) + int(unfounded.sum())
+    return Check(f"{name}: verdicts after rounding to 8 bits", f"{count} differ" if count else "")
+
+
+def _worst_case(table: EvidenceTable) -> Check:
+    """Check that the worst case is the union of the attacks."""
+    name, wrong = "worst case over the attacks", ~table.correct
+    union = wrong | np.any([wrong, *(one.broken for one in table.attacks.values())], axis=0)
+    union_8bit = wrong | np.any([wrong, *(one.broken_8bit for one in table.attacks.values())], axis=0)
+    pairs = {"broken": (table.worst_case.broken, union), "broken_8bit": (table.worst_case.broken_8bit, union_8bit)}
+    for column, (stated, expected) in pairs.items():
+        if not np.array_equal(stated, expected):
+            return Check(name, f"{column} is not the union of the attacks")
+    return Check(name)

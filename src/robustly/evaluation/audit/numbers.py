@@ -1,0 +1,52 @@
+"""Audit of the numbers: every number in the summary is computed again from the rows."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from robustly.evaluation.audit.check import Check
+from robustly.evidence import Evidence
+from robustly.evidence.metrics import metrics
+from robustly.evidence.records import to_json
+
+
+def numbers_check(evidence: Evidence, stated: Mapping[str, Any]) -> Check:
+    """Check that the numbers follow from the rows.
+
+    Args:
+        evidence: the rows, and the summary of them.
+        stated: the fields of the summary as they are written.
+    """
+    summary = evidence.summary
+    curve = summary.metrics.security_curve
+    expected = metrics(
+        evidence.table,
+        certificates=summary.terms,
+        classes=summary.data.classes,
+        limit=summary.threat.limit,
+        curve=[] if curve is None else list(zip(curve.epsilon_text, curve.epsilon, strict=True)),
+    )
+    wrong = sorted(_differences(to_json(expected), stated, ""))
+    return Check("the printed numbers follow from the rows", f"not so: {', '.join(wrong[:5])}" if wrong else "")
+
+
+def _differences(expected: Any, stated: Any, where: str) -> Iterator[str]:
+    """The fields in which the summary differs; fields that only the summary has are not numbers of the table."""
+    if isinstance(expected, dict):
+        for key, value in expected.items():
+            path = f"{where}.{key}" if where else str(key)
+            if not isinstance(stated, dict) or key not in stated:
+                yield path
+            else:
+                yield from _differences(value, stated[key], path)
+    elif isinstance(expected, list):
+        if not isinstance(stated, list) or len(stated) != len(expected):
+            yield where
+        else:
+            for index, (one, other) in enumerate(zip(expected, stated, strict=True)):
+                yield from _differences(one, other, f"{where}[{index}]")
+    elif isinstance(expected, float) and isinstance(stated, int | float):
+        if not math.isclose(expected, stated, rel_tol=1e-9, abs_tol=1e-12):
+            yield where
+    elif expected != stated:
+        yield where

@@ -1,0 +1,117 @@
+"""Run the certificates of a suite, and confirm their counterexamples."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from robustly.certification import Certificate, CertificateResult, Verdict
+from robustly.evaluation.recording import certificate_columns, stored_images
+from robustly.evaluation.stages import EvaluationError
+from robustly.evaluation.suites.suite import Suite
+from robustly.evaluation.target import EvaluationTarget, Progress, attack_generator
+from robustly.evidence import StoredImages
+from robustly.evidence.metrics import MODEL
+from robustly.evidence.schema import CertificateColumns
+from robustly.evidence.summary import CertificateTerms
+
+
+@dataclass(frozen=True)
+class Certified:
+    """The results of all certificates, each by name.
+
+    Args:
+        columns: columns of the evidence table.
+        images: counterexamples; only of certificates that found some.
+        terms: of which classifier they speak, and with which probability they are wrong.
+        unconfirmed: counterexamples that a forward pass did not confirm.
+    """
+
+    columns: Mapping[str, CertificateColumns]
+    images: Mapping[str, StoredImages]
+    terms: Mapping[str, CertificateTerms]
+    unconfirmed: Mapping[str, int]
+
+
+def run_certificates(target: EvaluationTarget, suite: Suite, progress: Progress) -> Certified:
+    """Run all certificates of a suite on all images.
+
+    A counterexample counts if the very image that is stored lies in the threat set and is misclassified by a
+    forward pass of its own; otherwise the verdict becomes unknown.
+
+    Raises:
+        EvaluationError: a falsified example without a counterexample, or by a certificate of another classifier.
+    """
+    columns, images, terms, unconfirmed = {}, {}, {}, {}
+    for name, certificate in suite.certificates.items():
+        found = run_certificate(target, certificate, name, progress)
+        terms[name] = CertificateTerms(found.certifies, found.failure_probability)
+        falsified = (found.verdict == Verdict.FALSIFIED).nonzero()[:, 0]
+        unconfirmed[name] = 0
+        if len(falsified):
+            if found.counterexample is None or found.certifies != MODEL:
+                raise EvaluationError(
+                    f"the certificate {name!r} calls {len(falsified)} examples falsified: that needs a "
+                    "counterexample for each, and a certificate of the model itself"
+                )
+            holds = is_counterexample(target, falsified, found.counterexample[falsified])
+            verdict = found.verdict.clone()
+            verdict[falsified[~holds]] = int(Verdict.UNKNOWN)
+            unconfirmed[name] = int((~holds).sum())
+            shown = falsified[holds]
+            images[name] = stored_images(target.data.ids[shown], found.counterexample[shown])
+            found = replace(found, verdict=verdict)
+        columns[name] = certificate_columns(found)
+    return Certified(columns, images, terms, unconfirmed)
+
+
+def is_counterexample(target: EvaluationTarget, rows: Tensor, images: Tensor) -> Tensor:
+    """Mask of images that lie in the threat set and are misclassified, `(M,)` bool."""
+    data, (low, high) = target.data, target.threat.box
+    verdicts = []
+    for part in target.chunks(torch.arange(len(rows), device=rows.device)):
+        shown, x, label = images[part], data.floats(rows[part]), data.labels[rows[part]]
+        in_box = ((shown >= low) & (shown <= high)).flatten(1).all(1)
+        fooled = target.verdict(shown, label).argmax(1) != label
+        verdicts.append(target.threat.contains(shown, x) & in_box & fooled)
+    return torch.cat(verdicts) if verdicts else torch.zeros(0, dtype=torch.bool, device=rows.device)
+
+
+def run_certificate(
+    target: EvaluationTarget, certificate: Certificate, name: str, progress: Progress
+) -> CertificateResult:
+    """A certificate on all images, batch by batch."""
+    data, parts = target.data, []
+    chunks = target.chunks(torch.arange(len(data), device=data.images.device))
+    for done, chunk in enumerate(chunks):
+        progress(name, done * target.batch_size, len(data))
+        parts.append(
+            certificate(
+                target.model,
+                data.floats(chunk),
+                data.labels[chunk],
+                threat=target.threat,
+                generator=attack_generator(target, name, chunk),
+            )
+        )
+    counterexample = None
+    if any(part.counterexample is not None for part in parts):
+        shown = [
+            data.floats(chunk) if part.counterexample is None else part.counterexample
+            for part, chunk in zip(parts, chunks, strict=True)
+        ]
+        counterexample = torch.cat(shown)
+    return CertificateResult(
+        verdict=torch.cat([part.verdict for part in parts]),
+        radius=torch.cat([part.radius for part in parts]),
+        prediction=torch.cat([part.prediction for part in parts]),
+        certifies=parts[0].certifies,
+        lower_bound=torch.cat([_lower_bound(part) for part in parts]),
+        failure_probability=max(part.failure_probability for part in parts),
+        counterexample=counterexample,
+    )
+
+
+def _lower_bound(part: CertificateResult) -> Tensor:
+    return torch.full_like(part.radius, torch.nan) if part.lower_bound is None else part.lower_bound

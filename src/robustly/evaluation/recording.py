@@ -1,0 +1,102 @@
+"""From PyTorch to evidence: tensors as arrays, and models, data, threats and suites as records of plain values."""
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustly.certification import CertificateResult
+from robustly.evaluation.suites.suite import Suite, settings
+from robustly.evaluation.target import EvaluationTarget, Mode
+from robustly.evidence import StoredImages
+from robustly.evidence.provenance import (
+    DataRecord,
+    ModelRecord,
+    SuiteAttack,
+    SuiteCertificate,
+    SuiteRecord,
+    ThreatRecord,
+    size_unit,
+)
+from robustly.evidence.schema import CertificateColumns
+from robustly.models import weights_hash
+from robustly.threats.lp import ThreatModel
+
+
+def as_array(values: Tensor, dtype: torch.dtype | None = None) -> NDArray[Any]:
+    """A tensor as an array on the CPU, in another type if one is given."""
+    array: NDArray[Any] = values.detach().to("cpu", dtype or values.dtype).contiguous().numpy()
+    return array
+
+
+def stored_images(ids: Tensor, images: Tensor, theta: Tensor | None = None) -> StoredImages:
+    """Images of some examples as evidence keeps them.
+
+    Args:
+        ids: of the examples, `(M,)`.
+        images: what the model sees, `(M, C, H, W)`.
+        theta: parameters of the change where the threat has any, `(M, ...)`.
+    """
+    kept = None if theta is None else as_array(theta, torch.float32)
+    return StoredImages(as_array(ids), as_array(images, torch.float32), kept)
+
+
+def certificate_columns(found: CertificateResult) -> CertificateColumns:
+    """The columns of a certificate."""
+    bound = found.lower_bound
+    return CertificateColumns(
+        verdict=as_array(found.verdict),
+        radius=as_array(found.radius, torch.float64),
+        prediction=as_array(found.prediction),
+        lower_bound=as_array(torch.full_like(found.radius, torch.nan) if bound is None else bound, torch.float64),
+    )
+
+
+def model_record(target: EvaluationTarget) -> ModelRecord:
+    """The network that is tested."""
+    return ModelRecord(
+        name=type(target.model).__name__,
+        parameters=sum(parameter.numel() for parameter in target.model.parameters()),
+        weights_sha256=weights_hash(target.model),
+    )
+
+
+def data_record(target: EvaluationTarget) -> DataRecord:
+    """The examples that it is tested on."""
+    data = target.data
+    return DataRecord(source=data.source, count=len(data), sha256=data.digest(), classes=tuple(data.classes))
+
+
+def threat_record(threat: ThreatModel) -> ThreatRecord:
+    """A threat model with one epsilon for all examples."""
+    assert not isinstance(threat.epsilon, Tensor)  # refused at the door
+    return ThreatRecord(
+        text=str(threat),
+        kind=threat.norm,
+        words=threat.words(),
+        box=threat.box,
+        limit=float(threat.epsilon),
+        limit_text=threat.epsilon_text,
+        unit=size_unit(threat.norm),
+        norm=threat.norm,
+    )
+
+
+def suite_record(target: EvaluationTarget, suite: Suite, mode: Mode) -> SuiteRecord:
+    """The suite and how it is run."""
+    return SuiteRecord(
+        name=suite.name,
+        mode=mode,
+        seed=target.seed,
+        batch_size=target.batch_size,
+        attacks=tuple(
+            SuiteAttack(name, suite.title(name), settings(attack), suite.plan(name))
+            for name, attack in suite.attacks.items()
+        ),
+        certificates=tuple(
+            SuiteCertificate(name, suite.title(name), certificate.certifies, settings(certificate))
+            for name, certificate in suite.certificates.items()
+        ),
+        curve=suite.curve,
+    )

@@ -1,0 +1,115 @@
+"""The stored tensors of an evaluation: adversarial images, counterexamples, originals, arrays of the threat."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustly.evidence.records import EvidenceError
+from robustly.evidence.schema import CERTIFICATE, CURVE, GALLERY, RESERVED, THREAT, Flags, Single, Whole
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Images of M examples.
+
+    Args:
+        ids: which examples, `(M,)`.
+        images: what the model sees, `(M, C, H, W)`.
+        theta: the parameters of the change, `(M, ...)`, for threats whose search does not move the image itself; an
+            audit renders the images from them. None for Lp balls.
+    """
+
+    ids: Whole
+    images: Single
+    theta: Single | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def only(self, chosen: Flags) -> "StoredImages":
+        """Some of them."""
+        theta = None if self.theta is None else self.theta[chosen]
+        return StoredImages(self.ids[chosen], self.images[chosen], theta)
+
+    @classmethod
+    def joined(cls, parts: Sequence["StoredImages"]) -> "StoredImages":
+        """Several sets as one, at least one set; either all of them have parameters or none."""
+        theta = [part.theta for part in parts if part.theta is not None]
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.images for part in parts]),
+            np.concatenate(theta) if theta else None,
+        )
+
+
+@dataclass(frozen=True)
+class EvidenceImages:
+    """All stored tensors of an evaluation.
+
+    Args:
+        attacks: by attack, the adversarial images of the examples that it broke; for a minimum-norm attack also
+            those outside the threat set.
+        gallery: originals for the report's pictures.
+        certificates: by certificate, the counterexamples of its falsified rows.
+        curve: the images that broke the examples of the security curve.
+        threat: arrays that belong to the threat, such as a mask of the pixels that may change, by name.
+    """
+
+    attacks: Mapping[str, StoredImages]
+    gallery: StoredImages
+    certificates: Mapping[str, StoredImages] = field(default_factory=dict)
+    curve: StoredImages | None = None
+    threat: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """All tensors by the names that they have in the file."""
+        owners = [*self.attacks.items(), (GALLERY, self.gallery)]
+        owners += [(f"{CERTIFICATE}.{name}", kept) for name, kept in self.certificates.items()]
+        owners += [] if self.curve is None else [(CURVE, self.curve)]
+        found: dict[str, NDArray[Any]] = {}
+        for name, kept in owners:
+            found |= {f"{name}.ids": kept.ids, f"{name}.images": kept.images}
+            found |= {} if kept.theta is None else {f"{name}.theta": kept.theta}
+        return found | {f"{THREAT}.{name}": values for name, values in self.threat.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> "EvidenceImages":
+        """The images of tensors named as in the file.
+
+        Raises:
+            EvidenceError: tensors are missing or do not fit together.
+        """
+        owners = [name.removesuffix(".ids") for name in tensors if name.endswith(".ids")]
+        proofs = f"{CERTIFICATE}."
+        return cls(
+            attacks={name: _stored(name, tensors) for name in attack_names(tensors)},
+            gallery=_stored(GALLERY, tensors),
+            certificates={
+                name.removeprefix(proofs): _stored(name, tensors) for name in owners if name.startswith(proofs)
+            },
+            curve=_stored(CURVE, tensors) if CURVE in owners else None,
+            threat={
+                name.removeprefix(f"{THREAT}."): values
+                for name, values in tensors.items()
+                if name.startswith(f"{THREAT}.")
+            },
+        )
+
+
+def attack_names(tensors: Iterable[str]) -> list[str]:
+    """The attacks that have tensors of these names."""
+    owners = [name.removesuffix(".ids") for name in tensors if name.endswith(".ids")]
+    return [name for name in owners if name not in RESERVED and "." not in name]
+
+
+def _stored(name: str, tensors: Mapping[str, NDArray[Any]]) -> StoredImages:
+    ids, images, theta = (tensors.get(f"{name}.{part}") for part in ("ids", "images", "theta"))
+    if ids is None or images is None:
+        raise EvidenceError(f"{name}.ids and {name}.images should both be there")
+    for part, values in (("images", images), ("theta", theta)):
+        if values is not None and (ids.ndim != 1 or len(values) != len(ids)):
+            raise EvidenceError(f"{name}.{part} does not fit {name}.ids")
+    return StoredImages(ids, images, theta)

@@ -1,0 +1,179 @@
+"""Provenance: which model was tested on which data under which threat with which suite, in plain values."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Literal
+
+Mode = Literal["every", "worst_case"]
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The network that was tested.
+
+    Args:
+        name: its architecture.
+        parameters: number of its parameters.
+        weights_sha256: hash of its weights.
+        checkpoint: the file or epoch of its run that the weights are from; None without a run.
+    """
+
+    name: str
+    parameters: int
+    weights_sha256: str
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The examples that it was tested on.
+
+    Args:
+        source: where they come from.
+        count: how many.
+        sha256: hash of images, labels and ids.
+        classes: names of the classes.
+        split: which part of the data set, such as "test".
+        note: a sentence for readers of the report.
+        settings: the settings by which an audit loads the same examples.
+    """
+
+    source: str
+    count: int
+    sha256: str
+    classes: tuple[str, ...]
+    split: str | None = None
+    note: str | None = None
+    settings: Mapping[str, object] | None = None
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number if it is not one of the classes."""
+        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
+
+
+@dataclass(frozen=True)
+class ThreatRecord:
+    """The threat model.
+
+    Args:
+        text: as users write it, such as "linf:8/255"; it can be parsed.
+        kind: what is limited: "linf", "l2", "l1", "l0", or another kind of threat.
+        words: one sentence for people.
+        box: least and largest valid value of a pixel.
+        limit: the largest allowed size of a change, in `unit`; epsilon of an Lp ball.
+        limit_text: the same as users write it, such as "8/255".
+        unit: unit of a size, such as "input units", "pixels" or "degrees".
+        norm: of an Lp ball; None for other threats.
+    """
+
+    text: str
+    kind: str
+    words: str
+    box: tuple[float, float]
+    limit: float
+    limit_text: str
+    unit: str
+    norm: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which of the unbroken examples a stage of a suite attacks; without settings, all of them.
+
+    Args:
+        closest: the share of them that came closest to being misclassified so far, in (0, 1].
+        at_least: smallest size of that share, in examples.
+        sample: largest number of them, drawn at random; None for all.
+        sample_share: largest share of them that is drawn, in (0, 1].
+        sentinel: whether a success here is a sign that the stages before cannot be trusted.
+        on_suspicion: whether the stage runs only after such a sign, or a failed diagnostic.
+
+    Raises:
+        ValueError: a setting that is out of range.
+    """
+
+    closest: float = 1.0
+    at_least: int = 0
+    sample: int | None = None
+    sample_share: float = 1.0
+    sentinel: bool = False
+    on_suspicion: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("closest", "sample_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share in (0, 1], got {getattr(self, name)}")
+        if self.at_least < 0 or (self.sample is not None and self.sample < 1):
+            raise ValueError(
+                f"at_least must be at least 0 and sample at least 1, got {self.at_least}, {self.sample}"
+            )
+
+
+@dataclass(frozen=True)
+class SuiteAttack:
+    """An attack of a suite: its name, its title in tables, its settings, and which examples it attacked."""
+
+    name: str
+    title: str
+    settings: Mapping[str, object]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class SuiteCertificate:
+    """A certificate of a suite; `certifies` says of which classifier it speaks, "model" for the one attacked."""
+
+    name: str
+    title: str
+    certifies: str
+    settings: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class SuiteRecord:
+    """The suite that was run.
+
+    Args:
+        name: its name.
+        mode: "every" ran each attack on every correctly classified example, "worst_case" on the unbroken ones.
+        seed: seed of every random number.
+        batch_size: images per batch.
+        attacks: in the order in which they ran.
+        certificates: likewise.
+        curve: name of the attack that draws the security curve; None without one.
+    """
+
+    name: str
+    mode: Mode
+    seed: int
+    batch_size: int
+    attacks: tuple[SuiteAttack, ...]
+    certificates: tuple[SuiteCertificate, ...]
+    curve: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the attacks."""
+        return [attack.name for attack in self.attacks]
+
+    def title(self, name: str) -> str:
+        """Title of an attack, or its name if the suite does not have it."""
+        return next((attack.title for attack in self.attacks if attack.name == name), name)
+
+
+def size_unit(norm: str) -> str:
+    """The unit of sizes under an Lp norm."""
+    return "pixels" if norm == "l0" else "input units"
+
+
+def now() -> str:
+    """The time in UTC, to the second, in ISO format."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of robustly, PyTorch and Python."""
+    return {"robustly": version("robustly"), "torch": version("torch"), "python": platform.python_version()}

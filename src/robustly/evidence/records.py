@@ -1,0 +1,252 @@
+"""Frozen dataclasses as JSON objects and back; an error names the file and the field.
+
+The fields of a record are the keys of its object. An annotation changes that: `Annotated[str, Key("class")]` gives
+another key, `Annotated[Proportion, Share("robust")]` writes a share into keys of the record itself,
+`Annotated[Metrics, Inline()]` does the same with a whole record. Fields with a default may be absent.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from robustly.statistics import Proportion
+
+R = TypeVar("R")
+
+
+class EvidenceError(ValueError):
+    """Evidence that cannot be read; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """Another key than the name of the field."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Inline:
+    """A record whose keys are among those of the record that holds it."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A `Proportion` in keys of its record; its number of examples is in the key `count`.
+
+    Args:
+        hits: key of the number of hits; None where the share is written without it.
+        accuracy: key of the share, in [0, 1].
+        interval: key of its 95 % interval, which is written for readers and recomputed on reading.
+    """
+
+    hits: str | None
+    accuracy: str = "accuracy"
+    interval: str = "interval"
+
+
+@dataclass(frozen=True)
+class ShareObject:
+    """A `Proportion` in an object of its own; `hits` is the key of the number of hits."""
+
+    hits: str
+
+
+@dataclass(frozen=True)
+class _Field:
+    name: str
+    key: str
+    kind: Any
+    form: object
+    required: bool
+
+
+def to_json(record: object) -> dict[str, Any]:
+    """The object of a record, as plain values."""
+    found: dict[str, Any] = {}
+    for field in _fields(type(record)):
+        value = getattr(record, field.name)
+        if isinstance(field.form, Share):
+            found |= _share_keys(value, field.form)
+        elif isinstance(field.form, ShareObject):
+            found[field.key] = _share_keys(value, Share(field.form.hits))
+        elif isinstance(field.form, Inline):
+            found |= to_json(value)
+        else:
+            found[field.key] = _plain(value)
+    return found
+
+
+def from_json(kind: type[R], values: object, where: str) -> R:
+    """The record that an object holds.
+
+    Args:
+        kind: class of the record.
+        values: the object; keys that the record does not have are left aside.
+        where: the file and the place in it, for error messages.
+
+    Raises:
+        EvidenceError: a field is missing or of the wrong kind.
+    """
+    if not isinstance(values, dict):
+        raise EvidenceError(f"{where} should be an object, but is {_shown(values)}.")
+    found: dict[str, Any] = {}
+    for field in _fields(kind):
+        if isinstance(field.form, Share):
+            found[field.name] = _share(values, field.form, where)
+        elif isinstance(field.form, Inline):
+            found[field.name] = from_json(field.kind, values, where)
+        elif field.key not in values:
+            if field.required:
+                raise EvidenceError(f"{where}: {field.key} is missing; it should be {_wanted(field.kind)}.")
+        elif isinstance(field.form, ShareObject):
+            inner = values[field.key]
+            if not isinstance(inner, dict):
+                raise _wrong(where, field.key, "an object", inner)
+            found[field.name] = _share(inner, Share(field.form.hits), f"{where}: {field.key}")
+        else:
+            found[field.name] = _value(field.kind, values[field.key], where, field.key)
+    try:
+        return kind(**found)
+    except EvidenceError:
+        raise
+    except ValueError as error:
+        raise EvidenceError(f"{where}: {error}.") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        EvidenceError: the file is cut off or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvidenceError(f"{path} is not readable JSON (cut off while it was written?): {error}.") from error
+    if not isinstance(values, dict):
+        raise EvidenceError(f"{path} should hold one JSON object.")
+    return values
+
+
+def _fields(kind: Any) -> tuple[_Field, ...]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = []
+    for item in fields(kind):
+        hint, form = hints[item.name], None
+        if get_origin(hint) is Annotated:
+            hint, form = get_args(hint)[:2]
+        key = form.name if isinstance(form, Key) else item.name
+        required = item.default is MISSING and item.default_factory is MISSING
+        found.append(_Field(item.name, key, hint, form, required))
+    return tuple(found)
+
+
+def _share_keys(share: Proportion, form: Share) -> dict[str, Any]:
+    hits = {} if form.hits is None else {form.hits: share.hits}
+    return hits | {"count": share.count, form.accuracy: share.share, form.interval: list(share.interval)}
+
+
+def _share(values: Mapping[str, object], form: Share, where: str) -> Proportion:
+    def needed(kind: Any, key: str) -> Any:
+        if key not in values:
+            raise EvidenceError(f"{where}: {key} is missing; it should be {_wanted(kind)}.")
+        return _value(kind, values[key], where, key)
+
+    count = needed(int, "count")
+    hits = round(needed(float, form.accuracy) * count) if form.hits is None else needed(int, form.hits)
+    try:
+        return Proportion(hits, count)
+    except ValueError as error:
+        raise EvidenceError(f"{where}: {form.hits or form.accuracy}: {error}.") from error
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _value(kind: Any, value: object, where: str, key: str) -> Any:
+    """A value of the kind that a field is annotated with."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        (kind,) = (one for one in inner if one is not NoneType)
+        absent = value is None or (kind is float and isinstance(value, float) and not math.isfinite(value))
+        return None if absent else _value(kind, value, where, key)
+    if origin is not None:
+        return _collection(kind, value, where, key)
+    if kind is object:
+        return value
+    if is_dataclass(kind):
+        return from_json(kind, value, f"{where}: {key}")  # type: ignore[arg-type]
+    if not _is_scalar(kind, value):
+        raise _wrong(where, key, _wanted(kind), value)
+    return kind(value)
+
+
+def _collection(kind: Any, value: object, where: str, key: str) -> Any:
+    """A list, a square of numbers, a mapping, or one of several words."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is np.ndarray and isinstance(value, list):
+        return _grid(value, where, key)
+    if origin is Mapping and isinstance(value, dict):
+        return {name: _value(inner[1], item, f"{where}: {key}", name) for name, item in value.items()}
+    if origin is Literal and value in inner:
+        return value
+    if origin is tuple and isinstance(value, list):
+        kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
+        if len(kinds) == len(value):
+            pairs = zip(kinds, value, strict=True)
+            return tuple(_value(one, item, where, f"{key}[{i}]") for i, (one, item) in enumerate(pairs))
+    raise _wrong(where, key, _wanted(kind), value)
+
+
+def _is_scalar(kind: Any, value: object) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        return whole and not isinstance(value, bool)
+    return kind in (str, bool) and isinstance(value, kind)
+
+
+def _grid(value: list[object], where: str, key: str) -> Any:
+    """A square of numbers; null becomes NaN."""
+    rows = [len(row) if isinstance(row, list) else -1 for row in value]
+    if set(rows) != {len(rows)}:
+        raise _wrong(where, key, f"{len(rows)} rows of {len(rows)} numbers", value)
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise _wrong(where, key, "numbers only", value) from error
+
+
+def _wanted(kind: Any) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return f"{_wanted(next(one for one in inner if one is not NoneType))} or null"
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is tuple:
+        return "a list" if inner[1:] == (...,) else f"a list of {len(inner)}"
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(kind, "a list of lists" if origin is np.ndarray else "an object")
+
+
+def _wrong(where: str, key: str, wanted: str, value: object) -> EvidenceError:
+    return EvidenceError(f"{where}: {key} should be {wanted}, but is {_shown(value)}.")
+
+
+def _shown(value: object) -> str:
+    return repr(str(value)[:80])

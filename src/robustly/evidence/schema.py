@@ -1,0 +1,283 @@
+"""The per-example evidence: every column and every stored tensor, with type, unit and meaning, in one place.
+
+`evidence.parquet` has one row per example. A column is named after its record and field: `id`, `NAME.broken` of the
+attack NAME, `worst_case.broken`, `certificate.NAME.radius`, `curve.distance`. Tensors in `adversarial.safetensors`
+are named in the same way. Columns marked `CLASSIFICATION` belong to goals that speak of classes; evidence of
+another goal has others in their place.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustly.evidence.records import EvidenceError
+
+SCHEMA = 3
+TABLE, IMAGES, SUMMARY = "evidence.parquet", "adversarial.safetensors", "summary.json"
+WORST_CASE, CERTIFICATE, CURVE, GALLERY, THREAT = "worst_case", "certificate", "curve", "gallery", "threat"
+RESERVED = (WORST_CASE, CERTIFICATE, CURVE, GALLERY, THREAT)
+"""Words that name columns or tensors, so that no attack and no certificate may be called so."""
+CLASSIFICATION = "classification"
+
+Flags = NDArray[np.bool_]
+Whole = NDArray[np.int64]
+Codes = NDArray[np.int8]
+Single = NDArray[np.float32]
+Double = NDArray[np.float64]
+Kind = Literal["bool", "int64", "float32", "float64", "verdict"]
+Record = TypeVar("Record")
+
+
+class Verdict(IntEnum):
+    """The verdict of a certificate on an example; in files its name in small letters."""
+
+    UNKNOWN = 0
+    """Nothing is proved and nothing is refuted at the threat's full size."""
+    VERIFIED = 1
+    """Proved: the label is predicted everywhere in the threat set."""
+    FALSIFIED = 2
+    """Refuted: a counterexample is stored."""
+    TIMEOUT = 3
+    """The time ran out first."""
+    ERROR = 4
+    """The procedure failed on this example."""
+
+    @property
+    def word(self) -> str:
+        """The verdict as files name it."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class Column:
+    """Type and meaning of a column.
+
+    Args:
+        kind: type of a value; "verdict" is an int8 in memory and a word in the file.
+        meaning: what the column holds, with its unit.
+        goal: the kind of goal that it belongs to; None for all of them.
+    """
+
+    kind: Kind
+    meaning: str
+    goal: str | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the array in memory."""
+        return np.dtype(np.int8 if self.kind == "verdict" else self.kind)
+
+
+@dataclass(frozen=True)
+class ExampleColumns:
+    """The examples and the model's output on them without an attack."""
+
+    id: Annotated[Whole, Column("int64", "number that names the example in its data set")]
+    label: Annotated[Whole, Column("int64", "true class", CLASSIFICATION)]
+    clean_prediction: Annotated[Whole, Column("int64", "predicted class of the clean image", CLASSIFICATION)]
+    clean_margin: Annotated[
+        Single, Column("float32", "z_y - max_{j != y} z_j on the clean image; positive = correct", CLASSIFICATION)
+    ]
+
+    @property
+    def correct(self) -> Flags:
+        """Mask of the examples that are classified correctly without an attack."""
+        correct: Flags = self.label == self.clean_prediction
+        return correct
+
+
+@dataclass(frozen=True)
+class AttackColumns:
+    """The results of one attack."""
+
+    broken: Annotated[
+        Flags, Column("bool", "misclassified without an attack, broken by an earlier attack, or broken by this one")
+    ]
+    broken_8bit: Annotated[
+        Flags, Column("bool", "the same after every change was rounded towards zero to a multiple of 1/255")
+    ]
+    distance: Annotated[
+        Single,
+        Column("float32", "size of the smallest change found, in the threat's unit; NaN where none was found"),
+    ]
+    prediction: Annotated[
+        Whole, Column("int64", "predicted class of the stored image; -1 where there is none", CLASSIFICATION)
+    ]
+    forwards: Annotated[Whole, Column("int64", "forward passes spent on the example")]
+    backwards: Annotated[Whole, Column("int64", "passes of the gradient to the input spent on the example")]
+    invalid: Annotated[Flags, Column("bool", "whether the model's output was NaN or infinite; counts as broken")]
+    tried: Annotated[Flags, Column("bool", "whether this attack was run on the example")]
+    margin: Annotated[
+        Single,
+        Column("float32", "highest max_{j != y} z_j - z_y seen in the search; NaN where unknown", CLASSIFICATION),
+    ]
+    zero_gradients: Annotated[Whole, Column("int64", "points of the search at which the gradient was exactly zero")]
+
+    @classmethod
+    def untried(cls, count: int) -> "AttackColumns":
+        """The columns of an attack that was not run on any of `count` examples."""
+        empty = {"distance": np.nan, "prediction": -1, "margin": np.nan}
+        columns = column_fields(cls)
+        return cls(**{name: np.full(count, empty.get(name, 0), one.dtype) for name, one in columns.items()})
+
+
+@dataclass(frozen=True)
+class WorstCaseColumns:
+    """The union over all attacks."""
+
+    broken: Annotated[Flags, Column("bool", "misclassified without an attack, or broken by any attack")]
+    broken_8bit: Annotated[Flags, Column("bool", "the same after rounding to 8 bits")]
+
+
+@dataclass(frozen=True)
+class CertificateColumns:
+    """The results of one certificate."""
+
+    verdict: Annotated[
+        Codes,
+        Column("verdict", f"one of {', '.join(one.word for one in Verdict)}, at the threat's full size"),
+    ]
+    radius: Annotated[
+        Double,
+        Column("float64", "size up to which no change alters the prediction, in the threat's unit; 0: none"),
+    ]
+    prediction: Annotated[
+        Whole, Column("int64", "class of which the proof speaks; -1 where the classifier abstains", CLASSIFICATION)
+    ]
+    lower_bound: Annotated[
+        Double,
+        Column(
+            "float64",
+            "proved lower bound over the threat set: of the margin z_y - max_{j != y} z_j, or for a smoothed "
+            "classifier of the probability of the class; NaN where the method has none",
+        ),
+    ]
+
+    @property
+    def verified(self) -> Flags:
+        """Mask of the examples that are proved to be classified correctly in the whole threat set."""
+        verified: Flags = self.verdict == Verdict.VERIFIED
+        return verified
+
+    @property
+    def falsified(self) -> Flags:
+        """Mask of the examples that have a counterexample."""
+        falsified: Flags = self.verdict == Verdict.FALSIFIED
+        return falsified
+
+
+@dataclass(frozen=True)
+class CurveColumns:
+    """The security curve."""
+
+    distance: Annotated[
+        Single,
+        Column("float32", "smallest size of the grid at which the example broke; inf: at none, NaN: not tried"),
+    ]
+
+
+@dataclass(frozen=True)
+class EvidenceTable:
+    """One row per example, each array `(N,)`.
+
+    Args:
+        examples: the examples and the clean pass.
+        attacks: by name, in the order of the suite.
+        worst_case: the union over the attacks.
+        certificates: by name.
+        curve: the security curve, if one was drawn.
+    """
+
+    examples: ExampleColumns
+    attacks: Mapping[str, AttackColumns]
+    worst_case: WorstCaseColumns
+    certificates: Mapping[str, CertificateColumns] = field(default_factory=dict)
+    curve: CurveColumns | None = None
+
+    def __len__(self) -> int:
+        return len(self.examples.id)
+
+    @property
+    def correct(self) -> Flags:
+        """Mask of the examples that are classified correctly without an attack."""
+        return self.examples.correct
+
+    def broken_by(self, attack: str) -> Flags:
+        """Mask of the correctly classified examples that are broken by an attack, or were before it."""
+        broken: Flags = self.attacks[attack].broken & self.correct
+        return broken
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """All columns by the names that they have in the file."""
+        found = dict(_named("", self.examples))
+        for name, attack in self.attacks.items():
+            found |= _named(f"{name}.", attack)
+        found |= _named(f"{WORST_CASE}.", self.worst_case)
+        for name, certificate in self.certificates.items():
+            found |= _named(f"{CERTIFICATE}.{name}.", certificate)
+        return found if self.curve is None else found | dict(_named(f"{CURVE}.", self.curve))
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> "EvidenceTable":
+        """The table of columns named as in the file; columns that the schema does not have are left aside.
+
+        Raises:
+            EvidenceError: a column is missing or of another type.
+        """
+        attacks, certificates = _owners(columns)
+        return cls(
+            examples=_record(ExampleColumns, "", columns),
+            attacks={name: _record(AttackColumns, f"{name}.", columns) for name in attacks},
+            worst_case=_record(WorstCaseColumns, f"{WORST_CASE}.", columns),
+            certificates={
+                name: _record(CertificateColumns, f"{CERTIFICATE}.{name}.", columns) for name in certificates
+            },
+            curve=_record(CurveColumns, f"{CURVE}.", columns) if f"{CURVE}.distance" in columns else None,
+        )
+
+
+def column_fields(record: type) -> dict[str, Column]:
+    """The columns of a record by the names of its fields."""
+    hints = get_type_hints(record, include_extras=True)
+    return {item.name: get_args(hints[item.name])[1] for item in fields(record)}
+
+
+def described_columns() -> list[tuple[str, Column]]:
+    """All columns with the patterns of their names, in the order of the file."""
+    groups: list[tuple[str, type]] = [
+        ("", ExampleColumns),
+        ("NAME.", AttackColumns),
+        (f"{WORST_CASE}.", WorstCaseColumns),
+        (f"{CERTIFICATE}.NAME.", CertificateColumns),
+        (f"{CURVE}.", CurveColumns),
+    ]
+    return [(prefix + name, one) for prefix, record in groups for name, one in column_fields(record).items()]
+
+
+def _named(prefix: str, record: object) -> Iterator[tuple[str, NDArray[Any]]]:
+    for name in column_fields(type(record)):
+        yield prefix + name, getattr(record, name)
+
+
+def _owners(columns: Mapping[str, NDArray[Any]]) -> tuple[list[str], list[str]]:
+    """Names of the attacks and of the certificates that have columns."""
+    parts = [name.split(".") for name in columns]
+    attacks = [one[0] for one in parts if len(one) == 2 and one[0] not in RESERVED]
+    certificates = [one[1] for one in parts if len(one) == 3 and one[0] == CERTIFICATE]
+    return list(dict.fromkeys(attacks)), list(dict.fromkeys(certificates))
+
+
+def _record(record: type[Record], prefix: str, columns: Mapping[str, NDArray[Any]]) -> Record:
+    found: dict[str, NDArray[Any]] = {}
+    for name, one in column_fields(record).items():
+        values = columns.get(prefix + name)
+        if values is None:
+            raise EvidenceError(f"the column {prefix}{name} is missing")
+        if values.dtype != one.dtype:
+            raise EvidenceError(f"the column {prefix}{name} should be {one.dtype}, but is {values.dtype}")
+        found[name] = values
+    return record(**found)

@@ -1,0 +1,215 @@
+"""Evidence on disk: three files in a folder, written as a whole and read as numpy arrays; nothing is unpickled."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from robustly.evidence.images import EvidenceImages, StoredImages, attack_names
+from robustly.evidence.records import EvidenceError, from_json, read_object, to_json
+from robustly.evidence.schema import (
+    CERTIFICATE,
+    GALLERY,
+    IMAGES,
+    SCHEMA,
+    SUMMARY,
+    TABLE,
+    EvidenceTable,
+    Verdict,
+)
+from robustly.evidence.schema_2 import columns_of_schema_2, summary_of_schema_2
+from robustly.evidence.summary import Summary
+from robustly.files import file_sha256, whole_file, write_json
+
+Found = TypeVar("Found")
+_VERDICT = ".verdict"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The result of an evaluation: the rows, the stored images, and the summary of both."""
+
+    table: EvidenceTable
+    images: EvidenceImages
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Originals for a report and, by attack, the adversarial images of the same examples.
+
+    Args:
+        ids: of the examples, `(G,)`.
+        originals: clean images `(G, C, H, W)`.
+        adversarial: by attack and id, images `(C, H, W)`.
+    """
+
+    ids: NDArray[np.int64]
+    originals: NDArray[np.float32]
+    adversarial: Mapping[str, Mapping[int, NDArray[np.float32]]]
+
+
+def write_evidence(evidence: Evidence, folder: Path) -> None:
+    """Write the three files of an evaluation, the summary (with the hashes of the others) last.
+
+    Raises:
+        OSError: read-only folder or full disk.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SUMMARY).unlink(missing_ok=True)  # a crash in between must not leave an old summary with new files
+    columns = {name: _stored_column(name, values) for name, values in evidence.table.columns().items()}
+    with whole_file(folder / TABLE) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+    with whole_file(folder / IMAGES) as temporary:
+        tensors = {name: np.ascontiguousarray(value) for name, value in evidence.images.tensors().items()}
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:
+            raise OSError(f"could not write {folder / IMAGES}: {error}") from error
+    files = {name: file_sha256(folder / name) for name in (TABLE, IMAGES)}
+    write_json(folder / SUMMARY, {**to_json(evidence.summary), "schema": SCHEMA, "files": files})
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Read an evaluation.
+
+    Raises:
+        EvidenceError: a file is missing, cut off, or of another schema.
+    """
+    for name in (SUMMARY, TABLE, IMAGES):
+        if not (folder / name).is_file():
+            raise EvidenceError(f"{folder / name} is missing: no complete evaluation there")
+    return Evidence(read_table(folder), read_images(folder), read_summary(folder))
+
+
+def read_summary(folder: Path) -> Summary:
+    """Read the summary of an evaluation.
+
+    Raises:
+        EvidenceError: it is cut off, of another schema, or a field is missing or of the wrong kind.
+    """
+    return from_json(Summary, read_summary_fields(folder), str(folder / SUMMARY))
+
+
+def read_summary_fields(folder: Path) -> dict[str, Any]:
+    """The fields of a summary as they are written, in the names of this schema; for audits.
+
+    Raises:
+        EvidenceError: the file is cut off or of another schema.
+    """
+    values, version = _opened(folder)
+    return values if version == SCHEMA else _of_file(folder / SUMMARY, lambda: summary_of_schema_2(values))
+
+
+def read_table(folder: Path) -> EvidenceTable:
+    """Read the rows of an evaluation.
+
+    Raises:
+        EvidenceError: the file is cut off, of another schema, or lacks a column.
+    """
+    values, version = _opened(folder)
+    file = folder / TABLE
+    try:
+        stored = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise EvidenceError(f"{file} is damaged (cut off while it was written?): {reason}") from error
+    columns = {name: _column(file, name, stored[name]) for name in stored.column_names}
+    if version != SCHEMA:
+        columns = _of_file(folder / SUMMARY, lambda: columns_of_schema_2(columns, values))
+    return _of_file(file, lambda: EvidenceTable.from_columns(columns))
+
+
+def read_images(folder: Path) -> EvidenceImages:
+    """Read all stored tensors of an evaluation.
+
+    Raises:
+        EvidenceError: the file is cut off, or tensors are missing or do not fit together.
+    """
+    file = folder / IMAGES
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise EvidenceError(f"{file} is damaged (cut off while it was written?): {error}") from error
+    return _of_file(file, lambda: EvidenceImages.from_tensors(tensors))
+
+
+def read_pictures(folder: Path) -> Pictures:
+    """Read the originals and only those adversarial images that belong to them: the file may hold gigabytes.
+
+    Raises:
+        EvidenceError: the file is cut off, or tensors are missing or do not fit together.
+    """
+    file = folder / IMAGES
+    try:
+        with safe_open(file, framework="np") as tensors:
+            names = set(tensors.keys())
+            if not {f"{GALLERY}.ids", f"{GALLERY}.images"} <= names:
+                raise EvidenceError(f"{file} lacks {GALLERY}.ids or {GALLERY}.images")
+            gallery = StoredImages(tensors.get_tensor(f"{GALLERY}.ids"), tensors.get_tensor(f"{GALLERY}.images"))
+            if gallery.images.ndim != 4 or len(gallery.ids) != len(gallery.images):
+                raise EvidenceError(
+                    f"{file}: {GALLERY}.images should be (G, C, H, W), one image for each of {GALLERY}.ids"
+                )
+            adversarial = {name: _chosen(file, tensors, name, gallery) for name in attack_names(names)}
+    except (SafetensorError, OSError) as error:
+        raise EvidenceError(f"{file} is damaged (cut off while it was written?): {error}") from error
+    return Pictures(gallery.ids, gallery.images, adversarial)
+
+
+def _chosen(file: Path, tensors: Any, name: str, gallery: StoredImages) -> dict[int, NDArray[np.float32]]:
+    """The images of an attack whose originals are in the gallery, by id."""
+    own, images = tensors.get_tensor(f"{name}.ids"), tensors.get_slice(f"{name}.images")
+    if images.get_shape() != [len(own), *gallery.images.shape[1:]]:
+        raise EvidenceError(f"{file}: {name}.images does not fit {name}.ids or the originals")
+    places = np.flatnonzero(np.isin(own, gallery.ids)).tolist()
+    return {int(own[i]): images[i : i + 1][0] for i in places}
+
+
+def _opened(folder: Path) -> tuple[dict[str, Any], int]:
+    """The fields of a summary as they are, and the version of the schema that they are written in."""
+    values = read_object(folder / SUMMARY)
+    version = values.get("schema")
+    if version not in (SCHEMA, 2):
+        raise EvidenceError(
+            f"{folder / SUMMARY} is written in schema {str(version)[:20]}, but this version reads schema {SCHEMA} "
+            "and 2: evaluate again, or use the robustly that wrote it"
+        )
+    return values, int(version)
+
+
+def _of_file(file: Path, read: Callable[[], Found]) -> Found:
+    """The result of a reader; its errors get the name of the file."""
+    try:
+        return read()
+    except EvidenceError as error:
+        raise EvidenceError(f"{file}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EvidenceError(f"{file} lacks a field or has one of the wrong kind: {error}") from error
+
+
+def _stored_column(name: str, values: NDArray[Any]) -> "pa.Array[Any]":
+    if name.startswith(f"{CERTIFICATE}.") and name.endswith(_VERDICT):
+        values = np.array([Verdict(code).word for code in values.tolist()])
+    column: pa.Array[Any] = pa.array(values)
+    return column
+
+
+def _column(file: Path, name: str, values: "pa.ChunkedArray[Any]") -> NDArray[Any]:
+    if values.null_count:
+        raise EvidenceError(f"{file}: the column {name} has holes")
+    if name.startswith(f"{CERTIFICATE}.") and name.endswith(_VERDICT):
+        codes: dict[object, int] = {one.word: int(one) for one in Verdict}
+        words = values.to_pylist()
+        unknown = sorted({str(word)[:20] for word in words if word not in codes})
+        if unknown:
+            raise EvidenceError(f"{file}: the column {name} has the verdict {unknown[0]!r}")
+        return np.array([codes[word] for word in words], dtype=np.int8)
+    return np.array(values.to_numpy())

@@ -1,0 +1,252 @@
+"""The summary of an evaluation: provenance, and the numbers that follow from the table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from robustly.evidence.provenance import DataRecord, ModelRecord, SuiteAttack, SuiteRecord, ThreatRecord
+from robustly.evidence.records import Inline, Key, Share, ShareObject
+from robustly.evidence.schema import SCHEMA
+from robustly.statistics import Proportion
+
+EightBit = Annotated[Proportion, Share(None, "accuracy_8bit", "interval_8bit")]
+State = Literal["", "failed", "not needed"]
+
+
+@dataclass(frozen=True)
+class AttackSummary:
+    """The numbers of one attack.
+
+    Args:
+        robust: examples that it left unbroken, of all examples.
+        robust_8bit: the same after rounding to 8 bits.
+        mean_forwards: forward passes per attacked example.
+        mean_backwards: passes of the gradient to the input per attacked example.
+        tried: examples that it was run on.
+    """
+
+    robust: Annotated[Proportion, Share("robust")]
+    robust_8bit: EightBit
+    mean_forwards: float
+    mean_backwards: float
+    tried: int
+
+
+@dataclass(frozen=True)
+class WorstCaseSummary:
+    """Robust accuracy over all attacks, and the same after rounding to 8 bits."""
+
+    robust: Annotated[Proportion, Share("robust")]
+    robust_8bit: EightBit
+
+
+@dataclass(frozen=True)
+class CertifiedSummary:
+    """Certified accuracy: the share of examples that some certificate of the model itself verifies.
+
+    Args:
+        name: names of these certificates.
+        radius: the size of the threat at which they do.
+        robust: verified examples.
+    """
+
+    name: str
+    radius: float
+    robust: Annotated[Proportion, Share("robust")]
+
+
+@dataclass(frozen=True)
+class CertificateTerms:
+    """The conditions of a certificate that hold for all its rows.
+
+    Args:
+        certifies: of which classifier it speaks; "model" for the very model that is attacked.
+        failure_probability: probability, per example, that the proof is wrong; 0 for a deterministic one, None
+            where it was not stated (schema 2).
+    """
+
+    certifies: str
+    failure_probability: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class CertificateSummary:
+    """The numbers of one certificate; `verdicts` counts its rows by the word of their verdict."""
+
+    name: str
+    terms: Annotated[CertificateTerms, Inline()]
+    radius: float
+    robust: Annotated[Proportion, Share("robust")]
+    verdicts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class ClassSummary:
+    """Clean and worst-case robust accuracy of one class."""
+
+    name: Annotated[str, Key("class")]
+    clean: Annotated[Proportion, Share(None, "clean", "clean_interval")]
+    robust: Annotated[Proportion, Share(None, "robust", "robust_interval")]
+
+
+@dataclass(frozen=True)
+class SecurityCurve:
+    """Accuracy against the size of the threat; all lists have one length.
+
+    Args:
+        count: examples that it is drawn from, the first of the data.
+        epsilon: sizes, ascending from 0, in the threat's unit.
+        epsilon_text: the same as users write them.
+        accuracy: shares left by the attack.
+        low: lower ends of their 95 % intervals.
+        high: upper ends.
+        certified: shares of all examples that are certified at these sizes; None without a certificate.
+
+    Raises:
+        ValueError: lists of different lengths.
+    """
+
+    count: int
+    epsilon: tuple[float, ...]
+    epsilon_text: tuple[str, ...]
+    accuracy: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    certified: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        lists = [self.epsilon, self.epsilon_text, self.accuracy, self.low, self.high, self.certified]
+        if len({len(one) for one in lists if one is not None}) > 1 or not self.epsilon:
+            raise ValueError("its lists should be of one length, at least 1")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The numbers that follow from the table alone; see `robustly.evidence.metrics.metrics`.
+
+    Args:
+        clean: correctly classified examples.
+        attacks: by name.
+        worst_case: over all attacks.
+        certified: over all certificates of the model itself; None without one.
+        certificates: one by one, those of other classifiers too.
+        per_class: classes that have examples.
+        security_curve: if one was drawn.
+        invalid: examples on which the model's output under attack was NaN or infinite.
+    """
+
+    clean: Annotated[Proportion, ShareObject("correct")]
+    attacks: Mapping[str, AttackSummary]
+    worst_case: WorstCaseSummary
+    certified: CertifiedSummary | None = None
+    certificates: tuple[CertificateSummary, ...] = ()
+    per_class: tuple[ClassSummary, ...] = ()
+    security_curve: SecurityCurve | None = None
+    invalid: int = 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one diagnostic.
+
+    Args:
+        id: its name, "D1" to "D12", that of a check of the model, or "sentinel:NAME" of an attack.
+        title: the property that was tested, as a statement.
+        passed: whether the property holds; None where it could not be decided.
+        value: the measured value, a finite number, or None.
+        threshold: the values that pass.
+        words: the result and what it means, for people.
+    """
+
+    id: str
+    title: str
+    passed: bool | None
+    value: float | None
+    threshold: str
+    words: str
+
+
+@dataclass(frozen=True)
+class AttackOutcome:
+    """An attack of the suite with its numbers.
+
+    Args:
+        attack: its entry in the suite.
+        numbers: its numbers.
+        seconds: time that it took; None if it was not recorded.
+        state: the reason why the numbers mean nothing, "failed" or "not needed"; else empty.
+    """
+
+    attack: SuiteAttack
+    numbers: AttackSummary
+    seconds: float | None = None
+    state: State = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The whole of `summary.json`.
+
+    Args:
+        model: the network that was tested.
+        data: the examples.
+        threat: the threat model.
+        suite: the attacks and certificates.
+        metrics: the numbers that follow from the table; their keys are among those of the summary.
+        findings: outcomes of the diagnostics.
+        masking: sentences on why robust accuracy is only an upper bound; empty if nothing is suspected.
+        failures: attacks that raised an error, with its message.
+        seconds: time of each attack.
+        warnings: sentences for readers.
+        precision: "full", or "as the suite says" where searches may have run in bfloat16.
+        run: name of the run; empty outside of one.
+        created: when, in ISO format.
+        device: where the model ran.
+        versions: of the software.
+        composed: stages of a suite that the user composed, as written.
+        files: hashes of the other two files; filled in on writing.
+        schema: version of the format.
+
+    Raises:
+        ValueError: numbers of other attacks than those of the suite.
+    """
+
+    model: ModelRecord
+    data: DataRecord
+    threat: ThreatRecord
+    suite: SuiteRecord
+    metrics: Annotated[Metrics, Inline()]
+    findings: tuple[Finding, ...] = ()
+    masking: tuple[str, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float | None] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    precision: str = "full"
+    run: str = ""
+    created: str = ""
+    device: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    composed: Mapping[str, Mapping[str, object]] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if set(self.suite.names) != set(self.metrics.attacks):
+            listed, numbers = ", ".join(self.suite.names), ", ".join(self.metrics.attacks)
+            raise ValueError(f"attacks should be those of the suite ({listed}), but are {numbers}")
+
+    @property
+    def outcomes(self) -> tuple[AttackOutcome, ...]:
+        """The attacks in the order of the suite, with their numbers."""
+        return tuple(self._outcome(attack) for attack in self.suite.attacks)
+
+    @property
+    def terms(self) -> dict[str, CertificateTerms]:
+        """The conditions of the certificates by their names."""
+        return {one.name: one.terms for one in self.metrics.certificates}
+
+    def _outcome(self, attack: SuiteAttack) -> AttackOutcome:
+        numbers = self.metrics.attacks[attack.name]
+        state: State = "not needed" if attack.plan.on_suspicion and numbers.tried == 0 else ""
+        state = "failed" if attack.name in self.failures else state
+        return AttackOutcome(attack, numbers, self.seconds.get(attack.name), state)

@@ -1,0 +1,306 @@
+import dataclasses
+import html
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from synthetic_run import Synthetic, write_synthetic_run
+
+from robustly.evidence.provenance import Plan, SuiteAttack
+from robustly.evidence.storage import Pictures
+from robustly.evidence.summary import AttackSummary
+from robustly.reports import ReportError, read_run, render, write_report
+from robustly.reports.figures.charts import json_safe
+from robustly.reports.figures.evaluation_figures import by_class, distances
+from robustly.reports.formats import count, decimal, duration, percent, proportion
+from robustly.reports.pages.gallery import MOST_BROKEN, gallery
+from robustly.reports.pages.run_view import embedded_json, view
+from robustly.reports.tables.comparison import compare
+from robustly.statistics import Proportion
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+def words(page):
+    """The text of a page without scripts, styles and tags, its white space made plain."""
+    body = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+def with_attacks(evaluation, count):
+    """The evaluation with only the first attacks of its suite."""
+    suite = dataclasses.replace(evaluation.suite, attacks=evaluation.suite.attacks[:count])
+    attacks = {name: evaluation.metrics.attacks[name] for name in suite.names}
+    metrics = dataclasses.replace(evaluation.metrics, attacks=attacks)
+    return dataclasses.replace(evaluation, suite=suite, metrics=metrics)
+
+
+class Tags(HTMLParser):
+    """Collects every start tag with its attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_numbers_read_well():
+    assert proportion(Proportion(978, 1000)) == "97.8\u202f% [96.7, 98.5]"
+    assert percent(None) == "\u2013"
+    assert count(312202) == "312\u202f202"
+    assert [decimal(0.123456), decimal(12.34), decimal(5), decimal(None)] == ["0.1235", "12.3", "5", "\u2013"]
+    assert [duration(3.21), duration(80), duration(7300)] == [
+        "3.2\u202fs",
+        "1\u202fmin 20\u202fs",
+        "2\u202fh 1\u202fmin",
+    ]
+
+
+def test_the_headline_without_certificate_is_an_upper_bound(run):
+    page = words(render([read_run(run)]))
+    worst = read_run(run).evaluation.metrics.worst_case.robust
+    assert f"at most {percent(worst.share)}" in " ".join(page.split()).replace(" %", "\u202f%")
+    assert "no certificate" in page
+    assert "upper bound" in page
+
+
+def test_the_headline_with_certificate_is_an_interval(tmp_path):
+    run = write_synthetic_run(tmp_path, Synthetic(count=200, epochs=2, certified=0.4))
+    page = words(render([read_run(run)]))
+    assert re.search(r"40\.0 % to 8\d\.\d %", page.replace("\u202f", " "))
+    assert "proved by a certificate (CROWN bounds)" in page
+
+
+def test_every_attack_its_settings_and_the_provenance_appear(run):
+    page = words(render([read_run(run)]))
+    for text in [
+        "PGD-10",
+        "AutoAttack",
+        "step size",
+        "robustly audit",
+        "9f2c" * 16,
+        "trades_mnist5k",
+        "2.13.0",
+    ]:
+        assert text in page
+    assert "Each pixel may change by at most 0.3" in page
+
+
+def test_the_parts_of_the_outcome_add_up(run):
+    segments = view(read_run(run), "a").segments
+    assert sum(part.count for part in segments) == 200
+    assert sum(part.share for part in segments) == pytest.approx(1)
+
+
+def test_text_from_outside_cannot_become_markup(tmp_path):
+    options = Synthetic(
+        name="evil", count=80, epochs=2, classes=(EVIL, *map(str, range(1, 10))), warnings=(EVIL,), note=EVIL
+    )
+    run = write_synthetic_run(tmp_path, options)
+    (run / "config.yaml").write_text(json.dumps({"recipe": EVIL}))
+    file = run / "evaluation" / "summary.json"
+    summary = json.loads(file.read_text())
+    summary["run"] = summary["suite"]["attacks"][0]["title"] = summary["suite"]["attacks"][1]["title"] = EVIL
+    summary["security_curve"]["epsilon_text"][0] = summary["threat"]["limit_text"] = EVIL
+    file.write_text(json.dumps(summary))
+    page = render([read_run(run), read_run(run)])
+    assert EVIL not in page
+    scripts = [attrs for tag, attrs in Tags(page).found if tag == "script"]
+    assert len(scripts) == 4
+    assert not [attrs for tag, attrs in Tags(page).found if any(name.startswith("on") for name in attrs)]
+
+
+def test_plotly_gets_no_tags_from_outside(tmp_path):
+    options = Synthetic(count=80, epochs=2, classes=("<b>bold</b>", *map(str, range(1, 10))))
+    evaluation = read_run(write_synthetic_run(tmp_path, options)).evaluation
+    drawn = json.dumps(by_class(evaluation.metrics.per_class).data)
+    assert "<b>" not in drawn
+    assert "&lt;b&gt;" in drawn
+
+
+def test_the_page_loads_nothing(run):
+    page = render([read_run(run)])
+    for tag, attrs in Tags(page).found:
+        for name in ("src", "href", "action", "poster", "srcset"):
+            assert attrs.get(name, "#").startswith(("#", "data:")), (tag, attrs)
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL).group(1)
+    assert "url(" not in style
+    assert "@import" not in style
+    assert page.count("plotly.js v") == 1
+    assert "default-src 'none'" in page
+
+
+def test_every_place_for_a_chart_has_its_figure_and_its_table(run):
+    page = render([read_run(run)])
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL).group(1))
+    places = [attrs for _, attrs in Tags(page).found if "data-figure" in attrs]
+    assert {attrs["data-figure"] for attrs in places} == set(figures)
+    assert len(figures) >= 6
+    assert all(attrs["aria-label"] for attrs in places)
+    assert page.count("<summary>Data table</summary>") == len(places)
+
+
+def test_json_of_the_page_is_strict():
+    assert json_safe({"a": [float("nan"), float("inf"), 1.5]}) == {"a": [None, None, 1.5]}
+    assert "<" not in embedded_json({"a": "</script><!--"})
+    with pytest.raises(ValueError, match="JSON"):
+        embedded_json(float("nan"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Synthetic(evaluation=False, epochs=2),
+        Synthetic(training=False, count=60),
+        Synthetic(epochs=1, count=60),
+        Synthetic(colour=True, count=80, epochs=2),
+        Synthetic(count=60, robust=0.0001, epochs=2),
+        Synthetic(count=60, robust=1.0, clean=1.0, epochs=2),
+    ],
+)
+def test_unusual_runs_get_a_page(tmp_path, options):
+    page = render([read_run(write_synthetic_run(tmp_path, options))])
+    assert "</html>" in page
+    assert ("Not evaluated yet" in page) == (not options.evaluation)
+
+
+def test_warnings_and_a_stopped_training_are_shown(tmp_path):
+    options = Synthetic(count=60, epochs=2, warnings=("Gradients are zero.",), state="diverged")
+    page = words(render([read_run(write_synthetic_run(tmp_path, options))]))
+    assert "Warning: Gradients are zero." in page
+    assert "Warning: The training diverged." in page
+
+
+def test_the_weakest_of_many_classes_are_drawn_and_all_are_tabulated(run):
+    one = read_run(run).evaluation.metrics.per_class[0]
+    many = [dataclasses.replace(one, name=f"class {i}", robust=Proportion(i, 100)) for i in range(100)]
+    drawn = by_class(many)
+    assert len(drawn.data[0]["y"]) == 30
+    assert len(drawn.table.rows) == 100
+    assert "30 weakest of 100" in drawn.words.caption
+
+
+def test_distances_that_all_lie_at_epsilon_are_not_drawn(run):
+    evidence = read_run(run)
+    assert distances(evidence.evaluation, evidence.table) is not None
+    flat = {
+        name: dataclasses.replace(columns, distance=np.where(np.isfinite(columns.distance), 0.3, np.nan))
+        for name, columns in evidence.table.attacks.items()
+    }
+    assert distances(evidence.evaluation, dataclasses.replace(evidence.table, attacks=flat)) is None
+
+
+def test_the_gallery_states_its_factor_and_leaves_no_difference_clipped(run):
+    evidence = read_run(run)
+    grid = gallery(evidence.evaluation, evidence.table, evidence.pictures)
+    assert grid.factor == 1.5
+    assert grid.shelves[0].title == "PGD-10"
+    for shelf in grid.shelves:
+        broken = [shot for shot in shelf.shots if shot.adversarial]
+        assert 0 < len(broken) <= MOST_BROKEN
+        assert all(shot.prediction not in (None, shot.label) for shot in broken)
+        assert any(shot.adversarial is None for shot in shelf.shots)
+
+
+def test_large_pictures_are_shown_smaller(run):
+    evidence = read_run(run)
+    large = np.zeros((1, 3, 400, 200), np.float32)
+    pictures = Pictures(np.array([3]), large, {"pgd_10": {3: large[0] + 0.01}})
+    grid = gallery(evidence.evaluation, None, pictures)
+    assert grid.shrunk
+    assert len(grid.shelves[0].shots[0].original) < 2000
+
+
+def test_a_comparison_marks_only_what_is_clear(tmp_path):
+    runs = [
+        read_run(write_synthetic_run(tmp_path, Synthetic(name=name, count=400, robust=robust, epochs=2)))
+        for name, robust in [("strong", 0.91), ("near", 0.90), ("weak", 0.2)]
+    ]
+    table = compare(runs)
+    worst = table.columns.index("Worst case")
+    marks = [(row[worst].best, row[worst].clearly) for row in table.cells]
+    assert marks == [(True, False), (False, False), (False, False)]
+    two = compare([runs[0], runs[2]])
+    assert two.cells[0][worst].clearly
+    page = words(render(runs))
+    assert "clearly best" in page.lower()
+    assert "3 runs compared" in page
+
+
+def test_runs_tested_differently_are_not_ranked(tmp_path):
+    runs = [
+        read_run(write_synthetic_run(tmp_path, Synthetic(name="grey", count=60, epochs=2))),
+        read_run(write_synthetic_run(tmp_path, Synthetic(name="colour", colour=True, count=80, epochs=2))),
+        read_run(write_synthetic_run(tmp_path, Synthetic(name="raw", evaluation=False, epochs=2))),
+    ]
+    table = compare(runs)
+    assert len(table.differences) == 3
+    assert not any(cell.best for row in table.cells for cell in row)
+    assert "Not comparable:" in words(render(runs))
+
+
+def test_an_attack_that_one_run_lacks_leaves_a_gap(run):
+    whole = read_run(run)
+    fewer = dataclasses.replace(whole, name="fewer", evaluation=with_attacks(whole.evaluation, 2))
+    table = compare([whole, fewer])
+    assert table.cells[1][table.columns.index("AutoAttack")].value is None
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    runs = [
+        read_run(write_synthetic_run(tmp_path / place, Synthetic(count=60, epochs=2))) for place in ("a", "b", "b")
+    ]
+    page = words(render(runs)).replace("_ ", "_").replace("/ ", "/").replace("- ", "-")
+    assert "a/mnist5k_trades" in page
+    assert "b/mnist5k_trades (3)" in page
+
+
+def test_the_report_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
+    output = tmp_path / "new" / "report.html"
+    assert write_report([run], output) == output
+    before = output.read_text(encoding="utf-8")
+    assert before.startswith("<!doctype html>")
+    monkeypatch.setattr("pathlib.Path.replace", lambda self, target: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_report([run], output)
+    assert output.read_text(encoding="utf-8") == before
+    assert [file.name for file in output.parent.iterdir()] == ["report.html"]
+
+
+def test_no_runs_and_bad_runs_write_nothing(tmp_path):
+    with pytest.raises(ReportError, match="at least one run"):
+        write_report([], tmp_path / "report.html")
+    with pytest.raises(ReportError):
+        write_report([tmp_path], tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_attack_without_settings_or_costs_is_shown(run):
+    evidence = read_run(run)
+    suite, metrics = evidence.evaluation.suite, evidence.evaluation.metrics
+    numbers = AttackSummary(Proportion(150, 200), Proportion(160, 200), 0.0, 0.0, 0)
+    evaluation = dataclasses.replace(
+        evidence.evaluation,
+        suite=dataclasses.replace(suite, attacks=(SuiteAttack("mine", "Mine", {}, Plan()),)),
+        metrics=dataclasses.replace(metrics, attacks={"mine": numbers}),
+        seconds={},
+    )
+    page = words(render([dataclasses.replace(evidence, evaluation=evaluation)]))
+    assert "Mine 75.0" in page
+
+
+def test_a_threat_that_is_not_a_ball_is_reported_in_its_own_unit(run):
+    file = run / "evaluation" / "summary.json"
+    summary = json.loads(file.read_text())
+    turned = {"text": "rotation:0.3", "kind": "rotation", "unit": "degrees", "norm": None, "limit_text": "0.3"}
+    file.write_text(json.dumps(summary | {"threat": summary["threat"] | turned}))
+    evidence = read_run(run)
+    figures = {figure.words.key: figure for figure in view(evidence, "a").charts}
+    assert figures["security-curve"].layout["xaxis"]["title"]["text"] == "epsilon (rotation, degrees)"
+    assert figures["distances"].layout["xaxis"]["title"]["text"] == "size (rotation, degrees)"
+    assert "tested on 200 test examples of mnist5k under rotation:0.3" in words(render([evidence]))

@@ -1,0 +1,142 @@
+"""Trial of training parts that are not shipped: controllers that keep their own memory."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from controller import AlternatingThreats, BalancedLoss
+from safetensors.torch import load_file
+
+from robustly.data import Augmentation, DataConfig, Splits, load_splits
+from robustly.experiments import configuration
+from robustly.models import ModelConfig, build_model
+from robustly.runtime import Runtime, RuntimeConfig
+from robustly.threats.lp import ThreatModel
+from robustly.training import (
+    GairatWeights,
+    Job,
+    Method,
+    Moment,
+    Observer,
+    OptimizerConfig,
+    PGDInner,
+    ScheduleConfig,
+    TrainingConfig,
+    train,
+)
+
+LINF = ThreatModel("linf", 0.1)
+INNER = PGDInner(steps=4, relative_step_size=0.35)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks as small as these only lose by threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def digits() -> Splits:
+    return load_splits(DataConfig(train_limit=1000, validation=100, test=100, image_size=16))
+
+
+def small_job(method: Method, epochs: int = 6, splits: Splits | None = None) -> Job:
+    splits = splits or digits()
+    return Job(
+        method=method,
+        model=build_model(ModelConfig(width=0.25, dropout=0.2, image_size=(16, 16)), seed=1),
+        train=splits.train,
+        validation=splits.validation,
+        threats=(LINF,),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=0.005),
+        schedule=ScheduleConfig(),
+        training=TrainingConfig(epochs=epochs, batch_size=32, validation_steps=3, epsilon_ramp=2.0),
+        augmentation=Augmentation(),
+    )
+
+
+def run(job: Job, folder: Path, observer: Observer | None = None) -> dict[str, torch.Tensor]:
+    folder.mkdir(exist_ok=True)
+    train(job, Runtime(RuntimeConfig(device="cpu")), folder, config_digest="trial", observer=observer)
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_controllers_move_as_published() -> None:
+    memory = {"accuracies": torch.tensor([1.8, 0.5]), "batches": torch.tensor([2.0, 1.0])}
+    assert torch.allclose(AlternatingThreats.shares(memory), torch.tensor([1 / 6, 5 / 6]))
+    memory["batches"] = torch.tensor([2.0, 0.0])
+    assert AlternatingThreats.shares(memory).tolist() == [0.5, 0.5]
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    moved = BalancedLoss().moved(half, torch.tensor([0.2, 0.3]).double(), torch.tensor([0.4, 0.3]).double())
+    assert torch.allclose(moved, torch.tensor([0.49583333, 0.50416667]).double(), atol=1e-7)
+
+
+def test_a_controller_fits_into_yaml_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(configuration.INNER_MAXIMISERS, "e_at", AlternatingThreats)
+    settings = {
+        "method": {
+            "inner": {"name": "e_at", "threats": ["linf:0.2", "l1:8"], "steps": 2},
+            "loss": "adversarial",
+            "weights": {"name": "gairat", "burn_in": 1},
+        }
+    }
+    config = configuration.build_config(settings)
+    assert config.method.inner == AlternatingThreats(steps=2)
+    assert config.method.weights == GairatWeights(burn_in=1)
+    assert configuration.build_config(config.as_plain()).method == config.method
+
+
+def controlled() -> Job:
+    return small_job(Method(inner=AlternatingThreats(steps=3), loss=BalancedLoss()), epochs=4)
+
+
+class Slow(Observer):
+    """Lets the test see where the run is, and leaves it time to kill."""
+
+    def stepped(self, moment: Moment, loss: float, images: int) -> None:
+        print(moment.count, flush=True)  # noqa: T201
+        time.sleep(0.002)
+
+
+def test_controllers_survive_kills_bit_by_bit(tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tmp_path / "killed")]
+    (tmp_path / "killed").mkdir()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 70:  # of 128 steps, in the third of four epochs
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed/model.safetensors").exists()
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    (tmp_path / "whole").mkdir()
+    subprocess.run([*command[:2], str(tmp_path / "whole")], check=True, env=environment, stdout=subprocess.DEVNULL)
+    one, other = (torch.load(tmp_path / name / "checkpoints/last.pt") for name in ("killed", "whole"))
+    assert same(one["networks"]["model"], other["networks"]["model"])
+    assert set(one["memory"]) == {"inner", "loss"}
+    for part, memory in one["memory"].items():
+        assert same(memory, other["memory"][part]), part
+    state = one["memory"]["inner"]
+    assert state["batches"].sum() == 128
+    assert (state["batches"] > 0).all()
+    assert not torch.allclose(one["memory"]["loss"]["weight"], torch.tensor([0.5, 0.5]).double())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(controlled(), Path(sys.argv[1]), Slow())
