@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -90,6 +90,7 @@ class Broken:
 
     kind = "rotation"
     unit = "degrees"
+    arrays: ClassVar[dict[str, Tensor]] = {}
     set_type = ParameterBox
 
     @property

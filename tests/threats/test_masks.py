@@ -1,5 +1,8 @@
 """Masks and per-pixel epsilons: nothing outside changes, whatever attack searches."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +10,7 @@ from torch import Tensor
 from robustly.attacks import ATTACK_KINDS, PGD, Attack
 from robustly.randomness import KeyedGenerator
 from robustly.testing import small_network
-from robustly.threats import NORMS, ThreatError, ThreatModel
+from robustly.threats import NORMS, ThreatError, ThreatModel, parse_threat
 
 SHAPE = (2, 6, 6)
 REGION = torch.zeros(6, 6, dtype=torch.bool)
@@ -126,3 +129,20 @@ def test_a_mask_that_does_not_fit_the_images_is_refused() -> None:
     _, x, _ = victim()
     with pytest.raises(ThreatError, match=r"shape \(5, 6\), which does not fit images of shape \(2, 6, 6\)"):
         ThreatModel("linf", 0.1, mask=torch.ones(5, 6, dtype=torch.bool)).around(x)
+
+
+def test_a_mask_is_read_from_a_file_and_named_by_its_digest(tmp_path: Path) -> None:
+    path = tmp_path / "a+b.npy"
+    np.save(path, REGION.numpy())
+    read = parse_threat(f"linf:8/255@{path}")
+    assert read == ThreatModel("linf", "8/255", mask=REGION)
+    assert parse_threat(str(read), arrays=read.arrays) == read
+    chain = parse_threat(f"rotation:30+l2:0.5@{path}")
+    assert parse_threat(str(chain), arrays=chain.arrays) == chain
+    with pytest.raises(ThreatError, match="is not a readable NumPy file"):
+        parse_threat(str(read))
+    with pytest.raises(ThreatError, match="a mask belongs to an Lp threat, got 'rotation:30@"):
+        parse_threat(f"rotation:30@{path}")
+    np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(ThreatError, match="is not a readable NumPy file"):
+        parse_threat(f"linf:0.1@{tmp_path / 'object.npy'}")

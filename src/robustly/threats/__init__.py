@@ -3,13 +3,17 @@
 A threat is a value. It alone knows its geometry: how to project, to draw a start, to step and to measure a size.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from torch import Tensor
 
 from robustly.threats.balls import LpBall
 from robustly.threats.chain import Chain
 from robustly.threats.contract import EditSet, Threat, ThreatError, ThreatSet
 from robustly.threats.exact_size import fraction_text, parse_epsilon
-from robustly.threats.lp import NORMS, Norm, ThreatModel
+from robustly.threats.lp import NORMS, Norm, ThreatModel, read_mask
 from robustly.threats.parameter_box import ParameterBox
 from robustly.threats.rotation import Rotation
 
@@ -23,32 +27,42 @@ THREATS: dict[str, Callable[[str, Box], Threat]] = {
 }
 """Threats by the word in front of the colon of their text form. A new threat adds a line here."""
 KINDS: tuple[str, ...] = (*THREATS, "chain")
+_NO_ARRAYS: Mapping[str, Tensor] = MappingProxyType({})
 
 
-def parse_threat(text: str, box: Box = (0.0, 1.0)) -> Threat:
+def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] = _NO_ARRAYS) -> Threat:
     """A threat from its text: KIND:SIZE, or several joined by "+" (applied in that order).
 
-    Such as "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30" or "rotation:30+linf:8/255".
+    Such as "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30" or "rotation:30+linf:8/255". A mask of the values
+    that may change follows an Lp threat as a NumPy file: "linf:8/255@mask.npy".
 
     Args:
         text: the text.
         box: least and largest valid value of an input.
+        arrays: masks by their digests, for texts such as "linf:8/255@3f2a9c81d0e4" that a threat itself printed.
 
     Raises:
-        ThreatError: another form, an unknown kind, or a size that the threat cannot have.
+        ThreatError: another form, an unknown kind, a size that the threat cannot have, or an unreadable mask.
     """
-    parts = [_parse_part(part, text, box) for part in str(text).split("+")]
+    parts = [_parse_part(part, str(text), box, arrays) for part in re.split(r"\+(?=\s*\w+:)", str(text))]
     return parts[0] if len(parts) == 1 else Chain(parts)
 
 
-def _parse_part(part: str, text: str, box: Box) -> Threat:
-    kind, colon, size = part.partition(":")
+def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor]) -> Threat:
+    kind, colon, rest = part.partition(":")
     kind = kind.strip().lower()
-    if not colon:
+    if not colon or not rest.strip():
         raise ThreatError(f"threat {text!r} is not of the form KIND:SIZE, such as linf:8/255 or rotation:30")
     if kind not in THREATS:
         raise ThreatError(f"unknown threat {kind!r}: allowed are {', '.join(THREATS)}")
-    return THREATS[kind](size, box)
+    size, at, mask = rest.partition("@")
+    threat = THREATS[kind](size, box)
+    if not at:
+        return threat
+    if not isinstance(threat, ThreatModel):
+        raise ThreatError(f"a mask belongs to an Lp threat, got {part!r}")
+    values = arrays[mask] if mask in arrays else read_mask(mask)
+    return ThreatModel(threat.norm, threat.epsilon, threat.box, values)
 
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Chains: several threats applied one after the other, each within its own limits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -128,6 +128,11 @@ class Chain:
     @property
     def unit(self) -> str:  # noqa: D102
         return "share of each part's limit"
+
+    @property
+    def arrays(self) -> Mapping[str, Tensor]:
+        """Those of the parts."""
+        return {name: values for part in self.parts for name, values in part.arrays.items()}
 
     @property
     def set_type(self) -> type["ChainSet"]:  # noqa: D102

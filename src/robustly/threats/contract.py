@@ -1,6 +1,6 @@
 """Contract of threats: what an adversary may do to an input, and the set of allowed inputs around each example."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
 
@@ -47,7 +47,12 @@ class Threat(Protocol):
 
     @property
     def unit(self) -> str:
-        """Unit of sizes: "pixel value", "pixels", "degrees", "share of the budget"."""
+        """Unit of sizes: "input units", "pixels", "degrees", "share of each part's limit"."""
+        ...
+
+    @property
+    def arrays(self) -> Mapping[str, Tensor]:
+        """Tensors that belong to the value and that its text names by a digest, such as masks; mostly none."""
         ...
 
     @property

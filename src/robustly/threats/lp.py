@@ -2,11 +2,12 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -116,7 +117,12 @@ class ThreatModel:
     @property
     def unit(self) -> str:
         """Unit of epsilon."""
-        return "pixels" if self.norm == "l0" else "pixel value"
+        return "pixels" if self.norm == "l0" else "input units"
+
+    @property
+    def arrays(self) -> Mapping[str, Tensor]:
+        """The mask, if there is one, by its digest."""
+        return {} if self.mask is None else {self.mask_digest: self.mask}
 
     @property
     def set_type(self) -> type[LpBall]:
@@ -241,6 +247,20 @@ def _is_whole(epsilon: Fraction | Tensor) -> bool:
     if isinstance(epsilon, Tensor):
         return bool((epsilon == epsilon.round()).all())
     return epsilon.denominator == 1
+
+
+def read_mask(path: str) -> Tensor:
+    """A mask from a NumPy file (`.npy`): booleans, or shares of epsilon in [0, 1].
+
+    Raises:
+        ThreatError: a file that is missing or not a NumPy array of numbers.
+    """
+    try:
+        values = np.load(path, allow_pickle=False)
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ThreatError(f"the mask {path!r} is not a readable NumPy file (.npy) of numbers ({reason})") from None
 
 
 def _split_per_pixel(norm: str, epsilon: Tensor, mask: Tensor | None) -> tuple[Fraction, Tensor]:

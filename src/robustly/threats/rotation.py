@@ -1,6 +1,6 @@
 """Rotation about the centre of an image, by bilinear interpolation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -62,6 +62,10 @@ class Rotation:
     @property
     def unit(self) -> str:  # noqa: D102
         return "degrees"
+
+    @property
+    def arrays(self) -> Mapping[str, Tensor]:  # noqa: D102
+        return {}
 
     @property
     def set_type(self) -> type[ParameterBox]:  # noqa: D102
