@@ -51,14 +51,14 @@ class InputDiversity:
 
     def __call__(
         self,
-        ask: Callable[[Tensor], Tensor],
+        outputs_of: Callable[[Tensor], Tensor],
         points: Tensor,
         value: Callable[[Tensor], Tensor],
         draws: KeyedGenerator,
     ) -> tuple[Tensor, int, int]:
         """The gradient through the change; see `GradientEstimator`."""
         here = points.detach().requires_grad_()
-        return input_gradient(value(ask(self.changed(here, draws))).sum(), here), 1, 1
+        return input_gradient(value(outputs_of(self.changed(here, draws))).sum(), here), 1, 1
 
     def changed(self, x: Images, draws: KeyedGenerator) -> Images:
         """Shrunk and padded images; linear in `x`."""
