@@ -30,6 +30,9 @@ def lint() -> ModuleType:
         "Returns the margin.",
         "Hears what happens; override what is of interest.",
         "Tries every class.",
+        "Changes one random window at a time.",
+        "Descends a smooth count.",
+        "Marks the points that are kept.",
     ],
 )
 def test_headings_that_are_clauses_or_third_person_are_found(lint: ModuleType, line: str) -> None:
@@ -44,6 +47,12 @@ def test_headings_that_are_clauses_or_third_person_are_found(lint: ModuleType, l
         "CE(z, y) + beta KL(p || p').",
         "|v^T H v| of the Hessian.",
         "Losses of the guide.",
+        "Steps after which the step size is checked: 22, 41.",
+        "Changes of the pixels.",
+        "Weights of a batch.",
+        "Attacks: one file per family.",
+        "Pass the images on.",
+        "As the paper, on logits.",
         "Bias.",
     ],
 )
