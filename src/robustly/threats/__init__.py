@@ -1,6 +1,6 @@
-"""Threats: what an adversary may do to an input.
+"""Threats: the allowed perturbations of an input.
 
-A threat is a value. It alone knows its geometry: how to project, to draw a start, to step and to measure a size.
+A threat is a value. It alone defines its geometry: projection, random start, step and size.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,16 +26,16 @@ KINDS: tuple[str, ...] = (*THREATS, "chain")
 
 
 def parse_threat(text: str, box: Box = (0.0, 1.0)) -> Threat:
-    """A threat from its text: KIND:SIZE, or several joined by "+" (applied in that order).
+    """Parse a threat from its text: KIND:SIZE, or several joined by "+" (applied in that order).
 
-    Such as "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30" or "rotation:30+linf:8/255".
+    For instance "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30" or "rotation:30+linf:8/255".
 
     Args:
         text: the text.
         box: least and largest valid value of an input.
 
     Raises:
-        ThreatError: another form, an unknown kind, or a size that the threat cannot have.
+        ThreatError: another form, an unknown kind, or a size that is not possible for the threat.
     """
     parts = [_parse_part(part, text, box) for part in str(text).split("+")]
     return parts[0] if len(parts) == 1 else Chain(parts)
@@ -45,7 +45,7 @@ def _parse_part(part: str, text: str, box: Box) -> Threat:
     kind, colon, size = part.partition(":")
     kind = kind.strip().lower()
     if not colon:
-        raise ThreatError(f"threat {text!r} is not of the form KIND:SIZE, such as linf:8/255 or rotation:30")
+        raise ThreatError(f"threat {text!r} must have the form KIND:SIZE, such as linf:8/255 or rotation:30")
     if kind not in THREATS:
         raise ThreatError(f"unknown threat {kind!r}: allowed are {', '.join(THREATS)}")
     return THREATS[kind](size, box)
