@@ -55,7 +55,8 @@ def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
 
 
 _NO = re.compile(
-    r"(?<![Tt]here )\b(is|are|was|were|be) no\b(?! (longer|more|fewer|less|larger|smaller|wider|higher|lower|worse)\b)"
+    r"(?<![Tt]here )\b(is|are|was|were|be) no\b"
+    r"(?! (longer|more|fewer|less|larger|smaller|wider|higher|lower|worse)\b)"
 )
 _CODE = re.compile(r"`[^`]*`|\"[^\"\n]*\"")
 
