@@ -1,4 +1,4 @@
-"""The worst case over several threat models: robust only if robust to every one of them."""
+"""Worst case over several threat models: robust only if robust to every one of them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from robustly.statistics import Proportion
 def union_of_threats(evidences: Sequence[Evidence]) -> dict[str, Any]:
     """Robust accuracy under each of several threats, under their union, and on average.
 
-    Each threat is evaluated on all examples, not on the survivors of another, so that each number stands for
-    itself; the union holds the examples that stand under all (Croce and Hein, "Adversarial robustness against
-    multiple and single l_p-threat models via quick fine-tuning of robust classifiers", ICML 2022). The average is
-    no worst case. Its interval is that of a share of as many examples, which is no narrower than its own.
+    Each threat is evaluated on all examples, not on the unbroken ones of another, so that each number is valid by
+    itself. The union counts the examples that are unbroken under all (Croce and Hein, "Adversarial robustness
+    against multiple and single l_p-threat models via quick fine-tuning of robust classifiers", ICML 2022). The
+    average is not a worst case. Its interval is that of a share of as many examples, at least as wide as its own.
 
     Args:
         evidences: at least two evaluations of one model on one data set, each under another threat.
@@ -63,12 +63,12 @@ def _check_same(first: Evidence, other: Evidence) -> None:
     ):
         if a != b:
             raise EvidenceError(
-                f"the evaluations under {mine} and {theirs} are of different {what}: no union of them"
+                f"the evaluations under {mine} and {theirs} are of different {what}: their union is not defined"
             )
     for column in ("id", "label"):
         if not torch.equal(first.table[column], other.table[column]):
             raise EvidenceError(
-                f"the evaluations under {mine} and {theirs} differ in the examples' {column}s: no union of them"
+                f"the evaluations under {mine} and {theirs} differ in their {column}s: their union is not defined"
             )
 
 

@@ -1,4 +1,4 @@
-"""What every certificate takes and gives back."""
+"""Contract of certificates: arguments and result."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -12,12 +12,12 @@ from robustly.threats.lp import ThreatModel
 
 @dataclass(frozen=True)
 class CertificateResult:
-    """What was proved about each of N examples.
+    """Result of a certificate for each of N examples.
 
     Args:
-        prediction: the class that holds `(N,)`.
-        radius: up to which distance, in the threat's norm, no allowed change alters the prediction `(N,)`; 0 where
-            nothing is proved.
+        prediction: the certified class `(N,)`.
+        radius: largest distance, in the threat's norm, up to which no perturbation changes the prediction `(N,)`;
+            0 where nothing is proved.
     """
 
     prediction: Int64[Tensor, " n"]
@@ -26,11 +26,11 @@ class CertificateResult:
 
 @runtime_checkable
 class Certificate(Protocol):
-    """A proof procedure; what it says of an example depends on no other example of the batch."""
+    """A proof procedure. Its result for an example does not depend on the other examples of the batch."""
 
     @property
     def certifies(self) -> str:
-        """Which classifier the proof speaks of: "model" for the very model that is attacked, else its description.
+        """Classifier that the proof is about: "model" for the attacked model itself, else a description.
 
         A bound on another classifier (the smoothed one) is reported, but never joined to an interval with attacks.
         """

@@ -1,4 +1,4 @@
-"""The contract of certificates."""
+"""Contract check of certificates."""
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from robustly.threats.lp import ThreatModel
 
 
 def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
-    """Hold a certificate against its contract: per example, deterministic, and true against random attempts.
+    """Check the contract of a certificate: per example, deterministic, and true for random attempts.
 
-    A proof about the model itself is also held against random images and PGD inside its radius. One about another
+    A proof about the model itself is also tested with random images and PGD inside its radius. One about another
     classifier (a smoothed one) cannot be refuted this way.
 
     Args:
@@ -21,7 +21,7 @@ def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Te
         net: a network that it can certify.
         x: images `(N, ...)`, N at least 2, in the box.
         y: labels `(N,)`.
-        threat: the threat model whose norm its radius is measured in.
+        threat: the threat model with the norm of its radius.
 
     Raises:
         AssertionError: the first property that does not hold.
@@ -50,11 +50,11 @@ def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Te
 
 
 def _check_truth(net: nn.Module, x: Tensor, result: CertificateResult, threat: ThreatModel) -> None:
-    """Nothing that random points and PGD find just inside the radius changes the prediction."""
+    """Check that no random point and no result of PGD just inside the radius changes the prediction."""
     proved = result.radius > 0
-    stated = result.prediction
-    said = eval_logits(net, x).argmax(1)
-    say((said == stated)[proved].all(), "a certificate names another class than the model predicts")
+    certified = result.prediction
+    predicted = eval_logits(net, x).argmax(1)
+    say((predicted == certified)[proved].all(), "a certificate names another class than the model predicts")
     low, high = threat.box
     radius = (result.radius.to(x.dtype) * (1 - 1e-4)).clamp(max=(high - low) * x[0].numel())
     radius = radius.clamp(max=high - low) if threat.norm == "linf" else radius
@@ -65,7 +65,7 @@ def _check_truth(net: nn.Module, x: Tensor, result: CertificateResult, threat: T
     inside = threat.with_epsilon(radius[rows])
     for seed in range(10):
         point = inside.around(x[rows]).random_start(KeyedGenerator(seed, rows))
-        same = eval_logits(net, point).argmax(1) == stated[rows]
+        same = eval_logits(net, point).argmax(1) == certified[rows]
         say(same.all(), "a random image within the certified radius has another prediction")
-    found = PGD(40, restarts=2)(net, x[rows], stated[rows], threat=inside, generator=KeyedGenerator(0, rows))
+    found = PGD(40, restarts=2)(net, x[rows], certified[rows], threat=inside, generator=KeyedGenerator(0, rows))
     say(not found.broken.any(), "PGD finds an adversarial example within the certified radius")
