@@ -41,7 +41,7 @@ class RuntimeConfig:
 
 
 class Runtime:
-    """A started group of processes, seen from one of them.
+    """One process of a started group.
 
     Raises:
         ValueError: a device that is not available.

@@ -94,9 +94,9 @@ class CarliniWagner:
             found = search.value_and_grad(point, here, objective, inside=False)
             reached = (found.value >= self.confidence) & search.goal.select(here).reached(found.output)
             # a success that leads by less than the confidence must not be recorded; all else may be
-            judged = reached | ~search.goal.select(here).reached(found.output) | ~found.output.isfinite().all(1)
-            if bool(judged.any()):
-                search.record(point[judged], here[judged], found.output[judged], None, exact=True)
+            recordable = reached | ~search.goal.select(here).reached(found.output) | ~found.output.isfinite().all(1)
+            if bool(recordable.any()):
+                search.record(point[recordable], here[recordable], found.output[recordable], None, exact=True)
             success[place] |= reached
             keep = ~search.invalid[here]
             moved = (point - x) / width

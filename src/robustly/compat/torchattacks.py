@@ -1,5 +1,5 @@
 """Attacks by the names and arguments of torchattacks (github.com/Harry24k/adversarial-attacks-pytorch)."""
-# ruff: noqa: N802  (functions carry the names of the classes that they stand for)
+# ruff: noqa: N802  (functions have the names of the classes that they replace)
 
 from collections.abc import Callable, Sequence
 from typing import Literal

@@ -1,5 +1,5 @@
 """Attacks by the names and arguments of foolbox.attacks."""
-# ruff: noqa: N802  (functions carry the names of the classes that they stand for)
+# ruff: noqa: N802  (functions have the names of the classes that they replace)
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
