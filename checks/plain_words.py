@@ -47,6 +47,7 @@ FORMS = {
     "want": "wants|wanted|wanting", "know": "knows|knew", "think": "thinks|thought",
     "remember": "remembers|remembered", "wish": "wishes|wished", "notice": "notices|noticed", "care": "cares|cared",
 }  # fmt: skip
+LITERARY = ("says", "said", "sees", "nobody", "everybody", "anybody")
 OF_READERS = 6  # from here on, words of PERSONAL that the documentation may use of its readers
 
 
@@ -58,6 +59,7 @@ _NO = re.compile(
     r"(?<![Tt]here )\b(is|are|was|were|be) no\b"
     r"(?! (longer|more|fewer|less|larger|smaller|wider|higher|lower|worse)\b)"
 )
+_LITERARY = re.compile(r"\b(" + "|".join(LITERARY) + r")\b", re.IGNORECASE)
 _CODE = re.compile(r"`[^`]*`|\"[^\"\n]*\"")
 
 
@@ -101,6 +103,8 @@ def word_problems(text: str, words: tuple[str, ...] = PERSONAL) -> Iterator[str]
     plain = _CODE.sub("", text)
     for found in _pattern(words).finditer(plain):
         yield f"personifies: {found[0]!r}"
+    for found in _LITERARY.finditer(plain):
+        yield f"literary: {found[0]!r}"
     for found in _NO.finditer(plain):
         yield f"{found[0]!r}: write 'not a'"
 

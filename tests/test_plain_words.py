@@ -62,7 +62,15 @@ def test_imperatives_nouns_and_formulas_pass(lint: ModuleType, line: str) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["its verdicts nobody believes", "the part asks for a guide", "epsilon is no whole number", "Tell every part"],
+    [
+        "its verdicts nobody believes",
+        "the part asks for a guide",
+        "epsilon is no whole number",
+        "Tell every part",
+        "the message says why",
+        "the network that an attack sees",
+        "work whose progress nobody follows",
+    ],
 )
 def test_personifications_are_found_anywhere(lint: ModuleType, text: str) -> None:
     assert list(lint.word_problems(text))
@@ -89,7 +97,7 @@ def test_docstrings_comments_and_messages_are_read(lint: ModuleType, tmp_path: P
         'def good(y):\n    """Double y."""\n    return f"{y} tells all"\n',
         encoding="utf-8",
     )
-    assert sorted(finding.line for finding in lint.check_source(path)) == [1, 3, 4, 9]
+    assert {finding.line for finding in lint.check_source(path)} == {1, 3, 4, 9}
     page = tmp_path / "page.md"
     page.write_text("The tool asks.\n```\nask\n```\nYou know.\n", encoding="utf-8")
     assert [finding.line for finding in lint.check_text(page)] == [1]
