@@ -68,7 +68,8 @@ def _check_same(first: Evidence, other: Evidence) -> None:
     for column in ("id", "label"):
         if not torch.equal(first.table[column], other.table[column]):
             raise EvidenceError(
-                f"the evaluations under {mine} and {theirs} differ in their {column}s: their union is not defined"
+                f"the evaluations under {mine} and {theirs} differ in the examples' {column}s: "
+                "their union is not defined"
             )
 
 
