@@ -1,7 +1,8 @@
 """Lint of the sentences: docstrings, comments and messages in src, and the documentation, in plain words.
 
-A docstring begins with an imperative or a noun phrase. The words in `PERSONAL` are not used of code.
-`python checks/plain_words.py` prints one line per finding and exits with 1 if there is any.
+A docstring begins with an imperative or a noun phrase. The words in `PERSONAL` are not used of code, which does not
+hear, ask or believe anything. `python checks/plain_words.py` prints one line per finding and exits with 1 if there
+is any.
 """
 
 import ast
@@ -26,6 +27,16 @@ VERBS = (
     "start", "step", "stop", "store", "swap", "take", "tell", "train", "try", "turn", "update", "use", "wait",
     "want", "weigh", "work", "wrap", "write",
 )  # fmt: skip
+NOUNS = (
+    "answer", "average", "call", "change", "count", "cut", "draw", "end", "measure", "mix", "move", "need", "print",
+    "project", "run", "scale", "set", "show", "split", "start", "step", "store", "train", "turn", "update", "use",
+    "work",
+)  # fmt: skip
+OBJECTS = (
+    "the", "a", "an", "one", "each", "every", "all", "some", "any", "no", "its", "it", "them", "this", "these",
+    "those", "nothing", "what",
+)  # fmt: skip
+NEVER_VERBS = ("across", "always", "as", "besides", "is", "its", "minus", "plus", "this", "towards")
 PERSONAL = (
     *("hear", "ask", "tell", "believe", "mind", "look"),  # nowhere
     *("want", "know", "think", "remember", "wish", "notice", "care"),  # of readers, not of code
@@ -36,6 +47,7 @@ FORMS = {
     "want": "wants|wanted|wanting", "know": "knows|knew", "think": "thinks|thought",
     "remember": "remembers|remembered", "wish": "wishes|wished", "notice": "notices|noticed", "care": "cares|cared",
 }  # fmt: skip
+LITERARY = ("says", "said", "sees", "nobody", "everybody", "anybody")
 OF_READERS = 6  # from here on, words of PERSONAL that the documentation may use of its readers
 
 
@@ -44,8 +56,10 @@ def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
 
 
 _NO = re.compile(
-    r"\b(is|are|was|were|be) no\b(?! (longer|more|fewer|less|larger|smaller|wider|higher|lower|worse)\b)"
+    r"(?<![Tt]here )\b(is|are|was|were|be) no\b"
+    r"(?! (longer|more|fewer|less|larger|smaller|wider|higher|lower|worse)\b)"
 )
+_LITERARY = re.compile(r"\b(" + "|".join(LITERARY) + r")\b", re.IGNORECASE)
 _CODE = re.compile(r"`[^`]*`|\"[^\"\n]*\"")
 
 
@@ -69,10 +83,19 @@ def first_line_problem(line: str) -> str | None:
     first = words[0].lower()
     if first in CLAUSES and not line.rstrip().endswith("?"):
         return f"begins with the clause {words[0]!r}: begin with an imperative or a noun"
-    stem = first[:-3] + "y" if first.endswith("ies") else first[:-1]
-    if first.endswith("s") and (stem in VERBS or first[:-2] in VERBS) and len(words) > 1:
+    followed = re.match(r"[\w'-]+ ([\w'-]+)", line)
+    if followed and _is_third_person(first, followed[1].lower()):
         return f"begins with {words[0]!r}: use the imperative, or begin with a noun"
     return None
+
+
+def _is_third_person(first: str, second: str) -> bool:
+    """Return True for "draws the points", False for nouns as in "draws of a sample"."""
+    if not first.endswith("s") or first.endswith(("ss", "us")) or first in NEVER_VERBS:
+        return False
+    stem = first[:-3] + "y" if first.endswith("ies") else first[:-1]
+    is_verb = (stem in VERBS and stem not in NOUNS) or (first.endswith("es") and first[:-2] in VERBS)
+    return is_verb or second in OBJECTS
 
 
 def word_problems(text: str, words: tuple[str, ...] = PERSONAL) -> Iterator[str]:
@@ -80,6 +103,8 @@ def word_problems(text: str, words: tuple[str, ...] = PERSONAL) -> Iterator[str]
     plain = _CODE.sub("", text)
     for found in _pattern(words).finditer(plain):
         yield f"personifies: {found[0]!r}"
+    for found in _LITERARY.finditer(plain):
+        yield f"literary: {found[0]!r}"
     for found in _NO.finditer(plain):
         yield f"{found[0]!r}: write 'not a'"
 

@@ -1,7 +1,7 @@
-"""Train robust networks, attack them honestly, and show the evidence.
+"""Training, attacks, certificates and reports of robust networks.
 
-The names that most programs need; everything else is in the room that its subject names (`robustly.attacks`,
-`robustly.training`, ...). Each room can be imported by itself.
+Only the most used names are exported here; all others are in the subpackage of their subject (`robustly.attacks`,
+`robustly.training`, ...). Each subpackage can be imported by itself.
 """
 
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written to a temporary name, then renamed."""
+"""Atomic writing of files: to a temporary name, then renamed."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ from typing import Any
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well.
+    """Temporary path beside `path` that replaces it when the block ends without exception.
 
-    The content reaches the disk before the name changes; after an exception the temporary file is removed and
-    `path` is what it was.
+    The content is on the disk before the name changes. After an exception the temporary file is removed and `path`
+    is unchanged.
 
     Raises:
         OSError: the folder is not writable or the disk is full.
@@ -30,13 +30,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as a whole."""
+    """Write a text file atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file as a whole; NaN is refused, since JSON has none."""
+    """Write a JSON file atomically. NaN raises an error, because JSON has no NaN."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

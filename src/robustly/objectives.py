@@ -1,4 +1,4 @@
-"""Objectives and goals: per-example functions to maximise, and the outcome that counts as success."""
+"""Objectives and goals: per-example functions to maximise, and the outputs that count as success."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,29 +16,29 @@ PerExample = Float[Tensor, " n"]
 
 @runtime_checkable
 class Goal(Protocol):
-    """What counts as success of an adversary, for N examples.
+    """Success of an adversary, defined for the outputs of N examples.
 
-    Classification is one kind (`ClassificationGoal`). Searches and evidence use nothing but these methods.
+    Classification is one kind (`ClassificationGoal`). Searches and evidence use only these methods.
     """
 
     def check(self, output: Output) -> None:
-        """Refuse the model's first output if it does not fit the goal.
+        """Reject the model's first output if it does not fit the goal.
 
         Raises:
-            ValueError: the shape that was found and the one that is needed.
+            ValueError: an unsuitable shape; the message names it and the required one.
         """
         ...
 
     def reached(self, output: Output) -> Bool[Tensor, " n"]:
-        """Whether the model's outputs are a success."""
+        """True where the model's output is a success."""
         ...
 
     def margin(self, output: Output) -> PerExample:
-        """Closeness to a failure of the model: larger is closer, and positive once it fails."""
+        """Margin of the adversary: positive where the model fails, larger closer to a failure."""
         ...
 
     def select(self, index: Tensor) -> "Goal":
-        """The goals of some of the examples: a mask or positions."""
+        """Goals of some of the examples: a mask or positions."""
         ...
 
 
@@ -49,7 +49,7 @@ class ClassificationGoal:
     Args:
         y: true labels `(N,)`.
         target: classes to reach `(N,)`; None accepts any wrong class.
-        reference: logits `(N, K)` that a divergence is measured from: those of the clean input, or a teacher's.
+        reference: logits `(N, K)` that a divergence is measured from: those of the clean input, or of a teacher.
     """
 
     y: Int64[Tensor, " n"]
@@ -57,10 +57,10 @@ class ClassificationGoal:
     reference: Float[Tensor, "n k"] | None = None
 
     def check(self, output: Output) -> None:
-        """Refuse outputs other than logits `(N, K)`, K >= 2, and labels outside 0..K-1.
+        """Reject outputs other than logits `(N, K)`, K >= 2, and labels outside 0..K-1.
 
         Raises:
-            ValueError: one of them.
+            ValueError: such outputs or labels.
         """
         if output.ndim != 2 or len(output) != len(self.y) or output.shape[1] < 2:
             raise ValueError(
@@ -74,7 +74,7 @@ class ClassificationGoal:
                 raise ValueError(f"{name} span {least}..{largest}, the model has classes 0..{output.shape[1] - 1}")
 
     def reached(self, output: Logits) -> Bool[Tensor, " n"]:
-        """Whether the prediction is a wrong class (the target, if there is one); ties go to the lowest class."""
+        """True where the prediction is a wrong class (the target, if there is one); ties go to the lowest class."""
         prediction = output.argmax(1)
         return prediction != self.y if self.target is None else prediction == self.target
 
@@ -83,7 +83,7 @@ class ClassificationGoal:
         return margin(output, ClassificationGoal(self.y))
 
     def select(self, index: Tensor) -> "ClassificationGoal":
-        """The goals of some of the examples: a mask or positions."""
+        """Goals of some of the examples: a mask or positions."""
         target = None if self.target is None else self.target[index]
         reference = None if self.reference is None else self.reference[index]
         return type(self)(self.y[index], target, reference)
@@ -95,16 +95,16 @@ Objective = Callable[[Output, Any], PerExample]
 
 @runtime_checkable
 class Scheduled(Protocol):
-    """An objective that changes from step to step of a search."""
+    """Objective that changes from step to step of a search."""
 
     def at(self, step: int, steps: int) -> Objective:
-        """The objective of a step, from 0, of a search of so many steps."""
+        """Objective of step `step`, from 0, of a search of `steps` steps."""
         ...
 
 
 @dataclass(frozen=True)
 class Alternating:
-    """One objective after the other, each for an equal share of the steps (Xie et al., arXiv 2411.15210, "alt").
+    """Several objectives in turn, each for an equal share of the steps (Xie et al., arXiv 2411.15210, "alt").
 
     Outside of a search with steps it is the last of them.
 
@@ -115,16 +115,16 @@ class Alternating:
     objectives: tuple[Objective, ...]
 
     def __call__(self, logits: Logits, goal: ClassificationGoal) -> PerExample:
-        """The last objective."""
+        """Value of the last objective."""
         return self.objectives[-1](logits, goal)
 
     def at(self, step: int, steps: int) -> Objective:
-        """The objective of a step of a search."""
+        """Objective of a step of a search."""
         return self.objectives[min(max(step, 0) * len(self.objectives) // max(steps, 1), len(self.objectives) - 1)]
 
 
 def at_step(objective: Objective, step: int, steps: int) -> Objective:
-    """The objective to maximise at a step of a search: the same at every step unless it is `Scheduled`."""
+    """Objective to maximise at a step of a search: the same at every step unless it is `Scheduled`."""
     return objective.at(step, steps) if isinstance(objective, Scheduled) else objective
 
 
@@ -136,7 +136,7 @@ def cross_entropy(logits: Logits, goal: ClassificationGoal) -> PerExample:
 
 
 def margin(logits: Logits, goal: ClassificationGoal) -> PerExample:
-    """max_{j != y} z_j - z_y, positive once the example is misclassified; targeted: z_t - z_y.
+    """max_{j != y} z_j - z_y, positive where the example is misclassified; targeted: z_t - z_y.
 
     The "CW" objective of the adversarial-training literature (Carlini and Wagner 2017, f_6).
     """
@@ -147,11 +147,11 @@ def margin(logits: Logits, goal: ClassificationGoal) -> PerExample:
 
 
 def difference_of_logits_ratio(logits: Logits, goal: ClassificationGoal) -> PerExample:
-    """DLR: the margin over the spread of the largest logits, so that scaling the logits changes nothing.
+    """DLR: the margin divided by the spread of the largest logits, and so invariant to their scale.
 
     Untargeted -(z_y - max_{j != y} z_j) / (z_1st - z_3rd), targeted
     -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2) (Croce and Hein, "Reliable evaluation of adversarial robustness",
-    ICML 2020, eqs. 6 and 7). With fewer than 3 classes (targeted: 4) there is no such spread: it is the margin.
+    ICML 2020, eqs. 6 and 7). With fewer than 3 classes (targeted: 4) there is no such spread: it equals the margin.
     """
     needed = 3 if goal.target is None else 4
     if logits.shape[1] < needed:
@@ -164,16 +164,14 @@ def difference_of_logits_ratio(logits: Logits, goal: ClassificationGoal) -> PerE
 def kl_divergence(logits: Logits, goal: ClassificationGoal) -> PerExample:
     """KL(p || p') from the reference's distribution p to the prediction's p'.
 
-    TRADES' inner objective (Zhang et al., ICML 2019, eq. 5). Its gradient is zero where the two agree: start from
-    noise.
+    TRADES' inner objective (Zhang et al., ICML 2019, eq. 5). Its gradient is zero where the two agree: use a random
+    start.
 
     Raises:
         ValueError: the goal has no reference logits.
     """
     if goal.reference is None:
-        raise ValueError(
-            "the KL objective measures from reference logits: give ClassificationGoal(y, reference=logits)"
-        )
+        raise ValueError("the KL objective requires reference logits: give ClassificationGoal(y, reference=logits)")
     divergence = kl(goal.reference, logits)
     return divergence if goal.target is None else -divergence
 
@@ -190,9 +188,10 @@ def probability_margin(logits: Logits, goal: ClassificationGoal) -> PerExample:
 
 
 def scaled_cross_entropy(logits: Logits, goal: ClassificationGoal) -> PerExample:
-    """Cross-entropy of the logits over their own spread z_1st - z_2nd (MIFPE, Yu and Xu, CVPR 2023).
+    """Cross-entropy of the logits divided by their spread z_1st - z_2nd (MIFPE, Yu and Xu, CVPR 2023).
 
-    The spread is a constant to the gradient. Without it, float32 rounds the slope of a confident network to zero.
+    The spread is a constant to the gradient. Without it, the gradient of a confident network rounds to zero in
+    float32.
     """
     ordered = logits.detach().topk(2, dim=1).values
     spread = (ordered[:, 0] - ordered[:, 1]).clamp_min(1e-6)
@@ -215,6 +214,6 @@ def _pick(values: Logits, classes: Int64[Tensor, " n"]) -> PerExample:
 
 
 def _largest_but(values: Logits, classes: Int64[Tensor, " n"]) -> PerExample:
-    """The largest entry of each row beside that of the given class."""
+    """Largest entry of each row, except that of the given class."""
     others = values.scatter(1, classes[:, None], torch.finfo(values.dtype).min)
     return others.amax(1)

@@ -1,9 +1,9 @@
 """Random numbers keyed by (seed, example id): pure functions of their key, without state.
 
-A number drawn for an example depends on the seed, the example's id, the purpose it is drawn for and its
-position, and on nothing else: not on the batch size, the order of the examples, the number of processes, the
-device, or on what was drawn before. The generator is counter-based: positions are hashed with the 64-bit
-finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+A number drawn for an example depends only on the seed, the example's id, the purpose of the draw and its position.
+It does not depend on the batch size, the order of the examples, the number of processes, the device, or earlier
+draws. The generator is counter-based: positions are hashed with the 64-bit finaliser of SplitMix64 (Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _MASK_63 = (1 << 63) - 1
 
 
 def _shift_right(bits: Tensor, places: int) -> Tensor:
-    """Logical right shift of int64, whose own shift would copy the sign bit."""
+    """Logical right shift of int64, because its own shift copies the sign bit."""
     return (bits >> places).bitwise_and_((1 << (64 - places)) - 1)
 
 
@@ -40,10 +40,10 @@ def derive_seed(*parts: int | str) -> int:
 
 @dataclass(frozen=True)
 class KeyedGenerator:
-    """A source of random numbers for a batch of examples, one independent stream per example.
+    """Random numbers for a batch of examples, one independent stream per example.
 
-    Drawing twice from the same generator gives the same numbers; ask `fold` for another stream. Put on a GPU
-    by the ids' device.
+    Drawing twice from the same generator gives the same numbers; use `fold` for another stream. The numbers are
+    drawn on the device of the ids.
 
     Args:
         seed: any integer.
@@ -54,11 +54,11 @@ class KeyedGenerator:
     ids: Int64[Tensor, " n"]
 
     def fold(self, *purpose: int | str) -> "KeyedGenerator":
-        """The generator of another purpose (`fold("restart", 3)`), independent of this one."""
+        """Generator of another purpose (`fold("restart", 3)`), independent of this one."""
         return KeyedGenerator(derive_seed(self.seed, *purpose), self.ids)
 
     def select(self, index: Tensor) -> "KeyedGenerator":
-        """The generator of some of the examples: a mask or positions, `(M,)`."""
+        """Generator of some of the examples: a mask or positions, `(M,)`."""
         return KeyedGenerator(self.seed, self.ids[index])
 
     def bits(self, *shape: int) -> Int64[Tensor, "n ..."]:
@@ -72,7 +72,7 @@ class KeyedGenerator:
         return self._uniforms(math.prod(shape)).reshape(len(self.ids), *shape)
 
     def normal(self, *shape: int) -> Float[Tensor, "n ..."]:
-        """Float32 standard normal numbers (Box-Muller), `(N, *shape)`; at most 5.77 in size."""
+        """Float32 standard normal numbers (Box-Muller), `(N, *shape)`; at most 5.77 in absolute value."""
         count = math.prod(shape)
         half = (count + 1) // 2
         first, second = self._uniforms(2 * half).chunk(2, dim=1)
@@ -82,7 +82,7 @@ class KeyedGenerator:
         return pairs[:, :count].reshape(len(self.ids), *shape)
 
     def _uniforms(self, count: int) -> Float[Tensor, "n count"]:
-        """Two numbers from each 64-bit word: hashing is what costs."""
+        """Uniform numbers, two from each 64-bit word, because hashing dominates the cost."""
         words = self.bits((count + 1) // 2)
         high = _shift_right(words, 40).to(torch.float32)
         low = (words & 0xFFFFFF).to(torch.float32)
@@ -94,5 +94,5 @@ class KeyedGenerator:
 
 
 def shuffled(count: int, *key: int | str) -> Int64[Tensor, " count"]:
-    """A permutation of 0..count-1 that depends on the key alone."""
+    """Permutation of 0..count-1 that depends only on the key."""
     return KeyedGenerator(derive_seed(*key), torch.arange(count)).bits(1)[:, 0].argsort(stable=True)

@@ -1,4 +1,4 @@
-"""Devices, precision and processes: the only file that knows Lightning Fabric."""
+"""Devices, precision and processes; no other file imports Lightning Fabric."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Where and how to compute.
+    """Device, precision and number of processes.
 
     Args:
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "mps".
@@ -27,10 +27,10 @@ class RuntimeConfig:
     nodes: int = 1
 
     def check(self) -> None:
-        """Refuse what this machine cannot do.
+        """Reject settings that are not possible on this machine.
 
         Raises:
-            ValueError: no processes, or a device that is not here.
+            ValueError: no processes, or a device that is not available.
         """
         if self.processes < 1 or self.nodes < 1:
             raise ValueError(f"processes and nodes must be at least 1, got {self.processes} and {self.nodes}")
@@ -41,10 +41,10 @@ class RuntimeConfig:
 
 
 class Runtime:
-    """A started set of processes, of which this is one.
+    """One process of a started group.
 
     Raises:
-        ValueError: a device that is not here.
+        ValueError: a device that is not available.
     """
 
     def __init__(self, config: RuntimeConfig) -> None:
@@ -61,12 +61,12 @@ class Runtime:
 
     @property
     def device(self) -> torch.device:
-        """This process's device."""
+        """Device of this process."""
         return self._fabric.device
 
     @property
     def rank(self) -> int:
-        """This process's number; 0 writes the files."""
+        """Number of this process; process 0 writes the files."""
         return self._fabric.global_rank
 
     @property
@@ -80,11 +80,11 @@ class Runtime:
         return wrapped, wrapped_optimizers
 
     def backward(self, loss: Tensor) -> None:
-        """Back-propagate, scaling the loss where the precision needs it."""
+        """Back-propagate, with the loss scaled where the precision requires it."""
         self._fabric.backward(loss)
 
     def clip(self, module: nn.Module, optimizer: Optimizer, norm: float) -> None:
-        """Limit the norm of the whole gradient; one that is not finite stays so."""
+        """Clip the norm of the whole gradient; a gradient that is not finite is not changed."""
         self._fabric.clip_gradients(module, optimizer, max_norm=norm, error_if_nonfinite=False)
 
     def mean(self, value: Tensor) -> Tensor:
@@ -100,17 +100,17 @@ class Runtime:
         return torch.as_tensor(reduced, device=value.device)
 
     def follow_first(self, module: nn.Module) -> None:
-        """Give every process the buffers of the first (batch-norm statistics, which each has of its own images)."""
+        """Copy the buffers of process 0 to all (batch-norm statistics, which differ with the images)."""
         if self.world_size > 1:
             for buffer in module.buffers():
                 buffer.copy_(self._fabric.broadcast(buffer, src=0))
 
     def wait_for_all(self) -> None:
-        """Hold this process until all have come here."""
+        """Block until all processes have called this."""
         self._fabric.barrier()
 
     def close(self) -> None:
-        """Leave the other processes, once all is done: threads of the group that still run abort an exit."""
+        """Leave the process group at the end: threads of the group that still run would abort the exit."""
         self.wait_for_all()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

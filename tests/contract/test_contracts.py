@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robustly.attacks import ATTACKS, PGD, AttackResult, fgsm, r_fgsm
-from robustly.attacks.core.contract import frozen
+from robustly.attacks.core.contract import Needs, frozen
 from robustly.certification import CertificateResult, Verdict, verdicts_of_radii
 from robustly.objectives import OBJECTIVES, ClassificationGoal, margin
 from robustly.randomness import KeyedGenerator
@@ -82,6 +83,9 @@ def test_objectives_keep_the_contract(name: str) -> None:
 @dataclass(frozen=True)
 class Spoilt:
     """PGD whose call is tampered with."""
+
+    needs: ClassVar[Needs] = PGD.needs
+    minimum_norm: ClassVar[bool] = PGD.minimum_norm
 
     spoil: Callable[..., AttackResult]
 
@@ -309,9 +313,9 @@ def test_the_frame_of_the_broken_attacks_is_honest() -> None:
     [
         (leaves_the_ball, "leaves the ball"),
         (leaves_the_box, "leaves the ball or the box"),
-        (boasts, "called broken that the model still has right"),
-        (gives_other_distances, "distance is not that of the image"),
-        (attacks_what_is_wrong_already, "already wrong are changed"),
+        (boasts, "called broken that the model classifies correctly"),
+        (gives_other_distances, "distance is not that of the returned image"),
+        (attacks_what_is_wrong_already, "misclassified without attack are changed"),
         (depends_on_the_batch, "depend on the other images"),
         (has_no_seed, "same seed gives other images"),
         (writes_gradients, r"\.grad of a parameter is written"),
@@ -333,8 +337,8 @@ def test_the_frame_of_the_broken_attacks_is_honest() -> None:
         (calls_a_constant_broken, "constant model is called broken"),
         (moves_without_a_radius, "epsilon 0 changes an image"),
         (says_too_near, "within epsilon is not broken"),
-        (finds_beyond_without_showing, "nothing was found for"),
-        (shows_beyond_what_is_right, "beyond epsilon is given that the model still has right"),
+        (finds_beyond_without_showing, "without an image in `beyond`"),
+        (shows_beyond_what_is_right, "in `beyond` is classified correctly"),
         (misses_the_target, "target is called reached"),
         (works_in_the_precision_around_it, "differ inside autocast"),
         (has_no_room_for_nobody, r"not \(N,\)"),

@@ -57,7 +57,7 @@ def test_every_kind_of_the_table_is_checked() -> None:
         ("rotation:200", "0 to 180 degrees, got 200"),
         ("rotation:x", "finite number"),
         ("turn:30", "unknown threat 'turn': allowed are linf, l2"),
-        ("rotation:30+", "KIND:SIZE"),
+        ("rotation:30+", "finite number"),
         ("rotation:30+linf:8", "did you mean 8/255"),
     ],
 )

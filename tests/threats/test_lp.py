@@ -119,7 +119,7 @@ def test_text_of_a_threat_may_be_sloppy() -> None:
 @pytest.mark.parametrize(
     ("norm", "epsilon", "message"),
     [
-        ("l2", torch.zeros(2, 1), "one epsilon per pixel exists under linf only"),
+        ("l2", torch.zeros(2, 1), "per-pixel epsilons are possible under linf only"),
         ("linf", torch.tensor(0.1), r"must be \(N,\), got \(\)"),
         ("linf", torch.tensor([0.1, -0.1]), "at least 0, got -0.1"),
         ("linf", torch.tensor([0.1, float("nan")]), "finite"),

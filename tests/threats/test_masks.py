@@ -117,7 +117,7 @@ def test_masks_belong_to_the_value() -> None:
         ("linf", torch.full((6, 6), 2.0), "shares of epsilon in .0, 1."),
         ("linf", torch.full((6, 6), float("nan")), "shares of epsilon in .0, 1."),
         ("linf", torch.tensor(True), "per value of an image"),
-        ("l2", torch.full((6, 6), 0.5), "shares of epsilon exist under linf only"),
+        ("l2", torch.full((6, 6), 0.5), "shares of epsilon are possible under linf only"),
     ],
 )
 def test_nonsense_is_refused(norm: str, mask: Tensor, message: str) -> None:

@@ -322,7 +322,7 @@ def test_an_evaluation_goes_on_from_its_state(net: nn.Module, batch: tuple[Tenso
     with pytest.raises(ValueError, match="24 examples"):
         quick(net).run_standard_evaluation(x[:3], y[:3], state_path=path)
     path.write_text("{}")
-    with pytest.raises(ValueError, match="no state"):
+    with pytest.raises(ValueError, match="not a state"):
         quick(net).run_standard_evaluation(x, y, state_path=path)
 
 

@@ -1,8 +1,8 @@
-"""Input gradients on clean images: how large, how structured, and how far the boundary would be if all were linear.
+"""Input gradients on clean images: size, structure, and distance to the boundary of the linearised model.
 
-A diagnostic, no evidence of robustness: robust networks have small, smooth gradients that follow the edges of the
-image (Rodríguez-Muñoz, Wang and Torralba, "Characterizing model robustness via natural input gradients", ECCV
-2024), but a network can have such gradients and fall.
+They are diagnostics, not evidence of robustness. Robust networks have small, smooth gradients that follow the edges
+of the image (Rodríguez-Muñoz, Wang and Torralba, "Characterizing model robustness via natural input gradients",
+ECCV 2024), but a network can have such gradients and not be robust.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from robustly.threats.lp import ThreatModel
 MEASURES = ("l1", "l2", "edges", "variation", "high_frequency", "concentration")
 BINS = 24
 ELEMENTS = 1 << 26
-"""Numbers that the gradients of all classes of one batch may hold."""
+"""Largest number of values in the gradients of all classes of one batch."""
 _BLUR_REACH = 4  # of the Gaussian, in standard deviations
 
 
@@ -30,7 +30,7 @@ class GradientStatistics:
     """Measures of g = grad_x CE(x, y), one value per image.
 
     Args:
-        correct: whether the model classifies the image correctly.
+        correct: True where the model classifies the image correctly.
         l1: sum of |g|.
         l2: Euclidean length of g.
         edges: cosine between |g| (largest channel, blurred by a Gaussian of one pixel) and the magnitude of the
@@ -39,10 +39,10 @@ class GradientStatistics:
             checkerboard; NaN where g is zero.
         high_frequency: share of g's energy at spatial frequencies above half of Nyquist, in [0, 1].
         concentration: Gini coefficient of |g|: 0 spread evenly, near 1 in few pixels.
-        radius: distance to the nearest class if the model were linear, min_j (z_y - z_j) / ||grad (z_y - z_j)||_q
-            with q dual to the threat's norm (for l0: of the number of values); 0 where the model is wrong, infinite
-            where all gradients are zero.
-        nearest: the class that this is; the label where the model is wrong.
+        radius: distance to the nearest class of the linearised model, min_j (z_y - z_j) / ||grad (z_y - z_j)||_q
+            with q dual to the threat's norm (for l0: of the number of values); 0 where the image is misclassified,
+            infinite where all gradients are zero.
+        nearest: that class; the label where the image is misclassified.
     """
 
     correct: Bool[Tensor, " n"]
@@ -65,11 +65,11 @@ def gradient_statistics(
     is that of the 20 with the largest logits.
 
     Args:
-        model: from images to logits; left as it was.
+        model: from images to logits; left unchanged.
         x: at least one image `(N, C, H, W)` in the threat's box.
         y: labels.
         threat: its norm is that of the radius.
-        batch_size: images at a time at most.
+        batch_size: largest number of images per batch.
 
     Raises:
         AttackError: images or labels that do not fit.
@@ -127,7 +127,7 @@ def edge_agreement(gradient: Float[Tensor, "n c h w"], image: Float[Tensor, "n c
 
 
 def _filtered(maps: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """A separable filter of odd length; beyond its border an image goes on as it ends."""
+    """Separable filter of odd length; values beyond the border equal those at the border."""
     sides = (len(across) // 2, len(across) // 2, len(down) // 2, len(down) // 2)
     padded = nn.functional.pad(maps, sides, mode="replicate")
     return nn.functional.conv2d(nn.functional.conv2d(padded, across.view(1, 1, 1, -1)), down.view(1, 1, -1, 1))
@@ -152,7 +152,7 @@ def high_frequency_share(gradient: Float[Tensor, "n c h w"]) -> Float[Tensor, " 
 
 
 def gini(values: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Gini coefficient of values >= 0: 0 where all are equal, (d - 1) / d where one has all; NaN of zeros."""
+    """Gini coefficient of values >= 0: 0 if all are equal, (d - 1) / d if all but one are 0; NaN if all are 0."""
     count = values.shape[1]
     ranks = torch.arange(1, count + 1, device=values.device, dtype=values.dtype)
     weighted = ((2 * ranks - count - 1) * values.sort(dim=1).values).sum(1)
@@ -161,11 +161,11 @@ def gini(values: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 
 def summarised(found: GradientStatistics, threat: ThreatModel) -> dict[str, Any]:
-    """The statistics as plain values: medians, deciles and histograms.
+    """Medians, deciles and histograms of the statistics, as plain values.
 
     Args:
         found: the statistics.
-        threat: what they were measured for; its epsilon is held against the radii.
+        threat: the threat of the measurement; its epsilon is compared with the radii.
     """
     epsilon = threat.epsilon
     assert not isinstance(epsilon, Tensor)
@@ -187,12 +187,12 @@ def summarised(found: GradientStatistics, threat: ThreatModel) -> dict[str, Any]
 
 def _spread(values: Tensor) -> dict[str, Any]:
     """Median, deciles and histogram of the finite values; the last bin also holds the one per cent above it."""
-    known = values[values.isfinite()].double().cpu()
-    if len(known) == 0:
+    finite = values[values.isfinite()].double().cpu()
+    if len(finite) == 0:
         return {"count": 0, "median": None, "low": None, "high": None, "histogram": None}
-    low, middle, high, end = known.quantile(known.new_tensor([0.1, 0.5, 0.9, 0.99])).tolist()
+    low, middle, high, end = finite.quantile(finite.new_tensor([0.1, 0.5, 0.9, 0.99])).tolist()
     top = end if end > 0 else 1.0
-    counts = torch.histc(known.clamp_max(top), bins=BINS, min=0.0, max=top)
+    counts = torch.histc(finite.clamp_max(top), bins=BINS, min=0.0, max=top)
     edges = torch.linspace(0, top, BINS + 1, dtype=torch.float64)
     histogram = {"edges": edges.tolist(), "counts": counts.int().tolist()}
-    return {"count": len(known), "median": middle, "low": low, "high": high, "histogram": histogram}
+    return {"count": len(finite), "median": middle, "low": low, "high": high, "histogram": histogram}

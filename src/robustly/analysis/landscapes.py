@@ -21,7 +21,7 @@ class Landscape:
     """A loss surface on a square grid: `[i, j]` is `axis[i]` along the second direction, `axis[j]` the first.
 
     Args:
-        axis: the coordinates of both directions, ascending, 0 in the middle.
+        axis: coordinates of both directions, ascending, 0 in the middle.
         loss: cross-entropy.
         misclassified: share of the images that are misclassified, in [0, 1].
         margin: max_{j != y} z_j - z_y, for the surface of a single image; above 0 it is misclassified.
@@ -33,7 +33,7 @@ class Landscape:
     margin: Float[Tensor, "s s"] | None = None
 
     def smoothness(self) -> dict[str, float]:
-        """Roughness of the surface, and the misclassified share of it.
+        """Roughness of the surface, and its misclassified share.
 
         `roughness` is the mean of |second differences| of the loss along both axes, in nats per grid step squared
         (0 for a plane), `largest_roughness` the largest, `misclassified_share` the mean of `misclassified`.
@@ -46,7 +46,7 @@ class Landscape:
         }
 
     def plain(self) -> dict[str, Any]:
-        """The surface as plain lists of at most seven digits, with its smoothness."""
+        """Surface as plain lists of at most seven digits, with its smoothness."""
         grids = {"loss": self.loss, "misclassified": self.misclassified, "margin": self.margin}
         rows = {name: None if grid is None else _rounded(grid) for name, grid in grids.items()}
         return {"axis": [round(float(value), 7) for value in self.axis], **rows, **self.smoothness()}
@@ -62,25 +62,25 @@ def input_landscapes(
     extent: float = 2.0,
     points: int = POINTS,
 ) -> list[Landscape]:
-    """The loss L(x + a s + b r) around each of some images.
+    """Loss L(x + a s + b r) around each of some images.
 
-    s is where the gradient of the cross-entropy points, r a direction of independent random signs, both of length
-    epsilon in the threat's norm: under linf s = epsilon sign(g); under l2 and l1 g scaled to epsilon; under l0 both
-    have the Euclidean length sqrt(epsilon). The grid leaves the box of valid images where they lie at its border:
-    clamping would bend the surface where the model does not.
+    s is the direction of the gradient of the cross-entropy, r a direction of independent random signs, both of
+    length epsilon in the threat's norm: under linf s = epsilon sign(g); under l2 and l1 g scaled to epsilon; under
+    l0 both have the Euclidean length sqrt(epsilon). Near the border of the box the grid leaves the box. It is not
+    clamped, because clamping would bend the surface where the model does not.
 
     Args:
-        model: from images to logits; left as it was.
+        model: from images to logits; left unchanged.
         x: images `(N, ...)` in the threat's box.
         y: labels.
         threat: one epsilon for all.
         generator: random numbers of the images.
-        extent: how far a and b go, in epsilons.
+        extent: largest |a| and |b|, in epsilons.
         points: of the grid, on each axis; odd and at least 3.
 
     Raises:
         AttackError: images or labels that do not fit.
-        ValueError: a grid without a middle.
+        ValueError: an invalid grid.
     """
     axis = _axis(extent, points, x)
     x, _ = prepare(x, y, threat)
@@ -132,24 +132,24 @@ def weight_landscape(
     extent: float = 1.0,
     points: int = POINTS,
 ) -> Landscape:
-    """The mean loss of a batch over two filter-normalised random directions of the weights.
+    """Mean loss of a batch over two filter-normalised random directions of the weights.
 
     Li et al., "Visualizing the loss landscape of neural nets" (NeurIPS 2018): Gaussian directions, each filter (of
-    a convolution) and each neuron (of a linear layer) scaled to the length of the model's own, biases and the
-    parameters of normalisations left alone. Batch normalisation in evaluation mode. The model itself is never
-    written to: it is asked with other weights in place of its own.
+    a convolution) and each neuron (of a linear layer) scaled to the length of the model's own. Biases and the
+    parameters of normalisations are not moved. Batch normalisation is in evaluation mode. The model itself is never
+    written to: it is called with other weights in place of its own.
 
     Args:
         model: from images to logits.
         x: one batch `(N, ...)`, N >= 1.
         y: labels.
         seed: of the directions.
-        extent: how far both axes go, in lengths of the filters.
+        extent: largest coordinate of both axes, in lengths of the filters.
         points: of the grid, on each axis; odd and at least 3.
 
     Raises:
         AttackError: labels that do not fit.
-        ValueError: a grid without a middle; no image.
+        ValueError: an invalid grid; no image.
     """
     axis = _axis(extent, points, x)
     check_device(model, x)
@@ -173,7 +173,7 @@ def weight_landscape(
 
 
 def _filter_normalised(own: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """A random direction for the weights of convolutions and linear layers, each filter as long as its own."""
+    """Random direction for the weights of convolutions and linear layers, each filter scaled to the model's own."""
     found = {}
     for name, value in own.items():
         if value.ndim < 2 or not value.is_floating_point():
@@ -195,5 +195,5 @@ def _axis(extent: float, points: int, like: Tensor) -> Tensor:
 
 
 def _rounded(grid: Tensor) -> list[list[float | None]]:
-    """Rows of plain numbers; what is not finite becomes None."""
+    """Rows of plain numbers; values that are not finite become None."""
     return [[float(f"{v:.6g}") if abs(v) < float("inf") else None for v in row] for row in grid.tolist()]

@@ -1,4 +1,4 @@
-"""How the adversary searches: one file per family, all under one contract."""
+"""Attacks: one file per family, all under one contract."""
 
 from robustly.attacks.adaptive import BPDA, Detected, ExpectationOverTransformation
 from robustly.attacks.apgd import APGD, TargetedAPGD

@@ -1,8 +1,8 @@
-"""Hooks for adaptive attacks: through stages without gradient, through randomness, and around detectors.
+"""Adaptive attacks: gradients through non-differentiable stages, through randomness, and around detectors.
 
-A defence is only as good as the attack that was written against it (Tramer, Carlini, Brendel and Madry, NeurIPS
-2020). Each class here is an `nn.Module` that wraps a defended model so that every attack of this package can be run
-on it as it is; `docs/adaptive.md` has the checklist and worked examples.
+A defence must be evaluated with attacks written against it (Tramer, Carlini, Brendel and Madry, NeurIPS 2020).
+Each class here is an `nn.Module` that wraps a defended model, so that every attack of this package runs on it
+unchanged; `docs/adaptive.md` has the checklist and worked examples.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,57 +21,57 @@ Stage = Callable[[Tensor], Tensor]
 
 
 class BPDA(nn.Module):
-    """A stage without useful gradient: exact on the way forward, a substitute on the way back.
+    """Stage without useful gradient: exact in the forward pass, a substitute in the backward pass.
 
     Backward pass differentiable approximation (Athalye, Carlini and Wagner, ICML 2018, sec. 4.1). The identity is
-    the substitute for stages that give back about what they were given: quantisation, JPEG, denoising.
+    the substitute for stages whose output is close to their input: quantisation, JPEG, denoising.
 
     Args:
-        stage: what the defence does, from images to images or features.
-        backward: "identity", or a differentiable function of the same input whose gradient is taken instead.
+        stage: function of the defence, from images to images or features.
+        backward: "identity", or a differentiable function of the same input whose gradient is used instead.
 
     Raises:
-        AttackError: another word than "identity"; when called, if the substitute's output has another shape than
-            the stage's.
+        AttackError: a string other than "identity"; at a call, a substitute whose output has another shape than
+            that of the stage.
     """
 
     def __init__(self, stage: Stage, backward: str | Stage = "identity") -> None:
         if isinstance(backward, str) and backward != "identity":
-            raise AttackError(f"backward is 'identity' or a differentiable function, got {backward!r}")
+            raise AttackError(f"backward must be 'identity' or a differentiable function, got {backward!r}")
         super().__init__()
         self.stage = stage
         self.substitute: Stage = nn.Identity() if isinstance(backward, str) else backward
 
     def forward(self, x: Images) -> Float[Tensor, "n ..."]:
-        """The stage's output to the last bit, with the substitute's gradient."""
+        """Output of the stage, bit for bit, with the gradient of the substitute."""
         with torch.no_grad():
             exact = self.stage(x)
         near = self.substitute(x)
         if near.shape != exact.shape:
             raise AttackError(
-                f"the substitute gives {tuple(near.shape)}, the stage {tuple(exact.shape)}: they must agree"
+                f"the substitute has shape {tuple(near.shape)}, the stage {tuple(exact.shape)}: they must be equal"
             )
         return exact + (near - near.detach())  # the bracket is exactly zero
 
 
 class ExpectationOverTransformation(nn.Module):
-    """A randomised model as the attacker sees it: its logits averaged over draws of its randomness.
+    """A randomised model with its logits averaged over draws of its randomness.
 
     Expectation over transformation (Athalye, Engstrom, Ilyas and Kwok, ICML 2018): the gradient of the average is
-    the average of the gradients. The draws are the same ones at every call, and every example sees the same: the
-    wrapped model is a function of each image alone, whatever else is in the batch, so that attacks, second looks
-    and audits of it agree. Its verdict is that of the averaged logits; how the model does on single draws says
-    `accuracy_over_draws`.
+    the average of the gradients. The draws are the same at every call and for every example. The wrapped model is
+    therefore a function of each image alone, whatever the rest of the batch, so that attacks, confirmations and
+    audits of it agree. Its verdict is that of the averaged logits; `accuracy_over_draws` measures the model on
+    single draws.
 
-    PyTorch's random numbers are seeded inside and put back afterwards. What a model draws from elsewhere (NumPy,
-    `random`) is beyond this class.
+    PyTorch's random numbers are seeded inside and restored afterwards. Randomness from other sources (NumPy,
+    `random`) is not controlled.
 
     Args:
         model: the randomised model. Its randomness must not be switched off by evaluation mode.
-        draws: how many, at least 1 (AutoAttack's "rand" version takes 20).
+        draws: number of draws, at least 1 (AutoAttack's "rand" version uses 20).
         seed: of the draws.
-        vectorised: whether all examples of a batch go through at once (`torch.func.vmap`). False sends them one by
-            one, with the same result, for models that vmap cannot follow: branches on the values of an image.
+        vectorised: True evaluates all examples of a batch at once (`torch.func.vmap`). False evaluates them one by
+            one, with the same result, for models that vmap does not support: branches on the values of an image.
 
     Raises:
         AttackError: fewer than one draw.
@@ -112,8 +112,8 @@ class Detected(nn.Module):
     With s the detector's score and t its threshold, logit K is max z + (s - t)(max z - min z): the prediction is
     the classifier's where s <= t and K where s > t. This is the combined model of Carlini and Wagner ("Adversarial
     examples are not easily detected", AISec 2017: (Z_D + 1) max Z_F), with logits counted from the lowest, so that
-    it also holds where all of them are negative; the factor max z - min z is a constant to the gradient. Attack it
-    with `UndetectedGoal(y)` and the objective `undetected_margin`.
+    it also holds where all of them are negative. The factor max z - min z is a constant to the gradient. Attack the
+    model with `UndetectedGoal(y)` and the objective `undetected_margin`.
 
     Args:
         model: from images to logits `(N, K)`.
@@ -130,31 +130,33 @@ class Detected(nn.Module):
         logits = self.model(x)
         score = self.detector(x).reshape(len(logits)).to(logits)
         highest = logits.amax(1)
-        # a scale only: its slope would reward lowering all logits while the alarm is on, and climbs get stuck there
+        # detached: its gradient would reward lowering all logits while s > t, where ascents stop making progress
         spread = (highest - logits.amin(1)).clamp_min(1e-6).detach()
         return torch.cat([logits, (highest + (score - self.threshold) * spread)[:, None]], dim=1)
 
 
 @dataclass(frozen=True)
 class UndetectedGoal(ClassificationGoal):
-    """Misclassified, and not as the last class, which stands for "detected"."""
+    """Misclassified, and not predicted as the last class, which means "detected"."""
 
     def reached(self, logits: Float[Tensor, "n k"]) -> Bool[Tensor, " n"]:
-        """Whether the prediction is a wrong class (the target, if there is one) other than the last."""
+        """True where the prediction is a wrong class (the target, if there is one) other than the last."""
         return super().reached(logits) & (logits.argmax(1) != logits.shape[1] - 1)
 
 
 def undetected_margin(logits: Float[Tensor, "n k"], goal: ClassificationGoal) -> Float[Tensor, " n"]:
     """max_{j not y, K} z_j - max(z_y, z_K) for logits whose last class K is "detected"; targeted: z_t - the same.
 
-    Positive exactly where an untargeted `UndetectedGoal` is reached; targeted: where z_t beats the label and the
-    alarm.
+    Positive exactly where an untargeted `UndetectedGoal` is reached; targeted: where z_t is larger than the logits
+    of the label and of "detected".
 
     Raises:
         AttackError: fewer than two classes beside the last.
     """
     if logits.shape[1] < 3:
-        raise AttackError(f"two classes and the last one for 'detected' are needed, got {logits.shape[1]} logits")
+        raise AttackError(
+            f"two classes are required beside the last one for 'detected', got {logits.shape[1]} logits"
+        )
     at_y = logits.gather(1, goal.y[:, None])[:, 0]
     held = torch.maximum(at_y, logits[:, -1])
     if goal.target is not None:
@@ -166,10 +168,10 @@ def undetected_margin(logits: Float[Tensor, "n k"], goal: ClassificationGoal) ->
 def accuracy_over_draws(
     model: nn.Module, x: Images, y: Int64[Tensor, " n"], draws: int = 10, seed: int = 1
 ) -> Float[Tensor, " n"]:
-    """How often a randomised model is right about each image, over independent draws of its randomness.
+    """Share of the draws of a randomised model in which each image is classified correctly.
 
-    A single draw is a coin toss; report the mean. The draws are others than those of an
-    `ExpectationOverTransformation` of another seed, which the attacker has adapted to.
+    A single draw is random; report the mean. The draws are independent of those of an
+    `ExpectationOverTransformation` with another seed, to which the attack has adapted.
     """
     correct = torch.zeros(len(x), device=x.device)
     with forked_randomness(x.device), torch.no_grad():
@@ -181,14 +183,14 @@ def accuracy_over_draws(
 
 @contextmanager
 def forked_randomness(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn from PyTorch's generators inside, they go on outside as if nothing had been."""
+    """Restore the states of PyTorch's random generators at exit."""
     gpu = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpu, device_type="cuda"):
         yield
 
 
 def reseed(seed: int, device: torch.device) -> None:
-    """Seed PyTorch's generators of the CPU and of one device, and of no other."""
+    """Seed PyTorch's generators of the CPU and of one device only."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

@@ -1,4 +1,4 @@
-"""Auto-PGD: projected ascent that sets its own step size (Croce and Hein, "Reliable evaluation", ICML 2020)."""
+"""Auto-PGD: projected ascent with an adaptive step size (Croce and Hein, "Reliable evaluation", ICML 2020)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -26,29 +26,29 @@ from robustly.threats.balls import L1Ball, LpBall
 from robustly.threats.contract import Theta, Threat, per_example
 
 Start = Literal["sphere", "odi"]
-INCREASES = 0.75  # rho: a window with a smaller share of rising steps halves the step size
+INCREASES = 0.75  # rho: a window with a smaller share of increasing steps halves the step size
 MOMENTUM = 0.75  # alpha: share of the new step; the rest repeats the last move
 
 
 @dataclass(frozen=True)
 class APGD:
-    """Ascent with momentum whose step size halves where the objective stops rising (Croce and Hein 2020, alg. 1).
+    """Ascent with momentum; the step size halves where progress stops (Croce and Hein 2020, alg. 1).
 
     A robust example costs 1 + restarts * (steps + 1) forward and restarts * (steps + 1) backward passes. Under l1
     the steps are sparse (Croce and Hein, "Mind the box", ICML 2021, alg. 2).
 
     Args:
         steps: ascent steps per restart, at least 0.
-        objective: what is maximised.
-        restarts: independent starts; later ones see only what still stands.
+        objective: function to maximise.
+        restarts: independent starts; later ones attack only unbroken examples.
         start: "sphere" (a random point with one coordinate at epsilon, under l2 on the sphere), or "odi" (ascent on
             a random combination of the logits from there, Tashiro et al., NeurIPS 2020).
         odi_steps: steps of that ascent.
-        large_epsilon: l1 only: search at 3, then 2 epsilon first and come back from there, in 30, 30 and 40 % of
-            the steps.
-        early_stop: whether an example leaves the batch as soon as it is broken.
+        large_epsilon: l1 only: search at 3 epsilon, then 2 epsilon, then epsilon, each from the best point before,
+            in 30, 30 and 40 % of the steps.
+        early_stop: True removes an example from the batch as soon as it is broken.
         precision: "full", "ambient" or "bfloat16"; see `PGD`.
-        estimator: where gradients come from, if not from a backward pass.
+        estimator: computes gradients in place of the backward pass.
 
     Raises:
         AttackError: a setting that is out of range.
@@ -105,22 +105,22 @@ class APGD:
 class TargetedAPGD:
     """APGD towards one wrong class after the other: APGD-T, and its MALT-ordered variant.
 
-    An example is broken by any wrong prediction, whatever the class that its search is directed at.
+    Any wrong prediction breaks an example, not only the target class of the search.
 
     Args:
         steps: ascent steps per target.
-        objective: what is maximised, in its targeted form.
-        targets: how many classes, in the order of `ranking`; at most K - 1 are there.
-        first: rank of the first of them, from 0; so that a later stage of a suite goes on where an earlier stopped.
+        objective: function to maximise, in its targeted form.
+        targets: number of target classes, in the order of `ranking`; at most K - 1 are used.
+        first: rank of the first target, from 0, so that a later stage of a suite can continue an earlier one.
         ranking: "confidence" (largest clean logits first, as AutoAttack), or "malt" (smallest linearised distance
             first, Melamed et al., NeurIPS 2024; costs K - 1 more backward passes).
         restarts: starts per target.
         start: as in `APGD`, like all that follow.
         odi_steps: steps of an ODI start.
-        large_epsilon: whether the l1 schedule begins in larger balls.
-        early_stop: whether a found example leaves the batch.
+        large_epsilon: True starts the l1 schedule in larger balls.
+        early_stop: True removes a broken example from the batch.
         precision: of the search; verdicts are in full precision.
-        estimator: what stands in for the gradient.
+        estimator: computes gradients in place of the backward pass.
 
     Raises:
         AttackError: a setting that is out of range.
@@ -156,7 +156,7 @@ class TargetedAPGD:
         threat: Threat,
         generator: KeyedGenerator,
     ) -> AttackResult:
-        """Attack a batch; see `Attack`. A goal with targets is attacked at these alone."""
+        """Attack a batch; see `Attack`. A goal with targets is attacked at these targets alone."""
         return run_search(
             self._run,
             model,
@@ -273,7 +273,7 @@ class _State:
     def at_start(
         theta: Theta, gradient: Theta, value: Float[Tensor, " m"], step_size: Float[Tensor, " m"]
     ) -> "_State":
-        """Before the first step."""
+        """State before the first step."""
         none, yes = torch.zeros_like(value), torch.ones_like(value).bool()
         return _State(theta, theta, theta, gradient, gradient, value, value, step_size, none, value, yes)
 
@@ -282,7 +282,7 @@ class _State:
         return _State(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
     def moved(self, theta: Theta, gradient: Theta, value: Float[Tensor, " m"]) -> "_State":
-        """After a step to `theta`."""
+        """State after a step to `theta`."""
         higher = value > self.best_value
         wide = per_example(higher, theta)
         return _State(
@@ -300,7 +300,7 @@ class _State:
         )
 
     def checked(self, window: int) -> "_State":
-        """At the end of a window: where it went badly, back to the best point with half the step size."""
+        """State after a window; after too little progress, the best point with half the step size."""
         halved = (self.rises <= INCREASES * window) | (~self.just_halved & (self.best_value <= self.checked_value))
         wide = per_example(halved, self.theta)
         return _State(
@@ -329,7 +329,7 @@ def window_lengths(steps: int) -> list[int]:
 
 
 def checkpoints(steps: int) -> list[int]:
-    """After which steps the step size is looked at: 22, 41, 57, 70, 80, 87, 93, 99 of 100."""
+    """Steps after which the step size is checked: 22, 41, 57, 70, 80, 87, 93, 99 of 100."""
     ends, total = [], 0
     for length in window_lengths(steps):
         total += length
@@ -338,7 +338,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def _targets_of(search: Search, ranking: Ranking, count: int) -> Int64[Tensor, "n t"]:
-    """The classes to go for, one column per rank."""
+    """Target classes, one column per rank."""
     if search.labels.target is not None:
         return search.labels.target[:, None]
     return ranked_targets(search, ranking, count)

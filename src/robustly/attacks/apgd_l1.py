@@ -14,7 +14,7 @@ from robustly.threats.contract import per_example
 
 DENSITY = 0.2  # share of the coordinates that the first steps move
 SHRINK = 1.5  # a step moves this many times fewer coordinates than the best point has changed
-SPARSER = 0.95  # best points that got sparser by more than this start again with full steps
+SPARSER = 0.95  # if the best point has fewer changes than this share of before, restart there with full steps
 SHORTEST = 0.1  # least step, as a share of the radius
 STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius and share of the steps, of the large-epsilon schedule
 
@@ -32,21 +32,22 @@ def ascend_l1(
     estimator: GradientEstimator | None,
     draws: KeyedGenerator,
 ) -> None:
-    """Ascent from `x_adv`, each step along the coordinates of the largest slopes.
+    """Ascent from `x_adv`; each step moves the coordinates with the largest gradients.
 
-    Every 4 % of the steps the number of coordinates follows that of the best point's changes; where these grow no
-    sparser the step shrinks, otherwise the search restarts from the best point with steps of length epsilon.
+    Every 4 % of the steps the number of coordinates is set from the number of changes of the best point. If these
+    became sparser, the search restarts from the best point with steps of length epsilon; otherwise the step size
+    shrinks.
 
     Args:
-        search: counts and judges the points.
+        search: evaluates and records the points.
         rows: examples `(M,)`.
-        goal: what the objective is told of them.
-        x_adv: where they start, `(M, ...)`.
+        goal: goal of their objective.
+        x_adv: their starts, `(M, ...)`.
         steps: ascent steps in all.
-        objective: what is maximised.
-        large_epsilon: search in 3 and 2 times the ball first, and come back with what was best there.
-        early_stop: whether examples leave as soon as they are broken.
-        estimator: another source of gradients.
+        objective: function to maximise.
+        large_epsilon: True searches in 3 and 2 times the ball first, each time from the best point before.
+        early_stop: True removes examples as soon as they are broken.
+        estimator: computes gradients in place of the backward pass.
         draws: random numbers of the examples.
     """
     stages = STAGES if large_epsilon else ((1.0, 1.0),)
@@ -94,7 +95,7 @@ def _stage(
     warm: bool,
     inside: bool,
 ) -> tuple[Int64[Tensor, " left"], Goal, KeyedGenerator, Float[Tensor, "left ..."]]:
-    """Ascent at one radius; returns those that remain, and the best point of each."""
+    """Ascent at one radius; returns the remaining examples, and the best point of each."""
     size = ball.x[0].numel()
     found = search.value_and_grad(
         x_adv, rows, at_step(objective, 0, steps), goal=goal, estimator=estimator, draws=draws, inside=inside
@@ -143,7 +144,7 @@ def _stage(
 
 
 def sparse_direction(gradient: Images, density: Float[Tensor, " m"]) -> Images:
-    """Signs of the largest slopes, a `density` of all of each example (at least one), divided by their number."""
+    """Signs of the largest gradients, a share `density` of each example (at least one), divided by their number."""
     flat = gradient.flatten(1)
     size = flat.abs()
     place = ((1 - density.clamp(0, 1)) * size.shape[1]).long().clamp(0, size.shape[1] - 1)
@@ -153,5 +154,5 @@ def sparse_direction(gradient: Images, density: Float[Tensor, " m"]) -> Images:
 
 
 def _changes(x_adv: Images, ball: LpBall) -> Float[Tensor, " m"]:
-    """How many values were changed."""
+    """Number of changed values."""
     return (x_adv != ball.x).flatten(1).sum(1).to(x_adv.dtype)

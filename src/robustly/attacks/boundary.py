@@ -14,8 +14,8 @@ from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Threat, per_example
 
-ADAPTATION = 1.5  # factor that the steps grow or shrink by
-CHECK_EVERY = 10  # steps between questions to the sphere alone
+ADAPTATION = 1.5  # factor by which the steps grow or shrink
+CHECK_EVERY = 10  # steps between evaluations of the move on the sphere alone
 FIRST_BISECTIONS = 10
 SMALLEST_SOURCE_STEP = 1e-7
 _TINY = 1e-12
@@ -25,19 +25,19 @@ _TINY = 1e-12
 class Boundary:
     """Random moves on the sphere around the original, then towards it, kept while the goal is reached.
 
-    The walk of Brendel et al. (ICLR 2018), with the thresholds of Foolbox: every tenth step asks about the move on
-    the sphere alone, too. If of the last 100 such answers more than 50 % (less than 20 %) reach the goal, both step
-    sizes grow (shrink) by 1.5; if of the last 30 whole steps of that kind more than 25 % (less than 10 %) do, the
-    step towards the original does. It sees no logits, only whether the goal is reached. Minimum-norm.
+    The walk of Brendel et al. (ICLR 2018), with the thresholds of Foolbox. Every tenth step also evaluates the move
+    on the sphere alone. If more than 50 % (less than 20 %) of the last 100 such points reach the goal, both step
+    sizes grow (shrink) by 1.5; if more than 25 % (less than 10 %) of the last 30 whole moves of these steps do, the
+    step towards the original does. The attack uses no logits, only success or failure. Minimum-norm.
 
     Costs some 1.1 forward passes per step, up to `tries` for a start, and no backward pass. Examples for which no
     random image reaches the goal are not attacked.
 
     Args:
-        steps: at least 1; the paper takes 25,000 and more.
+        steps: at least 1; the paper uses 25,000 and more.
         spherical_step: first length of a move on the sphere, relative to the distance, positive.
         source_step: first length of a move towards the original, relative to the distance, in (0, 1).
-        tries: random images to start from, at least 1.
+        tries: largest number of random images for the start, at least 1.
 
     Raises:
         AttackError: a setting that is out of range.
@@ -93,14 +93,14 @@ class Boundary:
             noise = search.ball.along_free(draws.fold("step", step).normal(*x.shape[1:]).to(x))
             moved, nearer = _moves(x, points, noise, spherical, source, search.ball.box)
             checked = step % CHECK_EVERY == 0
-            stays = decide(search, rows, moved[:, None])[:, 0] if checked else None
+            sphere_reached = decide(search, rows, moved[:, None])[:, 0] if checked else None
             reached = evaluate_decisions(search, nearer, rows)
             shorter = _length(nearer - x)
             better = reached & (shorter < distance)
             points = torch.where(per_example(better, points), nearer, points)
             distance = torch.where(better, shorter, distance)
-            if stays is not None:
-                on_sphere, whole = on_sphere.add(stays), whole.add(reached)
+            if sphere_reached is not None:
+                on_sphere, whole = on_sphere.add(sphere_reached), whole.add(reached)
                 factor, on_sphere = on_sphere.adapt(0.2, 0.5)
                 spherical, source = spherical * factor, source * factor
                 factor, whole = whole.adapt(0.1, 0.25)
@@ -109,31 +109,31 @@ class Boundary:
 
 @dataclass(frozen=True, eq=False)
 class _Memory:
-    """The last answers of each example, `(M, W)`, and how many there have been since it was last emptied."""
+    """The last outcomes of each example, `(M, W)`, and their number since the last reset."""
 
-    answers: Bool[Tensor, "m w"]
+    outcomes: Bool[Tensor, "m w"]
     count: Int64[Tensor, " m"]
 
     @staticmethod
     def empty(like: Float[Tensor, " m"], length: int) -> "_Memory":
-        """Of a length."""
+        """Memory of a length, without outcomes."""
         count = torch.zeros_like(like, dtype=torch.int64)
         return _Memory(count.bool()[:, None].expand(-1, length), count)
 
     def add(self, reached: Bool[Tensor, " m"]) -> "_Memory":
-        """With the latest answer in the place of the oldest."""
-        return _Memory(torch.cat([self.answers[:, 1:], reached[:, None]], dim=1), self.count + 1)
+        """Memory with the latest outcome in the place of the oldest."""
+        return _Memory(torch.cat([self.outcomes[:, 1:], reached[:, None]], dim=1), self.count + 1)
 
     def adapt(self, least: float, most: float) -> tuple[Float[Tensor, " m"], "_Memory"]:
-        """A full memory's factor for a step size, and the memory, emptied where that is not 1."""
-        rate, full = self.answers.double().mean(1), self.count >= self.answers.shape[1]
+        """Factor of a step size (1 unless the memory is full), and the memory, reset where the factor is not 1."""
+        rate, full = self.outcomes.double().mean(1), self.count >= self.outcomes.shape[1]
         up, down = full & (rate > most), full & (rate < least)
         factor = torch.where(up, ADAPTATION, torch.where(down, 1 / ADAPTATION, 1.0))
         return factor, replace(self, count=self.count.masked_fill(up | down, 0))
 
     def select(self, keep: Bool[Tensor, " m"]) -> "_Memory":
-        """That of some of the examples."""
-        return _Memory(self.answers[keep], self.count[keep])
+        """Memory of some of the examples."""
+        return _Memory(self.outcomes[keep], self.count[keep])
 
 
 def _moves(
@@ -144,7 +144,7 @@ def _moves(
     source: Float[Tensor, " m"],
     box: tuple[float, float],
 ) -> tuple[Images, Images]:
-    """A move on the sphere around x, and the same followed by one towards x."""
+    """A move on the sphere around x, and the same followed by a move towards x."""
     away = points - x
     distance = _length(away)
     outward = away / per_example(distance.clamp_min(_TINY), x)
@@ -154,8 +154,8 @@ def _moves(
     moved = (x + on_sphere).clamp(*box)
     back = x - moved
     length = _length(back)
-    wanted = (source * distance + length - distance).clamp_min(0.0) / length.clamp_min(_TINY)
-    return moved, (moved + per_example(wanted, x) * back).clamp(*box)
+    share = (source * distance + length - distance).clamp_min(0.0) / length.clamp_min(_TINY)
+    return moved, (moved + per_example(share, x) * back).clamp(*box)
 
 
 def _length(delta: Images) -> Float[Tensor, " m"]:

@@ -15,24 +15,24 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Threat, per_example
 
 INSIDE = 0.999999  # keeps the inverse of tanh finite at the edge of the box
-CHECKS = 10  # how often a run is checked for progress
-PROGRESS = 0.9999  # a loss above this share of the last check's ends a run
+CHECKS = 10  # number of checks for progress per run
+PROGRESS = 0.9999  # a loss above this share of the loss at the last check ends a run
 BETAS, TINY = (0.9, 0.999), 1e-8  # of Adam
 
 
 @dataclass(frozen=True)
 class CarliniWagner:
-    """Minimises |x' - x|^2 + c max(z_y - max_{j != y} z_j + confidence, 0) over x' = box of tanh(w), by Adam.
+    """Minimise |x' - x|^2 + c max(z_y - max_{j != y} z_j + confidence, 0) over x' = box of tanh(w), by Adam.
 
-    The change is measured in widths of the box, so that settings mean the same on every box. c is searched for each
-    example (see `PenaltyWeight`). A step costs one forward and one backward pass; a run ends early where the loss,
-    looked at ten times from the first step on, makes no progress.
+    The perturbation is measured in widths of the box, so that settings mean the same on every box. c is searched
+    for each example (see `PenaltyWeight`). A step costs one forward and one backward pass. A run ends early if the
+    loss, checked ten times from the first step on, makes no progress.
 
     Args:
         steps: per value of c, at least 1.
         search_steps: values of c, at least 1; from ten on, the last is the smallest that sufficed.
         initial_c: first value.
-        confidence: by how much a success must lead, at least 0.
+        confidence: smallest lead of a success, at least 0.
         learning_rate: of Adam, in the variable w.
 
     Raises:
@@ -76,7 +76,7 @@ class CarliniWagner:
             weight = weight.after(self._descend(search, rows, weight.c))
 
     def _descend(self, search: Search, rows: Rows, c: Float[Tensor, " m"]) -> Bool[Tensor, " m"]:
-        """One run with given weights; returns which reached the goal with the confidence asked for."""
+        """One run with given weights; returns a mask of the examples that reached the goal with the confidence."""
         ball = search.ball.select(rows)
         low, high = ball.box
         width = high - low
@@ -93,10 +93,10 @@ class CarliniWagner:
             point = ball.clamp(low + half * (squashed + 1))
             found = search.value_and_grad(point, here, objective, inside=False)
             reached = (found.value >= self.confidence) & search.goal.select(here).reached(found.output)
-            # a success that leads by less than the confidence must not be kept; all else may be judged
-            judged = reached | ~search.goal.select(here).reached(found.output) | ~found.output.isfinite().all(1)
-            if bool(judged.any()):
-                search.record(point[judged], here[judged], found.output[judged], None, exact=True)
+            # a success that leads by less than the confidence must not be recorded; all else may be
+            recordable = reached | ~search.goal.select(here).reached(found.output) | ~found.output.isfinite().all(1)
+            if bool(recordable.any()):
+                search.record(point[recordable], here[recordable], found.output[recordable], None, exact=True)
             success[place] |= reached
             keep = ~search.invalid[here]
             moved = (point - x) / width

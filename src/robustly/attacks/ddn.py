@@ -1,4 +1,4 @@
-"""Decoupled direction and norm: the gradient says where to, success or failure how far."""
+"""Decoupled direction and norm: direction from the gradient, norm from success or failure."""
 
 import math
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ _LAST_STEP = 0.01  # the step size falls from 1 to this share on a cosine
 class DDN:
     """Gradient steps on a sphere that shrinks while the point is adversarial (Rony et al., CVPR 2019, algorithm 1).
 
-    Costs steps + 1 forward and steps backward passes, and the clean pass. It converges to the point that is best
-    for its objective, which for cross-entropy need not be the nearest adversarial one: `margin` can be closer.
-    A zero gradient gives way to a random direction.
+    Costs steps + 1 forward and steps backward passes, and the clean pass. It converges to the best point of its
+    objective, which for cross-entropy need not be the nearest adversarial one: `margin` can be closer. Where the
+    gradient is zero, a random direction is used.
 
     Args:
         steps: gradient steps, at least 1.
-        initial_norm: length of the first change, for a box of width 1 (other boxes scale it, as they do the
+        initial_norm: length of the first perturbation, for a box of width 1 (scaled with other boxes, like the
             steps, of length 1 to 0.01).
         gamma: relative change of the norm per step, in (0, 1).
-        objective: what is maximised.
+        objective: function to maximise.
 
     Raises:
         AttackError: a setting that is out of range.
@@ -94,7 +94,7 @@ class DDN:
 
 
 def _direction(gradient: Images, ball: LpBall, draws: KeyedGenerator) -> Images:
-    """The gradient at length 1; where it is zero, a random direction."""
+    """Gradient at length 1; where it is zero, a random direction."""
     still = (gradient == 0).flatten(1).all(1)
     if bool(still.any()):
         noise = ball.along_free(laid_out_like(gradient, draws.normal(*gradient.shape[1:])))

@@ -1,4 +1,4 @@
-"""DeepFool: step after step to the nearest boundary of the linearised model."""
+"""DeepFool: repeated steps to the nearest boundary of the linearised model."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,21 +15,21 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LpBall
 from robustly.threats.contract import Threat, per_example
 
-_BEYOND = 1e-4  # what each step adds to the distance of the boundary, on a scale from 0 to 1
+_BEYOND = 1e-4  # added to the distance of the boundary in each step, on a scale from 0 to 1
 
 
 @dataclass(frozen=True)
 class DeepFool:
-    """The way to the nearest linearised boundary, until the model is fooled (Moosavi-Dezfooli et al., CVPR 2016).
+    """Steps to the nearest linearised boundary until misclassification (Moosavi-Dezfooli et al., CVPR 2016).
 
-    Untargeted, without random numbers. The overshoot applies to the sum of the steps, as in the authors' code:
-    the point is x + (1 + overshoot) * (r_1 + ... + r_i), cut off by the box. An iteration costs two forward passes
-    and one backward pass per candidate; an example stops at the first adversarial point.
+    Untargeted, without random numbers. The overshoot applies to the sum of the steps, as in the authors' code: the
+    point is x + (1 + overshoot) * (r_1 + ... + r_i), clipped to the box. A step costs two forward passes and one
+    backward pass per candidate; an example stops at the first adversarial point.
 
     Args:
-        steps: at most so many, at least 1.
-        overshoot: how far to go beyond the sum of the steps, as a share of it, at least 0.
-        candidates: the wrong classes of largest clean logits that are looked at, at least 1.
+        steps: largest number of steps, at least 1.
+        overshoot: distance beyond the sum of the steps, as a share of it, at least 0.
+        candidates: number of wrong classes of largest clean logits to linearise, at least 1.
 
     Raises:
         AttackError: a setting that is out of range; at a call, a goal with target classes.

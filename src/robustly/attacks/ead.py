@@ -1,4 +1,4 @@
-"""Elastic-net attack: sparse changes under l1 (Chen et al., "EAD", AAAI 2018)."""
+"""Elastic-net attack: sparse perturbations under l1 (Chen et al., "EAD", AAAI 2018)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -19,20 +19,20 @@ Rule = Literal["l1", "elastic_net"]
 
 @dataclass(frozen=True)
 class EAD:
-    """Minimises c max(z_y - max_{j != y} z_j, 0) + |x' - x|_2^2 + beta |x' - x|_1 by FISTA.
+    """Minimise c max(z_y - max_{j != y} z_j, 0) + |x' - x|_2^2 + beta |x' - x|_1 by FISTA.
 
-    The change is measured in widths of the box, so that settings mean the same on every box. c is searched for each
-    example (see `PenaltyWeight`). A step costs two forward passes and one backward pass.
+    The perturbation is measured in widths of the box, so that settings mean the same on every box. c is searched
+    for each example (see `PenaltyWeight`). A step costs two forward passes and one backward pass.
 
     Args:
         steps: per value of c, at least 1.
         search_steps: values of c, at least 1.
-        beta: weight of the l1 norm, and how much every change shrinks in a step; at least 0. Values that move by
-            no more than beta in a step from the image stay where they are, until c is large enough.
+        beta: weight of the l1 norm, and the shrinkage of every change per step; at least 0. Values that a step
+            moves by at most beta from the image stay unchanged until c is large enough.
         initial_c: first value of c.
-        learning_rate: first step size; it falls as the root of what is left of the steps.
-        rule: which success is kept (the published decision rules): "l1", the nearest in l1, or "elastic_net", that
-            of least |x' - x|_2^2 + beta |x' - x|_1, which is never nearer in l1.
+        learning_rate: first step size; it falls with the root of the share of steps that are left.
+        rule: selects the success that is kept (the published decision rules): "l1", the nearest in l1, or
+            "elastic_net", that of least |x' - x|_2^2 + beta |x' - x|_1, which is never nearer in l1.
 
     Raises:
         AttackError: a setting that is out of range.
@@ -81,7 +81,7 @@ class EAD:
     def _descend(
         self, search: Search, rows: Rows, c: Float[Tensor, " m"], cheapest: "_Cheapest"
     ) -> Bool[Tensor, " m"]:
-        """One run with given weights; returns which reached the goal."""
+        """One run with given weights; returns a mask of the examples that reached the goal."""
         low, high = search.ball.box
         width = high - low
         place = torch.arange(len(rows), device=rows.device)
@@ -110,7 +110,7 @@ class EAD:
         return success
 
     def _reached(self, search: Search, points: Images, rows: Rows, cheapest: "_Cheapest") -> Bool[Tensor, " m"]:
-        """Which points reach the goal; each is kept, or put by, as the rule has it."""
+        """Mask of the points that reach the goal; successes are recorded by the rule."""
         if self.rule == "l1":
             return search.goal.select(rows).reached(search.evaluate(points, rows))
         logits = search.value_and_grad(points, rows, capped_lead(0.0), gradient=False, inside=False).output
@@ -128,7 +128,7 @@ class EAD:
 
 @dataclass(frozen=True)
 class _Cheapest:
-    """The success of least elastic-net cost of each example, which the search would not keep by itself."""
+    """Success of least elastic-net cost of each example; the search itself keeps the one nearest in l1."""
 
     points: Images
     logits: Float[Tensor, "n k"]

@@ -1,4 +1,4 @@
-"""Fast adaptive boundary attack: from one linearised boundary to the next, with a bias towards the original."""
+"""Fast adaptive boundary attack: steps to linearised boundaries with a bias towards the original."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,29 +21,29 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LpBall
 from robustly.threats.contract import Threat, per_example
 
-_TINY = 1e-8  # below this a way to the boundary has no length, on a scale from 0 to 1
+_TINY = 1e-8  # smaller steps to the boundary count as zero, on a scale from 0 to 1
 
 
 @dataclass(frozen=True)
 class FAB:
-    """Looks for the nearest adversarial example (Croce and Hein, ICML 2020, algorithm 1).
+    """Search for the nearest adversarial example (Croce and Hein, ICML 2020, algorithm 1).
 
-    Each step projects the point and the original on the linearised boundary inside the box, goes a little beyond,
-    to a mean of the two, and, where that is adversarial, back towards the original. A step costs two forward
-    passes and K - 1 backward passes, with `targets` one, for each target in turn (FAB-T). Given target classes,
-    it makes for these alone and counts only them.
+    Each step projects the point and the original on the linearised boundary inside the box, overshoots a little,
+    and moves to a mean of the two. Where that is adversarial, it moves back towards the original. A step costs two
+    forward passes and K - 1 backward passes; with `targets` one, for each target in turn (FAB-T). Given target
+    classes, only these are searched and counted.
 
     Args:
         steps: per start, at least 1.
         restarts: starts per target; the first at the image, later ones at random at half the smaller of epsilon
-            and the distance of what was found, in the threat's norm.
-        targets: 0 makes for the nearest of all boundaries; T goes for each of the T wrong classes of largest
-            clean logits, the best first.
+            and the smallest distance found, in the threat's norm.
+        targets: 0 uses the nearest of all boundaries; T makes one run for each of the T wrong classes of largest
+            clean logits, the largest first.
         alpha_max: largest weight of the original, in [0, 1].
         eta: overshoot of the boundary, at least 1.
-        beta: share of the way from the original that an adversarial point keeps, in (0, 1).
-        stop_inside: whether an example is left alone once it is broken within epsilon: cheaper at a fixed epsilon,
-            as in AutoAttack. The distance is then that of a find, not minimised, so `minimum_norm` is False.
+        beta: share of the distance from the original that an adversarial point keeps, in (0, 1).
+        stop_inside: True stops an example once it is broken within epsilon: cheaper at a fixed epsilon, as in
+            AutoAttack. Its distance is then not minimised, so `minimum_norm` is False.
 
     Raises:
         AttackError: a setting that is out of range.
@@ -73,7 +73,7 @@ class FAB:
 
     @property
     def minimum_norm(self) -> bool:
-        """Whether one run gives the whole security curve."""
+        """True if one run gives the whole security curve."""
         return not self.stop_inside
 
     def __call__(
@@ -91,38 +91,38 @@ class FAB:
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        """From target to target, and from start to start."""
-        for aims in self._aims(search):
+        """All targets, each with all restarts."""
+        for targets in self._targets_of_runs(search):
             for restart in range(self.restarts):
-                rows = search.unbroken[self._open(search, search.unbroken)]
+                rows = search.unbroken[self._unfinished(search, search.unbroken)]
                 if len(rows) == 0:
                     return
                 draws = generator.select(rows).fold("restart", restart)
                 start = search.x[rows] if restart == 0 else _random_start(search, rows, draws)
-                self._follow(search, rows, start, aims[rows])
+                self._run_start(search, rows, start, targets[rows])
 
-    def _aims(self, search: Search) -> list[Int64[Tensor, "n c"]]:
-        """What each run makes for: all wrong classes at once, or a single one `(N, 1)`."""
+    def _targets_of_runs(self, search: Search) -> list[Int64[Tensor, "n c"]]:
+        """Target classes of each run: all wrong classes `(N, K - 1)` at once, or a single one `(N, 1)`."""
         if search.labels.target is not None:
             return [search.labels.target[:, None]]
         classes = search.clean.shape[1]
         ranked = ranked_targets(search, "confidence", self.targets or classes - 1)
         return [aim[:, None] for aim in ranked.unbind(1)] if self.targets else [ranked]
 
-    def _open(self, search: Search, rows: Rows) -> Tensor:
-        """Which examples there is still something to look for `(M,)`."""
+    def _unfinished(self, search: Search, rows: Rows) -> Tensor:
+        """Mask of the examples to continue with `(M,)`."""
         inside = search.distance[rows] <= search.ball.radius[rows]
         return ~search.invalid[rows] & ~(inside & self.stop_inside)
 
-    def _follow(self, search: Search, rows: Rows, point: Images, aims: Int64[Tensor, "m c"]) -> None:
+    def _run_start(self, search: Search, rows: Rows, point: Images, targets: Int64[Tensor, "m c"]) -> None:
         """Steps from one start."""
         ball = search.ball.select(rows)
         for _ in range(self.steps):
-            gap, gradient = self._boundary(search, point, rows, aims)
+            gap, gradient = self._boundary(search, point, rows, targets)
             # where the gradient is zero at the original itself, every further step would be the same
-            keep = ((gradient != 0) | (point != ball.x)).flatten(1).any(1) & self._open(search, rows)
+            keep = ((gradient != 0) | (point != ball.x)).flatten(1).any(1) & self._unfinished(search, rows)
             if not bool(keep.all()):
-                rows, point, aims, ball = rows[keep], point[keep], aims[keep], ball.select(keep)
+                rows, point, targets, ball = rows[keep], point[keep], targets[keep], ball.select(keep)
                 gap, gradient = gap[keep], gradient[keep]
                 if len(rows) == 0:
                     return
@@ -131,14 +131,14 @@ class FAB:
             point = torch.where(per_example(reached, x), x + self.beta * (point - x), point)
 
     def _boundary(
-        self, search: Search, point: Images, rows: Rows, aims: Int64[Tensor, "m c"]
+        self, search: Search, point: Images, rows: Rows, targets: Int64[Tensor, "m c"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m ..."]]:
-        """How far above the boundary that they make for the points are, and in which direction it rises."""
+        """Value and gradient of the linearised boundary."""
         if self.targets == 0 and search.labels.target is None:
-            return nearest_boundary(search, point, rows, aims)
+            return nearest_boundary(search, point, rows, targets)
         objective = margin if search.labels.target is None else lead_of_target
         found = search.value_and_grad(
-            point, rows, objective, goal=ClassificationGoal(search.labels.y[rows], target=aims[:, 0])
+            point, rows, objective, goal=ClassificationGoal(search.labels.y[rows], target=targets[:, 0])
         )
         return found.value.nan_to_num(0.0, 0.0, 0.0), found.gradient
 
@@ -149,7 +149,7 @@ class FAB:
         gap: Float[Tensor, " m"],
         gradient: Images,
     ) -> Images:
-        """A point beyond the boundary: a mean of the projections of the point and of the original."""
+        """Point beyond the boundary: a mean of the projections of the point and of the original."""
         x, low, high = ball.x, ball.low, ball.high
         along = (gradient.double() * (point - x).double()).flatten(1).sum(1)
         from_point = step_to_hyperplane(point, gradient, -gap, ball.norm, low, high)
@@ -165,7 +165,7 @@ class FAB:
 
 
 def _random_start(search: Search, rows: Rows, draws: KeyedGenerator) -> Images:
-    """A random direction, half as long in the threat's norm as the smaller of epsilon and the distance found."""
+    """Random direction, half as long in the threat's norm as the smaller of epsilon and the distance found."""
     ball = search.ball.select(rows)
     x, norm, shape = ball.x, ball.norm, ball.x.shape[1:]
     noise = ball.along_free((draws.uniform(*shape) * 2 - 1 if norm == "linf" else draws.normal(*shape)).to(x))

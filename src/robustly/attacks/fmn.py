@@ -1,4 +1,4 @@
-"""Fast minimum-norm attack: a ball that shrinks and grows while the margin is climbed inside it."""
+"""Fast minimum-norm attack: ascent on the margin in a ball of adaptive radius."""
 
 import math
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from robustly.threats.balls import LpBall, laid_out_like
 from robustly.threats.contract import Threat, per_example
 
 _BISECTIONS = 10
-_TRIALS = 10  # random points to find one to start from
-_MORE_STARTS = 5  # for what no start of the ordinary ones broke
+_TRIALS = 10  # largest number of random points for a start
+_MORE_STARTS = 5  # for examples that no ordinary start broke
 
 
 @dataclass(frozen=True)
 class FMN:
-    """Climbs the margin in a ball around the image whose radius is adapted (Pintor et al., NeurIPS 2021, alg. 1).
+    """Ascent on the margin in a ball with adaptive radius (Pintor et al., NeurIPS 2021, alg. 1).
 
-    Differs from the published algorithm where that one fails (each measured on linear models with known answers):
-    while nothing was found the radius grows at least by the share `gamma` and goes 1 % beyond the linearised
-    boundary, which the published one approaches from inside without ever crossing it; points are projected on ball
-    and box together; the l0 radius counts pixels and is at least 1; and an example that no start broke, as where
-    the gradient at the image is zero, gets up to five more from random points, until one does.
+    Differs from the published algorithm where that one fails (each measured on linear models with closed-form
+    solutions). While nothing is found the radius grows at least by the share `gamma` and reaches 1 % beyond the
+    linearised boundary; the published one approaches that boundary from inside without crossing it. Points are
+    projected on ball and box together. The l0 radius counts pixels and is at least 1. An example that no start
+    broke, as where the gradient at the image is zero, gets up to five more from random points, until one succeeds.
 
     A start costs steps + 1 forward and steps backward passes per target, a random one up to 20 forward passes more,
     the choice of targets one forward and up to 21 backward passes.
@@ -38,8 +38,8 @@ class FMN:
         steps: gradient steps per start and target, at least 1.
         restarts: starts of every example; the first at the image, later ones on the boundary between it and
             random points.
-        targets: 0 climbs the margin to whatever class is ahead, which in l1 and linf settles early on the
-            runner-up; T climbs the margins to the T wrong classes whose linearised boundaries are nearest.
+        targets: 0 maximises the margin to the largest other logit, which in l1 and linf settles early on one
+            class; T maximises the margins to the T wrong classes whose linearised boundaries are nearest.
         step_size: Euclidean length of the first step, for a box of width 1; it falls to 1 % on a cosine.
         gamma: relative change of the radius at the first step, in (0, 1).
         final_gamma: the same at the last step, in (0, gamma].
@@ -86,12 +86,12 @@ class FMN:
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        """From start to start; more of them for what was not broken by any."""
-        aims: list[Tensor | None] = [None]
+        """All starts; more of them for examples that none broke."""
+        targets: list[Tensor | None] = [None]
         if search.labels.target is not None:
-            aims = [search.labels.target]
+            targets = [search.labels.target]
         elif self.targets:
-            aims = list(ranked_targets(search, "malt", self.targets).unbind(1))
+            targets = list(ranked_targets(search, "malt", self.targets).unbind(1))
         for restart in range(self.restarts + _MORE_STARTS):
             rows = search.unbroken
             if restart >= self.restarts:
@@ -101,10 +101,10 @@ class FMN:
             start = search.x[rows]
             if restart > 0:
                 start = _random_start(search, rows, generator.select(rows).fold("restart", restart))
-            for aim in aims:
-                self._climb(search, rows, start, None if aim is None else aim[rows])
+            for target in targets:
+                self._run_start(search, rows, start, None if target is None else target[rows])
 
-    def _climb(self, search: Search, rows: Rows, point: Images, aim: Int64[Tensor, " m"] | None) -> None:
+    def _run_start(self, search: Search, rows: Rows, point: Images, target: Int64[Tensor, " m"] | None) -> None:
         """Steps from one start to one target."""
         low, high = search.ball.box
         goal, ball = search.labels.select(rows), search.ball.select(rows)
@@ -114,7 +114,7 @@ class FMN:
         best = torch.full_like(worst, torch.inf)
         for step in range(self.steps):
             found = search.value_and_grad(
-                point, rows, objective, goal=goal if aim is None else ClassificationGoal(goal.y, target=aim)
+                point, rows, objective, goal=goal if target is None else ClassificationGoal(goal.y, target=target)
             )
             cosine = (1 + math.cos(math.pi * step / self.steps)) / 2
             reached, length = goal.reached(found.output), ball.size(point)
@@ -129,7 +129,7 @@ class FMN:
                 rows, point, gradient, goal, ball = (
                     rows[keep], point[keep], gradient[keep], goal.select(keep), ball.select(keep),
                 )  # fmt: skip
-                aim = None if aim is None else aim[keep]
+                target = None if target is None else target[keep]
                 radius, best, worst = radius[keep], best[keep], worst[keep]
                 if len(rows) == 0:
                     return
@@ -147,24 +147,24 @@ def _adapted(
     gamma: float,
     ball: LpBall,
 ) -> Float[Tensor, " m"]:
-    """The next radius: smaller where the point was adversarial, larger where it was not."""
+    """Next radius: smaller where the point is adversarial, larger where it is not."""
     if ball.norm == "l0":
         change = (gamma * radius).floor().clamp_min(1.0)
         return torch.where(reached, torch.minimum(radius - change, best), radius + change).clamp_min(1.0)
     gain = steepness(found.gradient, ball.norm)
     away = torch.where(gain > 0, found.value.nan_to_num(0.0).abs() / gain, torch.inf)
     beyond = length + 1.01 * away + 1e-6 * (ball.box[1] - ball.box[0])
-    first = radius == 0  # nothing is known yet of an example that starts at an adversarial point
+    first = radius == 0  # an example that starts at an adversarial point has no distance yet
     smaller = torch.where(first, best, torch.minimum(radius * (1 - gamma), best))
     larger = torch.where(best.isfinite(), radius * (1 + gamma), torch.maximum(radius * (1 + gamma), beyond))
     return torch.where(reached, smaller, larger)
 
 
 def _random_start(search: Search, rows: Rows, draws: KeyedGenerator) -> Images:
-    """The boundary on the way from the image to the first adversarial one of some random points.
+    """Boundary point between the image and the first adversarial one of some random points.
 
-    The points are uniform in the box, drawn towards the image by a random share. Where none of them is adversarial,
-    the last.
+    The points are uniform in the box, moved towards the image by a random share. Where none of them is adversarial,
+    the last point is returned.
     """
     goal, ball = search.labels.select(rows), search.ball.select(rows)
     far, reached = ball.x.clone(), torch.zeros_like(rows).bool()

@@ -24,9 +24,9 @@ from robustly.threats.contract import Threat, per_example
 
 FIRST_DELTA = 0.1  # length of the first finite differences, as a share of the width of the box
 COARSEST = 1e-3  # bisection ends at this share of the interval, or sooner in high dimension
-MOST_SHRINKING = 20  # a step is halved that often before it is given up
-DIRECTIONS = 32  # asked at once for each example
-_VALUES = 2**24  # of random directions that are in memory together
+MOST_SHRINKING = 20  # largest number of halvings of a step
+DIRECTIONS = 32  # evaluated together for each example
+_VALUES = 2**24  # of random directions in memory at once
 _TINY = 1e-12
 
 
@@ -35,19 +35,19 @@ class HopSkipJump:
     """Steps along an estimate of the boundary's normal, each followed by a bisection back to the boundary.
 
     Algorithm 2 of Chen, Jordan and Wainwright, "HopSkipJumpAttack" (IEEE S&P 2020): at a point on the boundary,
-    the predicted classes at random directions nearby give the normal by Monte Carlo. It sees no logits, only
-    whether the goal is reached, and is told nothing by gradients. Minimum-norm: the nearest point asked at is the
-    result, whatever epsilon is.
+    the predicted classes at random directions nearby give the normal by Monte Carlo. The attack uses neither logits
+    nor gradients, only success or failure. Minimum-norm: the result is the nearest adversarial point evaluated,
+    whatever epsilon is.
 
-    Step t asks min(evaluations * sqrt(t + 1), most_evaluations) directions, some 25,000 to 50,000 forward passes in
-    all, and no backward pass. Examples for which no random image reaches the goal are not attacked: rare without a
-    target class, common with one.
+    Step t evaluates min(evaluations * sqrt(t + 1), most_evaluations) directions, some 25,000 to 50,000 forward
+    passes in all, and no backward pass. Examples for which no random image reaches the goal are not attacked: rare
+    without a target class, common with one.
 
     Args:
         steps: at least 1.
         evaluations: directions of the first step, at least 1.
-        most_evaluations: directions of a step at most, at least 1.
-        tries: random images to start from, at least 1.
+        most_evaluations: largest number of directions of a step, at least 1.
+        tries: largest number of random images for the start, at least 1.
         gamma: precision of the boundary search, positive: theta is gamma / d^1.5 under l2, gamma / d^2 under linf.
 
     Raises:
@@ -94,8 +94,8 @@ class HopSkipJump:
         low, high = search.ball.box
         points = bisect(search, rows, points, halvings)
         for step in range(self.steps):
-            sound = ~search.invalid[rows]
-            rows, points = rows[sound], points[sound]
+            valid = ~search.invalid[rows]
+            rows, points = rows[valid], points[valid]
             if len(rows) == 0:
                 return
             distance = search.ball.select(rows).size(points)
@@ -113,7 +113,7 @@ class HopSkipJump:
 def _normals(
     search: Search, rows: Rows, points: Images, delta: Float[Tensor, " m"], generator: KeyedGenerator, count: int
 ) -> Images:
-    """`_normal`, for as many examples at once as memory bears."""
+    """Normals by `_normal`, for as many examples at once as fit into memory."""
     group = max(_VALUES // (DIRECTIONS * points[0].numel()), 1)
     parts = [slice(first, first + group) for first in range(0, len(rows), group)]
     normals = [
@@ -126,11 +126,11 @@ def _normals(
 def _normal(
     search: Search, rows: Rows, points: Images, delta: Float[Tensor, " m"], draws: KeyedGenerator, count: int
 ) -> Images:
-    """Unit vectors across the boundary, towards the goal (eq. 16 of the paper, with its baseline)."""
+    """Unit normals of the boundary, towards the goal (eq. 16 of the paper, with its baseline)."""
     low, high = search.ball.box
     shape, uniform = points.shape[1:], search.ball.norm == "linf"
-    along, alone = torch.zeros_like(points), torch.zeros_like(points)
-    agreed = torch.zeros_like(delta)
+    along, noise_sum = torch.zeros_like(points), torch.zeros_like(points)
+    sign_sum = torch.zeros_like(delta)
     width = per_example(delta, points)[:, None]
     for first in range(0, count, DIRECTIONS):
         several, chunk = min(DIRECTIONS, count - first), draws.fold("directions", first)
@@ -138,14 +138,14 @@ def _normal(
         noise = search.ball.along_free(noise.to(points))
         length = torch.linalg.vector_norm(noise.flatten(2), dim=2).clamp_min(_TINY)
         noise = noise / length.view(*length.shape, *[1] * len(shape))
-        asked = (points[:, None] + width * noise).clamp(low, high)
-        noise = (asked - points[:, None]) / width.clamp_min(_TINY)  # what the box left of it
-        sign = torch.where(decide(search, rows, asked), 1.0, -1.0).to(points)
+        points_near = (points[:, None] + width * noise).clamp(low, high)
+        noise = (points_near - points[:, None]) / width.clamp_min(_TINY)  # after clipping to the box
+        sign = torch.where(decide(search, rows, points_near), 1.0, -1.0).to(points)
         along += (sign.view(*sign.shape, *[1] * len(shape)) * noise).sum(1)
-        alone += noise.sum(1)
-        agreed += sign.sum(1)
-    mean = agreed / count
-    centred = along - per_example(mean, points) * alone
+        noise_sum += noise.sum(1)
+        sign_sum += sign.sum(1)
+    mean = sign_sum / count
+    centred = along - per_example(mean, points) * noise_sum
     unanimous = per_example(mean.abs() == 1, points)
     normal = torch.where(unanimous, along, centred)
     length = torch.linalg.vector_norm(normal.flatten(1), dim=1)
@@ -155,7 +155,7 @@ def _normal(
 def _stepped(
     search: Search, rows: Rows, points: Images, direction: Images, length: Float[Tensor, " m"]
 ) -> tuple[Images, Bool[Tensor, " m"]]:
-    """The longest of length, length / 2, length / 4, ... along a direction that still reaches the goal."""
+    """The first point at length, length / 2, length / 4, ... along a direction that reaches the goal."""
     low, high = search.ball.box
     stepped, moved = points.clone(), torch.zeros_like(rows).bool()
     for halving in range(MOST_SHRINKING):

@@ -1,4 +1,4 @@
-"""Jacobian-based saliency maps: feature after feature (Papernot et al., EuroS&P 2016)."""
+"""Jacobian-based saliency maps: one or two features per step (Papernot et al., EuroS&P 2016)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,28 +14,28 @@ from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Threat
 
-LARGEST_FOR_PAIRS = 1024  # features; beyond, the table of all pairs would not fit
+LARGEST_FOR_PAIRS = 1024  # features; the table of all pairs of more would not fit into memory
 SATURATED = (
-    0.01  # features this near the edge, as a share of the box's width, are left alone: moving them is a waste
+    0.01  # features this near the edge, as a share of the box's width, are not moved: their room is too small
 )
-PAIRS_AT_A_TIME = 2**22  # entries of that table held at once
+PAIRS_AT_A_TIME = 2**22  # entries of that table in memory at once
 
 
 @dataclass(frozen=True)
 class JSMA:
-    """Moves the one or two features that raise the target's logit and lower the others' most, again and again.
+    """Move, step by step, the one or two features that raise the target's logit and lower the others' most.
 
-    Alpha is the slope of the target's logit, beta that of the sum of the others; a feature or a pair is admissible
-    if it raises the first and lowers the second (for `theta` < 0: the other way round), and -alpha * beta decides
-    (their eq. 8, on logits). Without a target class the runs go for the wrong classes in the order of the clean
-    logits, and the sparsest success is kept; a run that changed as many pixels as an earlier success ends. A step
-    costs two forward and two backward passes, however many classes there are.
+    Alpha is the gradient of the target's logit, beta that of the sum of the others. A feature or a pair is
+    admissible if it raises the first and lowers the second (for `theta` < 0: the reverse); the one with the
+    largest -alpha * beta is moved (their eq. 8, on logits). Without a target class one run per wrong class is made,
+    in the order of the clean logits, and the sparsest success is kept. A run ends once it changed as many pixels as
+    an earlier success. A step costs two forward and two backward passes, whatever the number of classes.
 
     Args:
-        theta: how far a feature moves, as a share of the box's width, in [-1, 1] and not 0.
+        theta: change of a feature, as a share of the box's width, in [-1, 1] and not 0.
         gamma: share of the features that may change, in (0, 1].
-        pairs: whether two features move at a time; None decides by the number of features.
-        targets: how many wrong classes are tried; all without it.
+        pairs: True moves two features at a time; None decides by the number of features.
+        targets: number of wrong classes to try; None tries all.
 
     Raises:
         AttackError: a setting that is out of range.
@@ -51,7 +51,9 @@ class JSMA:
 
     def __post_init__(self) -> None:
         if self.theta == 0 or not -1 <= self.theta <= 1 or not 0 < self.gamma <= 1:
-            raise AttackError(f"theta is in [-1, 1] and not 0, gamma in (0, 1], got {self.theta}, {self.gamma}")
+            raise AttackError(
+                f"theta must be in [-1, 1] and not 0, gamma in (0, 1], got {self.theta}, {self.gamma}"
+            )
         if self.targets is not None and self.targets < 1:
             raise AttackError(f"targets must be at least 1, got {self.targets}")
 
@@ -72,17 +74,17 @@ class JSMA:
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
         rows = search.unbroken
         if search.labels.target is not None:
-            self._follow(search, rows, search.labels.target[rows])
+            self._run_target(search, rows, search.labels.target[rows])
             return
         order = ranked_targets(search, "confidence", self.targets or search.clean.shape[1])
         for rank in range(order.shape[1]):
             rows = search.unbroken
             if len(rows) == 0:
                 return
-            self._follow(search, rows, order[rows, rank])
+            self._run_target(search, rows, order[rows, rank])
 
-    def _follow(self, search: Search, rows: Rows, target: Int64[Tensor, " m"]) -> None:
-        """One target class: until it is reached, or the features are used up."""
+    def _run_target(self, search: Search, rows: Rows, target: Int64[Tensor, " m"]) -> None:
+        """Run towards one target class until it is reached, or the features are used up."""
         low, high = search.ball.box
         size = search.x[0].numel()
         pairs = self.pairs if self.pairs is not None else size <= LARGEST_FOR_PAIRS
@@ -94,8 +96,8 @@ class JSMA:
         point, step = search.x[rows].clone(), self.theta * (high - low)
         used = torch.zeros(len(rows), size, dtype=torch.bool, device=rows.device)
         for move in range(moves + 1):
-            aim = ClassificationGoal(search.labels.y[rows], target=target)
-            found = search.value_and_grad(point, rows, _targets_logit, goal=aim, gradient=move < moves, rank=False)
+            goal = ClassificationGoal(search.labels.y[rows], target=target)
+            found = search.value_and_grad(point, rows, _targets_logit, goal=goal, gradient=move < moves, rank=False)
             if move == moves:
                 return
             sparser = search.ball.select(rows).size(point) < search.distance[rows]
@@ -104,7 +106,7 @@ class JSMA:
             if len(rows) == 0:
                 return
             others = search.value_and_grad(
-                point, rows, _other_logits, goal=aim.select(keep), inside=False, counts=False
+                point, rows, _other_logits, goal=goal.select(keep), inside=False, counts=False
             )
             flat = point.flatten(1)
             edge = SATURATED * (high - low)
@@ -135,7 +137,7 @@ def _other_logits(logits: Float[Tensor, "m k"], goal: ClassificationGoal) -> Flo
 def _most_salient(
     alpha: Float[Tensor, "m d"], beta: Float[Tensor, "m d"], free: Tensor, is_up: bool, together: int
 ) -> tuple[Int64[Tensor, "m t"], Tensor]:
-    """The feature, or pair, of largest saliency of each example, and whether it is admissible."""
+    """The feature, or pair, of largest saliency of each example, and a mask of the admissible ones."""
     if not is_up:
         alpha, beta = -alpha, -beta
     if together == 1:

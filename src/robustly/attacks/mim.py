@@ -1,4 +1,4 @@
-"""Ascent with momentum, and the boosters that make its points transfer (Dong et al., CVPR 2018 and 2019)."""
+"""Ascent with momentum, and input diversity and smoothing for transfer (Dong et al., CVPR 2018 and 2019)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class InputDiversity:
     """Gradients at images that are shrunk and padded at random (DI-FGSM, Xie et al., CVPR 2019).
 
     With probability `probability` an image is resized (bilinearly) to a random size between `least` of its own and
-    the whole, and put at a random place of a black image of its own size: models of fixed input size take it. Size
-    and place are drawn anew for each example and step. The verdict is always that of the image itself, which costs
-    one more forward pass. A gradient estimator: any search that takes one can use it.
+    the whole, and put at a random place of a black image of its own size, because models may have a fixed input
+    size. Size and place are drawn anew for each example and step. The verdict is always that of the image itself,
+    which costs one more forward pass. This is a gradient estimator: any search with an `estimator` can use it.
 
     Args:
         probability: of changing an image, in [0, 1].
@@ -51,14 +51,14 @@ class InputDiversity:
 
     def __call__(
         self,
-        ask: Callable[[Tensor], Tensor],
+        outputs_of: Callable[[Tensor], Tensor],
         points: Tensor,
         value: Callable[[Tensor], Tensor],
         draws: KeyedGenerator,
     ) -> tuple[Tensor, int, int]:
-        """The gradient through the change; see `GradientEstimator`."""
+        """Gradient through the change; see `GradientEstimator`."""
         here = points.detach().requires_grad_()
-        return input_gradient(value(ask(self.changed(here, draws))).sum(), here), 1, 1
+        return input_gradient(value(outputs_of(self.changed(here, draws))).sum(), here), 1, 1
 
     def changed(self, x: Images, draws: KeyedGenerator) -> Images:
         """Shrunk and padded images; linear in `x`."""
@@ -77,25 +77,25 @@ class InputDiversity:
 class MIM:
     """Steps along a decaying sum of normalised gradients: MI-FGSM (Dong et al., CVPR 2018, algorithm 1).
 
-    g <- decay * g + gradient / |gradient|_1, then a step of the threat's norm along g. Without decay and boosters
-    it is `PGD` from the image itself. A robust example costs 1 + restarts * (steps + 1) forward and
+    g <- decay * g + gradient / |gradient|_1, then a step of the threat's norm along g. Without decay, diversity and
+    smoothing it equals `PGD` from the image itself. A robust example costs 1 + restarts * (steps + 1) forward and
     restarts * steps backward passes (input diversity: restarts * steps more forward passes).
 
     Args:
         steps: per restart, at least 1.
-        decay: mu, at least 0; 1 adds all gradients up, 0 forgets them.
-        objective: what is maximised.
-        step_size: length of a step in units of the images; None takes epsilon / steps.
+        decay: mu, at least 0; 1 sums all gradients, 0 uses the last one alone.
+        objective: function to maximise.
+        step_size: length of a step in units of the images; None uses epsilon / steps.
         start: "none" (the image itself) or "random" (a random point of the threat set).
-        restarts: independent runs; more than one needs something random.
-        early_stop: whether an example leaves the batch as soon as it is broken.
+        restarts: independent runs; more than one requires a random start or random diversity.
+        early_stop: True removes an example from the batch as soon as it is broken.
         keep: "best" returns the first broken iterate, or else the iterate of highest objective; "last" returns the
-            last iterate, unseen and of all examples, as for crafting and training.
+            last iterate of all examples without evaluating it, for transfer and training.
         diversity: resize and pad before each gradient (DI-FGSM).
         smoothing: side in pixels, odd, of the Gaussian kernel (sigma 3) that each gradient is convolved with
-            (TI-FGSM, Dong et al., CVPR 2019, eq. 8; they take 7 to 15); None for no smoothing.
+            (TI-FGSM, Dong et al., CVPR 2019, eq. 8; they use 7 to 15); None for no smoothing.
         precision: "full", "ambient" or "bfloat16"; see `PGD`.
-        estimator: where gradients come from, if not from a backward pass; not together with `diversity`.
+        estimator: computes gradients in place of the backward pass; not together with `diversity`.
 
     Raises:
         AttackError: a setting that is out of range; at a call, smoothing of inputs that are not `(N, C, H, W)`.
@@ -125,11 +125,11 @@ class MIM:
         if self.step_size is not None and not 0 < self.step_size < float("inf"):
             raise AttackError(f"step_size must be a positive number, got {self.step_size}")
         if self.smoothing is not None and (self.smoothing < 1 or self.smoothing % 2 == 0):
-            raise AttackError(f"smoothing is an odd number of pixels, got {self.smoothing}")
+            raise AttackError(f"smoothing must be an odd number of pixels, got {self.smoothing}")
         if self.diversity is not None and self.estimator is not None:
-            raise AttackError("give diversity or estimator, not both: each says where gradients come from")
+            raise AttackError("give diversity or estimator, not both: each defines the gradient")
         if self.keep == "last" and self.restarts > 1:
-            raise AttackError("keep='last' returns the end of one run: it goes with restarts=1")
+            raise AttackError("keep='last' requires restarts=1, because it returns the last iterate of one run")
 
     def __call__(
         self,

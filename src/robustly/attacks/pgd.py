@@ -28,26 +28,26 @@ UPDATES: dict[str, UpdateRule] = {"steepest": Steepest(), "normalised": Normalis
 class PGD:
     """Projected gradient ascent.
 
-    A robust example costs 1 + restarts * (steps + 1) forward and restarts * steps backward passes: the first
-    forward pass skips what is misclassified already, the last of a restart judges its last iterate. Without steps
-    it is the worst of `restarts` random points.
+    A robust example costs 1 + restarts * (steps + 1) forward and restarts * steps backward passes. The first
+    forward pass skips misclassified examples, the last of a restart evaluates its last iterate. With 0 steps the
+    result is the worst of `restarts` random points.
 
     Args:
         steps: gradient steps per restart, at least 0.
-        objective: what is maximised (`robustly.objectives`).
+        objective: function to maximise (`robustly.objectives`).
         step_size: length of a step in units of the images; not together with `relative_step_size`.
         relative_step_size: length of a step as a share of epsilon (under l0, which counts pixels, the default is
-            taken instead). With neither, 2.5 epsilon / steps (l1, l0: see `robustly.threats.balls`).
+            used instead). With neither, 2.5 epsilon / steps (l1, l0: see `robustly.threats.balls`).
         start: "random" (a random point of the threat set), "gaussian" (0.001 standard normal noise around the
             image, as TRADES), "halfway" (a step of epsilon / 2 in a random direction) or "none" (the image itself).
-        restarts: independent starts in total; later ones see only what still stands.
-        early_stop: whether an example leaves the batch as soon as it is broken.
+        restarts: independent starts in total; later ones attack only unbroken examples.
+        early_stop: True removes an example from the batch as soon as it is broken.
         keep: "best" returns the first broken iterate, or else the iterate of highest objective; "last" returns the
-            last iterate, unseen, as training methods do, for steps forward and backward passes.
-        mode: how batch normalisation behaves under attack; see `frozen`.
+            last iterate without evaluating it, as training methods do, for steps forward and backward passes.
+        mode: mode of batch normalisation under attack; see `frozen`.
         precision: "full"; "ambient" (autocast as it is, for training); or "bfloat16": the search runs in a
-            bfloat16, channels-last copy of the model, and only what full precision confirms counts.
-        estimator: where gradients come from, if not from a backward pass (`attacks.core.gradient_estimators`).
+            bfloat16, channels-last copy of the model, and only successes confirmed in full precision count.
+        estimator: computes gradients in place of the backward pass (`attacks.core.gradient_estimators`).
         update: "steepest" (in the threat's geometry: signs under linf), "normalised" (Euclidean steps) or "adam".
 
     Raises:
@@ -81,7 +81,7 @@ class PGD:
             if value is not None and not 0 < value < float("inf"):
                 raise AttackError(f"{name} must be a positive number, got {value}")
         if self.update not in UPDATES:
-            raise AttackError(f"update is one of {', '.join(UPDATES)}, got {self.update!r}")
+            raise AttackError(f"update must be one of {', '.join(UPDATES)}, got {self.update!r}")
 
     def __call__(
         self,
@@ -115,7 +115,7 @@ class PGD:
         return threat_set.default_step_size(self.steps)
 
     def started(self, threat_set: ThreatSet, generator: KeyedGenerator) -> Theta:
-        """The start of a restart."""
+        """Start of a restart."""
         if self.start == "random":
             return threat_set.random_start(generator.fold("start"))
         origin = threat_set.identity()
@@ -125,17 +125,17 @@ class PGD:
         if self.start == "halfway":
             return threat_set.step(origin, noise, threat_set.radius / 2)
         noisy = origin + GAUSSIAN_START * noise
-        # TRADES evaluates its first gradient at the noisy image as it is; a verdict needs an allowed one
+        # TRADES evaluates its first gradient at the noisy image as it is; a verdict requires an allowed point
         return noisy if self.keep == "last" and self.steps > 0 else threat_set.project(noisy)
 
     def _last_iterate(self, search: Search, generator: KeyedGenerator) -> None:
-        """The K steps of a training method: K forward and K backward passes, nothing else."""
+        """The K steps of a training method, for K forward and K backward passes."""
         rows, draws = search.unbroken, generator.fold("restart", 0)
         start = self.started(search.threat_set, draws)
         self._ascent().run(search, rows, start, search.goal, draws)
 
     def _restarts(self, search: Search, generator: KeyedGenerator) -> None:
-        """One start after the other; later ones attack what is unbroken."""
+        """Run the starts in turn; later ones attack only unbroken examples."""
         for restart in range(self.restarts):
             rows = search.unbroken
             if len(rows) == 0:

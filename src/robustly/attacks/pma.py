@@ -19,9 +19,9 @@ from robustly.threats.contract import Threat, ThreatSet
 class PMA:
     """Ascent on margins of probabilities, in two halves with a step size that falls from 2 epsilon as a cosine.
 
-    The first step goes up in confidence, to leave flat ground; the rest of the first half lowers the true class
-    (first pass) or raises the strongest other (second pass); the second half maximises max_{j != y} p_j - p_y. A
-    robust example costs 1 + 2 * (steps + 1) forward and 2 * steps backward passes.
+    The first step raises the probability of the true class, to leave flat regions. The rest of the first half
+    lowers the true class (first pass) or raises the strongest other (second pass). The second half maximises
+    max_{j != y} p_j - p_y. A robust example costs 1 + 2 * (steps + 1) forward and 2 * steps backward passes.
 
     Args:
         steps: gradient steps of each of the two passes, at least 2.
@@ -80,7 +80,7 @@ class PMA:
             ascent.run(search, rows, start, search.goal.select(rows), draws)
 
     def _step_sizes(self, step: int, threat_set: ThreatSet) -> Float[Tensor, " m"]:
-        """A cosine from 2 radii to 0, once in each half."""
+        """Cosine from 2 radii to 0, once in each half."""
         half = self.steps // 2
         place = step / half if step < half else (step - half) / (self.steps - half)
         return threat_set.radius * (1 + math.cos(math.pi * place))
@@ -88,7 +88,7 @@ class PMA:
 
 @dataclass(frozen=True)
 class _Halves:
-    """The objective of a pass: confidence, then one of the two probabilities, then their difference."""
+    """Objective of a pass: confidence, then one of the two probabilities, then their difference."""
 
     raises_other: bool
 

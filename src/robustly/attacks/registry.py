@@ -1,4 +1,4 @@
-"""Attacks of the literature under their names, each a composition of a search and an objective."""
+"""Published attacks by name, each a composition of a search and an objective."""
 
 from collections.abc import Callable
 

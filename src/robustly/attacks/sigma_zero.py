@@ -1,4 +1,4 @@
-"""sigma-zero: few pixels by gradient descent on a smooth count of them (Cina et al., ICLR 2025)."""
+"""sigma-zero: gradient descent on a smooth approximation of the number of pixels (Cina et al., ICLR 2025)."""
 
 import math
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Threat, per_example
 
 BETAS, TINY = (0.9, 0.999), 1e-8  # of Adam
-THRESHOLD_RATE = 0.01  # how fast the threshold follows success and failure, per unit of the step size
+THRESHOLD_RATE = 0.01  # change of the threshold after a success or failure, per unit of the step size
 LAST_STEP = 0.1  # the step size falls to this share of the first, as a cosine
 
 
 @dataclass(frozen=True)
 class SigmaZero:
-    """Descends max(z_y - max_{j != y} z_j, 0) + mean_p s_p / (s_p + sigma) and drops pixels that changed little.
+    """Minimise max(z_y - max_{j != y} z_j, 0) + mean_p s_p / (s_p + sigma), and undo small changes.
 
-    s_p is the squared change of pixel p over its channels: here a pixel counts once, as the threat l0 has it; the
-    paper counts values, which is the same for one channel. A step costs one forward and one backward pass.
+    s_p is the squared change of pixel p over its channels. A pixel counts once, as in the threat l0; the paper
+    counts values, which is the same for one channel. A step costs one forward and one backward pass.
 
     Args:
         steps: at least 1.
-        sigma: how small a squared change counts as none, positive; on a box of width 1.
-        threshold: pixels whose largest change is below it are put back; its first value, in [0, 1].
+        sigma: scale below which a squared change counts as none, positive; on a box of width 1.
+        threshold: pixels whose largest change is below it are reset; its first value, in [0, 1].
         learning_rate: first step size of Adam, on a box of width 1.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Sparse-RS: random search for a few pixels, from logits alone (Croce et al., AAAI 2022)."""
+"""Sparse-RS: random search over few pixels, from logits alone (Croce et al., AAAI 2022)."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -21,20 +21,20 @@ DIVISORS = (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
 
 @dataclass(frozen=True)
 class SparseRS:
-    """Swaps some of the changed pixels for others of random corner colours and keeps what helps.
+    """Swap some of the changed pixels for others of random corner colours, and keep improvements.
 
     Algorithm 1 of Croce, Andriushchenko, Singh, Flammarion and Hein, "Sparse-RS" (AAAI 2022), for l0: exactly
-    epsilon pixels are set to corners of the colour cube. A single pixel that is swapped in always takes another
-    colour than it has. Pixels are drawn for each example, not for the batch.
+    epsilon pixels are set to corners of the colour cube. A single pixel that is swapped in always gets a new
+    colour. Pixels are drawn for each example, not for the batch.
 
     A robust example costs 1 + restarts * (queries + 1) forward passes and no backward pass.
 
     Args:
-        queries: changes tried per restart, at least 0. The paper takes 10,000.
-        alpha_init: share of the pixels that are swapped, in (0, 1]; it is halved at once and falls to a twentieth
-            over the run, however long that is. The paper takes 0.1 for target classes.
-        restarts: independent runs, at least 1; later ones see only what still stands.
-        objective: what is maximised without a target class. With one it is the cross-entropy to it.
+        queries: candidates per restart, at least 0. The paper uses 10,000.
+        alpha_init: share of the pixels that are swapped, in (0, 1]. It is halved after the first queries and falls
+            to a twentieth over the run, whatever its length. The paper uses 0.1 for target classes.
+        restarts: independent runs, at least 1; later ones attack only unbroken examples.
+        objective: function to maximise without a target class. With one it is the cross-entropy to it.
         precision: "full", "ambient" or "bfloat16"; see `Square`.
 
     Raises:
@@ -56,7 +56,7 @@ class SparseRS:
                 f"queries must be at least 0 and restarts at least 1, got {self.queries}, {self.restarts}"
             )
         if not 0 < self.alpha_init <= 1:
-            raise AttackError(f"alpha_init is a share of the changed pixels in (0, 1], got {self.alpha_init}")
+            raise AttackError(f"alpha_init must be a share of the changed pixels in (0, 1], got {self.alpha_init}")
 
     def __call__(
         self,
@@ -94,18 +94,18 @@ class SparseRS:
 
 @dataclass(eq=False)
 class _Swaps:
-    """The changed pixels of M examples, and the swap that was proposed last.
+    """Changed pixels of M examples, and the swap that was proposed last.
 
     Args:
         x: original images, flat, `(M, C * P)`.
         channels: C; flat images are pixels of one channel.
         order: a permutation of the pixels of each example; the first `chosen` of them are changed, and those that
             may not change come last.
-        chosen: how many pixels are changed, at most `usable`.
+        chosen: number of changed pixels, at most `usable`.
         box: least and largest value.
         largest: the largest of `chosen`, or more.
-        usable: how many pixels may change.
-        free: the values that may change, if not all.
+        usable: number of pixels that may change.
+        free: mask of the values that may change; None for all.
         swapped: of the last proposal, places in `order` that exchange their pixels, `(M, S)` each.
     """
 
@@ -131,7 +131,7 @@ class _Swaps:
         return _Swaps(x.flatten(1), channels, order, chosen, ball.box, int(chosen.max()), usable, free)
 
     def draw(self, draws: KeyedGenerator, queries: int, share: float) -> Float[Tensor, "m q s r"]:
-        """Pixel by pixel: what an example draws must not depend on how many pixels others may swap."""
+        """Random numbers, drawn pixel by pixel: those of an example must not depend on the others' epsilon."""
         parts = [
             draws.fold("pixel", pixel).uniform(queries, 5 + self.channels) for pixel in range(self._most(share))
         ]
@@ -146,11 +146,11 @@ class _Swaps:
 
     def propose(self, current: Flat, numbers: Float[Tensor, "m s r"], share: float) -> Flat:
         most = self._most(share)
-        wanted = (share * self.chosen.double()).long().clamp_min(1)
+        needed = (share * self.chosen.double()).long().clamp_min(1)
         room = self.usable - self.chosen
         numbers = numbers[:, :most]
-        leaving, first = _distinct(numbers[:, :, 0:2].flatten(1), self.chosen, wanted)
-        arriving, second = _distinct(numbers[:, :, 2:4].flatten(1), room.clamp_min(1), wanted)
+        leaving, first = _distinct(numbers[:, :, 0:2].flatten(1), self.chosen, needed)
+        arriving, second = _distinct(numbers[:, :, 2:4].flatten(1), room.clamp_min(1), needed)
         count = torch.minimum(first, second)
         arriving = torch.where(
             room > 0, arriving + self.chosen, leaving
@@ -162,7 +162,7 @@ class _Swaps:
         there = self._everywhere(new)
         colours = self._colours(numbers[:, :, 5:].mT)
         other = self._other(colours, current, there, numbers[:, :1, 4])
-        colours = torch.where((wanted == 1)[:, :, None], other, colours)
+        colours = torch.where((needed == 1)[:, :, None], other, colours)
         colours = torch.where(idle[:, None], colours[:, :, :1], colours)
         here = self._everywhere(old).flatten(1)
         candidate = current.scatter(1, here, self.x.gather(1, here))
@@ -194,7 +194,7 @@ class _Swaps:
         return torch.where(numbers < 0.5, low, high).to(self.x)
 
     def _other(self, colours: Tensor, current: Flat, there: Tensor, extra: Float[Tensor, "m 1"]) -> Tensor:
-        """The colours with one random channel turned over where they are those of the image already."""
+        """Colours, with one random channel inverted where they equal those of the image."""
         same = (current.gather(1, there.flatten(1)).view(there.shape) == colours).all(1, keepdim=True)
         turned = (extra * self.channels).long()[:, :, None] == torch.arange(self.channels, device=extra.device)[
             :, None
@@ -204,15 +204,15 @@ class _Swaps:
 
 
 def _distinct(
-    numbers: Float[Tensor, "m twice"], below: Int64[Tensor, "m 1"], wanted: Int64[Tensor, "m 1"]
+    numbers: Float[Tensor, "m twice"], below: Int64[Tensor, "m 1"], needed: Int64[Tensor, "m 1"]
 ) -> tuple[Int64[Tensor, "m most"], Int64[Tensor, "m 1"]]:
-    """Different integers in {0, ..., below - 1}, all subsets alike: of 2 * wanted draws, the first of each value.
+    """Distinct integers in {0, ..., below - 1}, all subsets equally likely, from 2 * needed draws.
 
     Returns:
-        The integers, and how many of them are valid, from the left: `wanted` but for rare cases, at least 1.
+        The integers, and the number of valid ones, from the left: `needed` but for rare cases, at least 1.
     """
     drawn, twice = (numbers * below).long(), numbers.shape[1]
-    unused = torch.arange(twice, device=drawn.device) >= 2 * wanted
+    unused = torch.arange(twice, device=drawn.device) >= 2 * needed
     unused |= (drawn[:, :, None] == drawn[:, None, :]).tril(-1).any(2)
     first = unused.to(torch.int8).argsort(dim=1, stable=True)[:, : twice // 2]
-    return drawn.gather(1, first), torch.minimum((~unused).sum(1, keepdim=True), wanted)
+    return drawn.gather(1, first), torch.minimum((~unused).sum(1, keepdim=True), needed)

@@ -24,25 +24,26 @@ Windows = Int64[Tensor, "m c s"]
 
 @dataclass(frozen=True)
 class Square:
-    """Changes one random window at a time and keeps the change if the objective grows.
+    """Change one random window at a time, and keep the change if the objective increases.
 
-    Algorithms 1 to 3 of Andriushchenko, Croce, Flammarion and Hein, "Square attack" (ECCV 2020), as AutoAttack runs
-    them, with its l1 version. Under linf a window is set to plus or minus epsilon, each channel at random; under l2
-    and l1 the change of one window is moved into a bump in another. Two things differ from AutoAttack: windows are
-    drawn for each example and not for the batch, and from all places (its last row and column are never drawn).
+    Algorithms 1 to 3 of Andriushchenko, Croce, Flammarion and Hein, "Square attack" (ECCV 2020), as in AutoAttack,
+    with its l1 version. Under linf a window is set to plus or minus epsilon, each channel at random; under l2 and
+    l1 the perturbation of one window is moved into a bump in another. Two things differ from AutoAttack: windows
+    are drawn for each example and not for the batch, and from all places (AutoAttack never draws the last row and
+    column).
 
     A robust example costs 1 + restarts * (queries + 1) forward passes and no backward pass. Inputs that are not
-    `(N, C, H, W)` are laid out as the squarest grid that their length allows.
+    `(N, C, H, W)` are reshaped to the most nearly square grid of their length.
 
     Args:
-        queries: changes tried per restart, at least 0.
+        queries: candidates per restart, at least 0.
         p_init: share of the image that the first windows cover, in (0, 1].
-        restarts: independent runs, at least 1; later ones see only what still stands.
-        rescale_schedule: whether the schedule of window sizes is stretched from 10,000 queries to `queries`;
-            AutoAttack does not.
-        objective: what is maximised without a target class. With one it is the cross-entropy to it.
-        precision: "full", "ambient" or "bfloat16"; see `PGD`. In bfloat16 every claim of success costs one pass
-            more, in full precision.
+        restarts: independent runs, at least 1; later ones attack only unbroken examples.
+        rescale_schedule: True stretches the schedule of window sizes from 10,000 queries to `queries`; AutoAttack
+            does not.
+        objective: function to maximise without a target class. With one it is the cross-entropy to it.
+        precision: "full", "ambient" or "bfloat16"; see `PGD`. In bfloat16 every success costs one more pass, in
+            full precision.
 
     Raises:
         AttackError: a setting that is out of range.
@@ -64,7 +65,7 @@ class Square:
                 f"queries must be at least 0 and restarts at least 1, got {self.queries}, {self.restarts}"
             )
         if not 0 < self.p_init <= 1:
-            raise AttackError(f"p_init is a share of the image in (0, 1], got {self.p_init}")
+            raise AttackError(f"p_init must be a share of the image in (0, 1], got {self.p_init}")
 
     def __call__(
         self,
@@ -103,7 +104,7 @@ class Square:
 
 @dataclass(frozen=True)
 class Grid:
-    """Channels, height and width that the values of an image are laid out in."""
+    """Channels, height and width of an image."""
 
     channels: int
     height: int
@@ -111,7 +112,7 @@ class Grid:
 
     @staticmethod
     def of(shape: torch.Size) -> "Grid":
-        """That of an image; inputs without two spatial dimensions are folded into nearly square rows."""
+        """Grid of an image; inputs without two spatial dimensions are folded into nearly square rows."""
         if len(shape) == 3:
             return Grid(*shape)
         channels, length = (1, shape.numel()) if len(shape) < 2 else (shape[0], shape[1:].numel())
@@ -122,7 +123,7 @@ class Grid:
         """Places in the flat image of one window per example, in each channel.
 
         Args:
-            corner: two numbers in [0, 1) that choose among all places, the last row and column included.
+            corner: two numbers in [0, 1) that select one of all places, the last row and column included.
             tall: height of the windows.
             wide: their width.
         """
@@ -172,15 +173,15 @@ class _Squares:
 
 @dataclass(frozen=True, eq=False)
 class _Bumps:
-    """The l2 or l1 budget moved from one window into a bump in another; the start is a grid of bumps."""
+    """The l2 or l1 budget, moved from one window into a bump in another; the start is a grid of bumps."""
 
     centre: Flat
     radius: Float[Tensor, "m 1"]
     power: int
     box: tuple[float, float]
     grid: Grid
-    free: Bool[Tensor, "1 d"] | None = None  # the values that may change, if not all
-    patterns: dict[int, Tensor] = field(default_factory=dict)  # by side, which changes nine times in a search
+    free: Bool[Tensor, "1 d"] | None = None  # mask of the values that may change; None for all
+    patterns: dict[int, Tensor] = field(default_factory=dict)  # by side, which has ten values in a search
 
     @staticmethod
     def around(ball: LpBall) -> "_Bumps":
@@ -233,9 +234,9 @@ class _Bumps:
         return self.patterns[side]
 
     def _budget(self, spare: Tensor, old: Tensor, rest: Tensor) -> Float[Tensor, "m _ 1"]:
-        """Length of a channel's new window: what the two windows had, and what nobody has spent yet.
+        """Length of a channel's new window: the lengths of the two windows, and the unspent rest.
 
-        As released: in l1 each channel passes on its own, times the number of channels; in l2 everybody's.
+        As in the released code: under l1 per channel, times the number of channels; under l2 over all channels.
         """
         had = self._spent(old) + self._spent(rest)
         if self.power == 1:
@@ -243,7 +244,7 @@ class _Bumps:
         return (spare + had.sum(1, keepdim=True)).sqrt()
 
     def _spent(self, values: Tensor) -> Tensor:
-        """What values take of a budget that adds up: their absolute values, or squares."""
+        """Share of an additive budget that values use: their absolute values, or squares."""
         size = values.abs() if self.power == 1 else values.square()
         return size.sum(-1, keepdim=True)
 
@@ -251,7 +252,7 @@ class _Bumps:
         return self._spent(values) if self.power == 1 else self._spent(values).sqrt()
 
     def _allowed(self, change: Flat) -> Flat:
-        """The nearest allowed point in l1; in l2 the change at full length, clipped to the box."""
+        """Nearest allowed point in l1; in l2 the perturbation at full length, clipped to the box."""
         low, high = self.box
         if self.free is not None:
             change = change * self.free
@@ -262,7 +263,7 @@ class _Bumps:
         return (self.centre + change).clamp_(low, high)
 
     def _projected_l1(self, change: Flat) -> Flat:
-        """The projection sorts: only what is changed at all, a tenth of an image or less, is given to it."""
+        """Projection of the changed values alone, a tenth of an image or less, because the projection sorts."""
         low, high = self.box
         changed = int((change != 0).sum(1).max())
         places = change.abs().topk(changed, dim=1).indices
@@ -272,7 +273,7 @@ class _Bumps:
 
 
 def bump(side: int, power: int, like: Tensor) -> Float[Tensor, "s s"]:
-    """Two half-windows of nested rectangles around their centres, of opposite signs and equal norm, in all 1.
+    """Two half-windows of nested rectangles around their centres, of opposite signs and equal norm; total norm 1.
 
     Rectangle j from the centre out has height 1 / j^2 under l2 (paper, eq. 2), 1 / j^4 under l1.
     """

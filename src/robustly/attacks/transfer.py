@@ -1,4 +1,4 @@
-"""Transfer: adversarial examples crafted on one model, tried on another."""
+"""Transfer: adversarial examples crafted on one model and evaluated on another."""
 
 import math
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ Fuse = Literal["logits", "probabilities"]
 
 
 class LogitEnsemble(nn.Module):
-    """Several classifiers as one (Dong et al., CVPR 2018, sec. 3.3).
+    """Average of several classifiers (Dong et al., CVPR 2018, sec. 3.3).
 
     Args:
         members: from the same images to logits of the same classes.
-        weights: one per member, at least 0, that add up to 1; None weighs all alike.
+        weights: one per member, at least 0, with sum 1; None for equal weights.
         fuse: "logits" averages the logits, which transfers best in the paper; "probabilities" returns the logarithm
             of the averaged probabilities.
 
     Raises:
-        AttackError: no member; weights that do not fit; an unknown way to fuse.
+        AttackError: no member; weights that do not fit; an unknown value of `fuse`.
     """
 
     def __init__(
@@ -42,39 +42,39 @@ class LogitEnsemble(nn.Module):
         super().__init__()
         self.weights = _checked_weights(len(members), weights)
         if fuse not in get_args(Fuse):
-            raise AttackError(f"fuse is one of {', '.join(get_args(Fuse))}, got {fuse!r}")
+            raise AttackError(f"fuse must be one of {', '.join(get_args(Fuse))}, got {fuse!r}")
         self.members, self.fuse = nn.ModuleList(members), fuse
 
     def forward(self, x: Images) -> Float[Tensor, "n k"]:
         """Logits `(N, K)`."""
-        answers = torch.stack([member(x) for member in self.members])
-        weights = answers.new_tensor(self.weights).view(-1, 1, 1)
+        outputs = torch.stack([member(x) for member in self.members])
+        weights = outputs.new_tensor(self.weights).view(-1, 1, 1)
         if self.fuse == "logits":
-            return (weights * answers).sum(0)
-        return (answers.log_softmax(2) + weights.log()).logsumexp(0)
+            return (weights * outputs).sum(0)
+        return (outputs.log_softmax(2) + weights.log()).logsumexp(0)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Crafts on surrogates with any attack, and tests what comes out on the victim.
+    """Craft adversarial examples on surrogates with any attack, and evaluate them on the victim.
 
-    Two points of each example are tried, inside the same threat set. First what the attack returns: the first point
-    that fools the surrogate, or the one of highest objective where none does. A first success lies just behind the
-    surrogate's boundary and often not behind the victim's; where it does not, the attack runs again with nothing
-    counted as a success, so that it climbs to its last step, and the point of highest objective is tried. With the
-    victim as its own surrogate exactly those examples are broken that the attack breaks.
+    At most two points per example are evaluated, inside the same threat set. The first is the result of the attack:
+    the first point that breaks the surrogate, or the one of highest objective. A first success lies just behind the
+    surrogate's boundary and often not behind the victim's. Where it does not break the victim, the attack runs
+    again with a goal that is never reached, so that it runs all its steps, and the point of highest objective is
+    evaluated. With the victim as its own surrogate exactly those examples are broken that the attack breaks.
 
     The victim costs at most three forward passes and no backward pass: one clean, one per point. `forwards` and
     `backwards` of the result add to them the passes through every surrogate (an ensemble of M counts M times);
-    `zero_gradients` is that of the surrogates. Examples that are not broken are returned unchanged. How often the
-    surrogate is fooled says the attack itself, run on `LogitEnsemble(surrogates)`.
+    `zero_gradients` is that of the surrogates. Examples that are not broken are returned unchanged. To measure
+    the success on the surrogate, run the attack itself on `LogitEnsemble(surrogates)`.
 
     Args:
-        attack: what crafts, for a given radius. Boosted ones transfer best: `MIM(diversity=InputDiversity())`.
-            One that keeps its last iterate (`keep="last"`) has that one tried, and no other.
+        attack: crafts the examples, for a given radius. The best for transfer is
+            `MIM(diversity=InputDiversity())`. Of an attack with `keep="last"` only the last iterate is evaluated.
         surrogates: one or more models of the victim's classes, on its device.
         weights: of the surrogates; see `LogitEnsemble`.
-        fuse: how they become one; see `LogitEnsemble`.
+        fuse: how their outputs are averaged; see `LogitEnsemble`.
 
     Raises:
         AttackError: no surrogate, weights that do not fit; a minimum-norm attack, which stops at the surrogate's
@@ -91,14 +91,14 @@ class Transfer:
     def __post_init__(self) -> None:
         if self.attack.minimum_norm:
             raise AttackError(
-                f"{type(self.attack).__name__} looks for the nearest adversarial example, which lies on the "
-                "surrogate's boundary and does not transfer: take an attack for a given radius, such as MIM"
+                f"{type(self.attack).__name__} minimises the size of the perturbation; its examples lie on the "
+                "surrogate's boundary and do not transfer: use an attack for a given radius, such as MIM"
             )
         self._surrogate()
 
     @property
     def needs(self) -> Needs:
-        """Those of the attack."""
+        """Needs of the attack."""
         return self.attack.needs
 
     def __call__(
@@ -121,7 +121,7 @@ class Transfer:
             self._crafted(search, again, endless(search.labels.select(again)), generator)
 
     def _crafted(self, search: Search, rows: Rows, goal: Goal, generator: KeyedGenerator) -> AttackResult:
-        """Run the attack on the surrogates, count what it costs, and try on the victim what it returns."""
+        """Run the attack on the surrogates, count its passes, and evaluate its result on the victim."""
         found = self.attack(
             self._surrogate(),
             search.x[rows],
@@ -143,26 +143,26 @@ class Transfer:
 
 def _checked_weights(count: int, weights: tuple[float, ...] | None) -> tuple[float, ...]:
     if count == 0:
-        raise AttackError("transfer needs at least one surrogate")
+        raise AttackError("transfer requires at least one surrogate")
     if weights is None:
         return (1 / count,) * count
     if len(weights) != count or min(weights) < 0 or not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
         raise AttackError(
-            f"weights are {count} numbers of at least 0 that add up to 1, one per surrogate, got {weights}"
+            f"weights must be {count} numbers of at least 0 with sum 1, one per surrogate, got {weights}"
         )
     return weights
 
 
 @dataclass(frozen=True)
 class EndlessGoal(ClassificationGoal):
-    """A goal that is never reached: an attack runs all its steps and returns the point of highest objective.
+    """Goal that is never reached: an attack runs all its steps and returns the point of highest objective.
 
-    Label, target and reference are those of the objective. For points that shall transfer to another model, or that
-    a model trains on: the first misclassified point lies just behind the boundary.
+    Label, target and reference are those of the objective. For points that have to transfer to another model, or
+    that a model trains on: the first misclassified point lies just behind the boundary.
     """
 
     def reached(self, logits: Float[Tensor, "n k"]) -> Bool[Tensor, " n"]:
-        """Never."""
+        """Mask of False."""
         return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
 
 

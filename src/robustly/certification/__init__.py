@@ -1,4 +1,4 @@
-"""Proofs that no attack can break an example."""
+"""Certificates: proofs that no attack can break an example."""
 
 from robustly.certification.contract import Certificate, CertificateResult, verdicts_of_radii
 from robustly.evidence import Verdict

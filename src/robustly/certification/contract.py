@@ -1,4 +1,4 @@
-"""The contract of certificates: arguments, verdicts and results."""
+"""Contract of certificates: arguments and result."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -43,11 +43,11 @@ class CertificateResult:
 
 @runtime_checkable
 class Certificate(Protocol):
-    """A proof procedure; its result for an example depends on no other example of the batch."""
+    """A proof procedure. Its result for an example does not depend on the other examples of the batch."""
 
     @property
     def certifies(self) -> str:
-        """Of which classifier the proof speaks: "model" for the model that is attacked, else a description.
+        """Classifier that the proof is about: "model" for the attacked model itself, else a description.
 
         A bound on another classifier (the smoothed one) is reported, but never joined to an interval with attacks.
         """

@@ -1,5 +1,5 @@
-"""Calls as other libraries spell them, so that switching is one line of imports.
+"""Attacks of this package with the names, arguments and results of other libraries.
 
-Each part takes the arguments and returns what its namesake does, by the attacks of this package; no peer is
-imported. Where conventions differ, `docs/coming-from.md` says how.
+Switching is one line of imports; no other library is imported. `docs/coming-from.md` lists the conventions that
+differ.
 """

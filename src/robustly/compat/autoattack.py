@@ -22,29 +22,30 @@ from robustly.threats.lp import ThreatModel
 
 Version = Literal["standard", "plus", "rand", "custom"]
 NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
-SQUARE_HELPS = 0.002  # share of examples; more than that is a sign of masked gradients
+SQUARE_HELPS = 0.002  # share of examples; a larger share broken by Square alone indicates masked gradients
 
 
 class AutoAttack:
-    """AutoAttack with the arguments and methods of its namesake; images are in [0, 1], the model returns logits.
+    """AutoAttack with the arguments and methods of the autoattack package.
 
-    The attacks and their order are those of `evaluation.suites.autoattack`, searched in full precision. Random
-    numbers are keyed by an example's place in `x_orig`: verdicts depend neither on `bs` nor on what was resumed.
-    The attacks lie in `attacks`, by name, and can be replaced there.
+    Images are in [0, 1]; the model returns logits. The attacks and their order are those of
+    `evaluation.suites.autoattack`, in full precision. Random numbers are keyed by an example's place in `x_orig`:
+    verdicts depend neither on `bs` nor on where a run was resumed. The attribute `attacks` holds the attacks by
+    name; they can be replaced there.
 
     Args:
-        model: from images in [0, 1] to logits; it is left as it was.
+        model: from images in [0, 1] to logits; it is left unchanged.
         norm: "Linf", "L2" or "L1".
         eps: the radius.
         seed: of the random numbers; None is 0, not the time of day.
-        verbose: whether to print accuracies.
+        verbose: True prints accuracies.
         attacks_to_run: with version "custom", names in their order: apgd-ce, apgd-dlr, fab, square, apgd-t, fab-t.
         version: "standard", "plus", "rand" or "custom".
-        device: where images are sent; None is where the model is.
-        log_path: a text file that what is printed is added to.
+        device: device of the images; None is that of the model.
+        log_path: a text file to which the printed lines are appended.
 
     Raises:
-        ValueError: an unknown norm, version or attack; attacks without "custom"; an epsilon that makes no sense.
+        ValueError: an unknown norm, version or attack; attacks without "custom"; an invalid epsilon.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class AutoAttack:
         if version not in get_args(Version):
             raise ValueError(f"AutoAttack's versions are {', '.join(get_args(Version))}, got {version!r}")
         if attacks_to_run and version != "custom":
-            raise ValueError("attacks_to_run goes with version='custom': the others have their own")
+            raise ValueError("attacks_to_run requires version='custom': the other versions have fixed attacks")
         self.model, self.norm, self.epsilon, self.seed, self.verbose = model, norm, eps, seed, verbose
         self.version, self.log_path = version, None if log_path is None else Path(log_path)
         self.threat = ThreatModel(NORMS[norm], eps)
@@ -83,16 +84,16 @@ class AutoAttack:
         return_labels: bool = False,
         state_path: str | Path | None = None,
     ) -> Tensor | tuple[Tensor, Int64[Tensor, " n"]]:
-        """Attack after attack on what still stands.
+        """Run the attacks in turn, each on the unbroken examples.
 
         Args:
             x_orig: images `(N, ...)` in [0, 1].
             y_orig: true labels.
-            bs: images at a time.
-            return_labels: whether to return the model's predictions, too.
-            state_path: where progress is kept after every batch, in the package's layout. An evaluation whose file
-                is there already goes on from it; examples that it broke then are not in this file, and come back as
-                the original images.
+            bs: images per batch.
+            return_labels: True also returns the model's predictions.
+            state_path: file of the progress, written after every batch in the package's layout. If it exists, the
+                evaluation is resumed from it. The file does not hold images: examples that were broken before are
+                returned as the original images.
 
         Returns:
             Images `(N, ...)`: adversarial ones of examples that were broken, else the originals; and predictions.
@@ -106,7 +107,7 @@ class AutoAttack:
     def run_standard_evaluation_individual(
         self, x_orig: Tensor, y_orig: Int64[Tensor, " n"], bs: int = 250, return_labels: bool = False
     ) -> dict[str, Tensor | tuple[Tensor, Int64[Tensor, " n"]]]:
-        """Every attack by itself on all images; see `run_standard_evaluation`."""
+        """Run every attack by itself on all images; see `run_standard_evaluation`."""
         found, everything = {}, self.attacks_to_run
         try:
             for name in everything:
@@ -119,11 +120,11 @@ class AutoAttack:
     def evaluated(
         self, x_orig: Tensor, y_orig: Int64[Tensor, " n"], bs: int = 250, state_path: str | Path | None = None
     ) -> tuple[EvaluationState, Tensor]:
-        """The state that `run_standard_evaluation` ends in, and the images that it returns."""
+        """Final state of `run_standard_evaluation`, and its images."""
         unknown = [name for name in self.attacks_to_run if name not in self.attacks]
         if unknown or not self.attacks_to_run:
             raise ValueError(
-                f"attacks_to_run names some of {', '.join(self.attacks)}, got {', '.join(unknown) or 'none'}"
+                f"attacks_to_run must name some of {', '.join(self.attacks)}, got {', '.join(unknown) or 'none'}"
             )
         path = None if state_path is None else Path(state_path)
         state, x_adv = self._state(path, len(x_orig)), x_orig.detach().clone()
@@ -132,34 +133,34 @@ class AutoAttack:
             state.robust_flags = (self._predictions(x_orig, bs) == y_orig.to(self.device)).cpu()
             state.clean_accuracy = state.robust_accuracy
             self._save(state, path)
-        self._say(f"initial accuracy: {state.clean_accuracy:.2%}")
+        self._print(f"initial accuracy: {state.clean_accuracy:.2%}")
         self._check(x_orig[:bs])
         flags = state.robust_flags
         for name in [name for name in self.attacks_to_run if name not in state.run_attacks]:
             before = state.robust_accuracy
             for rows in _chunks(flags.nonzero()[:, 0], bs):
-                fooled, images = self._attacked(name, x_orig, y_orig, rows)
-                flags[rows[fooled]] = False
-                x_adv[rows[fooled]] = images[fooled].to(x_adv)
+                adversarial, images = self._attacked(name, x_orig, y_orig, rows)
+                flags[rows[adversarial]] = False
+                x_adv[rows[adversarial]] = images[adversarial].to(x_adv)
                 self._save(state, path)
             state.run_attacks.add(name)
             self._save(state, path)
             seconds = time.perf_counter() - begun
-            self._say(
+            self._print(
                 f"robust accuracy after {name.upper()}: {state.robust_accuracy:.2%} (total time {seconds:.1f} s)"
             )
             if name == "square" and before - state.robust_accuracy > SQUARE_HELPS:
-                self._say(
-                    "Warning: Square broke what gradients left standing: robust accuracy is an upper bound, write "
-                    "an adaptive attack"
+                self._print(
+                    "Warning: Square broke examples that gradients did not: robust accuracy is an upper bound, "
+                    "write an adaptive attack"
                 )
         farthest = self.threat.distance(x_adv, x_orig).max() if len(x_orig) else torch.zeros(())
-        self._say(f"max {self.norm} perturbation: {float(farthest):.5f}")
-        self._say(f"robust accuracy: {state.robust_accuracy:.2%}")
+        self._print(f"max {self.norm} perturbation: {float(farthest):.5f}")
+        self._print(f"robust accuracy: {state.robust_accuracy:.2%}")
         return state, x_adv
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Int64[Tensor, " n"], bs: int = 250) -> float:
-        """Share of images that the model has right."""
+        """Share of images that the model classifies correctly."""
         return float((self._predictions(x_orig, bs) == y_orig.to(self.device)).double().mean())
 
     def _attacked(
@@ -169,8 +170,8 @@ class AutoAttack:
         seed = derive_seed(self.seed or 0, "evaluation", name.replace("-", "_"))  # as `evaluate` draws them
         generator = KeyedGenerator(seed, rows.to(self.device))
         found = self.attacks[name](self.model, x, y, threat=self.threat, generator=generator)
-        again = verdict_logits(self.model, found.x_adv).argmax(1) != y
-        return (found.broken & (again | found.invalid)).cpu(), found.x_adv
+        confirmed = verdict_logits(self.model, found.x_adv).argmax(1) != y
+        return (found.broken & (confirmed | found.invalid)).cpu(), found.x_adv
 
     def _predictions(self, x: Tensor, bs: int) -> Int64[Tensor, " n"]:
         parts = [verdict_logits(self.model, part.to(self.device)).argmax(1) for part in _chunks(x, bs)]
@@ -184,24 +185,24 @@ class AutoAttack:
             raise ValueError(f"{path} is the state of {', '.join(sorted(state.attacks_to_run))}: other attacks")
         if state.robust_flags is not None and len(state.robust_flags) != count:
             raise ValueError(f"{path} is the state of {len(state.robust_flags)} examples, there are {count}")
-        self._say(f"goes on from {path}: only adversarial examples of this run are returned")
+        self._print(f"resumed from {path}: only adversarial examples of this run are returned")
         return state
 
     def _check(self, x: Tensor) -> None:
-        """What the package warns of before it starts: randomness, and probabilities instead of logits."""
+        """Warn, as the package, of randomness, and of probabilities instead of logits."""
         if len(x) == 0:
             return
         first, second = (verdict_logits(self.model, x.to(self.device)) for _ in range(2))
         if self.version != "rand" and bool((first - second).abs().max() > 1e-4 * first.abs().max().clamp_min(1.0)):
-            self._say("Warning: the model answers the same images differently: use version='rand'")
+            self._print("Warning: the model's outputs for equal images differ: use version='rand'")
         if bool(((first > -1e-5) & (first < 1 + 1e-5)).all() and ((first.sum(1) - 1).abs() < 1e-5).all()):
-            self._say("Warning: the model seems to return probabilities: remove the final softmax")
+            self._print("Warning: the model seems to return probabilities: remove the final softmax")
 
     def _save(self, state: EvaluationState, path: Path | None) -> None:
         if path is not None:
             state.to_disk(path)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self.verbose:
             sys.stdout.write(line + "\n")
             if self.log_path is not None:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from robustly.files import write_text
 
-SAVE_TIMEOUT = 60  # seconds; a constant of the layout, unused here: every batch is saved
+SAVE_TIMEOUT = 60  # seconds; a constant of the layout without effect here: every batch is saved
 
 
 @dataclass
 class EvaluationState:
-    """How far an evaluation is: what AutoAttack and RobustBench keep in `state_path`.
+    """Progress of an evaluation, as AutoAttack and RobustBench store it in `state_path`.
 
     The fields of the JSON object are `_attacks_to_run`, `_run_attacks` (lists of names), `_robust_flags` (one
     boolean per example), `_clean_accuracy` (a share), `path`, `_last_saved` (ISO time) and `_SAVE_TIMEOUT`. The
@@ -27,9 +27,9 @@ class EvaluationState:
 
     Args:
         attacks_to_run: names, such as "apgd-ce".
-        run_attacks: those that are done.
-        robust_flags: which examples still stand, `(N,)`; None before the clean pass.
-        clean_accuracy: share of examples that were right from the outset; NaN before the clean pass.
+        run_attacks: names of the finished attacks.
+        robust_flags: True where the example is unbroken, `(N,)`; None before the clean pass.
+        clean_accuracy: share of examples that are correct without attack; NaN before the clean pass.
     """
 
     attacks_to_run: set[str]
@@ -39,17 +39,17 @@ class EvaluationState:
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of examples that still stand.
+        """Share of unbroken examples.
 
         Raises:
             ValueError: the evaluation has not begun.
         """
         if self.robust_flags is None:
-            raise ValueError("no examples were looked at yet: run the evaluation first")
+            raise ValueError("no examples have been evaluated yet: run the evaluation first")
         return float(self.robust_flags.double().mean())
 
     def to_disk(self, path: Path) -> None:
-        """Write the file, as a whole."""
+        """Write the file atomically."""
         content = {
             "_attacks_to_run": sorted(self.attacks_to_run),
             "path": str(path),
@@ -66,8 +66,8 @@ class EvaluationState:
         """Read the file of this class or of the autoattack package.
 
         Raises:
-            ValueError: no such file's content.
-            OSError: it cannot be read.
+            ValueError: the file has other content.
+            OSError: the file cannot be read.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ class EvaluationState:
                 float(content["_clean_accuracy"]),
             )
         except (KeyError, TypeError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{path} is no state of an AutoAttack evaluation: {error!r}") from error
+            raise ValueError(f"{path} is not a state of an AutoAttack evaluation: {error!r}") from error
 
 
 def _names(value: Any) -> set[str]:

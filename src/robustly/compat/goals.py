@@ -1,4 +1,4 @@
-"""What the parts of this room share: peers name target classes without true labels, and attack without radius."""
+"""Target classes without true labels, and attacks without a radius, as other libraries have them."""
 
 import math
 
@@ -22,18 +22,18 @@ def verdict_logits(model: nn.Module, x: Tensor) -> Float[Tensor, "n k"]:
 
 
 def targeted_goal(model: nn.Module, x: Tensor, target: Int64[Tensor, " n"]) -> ClassificationGoal:
-    """Target classes without true labels: for the label stands the class beside the target that is most likely."""
+    """Goal of target classes without true labels; the label is the likeliest class other than the target."""
     others = verdict_logits(model, x).scatter(1, target[:, None], -torch.inf)
     return ClassificationGoal(others.argmax(1), target=target)
 
 
 def generator_for(x: Tensor, *key: int | str) -> KeyedGenerator:
-    """Random numbers of a call that names no examples: an image's id is its place in the batch."""
+    """Random numbers of a call without example ids: an image's id is its place in the batch."""
     return KeyedGenerator(derive_seed(*key), torch.arange(len(x), device=x.device))
 
 
 def whole_box(norm: str, x: Tensor, box: tuple[float, float] = (0.0, 1.0)) -> ThreatModel:
-    """A threat that lets an image become any other."""
+    """Threat that allows every image of the box."""
     size, width = x[0].numel(), box[1] - box[0]
     pixels = x[0][0].numel() if x.ndim > 2 else size
     radius = {"linf": width, "l2": width * math.sqrt(size) * 1.001, "l1": width * size * 1.001, "l0": float(pixels)}
@@ -48,7 +48,7 @@ def nearest(
     threat: ThreatModel,
     generator: KeyedGenerator,
 ) -> tuple[Tensor, Float[Tensor, " n"]]:
-    """The points of a minimum-norm attack wherever they lie, and how far away; the image and infinity for none."""
+    """Points of a minimum-norm attack at any distance, and their distances; the image and infinity for failures."""
     found = attack(model, x, goal, threat=threat, generator=generator)
     if found.beyond is None:
         return found.x_adv, found.distance

@@ -1,4 +1,4 @@
-"""A model's entry for RobustBench (github.com/RobustBench/robustbench), from images that are already there."""
+"""A model's entry for RobustBench (github.com/RobustBench/robustbench), from images in memory."""
 
 from pathlib import Path
 
@@ -28,30 +28,30 @@ def benchmark(
 ) -> tuple[float, float]:
     """Clean and robust accuracy under AutoAttack.
 
-    As RobustBench's function of that name, but for the data, which are handed over instead of being loaded.
+    As RobustBench's function of that name, except that the data are arguments instead of being loaded.
 
     Args:
-        model: as RobustBench loads it: from images in [0, 1] to logits, its normalisation inside.
+        model: as RobustBench loads it: from images in [0, 1] to logits, with its normalisation inside.
         x: images in [0, 1].
         y: true labels.
-        n_examples: how many, from the first.
+        n_examples: number of examples, from the first.
         threat_model: "Linf" or "L2".
         eps: the radius, in units of the images: 8/255, 0.5.
-        batch_size: images at a time; the verdict does not depend on it.
-        device: where to run; the model is moved there. None leaves it where it is.
+        batch_size: images per batch; the verdict does not depend on it.
+        device: device that the model is moved to; None does not move it.
         version: of AutoAttack.
         seed: of the random numbers; None is 0.
-        verbose: whether to print the accuracy after each attack.
-        aa_state_path: where progress is kept; a finished file is an entry's evidence.
+        verbose: True prints the accuracy after each attack.
+        aa_state_path: file of the progress; a finished file is an entry's evidence.
 
     Returns:
         Clean and robust accuracy, as shares.
 
     Raises:
-        ValueError: no epsilon; another threat model; what `AutoAttack` refuses.
+        ValueError: no epsilon; another threat model; an argument that `AutoAttack` rejects.
     """
     if threat_model not in THREATS:
-        raise ValueError(f"threat_model is one of {', '.join(THREATS)}, got {threat_model!r}")
+        raise ValueError(f"threat_model must be one of {', '.join(THREATS)}, got {threat_model!r}")
     if eps is None:
         raise ValueError("eps must be given: 8/255 for Linf and 0.5 for L2 are usual on CIFAR-10")
     if device is not None:

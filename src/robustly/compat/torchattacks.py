@@ -1,5 +1,5 @@
 """Attacks by the names and arguments of torchattacks (github.com/Harry24k/adversarial-attacks-pytorch)."""
-# ruff: noqa: N802  (functions carry the names of the classes that they stand for)
+# ruff: noqa: N802  (functions have the names of the classes that they replace)
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -25,19 +25,19 @@ Craft = Callable[[nn.Module, Tensor, ClassificationGoal, int], Tensor]
 TargetMap = Callable[[Tensor, Tensor], Tensor]
 Loss = Literal["ce", "dlr"]
 OBJECTIVES = {"ce": cross_entropy, "dlr": difference_of_logits_ratio}
-ROUNDING = 1e-4  # how far an image that comes out of a normalisation may lie outside [0, 1]
+ROUNDING = 1e-4  # largest distance outside [0, 1] of an image after normalisation and its inverse
 
 
 class PortedAttack:
-    """What every function of this file returns: `atk(images, labels)` gives adversarial images.
+    """Attack in torchattacks' form: `atk(images, labels)` returns adversarial images.
 
-    Images are in [0, 1] (or normalised, see `set_normalization_used`). Random numbers come from `seed` and how
-    often the object was called before, not from `torch.manual_seed`.
+    Images are in [0, 1] (or normalised, see `set_normalization_used`). Random numbers depend on `seed` and the
+    number of earlier calls, not on `torch.manual_seed`.
 
     Args:
-        model: from images to logits; it is attacked in evaluation mode and left as it was.
+        model: from images to logits; it is attacked in evaluation mode and left unchanged.
         craft: from model, images in [0, 1], goal and seed to adversarial images.
-        targeted: whether the attack can make for target classes.
+        targeted: True if the attack supports target classes.
         seed: of the random numbers.
     """
 
@@ -68,27 +68,27 @@ class PortedAttack:
         return found if self._normalize is None else self._normalize(found)
 
     def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Images come and go back standardised, by numbers per channel; epsilon stays on the [0, 1] scale."""
+        """Set standardised input and output by numbers per channel; epsilon stays on the [0, 1] scale."""
         self._normalize = Normalize([float(value) for value in mean], [float(value) for value in std])
 
     def set_mode_default(self) -> None:
-        """Any wrong class will do."""
+        """Attack untargeted: any wrong class is a success."""
         self.attack_mode, self._target_map = "default", None
 
     def set_mode_targeted_by_label(self, quiet: bool = True) -> None:
-        """The labels of a call are the classes to reach."""
+        """Use the labels of a call as target classes."""
         self._set_targeted("targeted(label)", None)
 
     def set_mode_targeted_by_function(self, target_map_function: TargetMap, quiet: bool = True) -> None:
-        """Target classes, other than the labels, are a function of images and labels."""
+        """Compute target classes, other than the labels, by a function of images and labels."""
         self._set_targeted("targeted(custom)", target_map_function)
 
     def set_mode_targeted_random(self, quiet: bool = True) -> None:
-        """Target classes are drawn from all but the label's."""
+        """Draw target classes from all but the label's."""
         self._set_targeted("targeted(random)", self._random_target)
 
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = True) -> None:
-        """Target classes are those with the k-th smallest logit, the label's left out."""
+        """Use the classes with the k-th smallest logit as targets, except the label's."""
 
         def least_likely(images: Tensor, labels: Tensor) -> Tensor:
             logits = self._logits(images).scatter(1, labels[:, None], torch.inf)
@@ -137,21 +137,21 @@ def BIM(model: nn.Module, eps: float = 8 / 255, alpha: float = 2 / 255, steps: i
 def PGD(
     model: nn.Module, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10, random_start: bool = True
 ) -> PortedAttack:
-    """Sign ascent on cross-entropy: the last iterate."""
+    """Sign ascent on cross-entropy; returns the last iterate."""
     return PortedAttack(model, _within(_ascent(alpha, steps, random_start), "Linf", eps))
 
 
 def PGDL2(
     model: nn.Module, eps: float = 1.0, alpha: float = 0.2, steps: int = 10, random_start: bool = True
 ) -> PortedAttack:
-    """The same in l2; the start is uniform in the ball, the projection exact for ball and box together."""
+    """PGD in l2; the start is uniform in the ball, the projection exact for ball and box together."""
     return PortedAttack(model, _within(_ascent(alpha, steps, random_start), "L2", eps))
 
 
 def MIFGSM(
     model: nn.Module, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10, decay: float = 1.0
 ) -> PortedAttack:
-    """Momentum; the last iterate."""
+    """PGD with momentum; returns the last iterate."""
     return PortedAttack(model, _within(MIM(steps, decay, step_size=alpha, keep="last"), "Linf", eps))
 
 
@@ -165,7 +165,7 @@ def DIFGSM(
     diversity_prob: float = 0.5,
     random_start: bool = False,
 ) -> PortedAttack:
-    """Momentum with input diversity, drawn for each image; the last iterate."""
+    """PGD with momentum and input diversity, drawn for each image; returns the last iterate."""
     attack = MIM(
         steps,
         decay,
@@ -219,7 +219,7 @@ def FAB(
     multi_targeted: bool = False,
     n_classes: int = 10,
 ) -> PortedAttack:
-    """The nearest boundary; what lies beyond eps is no success."""
+    """FAB, which minimises the perturbation; adversarial examples beyond eps do not count."""
     targets = min(9, n_classes - 1) if multi_targeted else 0
     attack = fab.FAB(steps, n_restarts, targets, alpha_max, eta, beta)
     return PortedAttack(model, _within(attack, norm, eps), seed=seed)
@@ -260,14 +260,14 @@ def AutoAttack(
 
 
 def DeepFool(model: nn.Module, steps: int = 50, overshoot: float = 0.02) -> PortedAttack:
-    """To the nearest linearised boundary, in l2, however far."""
-    return PortedAttack(model, _however_far(deepfool.DeepFool(steps, overshoot), "l2"), targeted=False)
+    """Steps to the nearest linearised boundary, in l2, without a radius."""
+    return PortedAttack(model, _without_radius(deepfool.DeepFool(steps, overshoot), "l2"), targeted=False)
 
 
 def CW(model: nn.Module, c: float = 1, kappa: float = 0, steps: int = 50, lr: float = 0.01) -> PortedAttack:
-    """Carlini and Wagner's l2 attack at one value of the constant, however far; no success gives the image."""
+    """Carlini and Wagner's l2 attack at one value of the constant, without a radius; the image if it fails."""
     attack = CarliniWagner(steps, search_steps=1, initial_c=c, confidence=kappa, learning_rate=lr)
-    return PortedAttack(model, _however_far(attack, "l2"))
+    return PortedAttack(model, _without_radius(attack, "l2"))
 
 
 def EADL1(
@@ -278,14 +278,14 @@ def EADL1(
     initial_const: float = 0.001,
     beta: float = 0.001,
 ) -> PortedAttack:
-    """Elastic net, the nearest in l1, however far."""
+    """Elastic net, the nearest example in l1, without a radius."""
     attack = EAD(max_iterations, binary_search_steps, beta, initial_const, lr)
-    return PortedAttack(model, _however_far(attack, "l1"))
+    return PortedAttack(model, _without_radius(attack, "l1"))
 
 
 def JSMA(model: nn.Module, theta: float = 1.0, gamma: float = 0.1) -> PortedAttack:
-    """Pairs of features by saliency; without a target all wrong classes are tried, not the next one only."""
-    return PortedAttack(model, _however_far(jsma.JSMA(theta, gamma), "l0"))
+    """Pairs of features by saliency; without a target all wrong classes are tried, not only the next one."""
+    return PortedAttack(model, _without_radius(jsma.JSMA(theta, gamma), "l0"))
 
 
 def _ascent(alpha: float, steps: int, random_start: bool) -> attacks.PGD:
@@ -293,7 +293,7 @@ def _ascent(alpha: float, steps: int, random_start: bool) -> attacks.PGD:
 
 
 def _within(attack: Attack, norm: str, eps: float) -> Craft:
-    """What an attack returns at a radius."""
+    """Images of an attack at a radius."""
     threat = ThreatModel(NORMS[norm], eps)
 
     def craft(model: nn.Module, x: Tensor, goal: ClassificationGoal, seed: int) -> Tensor:
@@ -302,8 +302,8 @@ def _within(attack: Attack, norm: str, eps: float) -> Craft:
     return craft
 
 
-def _however_far(attack: Attack, norm: str) -> Craft:
-    """What a minimum-norm attack finds, without a limit."""
+def _without_radius(attack: Attack, norm: str) -> Craft:
+    """Images of a minimum-norm attack, without a radius."""
 
     def craft(model: nn.Module, x: Tensor, goal: ClassificationGoal, seed: int) -> Tensor:
         return nearest(attack, model, x, goal, whole_box(norm, x), generator_for(x, seed))[0] if len(x) else x

@@ -1,4 +1,4 @@
-"""Images as uint8 tensors: where they come from, how they are split, augmented and put into batches."""
+"""Images as uint8 tensors: sources, splits, augmentation and batches."""
 
 from robustly.data.augmentation import Augmentation
 from robustly.data.batches import Batch, batch_count, batches

@@ -13,7 +13,7 @@ from robustly.data.rows import Rows, rows_in_memory
 
 _LAYOUTS = {
     "all": ("images", "labels"),
-    "generated": ("image", "label"),  # as diffusion models' samples are published (Wang et al., ICML 2023)
+    "generated": ("image", "label"),  # the layout of published samples of diffusion models (Wang et al., ICML 2023)
     "train": ("x_train", "y_train"),
     "test": ("x_test", "y_test"),
 }
@@ -21,13 +21,13 @@ _KEYS = "images and labels, or x_train, y_train, x_test and y_test"
 
 
 def npz_rows(file: Path) -> dict[str, Rows]:
-    """The parts of an archive: `images`, `labels` (or `image`, `label`); or `x_train`, `y_train`, `x_test`, ...
+    """Parts of an archive: `images`, `labels` (or `image`, `label`); or `x_train`, `y_train`, `x_test`, ...
 
     Images are uint8, or floats in [0, 1] on the 8-bit grid, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`;
     labels are integers, `(N,)` or `(N, 1)`; a third array `classes` may hold class names.
 
     Raises:
-        ValueError: if the file is damaged, holds Python objects, lacks an array, or an array is not as said.
+        ValueError: if the file is damaged, holds Python objects, or lacks an array, or an array is invalid.
     """
     arrays = _read(file)
     parts: dict[str, tuple[Tensor, Tensor]] = {}
@@ -50,7 +50,7 @@ def npz_rows(file: Path) -> dict[str, Rows]:
 
 
 def _read(file: Path) -> dict[str, NDArray[np.generic]]:
-    # a damaged archive raises whatever zipfile, zlib and NumPy meet in it
+    # a damaged archive raises many kinds of errors of zipfile, zlib and NumPy
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}

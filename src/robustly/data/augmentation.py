@@ -15,8 +15,8 @@ class Augmentation:
     """Zero padding and a random crop, then a mirror image of half of the examples, as usual on CIFAR.
 
     Args:
-        pad_crop: pixels of padding on each side, less than the image's sides; 0 leaves crops out.
-        flip: whether to mirror left and right with probability 1/2.
+        pad_crop: pixels of padding on each side, less than the image's sides; 0 for no crops.
+        flip: True mirrors left and right with probability 1/2.
 
     Raises:
         ValueError: if the padding is negative.
@@ -30,7 +30,7 @@ class Augmentation:
             raise ValueError(f"pad_crop is {self.pad_crop}: use pixels of padding, 0 for none")
 
     def __call__(self, images: UInt8[Tensor, "n c h w"], generator: KeyedGenerator) -> UInt8[Tensor, "n c h w"]:
-        """Augmented images; what happens to an example depends on the generator's seed and its id alone.
+        """Augmented images; the change of an example depends only on the generator's seed and its id.
 
         Args:
             images: 8-bit pixels.

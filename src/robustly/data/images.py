@@ -1,4 +1,4 @@
-"""Labelled images in memory: uint8 pixels, labels, and the ids that examples are known by."""
+"""Labelled images in memory: uint8 pixels, labels, and the ids of the examples."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ class ImageData:
     Args:
         images: 8-bit pixels, `(N, C, H, W)` with N >= 1.
         labels: class indices in 0..K-1, `(N,)`.
-        ids: distinct numbers that name the examples, `(N,)`; they survive every selection.
+        ids: distinct numbers that name the examples, `(N,)`; a selection keeps them.
         classes: the K class names.
-        source: where the images come from, as reports print it.
+        source: origin of the images, as printed in reports.
 
     Raises:
-        ValueError: if a type, a shape, a length, a label or an id is not as said above.
+        ValueError: if a type, a shape, a length, a label or an id differs from the above.
     """
 
     images: UInt8[Tensor, "n c h w"]
@@ -65,13 +65,13 @@ class ImageData:
         source: str = "memory",
         ids: Int64[Tensor, " n"] | None = None,
     ) -> "ImageData":
-        """Images of floats in [0, 1] that are multiples of 1/255, as 8-bit files give them.
+        """Images from floats in [0, 1] that are multiples of 1/255, as 8-bit files give them.
 
         Args:
             images: `(N, C, H, W)`, each value within 0.001/255 of a multiple of 1/255.
             labels: class indices, `(N,)`.
             classes: class names; None names the classes "0", "1", ... up to the largest label.
-            source: where the images come from.
+            source: origin of the images.
             ids: the examples' ids, `(N,)`; None numbers them from 0.
 
         Raises:
@@ -93,11 +93,11 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
-        """K, the number of classes, whether or not each one has an example."""
+        """K, the number of classes, including classes without examples."""
         return len(self.classes)
 
     def select(self, index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> "ImageData":
-        """The examples at some positions, `(M,)`, or under a mask, `(N,)`; they keep their ids.
+        """Examples at some positions, `(M,)`, or under a mask, `(N,)`; they keep their ids.
 
         Raises:
             ValueError: if nothing is selected, or a position occurs twice.
@@ -124,17 +124,17 @@ class ImageData:
 
 
 def distinct(ids: Int64[Tensor, " n"]) -> bool:
-    """Whether no id occurs twice."""
+    """True if no id occurs twice."""
     return bool((ids.sort().values.diff() != 0).all())
 
 
 def to_floats(images: UInt8[Tensor, "n c h w"]) -> Float32[Tensor, "n c h w"]:
-    """8-bit pixels as float32 in [0, 1]."""
+    """Convert 8-bit pixels to float32 in [0, 1]."""
     return images.to(torch.float32).div_(255)
 
 
 def to_pixels(images: Float[Tensor, "n c h w"], source: str) -> UInt8[Tensor, "n c h w"]:
-    """Floats in [0, 1] on the 8-bit grid as 8-bit pixels, of any shape.
+    """Convert floats in [0, 1] on the 8-bit grid to 8-bit pixels, for any shape.
 
     Raises:
         ValueError: if a number is not a float, outside [0, 1], or not a multiple of 1/255.
@@ -159,7 +159,7 @@ def to_pixels(images: Float[Tensor, "n c h w"], source: str) -> UInt8[Tensor, "n
 
 
 def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str], source: str) -> None:
-    """Refuse labels outside 0..K-1, in one sentence.
+    """Reject labels outside 0..K-1.
 
     Raises:
         ValueError: if there are no labels, or one is outside.
@@ -175,5 +175,5 @@ def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str], source: st
 
 
 def number_names(labels: Sequence[Int64[Tensor, " _"]]) -> tuple[str, ...]:
-    """The names "0", "1", ... of classes that have none, up to the largest label of all parts."""
+    """Names "0", "1", ... of classes without names, up to the largest label of all parts."""
     return tuple(str(number) for number in range(max(int(part.max()) for part in labels if len(part)) + 1))

@@ -1,9 +1,9 @@
-"""Batches of two sources: labelled images, and more of them that were generated or labelled by a network.
+"""Batches of labelled images mixed with extra ones, which were generated or labelled by a network.
 
-As in Gowal et al. (arXiv 2010.03593; 2110.09468), Rebuffi et al. (arXiv 2103.01946) and Wang et al. (ICML 2023): a
-fixed share of every batch is drawn from the extra images with replacement, the rest goes through the labelled ones
-without, and an epoch has as many batches as the labelled images would fill alone, so that it sees those (1 - share)
-times.
+As in Gowal et al. (arXiv 2010.03593; 2110.09468), Rebuffi et al. (arXiv 2103.01946) and Wang et al. (ICML 2023), a
+fixed share of every batch is drawn from the extra images with replacement. The rest is drawn from the labelled ones
+without replacement. An epoch has as many batches as the labelled images would fill alone, so it contains each of
+them (1 - share) times.
 """
 
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from robustly.data.batches import Batch, augmented, batch_count, check_batches
 from robustly.data.images import ImageData
 from robustly.randomness import KeyedGenerator, derive_seed, shuffled
 
-FIRST_ID = 1 << 40  # ids of extra images begin here, beyond those of any labelled one
+FIRST_ID = 1 << 40  # first id of the extra images, beyond those of all labelled images
 
 
 @dataclass(frozen=True, eq=False)
 class Extra:
-    """Images that are mixed into the training.
+    """Extra images that are mixed into the training.
 
     Args:
         data: the images, of the classes and the shape of the labelled ones.
@@ -38,7 +38,7 @@ class Extra:
             raise ValueError(f"the share of extra images must lie between 0 and 1, got {self.fraction}")
 
     def share_of(self, batch_size: int) -> int:
-        """How many images of a batch are extra ones.
+        """Number of extra images in a batch.
 
         Raises:
             ValueError: none or all of them.
@@ -51,12 +51,12 @@ class Extra:
         return count
 
     def to(self, device: torch.device | str) -> "Extra":
-        """The same on another device."""
+        """The same images on another device."""
         return Extra(self.data.to(device), self.fraction)
 
 
 def check_extra(extra: ImageData, train: ImageData, held_out: tuple[ImageData, ...]) -> None:
-    """Extra images fit the others, and none of them is one that models are selected or tested on.
+    """Check that extra images fit the others, and that none of them is a validation or test image.
 
     Raises:
         ValueError: another shape, another number of classes, or a held-out image among them.
@@ -86,9 +86,9 @@ def mixed_batches(
     world_size: int = 1,
     views: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of an epoch; every one is full. Arguments and guarantees are those of `batches`.
+    """Batches of an epoch; every one is full. Arguments and guarantees are those of `batches`.
 
-    Random numbers of an image are keyed by the number of its draw in the run, as one may be drawn twice in a batch.
+    Random numbers of an image are keyed by the number of its draw in the run, because a batch may contain it twice.
 
     Raises:
         ValueError: a number outside its range; see `Extra.share_of`.
@@ -140,7 +140,7 @@ def _mixed(
 
 
 def _passed_through(length: int, count: int, number: int, seed: int) -> Int64[Tensor, " count"]:
-    """Where the labelled images of batch `number` stand, one shuffled pass after the other."""
+    """Positions of the labelled images of batch `number`, in one shuffled pass after the other."""
     first = number * count
     passes = range(first // length, (first + count - 1) // length + 1)
     order = torch.cat([shuffled(length, seed, "order", turn) for turn in passes])

@@ -1,4 +1,4 @@
-"""The rows of a source: labels at once, images when asked for, so that only what is used is decoded."""
+"""Rows of a source: labels at once, images on demand, so that only the rows in use are decoded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from robustly.data.images import check_labels
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """One part of a data set (train, test, ...) as its source holds it.
+    """One part of a data set (train, test, ...) as stored in its source.
 
     Args:
         labels: class indices of all rows, `(N,)`.
         classes: class names.
         source: the file or data set, for error messages.
-        read: gives the images of some rows, `(M,)` to uint8 `(M, C, H, W)`, in the order asked for.
+        read: from positions `(M,)` to the images of these rows, uint8 `(M, C, H, W)`, in the same order.
 
     Raises:
         ValueError: if there are no rows, or a label is not one of the classes.
@@ -39,7 +39,7 @@ class Rows:
 def rows_in_memory(
     images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], classes: tuple[str, ...], source: str
 ) -> Rows:
-    """Rows whose images are decoded already.
+    """Rows whose images are already decoded.
 
     Raises:
         ValueError: if the numbers of images and labels differ, and as `Rows` does.

@@ -1,4 +1,4 @@
-"""Data sets by name or path: the settings that a configuration file may hold, and the splits they give."""
+"""Data sets by name or path: their settings in a configuration file, and the splits."""
 
 import difflib
 from dataclasses import dataclass, replace
@@ -28,29 +28,29 @@ _ALLOWED = (
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A data set and how it is shared out.
+    """A data set and its splits.
 
     Args:
         source: `mnist5k`; `hf:uoft-cs/cifar10` or `hf:NAME:CONFIG`; or the path of a `.parquet` file, an
             `.npz` file, or a folder with Parquet files, MNIST's IDX files, or images by class.
         image_column: the column of images in tables; None finds it by its type.
         label_column: the column of labels in tables; None finds it by its type.
-        train_split: the source's split to train on; None is "train", or the only one there is.
-        test_split: the source's split to test on; None is "test", or, where there is none, a part of the
-            rows to train on.
+        train_split: the source's split for training; None is "train", or the only one there is.
+        test_split: the source's split for tests; None is "test", or, where there is none, a part of the training
+            rows.
         validation: number of examples held out of the training split to select models on, in proportion of
             the classes; at least 1.
         test: number of test examples where the source has no test split; None is a fifth of its rows.
         train_limit: number of training examples to use; None is all.
         test_limit: number of test examples to use; None is all.
-        subset: which examples a limit keeps of an official split: "first" in the source's order, or
+        subset: examples that a limit keeps of an official split: "first" in the source's order, or
             "balanced", drawn in proportion of the classes.
         split_seed: the seed of every choice above.
-        evaluation_only: all rows of a source without a training split are the test split.
+        evaluation_only: True uses all rows of a source without a training split as the test split.
         image_size: side in pixels that images are resized to (shorter side, bicubic, then the centre).
-        channels: 1 converts images to grey, 3 to colour; None keeps what the source holds.
+        channels: 1 converts images to grey, 3 to colour; None keeps those of the source.
         pad_crop: pixels of zero padding for random crops in training; 0 for none, 4 is usual on CIFAR.
-        flip: whether to mirror half of the training images.
+        flip: True mirrors half of the training images.
         extra_source: more training images (generated, or labelled by a network), written like `source`; all of its
             training rows are used, and it has the same columns, classes and number of channels.
         extra_fraction: their share of each batch, in (0, 1); 0.7 is usual for a million generated images.
@@ -97,18 +97,18 @@ class DataConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        """The augmentation of training images."""
+        """Augmentation of training images."""
         return Augmentation(self.pad_crop, self.flip)
 
 
 def load_splits(config: DataConfig) -> Splits:
-    """The training, validation and test examples, on the CPU; the same for the same settings and files.
+    """Training, validation and test examples, on the CPU; the same for the same settings and files.
 
-    A source's own test split is kept. Ids are row numbers in the source; those of test rows go on where
-    those of training rows end, whatever the limits.
+    A source's own test split is kept. Ids are row numbers in the source. Those of test rows continue after those of
+    training rows, whatever the limits.
 
     Raises:
-        ValueError: if the source is unknown or damaged, or does not have what the settings ask for.
+        ValueError: if the source is unknown or damaged, or lacks what the settings require.
         FileNotFoundError: if a path or the file of `mnist5k` does not exist.
     """
     train, validation, test = choose_splits(_parts(config), _rule(config))
@@ -116,7 +116,7 @@ def load_splits(config: DataConfig) -> Splits:
 
 
 def load_extra(config: DataConfig, splits: Splits) -> Extra | None:
-    """The images that are mixed into the training, if the settings name any.
+    """Extra images that are mixed into the training; None without an extra source.
 
     Raises:
         ValueError: as `load_splits`; images of another shape or number of classes, or held-out ones among them.
@@ -133,7 +133,7 @@ def load_extra(config: DataConfig, splits: Splits) -> Extra | None:
 
 
 def load_test(config: DataConfig) -> ImageData:
-    """The test examples of `load_splits` alone: nothing else is decoded.
+    """Test examples of `load_splits`; nothing else is decoded.
 
     Raises:
         ValueError: as `load_splits`.
@@ -171,7 +171,7 @@ def _parts(config: DataConfig) -> dict[str, Rows]:
     if not path.exists():
         near = difflib.get_close_matches(config.source, ["mnist5k"], cutoff=0.5)
         hint = ", did you mean 'mnist5k'?" if near else ""
-        raise FileNotFoundError(f"the source {config.source!r} is no file or folder{hint}: use {_ALLOWED}")
+        raise FileNotFoundError(f"the source {config.source!r} is not a file or folder{hint}: use {_ALLOWED}")
     files = parquet_files(path) if path.is_dir() or path.suffix == ".parquet" else {}
     if files:
         return parquet_rows(files, columns, decoding)
@@ -181,7 +181,7 @@ def _parts(config: DataConfig) -> dict[str, Rows]:
         return _refitted(idx_rows(path), decoding)
     if path.is_dir() and any(entry.is_dir() for entry in path.iterdir()):
         return folder_rows(path, decoding)
-    raise ValueError(f"the source {config.source!r} holds nothing that can be read: use {_ALLOWED}")
+    raise ValueError(f"the source {config.source!r} holds no data of a supported format: use {_ALLOWED}")
 
 
 def _refitted(parts: dict[str, Rows], decoding: Decoding) -> dict[str, Rows]:

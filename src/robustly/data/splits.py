@@ -1,4 +1,4 @@
-"""Which rows train, which select the model, which test: disjoint, and fixed before any training."""
+"""Training, validation and test rows: disjoint, and fixed before any training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class Splits:
     """Three sets of examples of the same classes and shape that have no id in common.
 
     Args:
-        train: what the model learns from.
-        validation: what checkpoints and settings are selected on.
-        test: what is reported.
+        train: examples that the model is trained on.
+        validation: examples that checkpoints and settings are selected on.
+        test: examples of the reported results.
 
     Raises:
         ValueError: if two sets share an id, or classes or shapes differ.
@@ -34,7 +34,7 @@ class Splits:
             if part.shape != self.train.shape:
                 raise ValueError(
                     f"images of {part.source} have the shape {part.shape} but those of {self.train.source} "
-                    f"{self.train.shape}: set image_size or channels to make them alike"
+                    f"{self.train.shape}: set image_size or channels to make them equal"
                 )
             if part.classes != self.train.classes:
                 raise ValueError(
@@ -48,7 +48,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How the rows of a source are shared out; the arguments are those of `DataConfig`."""
+    """Rule of the splits of a source; the arguments are those of `DataConfig`."""
 
     source: str
     train_split: str | None
@@ -64,7 +64,7 @@ class SplitRule:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """Some rows of a source: positions in `rows`, `(M,)`, and the number that their ids start from."""
+    """Some rows of a source: positions in `rows`, `(M,)`, and the first number of their ids."""
 
     rows: Rows
     positions: Int64[Tensor, " m"]
@@ -83,7 +83,7 @@ class Chosen:
 
 
 def balanced_order(labels: Int64[Tensor, " n"], *key: int | str) -> Int64[Tensor, " n"]:
-    """A permutation, keyed, whose every prefix has the classes in proportion."""
+    """A keyed permutation of which every prefix has the classes in proportion."""
     order = shuffled(len(labels), *key)
     counts = labels.bincount()
     by_class = labels[order].argsort(stable=True)
@@ -95,10 +95,10 @@ def balanced_order(labels: Int64[Tensor, " n"], *key: int | str) -> Int64[Tensor
 
 
 def choose_test(parts: Mapping[str, Rows], rule: SplitRule) -> Chosen:
-    """The rows of the test split.
+    """Rows of the test split.
 
     Raises:
-        ValueError: if the rule asks for parts or numbers of rows that the source does not have.
+        ValueError: if the rule requires parts or numbers of rows that the source does not have.
     """
     train, test = _official(parts, rule)
     if test is not None:
@@ -108,10 +108,10 @@ def choose_test(parts: Mapping[str, Rows], rule: SplitRule) -> Chosen:
 
 
 def choose_splits(parts: Mapping[str, Rows], rule: SplitRule) -> tuple[Chosen, Chosen, Chosen]:
-    """The rows of the train, the validation and the test split. Official test rows are never trained on.
+    """Rows of the training, the validation and the test split. Official test rows are never trained on.
 
     Raises:
-        ValueError: if the rule asks for parts or numbers of rows that the source does not have.
+        ValueError: if the rule requires parts or numbers of rows that the source does not have.
     """
     if rule.evaluation_only:
         raise ValueError(f"{rule.source}: evaluation_only is set, so there is nothing to train on: leave it out")
@@ -137,7 +137,7 @@ def _required(rows: Rows | None) -> Rows:
 
 
 def _official(parts: Mapping[str, Rows], rule: SplitRule) -> tuple[Rows | None, Rows | None]:
-    """The rows to train on and the official test rows; the latter are None where we split ourselves."""
+    """Training rows and official test rows; the latter are None where a part of the former is held out instead."""
     for key, name in (("train_split", rule.train_split), ("test_split", rule.test_split)):
         if name is not None and name not in parts:
             raise ValueError(f"{rule.source}: has no split {name!r} ({key}): it has {', '.join(parts)}")
@@ -162,7 +162,7 @@ def _official(parts: Mapping[str, Rows], rule: SplitRule) -> tuple[Rows | None, 
 
 
 def _own_splits(rows: Rows, rule: SplitRule) -> tuple[Chosen, Chosen, Chosen]:
-    """Test first, then validation, so that another size of the validation set keeps the test set."""
+    """Test rows first, then validation, so that the size of the validation set does not change the test set."""
     tested = max(1, len(rows) // 5) if rule.test is None else rule.test
     _check_room(rows, rule.validation, tested, rule)
     order = balanced_order(rows.labels, rule.split_seed, "split")

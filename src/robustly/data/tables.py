@@ -1,4 +1,4 @@
-"""Arrow tables of encoded images: Parquet files, and the data sets of the Hugging Face hub."""
+"""Arrow tables of encoded images: Parquet files, and data sets of the Hugging Face hub."""
 
 import importlib
 import json
@@ -26,17 +26,17 @@ _PART_FILE = re.compile(r"(train|test|validation|valid|val)(-\d+-of-\d+)?\.parqu
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns to read; None finds them by their types."""
+    """Names of the columns to read; None finds them by their types."""
 
     image: str | None = None
     label: str | None = None
 
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
-    """The Parquet files of each part.
+    """Parquet files of each part.
 
     A file is one part, "all". A folder, or its subfolder `data`, may hold `train.parquet`, `test.parquet`,
-    `train-00000-of-00002.parquet`, ...; without such files the answer is empty.
+    `train-00000-of-00002.parquet`, ...; without such files the result is empty.
     """
     if path.is_file():
         return {"all": [path]}
@@ -52,7 +52,7 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
 
 
 def parquet_rows(files: dict[str, list[Path]], columns: Columns, decoding: Decoding) -> dict[str, Rows]:
-    """The parts of Parquet files with encoded images (a binary column, or a struct with `bytes`) and labels.
+    """Parts of Parquet files with encoded images (a binary column, or a struct with `bytes`) and labels.
 
     Raises:
         ValueError: naming the file, if one is damaged, a column is missing or has the wrong type, or a value
@@ -68,22 +68,22 @@ def parquet_rows(files: dict[str, list[Path]], columns: Columns, decoding: Decod
 
 
 def hub_rows(name: str, config: str | None, columns: Columns, decoding: Decoding) -> dict[str, Rows]:
-    """The splits of a data set of the Hugging Face hub, downloaded once and kept by `datasets`.
+    """Splits of a data set of the Hugging Face hub, downloaded once and cached by `datasets`.
 
     Args:
-        name: as `uoft-cs/cifar10`.
-        config: the data set's configuration, as `cropped_digits`, or None for its default.
+        name: such as `uoft-cs/cifar10`.
+        config: the data set's configuration, such as `cropped_digits`, or None for its default.
         columns: names of columns.
-        decoding: how the files become pixels.
+        decoding: settings of decoding.
 
     Raises:
-        ValueError: if `datasets` is not installed, the data set cannot be had, or its columns do not fit.
+        ValueError: if `datasets` is not installed, the data set cannot be loaded, or its columns do not fit.
     """
     try:
         datasets: Any = importlib.import_module("datasets")
     except ModuleNotFoundError as error:
         raise ValueError(f"the source hf:{name} needs the package datasets: pip install 'robustly[hf]'") from error
-    # downloads fail in as many ways as networks and loaders do
+    # networks and loaders raise many kinds of errors
     try:
         loaded = datasets.load_dataset(name, config)
         tables: dict[str, pa.Table] = {part: split.with_format("arrow")[:] for part, split in loaded.items()}
@@ -91,7 +91,7 @@ def hub_rows(name: str, config: str | None, columns: Columns, decoding: Decoding
         reason = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(f"the data set hf:{name} cannot be loaded ({type(error).__name__}: {reason})") from error
     typed = {
-        # the formatted tables have lost the features, among them the class names
+        # the formatted tables lack the features, among them the class names
         part: table.replace_schema_metadata(loaded[part].features.arrow_schema.metadata)
         for part, table in tables.items()
     }
@@ -139,7 +139,7 @@ def _encoded_rows(
 def _encoded(cell: Any, name: str, row: int) -> EncodedImage:
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if content is None and isinstance(cell, dict) and cell.get("path") and name.startswith("hf:"):
-        content = Path(cell["path"])  # the hub's loader of image folders keeps files where they are
+        content = Path(cell["path"])  # the hub's loader of image folders keeps paths instead of bytes
     if content is None:
         raise ValueError(f"{name} row {row}: holds no image")
     return EncodedImage(content, f"{name} row {row}")
@@ -162,30 +162,32 @@ def _holds_files(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class _Role:
-    """What a column is read as, what it must hold, and how it is usually called."""
+    """Name of a role, required content of its column, and usual names of the column."""
 
-    what: str
-    wanted: str
+    name: str
+    required: str
     usual: tuple[str, ...]
 
 
 def _chosen(table: pa.Table, role: _Role, given: str | None, fitting: Sequence[str], name: str) -> str:
-    what, wanted, usual = role.what, role.wanted, role.usual
+    role_name, required, usual = role.name, role.required, role.usual
     present = ", ".join(f"{field.name} ({field.type})" for field in table.schema)
     if given is not None:
         if given not in table.column_names:
-            raise ValueError(f"{name}: has no column {given!r} ({what}_column): its columns are {present}")
+            raise ValueError(f"{name}: has no column {given!r} ({role_name}_column): its columns are {present}")
         if given not in fitting:
             raise ValueError(
-                f"{name}: the column {given!r} ({what}_column) holds {table.schema.field(given).type}: "
-                f"it must hold {wanted}"
+                f"{name}: the column {given!r} ({role_name}_column) holds {table.schema.field(given).type}: "
+                f"it must hold {required}"
             )
         return given
     found = [column for column in usual if column in fitting] or list(fitting)
     if not found:
-        raise ValueError(f"{name}: has no column of {wanted}: its columns are {present}")
+        raise ValueError(f"{name}: has no column of {required}: its columns are {present}")
     if len(found) > 1 and found[0] not in usual:
-        raise ValueError(f"{name}: the columns {', '.join(found)} could all be the {what}s: set {what}_column")
+        raise ValueError(
+            f"{name}: the columns {', '.join(found)} could all be the {role_name}s: set {role_name}_column"
+        )
     return found[0]
 
 
@@ -197,7 +199,7 @@ def _labels(table: pa.Table, column: str, name: str) -> Int64[Tensor, " n"]:
 
 
 def _class_names(table: pa.Table, column: str) -> tuple[str, ...]:
-    """The names that Hugging Face writes into the schema, or nothing."""
+    """Class names that Hugging Face writes into the schema; empty without them."""
     try:
         features = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[column]["names"])

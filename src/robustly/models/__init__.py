@@ -1,4 +1,4 @@
-"""Networks of the literature, input normalisation as a layer, and the loading of anybody's weights."""
+"""Published networks, input normalisation as a layer, and loading of weights from any source."""
 
 from robustly.models.layers import ACTIVATIONS, Normalize
 from robustly.models.registry import MODELS, Architecture, ModelConfig, Settings, build_model

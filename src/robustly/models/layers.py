@@ -1,4 +1,4 @@
-"""Layers that every network of this room shares: input normalisation and the choice of activation."""
+"""Layers of all networks: input normalisation and the choice of activation."""
 
 import difflib
 import math
@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation_layer(name: str) -> nn.Module:
-    """A new activation layer, out of place, of one of the names in `ACTIVATIONS`.
+    """New activation layer, out of place, by one of the names in `ACTIVATIONS`.
 
     `leaky_relu` has slope 0.1, `softplus` has beta 1, `gelu` is the exact one.
 
@@ -33,21 +33,21 @@ def activation_layer(name: str) -> nn.Module:
 
 
 def closest(name: str, allowed: Sequence[str] | dict[str, Callable[[], nn.Module]]) -> str:
-    """The words ", did you mean ...?" for a mistyped name, or nothing when no allowed name is near."""
+    """The words ", did you mean ...?" for a mistyped name; empty if no allowed name is close."""
     near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f", did you mean {near[0]!r}?" if near else ""
 
 
 def scaled(channels: int, width: float) -> int:
-    """A layer's number of channels times the width multiplier, rounded, at least 1."""
+    """Number of channels of a layer times the width multiplier, rounded, at least 1."""
     return max(1, round(channels * width))
 
 
 class Normalize(nn.Module):
     """Standardise images inside the model: (x - mean) / std per channel.
 
-    Images live in [0, 1] everywhere outside, so that epsilon is in pixel units. Mean and standard deviation
-    are persistent buffers: they decide the predictions, so they are saved and hashed with the weights.
+    Images are in [0, 1] everywhere outside the model, so that epsilon is in pixel units. Mean and standard
+    deviation are persistent buffers: predictions depend on them, so they are saved and hashed with the weights.
 
     Args:
         mean: one number for each channel, on the [0, 1] scale.
@@ -75,18 +75,18 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Images in [0, 1] to standardised images of the same shape."""
+        """Standardise images in [0, 1]; the shape does not change."""
         return (x - self.mean) / self.std
 
     def extra_repr(self) -> str:
-        """The constants, as `print(model)` shows them."""
+        """Text of the constants in `print(model)`."""
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
 
 
 def input_layer(
     channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> Normalize | nn.Identity:
-    """The first layer of a network: `Normalize`, or nothing when both mean and std are None.
+    """First layer of a network: `Normalize`, or the identity if mean and std are None.
 
     Raises:
         ValueError: if only one of them is given, or their lengths differ from `channels`.

@@ -1,4 +1,4 @@
-"""Models by name: the settings that a configuration file may hold, and the network that they describe."""
+"""Models by name: their settings in a configuration file, and the networks built from them."""
 
 import math
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from robustly.models.wide_resnet import WideResNet
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model by its name and settings. None means: as in the reference implementation of that name.
+    """A model by its name and settings. None means the value of the reference implementation of that name.
 
     Args:
         name: a name in `MODELS`, or `package.module:factory` for a model of the user's own.
         classes: number of logits, at least 2; None is 10.
         channels: channels of the images; None is 1 for `small_cnn` and 3 for the others.
         image_size: height and width in pixels; None is 28x28 for `small_cnn` and 32x32 for the others.
-        width: factor of the hidden widths, positive; 0.25 makes a network for small machines.
+        width: factor of the hidden widths, positive, such as 0.25 for small machines.
         activation: a name in `ACTIVATIONS`; None is silu for the `_silu` networks and relu for the others.
         mean: per-channel mean on the [0, 1] scale for the input normalisation; None for none.
         std: per-channel standard deviation on the [0, 1] scale; None for none.
-        dropout: probability in [0, 1); None is 0.5 for `small_cnn` and 0 for wide ResNets. The others have
-            none.
-        weights: a file for `load_weights`, or None to start from new weights.
+        dropout: probability in [0, 1); None is 0.5 for `small_cnn` and 0 for wide ResNets. The others have no
+            dropout.
+        weights: a file for `load_weights`, or None for new weights.
 
     Raises:
         ValueError: for a name that does not exist and for a number outside its range.
@@ -70,29 +70,29 @@ class ModelConfig:
             )
 
     def for_images(self, classes: int, channels: int, image_size: tuple[int, int]) -> "ModelConfig":
-        """The same settings with what is None taken from a data set.
+        """The same settings, with None replaced by values of a data set.
 
         Raises:
-            ValueError: if a value that was given contradicts the data.
+            ValueError: if a given value differs from that of the data.
         """
         given = {"classes": self.classes, "channels": self.channels}
         for key, found in (("classes", classes), ("channels", channels)):
             if given[key] is not None and given[key] != found:
                 raise ValueError(
                     f"the model has {key} = {given[key]} but the data has {found}: "
-                    f"leave {key} out to follow the data"
+                    f"leave {key} out to use the data's"
                 )
         if self.image_size is not None and tuple(self.image_size) != tuple(image_size):
             raise ValueError(
                 f"the model has image_size = {tuple(self.image_size)} but the data has {tuple(image_size)}: "
-                "leave image_size out to follow the data"
+                "leave image_size out to use the data's"
             )
         return replace(self, classes=classes, channels=channels, image_size=image_size)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A `ModelConfig` with nothing left open: what an architecture is built from."""
+    """A `ModelConfig` with all values set, from which an architecture is built."""
 
     classes: int
     channels: int
@@ -106,7 +106,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A named network: how it is built, and what its reference implementation uses (no dropout: None)."""
+    """A named network: its constructor, and the values of its reference implementation (no dropout: None)."""
 
     build: Callable[[Settings], nn.Module]
     channels: int = 3
@@ -187,15 +187,15 @@ MODELS: dict[str, Architecture] = {
 
 
 def build_model(config: ModelConfig, seed: int, allow_code: bool = False) -> nn.Module:
-    """The network that a configuration names, on the CPU, in train mode, with its weights.
+    """Build the configured network with its weights, on the CPU, in train mode.
 
-    New weights depend on the seed alone: PyTorch's global generator is neither asked nor changed.
+    New weights depend on the seed alone: PyTorch's global generator is neither used nor changed.
 
     Args:
         config: the model's name and settings.
         seed: any integer of 64 bits.
-        allow_code: whether a name `package.module:factory` may import and call that code. A configuration
-            file that somebody sent must not be able to, so only a person's own command sets it.
+        allow_code: True allows a name `package.module:factory` to import and call that code. A configuration file
+            from others must not run code, so only the user's own command sets it.
 
     Raises:
         ValueError: if the settings do not fit together, or the name is the user's own code and `allow_code`

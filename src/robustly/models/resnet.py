@@ -1,4 +1,4 @@
-"""ResNet-18 for small images, in the three forms that the literature calls by one name."""
+"""ResNet-18 for small images, in its three published forms."""
 
 from collections.abc import Callable, Sequence
 
@@ -52,7 +52,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(stages[3], classes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Images in [0, 1] to logits."""
+        """Logits of images in [0, 1]."""
         x = self.act1(self.bn1(self.conv1(self.normalize(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.linear(x.mean(dim=(2, 3)))
@@ -63,8 +63,8 @@ class PreActResNet(nn.Module):
     """Pre-activation ResNet-18 with a 3x3 stem: 11,172,170 parameters for 10 classes.
 
     He et al., "Identity mappings in deep residual networks" (ECCV 2016), in the form that Rice et al. (ICML
-    2020), AWP and Fast-AT train: the shortcut leaves after the first activation, and the last normalisation
-    stands before the pooling. Parameter names are those of the public releases, and as there the initial
+    2020), AWP and Fast-AT train: the shortcut starts after the first activation, and the last normalisation
+    is before the pooling. Parameter names are those of the public releases, and as there the initial
     weights are PyTorch's own.
 
     Args:
@@ -99,7 +99,7 @@ class PreActResNet(nn.Module):
         self.linear = nn.Linear(stages[3], classes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Images in [0, 1] to logits."""
+        """Logits of images in [0, 1]."""
         x = self.conv1(self.normalize(x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.linear(self.act(self.bn(x)).mean(dim=(2, 3)))
@@ -136,7 +136,7 @@ class _Block(nn.Module):
 
 
 class _PreActBlock(nn.Module):
-    """Normalisation, activation, convolution; twice, the shortcut leaving after the first activation."""
+    """Normalisation, activation, convolution; twice. The shortcut starts after the first activation."""
 
     def __init__(self, before: int, after: int, stride: int, activation: str) -> None:
         super().__init__()

@@ -14,11 +14,10 @@ SMALLEST_SIDE = 16
 class SmallCNN(nn.Module):
     """Two pairs of 3x3 convolutions with max pooling, then three linear layers: 312,202 parameters on MNIST.
 
-    Follows Zhang et al., "Theoretically principled trade-off between robustness and accuracy" (TRADES, ICML
-    2019), after Carlini and Wagner (2017); parameter names are those of the authors' release, so that their
-    weights load. As there, the convolutions start from He's normal initialisation (fan in) and the last layer
-    starts at zero: before the first update all logits are 0, and so is the gradient with respect to the
-    input.
+    Zhang et al., "Theoretically principled trade-off between robustness and accuracy" (TRADES, ICML 2019), after
+    Carlini and Wagner (2017). Parameter names are those of the authors' release, so that their weights load. As
+    there, convolutions have He's normal initialisation (fan in) and the last layer is zero. Before the first update
+    all logits are therefore 0, and so is the gradient with respect to the input.
 
     Args:
         classes: number of logits.
@@ -84,14 +83,14 @@ class SmallCNN(nn.Module):
         _initialise(self)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Images in [0, 1] to logits."""
+        """Logits of images in [0, 1]."""
         features = self.feature_extractor(self.normalize(x))
         logits: Tensor = self.classifier(self.flatten(features))
         return logits
 
 
 def _pooled(side: int) -> int:
-    """The side left by two unpadded 3x3 convolutions and a 2x2 pooling."""
+    """Side after two unpadded 3x3 convolutions and a 2x2 pooling."""
     return (side - 4) // 2
 
 

@@ -1,4 +1,4 @@
-"""A model of the user's own, named `package.module:factory` and imported only where that is allowed."""
+"""Models of the user's own, named `package.module:factory` and imported only where that is allowed."""
 
 import importlib
 import inspect
@@ -7,16 +7,16 @@ from torch import nn
 
 
 def build_user_model(name: str, classes: int | None, allow_code: bool) -> nn.Module:
-    """Import a module, call its factory, and return the model that it makes.
+    """Import a module, call its factory, and return the model.
 
     Args:
         name: `package.module:factory`; the module must be importable.
         classes: passed as `classes=` if the factory has an argument of this name and the number is known.
-        allow_code: whether code may be imported at all.
+        allow_code: True allows the import.
 
     Raises:
         ValueError: if code is not allowed, if the module or the factory cannot be found or fails, or if it
-            returns something else than a `torch.nn.Module`.
+            returns something other than a `torch.nn.Module`.
     """
     if not allow_code:
         raise ValueError(
@@ -25,8 +25,8 @@ def build_user_model(name: str, classes: int | None, allow_code: bool) -> nn.Mod
         )
     module_name, _, factory_name = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), factory_name]):
-        raise ValueError(f"the model {name!r} is not of the form package.module:factory")
-    # the user's code may raise anything, and whatever it is belongs into one sentence
+        raise ValueError(f"the model {name!r} must have the form package.module:factory")
+    # the user's code may raise any exception; all become one message
     try:
         module = importlib.import_module(module_name)
     except Exception as error:

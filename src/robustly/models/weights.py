@@ -1,4 +1,4 @@
-"""Weights in and out of files: anybody's checkpoint in, safetensors out, and a hash that names them."""
+"""Weights in files: reading of common checkpoints, writing of safetensors, and a hash."""
 
 import hashlib
 import json
@@ -29,15 +29,15 @@ class WeightsError(ValueError):
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Copy the weights of a file into a model, all of them or none.
 
-    Understands `.safetensors`, and `.pt` or `.pth` with a state dict, plain or under a key such as
-    `state_dict` or `model`. Prefixes that wrappers leave (`module.`, `model.`, `_orig_mod.`) are removed,
-    and so is the block `sub_block1` of wide ResNets, which TRADES registers and never uses. Files of others without
-    the input normalisation or without batch counters leave the model's own.
+    Accepts `.safetensors`, and `.pt` or `.pth` with a state dict, plain or under a key such as `state_dict` or
+    `model`. Prefixes of wrappers (`module.`, `model.`, `_orig_mod.`) are removed, and so is the block `sub_block1`
+    of wide ResNets, which TRADES registers but never uses. Where a file from another program lacks the input
+    normalisation or batch counters, the model's own are kept.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        WeightsError: if the file is no file of weights, or the names or shapes in it are not the model's, or
-            a weight is not finite, or its input normalisation differs from the model's (or is missing in a file of
+        WeightsError: if the file does not hold weights, the names or shapes in it are not the model's, a weight is
+            not finite, or its input normalisation differs from the model's (or is missing in a file of
             `save_weights`).
     """
     own = _state(model)
@@ -64,18 +64,18 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The named tensors of a file, on the CPU, with the names that stand in it. Code in a file is never run.
+    """Named tensors of a file, on the CPU, under the names in the file. Code in a file is never run.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        WeightsError: if it is damaged, or something else than named tensors.
+        WeightsError: if it is damaged, or does not hold named tensors.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file of weights")
     if file.suffix not in (".safetensors", ".pt", ".pth"):
         raise WeightsError(f"{file}: the name must end in .safetensors, .pt or .pth")
-    # the parsers of foreign files raise whatever they meet; the reason goes into the sentence
+    # the parsers of other formats raise many kinds of errors; the reason goes into the message
     if file.suffix == ".safetensors":
         try:
             return dict(parse_safetensors(file.read_bytes()))
@@ -96,7 +96,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write a model's state dict, or named tensors, as safetensors: the file appears whole or not at all.
+    """Write a model's state dict, or named tensors, atomically as safetensors.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -108,7 +108,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{file.parent}: there is no such folder to write {file.name} in")
     state = _state(model)
-    # safetensors refuses shared storage, so that tied weights need a copy each
+    # safetensors rejects shared storage, so tied weights are copied
     blob = to_safetensors({name: _plain(value).clone() for name, value in state.items()}, metadata=_OURS)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
@@ -116,7 +116,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
             stream.write(blob)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp's file is for its owner only
+        Path(temporary).chmod(0o644)  # mkstemp makes the file readable for its owner only
         Path(temporary).replace(file)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -126,7 +126,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
 def weights_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
     """SHA-256, in hexadecimal, of a model's state dict: sorted names, dtypes, shapes and bytes.
 
-    The same for the same numbers, whatever the file format, the device or the memory format.
+    Equal numbers give equal hashes, whatever the file format, the device or the memory format.
     """
     state = _state(model)
     digest = hashlib.sha256()
@@ -138,7 +138,7 @@ def weights_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def _state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The named tensors, without the extra state of any type that a module may add."""
+    """Named tensors, without the extra state of any type that a module may add."""
     state: Mapping[str, object] = model.state_dict() if isinstance(model, nn.Module) else model
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
@@ -153,7 +153,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _written_here(file: Path) -> bool:
-    """Whether `save_weights` wrote a file: one of others may leave out what it does not know."""
+    """True if `save_weights` wrote the file; files of other programs may lack the input normalisation."""
     if file.suffix != ".safetensors":
         return False
     with file.open("rb") as stream:
@@ -162,7 +162,7 @@ def _written_here(file: Path) -> bool:
 
 
 def _unwrapped(loaded: object, file: Path) -> dict[str, Tensor]:
-    """The state dict in what `torch.load` returned, which may lie under a key or two."""
+    """State dict in the result of `torch.load`, which may be nested under one or two keys."""
     while isinstance(loaded, Mapping):
         inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
         if inner is None:
@@ -180,7 +180,7 @@ def _unwrapped(loaded: object, file: Path) -> dict[str, Tensor]:
 
 
 def _renamed(given: dict[str, Tensor], own: Mapping[str, Tensor], path: object) -> dict[str, Tensor]:
-    """The tensors under the model's own names: prefixes go, unless the model itself uses them."""
+    """Tensors under the model's own names: without prefixes, unless the model itself has them."""
     renamed: dict[str, Tensor] = {}
     for original, value in given.items():
         name = original if original in own else original.replace("_orig_mod.", "")

@@ -68,7 +68,7 @@ class WideResNet(nn.Module):
         _initialise(self)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Images in [0, 1] to logits."""
+        """Logits of images in [0, 1]."""
         x = self.block3(self.block2(self.block1(self.conv1(self.normalize(x)))))
         logits: Tensor = self.fc(self.act(self.bn1(x)).mean(dim=(2, 3)))
         return logits
@@ -76,7 +76,7 @@ class WideResNet(nn.Module):
 
 @dataclass(frozen=True)
 class _Kind:
-    """What all blocks of a network share."""
+    """Settings of all blocks of a network."""
 
     activation: str
     dropout: float
@@ -109,7 +109,7 @@ class _Block(nn.Module):
         self.drop = nn.Dropout(kind.dropout)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
         self.convShortcut: nn.Conv2d | None = None
-        # widen can be such that the widths agree although the stride does not: then too the shapes differ
+        # for some `widen` the widths are equal although the stride is 2: the shapes differ then too
         if before != after or stride != 1:
             self.convShortcut = nn.Conv2d(before, after, 1, stride, bias=False)
 

@@ -1,6 +1,6 @@
 """Contract checks for authors of new attacks, threats, objectives, certificates and training parts.
 
-Each function runs a part on small networks and raises `AssertionError` with a sentence that says what it broke.
+Each function runs a part on small networks and raises `AssertionError` with the property that does not hold.
 """
 
 from robustly.testing.attacks import check_attack

@@ -1,4 +1,4 @@
-"""The contract of attacks."""
+"""Contract check of attacks."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +16,7 @@ from robustly.threats import Threat, ThreatError, ThreatModel
 
 @dataclass(frozen=True)
 class _Case:
-    """A batch of examples that the network has right, and a few that it has wrong."""
+    """A batch of correctly classified examples, and a few misclassified ones."""
 
     net: nn.Module
     x: Tensor
@@ -31,13 +31,13 @@ class _Case:
             y = net.eval()(x).argmax(1)
         net.train()
         if count > 2:
-            y[-1] = (y[-1] + 1) % classes  # one that is wrong from the outset
+            y[-1] = (y[-1] + 1) % classes  # one that is misclassified without attack
         return _Case(net, x, y, threat)
 
     def run(
         self, attack: Attack, rows: Tensor | None = None, goal: ClassificationGoal | None = None
     ) -> AttackResult:
-        """Attack some rows; all of them as the very tensors of the case, so that a change in place is seen."""
+        """Attack some rows; None passes the tensors of the case themselves, so that a change in place is found."""
         if rows is None:
             labels, generator = self.y if goal is None else goal, KeyedGenerator(7, torch.arange(len(self.x)))
             return attack(self.net, self.x, labels, threat=self.threat, generator=generator)
@@ -53,27 +53,27 @@ class _Case:
 def check_attack(
     attack: Attack, threats: tuple[Threat, ...], *, targeted: bool = False, finds_invalid: bool = True
 ) -> None:
-    """Hold an attack against the contract of `robustly.attacks.Attack`.
+    """Check an attack against the contract of `robustly.attacks.Attack`.
 
     Args:
         attack: the attack.
         threats: threats that it supports, with an extent that breaks some of a random network's examples.
-        targeted: whether it also takes a `Goal` with target classes.
-        finds_invalid: whether it reports NaN logits as `invalid`.
+        targeted: True if it also supports a `Goal` with target classes.
+        finds_invalid: True if it reports NaN logits as `invalid`.
 
     Raises:
         AssertionError: the first property that does not hold, with the threat and the input shape.
     """
     say(isinstance(attack, Attack), f"{type(attack).__name__} lacks `needs`, `minimum_norm` or `__call__`")
     for threat in threats:
-        say(attack.needs.accept(threat), f"`needs` refuses {threat}")
+        say(attack.needs.accept(threat), f"`needs` rejects {threat}")
         for shape in (shape for shape in SHAPES if _is_defined(threat, shape)):
             case = _Case.make(shape, threat)
             where = f"under {threat} on inputs of shape {shape}"
             x, y, state = case.x.clone(), case.y.clone(), torch.get_rng_state()
             result = case.run(attack)
             say(torch.equal(case.x, x) and torch.equal(case.y, y), f"the caller's images or labels change {where}")
-            say(torch.equal(torch.get_rng_state(), state), f"the global random state is moved {where}")
+            say(torch.equal(torch.get_rng_state(), state), f"the global random state is changed {where}")
             _check_result(case, result, where)
             _check_independence(case, attack, result, where)
         case = _Case.make(SHAPES[2], threat)
@@ -95,19 +95,19 @@ def _check_result(case: _Case, result: AttackResult, where: str) -> None:
     say(result.x_adv.shape == x.shape, f"the attack changes the shape of images {where}")
     say(result.x_adv.dtype == x.dtype, f"the attack changes the dtype of images {where}")
     say(result.x_adv.device == x.device, f"the attack changes the device of images {where}")
-    say(not result.x_adv.requires_grad, f"the images returned still carry a gradient {where}")
+    say(not result.x_adv.requires_grad, f"the returned images carry a gradient {where}")
     _check_inside(threat, x, result, where)
     wrong = eval_logits(case.net, x).argmax(1) != y
-    say((result.x_adv[wrong] == x[wrong]).all(), f"images that are already wrong are changed {where}")
-    say(result.broken[wrong].all(), f"images that are already wrong do not count as broken {where}")
-    say((result.distance[wrong] == 0).all(), f"images that are already wrong are not at distance 0 {where}")
-    fooled = eval_logits(case.net, result.x_adv).argmax(1) != y
-    say(fooled[result.broken].all(), f"an image is called broken that the model still has right {where}")
+    say((result.x_adv[wrong] == x[wrong]).all(), f"images misclassified without attack are changed {where}")
+    say(result.broken[wrong].all(), f"images misclassified without attack do not count as broken {where}")
+    say((result.distance[wrong] == 0).all(), f"images misclassified without attack are not at distance 0 {where}")
+    adversarial = eval_logits(case.net, result.x_adv).argmax(1) != y
+    say(adversarial[result.broken].all(), f"an image is called broken that the model classifies correctly {where}")
     measured = threat.around(x).size(result.x_adv if result.theta is None else result.theta)
     near = torch.isclose(result.distance[result.broken], measured[result.broken], rtol=1e-4, atol=1e-5)
-    say(near.all(), f"a distance is not that of the image returned {where}")
+    say(near.all(), f"a distance is not that of the returned image {where}")
     _check_beyond(case, result, where)
-    say(not result.invalid.any(), f"finite answers are called invalid {where}")
+    say(not result.invalid.any(), f"finite outputs are called invalid {where}")
     say((result.forwards >= 1).all(), f"forward passes are not counted {where}")
 
 
@@ -120,32 +120,32 @@ def _is_defined(threat: Threat, shape: tuple[int, ...]) -> bool:
 
 
 def _check_inside(threat: Threat, x: Tensor, result: AttackResult, where: str) -> None:
-    """The images lie in the box and the set; where they are rendered, the parameters render them."""
+    """Check that the images are in the box and the set, and that the parameters render them."""
     allowed, (low, high) = threat.around(x), threat.box
     theta = result.x_adv if result.theta is None else result.theta
     inside = allowed.contains(theta).all() and ((result.x_adv >= low) & (result.x_adv <= high)).all()
     say(inside, f"the attack leaves the ball or the box {where}")
     same = torch.allclose(allowed.apply(theta), result.x_adv, atol=1e-6)
-    say(same, f"the parameters returned do not render the images returned {where}")
+    say(same, f"the returned parameters do not render the returned images {where}")
 
 
 def _check_beyond(case: _Case, result: AttackResult, where: str) -> None:
-    """What was found outside the threat set: not broken, further away than epsilon, and there to be looked at."""
+    """Check the images outside the threat set: not broken, further away than epsilon, and in `beyond`."""
     found = ~result.broken & result.distance.isfinite()
     if not bool(found.any()):
         return
-    say(result.beyond is not None, f"a distance is given to images that nothing was found for {where}")
+    say(result.beyond is not None, f"a distance is returned without an image in `beyond` {where}")
     assert result.beyond is not None  # for mypy
     low, high = case.threat.box
     epsilon = case.threat.around(case.x).radius
     say((result.distance > epsilon * (1 - 1e-6))[found].all(), f"an image within epsilon is not broken {where}")
     measured = case.threat.around(case.x).size(result.beyond)
     near = torch.isclose(result.distance[found], measured[found], rtol=1e-4, atol=1e-5)
-    say(near.all(), f"a distance is not that of the image found beyond epsilon {where}")
-    fooled = eval_logits(case.net, result.beyond).argmax(1) != case.y
-    say(fooled[found].all(), f"an image beyond epsilon is given that the model still has right {where}")
+    say(near.all(), f"a distance is not that of the image in `beyond` {where}")
+    adversarial = eval_logits(case.net, result.beyond).argmax(1) != case.y
+    say(adversarial[found].all(), f"an image in `beyond` is classified correctly by the model {where}")
     inside = ((result.beyond >= low) & (result.beyond <= high)).flatten(1).all(1)
-    say(inside[found].all(), f"an image beyond epsilon leaves the box {where}")
+    say(inside[found].all(), f"an image in `beyond` leaves the box {where}")
 
 
 def _check_formats(threat: Threat, attack: Attack, where: str) -> None:
@@ -161,7 +161,7 @@ def _check_formats(threat: Threat, attack: Attack, where: str) -> None:
 
 
 def _check_flat(case: _Case, attack: Attack, where: str) -> None:
-    """A model whose gradient is zero everywhere: the attack comes back, and breaks nothing."""
+    """Check a model whose gradient is zero everywhere: the attack returns, and breaks nothing."""
 
     class Flat(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def _check_leaves_model(case: _Case, attack: Attack, where: str) -> None:
 
 
 class _PlannedError(Exception):
-    """Raised by a model on purpose."""
+    """Error that a model raises on purpose."""
 
 
 def _check_surroundings(case: _Case, attack: Attack, where: str) -> None:
@@ -257,7 +257,7 @@ def _check_sizes(attack: Attack, threat: Threat) -> None:
             result = case.run(attack)
             hook.remove()
             what = f"{count} images of {classes} classes under {threat}"
-            say(result.x_adv.shape == case.x.shape, f"{what} come back in another shape")
+            say(result.x_adv.shape == case.x.shape, f"{what} are returned in another shape")
             per_example = (
                 result.broken, result.distance, result.forwards, result.backwards, result.correct_iterates,
                 result.invalid,
@@ -289,8 +289,8 @@ def _check_targets(case: _Case, attack: Attack, where: str) -> None:
     say(reached[result.broken].all(), f"a target is called reached that the model does not predict {where}")
     prediction = eval_logits(case.net, case.x).argmax(1)
     there = case.run(attack, goal=ClassificationGoal((prediction + 1) % 4, target=prediction))
-    say(there.broken.all(), f"a target that is predicted already does not count as reached {where}")
-    say(torch.equal(there.x_adv, case.x), f"images whose target is predicted already are changed {where}")
+    say(there.broken.all(), f"a target that is predicted without attack does not count as reached {where}")
+    say(torch.equal(there.x_adv, case.x), f"images whose target is predicted without attack are changed {where}")
 
 
 def _check_nan(case: _Case, attack: Attack, where: str) -> None:
@@ -309,4 +309,4 @@ def _check_nan(case: _Case, attack: Attack, where: str) -> None:
     result = sick.run(attack)
     correct = eval_logits(case.net, case.x).argmax(1) == case.y
     say(result.invalid[correct].all(), f"NaN logits are not reported as invalid {where}")
-    say(result.broken.all(), f"an example that the model answers with NaN counts as robust {where}")
+    say(result.broken.all(), f"an example with NaN logits counts as robust {where}")

@@ -1,4 +1,4 @@
-"""Small networks for contract checks, and what they answer."""
+"""Small networks for contract checks, and their outputs."""
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +19,22 @@ def small_network(shape: tuple[int, ...], classes: int = 4, seed: int = 0) -> nn
             nn.Dropout(0.5),
             nn.Linear(16, classes),
         )
-        net(torch.rand(32, *shape))  # running statistics that are not the initial ones
+        net(torch.rand(32, *shape))  # running statistics differ from the initial ones
         return net
 
 
 def say(holds: Tensor | bool, sentence: str) -> None:
-    """Raise the sentence unless the property holds.
+    """Raise an error with the sentence unless the property holds.
 
     Raises:
-        AssertionError: it does not.
+        AssertionError: the property does not hold.
     """
     if not bool(holds):
         raise AssertionError(sentence)
 
 
 def eval_logits(net: nn.Module, x: Tensor) -> Tensor:
-    """What a network answers in evaluation mode; its modes are put back."""
+    """Logits of a network in evaluation mode; its modes are restored."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The contract of objectives."""
+"""Contract check of objectives."""
 
 import torch
 from torch import nn
@@ -9,12 +9,12 @@ from robustly.testing.networks import say
 
 
 def check_objective(objective: Objective, *, classes: int = 5, reference: bool = False) -> None:
-    """Hold an objective against its contract: per example, differentiable, larger when the adversary is better off.
+    """Check the contract of an objective: per example, differentiable, larger closer to success.
 
     Args:
         objective: the objective.
-        classes: number of classes to try it on.
-        reference: whether it measures from reference logits.
+        classes: number of classes of the test.
+        reference: True if it requires reference logits.
 
     Raises:
         AssertionError: the first property that does not hold.
@@ -24,7 +24,7 @@ def check_objective(objective: Objective, *, classes: int = 5, reference: bool =
     y = draws.fold("labels").integers(classes, 1)[:, 0]
     goal = ClassificationGoal(y, reference=draws.fold("reference").normal(classes).double() if reference else None)
     value = objective(logits, goal)
-    say(value.shape == (9,), f"an objective gives one number per example, got shape {tuple(value.shape)}")
+    say(value.shape == (9,), f"an objective must return one number per example, got shape {tuple(value.shape)}")
     say(value.isfinite().all(), "the objective is not finite on ordinary logits")
     (gradient,) = torch.autograd.grad(value.sum(), logits)
     say(gradient.isfinite().all() and gradient.abs().sum() > 0, "the objective has no usable gradient")

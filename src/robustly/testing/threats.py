@@ -1,4 +1,4 @@
-"""The contract of threats."""
+"""Contract check of threats."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ IMAGES = (3, 6, 5)
 
 
 def check_threat(threat: Threat, *, shape: tuple[int, ...] = IMAGES, count: int = 5) -> None:
-    """Hold a threat against the contract of `robustly.threats.Threat` and `ThreatSet`.
+    """Check a threat against the contract of `robustly.threats.Threat` and `ThreatSet`.
 
     Args:
         threat: the threat, with one extent above 0 for all examples.
@@ -35,7 +35,7 @@ def check_threat(threat: Threat, *, shape: tuple[int, ...] = IMAGES, count: int 
     _check_scaling(threat, x)
     _check_formats(threat, x)
     say(torch.equal(x, before), "the inputs are changed in place")
-    say(torch.equal(torch.get_rng_state(), state), "the global random state is moved")
+    say(torch.equal(torch.get_rng_state(), state), "the global random state is changed")
 
 
 def _draws(count: int) -> KeyedGenerator:
@@ -47,7 +47,7 @@ def _check_value(threat: Threat, allowed: ThreatSet) -> None:
     say(isinstance(allowed, ThreatSet), f"{type(allowed).__name__} lacks a method or property of ThreatSet")
     say(
         isinstance(allowed, threat.set_type),
-        f"around() returns a {type(allowed).__name__}, set_type says otherwise",
+        f"around() returns a {type(allowed).__name__}, set_type is another class",
     )
     say(hash(threat) == hash(threat.scaled(1.0)), "equal threats have different hashes")
     say(threat == threat.scaled(1.0), "a threat scaled by 1 differs from itself")
@@ -96,11 +96,11 @@ def _check_sizes(allowed: ThreatSet) -> None:
     say(size.shape == (len(theta),) and bool((size >= 0).all()), "size() is not a number of at least 0 per example")
     say(allowed.radius.shape == size.shape, "radius is not (N,)")
     say((allowed.default_step_size(5) > 0).all(), "the default step size is not positive")
-    say((size <= allowed.radius * 1.00001 + 1e-5).all(), "an allowed change is larger than the radius")
+    say((size <= allowed.radius * 1.00001 + 1e-5).all(), "an allowed perturbation is larger than the radius")
 
 
 def _check_gradient(threat: Threat, x: Tensor) -> None:
-    """The gradient through apply() against central differences, in double precision."""
+    """Compare the gradient through apply() with central differences, in double precision."""
     allowed, draws, distance = threat.around(x.double()), _draws(len(x)), 1e-6
     jitter = 1e-4 * draws.fold("jitter").normal(*allowed.identity().shape[1:]).double()
     start = allowed.random_start(draws) + jitter  # away from the corners of projections and of the box
@@ -126,13 +126,13 @@ def _check_independence(threat: Threat, x: Tensor) -> None:
     whole = threat.around(x)
     start = whole.random_start(_draws(len(x)))
     for rows in (everyone.flip(0), everyone[::2], everyone[1:2]):
-        alone, part = threat.select(rows).around(x[rows]), whole.select(rows)
-        theta = alone.random_start(KeyedGenerator(3, rows))
+        own, part = threat.select(rows).around(x[rows]), whole.select(rows)
+        theta = own.random_start(KeyedGenerator(3, rows))
         near = torch.allclose(theta, start[rows], atol=1e-6)
         say(near, "a start depends on the other examples of the batch or their order")
         same = torch.allclose(part.apply(theta), whole.apply(start)[rows], atol=1e-6)
         say(same, "select() gives other sets than around() for the same examples")
-        say(torch.allclose(part.size(theta), alone.size(theta)), "select() gives other sizes than around()")
+        say(torch.allclose(part.size(theta), own.size(theta)), "select() gives other sizes than around()")
 
 
 def _check_scaling(threat: Threat, x: Tensor) -> None:
@@ -152,7 +152,7 @@ def _check_scaling(threat: Threat, x: Tensor) -> None:
 def _check_formats(threat: Threat, x: Tensor) -> None:
     double = threat.around(x.double())
     theta = double.random_start(_draws(len(x)))
-    say(double.apply(theta).dtype == torch.float64, "float64 inputs come back in another dtype")
+    say(double.apply(theta).dtype == torch.float64, "float64 inputs are returned in another dtype")
     say(double.contains(theta).all(), "a start of float64 inputs leaves the set")
     nothing = threat.around(x[:0])
     say(len(nothing.identity()) == 0, "an empty batch does not work")

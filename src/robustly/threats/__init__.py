@@ -1,6 +1,6 @@
-"""Threats: what an adversary may do to an input.
+"""Threats: the allowed perturbations of an input.
 
-A threat is a value. It alone knows its geometry: how to project, to draw a start, to step and to measure a size.
+A threat is a value. It alone defines its geometry: projection, random start, step and size.
 """
 
 import re
@@ -31,10 +31,10 @@ _NO_ARRAYS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] = _NO_ARRAYS) -> Threat:
-    """A threat from its text: KIND:SIZE, or several joined by "+" (applied in that order).
+    """Parse a threat from its text: KIND:SIZE, or several joined by "+" (applied in that order).
 
-    Such as "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30" or "rotation:30+linf:8/255". A mask of the values
-    that may change follows an Lp threat as a NumPy file: "linf:8/255@mask.npy".
+    For instance "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30" or "rotation:30+linf:8/255". A mask of the
+    values that may change follows an Lp threat as a NumPy file: "linf:8/255@mask.npy".
 
     Args:
         text: the text.
@@ -52,7 +52,7 @@ def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor]) ->
     kind, colon, rest = part.partition(":")
     kind = kind.strip().lower()
     if not colon or not rest.strip():
-        raise ThreatError(f"threat {text!r} is not of the form KIND:SIZE, such as linf:8/255 or rotation:30")
+        raise ThreatError(f"threat {text!r} must have the form KIND:SIZE, such as linf:8/255 or rotation:30")
     if kind not in THREATS:
         raise ThreatError(f"unknown threat {kind!r}: allowed are {', '.join(THREATS)}")
     size, at, mask = rest.partition("@")

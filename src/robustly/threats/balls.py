@@ -1,4 +1,4 @@
-"""The Lp balls: allowed images around each image of a batch, by norm, box and mask."""
+"""Lp balls: allowed images around each image of a batch, by norm, box and mask."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -21,7 +21,7 @@ L0_STEP_SHARE = 0.15  # an l0 step has this l1 length per coordinate (PGD0: 1200
 
 
 def laid_out_like(x: Images, values: Images) -> Images:
-    """`values` in the number format, on the device and in the memory format (channels-last) of `x`."""
+    """Convert `values` to the dtype, the device and the memory format (channels-last) of `x`."""
     same = values.stride() == x.stride() and values.dtype == x.dtype and values.device == x.device
     return values if same else torch.empty_like(x).copy_(values)
 
@@ -29,10 +29,10 @@ def laid_out_like(x: Images, values: Images) -> Images:
 class LpBall:
     """A ball around each of N images, cut by the box of valid values and by a mask.
 
-    The parameters of a change are the changed image itself: `apply` returns its argument.
+    The parameters of a perturbation are the perturbed image itself: `apply` returns its argument.
 
     Args:
-        x: the original images `(N, ...)`.
+        x: original images `(N, ...)`.
         radius: `(N,)`, at least 0.
         box: least and largest valid value.
         mask: share of the radius that each value may use, in [0, 1], of a shape that broadcasts to an image: 0
@@ -48,7 +48,7 @@ class LpBall:
 
     @cached_property
     def allowed(self) -> Bool[Tensor, "..."] | None:
-        """The values of an image that may change, in the mask's shape; None for all."""
+        """Mask of the values of an image that may change, in the mask's shape; None for all."""
         return None if self.mask is None else self.mask > 0
 
     @property
@@ -63,38 +63,38 @@ class LpBall:
 
     @property
     def free_values(self) -> int:
-        """How many values of an image may change."""
+        """Number of values of an image that may change."""
         size = self.x[:1].numel()
         return size if self.allowed is None else int(self.allowed.expand(self.x.shape[1:]).sum())
 
     def apply(self, theta: Images) -> Images:
-        """The changed images: theta itself."""
+        """Perturbed images: theta itself."""
         return theta
 
     def identity(self) -> Images:
-        """The original images."""
+        """Original images."""
         return self.x
 
     def clamp(self, points: Images) -> Images:
-        """The nearest points inside the box that change nothing outside the mask; the radius is ignored."""
+        """Nearest points in the box without changes outside the mask; the radius is ignored."""
         if self.allowed is None:
             return points.clamp(*self.box)
         return torch.where(self.allowed, points.clamp(*self.box), self.x)
 
     def along_free(self, direction: Images) -> Images:
-        """A direction or gradient with zeros where the mask forbids changes."""
+        """Direction or gradient with zeros where the mask forbids changes."""
         return direction if self.allowed is None else direction * self.allowed
 
     def size(self, theta: Images) -> PerExample:
-        """Length of each change in the ball's norm."""
+        """Length of each perturbation in the ball's norm."""
         raise NotImplementedError
 
     def contains(self, theta: Images) -> Bool[Tensor, " n"]:
-        """Whether each image is allowed, up to rounding (it grows with the values of the box)."""
+        """True where the image is allowed, up to rounding (which grows with the values of the box)."""
         return self._inside(theta) & self.valid(theta)
 
     def valid(self, theta: Images) -> Bool[Tensor, " n"]:
-        """Whether each image lies in the box and differs from the original only where the mask allows it."""
+        """True where the image lies in the box and differs from the original only where the mask allows it."""
         inside = in_box(theta, self.box)
         if self.allowed is None:
             return inside
@@ -105,19 +105,19 @@ class LpBall:
         return 2.5 * self.radius / max(steps, 1)
 
     def select(self, index: Tensor) -> "LpBall":
-        """The balls around some of the images."""
+        """Balls around some of the images."""
         return type(self)(self.x[index], self.radius[index], self.box, self.mask)
 
     def resized(self, radius: PerExample) -> "LpBall":
-        """The balls of another radius around the same images."""
+        """Balls of another radius around the same images."""
         return type(self)(self.x, radius, self.box, self.mask)
 
     def project(self, theta: Images) -> Images:
-        """The nearest allowed image (Euclidean, exact for ball and box together)."""
+        """Nearest allowed image (Euclidean, exact for ball and box together)."""
         raise NotImplementedError
 
     def step(self, theta: Images, gradient: Images, step_size: PerExample) -> Images:
-        """A projected step of length `step_size` in the steepest direction of the norm."""
+        """Projected step of length `step_size` in the steepest direction of the norm."""
         raise NotImplementedError
 
     def random_start(self, generator: KeyedGenerator) -> Images:
@@ -134,7 +134,7 @@ class LpBall:
 
 
 class LinfBall(LpBall):
-    """Every value may change by at most the radius (times its share in the mask)."""
+    """Ball in which every value changes by at most the radius (times its share in the mask)."""
 
     norm: ClassVar[str] = "linf"
     rounding: ClassVar[float] = 1e-6
@@ -182,7 +182,7 @@ class LinfBall(LpBall):
 
 
 class L2Ball(LpBall):
-    """The change may have a Euclidean length of at most the radius."""
+    """Ball in which the perturbation has a Euclidean length of at most the radius."""
 
     norm: ClassVar[str] = "l2"
 
@@ -200,7 +200,7 @@ class L2Ball(LpBall):
         return self.project(self.x + direction * per_example(self.radius * share / length, self.x))
 
     def boundary_start(self, generator: KeyedGenerator) -> Images:
-        """A Gaussian direction of the radius' length (Croce and Hein 2020)."""
+        """Gaussian direction with the length of the radius (Croce and Hein 2020)."""
         direction = self.along_free(generator.normal(*self.x.shape[1:]).to(self.x))
         length = direction.flatten(1).norm(dim=1).clamp_min(_TINY)
         return self.project(self.x + direction * per_example(self.radius / length, self.x))
@@ -211,7 +211,7 @@ class L2Ball(LpBall):
 
 
 class L1Ball(LpBall):
-    """The changes may add up to at most the radius."""
+    """Ball in which the absolute changes sum to at most the radius."""
 
     norm: ClassVar[str] = "l1"
 
@@ -219,7 +219,7 @@ class L1Ball(LpBall):
         return _project_flat(project_l1, self, theta)
 
     def step(self, theta: Images, gradient: Images, step_size: PerExample) -> Images:
-        """Moves the coordinates with the largest gradients, except those that the box stops."""
+        """Step along the coordinates with the largest gradients, except those already at the box."""
         flat, point = self.along_free(gradient).flatten(1), theta.flatten(1)
         stuck = ((point >= self.box[1]) & (flat > 0)) | ((point <= self.box[0]) & (flat < 0))
         size = flat.abs().masked_fill(stuck, 0.0)
@@ -234,19 +234,19 @@ class L1Ball(LpBall):
         return self.project(self.x + self.along_free(generator.normal(*self.x.shape[1:]).to(self.x)))
 
     def boundary_start(self, generator: KeyedGenerator) -> Images:
-        """As `random_start`: the projection of that much noise lies on the edge."""
+        """Same as `random_start`: the projection of that much noise lies on the edge."""
         return self.random_start(generator)
 
     def size(self, theta: Images) -> PerExample:  # noqa: D102
         return (theta - self.x).flatten(1).abs().sum(1)
 
     def default_step_size(self, steps: int) -> PerExample:
-        """A fifth of the radius, however many steps (Tramer and Boneh 2019): sparse steps have to be long."""
+        """A fifth of the radius, for any number of steps (Tramer and Boneh 2019): sparse steps have to be long."""
         return 0.2 * self.radius
 
 
 class L0Ball(LpBall):
-    """At most as many pixels may change as the radius says; a pixel counts once, whatever its channels."""
+    """Ball in which at most `radius` pixels change; a pixel counts once for all its channels."""
 
     norm: ClassVar[str] = "l0"
 
@@ -257,11 +257,11 @@ class L0Ball(LpBall):
         return laid_out_like(self.x, (pixels + delta).view(theta.shape)).clamp_(*self.box)
 
     def step(self, theta: Images, gradient: Images, step_size: PerExample) -> Images:
-        """A long step along the gradient at unit l1 length; the projection keeps the best pixels (PGD0)."""
+        """Long step along the gradient at unit l1 length; the projection keeps the best pixels (PGD0)."""
         return self.project(theta + _unit(self.along_free(gradient), 1) * per_example(step_size, theta))
 
     def random_start(self, generator: KeyedGenerator) -> Images:
-        """Random pixels take random colours."""
+        """Random colours at random pixels."""
         low, high = self.box
         colours = generator.fold("colours").uniform(*self.x.shape[1:]).to(self.x) * (high - low) + low
         rank = self.random_pixel_order(generator.fold("pixels")).argsort(dim=1)
@@ -270,7 +270,7 @@ class L0Ball(LpBall):
         return laid_out_like(self.x, changed.view(self.x.shape))
 
     def random_pixel_order(self, generator: KeyedGenerator) -> Tensor:
-        """The pixels of each image in a random order, `(N, P)`; those that the mask protects come last."""
+        """Pixels of each image in a random order, `(N, P)`; those that the mask protects come last."""
         bits = generator.bits(pixels_of(self.x).shape[2])
         free = self.free_pixels
         return (
@@ -279,13 +279,13 @@ class L0Ball(LpBall):
 
     @cached_property
     def free_pixels(self) -> Bool[Tensor, " p"] | None:
-        """The pixels of which a channel may change, `(P,)`; None for all."""
+        """Mask of the pixels of which a channel may change, `(P,)`; None for all."""
         if self.allowed is None:
             return None
         return pixels_of(self.allowed.expand(self.x.shape[1:])[None])[0].any(0)
 
     def boundary_start(self, generator: KeyedGenerator) -> Images:
-        """As `random_start`, which changes as many pixels as allowed."""
+        """Same as `random_start`, which changes as many pixels as allowed."""
         return self.random_start(generator)
 
     def size(self, theta: Images) -> PerExample:  # noqa: D102
@@ -299,7 +299,7 @@ class L0Ball(LpBall):
 
 
 def _unit(gradient: Images, order: int) -> Images:
-    """The gradient at unit norm, however small it is: the squares of a confident network's would underflow."""
+    """Gradient at unit norm, first divided by its largest entry: squares of very small gradients underflow."""
     largest = gradient.flatten(1).abs().amax(1)
     scaled = gradient / per_example(torch.where(largest > 0, largest, 1.0), gradient)
     length = torch.linalg.vector_norm(scaled.flatten(1), order, dim=1)
@@ -323,6 +323,6 @@ def _as_pixels(limit: Limit, x: Images) -> float | Float[Tensor, "n c p"]:
 
 
 def in_box(x: Images, box: tuple[float, float]) -> Bool[Tensor, " n"]:
-    """Whether all values of each image are valid."""
+    """True where all values of the image are valid."""
     flat = x.flatten(1)
     return ((flat >= box[0]) & (flat <= box[1])).all(1)

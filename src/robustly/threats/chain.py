@@ -21,12 +21,12 @@ Flat = Float[Tensor, "n p"]
 
 @dataclass(frozen=True)
 class OffsetBall:
-    """An Lp ball described by the change that is added, so that it can act on inputs other than its own.
+    """An Lp ball described by the perturbation that is added, so that it can act on inputs other than its own.
 
     Args:
         x: images `(N, ...)`.
-        ball: the allowed changes, a ball around zero.
-        box: least and largest valid value of an image; sums are cut off there.
+        ball: the allowed perturbations, a ball around zero.
+        box: least and largest valid value of an image; sums are clipped to it.
     """
 
     x: Float[Tensor, "n ..."]
@@ -41,7 +41,7 @@ class OffsetBall:
         return self.apply_to(self.x, theta)
 
     def apply_to(self, images: Tensor, theta: Tensor) -> Tensor:
-        """The images plus the change, inside the box."""
+        """Images plus the perturbation, clipped to the box."""
         return (images + theta).clamp(*self.box)
 
     def identity(self) -> Tensor:  # noqa: D102
@@ -73,10 +73,10 @@ class OffsetBall:
 class Chain:
     """Threats applied in their order to one input: "rotation:30+linf:8/255" rotates, then perturbs.
 
-    The size of a change is the largest share that a part uses of its own limit; the extent is therefore 1.
+    The size of a perturbation is the largest share that a part uses of its own limit; the extent is therefore 1.
 
     Args:
-        parts: at least two threats of one box, Lp threats or threats whose changes can act on any input.
+        parts: at least two threats of one box, Lp threats or threats whose perturbations can act on any input.
         share: share of its extent that each part may use, at least 0 (security curves, epsilon ramps).
 
     Raises:
@@ -89,16 +89,16 @@ class Chain:
 
     def __init__(self, parts: Sequence[Threat], share: float | str | Fraction = Fraction(1)) -> None:
         if len(parts) < 2:
-            raise ThreatError(f"a chain has at least two parts, got {len(parts)}")
+            raise ThreatError(f"a chain must have at least two parts, got {len(parts)}")
         for one, other in pairwise(parts):
             if one.box != other.box:
                 raise ThreatError(
-                    f"the parts of a chain share one box, {one} has {one.box} and {other} {other.box}"
+                    f"the parts of a chain must share one box, {one} has {one.box} and {other} {other.box}"
                 )
         for part in parts:
             if isinstance(part, Chain) or isinstance(part.extent, Tensor):
                 raise ThreatError(
-                    f"a part of a chain is a single threat with one extent for all examples, got {part}"
+                    f"a part of a chain must be a single threat with one extent for all examples, got {part}"
                 )
         object.__setattr__(self, "parts", tuple(parts))
         object.__setattr__(self, "share", parse_epsilon(share))
@@ -118,7 +118,7 @@ class Chain:
 
     @property
     def extent(self) -> Fraction:
-        """The share of its own extent that each part may use."""
+        """Share of its own extent that each part may use."""
         return self.share
 
     @property
@@ -139,7 +139,7 @@ class Chain:
         return ChainSet
 
     def words(self) -> str:
-        """The threat in sentences for people."""
+        """Description of the threat in sentences."""
         first, *rest = (part.words() for part in self._limited)
         return " ".join([first, *(f"Then: {words}" for words in rest)])
 
@@ -152,19 +152,19 @@ class Chain:
         return Chain(self.parts, extent)
 
     def extents_at(self, factors: Sequence[float]) -> list[Fraction]:
-        """Shares at multiples of this one that every part can have."""
+        """Multiples of this share that are possible for every part."""
         shares = sorted({self.share * Fraction(factor).limit_denominator(1000) for factor in factors})
         return [share for share in shares if share > 0 and self._exists(share)]
 
     def select(self, index: Tensor) -> "Chain":
-        """The same threat: extents are the same for all examples."""
+        """The same threat: its extents do not differ between examples."""
         return self
 
     def around(self, x: Images) -> "ChainSet":
-        """The allowed inputs around each input of a batch.
+        """Allowed inputs around each input of a batch.
 
         Raises:
-            ThreatError: a part that is not defined for such inputs, or whose changes cannot act on other inputs.
+            ThreatError: a part that is not defined for such inputs, or whose perturbations cannot act on others.
         """
         links = []
         for part in self._limited:
@@ -172,7 +172,7 @@ class Chain:
                 OffsetBall(x, part.offsets_around(x), part.box) if isinstance(part, ThreatModel) else part.around(x)
             )
             if not isinstance(link, Link):
-                raise ThreatError(f"{part} cannot be a part of a chain: its changes are tied to one input")
+                raise ThreatError(f"{part} cannot be a part of a chain: its perturbations apply to one input only")
             links.append(link)
         whole = torch.full((len(x),), float(self.share), device=x.device, dtype=x.dtype)
         return ChainSet(x, whole, tuple(links))
@@ -189,12 +189,12 @@ class Chain:
 
 @dataclass(frozen=True)
 class ChainSet:
-    """The allowed inputs of a chain; theta holds the flattened parameters of all parts side by side, `(N, P)`.
+    """Allowed inputs of a chain; theta holds the flattened parameters of all parts side by side, `(N, P)`.
 
     Args:
         x: original inputs.
         radius: largest size, `(N,)`: the share of their limits that the parts may use.
-        links: the sets of the parts, in their order, each limited to that share already.
+        links: sets of the parts, in their order, each already limited to that share.
     """
 
     x: Images
@@ -202,31 +202,31 @@ class ChainSet:
     links: tuple[Link, ...]
 
     def apply(self, theta: Flat) -> Images:
-        """The inputs after all changes."""
+        """Inputs after all perturbations."""
         return self.apply_to(self.x, theta)
 
     def apply_to(self, images: Images, theta: Flat) -> Images:
-        """Other inputs after all changes."""
+        """Other inputs after all perturbations."""
         for link, part in zip(self.links, self._split(theta), strict=True):
             images = link.apply_to(images, part)
         return images
 
     def identity(self) -> Flat:
-        """No change by any part."""
+        """Parameters of no perturbation by any part."""
         return self._join([link.identity() for link in self.links])
 
     def random_start(self, generator: KeyedGenerator) -> Flat:
-        """A random start of every part, independent of each other."""
+        """Independent random starts of the parts."""
         starts = [link.random_start(generator.fold("part", place)) for place, link in enumerate(self.links)]
         return self._join(starts)
 
     def project(self, theta: Flat) -> Flat:
-        """Every part's parameters, projected."""
+        """Projected parameters of every part."""
         parts = zip(self.links, self._split(theta), strict=True)
         return self._join([link.project(part) for link, part in parts])
 
     def step(self, theta: Flat, gradient: Flat, step_size: PerExample) -> Flat:
-        """Every part steps by the same share of its own radius."""
+        """Step of every part by the same share of its own radius."""
         moved = []
         for link, part, along in zip(self.links, self._split(theta), self._split(gradient), strict=True):
             share = step_size / torch.where(self.radius > 0, self.radius, 1.0)
@@ -238,7 +238,7 @@ class ChainSet:
         return 2.5 * self.radius / max(steps, 1)
 
     def size(self, theta: Flat) -> PerExample:
-        """The largest share that a part uses of its limit, times the radius."""
+        """Largest share that a part uses of its limit, times the radius."""
         shares = [
             link.size(part) / torch.where(link.radius > 0, link.radius, 1.0)
             for link, part in zip(self.links, self._split(theta), strict=True)
@@ -246,12 +246,12 @@ class ChainSet:
         return torch.stack(shares).amax(0) * self.radius
 
     def contains(self, theta: Flat) -> Bool[Tensor, " n"]:
-        """Whether every part allows its change."""
+        """True where every part allows its perturbation."""
         allowed = [link.contains(part) for link, part in zip(self.links, self._split(theta), strict=True)]
         return torch.stack(allowed).all(0)
 
     def select(self, index: Tensor) -> "ChainSet":
-        """The sets of some of the examples."""
+        """Sets of some of the examples."""
         return ChainSet(self.x[index], self.radius[index], tuple(link.select(index) for link in self.links))
 
     @cached_property

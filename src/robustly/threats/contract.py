@@ -1,4 +1,4 @@
-"""Contract of threats: what an adversary may do to an input, and the set of allowed inputs around each example."""
+"""Contract of threats: the allowed perturbations of an input, and the set of allowed inputs of each example."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -15,19 +15,19 @@ PerExample = Float[Tensor, " n"]
 
 
 class ThreatError(ValueError):
-    """A threat that cannot exist; the message says what is allowed."""
+    """A threat that cannot exist; the message names what is allowed."""
 
 
 @runtime_checkable
 class Threat(Protocol):
-    """A change of inputs that an adversary is allowed: a hashable value.
+    """The perturbations that an adversary is allowed: a hashable value.
 
-    `str(threat)` is its text form, such as "linf:8/255" or "rotation:30"; `parse_threat` reads it.
+    `str(threat)` is its text form, such as "linf:8/255" or "rotation:30"; `parse_threat` parses it.
     """
 
     @property
     def kind(self) -> str:
-        """The word in front of the colon of the text form: "linf", "rotation", "chain"."""
+        """Word in front of the colon of the text form: "linf", "rotation", "chain"."""
         ...
 
     @property
@@ -37,12 +37,12 @@ class Threat(Protocol):
 
     @property
     def extent(self) -> Fraction | Tensor:
-        """Largest allowed size of a change, in `unit`; `(N,)` where it differs per example."""
+        """Largest allowed size of a perturbation, in `unit`; `(N,)` where it differs per example."""
         ...
 
     @property
     def extent_text(self) -> str:
-        """The extent as people write it: "8/255", "30"."""
+        """Text of the extent: "8/255", "30"."""
         ...
 
     @property
@@ -57,11 +57,11 @@ class Threat(Protocol):
 
     @property
     def set_type(self) -> type:
-        """Class of the sets that `around` returns. Attacks compare it with what they need."""
+        """Class of the sets that `around` returns. Attacks compare it with their `needs`."""
         ...
 
     def words(self) -> str:
-        """The threat in one sentence for people."""
+        """Description of the threat in one sentence."""
         ...
 
     def scaled(self, factor: float) -> "Threat":
@@ -77,11 +77,11 @@ class Threat(Protocol):
         ...
 
     def extents_at(self, factors: Sequence[float]) -> list[Fraction]:
-        """The extents at multiples of this one that exist, ascending and without zero (security curves)."""
+        """Possible extents at multiples of this one, ascending and without zero (security curves)."""
         ...
 
     def around(self, x: Images) -> "ThreatSet":
-        """The set of allowed inputs around each input of a batch.
+        """Set of allowed inputs around each input of a batch.
 
         Raises:
             ThreatError: inputs of a shape that the threat is not defined for.
@@ -95,11 +95,11 @@ class Threat(Protocol):
 
 @runtime_checkable
 class ThreatSet(Protocol):
-    """The allowed inputs around N examples, described by parameters theta `(N, ...)` that a search moves."""
+    """Allowed inputs around N examples, described by parameters theta `(N, ...)` that a search moves."""
 
     @property
     def x(self) -> Images:
-        """The original inputs `(N, ...)`."""
+        """Original inputs `(N, ...)`."""
         ...
 
     @property
@@ -108,11 +108,11 @@ class ThreatSet(Protocol):
         ...
 
     def apply(self, theta: Theta) -> Images:
-        """The inputs that the model sees, `(N, ...)`; differentiable. For Lp balls it is theta itself."""
+        """Inputs of the model, `(N, ...)`; differentiable. For Lp balls they are theta itself."""
         ...
 
     def identity(self) -> Theta:
-        """The parameters that change nothing: `apply(identity())` equals `x`."""
+        """Parameters of no perturbation: `apply(identity())` equals `x`."""
         ...
 
     def random_start(self, generator: KeyedGenerator) -> Theta:
@@ -120,50 +120,50 @@ class ThreatSet(Protocol):
         ...
 
     def project(self, theta: Theta) -> Theta:
-        """The nearest allowed parameters."""
+        """Nearest allowed parameters."""
         ...
 
     def step(self, theta: Theta, gradient: Theta, step_size: PerExample) -> Theta:
-        """A step of size `step_size` (in the threat's unit) in the steepest direction, projected."""
+        """Projected step of size `step_size` (in the threat's unit) in the steepest direction."""
         ...
 
     def default_step_size(self, steps: int) -> PerExample:
-        """A step size that crosses the set in `steps` steps with a margin."""
+        """Step size for which `steps` steps cross the set and some more."""
         ...
 
     def size(self, theta: Theta) -> PerExample:
-        """Size of each change, in the threat's unit; 0 for the identity."""
+        """Size of each perturbation, in the threat's unit; 0 for the identity."""
         ...
 
     def contains(self, theta: Theta) -> Bool[Tensor, " n"]:
-        """Whether each change is allowed, up to rounding."""
+        """True where the perturbation is allowed, up to rounding."""
         ...
 
     def select(self, index: Tensor) -> "ThreatSet":
-        """The sets of some of the examples: a mask or positions."""
+        """Sets of some of the examples: a mask or positions."""
         ...
 
 
 @runtime_checkable
 class Link(ThreatSet, Protocol):
-    """A set whose changes can be applied to other inputs than its own: a part of a chain."""
+    """Set whose perturbations can be applied to other inputs than its own: a part of a chain."""
 
     def apply_to(self, images: Images, theta: Theta) -> Images:
-        """Apply the change theta to any inputs of the same shape as `x`; differentiable in both."""
+        """Apply the perturbation theta to any inputs of the same shape as `x`; differentiable in both."""
         ...
 
     def select(self, index: Tensor) -> "Link":
-        """The sets of some of the examples: a mask or positions."""
+        """Sets of some of the examples: a mask or positions."""
         ...
 
 
 @runtime_checkable
 class EditSet(Protocol):
-    """Allowed inputs reached by discrete edits (graph edges, points, tokens): there is no gradient ascent in it."""
+    """Allowed inputs reached by discrete edits (graph edges, points, tokens), without gradient ascent."""
 
     @property
     def x(self) -> Tensor:
-        """The original inputs."""
+        """Original inputs."""
         ...
 
     @property
@@ -172,13 +172,13 @@ class EditSet(Protocol):
         ...
 
     def apply(self, theta: Shaped[Tensor, "n ..."]) -> Tensor:
-        """The inputs after the edits theta."""
+        """Inputs after the edits theta."""
         ...
 
     def candidates(
         self, theta: Shaped[Tensor, "n ..."], gradient: Theta, count: int
     ) -> Shaped[Tensor, "n count ..."]:
-        """The `count` most promising single edits of each example, by a first-order estimate."""
+        """The `count` single edits of each example with the largest first-order gain."""
         ...
 
 

@@ -6,10 +6,10 @@ from robustly.threats.contract import ThreatError
 
 
 def parse_epsilon(value: float | str | Fraction) -> Fraction:
-    """An exact radius from `8/255`, "8/255", "0.3" or a Fraction.
+    """Parse an exact radius from `8/255`, "8/255", "0.3" or a Fraction.
 
-    A number is read as the simplest fraction that rounds to the same float, so that `8 / 255` is 8/255, and a text
-    as the number that it shows.
+    A number becomes the simplest fraction that rounds to the same float, so that `8 / 255` is 8/255. A text becomes
+    the number that it shows.
 
     Raises:
         ThreatError: not a finite number.
@@ -31,9 +31,9 @@ def parse_epsilon(value: float | str | Fraction) -> Fraction:
 
 
 def fraction_text(value: Fraction) -> str:
-    """A radius as a person writes it: short decimals as decimals, multiples of 1/255 as such.
+    """Text of a radius: short decimals as decimals, multiples of 1/255 as such.
 
-    `parse_epsilon` reads the same radius from it.
+    `parse_epsilon` returns the same radius from it.
     """
     decimal = f"{float(value):g}"
     if "e" not in decimal and Fraction(decimal) == value:

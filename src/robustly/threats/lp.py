@@ -23,7 +23,7 @@ _BALLS: dict[str, type[LpBall]] = {ball.norm: ball for ball in (LinfBall, L2Ball
 
 @dataclass(frozen=True, eq=False)
 class ThreatModel:
-    """All images within `epsilon` of the original, measured in `norm`, inside `box`, changed where `mask` allows.
+    """All images within `epsilon` of the original in `norm`, inside `box`, changed only where `mask` allows.
 
     Args:
         norm: "linf" (largest change of a value), "l2", "l1", or "l0" (number of changed pixels; all channels of a
@@ -32,7 +32,7 @@ class ThreatModel:
             `Fraction`, one value per example `(N,)`, or under linf one value per pixel, as a tensor of an image's
             shape (or `(H, W)`). Numbers are kept exactly: 8/255 stays 8/255.
         box: least and largest valid value of an image.
-        mask: which values of an image may change: a tensor of booleans of an image's shape `(C, H, W)`, or `(H, W)`
+        mask: values of an image that may change: a tensor of booleans of an image's shape `(C, H, W)`, or `(H, W)`
             for all channels, or `(C, 1, 1)` for whole channels. None allows all. Under linf it may hold shares of
             epsilon in [0, 1].
 
@@ -81,9 +81,7 @@ class ThreatModel:
         low, high = self.box
         if self.norm == "linf" and largest > high - low:
             meant = f": did you mean {largest:g}/255?" if largest <= 255 * (high - low) else "."
-            raise ThreatError(
-                f"epsilon {largest:g} is wider than the box [{low:g}, {high:g}] that images live in{meant}"
-            )
+            raise ThreatError(f"epsilon {largest:g} is wider than the box [{low:g}, {high:g}] of the images{meant}")
         if self.norm == "l0" and not _is_whole(self.epsilon):
             raise ThreatError(f"l0 counts pixels: epsilon must be a whole number, got {self.epsilon_text}")
 
@@ -101,7 +99,7 @@ class ThreatModel:
 
     @property
     def kind(self) -> str:
-        """The norm."""
+        """Norm."""
         return self.norm
 
     @property
@@ -111,7 +109,7 @@ class ThreatModel:
 
     @property
     def extent_text(self) -> str:
-        """Epsilon as people write it."""
+        """Text of epsilon."""
         return self.epsilon_text
 
     @property
@@ -131,7 +129,7 @@ class ThreatModel:
 
     @property
     def epsilon_text(self) -> str:
-        """Epsilon as a person writes it: "8/255", "0.3", "12"."""
+        """Text of epsilon: "8/255", "0.3", "12"."""
         if isinstance(self.epsilon, Tensor):
             return "per-example"
         return fraction_text(self.epsilon)
@@ -149,7 +147,7 @@ class ThreatModel:
         return ThreatModel(self.norm, epsilon, self.box, self.mask)
 
     def with_extent(self, extent: float | str | Fraction) -> "ThreatModel":
-        """As `with_epsilon`."""
+        """Same as `with_epsilon`."""
         return self.with_epsilon(extent)
 
     def scaled(self, factor: float) -> "ThreatModel":
@@ -180,32 +178,32 @@ class ThreatModel:
         return self.with_epsilon(self.epsilon[index]) if isinstance(self.epsilon, Tensor) else self
 
     def around(self, x: Float[Tensor, "n ..."]) -> LpBall:
-        """The set of allowed images around each image of a batch.
+        """Set of allowed images around each image of a batch.
 
         Raises:
-            ThreatError: another number of images than of radii; images of a shape that the mask does not fit.
+            ThreatError: the numbers of images and radii differ; the mask does not fit the images.
         """
         return _BALLS[self.norm](x, self._radii(x), self.box, self._mask_for(x))
 
     def offsets_around(self, x: Float[Tensor, "n ..."]) -> LpBall:
-        """The allowed changes as a ball around zero, whatever the images' own values leave of the box."""
+        """Allowed perturbations as a ball around zero, without regard to the images' distance to the box."""
         width = self.box[1] - self.box[0]
         return _BALLS[self.norm](torch.zeros_like(x), self._radii(x), (-width, width), self._mask_for(x))
 
     def project(self, x_adv: Float[Tensor, "n ..."], x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-        """The allowed image nearest to `x_adv` (Euclidean, exact for ball and box together)."""
+        """Allowed image nearest to `x_adv` (Euclidean, exact for ball and box together)."""
         return self.around(x).project(x_adv)
 
     def distance(self, x_adv: Float[Tensor, "n ..."], x: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-        """Length of each change in the threat's norm (l0: pixels)."""
+        """Length of each perturbation in the threat's norm (l0: pixels)."""
         return self.around(x).size(x_adv)
 
     def contains(self, x_adv: Float[Tensor, "n ..."], x: Float[Tensor, "n ..."]) -> Bool[Tensor, " n"]:
-        """Whether each image is allowed, up to float32 rounding (1e-6 absolute + 1e-6 relative; l1, l2: 1e-5)."""
+        """True where the image is allowed, up to float32 rounding (1e-6 absolute + 1e-6 relative; l1, l2: 1e-5)."""
         return self.around(x).contains(x_adv)
 
     def words(self) -> str:
-        """The threat in a sentence for people."""
+        """Description of the threat in a sentence."""
         low, high = self.box
         scale = f"on a scale from {low:g} to {high:g}"
         size = self.epsilon_text
@@ -264,9 +262,9 @@ def read_mask(path: str) -> Tensor:
 
 
 def _split_per_pixel(norm: str, epsilon: Tensor, mask: Tensor | None) -> tuple[Fraction, Tensor]:
-    """One epsilon per pixel as the largest of them and shares of it."""
+    """Split per-pixel epsilons into the largest of them and shares of it."""
     if norm != "linf":
-        raise ThreatError(f"one epsilon per pixel exists under linf only, the norm is {norm}")
+        raise ThreatError(f"per-pixel epsilons are possible under linf only, the norm is {norm}")
     if not (
         epsilon.numel() and bool(epsilon.isfinite().all()) and float(epsilon.min()) >= 0 < float(epsilon.max())
     ):
@@ -280,12 +278,12 @@ def _checked_mask(norm: str, mask: Tensor) -> Tensor:
     share = mask.detach().to(torch.float32 if mask.dtype != torch.float64 else torch.float64)
     if share.ndim == 0 or not bool(((share >= 0) & (share <= 1)).all()):
         raise ThreatError(
-            "a mask is a tensor of booleans, or of shares of epsilon in [0, 1], per value of an image"
+            "a mask must be a tensor of booleans, or of shares of epsilon in [0, 1], per value of an image"
         )
     if not bool((share > 0).any()):
         raise ThreatError("the mask allows no value to change")
     if norm != "linf" and not bool(((share == 0) | (share == 1)).all()):
-        raise ThreatError(f"under {norm} a mask is 0 or 1 everywhere: shares of epsilon exist under linf only")
+        raise ThreatError(f"under {norm} a mask must be 0 or 1: shares of epsilon are possible under linf only")
     return share
 
 

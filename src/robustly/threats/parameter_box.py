@@ -1,4 +1,4 @@
-"""A set of inputs described by a few bounded numbers per example: rotations, shifts, colour changes."""
+"""Inputs described by a few bounded numbers per example: rotations, shifts, colour changes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class ParameterBox:
     Args:
         x: original inputs `(N, ...)`.
         radius: `(N,)`, in the threat's unit.
-        neutral: values `(P,)` that change nothing.
+        neutral: values `(P,)` of no change.
         scale: range of each parameter per unit of the radius, `(P,)`, positive.
         transform: from inputs and parameters `(N, P)` to inputs in the box; differentiable, and exactly the
             identity at the neutral values.
@@ -37,7 +37,7 @@ class ParameterBox:
     transform: Transform
 
     def apply(self, theta: Parameters) -> Images:
-        """The transformed inputs."""
+        """Transformed inputs."""
         return self.apply_to(self.x, theta)
 
     def apply_to(self, images: Images, theta: Parameters) -> Images:
@@ -45,7 +45,7 @@ class ParameterBox:
         return self.transform(images, theta)
 
     def identity(self) -> Parameters:
-        """The neutral values, `(N, P)`."""
+        """Neutral values, `(N, P)`."""
         return self.neutral.to(self.x).expand(len(self.x), -1).clone()
 
     def random_start(self, generator: KeyedGenerator) -> Parameters:
@@ -54,11 +54,11 @@ class ParameterBox:
         return self.project(self._centre + share * self._reach)
 
     def project(self, theta: Parameters) -> Parameters:
-        """Each parameter at the nearest end of its range."""
+        """Parameters clipped to their ranges."""
         return theta.clamp(self._centre - self._reach, self._centre + self._reach)
 
     def step(self, theta: Parameters, gradient: Parameters, step_size: PerExample) -> Parameters:
-        """Every parameter moves by `step_size * scale` along the sign of its gradient."""
+        """Step of every parameter by `step_size * scale` along the sign of its gradient."""
         moved = theta + gradient.sign() * self.scale.to(theta) * per_example(step_size, theta)
         return self.project(moved)
 
@@ -71,11 +71,11 @@ class ParameterBox:
         return ((theta - self._centre) / self.scale.to(theta)).abs().amax(1)
 
     def contains(self, theta: Parameters) -> Bool[Tensor, " n"]:
-        """Whether each parameter is in its range, up to float32 rounding."""
+        """True where each parameter is in its range, up to float32 rounding."""
         return self.size(theta) <= self.radius * (1 + 1e-6) + 1e-6
 
     def select(self, index: Tensor) -> "ParameterBox":
-        """The sets of some of the examples."""
+        """Sets of some of the examples."""
         return ParameterBox(self.x[index], self.radius[index], self.neutral, self.scale, self.transform)
 
     @property
@@ -88,7 +88,7 @@ class ParameterBox:
 
 
 def exact_at_neutral(changed: Images, images: Images, is_neutral: Bool[Tensor, " n"]) -> Images:
-    """The changed images, with the originals bit for bit where nothing changes; gradients stay those of the change.
+    """Changed images, with the originals bit for bit where nothing changes; gradients are those of the change.
 
     Interpolation at the identity differs from the identity by rounding.
     """

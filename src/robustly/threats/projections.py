@@ -1,15 +1,15 @@
 """Exact Euclidean projections of a perturbation onto a norm ball and the box of valid images.
 
-All work on flat perturbations `delta (N, D)` with the room that the box leaves, `lower <= delta <= upper`,
+All work on flat perturbations `delta (N, D)` and the box relative to the image, `lower <= delta <= upper`,
 `lower <= 0 <= upper`. Projecting on the ball and clipping afterwards is feasible but not the projection
-(Croce and Hein, "Mind the box", ICML 2021): it gives away part of the adversary's budget.
+(Croce and Hein, "Mind the box", ICML 2021): the result uses only a part of epsilon.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_NEWTON_STEPS = 60  # each settles at least one more coordinate; five are usual
+_NEWTON_STEPS = 60  # each fixes at least one more coordinate; five are usual
 
 
 def project_l2(
@@ -34,8 +34,8 @@ def project_l2(
         free = point == scale * delta
         spent = point.square().masked_fill(free, 0.0).sum(1, keepdim=True)
         moving = (square * free).sum(1, keepdim=True)
-        wanted = ((epsilon.square() - spent).clamp_min(0.0) / moving.clamp_min(1e-30)).sqrt()
-        improved = torch.where(inside | (moving == 0), scale, torch.maximum(scale, wanted.clamp_max(1.0)))
+        scale_needed = ((epsilon.square() - spent).clamp_min(0.0) / moving.clamp_min(1e-30)).sqrt()
+        improved = torch.where(inside | (moving == 0), scale, torch.maximum(scale, scale_needed.clamp_max(1.0)))
         if torch.equal(improved, scale):
             break
         scale = improved
@@ -52,7 +52,7 @@ def project_l1(
     """Nearest point with l1 norm at most epsilon inside the box.
 
     The optimality conditions give `sign(delta) * min(max(|delta| - t, 0), cap)`, whose l1 norm is piecewise linear
-    and falling in t, with a corner where a coordinate leaves its cap (|delta| - cap) and where it reaches zero
+    and decreasing in t, with a corner where a coordinate leaves its cap (|delta| - cap) and where it reaches zero
     (|delta|). The corners are sorted and the root is solved on its segment (Croce and Hein 2021, section 3).
     """
     size = delta.abs()

@@ -20,15 +20,15 @@ HALF_TURN = 180
 class Rotation:
     """Rotations by at most `degrees` in either direction (Engstrom et al., ICML 2019, use 30).
 
-    Pixels between the grid points are interpolated bilinearly; what comes from outside the image has the least
-    value of the box.
+    Pixels between the grid points are interpolated bilinearly. Pixels from outside the image have the least value
+    of the box.
 
     Args:
         degrees: largest angle, in [0, 180]: a number, a text, or an exact `Fraction`.
         box: least and largest valid value of an image.
 
     Raises:
-        ThreatError: an angle out of range; when used, inputs that are not `(N, C, H, W)`.
+        ThreatError: an angle out of range; at use, inputs that are not `(N, C, H, W)`.
     """
 
     degrees: Fraction
@@ -37,7 +37,7 @@ class Rotation:
     def __init__(self, degrees: float | str | Fraction, box: Sequence[float] = (0.0, 1.0)) -> None:
         exact = parse_epsilon(degrees)
         if not 0 <= exact <= HALF_TURN:
-            raise ThreatError(f"a rotation is by 0 to {HALF_TURN} degrees, got {fraction_text(exact)}")
+            raise ThreatError(f"a rotation must be by 0 to {HALF_TURN} degrees, got {fraction_text(exact)}")
         if len(box) != 2 or not float(box[0]) < float(box[1]):
             raise ThreatError(f"box {tuple(box)} is empty: give (least, largest) pixel value, such as (0, 1)")
         object.__setattr__(self, "degrees", exact)
@@ -52,7 +52,7 @@ class Rotation:
 
     @property
     def extent(self) -> Fraction:
-        """The largest angle."""
+        """Largest angle."""
         return self.degrees
 
     @property
@@ -72,7 +72,7 @@ class Rotation:
         return ParameterBox
 
     def words(self) -> str:
-        """The threat in a sentence for people."""
+        """Description of the threat in a sentence."""
         return (
             f"Each image may be rotated about its centre by at most {self.extent_text} degrees in either direction "
             "(bilinear interpolation, the background filled with the least value)."
@@ -92,11 +92,11 @@ class Rotation:
         return sorted(angle for angle in angles if 0 < angle <= HALF_TURN)
 
     def select(self, index: Tensor) -> "Rotation":
-        """The same threat: the angle is the same for all examples."""
+        """The same threat: its angle does not differ between examples."""
         return self
 
     def around(self, x: Images) -> ParameterBox:
-        """The rotated images around each image of a batch.
+        """Rotated images around each image of a batch.
 
         Raises:
             ThreatError: inputs that are not `(N, C, H, W)`.
@@ -114,13 +114,13 @@ class Rotation:
 
 
 def rotated(images: Float[Tensor, "n c h w"], degrees: Float[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
-    """Images turned counter-clockwise about their centre, zero outside; differentiable in both arguments."""
-    if len(images) == 0:  # the interpolation refuses an empty batch
+    """Images rotated counter-clockwise about their centre, zero outside; differentiable in both arguments."""
+    if len(images) == 0:  # the interpolation raises on an empty batch
         return images
     height, width = images.shape[2:]
     angle = degrees * (torch.pi / 180)
     cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    # grid coordinates run from -1 to 1 along either side, so that a rotation in pixels carries the sides' ratio
+    # grid coordinates run from -1 to 1 along either side: a rotation in pixels includes the ratio of the sides
     rows = (
         torch.stack([cosine, -sine * (height / width), zero], 1),
         torch.stack([sine * (width / height), cosine, zero], 1),

@@ -279,8 +279,8 @@ def test_a_class_that_no_noise_belongs_to_leaves_examples_standing() -> None:
     [
         (lambda: Square(-1), "queries must be at least 0"),
         (lambda: Square(restarts=0), "restarts at least 1"),
-        (lambda: Square(p_init=0), "p_init is a share"),
-        (lambda: SparseRS(alpha_init=1.5), "alpha_init is a share"),
+        (lambda: Square(p_init=0), "p_init must be a share"),
+        (lambda: SparseRS(alpha_init=1.5), "alpha_init must be a share"),
         (lambda: SparseRS(queries=-3), "queries must be at least 0"),
         (lambda: HopSkipJump(steps=0), "steps must be at least 1"),
         (lambda: HopSkipJump(gamma=0), "gamma must be a positive number"),

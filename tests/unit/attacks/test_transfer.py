@@ -187,8 +187,8 @@ def test_ensembles_fuse_as_they_say(sibling: nn.Module, victim: nn.Module, batch
     ("given", "sentence"),
     [
         ({"surrogates": ()}, "at least one surrogate"),
-        ({"attack": DDN()}, "nearest adversarial example"),
-        ({"weights": (0.5,)}, "add up to 1"),
+        ({"attack": DDN()}, "such as MIM"),
+        ({"weights": (0.5,)}, "with sum 1"),
         ({"weights": (0.5, 0.5)}, "one per surrogate"),
     ],
 )

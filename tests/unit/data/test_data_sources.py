@@ -191,7 +191,7 @@ def test_idx_that_is_refused(tmp_path: Path) -> None:
     file, labels = tmp_path / "t10k-images-idx3-ubyte", tmp_path / "t10k-labels-idx1-ubyte"
     content = file.read_bytes()
     file.write_bytes(content[:-1])
-    refused(tmp_path, r"t10k-images-idx3-ubyte: is damaged: its header says \(10, 6, 6\)")
+    refused(tmp_path, r"t10k-images-idx3-ubyte: is damaged: its header gives \(10, 6, 6\)")
     file.write_bytes(labels.read_bytes())
     refused(tmp_path, "magic number is not 2051")
     file.unlink()
@@ -210,11 +210,11 @@ def test_images_in_memory_can_be_resized(tmp_path: Path) -> None:
 
 
 def test_unknown_sources_list_what_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"'mnist5' is no file or folder, did you mean 'mnist5k'\?: use"):
+    with pytest.raises(FileNotFoundError, match=r"'mnist5' is not a file or folder, did you mean 'mnist5k'\?: use"):
         load_splits(config("mnist5"))
     (tmp_path / "notes.txt").write_text("x")
     for source in (tmp_path, tmp_path / "notes.txt"):
-        refused(source, "holds nothing that can be read: use mnist5k, hf:NAME")
+        refused(source, "supported format: use mnist5k, hf:NAME")
     refused("hf:", "names no data set")
 
 

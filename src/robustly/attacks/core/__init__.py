@@ -1,1 +1,1 @@
-"""Shared machinery of the attacks: contract, search, ascent, gradients."""
+"""Shared code of the attacks: contract, search, ascent, gradients."""

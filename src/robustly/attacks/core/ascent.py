@@ -1,4 +1,4 @@
-"""Gradient ascent on an objective over any threat set: one loop, with an update rule."""
+"""Gradient ascent on an objective over any threat set: one loop with an update rule."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ class Ascent:
 
     Args:
         steps: gradient steps, at least 0.
-        objective: what is maximised; it may change from step to step.
+        objective: function to maximise; it may change from step to step.
         step_size: size of a step `(M,)`, from its number and the allowed parameters.
         rule: the update rule.
-        early_stop: whether an example leaves as soon as it is broken.
-        finish: "evaluate" judges the last iterate too, with one more forward pass; "keep" returns the last iterate
-            unseen.
-        estimator: where gradients come from, if not from a backward pass.
+        early_stop: True removes an example as soon as it is broken.
+        finish: "evaluate" also evaluates the last iterate, with one more forward pass; "keep" returns the last
+            iterate without evaluating it.
+        estimator: computes gradients in place of the backward pass.
         value_at: an objective that depends on the inputs too, in place of `objective`.
-        settled: examples that stop where they are, asked before every step (early stopping in training).
+        settled: examples that stop where they are, tested before every step (early stopping in training).
     """
 
     steps: int
@@ -45,12 +45,12 @@ class Ascent:
     settled: Settled | None = None
 
     def run(self, search: Search, rows: Rows, theta: Theta, goal: Goal, draws: KeyedGenerator) -> None:
-        """Move some examples; finds are kept in `search`.
+        """Move some examples; the best points are kept in `search`.
 
         Args:
-            search: counts and judges the points.
+            search: evaluates and records the points.
             rows: examples `(M,)`.
-            theta: where they start, `(M, ...)`.
+            theta: their starts, `(M, ...)`.
             goal: the goal of their objective.
             draws: their random numbers.
         """
@@ -109,7 +109,7 @@ class Ascent:
             search.value_and_grad(theta, rows, self._objective_at(self.steps), goal=goal, gradient=False)
 
     def _objective_at(self, step: int) -> Objective:
-        """The objective of a step; the last iterate is judged by that of the last step."""
+        """Objective of a step; the last iterate has that of the last step."""
         return at_step(self.objective, min(step, self.steps - 1), self.steps)
 
 
@@ -120,9 +120,9 @@ def random_direction_ascent(search: Search, rows: Rows, theta: Theta, draws: Key
     transferred", NeurIPS 2020; with seven steps the "ADI" of Liu et al., CVPR 2022).
 
     Args:
-        search: counts and judges the points on the way.
+        search: evaluates and records the points on the way.
         rows: examples `(M,)`.
-        theta: where they are, `(M, ...)`.
+        theta: their parameters, `(M, ...)`.
         draws: their random numbers.
         steps: each one forward and one backward pass.
     """

@@ -20,7 +20,7 @@ Images = Float[Tensor, "n ..."]
 
 
 class AttackError(ValueError):
-    """An attack was given something that it cannot work with; the message says what is allowed."""
+    """Invalid input of an attack; the message names what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Needs:
     but_not: tuple[type, ...] = ()
 
     def accept(self, threat: Threat) -> bool:
-        """Whether the attack is defined for a threat."""
+        """Return True where the attack is defined for the threat."""
         return self._accept(threat.set_type)
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """The norms of the Lp balls among the sets."""
+        """Norms of the Lp balls among the sets."""
         return tuple(norm for norm, ball in _BALLS.items() if self._accept(ball))
 
     def _accept(self, kind: type) -> bool:
@@ -51,7 +51,7 @@ class Needs:
         return not issubclass(kind, self.but_not) and (general in self.sets or issubclass(kind, concrete))
 
     def words(self) -> str:
-        """The sets by name: "linf, l2, l1", "any Lp ball", "any threat but l0"."""
+        """Names of the sets: "linf, l2, l1", "any Lp ball", "any threat but l0"."""
         names = {ThreatSet: "any threat", EditSet: "any set of edits", LpBall: "any Lp ball"}
         listed = ", ".join(names.get(one) or _name(one) for one in self.sets)
         return listed + (f" but {', '.join(map(_name, self.but_not))}" if self.but_not else "")
@@ -63,13 +63,13 @@ def _name(kind: type) -> str:
 
 ANY_THREAT = Needs((ThreatSet,))
 ANY_BUT_L0 = Needs((ThreatSet,), but_not=(L0Ball,))
-"""For attacks whose step size is measured in the unit of the radius: under l0 it is not."""
+"""For attacks whose step size has the unit of the radius: under l0 the two units differ."""
 ANY_BALL = Needs((LpBall,))
 _BALLS: dict[str, type[LpBall]] = {ball.norm: ball for ball in (LinfBall, L2Ball, L1Ball, L0Ball)}
 
 
 def lp_balls(*norms: str) -> Needs:
-    """The Lp balls of some norms."""
+    """Requirement of the Lp balls of some norms."""
     return Needs(tuple(_BALLS[norm] for norm in norms))
 
 
@@ -80,20 +80,20 @@ class AttackResult:
     Args:
         x_adv: inputs inside the threat set: an adversarial example where `broken`, otherwise the attack's failure
             point (the original, or the point of highest objective).
-        broken: whether `x_adv` was seen to reach the goal. Examples that were misclassified before the attack
-            are broken at distance 0.
-        distance: size of the change of the nearest adversarial example that was found, in the threat's unit;
-            infinity where none was found. Broken examples have it at most at the threat's extent. What a
-            minimum-norm attack finds beyond it is in `beyond`.
+        broken: True where `x_adv` reaches the goal. Examples that are misclassified without attack count as broken
+            at distance 0.
+        distance: size of the perturbation of the nearest adversarial example found, in the threat's unit; infinity
+            where none was found. For broken examples it is at most the threat's extent. Minimum-norm attacks put
+            adversarial examples outside the threat set into `beyond`.
         forwards: forward passes spent on the example.
         backwards: input-gradient passes spent on the example.
         correct_iterates: number of iterates that the model classified correctly (kappa of GAIRAT, Zhang et al.
-            2021). Samples that only serve to estimate a gradient do not count.
-        invalid: whether the model ever returned NaN or infinite values.
-        beyond: for minimum-norm attacks, the nearest adversarial example of each input that was found outside the
+            2021). Samples that only estimate a gradient do not count.
+        invalid: True where the model returned NaN or infinite values at any point.
+        beyond: for minimum-norm attacks, the nearest adversarial example found for each input that is outside the
             threat set (other rows have no meaning); None for attacks that stay inside.
-        margin: the highest margin of the goal that was seen at any point of the search, `(N,)`: for classification
-            max_{j != y} z_j - z_y. None where the attack does not state it.
+        margin: highest margin of the goal at any point of the search, `(N,)`: for classification
+            max_{j != y} z_j - z_y. None where the attack does not compute it.
         zero_gradients: number of iterates at which the gradient was exactly zero, `(N,)`; None for attacks without
             gradients.
         theta: the threat's parameters of `x_adv`, `(N, ...)`; None for Lp balls, whose parameters are the input.
@@ -123,12 +123,12 @@ class Attack(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """The threats that the attack is defined for. It refuses all others."""
+        """Threats that the attack is defined for; it rejects all others."""
         ...
 
     @property
     def minimum_norm(self) -> bool:
-        """Whether it looks for the nearest adversarial example, whatever the extent.
+        """True for attacks that minimise the size of the perturbation, whatever the threat's extent.
 
         One run of such an attack gives the whole security curve.
         """
@@ -146,12 +146,12 @@ class Attack(Protocol):
         """Attack a batch.
 
         Args:
-            model: any module from inputs to the outputs that the goal understands: logits `(N, K)` for labels.
+            model: any module from inputs to the outputs that the goal is defined for: logits `(N, K)` for labels.
             x: inputs `(N, ...)` inside the threat's box.
             y: true labels `(N,)`, or a `Goal` (such as a `ClassificationGoal` with target classes or reference
                 logits).
-            threat: the allowed changes.
-            generator: source of random numbers, keyed by the examples' ids.
+            threat: the allowed perturbations.
+            generator: random numbers, keyed by the examples' ids.
 
         Raises:
             AttackError: shapes that do not fit, inputs outside the box, labels that are not classes, a threat that
@@ -162,25 +162,25 @@ class Attack(Protocol):
 
 @contextmanager
 def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = True) -> Iterator[None]:
-    """Freeze a model while it is attacked and restore it afterwards, also after an exception.
+    """Freeze a model during an attack and restore it afterwards, also after an exception.
 
     Args:
-        model: the model under attack; its parameters need no gradient inside.
-        mode: "eval"; "train" (the modes are left as they are: under training, batch statistics that also update the
-            running ones); or "train_nostat" (batch statistics, running ones left alone).
-        full_precision: whether to switch autocast and TF32 off.
+        model: the model under attack. Its parameters require no gradient inside.
+        mode: "eval"; "train" (modes unchanged: in training mode, batch statistics that also update the running
+            ones); or "train_nostat" (batch statistics, running ones not updated).
+        full_precision: True switches autocast and TF32 off.
     """
     training = [(module, module.training) for module in model.modules()]
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     tracked = [(norm, norm.track_running_stats) for norm in norms]
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = next((p.device.type for p in model.parameters()), "cpu")
     autocast = torch.autocast(device, enabled=not full_precision and torch.is_autocast_enabled(device))
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
-        if full_precision:  # 10-bit mantissas would give other verdicts than the CPU that audits them
+        if full_precision:  # the 10-bit mantissas of TF32 give other verdicts than the CPU that audits them
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         if mode == "eval":
             model.eval()
@@ -193,7 +193,7 @@ def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = Tr
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
         for module, was_training in training:
             module.training = was_training
@@ -202,7 +202,7 @@ def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = Tr
 
 
 def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: Threat) -> tuple[Images, Goal]:
-    """Check a batch before an attack; tensors created in inference mode are copied out of it.
+    """Check a batch before an attack, and copy its images out of inference mode.
 
     Raises:
         AttackError: images that are not floats or lie outside the box; labels that do not fit the images.
@@ -215,8 +215,8 @@ def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: Threat) -> tuple[I
     low, high = threat.box
     if x.numel() and not (bool(x.amin() >= low) and bool(x.amax() <= high)):
         raise AttackError(
-            f"images must lie in [{low:g}, {high:g}], got [{x.amin():g}, {x.amax():g}]: the model, not the data, "
-            "normalises (put a Normalize layer first)"
+            f"images must lie in [{low:g}, {high:g}], got [{x.amin():g}, {x.amax():g}]: normalise in the model "
+            "(put a Normalize layer first), not in the data"
         )
     with torch.inference_mode(False):
         return x.detach().clone(), goal
@@ -237,10 +237,10 @@ def _check_labels(x: Images, goal: ClassificationGoal) -> None:
 
 
 def check_output(output: Tensor, goal: Goal) -> Tensor:
-    """The model's first output, if it fits the goal.
+    """Return the model's first output if it fits the goal.
 
     Raises:
-        AttackError: something other than a tensor, or a tensor that `goal.check` refuses.
+        AttackError: an output that is not a tensor, or that `goal.check` rejects.
     """
     if not isinstance(output, Tensor):
         raise AttackError(f"the model must return a tensor, got {type(output).__name__}")
@@ -252,7 +252,7 @@ def check_output(output: Tensor, goal: Goal) -> Tensor:
 
 
 def check_needs(threat: Threat, needs: Needs) -> None:
-    """Refuse a threat that an attack is not defined for.
+    """Reject a threat that an attack is not defined for.
 
     Raises:
         AttackError: the threat's sets are not among `needs`.
@@ -262,22 +262,22 @@ def check_needs(threat: Threat, needs: Needs) -> None:
 
 
 def check_ids(x: Images, generator: KeyedGenerator) -> None:
-    """Refuse a generator of other examples.
+    """Reject a generator whose ids do not fit the images.
 
     Raises:
-        AttackError: another number of ids than images.
+        AttackError: the number of ids differs from the number of images.
     """
     if len(generator.ids) != len(x):
         raise AttackError(
-            f"every image needs its id: the generator has {len(generator.ids)} ids for {len(x)} images"
+            f"every image needs one id: the generator has {len(generator.ids)} ids for {len(x)} images"
         )
 
 
 def check_device(model: nn.Module, x: Images) -> None:
-    """Refuse images on another device than the model.
+    """Reject images on another device than the model.
 
     Raises:
-        AttackError: the two devices.
+        AttackError: the devices differ; the message names both.
     """
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.device != x.device:

@@ -1,4 +1,4 @@
-"""What attacks that see nothing but the predicted class share: many questions at once, starts, and bisection."""
+"""Shared code of attacks on predicted classes alone: batched evaluation, starts, and bisection."""
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -12,28 +12,28 @@ from robustly.threats.balls import LinfBall, LpBall
 from robustly.threats.contract import per_example
 
 AT_ONCE = 1024  # images per forward pass
-MOST_BISECTIONS = 20  # float32 images do not tell closer points apart
+MOST_BISECTIONS = 20  # closer points are equal in float32
 
 
 def decide(search: Search, rows: Rows, points: Float[Tensor, "m b ..."]) -> Bool[Tensor, "m b"]:
-    """Whether the goal is reached at B points of each example.
+    """True where the goal is reached, at B points of each example.
 
-    The passes are added to the examples' counts here, because `Search.evaluate` takes one point of each; the
-    answers are estimates' raw material and are not kept as finds.
+    The passes are counted here because `Search.evaluate` takes one point per example. The points only serve
+    estimates and are not recorded.
     """
     goal, several = search.goal.select(rows.repeat_interleave(points.shape[1])), points.flatten(0, 1)
     parts = []
     with torch.no_grad():
         for place in range(0, len(several), AT_ONCE):
             logits = logits_of(search.model, several[place : place + AT_ONCE])
-            asked = goal.select(torch.arange(place, place + len(logits), device=rows.device))
-            parts.append(asked.reached(logits) & logits.isfinite().all(1))
+            goals = goal.select(torch.arange(place, place + len(logits), device=rows.device))
+            parts.append(goals.reached(logits) & logits.isfinite().all(1))
     search.forwards[rows] += points.shape[1]
     return torch.cat(parts).view(points.shape[:2]) if parts else points.new_zeros(points.shape[:2]).bool()
 
 
 def evaluate_decisions(search: Search, points: Images, rows: Rows) -> Bool[Tensor, " m"]:
-    """Whether the goal is reached at one point of each example, kept if it is the nearest so far."""
+    """True where the goal is reached, at one point of each example; the nearest such point is recorded."""
     logits = search.evaluate(points, rows)
     return search.goal.select(rows).reached(logits) & logits.isfinite().all(1)
 
@@ -43,16 +43,16 @@ def random_adversarials(
 ) -> tuple[Int64[Tensor, " k"], Float[Tensor, "k ..."]]:
     """Random images of the box that reach the goal.
 
-    Uniform noise, vertical and horizontal stripes in turn: many models give all noise the same class.
+    Uniform noise, vertical and horizontal stripes in turn: many models assign all noise to the same class.
 
     Args:
-        search: counts and judges.
+        search: evaluates and records the points.
         rows: examples `(M,)`.
         draws: their random numbers.
-        tries: images asked for each example at most.
+        tries: largest number of images per example.
 
     Returns:
-        The examples that one was found for, in their order, and the images.
+        The examples for which an image was found, in their order, and the images.
     """
     low, high = search.ball.box
     start, found = search.x[rows].clone(), torch.zeros_like(rows).bool()
@@ -71,16 +71,16 @@ def random_adversarials(
 
 
 def bisect(search: Search, rows: Rows, points: Images, halvings: int) -> Images:
-    """The boundary between original images and points that reach the goal, approached from beyond.
+    """Approach the decision boundary between the originals and points that reach the goal.
 
-    Under l2 along the line between them, under linf through the points that are clipped to smaller and smaller
-    balls around the originals (Chen, Jordan and Wainwright 2020, algorithm 1).
+    Under l2 along the line between them, under linf through the points clipped to smaller and smaller balls around
+    the originals (Chen, Jordan and Wainwright 2020, algorithm 1).
 
     Args:
-        search: counts and judges.
+        search: evaluates and records the points.
         rows: examples `(M,)`.
         points: points that reach the goal.
-        halvings: how often the interval is halved, one forward pass each.
+        halvings: number of bisections, one forward pass each.
 
     Returns:
         Points that reach the goal.
@@ -100,7 +100,7 @@ def bisect(search: Search, rows: Rows, points: Images, halvings: int) -> Images:
 
 
 def towards(ball: LpBall, points: Images, share: Float[Tensor, " m"]) -> Images:
-    """Points on the way from the originals (share 0) to others (share 1; under linf, to those within the share)."""
+    """Points between the originals (share 0) and others (share 1); under linf, others clipped to radius `share`."""
     wide = per_example(share, points).to(points)
     if isinstance(ball, LinfBall):
         return points.clamp(ball.x - wide, ball.x + wide)

@@ -1,4 +1,4 @@
-"""Gradients by other means than one backward pass: finite differences, averages over random draws."""
+"""Gradient estimators: finite differences, averages over random draws."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,25 +17,26 @@ AT_ONCE = 1024  # images per forward pass of a finite difference, unless there a
 
 @runtime_checkable
 class GradientEstimator(Protocol):
-    """Another source of gradients than one backward pass."""
+    """Gradient of an objective by other means than one backward pass."""
 
     def __call__(
         self,
-        ask: Callable[[Tensor], Tensor],
+        outputs_of: Callable[[Tensor], Tensor],
         points: Tensor,
         value: Callable[[Tensor], Tensor],
         draws: KeyedGenerator,
     ) -> tuple[Tensor, int, int]:
-        """Estimate the gradient of `value(ask(points)).sum()`, `(M, ...)`.
+        """Estimate the gradient of `value(outputs_of(points)).sum()`, `(M, ...)`.
 
         Args:
-            ask: from points `(M, ...)` (or several times as many: example after example, each repeated) to outputs.
-            points: where, `(M, ...)`.
+            outputs_of: from points `(M, ...)` to outputs. It accepts a multiple of M rows if the repetitions of one
+                example follow each other.
+            points: `(M, ...)`.
             value: from outputs of as many rows as points to the objective `(M,)`.
             draws: random numbers of the M examples.
 
         Returns:
-            The gradient, and the forward and backward passes that each example cost.
+            The gradient, and the number of forward and backward passes per example.
         """
         ...
 
@@ -46,7 +47,7 @@ class NES:
 
     The mean of (L(x + sigma u) - L(x - sigma u)) u / (2 sigma) over u ~ N(0, I): unbiased for a linear objective,
     with relative squared error (d + 1) / samples. Costs 2 * samples forward passes and no backward pass. The model
-    is asked at points that can lie outside the box by multiples of sigma.
+    is evaluated at points that can lie outside the box by multiples of sigma.
 
     Args:
         samples: antithetic pairs, at least 1.
@@ -64,17 +65,17 @@ class NES:
 
     def __call__(
         self,
-        ask: Callable[[Tensor], Tensor],
+        outputs_of: Callable[[Tensor], Tensor],
         points: Tensor,
         value: Callable[[Tensor], Tensor],
         draws: KeyedGenerator,
     ) -> tuple[Tensor, int, int]:
-        """The mean difference; see `GradientEstimator`."""
+        """Mean difference; see `GradientEstimator`."""
 
         def direction(sample: int) -> Tensor:
             return draws.fold("sample", sample).normal(*points.shape[1:])
 
-        return _differences(ask, points, value, direction, self.samples, self.sigma), 2 * self.samples, 0
+        return _differences(outputs_of, points, value, direction, self.samples, self.sigma), 2 * self.samples, 0
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class SPSA:
     """Antithetic finite differences along random signs (Spall 1992; Uesato et al., ICML 2018, algorithm 1).
 
     As `NES`, with u uniform in {-1, 1}^d: unbiased for a linear objective, with relative squared error
-    (d - 1) / samples. Uesato et al. ask 2,048 to 8,192 images per step and take Adam steps of 0.01; here the step
-    is that of the attack that asks.
+    (d - 1) / samples. Uesato et al. use 2,048 to 8,192 images per step and Adam steps of 0.01; here the attack
+    sets the step.
 
     Args:
         samples: antithetic pairs, at least 1.
@@ -101,28 +102,28 @@ class SPSA:
 
     def __call__(
         self,
-        ask: Callable[[Tensor], Tensor],
+        outputs_of: Callable[[Tensor], Tensor],
         points: Tensor,
         value: Callable[[Tensor], Tensor],
         draws: KeyedGenerator,
     ) -> tuple[Tensor, int, int]:
-        """The mean difference; see `GradientEstimator`."""
+        """Mean difference; see `GradientEstimator`."""
 
         def direction(sample: int) -> Tensor:
             return torch.where(draws.fold("sample", sample).uniform(*points.shape[1:]) < 0.5, -1.0, 1.0)
 
-        return _differences(ask, points, value, direction, self.samples, self.sigma), 2 * self.samples, 0
+        return _differences(outputs_of, points, value, direction, self.samples, self.sigma), 2 * self.samples, 0
 
 
 @dataclass(frozen=True)
 class Averaged:
-    """The gradient averaged over forward passes of a randomised model (Athalye et al., ICML 2018, EOT).
+    """Gradient averaged over forward passes of a randomised model (Athalye et al., ICML 2018, EOT).
 
-    As AutoAttack's version for randomised defences: the objective of each draw is differentiated, not that of the
-    mean logits. Costs `draws` forward and backward passes.
+    As in AutoAttack's version for randomised defences, the objective of each draw is differentiated, not that of
+    the mean logits. Costs `draws` forward and backward passes.
 
     Args:
-        draws: passes to average over, at least 1; the model draws its own randomness.
+        draws: passes to average over, at least 1. The randomness is the model's own.
 
     Raises:
         AttackError: fewer than 1 draw.
@@ -136,17 +137,17 @@ class Averaged:
 
     def __call__(
         self,
-        ask: Callable[[Tensor], Tensor],
+        outputs_of: Callable[[Tensor], Tensor],
         points: Tensor,
         value: Callable[[Tensor], Tensor],
         draws: KeyedGenerator,
     ) -> tuple[Tensor, int, int]:
-        """The mean gradient; see `GradientEstimator`."""
+        """Mean gradient; see `GradientEstimator`."""
         total = torch.zeros_like(points)
         for _ in range(self.draws):
             with torch.enable_grad():
                 here = points.detach().requires_grad_()
-                total += input_gradient(value(ask(here)).sum(), here)
+                total += input_gradient(value(outputs_of(here)).sum(), here)
         return total / self.draws, self.draws, self.draws
 
 
@@ -158,14 +159,14 @@ def _check(samples: int, sigma: float) -> None:
 
 
 def _differences(
-    ask: Callable[[Tensor], Tensor],
+    outputs_of: Callable[[Tensor], Tensor],
     points: Tensor,
     value: Callable[[Tensor], Tensor],
     direction: Callable[[int], Tensor],
     samples: int,
     sigma: float,
 ) -> Tensor:
-    """Mean of central differences; answers that are no numbers count as no difference."""
+    """Mean of central differences; a difference that is not finite counts as zero."""
     count = max(len(points), 1)
     together = max(AT_ONCE // (2 * count), 1)
     total = torch.zeros_like(points)
@@ -174,7 +175,7 @@ def _differences(
             part = [laid_out_like(points, direction(i)) for i in range(first, min(first + together, samples))]
             steps = sigma * torch.stack(part, dim=1)
             around = torch.cat([points[:, None] + steps, points[:, None] - steps], dim=1)
-            logits = ask(around.flatten(0, 1))
+            logits = outputs_of(around.flatten(0, 1))
             logits = logits.view(len(points), 2 * len(part), logits.shape[-1])
             for i, along in enumerate(part):
                 rise = value(logits[:, i]) - value(logits[:, len(part) + i])

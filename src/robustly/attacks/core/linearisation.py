@@ -1,4 +1,4 @@
-"""Linearised decision boundaries, and the shortest way to them inside the box."""
+"""Linearised decision boundaries, and the smallest step to them inside the box."""
 
 from typing import Literal
 
@@ -25,34 +25,34 @@ def step_to_hyperplane(
     low: Limit,
     high: Limit,
 ) -> Float[Tensor, "n ..."]:
-    """The smallest change d in the norm with `slope . d = rise` and `x + d` in the box.
+    """Smallest change d in the norm with `gradient . d = rise` and `x + d` in the box.
 
-    All coordinates move in the direction that raises `rise`'s side, by `min(t, room)` under linf and by
-    `min(t |slope|, room)` under l2, where `room` is what the box leaves. What is gained is piecewise linear in t
-    with a corner where a coordinate reaches the box: the corners are sorted and the root is solved on its segment.
-    Under l1 the coordinates are used up in order of their slopes. These are the projections of FAB (Croce and
-    Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML 2020, eqs. 4-6).
+    Every coordinate moves in the direction of `rise`, by `min(t, room)` under linf and by `min(t |gradient|, room)`
+    under l2, where `room` is its distance to the box. The gain is piecewise linear in t with a corner where a
+    coordinate reaches the box: the corners are sorted and the root is solved on its segment. Under l1 the
+    coordinates are used up in order of their gradients. These are the projections of FAB (Croce and Hein,
+    "Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML 2020, eqs. 4-6).
 
     Args:
         x: points in the box, `(N, ...)`.
-        slope: normals of the hyperplanes, `(N, ...)`.
-        rise: how much the linear function has to change, of either sign, `(N,)`.
+        gradient: normals of the hyperplanes, `(N, ...)`.
+        rise: required change of the linear function, of either sign, `(N,)`.
         norm: "linf", "l2" or "l1".
         low: least valid values: a number, or `(N, ...)`.
         high: largest valid values.
 
     Returns:
-        The change; where the hyperplane is out of reach, the one to the corner of the box nearest to it. Zero
-        where the slope is.
+        The change; where the hyperplane is out of reach, the change to the corner of the box nearest to it. Zero
+        where the gradient is zero.
     """
     flat, normal = x.flatten(1).double(), gradient.flatten(1).double()
     largest = normal.abs().amax(1, keepdim=True)
     scale = torch.where(largest > 0, largest, 1.0)
-    wanted = rise.double()[:, None] / scale
-    direction = (normal * torch.where(wanted < 0, -1.0, 1.0)).sign()
-    gain = normal.abs() / scale  # scaled: the squares of a confident network's slopes underflow
+    needed = rise.double()[:, None] / scale
+    direction = (normal * torch.where(needed < 0, -1.0, 1.0)).sign()
+    gain = normal.abs() / scale  # scaled: the squares of a confident network's gradients underflow
     room = torch.where(direction > 0, _flat(high) - flat, flat - _flat(low)).clamp_min(0.0) * (gain > 0)
-    moved = _spend_in_order(gain, room, wanted.abs()) if norm == "l1" else _spend_evenly(gain, room, wanted, norm)
+    moved = _spend_in_order(gain, room, needed.abs()) if norm == "l1" else _spend_evenly(gain, room, needed, norm)
     return (direction * moved).to(x.dtype).view_as(x)
 
 
@@ -61,21 +61,21 @@ def _flat(limit: Limit) -> float | Float[Tensor, "n d"]:
 
 
 def _spend_in_order(
-    gain: Float[Tensor, "n d"], room: Float[Tensor, "n d"], wanted: Float[Tensor, "n 1"]
+    gain: Float[Tensor, "n d"], room: Float[Tensor, "n d"], needed: Float[Tensor, "n 1"]
 ) -> Float[Tensor, "n d"]:
-    """The steepest coordinates go as far as the box lets them, the last one as far as is needed."""
+    """Move the steepest coordinates to the box, and the last one as far as needed."""
     steepest, order = gain.sort(dim=1, descending=True)
     most = room.gather(1, order)
     gained = steepest * most
-    left = (wanted - (gained.cumsum(1) - gained)).clamp_min(0.0)
+    left = (needed - (gained.cumsum(1) - gained)).clamp_min(0.0)
     spent = torch.minimum(left / torch.where(steepest > 0, steepest, torch.inf), most)
     return torch.zeros_like(gain).scatter(1, order, spent)
 
 
 def _spend_evenly(
-    gain: Float[Tensor, "n d"], room: Float[Tensor, "n d"], wanted: Float[Tensor, "n 1"], norm: str
+    gain: Float[Tensor, "n d"], room: Float[Tensor, "n d"], needed: Float[Tensor, "n 1"], norm: str
 ) -> Float[Tensor, "n d"]:
-    """Every coordinate goes `t` (linf) or `t * gain` (l2), or to the box."""
+    """Move every coordinate by `t` (linf) or `t * gain` (l2), or to the box."""
     moving = gain > 0
     pace = moving.double() if norm == "linf" else gain
     corner, order = torch.where(moving, room / torch.where(moving, pace, 1.0), 0.0).sort(dim=1)
@@ -83,15 +83,15 @@ def _spend_evenly(
     at_box = (rate * corner).cumsum(1)
     remaining = rate.flip(1).cumsum(1).flip(1)
     gained = at_box + corner * (remaining - rate)  # at each corner
-    place = (gained < wanted.abs()).sum(1, keepdim=True).clamp_max(gain.shape[1] - 1)
+    place = (gained < needed.abs()).sum(1, keepdim=True).clamp_max(gain.shape[1] - 1)
     before = (at_box - rate * corner).gather(1, place)
     still = remaining.gather(1, place)
-    t = (wanted.abs() - before) / torch.where(still > 0, still, 1.0)
+    t = (needed.abs() - before) / torch.where(still > 0, still, 1.0)
     return torch.minimum(t.clamp_min(0.0) * pace, room)
 
 
 def steepness(gradient: Images, norm: str) -> Float[Tensor, " n"]:
-    """The norm of gradients that is dual to a threat's: how much a change of length 1 can gain at most."""
+    """Dual norm of gradients: the largest gain of a linear function under a perturbation of length 1."""
     largest = gradient.flatten(1).abs().amax(1)
     scale = torch.where(largest > 0, largest, 1.0)
     length: Tensor = torch.linalg.vector_norm(
@@ -101,7 +101,7 @@ def steepness(gradient: Images, norm: str) -> Float[Tensor, " n"]:
 
 
 def unit(gradient: Images) -> Images:
-    """Gradients at Euclidean length 1, however small they are; zero where they are zero."""
+    """Gradients at Euclidean length 1, also very small ones; zero where they are zero."""
     largest = gradient.flatten(1).abs().amax(1)
     scaled = gradient / per_example(torch.where(largest > 0, largest, 1.0), gradient)
     length = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
@@ -109,7 +109,7 @@ def unit(gradient: Images) -> Images:
 
 
 def lead_of_target(logits: Float[Tensor, "n k"], goal: ClassificationGoal) -> Float[Tensor, " n"]:
-    """How far the target is ahead of every other class: positive exactly where a targeted attack succeeded.
+    """Lead of the target over every other class: positive exactly where a targeted attack succeeded.
 
     Raises:
         ValueError: the goal has no target.
@@ -122,15 +122,15 @@ def lead_of_target(logits: Float[Tensor, "n k"], goal: ClassificationGoal) -> Fl
 def nearest_boundary(
     search: Search, points: Images, rows: Rows, classes: Int64[Tensor, "m c"]
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m ..."]]:
-    """The boundary of z_j - z_y = 0 that is nearest in the linearised model.
+    """The boundary z_j - z_y = 0 that is nearest in the linearised model.
 
-    One forward and C backward passes; only the nearest gradient of each point is held in memory, however many
-    classes there are.
+    Costs one forward and C backward passes. Only the nearest gradient of each point is held in memory, so that
+    memory does not grow with the number of classes.
 
     Args:
-        search: counts the passes and judges the points.
+        search: records the points.
         points: `(M, ...)`, in the box.
-        rows: which examples they belong to.
+        rows: their examples.
         classes: wrong classes `(M, C)`.
 
     Returns:
@@ -159,16 +159,16 @@ def nearest_boundary(
 
 
 Ranking = Literal["confidence", "malt"]
-CANDIDATES = 20  # with many classes, only those of the largest logits are linearised
+CANDIDATES = 20  # largest number of classes that are linearised: those of the largest logits
 
 
 def ranked_targets(search: Search, ranking: Ranking, count: int) -> Int64[Tensor, "n t"]:
-    """Wrong classes of each example in the order in which to go for them, at most `count` and K - 1.
+    """Wrong classes of each example in the order of attack, at most `count` and K - 1.
 
     Args:
         search: after its clean pass.
         ranking: "confidence" or "malt".
-        count: how many are wanted.
+        count: largest number of classes.
     """
     y = search.labels.y
     count = min(count, search.clean.shape[1] - 1)
@@ -190,10 +190,10 @@ def ranked_targets(search: Search, ranking: Ranking, count: int) -> Int64[Tensor
 def linearised_distances(
     search: Search, rows: Int64[Tensor, " m"], classes: Int64[Tensor, "m c"]
 ) -> Float[Tensor, "m c"]:
-    """How far each class would be if the model were linear: (z_y - z_j) / ||grad (z_y - z_j)||_q.
+    """Distances of the classes in the linearised model: (z_y - z_j) / ||grad (z_y - z_j)||_q.
 
-    q is dual to the threat's norm. The score of MALT (Melamed, Yehudai and Shamir, NeurIPS 2024), with the norm
-    that makes it exact for a linear model. Costs one forward and C + 1 backward passes. Infinite where the
+    q is dual to the threat's norm. This is the score of MALT (Melamed, Yehudai and Shamir, NeurIPS 2024), with the
+    norm for which it is exact on a linear model. Costs one forward and C + 1 backward passes. Infinite where the
     gradient is zero.
 
     Args:

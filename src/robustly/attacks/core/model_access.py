@@ -14,7 +14,7 @@ from robustly.attacks.core.contract import Images
 
 
 def logits_of(model: nn.Module, points: Images) -> Tensor:
-    """The model's output, in float32 at least: in half precision objectives underflow.
+    """The model's output in float32 or wider, because objectives underflow in half precision.
 
     A half-precision model receives its own dtype. Double stays double.
     """
@@ -29,7 +29,7 @@ def logits_of(model: nn.Module, points: Images) -> Tensor:
 
 
 def input_gradient(value: Float[Tensor, ""], points: Images, keep_graph: bool = False) -> Images:
-    """Gradient of a sum with respect to the points, with zeros for NaN; zeros if the model has no gradient."""
+    """Gradient of a sum with respect to the points; zeros for NaN, or if the model has no gradient."""
     if not value.requires_grad:
         return torch.zeros_like(points)
     (gradient,) = torch.autograd.grad(value, points, retain_graph=keep_graph, allow_unused=True)
@@ -62,7 +62,7 @@ def frozen_statistics(*networks: nn.Module) -> Iterator[None]:
 
 
 def half_precision_copy(model: nn.Module, x: Images) -> nn.Module | None:
-    """A bfloat16, channels-last copy of a model; None, with a warning, if the model cannot be copied so.
+    """A bfloat16, channels-last copy of a model; None, with a warning, if no such copy can be made.
 
     Use only for search: gradients have about three digits. Confirm successes in full precision.
     """
@@ -82,7 +82,7 @@ def half_precision_copy(model: nn.Module, x: Images) -> nn.Module | None:
 
 
 class _HalfPrecision(nn.Module):
-    """The copy, with inputs converted to its number and memory format."""
+    """The copy, with inputs converted to its dtype and memory format."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

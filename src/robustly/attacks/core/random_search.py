@@ -1,4 +1,4 @@
-"""Random search on the objective: propose, ask, keep what is better. The loop of Square and sparse-RS."""
+"""Random search on the objective, from outputs alone: the loop of Square and sparse-RS."""
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -10,28 +10,32 @@ from robustly.attacks.core.search import Rows, Search
 from robustly.objectives import Objective
 from robustly.randomness import KeyedGenerator
 
-BLOCK = 64  # queries whose random numbers are drawn at once: hashing them one by one would cost more than asking
+BLOCK = 64  # queries whose random numbers are drawn together: hashing them one by one costs more than the passes
 Flat = Float[Tensor, "m d"]
 
 
 @runtime_checkable
 class Moves(Protocol):
-    """How candidates are made; points are flat, `(M, D)`, channel after channel."""
+    """Candidates of a random search; points are flat, `(M, D)`, channel after channel."""
 
     def draw(self, draws: KeyedGenerator, queries: int, share: float) -> Float[Tensor, "m q ..."]:
-        """Random numbers in [0, 1) for the candidates of the next queries, whose share is this one or smaller."""
+        """Random numbers in [0, 1) for the candidates of the next queries, whose share is at most this one."""
         ...
 
     def start(self, draws: KeyedGenerator) -> Flat:
-        """Where the search begins, as a tensor of its own."""
+        """Start of the search, in a new tensor."""
         ...
 
     def propose(self, current: Flat, numbers: Float[Tensor, "m ..."], share: float) -> Flat:
-        """The next candidates, which change a share of what may be changed; `current` stays as it is."""
+        """Next candidates, which change a share of the changeable values; `current` is not modified."""
         ...
 
     def accept(self, better: Int64[Tensor, " b"]) -> None:
-        """Told which of the last candidates were taken, as positions."""
+        """Update the state after the last proposal.
+
+        Args:
+            better: positions of the candidates that were kept.
+        """
         ...
 
     def select(self, keep: Bool[Tensor, " m"]) -> "Moves":
@@ -48,16 +52,16 @@ def random_search(
     shares: Callable[[int], float],
     queries: int,
 ) -> None:
-    """Search from one start; never asks for a gradient. Costs queries + 1 forward passes.
+    """Search from one start, without gradients. Costs queries + 1 forward passes.
 
     Args:
-        search: counts and judges the points.
+        search: evaluates and records the points.
         rows: examples `(M,)`.
         draws: their random numbers.
-        moves: how candidates are made for them.
-        objective: what is maximised.
-        shares: how much is changed at a query, from 0; falling.
-        queries: candidates tried.
+        moves: makes their candidates.
+        objective: function to maximise.
+        shares: share of the values that a query changes, from the number of the query; not increasing.
+        queries: number of candidates.
     """
     goal, shape = search.goal.select(rows), search.x.shape[1:]
     current = moves.start(draws.fold("start"))
@@ -82,5 +86,5 @@ def random_search(
 
 
 def falling_share(initial: float, query: int, bounds: tuple[int, ...], divisors: tuple[int, ...]) -> float:
-    """`initial` over the divisor that is due after as many bounds as the query has passed."""
+    """`initial` divided by one of the divisors, whose index is the number of bounds below `query`."""
     return initial / divisors[sum(query > bound for bound in bounds)]

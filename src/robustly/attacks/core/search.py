@@ -1,4 +1,4 @@
-"""Shared state of a search: passes are counted, outputs judged, and the best find is kept."""
+"""State of a search: counts of passes, verdicts, and the best point of each example."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ Rows = Int64[Tensor, " m"]
 PointValue = Callable[[Images, Tensor, Goal], Float[Tensor, " m"]]
 """An objective that also depends on the inputs: from M inputs, the model's outputs and their goals to `(M,)`."""
 Settled = Callable[[Rows, Theta, Tensor, Goal], Bool[Tensor, " m"]]
-"""Which of M examples stop, from their rows, parameters, the model's outputs and their goals."""
+"""Mask of the M examples that stop, from their rows, parameters, the model's outputs and their goals."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Evaluated:
         output: of the model: logits `(M, K)` for classifiers; float32 or wider.
         gradient: of the objective with respect to theta, zeros where it is NaN or infinite.
         value: the objective `(M,)`.
-        reached: whether the goal was reached, confirmed in full precision `(M,)`.
-        going: the examples that go on: not broken, not invalid, not settled `(M,)`.
+        reached: True where the goal was reached, confirmed in full precision `(M,)`.
+        going: True where the example continues: not broken, not invalid, not settled `(M,)`.
     """
 
     output: Float[Tensor, "m ..."]
@@ -57,23 +57,23 @@ class Evaluated:
 
 
 class Search:
-    """One attack on one batch: the only access to the model.
+    """One attack on one batch; all access to the model goes through it.
 
     Examples are addressed by `rows`, positions in the batch `(M,)`, each at most once in a call. Points are the
-    threat's parameters theta; the model receives `render(theta, rows)`. Every output is judged: NaN or infinite
-    values make an example invalid; the first point that reaches the goal is kept (under `nearest` the nearest one,
-    whatever its size); of failing points the one with the highest objective is kept.
+    threat's parameters theta; the model receives `render(theta, rows)`. Every output gets a verdict: NaN or
+    infinite values make an example invalid. The first point that reaches the goal is kept (under `nearest` the
+    nearest one, whatever its size). Of failing points the one with the highest objective is kept.
 
     Args:
         model: the model, frozen by `frozen`.
         x: inputs `(N, ...)`.
-        goal: what counts as success.
+        goal: the goal that defines success.
         threat: the threat.
         nearest: for minimum-norm attacks.
-        by_margin: whether failing points are ranked by the goal's margin instead of the objective, for searches
-            whose objective changes.
-        half: a bfloat16 copy of the model to search with; its successes count only if `model` confirms them.
-        verdicts: False only moves the points: nothing is judged or kept (the inner maximisation of training).
+        by_margin: True ranks failing points by the goal's margin instead of the objective, for searches whose
+            objective changes.
+        half: a bfloat16 copy of the model to search with. Its successes count only if `model` confirms them.
+        verdicts: False only moves the points and records nothing (the inner maximisation of training).
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Search:
         self.clean = x.new_zeros(len(x), 0)
 
     def begin(self) -> None:
-        """Run the clean pass: what is misclassified already is broken at distance 0 and not attacked."""
+        """Run the clean pass. Misclassified examples count as broken at distance 0 and are not attacked."""
         with torch.no_grad():
             self.clean = check_output(logits_of(self.model, self.x), self.goal)
         self.forwards += 1
@@ -115,18 +115,18 @@ class Search:
 
     @property
     def unbroken(self) -> Rows:
-        """The examples left to break; under `nearest`, all that were not misclassified from the start."""
+        """Rows of the unbroken examples; under `nearest`, of all that were classified correctly at the start."""
         return (~self.broken & ~self.invalid).nonzero()[:, 0]
 
     @property
     def ball(self) -> LpBall:
-        """The threat set of an attack that is defined for Lp balls only."""
-        assert isinstance(self.threat_set, LpBall)  # such attacks refuse other threats before
+        """Threat set of an attack that is defined for Lp balls only."""
+        assert isinstance(self.threat_set, LpBall)  # `check_needs` rejects other threats before
         return self.threat_set
 
     @property
     def labels(self) -> ClassificationGoal:
-        """The goal of an attack that is defined for classification only.
+        """Goal of an attack that is defined for classification only.
 
         Raises:
             AttackError: another kind of goal.
@@ -138,10 +138,10 @@ class Search:
         return self.goal
 
     def render(self, theta: Theta, rows: Rows) -> Images:
-        """The inputs that the model receives for some parameters; differentiable.
+        """Inputs of the model for some parameters; differentiable.
 
         Args:
-            theta: `(M, ...)`, or a multiple of M: example after example, each repeated.
+            theta: `(M, ...)`, or a multiple of M rows: the repetitions of one example follow each other.
             rows: `(M,)`.
         """
         if self._is_direct:
@@ -150,11 +150,11 @@ class Search:
         return self.threat_set.select(rows.repeat_interleave(each) if each > 1 else rows).apply(theta)
 
     def along_free(self, gradient: Theta) -> Theta:
-        """A gradient with zeros where the mask of an Lp threat forbids changes."""
+        """Gradient with zeros where the mask of an Lp threat forbids changes."""
         return self.ball.along_free(gradient) if self._is_direct else gradient
 
     def evaluate(self, theta: Theta, rows: Rows) -> Float[Tensor, "m ..."]:
-        """Outputs at allowed points, judged: one forward pass each, in full precision."""
+        """Outputs at allowed points, recorded: one forward pass each, in full precision."""
         with torch.no_grad():
             output = logits_of(self.model, self.render(theta, rows))
         self.forwards[rows] += 1
@@ -181,24 +181,26 @@ class Search:
 
         Args:
             theta: `(M, ...)`.
-            rows: which examples they belong to.
-            objective: what is maximised.
+            rows: their examples.
+            objective: function to maximise.
             goal: the objective's goal where it is not that of the verdict (a target class that only directs an
                 untargeted search).
-            estimator: another source of gradients.
+            estimator: computes the gradient in place of a backward pass.
             draws: random numbers of the M examples, for the estimator.
             gradient: False saves the backward pass; the gradient is then zero.
-            inside: whether the points are allowed ones, that may be kept.
-            rank: whether the objective may rank failing points.
-            counts: whether the points are iterates, which count in `correct_iterates` and `zero_gradients`.
+            inside: False for points that may lie outside the threat set; they are not kept.
+            rank: True ranks failing points by the objective.
+            counts: True for iterates, which count in `correct_iterates` and `zero_gradients`.
             value_at: an objective that depends on the inputs too, in place of `objective`.
             settled: examples that stop here; they cost no backward pass.
         """
-        aim = self.goal.select(rows) if goal is None else goal
+        goal = self.goal.select(rows) if goal is None else goal
         fast = self.model if self.half is None else self.half
         self.forwards[rows] += 1
         if not gradient or estimator is not None:
-            output, value, found = self._estimated(theta, rows, objective, aim, estimator, draws, gradient=gradient)
+            output, value, found = self._estimated(
+                theta, rows, objective, goal, estimator, draws, gradient=gradient
+            )
             moving = torch.ones_like(rows, dtype=torch.bool)
         else:
             here = theta.detach().requires_grad_()
@@ -206,8 +208,8 @@ class Search:
             output = logits_of(fast, images)
             moving = torch.ones_like(rows, dtype=torch.bool)
             if settled is not None:
-                moving = ~settled(rows, here.detach(), output.detach(), aim)
-            value = objective(output, aim) if value_at is None else value_at(images, output, aim)
+                moving = ~settled(rows, here.detach(), output.detach(), goal)
+            value = objective(output, goal) if value_at is None else value_at(images, output, goal)
             if settled is None or bool(moving.any()):
                 found = input_gradient((value if settled is None else value[moving]).sum(), here)
             else:
@@ -220,7 +222,7 @@ class Search:
             return Evaluated(output, found, value, torch.zeros_like(moving), moving)
         if gradient and counts:
             self.zero_gradients[rows] += (found.flatten(1) == 0).all(1)
-        reached = torch.zeros_like(moving)  # outputs outside the threat set prove nothing
+        reached = torch.zeros_like(moving)  # points outside the threat set do not count as found
         if inside:
             worth = _margin(output, self.goal.select(rows)).to(value) if self.by_margin else value
             reached = self.record(theta, rows, output, worth if rank else None, exact=self.half is None)
@@ -229,8 +231,8 @@ class Search:
     def sample_gradient(self, theta: Theta, rows: Rows, objective: Objective, goal: Goal) -> Theta:
         """Gradient of an objective at points that only serve to estimate a gradient.
 
-        Costs one forward and one backward pass each. The points are not iterates: they are neither judged nor
-        counted in `correct_iterates` and `zero_gradients`.
+        Costs one forward and one backward pass each. The points are not iterates: they get no verdict and do not
+        count in `correct_iterates` and `zero_gradients`.
         """
         found = self.value_and_grad(theta, rows, objective, goal=goal, inside=False, counts=False)
         return found.gradient
@@ -238,7 +240,7 @@ class Search:
     def jacobian(
         self, theta: Images, rows: Rows, classes: Int64[Tensor, "m c"]
     ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m c ..."]]:
-        """Logits, and the gradients of the named logits of each point: one forward and C backward passes.
+        """Logits, and gradients of some of the logits at each point: one forward and C backward passes.
 
         Returns:
             Logits `(M, K)` and gradients `(M, C, ...)`.
@@ -257,7 +259,7 @@ class Search:
         return logits.detach(), torch.stack(gradients, dim=1)
 
     def confirm_best(self) -> None:
-        """After a search in half precision: evaluate the best failing points in full precision."""
+        """Evaluate the best failing points in full precision, after a search in half precision."""
         rows = self.unbroken
         if self.half is not None and len(rows):
             self.evaluate(self.theta[rows], rows)
@@ -265,17 +267,17 @@ class Search:
     def record(
         self, theta: Theta, rows: Rows, output: Tensor, value: Tensor | None, *, exact: bool
     ) -> Bool[Tensor, " m"]:
-        """Judge outputs and keep the best points, for searches that call the model themselves too.
+        """Record outputs that the caller may have computed itself, and keep the best points.
 
         Args:
             theta: allowed points (under `nearest`: points in the box) `(M, ...)`.
-            rows: which examples they belong to.
+            rows: their examples.
             output: the model's outputs there.
             value: the objective, by which failing points are ranked; None ranks none.
-            exact: whether the outputs are the model's own, in full precision.
+            exact: True if the outputs are those of `model`, in full precision.
 
         Returns:
-            Which reached the goal, `(M,)`.
+            True where the goal was reached, `(M,)`.
         """
         goal = self.goal.select(rows)
         finite = _all_finite(output)
@@ -303,7 +305,7 @@ class Search:
         return reached
 
     def result(self) -> AttackResult:
-        """The result of the search."""
+        """Result of the search."""
         everyone = torch.arange(len(self.x), device=self.x.device)
         inside, theta, beyond = self.broken, self.theta, None
         if self.nearest:
@@ -332,24 +334,24 @@ class Search:
         theta: Theta,
         rows: Rows,
         objective: Objective,
-        aim: Goal,
+        goal: Goal,
         estimator: GradientEstimator | None,
         draws: KeyedGenerator | None,
         *,
         gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Output, objective, and the estimator's gradient (zero where none is wanted)."""
+        """Output, objective, and the estimator's gradient (zero without an estimator)."""
         fast = self.model if self.half is None else self.half
         with torch.no_grad():
             output = logits_of(fast, self.render(theta, rows))
-            value = objective(output, aim)
+            value = objective(output, goal)
         if not gradient or estimator is None:
             return output, value, theta.new_zeros(()).expand_as(theta)
         assert draws is not None
         found, forwards, backwards = estimator(
             lambda points: logits_of(fast, self.render(points, rows)),
             theta,
-            lambda outputs: objective(outputs, aim),
+            lambda outputs: objective(outputs, goal),
             draws,
         )
         self.forwards[rows] += forwards
@@ -357,7 +359,7 @@ class Search:
         return output, value, found
 
     def _confirmed(self, theta: Theta, rows: Rows, claimed: Bool[Tensor, " m"]) -> Bool[Tensor, " m"]:
-        """Which successes of the half-precision copy hold in full precision: one forward pass each."""
+        """Mask of the half-precision successes that hold in full precision: one forward pass each."""
         place = claimed.nonzero()[:, 0]
         if len(place) == 0:
             return claimed
@@ -384,22 +386,22 @@ def run_search(
     precision: Precision = "full",
     verdicts: bool = True,
 ) -> AttackResult:
-    """Run an attack: check the arguments, freeze the model, skip what is misclassified already, search, report.
+    """Run an attack: check the arguments, freeze the model, skip misclassified examples, search.
 
     Args:
-        run: the search. It is called with the state after the clean pass if anything is left to attack.
+        run: the search. It is called after the clean pass if unbroken examples are left.
         model: as in `Attack`, like the four that follow.
         x: the clean inputs.
         y: their labels, or a goal.
-        threat: the allowed changes.
+        threat: the allowed perturbations.
         generator: keyed by example.
         needs: the threats that the attack is defined for.
         nearest: for minimum-norm attacks.
-        by_margin: how failing points are ranked; see `Search`.
-        mode: how batch normalisation behaves; see `frozen`.
+        by_margin: ranking of failing points; see `Search`.
+        mode: mode of batch normalisation; see `frozen`.
         precision: "full", "ambient" (autocast as it is), or "bfloat16": the search runs in a bfloat16 copy of the
             model, verdicts in full precision.
-        verdicts: False runs the search alone: no clean pass, nothing judged; see `Search`.
+        verdicts: False runs the search alone, without clean pass and records; see `Search`.
 
     Raises:
         AttackError: see `prepare`; a threat that the attack is not defined for; a model on another device.
@@ -412,7 +414,7 @@ def run_search(
         half = half_precision_copy(model, x) if precision == "bfloat16" and len(x) else None
         search = Search(model, x, goal, threat, nearest=nearest, by_margin=by_margin, half=half, verdicts=verdicts)
         if precision == "bfloat16":
-            search.forwards[:1] += 1  # the first image tried the copy
+            search.forwards[:1] += 1  # the copy was tried on the first image
         if len(x) and verdicts:
             search.begin()
         if len(x) and len(search.unbroken):

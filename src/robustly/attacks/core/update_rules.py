@@ -1,4 +1,4 @@
-"""Update rules of gradient ascent: steepest, normalised, momentum, Adam, and noise on top of another rule."""
+"""Update rules of gradient ascent: steepest, normalised, momentum, Adam, and noise before another rule."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ from robustly.threats.balls import laid_out_like
 from robustly.threats.contract import PerExample, Theta, ThreatSet, per_example
 
 State = tuple[Tensor, ...]
-"""What an update rule carries from step to step: tensors `(M, ...)`, one entry per example."""
+"""State of an update rule between steps: tensors `(M, ...)`, one entry per example."""
 SMOOTHING_SIGMA = 3.0  # pixels
 
 
 @dataclass(frozen=True)
 class Iterate:
-    """The point of M examples before a step.
+    """Points of M examples before a step.
 
     Args:
         step: number of finished steps.
@@ -30,7 +30,7 @@ class Iterate:
         threat_set: the allowed parameters.
         step_size: `(M,)`.
         draws: random numbers of the examples.
-        gradient_at: gradient of the objective at other points of the same examples. Such samples are not iterates.
+        gradient_at: gradient of the objective at other points of the same examples, which do not count as iterates.
     """
 
     step: int
@@ -44,25 +44,25 @@ class Iterate:
 
 @runtime_checkable
 class UpdateRule(Protocol):
-    """How an ascent moves, given the gradient."""
+    """Update rule of an ascent: from the gradient to the next parameters."""
 
     def init(self, theta: Theta) -> State:
-        """The state before the first step."""
+        """State before the first step."""
         ...
 
     def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
-        """The next allowed parameters, and the state after the step."""
+        """Next allowed parameters, and the state after the step."""
         ...
 
 
 def select_state(state: State, index: Tensor) -> State:
-    """The state of some of the examples."""
+    """State of some of the examples."""
     return tuple(values[index] for values in state)
 
 
 @dataclass(frozen=True)
 class Steepest:
-    """A step in the steepest direction of the threat's geometry: the sign of the gradient under linf."""
+    """Step in the steepest direction of the threat's geometry: the sign of the gradient under linf."""
 
     def init(self, theta: Theta) -> State:
         """No state."""
@@ -75,7 +75,7 @@ class Steepest:
 
 @dataclass(frozen=True)
 class Normalised:
-    """A step of Euclidean length `step_size` along the gradient, whatever the threat's geometry."""
+    """Step of Euclidean length `step_size` along the gradient, whatever the threat's geometry."""
 
     def init(self, theta: Theta) -> State:
         """No state."""
@@ -92,7 +92,7 @@ class Normalised:
 
 @dataclass(frozen=True)
 class Momentum:
-    """A steepest step along a decaying sum of l1-normalised gradients: MI-FGSM (Dong et al., CVPR 2018, alg. 1).
+    """Steepest step along a decaying sum of l1-normalised gradients: MI-FGSM (Dong et al., CVPR 2018, alg. 1).
 
     Args:
         decay: mu, at least 0; 0 is `Steepest`.
@@ -104,7 +104,7 @@ class Momentum:
     smoothing: int | None = None
 
     def init(self, theta: Theta) -> State:
-        """A velocity of zero."""
+        """Velocity of zero."""
         return (torch.zeros_like(theta),)
 
     def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
@@ -112,7 +112,7 @@ class Momentum:
         gradient = iterate.gradient
         if self.smoothing is not None:
             gradient = smoothed(gradient, self.smoothing)
-        velocity = gradient  # without decay as `Steepest`, to the last bit: a step ignores the direction's length
+        velocity = gradient  # bit for bit as `Steepest` without decay: a step depends on the direction only
         if self.decay > 0:
             length = gradient.flatten(1).abs().sum(1)
             unit = gradient / per_example(torch.where(length > 0, length, 1.0), gradient)
@@ -122,9 +122,9 @@ class Momentum:
 
 @dataclass(frozen=True)
 class Adam:
-    """A step by Adam (Kingma and Ba, ICLR 2015), then the projection.
+    """Step by Adam (Kingma and Ba, ICLR 2015), then the projection.
 
-    Each gradient is divided by its largest entry first: the gradients of a confident network are far below `tiny`.
+    Each gradient is first divided by its largest entry. The gradients of a confident network are far below `tiny`.
 
     Args:
         betas: decay of the first and the second moment, in [0, 1).
@@ -151,7 +151,7 @@ class Adam:
 
 @dataclass(frozen=True)
 class Noisy:
-    """Another rule, from a point to which Gaussian noise is added before each step (FAT, Zhang et al., ICML 2020).
+    """Another rule, applied after Gaussian noise is added to the point (FAT, Zhang et al., ICML 2020).
 
     Args:
         rule: the rule.
@@ -162,7 +162,7 @@ class Noisy:
     deviation: float
 
     def init(self, theta: Theta) -> State:
-        """The rule's state."""
+        """State of the rule."""
         return self.rule.init(theta)
 
     def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
@@ -172,7 +172,7 @@ class Noisy:
 
 
 def smoothed(gradient: Images, side: int) -> Images:
-    """Each channel convolved with a Gaussian kernel of sum 1, with zeros beyond the edge.
+    """Gradient with each channel convolved with a Gaussian kernel of sum 1; values beyond the edge are zero.
 
     Args:
         gradient: `(N, C, H, W)`.

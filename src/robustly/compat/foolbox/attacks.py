@@ -1,5 +1,5 @@
 """Attacks by the names and arguments of foolbox.attacks."""
-# ruff: noqa: N802  (functions carry the names of the classes that they stand for)
+# ruff: noqa: N802  (functions have the names of the classes that they replace)
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +27,12 @@ Images = Tensor | list[Tensor]
 
 @dataclass(frozen=True)
 class PortedAttack:
-    """What every function of this file returns.
+    """Attack in Foolbox's form.
 
     Args:
-        attack: what searches.
+        attack: the search.
         norm: "linf", "l2", "l1" or "l0".
-        times: how often it is run on all images, with other random numbers; the nearest success counts.
+        times: number of runs on all images, with other random numbers; the nearest success counts.
         seed: of the random numbers; the same call gives the same images.
     """
 
@@ -42,7 +42,7 @@ class PortedAttack:
     seed: int = 0
 
     def repeat(self, times: int) -> "PortedAttack":
-        """The same, several times over."""
+        """The same attack with several runs."""
         return replace(self, times=self.times * times)
 
     def __call__(
@@ -59,14 +59,14 @@ class PortedAttack:
             model: `PyTorchModel`, a Foolbox model, or a plain module of images in [0, 1].
             inputs: images `(N, ...)` within the model's bounds.
             criterion: labels `(N,)`, `Misclassification` or `TargetedMisclassification`.
-            epsilons: radii; None, for attacks that look for the nearest adversarial example, sets no limit.
+            epsilons: radii; None, for minimum-norm attacks, sets no limit.
 
         Returns:
-            What the attack found, the same inside the ball, and whether that fools the model: a list over
-            epsilons of images, twice, and `(E, N)`; for a single epsilon images, images and `(N,)`.
+            The attack's images, the same projected on the ball, and a mask of the latter that are adversarial: a
+            list over epsilons of images, twice, and `(E, N)`; for a single epsilon images, images and `(N,)`.
 
         Raises:
-            AttackError: None for an attack that needs a radius; another model or criterion.
+            AttackError: None for an attack that requires a radius; another model or criterion.
         """
         several = isinstance(epsilons, Sequence)
         radii: list[float | None] = list(epsilons) if isinstance(epsilons, Sequence) else [epsilons]
@@ -76,7 +76,7 @@ class PortedAttack:
         raw, clipped, is_adv = [], [], []
         for radius in radii:
             if radius is None and free is None:
-                raise AttackError(f"{type(self.attack).__name__} searches at a radius: epsilons must not be None")
+                raise AttackError(f"{type(self.attack).__name__} requires a radius: epsilons must not be None")
             threat = None if radius is None else ThreatModel(self.norm, radius, box)
             found = free
             if found is None:
@@ -97,10 +97,10 @@ class PortedAttack:
         best, distance = nearest(self.attack, model, x, goal, threat, generator_for(x, self.seed, "repeat", 0))
         for turn in range(1, self.times):
             draws = generator_for(x, self.seed, "repeat", turn)
-            points, farness = nearest(self.attack, model, x, goal, threat, draws)
-            closer = farness < distance
+            points, other_distance = nearest(self.attack, model, x, goal, threat, draws)
+            closer = other_distance < distance
             best = torch.where(closer.reshape(-1, *[1] * (x.ndim - 1)), points, best)
-            distance = torch.minimum(distance, farness)
+            distance = torch.minimum(distance, other_distance)
         return best
 
 
@@ -118,14 +118,14 @@ def LinfPGD(
 def L2PGD(
     *, rel_stepsize: float = 0.025, abs_stepsize: float | None = None, steps: int = 50, random_start: bool = True
 ) -> PortedAttack:
-    """The same in l2."""
+    """LinfPGD in l2."""
     return PortedAttack(_ascent(rel_stepsize, abs_stepsize, steps, random_start), "l2")
 
 
 def L1PGD(
     *, rel_stepsize: float = 0.025, abs_stepsize: float | None = None, steps: int = 50, random_start: bool = True
 ) -> PortedAttack:
-    """The same in l1, with sparse steps."""
+    """LinfPGD in l1, with sparse steps."""
     return PortedAttack(_ascent(rel_stepsize, abs_stepsize, steps, random_start), "l1")
 
 
@@ -139,7 +139,7 @@ def LinfBasicIterativeAttack(
 def L2BasicIterativeAttack(
     *, rel_stepsize: float = 0.2, abs_stepsize: float | None = None, steps: int = 10, random_start: bool = False
 ) -> PortedAttack:
-    """The same in l2."""
+    """L2PGD from the image itself."""
     return L2PGD(rel_stepsize=rel_stepsize, abs_stepsize=abs_stepsize, steps=steps, random_start=random_start)
 
 
@@ -154,12 +154,12 @@ def FGM(*, random_start: bool = False) -> PortedAttack:
 
 
 def L2DeepFoolAttack(*, steps: int = 50, candidates: int = 10, overshoot: float = 0.02) -> PortedAttack:
-    """To the nearest linearised boundary; `candidates` counts the label's class, as there."""
+    """Steps to the nearest linearised boundary in l2; `candidates` includes the label's class, as in Foolbox."""
     return PortedAttack(DeepFool(steps, overshoot, candidates - 1), "l2")
 
 
 def LinfDeepFoolAttack(*, steps: int = 50, candidates: int = 10, overshoot: float = 0.02) -> PortedAttack:
-    """The same in linf."""
+    """L2DeepFoolAttack in linf."""
     return PortedAttack(DeepFool(steps, overshoot, candidates - 1), "linf")
 
 
@@ -198,22 +198,22 @@ def LInfFMNAttack(*, steps: int = 100, max_stepsize: float = 1.0, gamma: float =
 
 
 def L2FMNAttack(*, steps: int = 100, max_stepsize: float = 1.0, gamma: float = 0.05) -> PortedAttack:
-    """The same in l2."""
+    """Fast minimum norm in l2."""
     return PortedAttack(FMN(steps, step_size=max_stepsize, gamma=gamma), "l2")
 
 
 def L1FMNAttack(*, steps: int = 100, max_stepsize: float = 1.0, gamma: float = 0.05) -> PortedAttack:
-    """The same in l1."""
+    """Fast minimum norm in l1."""
     return PortedAttack(FMN(steps, step_size=max_stepsize, gamma=gamma), "l1")
 
 
 def L0FMNAttack(*, steps: int = 100, max_stepsize: float = 1.0, gamma: float = 0.05) -> PortedAttack:
-    """The same in l0, which counts pixels; Foolbox counts values."""
+    """Fast minimum norm in l0, which counts pixels; Foolbox counts values."""
     return PortedAttack(FMN(steps, step_size=max_stepsize, gamma=gamma), "l0")
 
 
 def BoundaryAttack(*, steps: int = 25_000, spherical_step: float = 1e-2, source_step: float = 1e-2) -> PortedAttack:
-    """A random walk along the boundary, by decisions alone."""
+    """Random walk along the boundary, from predicted classes alone."""
     return PortedAttack(Boundary(steps, spherical_step, source_step), "l2")
 
 
@@ -225,7 +225,7 @@ def HopSkipJumpAttack(
     gamma: float = 1.0,
     constraint: Literal["linf", "l2"] = "l2",
 ) -> PortedAttack:
-    """Estimates of the boundary's normal, by decisions alone."""
+    """Estimates of the boundary's normal, from predicted classes alone."""
     attack = HopSkipJump(steps, initial_gradient_eval_steps, max_gradient_eval_steps, gamma=gamma)
     return PortedAttack(attack, constraint)
 

@@ -1,4 +1,4 @@
-"""Models and criteria as Foolbox has them; Foolbox's own objects are taken as well."""
+"""Models and criteria of Foolbox's form; Foolbox's own objects are accepted as well."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from robustly.objectives import ClassificationGoal
 
 
 class PyTorchModel(nn.Module):
-    """A model, the range of its images, and what is done to them first.
+    """A model, the range of its images, and their preprocessing.
 
     Args:
         model: from preprocessed images to logits.
         bounds: least and largest value of an image.
-        device: where to move the model; None leaves it where it is.
+        device: device that the model is moved to; None does not move it.
         preprocessing: "mean" and "std", numbers or one per channel, and "axis" of the channels, -3.
     """
 
@@ -49,7 +49,7 @@ class PyTorchModel(nn.Module):
 
 @dataclass(frozen=True)
 class Misclassification:
-    """Any class but the label.
+    """Criterion: any class but the label.
 
     Args:
         labels: true labels `(N,)`.
@@ -60,7 +60,7 @@ class Misclassification:
 
 @dataclass(frozen=True)
 class TargetedMisclassification:
-    """The target class.
+    """Criterion: the target class.
 
     Args:
         target_classes: classes to reach `(N,)`.
@@ -70,7 +70,7 @@ class TargetedMisclassification:
 
 
 class _Foreign(nn.Module):
-    """A model of Foolbox's own; it has to be in evaluation mode already."""
+    """A model of Foolbox's own; it must already be in evaluation mode."""
 
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class _Foreign(nn.Module):
 
 
 def module_and_bounds(model: Any) -> tuple[nn.Module, tuple[float, float]]:
-    """A model as attacks take it, and its images' range; [0, 1] for plain modules.
+    """Module for the attacks, and its images' range; [0, 1] for plain modules.
 
     Raises:
         AttackError: neither a module nor a Foolbox model.
@@ -92,11 +92,11 @@ def module_and_bounds(model: Any) -> tuple[nn.Module, tuple[float, float]]:
         return model, (float(low), float(high))
     if callable(model) and hasattr(model, "bounds"):
         return _Foreign(model), (float(low), float(high))
-    raise AttackError(f"a model is a torch.nn.Module or a Foolbox model, got {type(model).__name__}")
+    raise AttackError(f"a model must be a torch.nn.Module or a Foolbox model, got {type(model).__name__}")
 
 
 def goal_of(model: nn.Module, x: Tensor, criterion: Any) -> ClassificationGoal:
-    """The goal of a criterion, or of labels.
+    """Goal of a criterion, or of labels.
 
     Raises:
         AttackError: another criterion.
@@ -108,18 +108,19 @@ def goal_of(model: nn.Module, x: Tensor, criterion: Any) -> ClassificationGoal:
     if hasattr(criterion, "labels"):
         return ClassificationGoal(_tensor(criterion.labels))
     raise AttackError(
-        f"a criterion is labels, Misclassification or TargetedMisclassification, got {type(criterion).__name__}"
+        "a criterion must be labels, Misclassification or TargetedMisclassification, "
+        f"got {type(criterion).__name__}"
     )
 
 
 def accuracy(fmodel: Any, inputs: Tensor, labels: Int64[Tensor, " n"]) -> float:
-    """Share of images that a model has right."""
+    """Share of images that a model classifies correctly."""
     model, _ = module_and_bounds(fmodel)
     return float((verdict_logits(model, inputs).argmax(1) == labels).double().mean())
 
 
 def _tensor(value: Any) -> Tensor:
-    """Foolbox wraps tensors."""
+    """Tensor of a value, which Foolbox may wrap."""
     tensor: Tensor = getattr(value, "raw", value)
     return tensor
 
