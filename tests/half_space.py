@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustly.attacks import AttackResult
+from robustly.attacks.core.contract import ANY_BALL, Needs
 from robustly.certification import CertificateResult, Verdict, verdicts_of_radii
 from robustly.data import ImageData
 from robustly.evaluation import EvaluationTarget, Suite
@@ -59,6 +61,8 @@ class StraightAcross:
     """Moves an image straight across the boundary, by at most `reach` epsilons."""
 
     reach: float = 1.0
+    needs: ClassVar[Needs] = ANY_BALL
+    minimum_norm: ClassVar[bool] = False
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, generator: KeyedGenerator

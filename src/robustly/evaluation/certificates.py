@@ -15,6 +15,7 @@ from robustly.evidence import StoredImages
 from robustly.evidence.metrics import MODEL
 from robustly.evidence.schema import CertificateColumns
 from robustly.evidence.summary import CertificateTerms
+from robustly.threats import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def run_certificates(target: EvaluationTarget, suite: Suite, progress: Progress)
                     f"the certificate {name!r} calls {len(falsified)} examples falsified: that needs a "
                     "counterexample for each, and a certificate of the model itself"
                 )
-            holds = is_counterexample(target, falsified, found.counterexample[falsified])
+            holds = is_counterexample(target, _lp_threat(target, name), falsified, found.counterexample[falsified])
             verdict = found.verdict.clone()
             verdict[falsified[~holds]] = int(Verdict.UNKNOWN)
             unconfirmed[name] = int((~holds).sum())
@@ -66,23 +67,27 @@ def run_certificates(target: EvaluationTarget, suite: Suite, progress: Progress)
     return Certified(columns, images, terms, unconfirmed)
 
 
-def is_counterexample(target: EvaluationTarget, rows: Tensor, images: Tensor) -> Tensor:
+def is_counterexample(target: EvaluationTarget, threat: ThreatModel, rows: Tensor, images: Tensor) -> Tensor:
     """Mask of images that lie in the threat set and are misclassified, `(M,)` bool."""
-    data, (low, high) = target.data, target.threat.box
+    data, (low, high) = target.data, threat.box
     verdicts = []
     for part in target.chunks(torch.arange(len(rows), device=rows.device)):
         shown, x, label = images[part], data.floats(rows[part]), data.labels[rows[part]]
         in_box = ((shown >= low) & (shown <= high)).flatten(1).all(1)
         fooled = target.verdict(shown, label).argmax(1) != label
-        verdicts.append(target.threat.contains(shown, x) & in_box & fooled)
+        verdicts.append(threat.contains(shown, x) & in_box & fooled)
     return torch.cat(verdicts) if verdicts else torch.zeros(0, dtype=torch.bool, device=rows.device)
 
 
 def run_certificate(
     target: EvaluationTarget, certificate: Certificate, name: str, progress: Progress
 ) -> CertificateResult:
-    """A certificate on all images, batch by batch."""
-    data, parts = target.data, []
+    """A certificate on all images, batch by batch.
+
+    Raises:
+        EvaluationError: a threat that is no Lp ball.
+    """
+    data, parts, threat = target.data, [], _lp_threat(target, name)
     chunks = target.chunks(torch.arange(len(data), device=data.images.device))
     for done, chunk in enumerate(chunks):
         progress(name, done * target.batch_size, len(data))
@@ -91,7 +96,7 @@ def run_certificate(
                 target.model,
                 data.floats(chunk),
                 data.labels[chunk],
-                threat=target.threat,
+                threat=threat,
                 generator=attack_generator(target, name, chunk),
             )
         )
@@ -115,3 +120,12 @@ def run_certificate(
 
 def _lower_bound(part: CertificateResult) -> Tensor:
     return torch.full_like(part.radius, torch.nan) if part.lower_bound is None else part.lower_bound
+
+
+def _lp_threat(target: EvaluationTarget, name: str) -> ThreatModel:
+    if not isinstance(target.threat, ThreatModel):
+        raise EvaluationError(
+            f"the certificate {name!r} speaks about Lp balls, and this threat is {target.threat.kind!r}: "
+            "leave certificates out of the suite"
+        )
+    return target.threat

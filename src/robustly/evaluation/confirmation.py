@@ -87,8 +87,10 @@ def _confirm(
         images = torch.where(found.broken.reshape(-1, *[1] * (images.ndim - 1)), images, found.beyond)
     candidates = ((found.broken | found.distance.isfinite()) & ~found.invalid).nonzero()[:, 0]
     images, wanted = images[candidates], rows[candidates]
+    theta = None if found.theta is None else found.theta[candidates]
     x, label = data.floats(wanted), data.labels[wanted]
-    measured, inside = target.threat.distance(images, x), target.threat.contains(images, x)
+    allowed = target.threat.around(x)
+    measured, inside = (call(images if theta is None else theta) for call in (allowed.size, allowed.contains))
     low, high = target.threat.box
     in_box = ((images >= low) & (images <= high)).flatten(1).all(1)
     prediction = target.verdict(images, label).argmax(1)
@@ -109,4 +111,6 @@ def _confirm(
     if found.zero_gradients is not None:
         columns.zero_gradients[here] = as_array(found.zero_gradients)
     unconfirmed = int(np.sum(as_array(found.broken[candidates] & ~broken)))
-    return stored_images(data.ids[wanted[holds]], images[holds]), unconfirmed
+    return stored_images(
+        data.ids[wanted[holds]], images[holds], None if theta is None else theta[holds]
+    ), unconfirmed

@@ -5,7 +5,6 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from robustly.attacks import Attack
 from robustly.evaluation.confirmation import attack_rows
@@ -13,8 +12,8 @@ from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget, Progress, no_progress
 from robustly.evidence import StoredImages
 from robustly.evidence.schema import AttackColumns, CurveColumns, Flags, Whole
+from robustly.threats.contract import Threat
 from robustly.threats.exact_size import fraction_text
-from robustly.threats.lp import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -25,15 +24,9 @@ class Curve:
     images: StoredImages
 
 
-def curve_radii(threat: ThreatModel, suite: Suite) -> list[Fraction]:
-    """Radii of the security curve that make sense for the threat."""
-    if suite.curve is None or isinstance(threat.epsilon, Tensor) or threat.epsilon == 0:
-        return []
-    radii = [threat.epsilon * Fraction(factor).limit_denominator(1000) for factor in suite.curve_factors]
-    if threat.norm == "l0":
-        radii = [Fraction(round(radius)) for radius in radii if round(radius) > 0]
-    width = Fraction(threat.box[1]) - Fraction(threat.box[0])
-    return sorted({radius for radius in radii if threat.norm != "linf" or radius <= width})
+def curve_radii(threat: Threat, suite: Suite) -> list[Fraction]:
+    """Extents of the threat at the points of the security curve; none without a curve."""
+    return [] if suite.curve is None else threat.extents_at(suite.curve_factors)
 
 
 def curve_points(radii: list[Fraction]) -> list[tuple[str, float]]:
@@ -68,7 +61,7 @@ def curve_by_attack(
     for done, radius in enumerate(radii):
         progress("security curve", done, len(radii))
         rows = torch.from_numpy(np.flatnonzero(distance == np.inf)).to(target.data.images.device)
-        at_radius = replace(target, threat=target.threat.with_epsilon(radius))
+        at_radius = replace(target, threat=target.threat.with_extent(radius))
         found = attack_rows(at_radius, attack, rows, name, no_progress)
         distance[found.columns.broken & (distance == np.inf)] = float(radius)
         images.append(found.images)

@@ -33,7 +33,7 @@ from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import ExampleColumns
 from robustly.evidence.summary import Metrics
 from robustly.objectives import ClassificationGoal, margin
-from robustly.threats.lp import ThreatModel
+from robustly.threats.contract import Threat
 
 GALLERY = 12
 
@@ -41,7 +41,7 @@ GALLERY = 12
 def evaluate(
     model: nn.Module,
     data: ImageData,
-    threat: ThreatModel,
+    threat: Threat,
     suite: Suite | str,
     *,
     mode: Mode = "every",
@@ -56,7 +56,7 @@ def evaluate(
     Args:
         model: any module from images in [0, 1] to logits.
         data: labelled images, on the model's device.
-        threat: the threat model, with one epsilon for all examples.
+        threat: the threat, with one extent for all examples.
         suite: attacks and certificates, or the name of a known suite.
         mode: "every" runs every attack on every correctly classified example (a table as in papers), "worst_case"
             on the unbroken ones (the same worst case, sooner), in which suites in stages always run.
@@ -70,7 +70,7 @@ def evaluate(
         EvaluationError: NaN or infinite logits on clean images; another number of outputs than classes; an attack
             that is not defined for the threat's norm; every attack failed; a certificate that something refutes.
     """
-    if isinstance(threat.epsilon, Tensor):
+    if isinstance(threat.extent, Tensor):
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
     suite = suite_named(suite, threat.kind) if isinstance(suite, str) else suite
     _check_attacks(suite, threat)
@@ -106,7 +106,7 @@ class _Found:
     curve: Curve | None
 
 
-def _check_attacks(suite: Suite, threat: ThreatModel) -> None:
+def _check_attacks(suite: Suite, threat: Threat) -> None:
     for name, attack in suite.attacks.items():
         if not isinstance(attack, Attack):
             raise EvaluationError(
@@ -184,12 +184,11 @@ def _numbers(table: EvidenceTable, target: EvaluationTarget, suite: Suite, certi
             f"{refuted} examples are certified at a size at which they are broken: a certificate is wrong"
         )
     threat = target.threat
-    assert not isinstance(threat.epsilon, Tensor)  # refused at the door
     return metrics(
         table,
         certificates=certified.terms,
         classes=target.data.classes,
-        limit=float(threat.epsilon),
+        limit=float(threat.extent),
         curve=[] if table.curve is None else curve_points(curve_radii(threat, suite)),
     )
 
@@ -205,6 +204,7 @@ def _images(target: EvaluationTarget, found: _Found) -> EvidenceImages:
         gallery=_gallery(target, found.run.images),
         certificates=found.certified.images,
         curve=None if found.curve is None else found.curve.images,
+        threat={name: as_array(values) for name, values in target.threat.arrays.items()},
     )
 
 

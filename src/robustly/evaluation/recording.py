@@ -17,11 +17,10 @@ from robustly.evidence.provenance import (
     SuiteCertificate,
     SuiteRecord,
     ThreatRecord,
-    size_unit,
 )
 from robustly.evidence.schema import CertificateColumns
 from robustly.models import weights_hash
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat, ThreatModel
 
 
 def as_array(values: Tensor, dtype: torch.dtype | None = None) -> NDArray[Any]:
@@ -68,18 +67,17 @@ def data_record(target: EvaluationTarget) -> DataRecord:
     return DataRecord(source=data.source, count=len(data), sha256=data.digest(), classes=tuple(data.classes))
 
 
-def threat_record(threat: ThreatModel) -> ThreatRecord:
-    """A threat model with one epsilon for all examples."""
-    assert not isinstance(threat.epsilon, Tensor)  # refused at the door
+def threat_record(threat: Threat) -> ThreatRecord:
+    """A threat with one extent for all examples."""
     return ThreatRecord(
         text=str(threat),
-        kind=threat.norm,
+        kind=threat.kind,
         words=threat.words(),
         box=threat.box,
-        limit=float(threat.epsilon),
-        limit_text=threat.epsilon_text,
-        unit=size_unit(threat.norm),
-        norm=threat.norm,
+        limit=float(threat.extent),
+        limit_text=threat.extent_text,
+        unit=threat.unit,
+        norm=threat.norm if isinstance(threat, ThreatModel) else None,
     )
 
 

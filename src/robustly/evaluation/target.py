@@ -12,7 +12,7 @@ from robustly.data import ImageData
 from robustly.evidence.provenance import Mode
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator, derive_seed
-from robustly.threats.lp import ThreatModel
+from robustly.threats.contract import Threat
 
 __all__ = ["EvaluationTarget", "Mode", "Progress"]
 
@@ -33,7 +33,7 @@ class EvaluationTarget:
 
     model: nn.Module
     data: ImageData
-    threat: ThreatModel
+    threat: Threat
     seed: int = 0
     batch_size: int = 250
 

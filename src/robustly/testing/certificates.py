@@ -104,6 +104,6 @@ def _check_truth(net: nn.Module, x: Tensor, result: CertificateResult, threat: T
     for seed in range(10):
         point = inside.around(x[rows]).random_start(KeyedGenerator(seed, rows))
         same = eval_logits(net, point).argmax(1) == stated[rows]
-        say(same.all(), "a random image within the stated radius has another prediction")
+        say(same.all(), "a random image within the certified radius has another prediction")
     found = PGD(40, restarts=2)(net, x[rows], stated[rows], threat=inside, generator=KeyedGenerator(0, rows))
-    say(not found.broken.any(), "PGD finds an adversarial example within the stated radius")
+    say(not found.broken.any(), "PGD finds an adversarial example within the certified radius")

@@ -81,7 +81,12 @@ def _image_checks(
     """Place, prediction, distance and rounding of every stored image of an attack."""
     here, x = shown.here, target.data.floats(shown.rows)
     broken, label = columns.broken[here], table.examples.label[here]
-    inside = as_array(target.threat.contains(shown.images, x))
+    allowed = target.threat.around(x)
+    problem = shown.rendering_problem(allowed)
+    yield Check(f"{name}: images are rendered from their parameters", problem)
+    if problem:
+        return
+    inside = as_array(allowed.contains(shown.points))
     stray, hidden = (broken & ~inside) | ~shown.in_box(target), inside & ~broken
     problem = f"{int(stray.sum())} images outside ball or box" if stray.any() else ""
     problem += f"{int(hidden.sum())} images inside it are not counted" if hidden.any() else ""
@@ -94,7 +99,7 @@ def _image_checks(
         else ""
     )
     yield Check(f"{name}: images misclassified as stated", where)
-    measured = as_array(target.threat.distance(shown.images, x), torch.float32)
+    measured = as_array(allowed.size(shown.points), torch.float32)
     off = ~np.isclose(columns.distance[here], measured, rtol=1e-4, atol=1e-5)
     yield Check(f"{name}: distances", f"{int(off.sum())} differ" if off.any() else "")
     yield _rounding(name, columns, shown, table, target)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from robustly.evaluation.audit.attacks import attacks_checks
 from robustly.evaluation.audit.certificates import certificates_checks
 from robustly.evaluation.audit.check import Check
@@ -22,10 +24,9 @@ from robustly.evaluation.audit.rerun import rerun_checks
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
-from robustly.evidence import Evidence, EvidenceError, Summary, read_evidence
+from robustly.evidence import Evidence, EvidenceError, read_evidence
 from robustly.evidence.storage import read_summary_fields
 from robustly.threats import parse_threat
-from robustly.threats.lp import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _checks(
     folder: Path, evidence: Evidence, target: EvaluationTarget, suite: Suite | None, rerun: int
 ) -> Iterator[Check]:
     summary, table = evidence.summary, evidence.table
-    target = _as_evaluated(target, summary)
+    target = _as_evaluated(target, evidence)
     yield files_check(folder, summary)
     identity = tuple(identity_checks(evidence, target))
     yield from identity
@@ -92,9 +93,11 @@ def _checks(
         yield from rerun_checks(evidence, target, suite, rerun)
 
 
-def _as_evaluated(target: EvaluationTarget, summary: Summary) -> EvaluationTarget:
+def _as_evaluated(target: EvaluationTarget, evidence: Evidence) -> EvaluationTarget:
     """The target under the threat, with the seed and the batch size of the evaluation."""
-    threat = parse_threat(summary.threat.text, summary.threat.box)
-    if not isinstance(threat, ThreatModel):
-        raise EvidenceError(f"an audit checks Lp threats, the evidence is under {threat}")
+    summary = evidence.summary
+    arrays = {name: torch.from_numpy(values) for name, values in evidence.images.threat.items()}
+    threat = parse_threat(summary.threat.text, summary.threat.box, arrays)
+    if str(threat) != summary.threat.text:
+        raise EvidenceError(f"the threat is stated as {summary.threat.text}, what is stored with it makes {threat}")
     return replace(target, threat=threat, seed=summary.suite.seed, batch_size=summary.suite.batch_size)

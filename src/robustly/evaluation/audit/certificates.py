@@ -11,6 +11,7 @@ from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence
 from robustly.evidence.metrics import MODEL, certified_at, contradictions
 from robustly.evidence.schema import CertificateColumns, EvidenceTable
+from robustly.threats import ThreatModel
 
 
 def certificates_checks(evidence: Evidence, target: EvaluationTarget) -> Iterator[Check]:
@@ -51,5 +52,7 @@ def _image_problem(name: str, columns: CertificateColumns, evidence: Evidence, t
     if not np.array_equal(shown, columns.falsified) or int(shown.sum()) != len(stored):
         return f"{int((shown != columns.falsified).sum())} rows do not agree with the counterexamples"
     found = placed(stored, evidence.table, target)
-    bad = ~as_array(is_counterexample(target, found.rows, found.images))
+    if not isinstance(target.threat, ThreatModel):
+        return f"a certificate speaks about Lp balls, and this threat is {target.threat.kind!r}"
+    bad = ~as_array(is_counterexample(target, target.threat, found.rows, found.images))
     return f"{int(bad.sum())} do not break the model within the threat" if bad.any() else ""

@@ -10,7 +10,9 @@ from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget, places
 from robustly.evidence import StoredImages
 from robustly.evidence.schema import EvidenceTable, Flags, Whole
+from robustly.threats import LpBall, ThreatSet
 
+_RENDERING = 1e-4  # change of a value below which another machine's rounding may decide
 _TIE = 1e-4  # difference of logits below which another machine's rounding may decide
 
 
@@ -40,16 +42,41 @@ class Placed:
         rows: of the data, ascending, `(M,)`, on the data's device.
         here: the same as an array.
         images: the stored images `(M, C, H, W)`, on the data's device.
+        theta: the stored parameters of the threat, `(M, ...)`, likewise; None where there are none.
     """
 
     rows: Tensor
     here: Whole
     images: Tensor
+    theta: Tensor | None = None
 
     def logits(self, target: EvaluationTarget) -> Tensor:
         """Logits of the stored images, `(M, K)`."""
         place = places(self.rows, len(target.data))
         return target.logits(lambda chunk: self.images[place[chunk]], self.rows)
+
+    def rendering_problem(self, allowed: ThreatSet) -> str:
+        """The difference between the images and what their parameters render, or an empty text.
+
+        Args:
+            allowed: the threat sets of the examples.
+        """
+        if isinstance(allowed, LpBall):
+            return "" if self.theta is None else "parameters are stored, the threat has none but the image"
+        if self.theta is None:
+            return "the parameters of the threat are missing" if len(self.rows) else ""
+        off = ~((allowed.apply(self.theta) - self.images).abs() <= _RENDERING).flatten(1).all(1)
+        return f"{int(off.sum())} images are not what their parameters render" if bool(off.any()) else ""
+
+    @property
+    def points(self) -> Tensor:
+        """The parameters of the threat: those that are stored, or the images themselves."""
+        return self.images if self.theta is None else self.theta
+
+    def only(self, chosen: Tensor) -> "Placed":
+        """Some of them: a mask `(M,)`."""
+        theta = None if self.theta is None else self.theta[chosen]
+        return Placed(self.rows[chosen], self.here[as_array(chosen)], self.images[chosen], theta)
 
     def in_box(self, target: EvaluationTarget) -> Flags:
         """Mask of the images that lie in the box of valid images, `(M,)`."""
@@ -67,8 +94,9 @@ def placed(stored: StoredImages, table: EvidenceTable, target: EvaluationTarget)
     rows = np.array([position[int(identity)] for identity in stored.ids], dtype=np.int64)
     order = rows.argsort(kind="stable")
     device = target.data.images.device
-    images = torch.from_numpy(stored.images[order])
-    return Placed(torch.from_numpy(rows[order]).to(device), rows[order], images.to(device))
+    images = torch.from_numpy(stored.images[order]).to(device)
+    theta = None if stored.theta is None else torch.from_numpy(stored.theta[order]).to(device)
+    return Placed(torch.from_numpy(rows[order]).to(device), rows[order], images, theta)
 
 
 def disagree(logits: Tensor, stated: Whole) -> Flags:

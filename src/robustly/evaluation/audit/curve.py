@@ -52,8 +52,16 @@ def _image_problem(
     shown = placed(stored, table, target)
     own = distance[shown.here]
     on_grid = np.isin(own, np.array(sizes, dtype=own.dtype))
-    threat = target.threat.with_epsilon(torch.from_numpy(own).to(shown.images.device))
-    inside = as_array(threat.contains(shown.images, target.data.floats(shown.rows)))
+    inside = np.zeros(len(own), dtype=bool)
+    for size in sizes:
+        here = torch.from_numpy(own == np.array(size, dtype=own.dtype)).to(shown.images.device)
+        if bool(here.any()):
+            part = shown.only(here)
+            allowed = target.threat.with_extent(size).around(target.data.floats(part.rows))
+            problem = part.rendering_problem(allowed)
+            if problem:
+                return problem
+            inside[as_array(here)] = as_array(allowed.contains(part.points))
     logits = shown.logits(target)
     # an exact tie, which another machine may round the other way, counts as misclassified
     fooled = (as_array(logits.argmax(1)) != table.examples.label[shown.here]) | tied(logits)

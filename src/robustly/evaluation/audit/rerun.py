@@ -39,7 +39,7 @@ def rerun_checks(evidence: Evidence, target: EvaluationTarget, suite: Suite, cou
     if drawn is not None and curve is not None and table.curve is not None:
         worst, distance = 0, table.curve.distance
         for size in drawn.epsilon[1:]:
-            there = replace(target, threat=target.threat.with_epsilon(size))
+            there = replace(target, threat=target.threat.with_extent(size))
             sample = _drawn(distance > size + 1e-6, max(1, count // 4))
             fallen, tried = _attacked_again(there, curve, suite.curve or "", sample)
             worst = max(worst, fallen - max(1, math.floor(_RERUN_SHARE * tried)))

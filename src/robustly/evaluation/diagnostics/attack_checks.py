@@ -20,7 +20,7 @@ from robustly.objectives import (
     probability_margin,
 )
 from robustly.randomness import KeyedGenerator, derive_seed
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat, ThreatModel
 
 TITLES = {
     "D1": "PGD does better than FGSM",
@@ -50,8 +50,8 @@ def single_step(probe: Probe) -> Finding:
 def black_box(probe: Probe) -> Finding:
     """D2: a search without gradients may find nothing that gradients missed."""
     threshold = "at most 0.2 points more by queries"
-    rows, norm = probe.unbroken, probe.target.threat.norm
-    attack, name = _by_queries(norm, probe.budget.queries)
+    rows = probe.unbroken
+    attack, name = _by_queries(probe.target.threat, probe.budget.queries)
     fooled = int(probe.attack(attack, "queries", rows)[0].sum())
     excess = fooled / probe.total
     words = f"{name} with {probe.budget.queries} queries breaks {fooled} of {len(rows)} images that gradients left."
@@ -60,20 +60,30 @@ def black_box(probe: Probe) -> Finding:
     return _finding("D2", excess <= 0.002, excess, threshold, words)
 
 
-def _by_queries(norm: str, queries: int) -> tuple[Attack, str]:
-    if norm == "l0":
-        return SparseRS(queries=queries), "sparse-RS"
-    return Square(queries=queries), "Square"
+def _by_queries(threat: Threat, queries: int) -> tuple[Attack, str]:
+    """The strongest search without gradients that is defined for a threat."""
+    candidates: tuple[tuple[Attack, str], ...] = (
+        (Square(queries=queries), "Square"),
+        (SparseRS(queries=queries), "sparse-RS"),
+        (PGD(0, restarts=queries), "random search"),
+    )
+    return next((attack, name) for attack, name in candidates if attack.needs.accept(threat))
 
 
 def unbounded(probe: Probe) -> Finding:
     """D3: without a bound, everything falls."""
-    low, high = probe.target.threat.box
+    threat = probe.target.threat
+    if not isinstance(threat, ThreatModel) or threat.mask is not None:
+        words = (
+            f"{threat} does not turn every image into every other, however large it is: there is nothing to test."
+        )
+        return _finding("D3", None, None, "", words)
+    low, high = threat.box
     size = probe.x[:1].numel() if len(probe.x) else 1
     pixels = probe.x.shape[-1] * probe.x.shape[-2] if probe.x.ndim == 4 else size
     whole = {"linf": 1.0, "l2": size**0.5, "l1": float(size)}
-    wide = pixels if probe.target.threat.norm == "l0" else (high - low) * whole[probe.target.threat.norm]
-    threat = ThreatModel(probe.target.threat.norm, wide, (low, high))
+    wide = pixels if threat.norm == "l0" else (high - low) * whole[threat.norm]
+    threat = ThreatModel(threat.norm, wide, (low, high))
     broken, _ = probe.attack(PGD(probe.budget.unbounded_steps), "unbounded", probe.correct, threat)
     accuracy = int((~broken).sum()) / probe.total
     limit = 0.5 / probe.logits.shape[1]
@@ -86,14 +96,10 @@ def unbounded(probe: Probe) -> Finding:
 def monotone(probe: Probe) -> Finding:
     """D4: a larger epsilon may not leave more images unbroken."""
     threat = probe.target.threat
-    radii = [float(threat.epsilon) / 2, float(threat.epsilon), 2 * float(threat.epsilon)]
-    if threat.norm == "l0":
-        radii = [float(int(radius)) for radius in radii]
-    if threat.norm == "linf":
-        radii = [min(radius, threat.box[1] - threat.box[0]) for radius in radii]
+    half = float(threat.extent) / 2
+    smaller = threat.with_extent(float(int(half))) if threat.kind == "l0" else threat.scaled(0.5)
     counts = []
-    for radius in radii:
-        at = threat.with_epsilon(radius)
+    for at in (smaller, threat, threat.scaled(2.0)):
         broken = probe.broken_by_pgd if at == threat else probe.attack(probe.pgd(), "pgd", probe.correct, at)[0]
         counts.append(int((~broken).sum()))
     rise = max(later - earlier for earlier, later in pairwise(counts)) / probe.total
@@ -122,7 +128,8 @@ def _fooled_by_chance(probe: Probe, row: int, points: int) -> bool:
     for first in range(0, points, size):
         part = numbers[first : first + size]
         x = data.floats(one).expand(len(part), -1, -1, -1)
-        near = probe.target.threat.around(x).random_start(KeyedGenerator(seed, part))
+        allowed = probe.target.threat.around(x)
+        near = allowed.apply(allowed.random_start(KeyedGenerator(seed, part)))
         with probe.seeded("chance"), frozen(probe.target.model), torch.no_grad():
             given = logits_of(probe.target.model, near)
         if bool((given.argmax(1) != data.labels[row]).any()):
@@ -236,7 +243,7 @@ def _undecided(probe: Probe) -> str | None:
             "The model answers the same image differently each time, so that success is luck: diagnose "
             "ExpectationOverTransformation(model)."
         )
-    if float(probe.target.threat.epsilon) == 0:
+    if float(probe.target.threat.extent) == 0:
         return "Epsilon is 0: there is nothing to search."
     return None
 

@@ -92,7 +92,7 @@ def diagnose(
             raise ValueError(f"there is no diagnostic {name!r}: there are {', '.join(ALL)}")
     if count < 1:
         raise ValueError(f"diagnostics need at least 1 image, got {count}")
-    if isinstance(target.threat.epsilon, Tensor):
+    if isinstance(target.threat.extent, Tensor):
         raise ValueError("diagnostics have one epsilon for all images, not one per image")
     probe = Probe(target, count, budget or Budget())
     return [attempted(name, ATTACKING[name], probe) if name in ATTACKING else CHEAP[name](probe) for name in tests]

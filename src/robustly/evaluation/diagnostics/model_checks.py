@@ -15,6 +15,7 @@ from robustly.evaluation.diagnostics.probe import VARIES, Probe, spread_of_outpu
 from robustly.evidence import Finding
 from robustly.objectives import ClassificationGoal, cross_entropy, difference_of_logits_ratio, margin
 from robustly.randomness import KeyedGenerator, derive_seed
+from robustly.threats.balls import LpBall
 
 NO_IMAGE = "The model has none of the images right: there is nothing to test."
 ONE_PERCENT = 0.01
@@ -149,8 +150,9 @@ def zero_gradient(probe: Probe) -> Finding:
         return Finding("zero_gradient", title, None, None, threshold, NO_IMAGE)
     seed = derive_seed(probe.target.seed, "diagnostics", "zero_gradient")
     generator = KeyedGenerator(seed, probe.target.data.ids[probe.correct])
-    start = probe.target.threat.around(probe.x).boundary_start(generator)
-    gradient, value, _ = probe.gradients(start, probe.correct, difference_of_logits_ratio)
+    allowed = probe.target.threat.around(probe.x)
+    start = allowed.boundary_start(generator) if isinstance(allowed, LpBall) else allowed.random_start(generator)
+    gradient, value, _ = probe.gradients(start, probe.correct, difference_of_logits_ratio, allowed)
     # where the start is adversarial already, DLR may be at its highest and have no slope
     flat = int(((gradient == 0).flatten(1).all(1) & ~(value > 0)).sum())
     words = f"{flat} of {len(start)} images have exactly zero gradient at a random point of the threat set"
@@ -226,14 +228,15 @@ def linearity(probe: Probe) -> Finding:
     threat = probe.target.threat
     if len(probe.correct) == 0:
         return Finding("D12", title, None, None, threshold, NO_IMAGE)
-    if float(threat.epsilon) == 0:
+    if float(threat.extent) == 0:
         return Finding("D12", title, None, None, threshold, "Epsilon is 0.")
-    gradient, before, _ = probe.gradients(probe.x, probe.correct, margin)
-    ball = threat.around(probe.x)
-    length = ball.default_step_size(1) if threat.norm == "l0" else ball.radius
-    point = ball.step(probe.x, gradient.nan_to_num(0.0, 0.0, 0.0), length)
-    promised = (gradient * (point - probe.x)).flatten(1).sum(1)
-    actual = probe.values(point, probe.correct, margin) - before
+    allowed = threat.around(probe.x)
+    origin = allowed.identity()
+    gradient, before, _ = probe.gradients(origin, probe.correct, margin, allowed)
+    length = allowed.default_step_size(1) if threat.kind == "l0" else allowed.radius
+    point = allowed.step(origin, gradient.nan_to_num(0.0, 0.0, 0.0), length)
+    promised = (gradient * (point - origin)).flatten(1).sum(1)
+    actual = probe.values(allowed.apply(point), probe.correct, margin) - before
     known = (promised > 0) & promised.isfinite() & actual.isfinite()
     if not bool(known.any()):
         words = "No gradient promises any rise of the margin: see D6 and zero_gradient."

@@ -18,7 +18,7 @@ from robustly.attacks.pgd import PGD, Keep
 from robustly.evaluation.target import EvaluationTarget
 from robustly.objectives import ClassificationGoal, Objective, cross_entropy, difference_of_logits_ratio
 from robustly.randomness import KeyedGenerator, derive_seed
-from robustly.threats.lp import ThreatModel
+from robustly.threats.contract import Theta, Threat, ThreatSet
 
 VARIES = 1e-4  # L2 distance of L2-normalised logits above which two answers differ
 
@@ -111,9 +111,15 @@ class Probe:
             return spread_of_outputs(lambda: logits_of(self.target.model, first)) > VARIES
 
     def gradients(
-        self, points: Images, rows: Int64[Tensor, " m"], objective: Objective
-    ) -> tuple[Images, Float[Tensor, " m"], bool]:
+        self, points: Theta, rows: Int64[Tensor, " m"], objective: Objective, allowed: ThreatSet | None = None
+    ) -> tuple[Theta, Float[Tensor, " m"], bool]:
         """Gradient and value of an objective at one point for each of some rows.
+
+        Args:
+            points: images, or with `allowed` the parameters of a threat, `(M, ...)`.
+            rows: which rows.
+            objective: the objective.
+            allowed: the threat sets of the rows, which render the images.
 
         Returns:
             Gradients, NaN where they are; values; and whether the model lets any gradient through at all.
@@ -123,7 +129,8 @@ class Probe:
             part = slice(first, first + self.target.batch_size)
             with self.seeded("slopes"), frozen(self.target.model):
                 here = points[part].detach().clone().requires_grad_()
-                value = objective(logits_of(self.target.model, here), self.goal(rows[part]))
+                images = here if allowed is None else _part_of(allowed, part).apply(here)
+                value = objective(logits_of(self.target.model, images), self.goal(rows[part]))
                 gradient = None
                 if value.requires_grad:
                     (gradient,) = torch.autograd.grad(value.sum(), here, allow_unused=True)
@@ -144,7 +151,7 @@ class Probe:
         return torch.cat(parts)
 
     def attack(
-        self, attack: Attack, purpose: str, rows: Int64[Tensor, " m"], threat: ThreatModel | None = None
+        self, attack: Attack, purpose: str, rows: Int64[Tensor, " m"], threat: Threat | None = None
     ) -> tuple[Bool[Tensor, " m"], Images]:
         """Mask of rows that an attack broke, and the images that it returned."""
         data, found = self.target.data, list[AttackResult]()
@@ -168,7 +175,7 @@ class Probe:
         self, steps: int | None = None, objective: Objective = cross_entropy, restarts: int = 1, keep: Keep = "best"
     ) -> PGD:
         """PGD with the step size of a whole run of the budget, cut short after `steps`."""
-        relative = 2.5 / self.budget.steps if self.target.threat.norm in ("linf", "l2") else None
+        relative = None if self.target.threat.kind in ("l1", "l0") else 2.5 / self.budget.steps
         return PGD(
             self.budget.steps if steps is None else steps,
             objective,
@@ -188,9 +195,13 @@ class Probe:
         rows = self.correct[~self.broken_by_pgd]
         dlr = difference_of_logits_ratio
         second: Attack = self.pgd(objective=dlr)
-        if self.target.threat.norm != "l0":
-            second = APGD(self.budget.steps, objective=dlr, large_epsilon=self.target.threat.norm == "l1")
+        if self.target.threat.kind != "l0":
+            second = APGD(self.budget.steps, objective=dlr, large_epsilon=self.target.threat.kind == "l1")
         return rows[~self.attack(second, "apgd", rows)[0]]
+
+
+def _part_of(allowed: ThreatSet, part: slice) -> ThreatSet:
+    return allowed.select(torch.arange(len(allowed.x), device=allowed.x.device)[part])
 
 
 def spread_of_outputs(call: Callable[[], Tensor], times: int = 5) -> float:
