@@ -158,7 +158,7 @@ REFUSED = [
     (["train", "mnist5k/dynat", "--method.weights.name", "none"], "allowed: gairat, mail, or null for none"),
     (["train", "mnist5k/dynat_inner_awp", "--training.epochs", "2"], "parameters.awp: warm_up is 3 epochs"),
     (["train", "mnist5k/trades", "--method.labels", "{name: smoothed, smoothing: 1}"], "smoothing must"),
-    (["train", "mnist5k/trades", "--data.extra_source", "nowhere.npz"], "'nowhere.npz' is no file or folder"),
+    (["train", "mnist5k/trades", "--data.extra_source", "nowhere.npz"], "'nowhere.npz' is not a file or folder"),
     (["train", "mnist5k/trades", "--data.extra_fraction", "1"], "extra_fraction must lie between 0 and 1"),
     (["train", "mnist5k/trades", "--training.stop_after_drop", "2"], "stop_after_drop must lie between"),
     (["train", "mnist5k/trades", "--method.inner.start", "none"], "zero gradient"),
@@ -172,7 +172,7 @@ REFUSED = [
     (["train", "mnist5k/dynat", "--runtime.device", "cuda:9"], "'auto', 'cpu', 'cuda', 'mps'"),
     (["train", "mnist5k/dynat", "--runtime.processes", "0"], "processes"),
     (["train", "mnist5k/dynat", "--seed", "one"], "seed: expected a whole number"),
-    (["train", "mnist5k/dynat", "--data.source", "nowhere"], "'nowhere' is no file or folder"),
+    (["train", "mnist5k/dynat", "--data.source", "nowhere"], "'nowhere' is not a file or folder"),
     (["train", "mnist5k/dynat", "--model.classes", "7"], "classes = 7"),
     (["train", "mnist5k/dynat", "--model.name", "resnet19"], "unknown model 'resnet19'"),
     (["train", "mnist5k/dynat", "--model.name", "no_such_module:net"], "no_such_module"),
@@ -221,7 +221,7 @@ def test_a_dry_run_shows_the_parts_before_it_looks_for_data(here: Path, capsys: 
     said = capsys.readouterr()
     assert "beta 6" in said.out
     assert "in all" in said.out
-    assert "'nowhere' is no file or folder" in said.err
+    assert "'nowhere' is not a file or folder" in said.err
 
 
 @pytest.mark.parametrize(

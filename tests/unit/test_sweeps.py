@@ -10,7 +10,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustly.experiments.configuration import ConfigurationError
 from robustly.experiments.run_folder import open_run
 from robustly.experiments.sweep_folders import read_sweep, refuse_another, state_of, write_run, write_sweep
 from robustly.experiments.sweeps import (
@@ -23,6 +22,7 @@ from robustly.experiments.sweeps import (
     parse_seeds,
     sweep_from,
 )
+from robustly.settings import SettingsError
 
 TWO = Sweep(
     ("mnist5k/pgd_at", "mnist5k/trades"),
@@ -35,7 +35,7 @@ TWO = Sweep(
 def read(name: str) -> dict[str, object]:
     """A tiny recipe of any name; the one of TRADES differs from all others."""
     if name == "nowhere":
-        raise ConfigurationError("unknown recipe 'nowhere'")
+        raise SettingsError("unknown recipe 'nowhere'")
     inner = {"name": "pgd", "steps": 2}
     loss = {"name": "trades", "beta": 3.0 if "trades" in name else 6.0}
     return {"recipe": name, "method": {"inner": inner, "loss": loss}}
@@ -74,7 +74,7 @@ def test_a_part_is_chosen_before_its_settings_are() -> None:
     fine = Sweep(("r",), over=(axis,), settings=(("method.inner.steps", "3"), ("method.inner", "pgd")))
     losses = [config.method_settings["loss"]["name"] for config in build_cells(fine, read).values()]
     assert losses == ["trades", "adversarial"]
-    with pytest.raises(ConfigurationError, match=r"r__loss=adversarial__seed=0: .*beta"):
+    with pytest.raises(SettingsError, match=r"r__loss=adversarial__seed=0: .*beta"):
         build_cells(replace(fine, settings=(("method.loss.beta", "3"),)), read)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from robustly.experiments.configuration import ConfigurationError, Settings
+from robustly.experiments.configuration import Settings
+from robustly.settings import SettingsError
 
 KEYS = object()
 """Stands for a mapping on the way to its keys."""
@@ -15,7 +16,7 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
     """Settings with command-line values `--a.b value` (or `--a.b=value`) put in; values are read as YAML.
 
     Raises:
-        ConfigurationError: a word that is no key, a key without value, a path through something that has no keys.
+        SettingsError: a word that is no key, a key without value, a path through something that has no keys.
     """
     result: dict[str, Any] = _copied(settings)
     given: list[tuple[str, str]] = []
@@ -23,14 +24,14 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
     while words:
         word = words.pop(0)
         if not word.startswith("--") or len(word) < 3:
-            raise ConfigurationError(f"expected a key such as --training.epochs, got {word!r}")
+            raise SettingsError(f"expected a key such as --training.epochs, got {word!r}")
         key, equals, value = word[2:].partition("=")
         if not equals:
             if not words:
-                raise ConfigurationError(f"--{key} needs a value")
+                raise SettingsError(f"--{key} needs a value")
             value = words.pop(0)
             if value.startswith("--"):
-                raise ConfigurationError(f"--{key} needs a value, got {value!r}")
+                raise SettingsError(f"--{key} needs a value, got {value!r}")
         given.append((key, value))
     # a new name clears the settings of what was there before, so names go first, wherever they stand
     for key, value in sorted(given, key=lambda pair: not pair[0].endswith("name")):
@@ -48,7 +49,7 @@ def overlay(settings: Settings, changes: Settings) -> dict[str, Any]:
     A mapping changes the keys that it names; another `name` clears what the old one had; null is a part left out.
 
     Raises:
-        ConfigurationError: a path through something that has no keys.
+        SettingsError: a path through something that has no keys.
     """
     result: dict[str, Any] = _copied(settings)
     for path, value in sorted(_leaves(changes), key=lambda leaf: leaf[0][-1] != "name"):
@@ -75,7 +76,7 @@ def _put(settings: dict[str, Any], path: list[str], value: Any, key: str) -> Non
         if below is None:
             below = {}
         if not isinstance(below, dict):
-            raise ConfigurationError(f"{key}: {step!r} is a value and has no keys below it")
+            raise SettingsError(f"{key}: {step!r} is a value and has no keys below it")
         here[step] = below
         here = below
     last = path[-1]

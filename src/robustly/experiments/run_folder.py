@@ -13,11 +13,12 @@ from torch import nn
 from robustly.attacks.core.contract import check_logits, frozen
 from robustly.data import DataConfig, ImageData, load_extra, load_splits
 from robustly.evaluation.evaluate import looks_like_probabilities
-from robustly.experiments.configuration import ConfigurationError, RunConfig, build_config
+from robustly.experiments.configuration import RunConfig, build_config
 from robustly.files import write_text
 from robustly.models import ModelConfig, build_model, load_weights
 from robustly.objectives import Goal
 from robustly.randomness import derive_seed
+from robustly.settings import SettingsError
 from robustly.training import Job
 from robustly.training.job import check_networks
 from robustly.training.loop import BEST, FINAL
@@ -84,14 +85,14 @@ def read_yaml(path: Path) -> dict[str, object]:
     """Settings from a YAML file.
 
     Raises:
-        ConfigurationError: no YAML, no mapping, or a key that is given twice.
+        SettingsError: no YAML, no mapping, or a key that is given twice.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)  # a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is no readable YAML ({' '.join(str(error).split())[:120]})") from None
+        raise SettingsError(f"{path} is no readable YAML ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{path} holds no settings by name")
+        raise SettingsError(f"{path} holds no settings by name")
     return content
 
 

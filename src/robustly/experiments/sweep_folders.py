@@ -51,7 +51,7 @@ def read_sweep(folder: Path) -> Sweep | None:
 
     Raises:
         SweepError: it holds something else.
-        ConfigurationError: its manifest cannot be read.
+        SettingsError: its manifest cannot be read.
     """
     if (folder / MANIFEST).is_file():
         return sweep_from(read_yaml(folder / MANIFEST), str(folder / MANIFEST))

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from robustly.experiments.configuration import ConfigurationError, RunConfig, Settings, build_config
+from robustly.experiments.configuration import RunConfig, Settings, build_config
 from robustly.experiments.overrides import apply_overrides
+from robustly.settings import SettingsError
 
 LONGEST = 40
 
@@ -257,7 +258,7 @@ def build_cells(sweep: Sweep, read: ReadsRecipe) -> dict[str, RunConfig]:
 
     Raises:
         SweepError: two runs are the same one.
-        ConfigurationError: an unknown recipe, key or value; the message names the run.
+        SettingsError: an unknown recipe, key or value; the message names the run.
     """
     recipes = {recipe: read(recipe) for recipe in sweep.recipes}
     configs: dict[str, RunConfig] = {}
@@ -268,8 +269,8 @@ def build_cells(sweep: Sweep, read: ReadsRecipe) -> dict[str, RunConfig]:
         words = [f"--{key}={value}" for key, value in (*pairs, ("seed", str(cell.seed)))]
         try:
             config = build_config(apply_overrides(recipes[cell.recipe], words))
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{name}: {error}") from None
+        except SettingsError as error:
+            raise SettingsError(f"{name}: {error}") from None
         meaning = yaml.safe_dump(config.as_plain() | {"recipe": None})
         if meaning in known:
             raise SweepError(f"{known[meaning]} and {name} are the same run: their settings are equal")
