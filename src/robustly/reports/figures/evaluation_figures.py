@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from robustly.reports.evidence import ClassResult, Evaluation, Examples, SecurityCurve, ThreatFacts
@@ -68,46 +67,49 @@ def security_curve(evaluation: Evaluation, curve: SecurityCurve) -> Figure:
     if None not in curve.low and None not in curve.high:
         traces.append(band(curve.epsilon, curve.low, curve.high, ROBUST, "attacked"))
     traces.append(
-        go.Scatter(
-            x=curve.epsilon,
-            y=curve.accuracy,
-            text=words,
-            name=f"Under attack ({label(curve.attack)})",
-            legendgroup="attacked",
-            mode="lines+markers",
-            line={"color": ROBUST, "width": 2.5},
-            marker={"size": 6},
-            hovertemplate="epsilon %{text}: %{y:.1%} under attack<extra></extra>",
-        )
+        {
+            "type": "scatter",
+            "x": curve.epsilon,
+            "y": curve.accuracy,
+            "text": words,
+            "name": f"Under attack ({label(curve.attack)})",
+            "legendgroup": "attacked",
+            "mode": "lines+markers",
+            "line": {"color": ROBUST, "width": 2.5},
+            "marker": {"size": 6},
+            "hovertemplate": "epsilon %{text}: %{y:.1%} under attack<extra></extra>",
+        }
     )
     if curve.certified is not None:
         traces.append(
-            go.Scatter(
-                x=curve.epsilon,
-                y=curve.certified,
-                text=words,
-                name="Proved (certificate)",
-                mode="lines",
-                line={"color": CERTIFIED, "width": 2.5, "dash": "dash", "shape": "hv"},
-                hovertemplate="epsilon %{text}: %{y:.1%} proved<extra></extra>",
-            )
+            {
+                "type": "scatter",
+                "x": curve.epsilon,
+                "y": curve.certified,
+                "text": words,
+                "name": "Proved (certificate)",
+                "mode": "lines",
+                "line": {"color": CERTIFIED, "width": 2.5, "dash": "dash", "shape": "hv"},
+                "hovertemplate": "epsilon %{text}: %{y:.1%} proved<extra></extra>",
+            }
         )
     traces.append(
-        go.Scatter(
-            x=[threat.epsilon],
-            y=[worst.share],
-            error_y={
+        {
+            "type": "scatter",
+            "x": [threat.epsilon],
+            "y": [worst.share],
+            "error_y": {
                 "array": [worst.high - worst.share],
                 "arrayminus": [worst.share - worst.low],
                 "color": INK,
                 "thickness": 1.5,
             },
-            text=[f"{label(threat.epsilon_text)}: {proportion(worst)}"],
-            name="Worst case over all attacks",
-            mode="markers",
-            marker={"size": 11, "symbol": "diamond", "color": INK},
-            hovertemplate="evaluated epsilon %{text}<extra></extra>",
-        )
+            "text": [f"{label(threat.epsilon_text)}: {proportion(worst)}"],
+            "name": "Worst case over all attacks",
+            "mode": "markers",
+            "marker": {"size": 11, "symbol": "diamond", "color": INK},
+            "hovertemplate": "evaluated epsilon %{text}<extra></extra>",
+        }
     )
     rows = [
         (words_, percent(accuracy), _ends(low, high), percent(proved) if curve.certified else NO_VALUE)
@@ -149,22 +151,23 @@ def by_class(classes: Sequence[ClassResult]) -> Figure:
     shown = list(classes) if len(classes) <= MOST_CLASSES else weakest[:MOST_CLASSES]
     places = list(range(len(shown)))  # not the names: two classes may share one
     traces = [
-        go.Bar(
-            y=places,
-            x=[part.share for part in parts],
-            name=name,
-            orientation="h",
-            marker={"color": colour},
-            customdata=[[label(one.name), interval(part)] for one, part in zip(shown, parts, strict=True)],
-            error_x={
+        {
+            "type": "bar",
+            "y": places,
+            "x": [part.share for part in parts],
+            "name": name,
+            "orientation": "h",
+            "marker": {"color": colour},
+            "customdata": [[label(one.name), interval(part)] for one, part in zip(shown, parts, strict=True)],
+            "error_x": {
                 "array": [part.high - part.share for part in parts],
                 "arrayminus": [part.share - part.low for part in parts],
                 "color": INK,
                 "thickness": 1,
                 "width": 2,
             },
-            hovertemplate=f"%{{customdata[0]}}: %{{x:.1%}} %{{customdata[1]}} {name.lower()}<extra></extra>",
-        )
+            "hovertemplate": f"%{{customdata[0]}}: %{{x:.1%}} %{{customdata[1]}} {name.lower()}<extra></extra>",
+        }
         for name, colour, parts in [
             ("Clean", CLEAN, [one.clean for one in shown]),
             ("Robust", ROBUST, [one.robust for one in shown]),
@@ -234,15 +237,16 @@ def distances(evaluation: Evaluation, examples: Examples) -> Figure | None:
             f"Histogram of {len(nearest)} distances between 0 and {edges[-1]:.3g}, median {middle:.3g}.",
         ),
         [
-            go.Bar(
-                x=((edges[:-1] + edges[1:]) / 2).tolist(),
-                y=counts.tolist(),
-                width=float(edges[1] - edges[0]) * 0.92,
-                marker={"color": BROKEN},
-                customdata=ranges,
-                hovertemplate="distance %{customdata}: %{y} examples<extra></extra>",
-                showlegend=False,
-            )
+            {
+                "type": "bar",
+                "x": ((edges[:-1] + edges[1:]) / 2).tolist(),
+                "y": counts.tolist(),
+                "width": float(edges[1] - edges[0]) * 0.92,
+                "marker": {"color": BROKEN},
+                "customdata": ranges,
+                "hovertemplate": "distance %{customdata}: %{y} examples<extra></extra>",
+                "showlegend": False,
+            }
         ],
         Table(("Distance", "Broken examples"), tuple(zip(ranges, map(str, counts.tolist()), strict=True))),
         x={"title": axis_title(f"{NORM_WORDS.get(evaluation.threat.norm, evaluation.threat.norm)} distance")},
