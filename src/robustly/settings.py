@@ -150,7 +150,7 @@ def _accepted(where: str, make: Callable[[], T]) -> T:
     try:
         return make()
     except ValueError as error:
-        raise SettingsError(f"{where}: {error}") from None
+        raise SettingsError(f"{where}: {error}" if where else str(error)) from None
 
 
 def _join(where: str, key: Any) -> str:

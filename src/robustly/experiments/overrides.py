@@ -12,13 +12,12 @@ KEYS = object()
 """Stands for a mapping on the way to its keys."""
 
 
-def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, Any]:
-    """Settings with command-line values `--a.b value` (or `--a.b=value`) put in; values are read as YAML.
+def pairs_of(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Keys and values of words such as `--a.b value` and `--a.b=value`.
 
     Raises:
-        SettingsError: a word that is no key, a key without value, a path through something that has no keys.
+        SettingsError: a word that is not a key, or a key without a value.
     """
-    result: dict[str, Any] = _copied(settings)
     given: list[tuple[str, str]] = []
     words = list(arguments)
     while words:
@@ -33,6 +32,17 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
             if value.startswith("--"):
                 raise SettingsError(f"--{key} needs a value, got {value!r}")
         given.append((key, value))
+    return given
+
+
+def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, Any]:
+    """Settings changed by words of a command line, `--a.b value` or `--a.b=value`; values are read as YAML.
+
+    Raises:
+        SettingsError: a word that is not a key, a key without a value, or a path through a value that has no keys.
+    """
+    result: dict[str, Any] = _copied(settings)
+    given = pairs_of(arguments)
     # a new name clears the settings of what was there before, so names go first, wherever they stand
     for key, value in sorted(given, key=lambda pair: not pair[0].endswith("name")):
         try:
