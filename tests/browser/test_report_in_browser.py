@@ -101,6 +101,19 @@ def test_every_figure_is_drawn_and_nothing_overflows(browser, reports, name, wid
         assert (int(dark) < 60) == (scheme == "dark")
 
 
+@pytest.mark.parametrize("name", ["single", "colour", "comparison"])
+def test_every_trace_and_layout_is_one_that_plotly_knows(browser, reports, name):
+    with opened(browser, reports[name]) as page:
+        check = (  # validate fails where a layout has settings for a legend that is not shown
+            "plots => plots.flatMap(({data, layout}) => Plotly.validate(data, {...layout, showlegend: true}) || [])"
+            ".filter(one => ['schema', 'value', 'object', 'array'].includes(one.code)).map(one => one.msg)"
+        )
+        drawn = "[...document.querySelectorAll('.plot[data-drawn]')].map(({data, layout}) => ({data, layout}))"
+        assert page.evaluate(f"({check})({drawn})") == []
+        wrong = "[{data: [{type: 'scatter', lien: {}}], layout: {}}, {data: [{type: 'pie'}], layout: {barmod: 1}}]"
+        assert len(page.evaluate(f"({check})({wrong})")) >= 2, "the check finds what is wrong"
+
+
 def test_the_attack_selector_shows_one_shelf(browser, reports):
     with opened(browser, reports["single"]) as page:
         tabs = page.locator("[data-tabs=attack] [role=tab]")

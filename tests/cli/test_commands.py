@@ -46,7 +46,7 @@ def test_a_run_folder_is_complete(run: Path) -> None:
     assert names == {
         "config.yaml", "metrics.csv", "status.json", "model.safetensors", "checkpoints/last.pt",
         "checkpoints/best.safetensors", "evaluation/summary.json", "evaluation/evidence.parquet",
-        "evaluation/adversarial.safetensors",
+        "evaluation/adversarial.safetensors", ".lock",
     }  # fmt: skip
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["recipe"] == "mnist5k/dynat"

@@ -6,9 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
+from shlex import quote
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 
 from robustly.cli import main
 from robustly.cli.sweep import worker_places
-from robustly.cli.sweep_ray import check_room
-from robustly.cli.sweep_run import Launch, carry_out
+from robustly.cli.sweep_run import check_room
 
 SMALL = [
     "--threat", "linf:0.1", "--data.train_limit", "128", "--data.image_size", "16", "--data.validation", "60",
@@ -99,7 +98,7 @@ def test_a_failing_run_stops_no_other_and_finished_ones_stay(
     said = capsys.readouterr().out
     bad, good = "mnist5k_pgd_at__learning_rate=1e9__seed=0", "mnist5k_pgd_at__learning_rate=0.004__seed=0"
     assert f"! {bad}: training diverged in epoch 1" in said
-    assert "1 run finished, 1 failed" in said
+    assert "1 of 2 runs finished" in said
     assert (here / "s" / good / "model.safetensors").is_file()
     assert "training diverged" in (here / "s" / bad / "output.log").read_text()
     manifest = yaml.safe_load((here / "s/sweep.yaml").read_text())
@@ -109,7 +108,7 @@ def test_a_failing_run_stops_no_other_and_finished_ones_stay(
     assert main(["sweep", "--resume", "s", "--evaluate"]) == 1  # what was trained is evaluated, nothing more
     said = capsys.readouterr().out
     assert "evaluated robust" in said
-    assert "1 of them already ended" in said
+    assert "1 of 2 runs to do" in said
     assert (here / "s" / good / "evaluation/summary.json").is_file()
     assert (here / "s" / good / "model.safetensors").stat().st_mtime_ns == before
     assert main([*words, "--dry-run"]) == 0
@@ -143,7 +142,7 @@ def test_a_killed_sweep_ends_as_unbroken_runs_do(tmp_path: Path) -> None:
     again = started(words)
     out, err = again.communicate(timeout=500)
     assert again.returncode == 0, err
-    assert "2 runs finished" in out
+    assert "2 of 2 runs finished" in out
     unbroken = command("train", "mnist5k/pgd_at", *settings, "--out", str(tmp_path / "whole"))
     subprocess.run(unbroken, env=ONE_THREAD, check=True, capture_output=True)
     assert same(weights(tmp_path / "whole"), weights(first))
@@ -173,14 +172,64 @@ def test_a_stopped_sweep_leaves_no_process_behind(
     assert '"stopped"' in (folder / "mnist5k_pgd_at__seed=0/status.json").read_text()
 
 
-def test_a_run_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
-    stop = threading.Event()
-    launch = Launch("run", tmp_path, False, 1, False, tmp_path)
-    with (tmp_path / ".lock").open("w") as lock:
+def test_a_run_in_whose_folder_another_process_works_is_waited_for(here: Path) -> None:
+    words = ["mnist5k/pgd_at", *ONE_EPOCH, "--out", "s"]
+    run = here / "s/mnist5k_pgd_at__seed=0"
+    assert main(["sweep", *words, "--print-commands"]) == 0
+    with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert carry_out(launch, stop, None, stop.set) == ""  # told that it waits, we stop it
-    assert stop.is_set()
-    assert not (tmp_path / "output.log").exists()
+        process = started(words)
+        for _ in range(1200):
+            if (run / "output.log").is_file() and "another process works" in (run / "output.log").read_text():
+                break
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        assert not (run / "checkpoints").exists()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        process.communicate(timeout=500)
+    assert process.returncode == 0
+    assert (run / "model.safetensors").is_file()
+
+
+def test_printed_commands_carry_out_the_runs_and_change_none_that_is_finished(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = ["--over", "optimizer.learning_rate=1e9,0.004"]
+    words = ["sweep", "mnist5k/pgd_at", *over, *ONE_EPOCH, "--out", "my sweep", "--evaluate"]
+    assert main([*words, "--threads", "1", "--print-commands"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 2
+    bad, good = (here / "my sweep" / f"mnist5k_pgd_at__learning_rate={rate}__seed=0" for rate in ("1e9", "0.004"))
+    assert [path.name for path in good.iterdir()] == ["config.yaml"]
+
+    def carry_out(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["sh", "-c", command], cwd="/", capture_output=True, text=True, check=False)
+
+    failed = carry_out(commands[0])
+    assert failed.returncode == 2
+    assert "robustly: training diverged" in failed.stderr
+    assert not (bad / "evaluation").exists(), "what is not trained is not evaluated"
+
+    process = subprocess.Popen(["sh", "-c", f"exec setsid sh -c {quote(commands[1])}"], stdout=subprocess.DEVNULL)
+    try:
+        wait_for(good / "checkpoints/last.pt", process)  # type: ignore[arg-type]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (good / "evaluation/summary.json").exists()
+    finished = carry_out(commands[1])
+    assert finished.returncode == 0, finished.stderr
+    assert (good / "evaluation/summary.json").is_file()
+    before = {path: path.read_bytes() for path in good.rglob("*") if path.is_file()}
+    assert carry_out(commands[1]).returncode == 0
+    assert {path: path.read_bytes() for path in good.rglob("*") if path.is_file()} == before
+    assert main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "diverged" in shown
+    assert "finished" in shown
+    whole = command("train", "mnist5k/pgd_at", *ONE_EPOCH, "--optimizer.learning_rate", "0.004", "--out", "whole")
+    subprocess.run(whole, env=ONE_THREAD, check=True, capture_output=True)
+    assert same(weights(Path("whole")), weights(good))
 
 
 def test_a_child_that_dies_without_a_word_is_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +257,7 @@ def test_a_sweep_from_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "runs/small" in said
     assert "mine__threat=l2-1__seed=3" in said
     assert "mine__threat=l1-5__seed=3" in said
-    assert "says what to sweep over" in refusal(capsys, "small.yaml", "--seeds", "1")
+    assert "holds a whole sweep" in refusal(capsys, "small.yaml", "--seeds", "1")
     (here / "small.yaml").write_text(yaml.safe_dump(content | {"sedes": 1}))
     assert "unknown key 'sedes'" in refusal(capsys, "small.yaml")
 
@@ -216,7 +265,8 @@ def test_a_sweep_from_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> 
 REFUSED = [
     ([], "name at least one recipe"),
     (["mnist5k/pgdat"], "did you mean 'mnist5k/pgd_at'"),
-    (["mnist5k/pgd_at", "mnist5k/pgd_at"], "given twice"),
+    (["mnist5k/pgd_at", "mnist5k/pgd_at"], "once"),
+    (["mnist5k/pgd_at", "--over", "threat=linf:0.1,linf:1/10"], "are the same run"),
     (["mnist5k/pgd_at", "--seeds", "0,x"], "--seeds takes whole numbers"),
     (["mnist5k/pgd_at", "--seed", "1"], "--seeds 0,1,2"),
     (["mnist5k/pgd_at", "--workers", "0"], "at least 1"),
@@ -230,11 +280,12 @@ REFUSED = [
     (["mnist5k/pgd_at", "--data.source", "nowhere"], "nowhere"),
     (["mnist5k/pgd_at", "--model.name", "evil:make"], "evil"),
     (["mnist5k/pgd_at", "--out", "taken"], "holds no sweep"),
-    (["--resume", "nowhere"], "is no sweep"),
+    (["--resume", "nowhere"], "is not a sweep"),
     (["--resume", "taken"], "holds no sweep"),
     (["mnist5k/pgd_at", "--resume", "nowhere"], "goes on with"),
-    (["--ray", "mnist5k/pgd_at"], "put --ray last"),
-    (["mnist5k/pgd_at", "--workers", "2", "--ray"], "give no --workers"),
+    (["mnist5k/pgd_at", "--ray"], "--ray"),
+    (["mnist5k/pgd_at", "--workers", "2", "--ray", "local"], "give no --workers"),
+    (["mnist5k/pgd_at", "--workers", "2", "--print-commands"], "give no --workers"),
 ]
 
 
@@ -251,7 +302,7 @@ def test_without_ray_a_sentence_says_how_to_get_it(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(["sweep", "mnist5k/pgd_at", *ONE_EPOCH, "--ray"]) == 2
+    assert main(["sweep", "mnist5k/pgd_at", *ONE_EPOCH, "--ray", "auto"]) == 2
     assert "pip install 'robustly[ray]'" in capsys.readouterr().err
 
 
@@ -288,7 +339,7 @@ def test_a_sweep_on_a_local_ray_cluster(tmp_path: Path) -> None:
     process = started([*words, "--ray", "local"])
     out, err = process.communicate(timeout=500)
     assert process.returncode == 1, err
-    assert "1 run finished, 1 failed" in out
+    assert "1 of 2 runs finished" in out
     assert "learning_rate=1e9__seed=0: training diverged" in out
     folder = tmp_path / "s/mnist5k_pgd_at__learning_rate=0.004__seed=0"
     assert "robustly train --resume" in (folder / "output.log").read_text()

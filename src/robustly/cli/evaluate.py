@@ -40,7 +40,12 @@ from robustly.statistics import Proportion
 
 
 def run_evaluation(
-    folder: Path, overrides: list[str], trust_code: bool, overwrite: bool, label: str | None = None
+    folder: Path,
+    overrides: list[str],
+    trust_code: bool,
+    overwrite: bool,
+    label: str | None = None,
+    keep: bool = False,
 ) -> int:
     """Evaluate a run and print its table; returns the exit code.
 
@@ -50,6 +55,7 @@ def run_evaluation(
         trust_code: whether code that a file names may be imported.
         overwrite: whether an earlier evaluation may be replaced.
         label: where several evaluations of a run stand side by side, the name of this one.
+        keep: whether an earlier evaluation stays, without an error.
 
     Raises:
         ValueError: anything that the user has to change.
@@ -64,8 +70,11 @@ def run_evaluation(
         check_evaluation_overrides(overrides, stored.model_names)
         config = build_config(apply_overrides(stored.as_plain(), overrides))
     target = evaluation_folder(folder, label)
-    if target.exists() and not overwrite:
-        raise RunError(f"{target} exists already: --overwrite replaces it")
+    if keep and (target / "summary.json").is_file():
+        Console().print(f"{target} exists already and stays", soft_wrap=True, markup=False, highlight=False)
+        return 0
+    if target.exists() and not (overwrite or keep):
+        raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
     source = evaluation_data(config)
     data = load_test(source)
     model, checkpoint = load_trained(folder, config, data, trust.allows)

@@ -1,15 +1,15 @@
 """The recipes that the package ships, by name."""
 
-import difflib
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import yaml
 
-from robustly.experiments.configuration import TOP_LEVEL, ConfigurationError
+from robustly.experiments.configuration import TOP_LEVEL
 from robustly.experiments.overrides import overlay
 from robustly.experiments.run_folder import read_yaml
+from robustly.settings import SettingsError, nearest
 
 
 def recipe_names() -> list[str]:
@@ -27,13 +27,12 @@ def recipe_text(name: str) -> str:
     """A shipped recipe as its file has it, comments included.
 
     Raises:
-        ConfigurationError: no recipe of that name.
+        SettingsError: no recipe of that name.
     """
     names = recipe_names()
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ":"
-        raise ConfigurationError(
+        hint = nearest(name, names) or ":"
+        raise SettingsError(
             f"unknown recipe {name!r}{hint} `robustly recipes` lists all; the path of a .yaml file will do, too"
         )
     dataset, _, method = name.partition("/")
@@ -44,12 +43,12 @@ def read_recipe(name: str) -> dict[str, object]:
     """Settings of a shipped recipe, or of a YAML file given by its path, which may start from one (key `base`).
 
     Raises:
-        ConfigurationError: unknown name, unreadable file; a file with the key `recipe`, which a run's own
+        SettingsError: unknown name, unreadable file; a file with the key `recipe`, which a run's own
             `config.yaml` has, that is not such a whole configuration.
     """
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
-            raise ConfigurationError(f"there is no file {name}")
+            raise SettingsError(f"there is no file {name}")
         return _of_file(Path(name))
     settings: dict[str, object] = yaml.safe_load(recipe_text(name))
     return {"recipe": name, **settings}
@@ -60,14 +59,14 @@ def _of_file(path: Path) -> dict[str, object]:
     base = settings.pop("base", None)
     missing = [key for key in TOP_LEVEL if key not in settings]
     if "recipe" in settings and (missing or base is not None):
-        raise ConfigurationError(
+        raise SettingsError(
             f"{path}: the key 'recipe' is what the config.yaml of a run says of where it came from; "
             "to start from a recipe write 'base: NAME'"
         )
     if base is None:
         return {"recipe": path.stem, **settings}
     if not isinstance(base, str) or base not in recipe_names():
-        raise ConfigurationError(
+        raise SettingsError(
             f"{path}: base: expected the name of a shipped recipe (see `robustly recipes`), got {base!r}"
         )
     return overlay(read_recipe(base), settings) | {"recipe": path.stem}

@@ -1,192 +1,184 @@
-"""One run of a sweep as child processes, so that a crash or a lack of memory costs that run only."""
+"""Cells of a sweep carried out here or on a Ray cluster, each in processes of its own.
 
+A crash or a lack of memory costs one run only.
+"""
+
+import importlib
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from robustly.experiments.run_folder import EVALUATION
-from robustly.experiments.sweep_folders import state_of
-
-if sys.platform != "win32":
-    import fcntl
+from robustly.experiments.run_folder import open_run
+from robustly.experiments.sweeps import Cell
 
 LOG = "output.log"
-LOCK = ".lock"
 PATIENCE = 15.0
+RETRIES = 3
+
+Environment = Mapping[str, str]
+CarryOut = Callable[[Cell, threading.Event, Environment], str]
+"""From a cell, an event that stops it, and environment variables, why it failed; empty if it did not."""
 
 
-@dataclass(frozen=True)
-class Launch:
-    """What is to be done for one run; it travels to other machines as it is.
+def carry_out_all(
+    cells: Sequence[Cell], one: CarryOut, places: Sequence[Environment], progress: Callable[[Cell, str], None]
+) -> None:
+    """Carry out cells, as many at a time as there are places.
+
+    SIGTERM and a closed terminal stop all, as Ctrl-C does.
 
     Args:
-        name: the run's name.
-        folder: its folder, from the root, with its settings in it.
-        evaluate: whether it is evaluated after training.
-        threads: threads that it computes with, unless it began with another number.
-        trust_code: whether models that its settings name may be imported.
-        started_in: the folder where `robustly sweep` was started.
+        cells: what to carry out.
+        one: carries out one cell.
+        places: environment variables for a cell at each place.
+        progress: called for each cell that ended, with why it failed.
     """
+    stop = threading.Event()
+    free: queue.SimpleQueue[Environment] = queue.SimpleQueue()
+    for place in places:
+        free.put(place)
 
-    name: str
-    folder: Path
-    evaluate: bool
-    threads: int
-    trust_code: bool
-    started_in: Path
+    def at_a_place(cell: Cell) -> str:
+        place = free.get()
+        try:
+            return one(cell, stop, place)
+        finally:
+            free.put(place)
+
+    # a job started in the background ignores SIGINT, and so would its children, which are stopped by it
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    pool = ThreadPoolExecutor(len(places))
+    try:
+        futures = {pool.submit(at_a_place, cell): cell for cell in cells}
+        for future in as_completed(futures):
+            error = future.exception()
+            progress(futures[future], future.result() if error is None else " ".join(str(error).split())[:300])
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
-def carry_out(
-    launch: Launch,
-    stop: threading.Event,
-    environment: dict[str, str] | None = None,
-    waits: Callable[[], None] | None = None,
-) -> str:
-    """Train what is not trained, evaluate what is not evaluated; waits for another process that is at it already.
+def carry_out(cell: Cell, stop: threading.Event, environment: Environment) -> str:
+    """Run the commands of a cell as child processes, with their output in the run's folder.
 
     Args:
-        launch: what to do.
-        stop: when set, the children are stopped; what they saved is kept.
+        cell: the cell, whose folder holds its settings.
+        stop: when set, the child is interrupted; it keeps what it has saved.
         environment: variables of the children beside those of this process.
-        waits: told once if another process is at it.
 
     Returns:
         Why it failed; empty if all is done, or if it was stopped.
     """
-    try:
-        with _alone_with(launch.folder, stop, waits or _nothing) as lock:
-            return "" if lock is None else _train_and_evaluate(launch, lock, stop, environment or {})
-    except (ValueError, OSError) as error:
-        return str(error)
-
-
-def _nothing() -> None:
-    pass
-
-
-def _train_and_evaluate(launch: Launch, lock: int, stop: threading.Event, environment: dict[str, str]) -> str:
-    state = state_of(launch.folder, launch.evaluate)
-    if state.state == "diverged":
-        return state.message
-    # the last bits of sums depend on the number of threads: a run ends with the number that it began with
-    threads = str(state.threads or launch.threads)
-    variables = {**os.environ, **environment, "OMP_NUM_THREADS": threads, "COLUMNS": "120"}
-    trust = ["--trust-code"] if launch.trust_code else []
-    if state.state in ("waiting", "unfinished"):
-        words = ["train", "--resume", str(launch.folder), *trust]
-        reason = _child(words, launch, variables, lock, stop)
-        if reason or stop.is_set() or not launch.evaluate:
-            return reason
-    if state_of(launch.folder, launch.evaluate).state == "trained":
-        half_written = ["--overwrite"] if (launch.folder / EVALUATION).exists() else []
-        words = ["evaluate", str(launch.folder), *half_written, *trust]
-        reason = _child(words, launch, variables, lock, stop)
-        return f"evaluation: {reason}" if reason else ""
+    # the last bits of sums depend on the number of threads
+    variables = {**os.environ, "COLUMNS": "120", **environment, "OMP_NUM_THREADS": str(cell.threads)}
+    for words in cell.commands:
+        with (cell.folder / LOG).open("ab") as log:
+            log.write(f"\n$ robustly {' '.join(words)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "robustly", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=variables,
+                cwd=cell.started_in,
+                process_group=0,  # Ctrl-C in a terminal reaches this process only, which stops each child once
+            )
+            try:
+                while process.poll() is None and not stop.wait(0.1):
+                    pass
+            finally:
+                for sign in (signal.SIGINT, signal.SIGKILL):  # SIGINT, as Ctrl-C, lets it end well
+                    if process.poll() is None:
+                        os.killpg(process.pid, sign)
+                        with suppress(subprocess.TimeoutExpired):
+                            process.wait(PATIENCE)
+        if stop.is_set():
+            return ""
+        if process.returncode:
+            return _reason((cell.folder / LOG).read_text(encoding="utf-8", errors="replace"), process.returncode)
     return ""
 
 
-@contextmanager
-def _alone_with(folder: Path, stop: threading.Event, waits: Callable[[], None]) -> Iterator[int | None]:
-    """A lock that the children inherit: it outlives this process for as long as one of them works in the folder.
-
-    So nobody trains a run twice at a time, not even after a sweep was killed whose children went on.
-    """
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        tell = waits
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                tell()
-                tell = _nothing
-                if stop.wait(0.5):
-                    yield None
-                    return
-            else:
-                yield lock
-                return
-    finally:
-        os.close(lock)
-
-
-def _child(words: list[str], launch: Launch, variables: dict[str, str], lock: int, stop: threading.Event) -> str:
-    """Run `robustly` with its output in the run's folder; returns why it failed."""
-    with (launch.folder / LOG).open("ab") as log:
-        log.write(f"$ robustly {' '.join(words)}\n".encode())
-        log.flush()
-        began = log.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "robustly", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=variables,
-            cwd=launch.started_in,
-            pass_fds=(lock,),
-            process_group=0,  # Ctrl-C in a terminal reaches this process only, which then stops each child once
-        )
-        try:
-            while process.poll() is None:
-                if stop.wait(0.1):
-                    _end(process)
-                    return ""
-        except BaseException:
-            _end(process)
-            raise
-    return "" if process.returncode == 0 else _reason(launch.folder / LOG, began, process.returncode)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a child and all of its own to stop, as Ctrl-C does; insist after a while."""
-    for sign in (signal.SIGINT, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(PATIENCE)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-        return
-
-
-def _reason(log: Path, began: int, code: int) -> str:
-    """Why a child failed: its own sentence, its last words, or the signal that ended it."""
-    with log.open("rb") as content:
-        content.seek(began)
-        lines = [line.strip() for line in content.read().decode(errors="replace").splitlines() if line.strip()]
+def _reason(log: str, code: int) -> str:
+    """Why a process failed: the signal that ended it, its error message, or its last line."""
     if code < 0:
         hint = ": was there too little memory?" if -code == signal.SIGKILL else ""
         return f"ended by {signal.Signals(-code).name}{hint}"
-    said = [line.removeprefix("robustly: ") for line in lines if line.startswith("robustly: ")]
-    return said[-1] if said else f"exit code {code}: {lines[-1] if lines else 'no output'}"
-
-
-def _hear_nothing(number: int, frame: FrameType | None) -> None:
-    pass
+    lines = [line.strip() for line in log.rpartition("\n$ robustly ")[2].splitlines()[1:] if line.strip()]
+    errors = [line.removeprefix("robustly: ") for line in lines if line.startswith("robustly: ")]
+    return [f"exit code {code}: {' '.join(lines[-1:]) or 'no output'}", *errors][-1]
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal stop a sweep as Ctrl-C does: the children must not stay behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def on_ray(address: str, threads: int) -> Iterator[CarryOut]:
+    """Carry out cells on a Ray cluster whose nodes all have the sweep's folder under the same path.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    A cell takes as many CPUs as it has threads, and a GPU if its device wants one and the cluster has any. If its
+    node or worker dies, it is started again elsewhere, from its last checkpoint.
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # started in the background: children would inherit the deafness, and they are stopped by that signal
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, _hear_nothing)
+    Args:
+        address: of the cluster; "auto" is that of this machine, "local" starts one here.
+        threads: the most that a cell has.
+
+    Raises:
+        ValueError: Ray is not installed, or the cluster cannot be reached or has no node for a cell.
+    """
     try:
-        yield
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise ValueError("--ray needs the package ray: pip install 'robustly[ray]'") from error
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {address}: {error}") from None
+    try:
+        has_gpus, task = check_room(ray, threads), ray.remote(_on_node)
+
+        def one(cell: Cell, stop: threading.Event, environment: Environment) -> str:
+            gpus = int(has_gpus and open_run(cell.folder).runtime.device in ("auto", "cuda"))
+            place = task.options(max_retries=RETRIES, num_cpus=cell.threads, num_gpus=gpus)
+            reference = place.remote(cell, environment)
+            while not ray.wait([reference], timeout=0.5)[0]:
+                if stop.is_set():
+                    ray.cancel(reference)
+                    ray.wait([reference], timeout=2 * PATIENCE)
+                    return ""
+            return str(ray.get(reference))
+
+        yield one
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        ray.shutdown()
+
+
+def check_room(ray: Any, threads: int) -> bool:
+    """Whether a cluster has GPUs.
+
+    Raises:
+        ValueError: no node has enough CPUs, so that a run would wait for ever.
+    """
+    widest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if threads > widest:
+        raise ValueError(f"no node of the Ray cluster has {threads} CPUs for a run (the largest has {widest:g})")
+    return bool(ray.cluster_resources().get("GPU", 0))
+
+
+def _on_node(cell: Cell, environment: Environment) -> str:
+    """Carry out a cell as a Ray task. A cancelled task gets KeyboardInterrupt, which stops its children."""
+    # Ray blocks SIGINT, and children would inherit that
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        return carry_out(cell, threading.Event(), environment)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,6 +1,7 @@
 """`robustly train`."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from shlex import quote
 
@@ -10,9 +11,9 @@ from robustly.cli.arguments import trust_in
 from robustly.cli.dry_run import show_composition, show_job
 from robustly.cli.progress import observer_for
 from robustly.cli.recipes import read_recipe
-from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
+from robustly.experiments.configuration import build_config, with_absolute_paths
 from robustly.experiments.overrides import apply_overrides
-from robustly.experiments.run_folder import build_job, create_run, open_run, refuse_existing
+from robustly.experiments.run_folder import alone_in, build_job, create_run, open_run, refuse_existing
 from robustly.runtime import Runtime
 from robustly.training import train
 
@@ -55,24 +56,23 @@ def run_training(
     console = Console(quiet=runtime.rank != 0)
     if runtime.rank == 0 and resume is None:
         create_run(folder, config)
-    runtime.wait_for_all()
-    _say_what(console, config, folder)
-    with observer_for(console) as observer:
+    _print(
+        console, f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat} -> {folder}"
+    )
+    lock = alone_in(folder) if runtime.rank == 0 else nullcontext()
+    with lock, observer_for(console) as observer:
+        runtime.wait_for_all()  # until the folder is there and locked
         try:
             outcome = train(job, runtime, folder, config_digest=config.digest(), observer=observer)
         except KeyboardInterrupt:
-            console.print(
-                f"\nstopped; go on with: robustly train --resume {quote(str(folder))}", soft_wrap=True, markup=False
-            )
+            _print(console, f"\nstopped; go on with: robustly train --resume {quote(str(folder))}")
             raise
     runtime.close()
-    console.print(
+    _print(
+        console,
         (f"stopped early: {outcome.reason}\n" if outcome.reason else "")
         + f"finished {outcome.epochs} epochs in {outcome.seconds:.0f} s, best epoch {outcome.best_epoch}\n"
         f"next: robustly evaluate {quote(str(folder))}",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
     )
     return 0
 
@@ -82,10 +82,5 @@ def _leads() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _say_what(console: Console, config: RunConfig, folder: Path) -> None:
-    console.print(
-        f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat} -> {folder}",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+def _print(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False, highlight=False)

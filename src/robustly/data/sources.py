@@ -1,6 +1,5 @@
 """Data sets by name or path: their settings in a configuration file, and the splits."""
 
-import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,7 @@ from robustly.data.mixing import Extra, check_extra
 from robustly.data.rows import Rows
 from robustly.data.splits import SplitRule, Splits, choose_splits, choose_test
 from robustly.data.tables import Columns, hub_rows, parquet_files, parquet_rows
+from robustly.settings import nearest
 
 _ALLOWED = (
     "mnist5k, hf:NAME or hf:NAME:CONFIG, or the path of a .parquet file, an .npz file, or a folder of "
@@ -169,8 +169,7 @@ def _parts(config: DataConfig) -> dict[str, Rows]:
         return hub_rows(name, setting or None, columns, decoding)
     path = Path(config.source).expanduser()
     if not path.exists():
-        near = difflib.get_close_matches(config.source, ["mnist5k"], cutoff=0.5)
-        hint = ", did you mean 'mnist5k'?" if near else ""
+        hint = nearest(config.source, ["mnist5k"])
         raise FileNotFoundError(f"the source {config.source!r} is not a file or folder{hint}: use {_ALLOWED}")
     files = parquet_files(path) if path.is_dir() or path.suffix == ".parquet" else {}
     if files:

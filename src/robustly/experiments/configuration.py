@@ -1,18 +1,15 @@
-"""From YAML and command-line values to typed settings, and back.
+"""The typed settings of a run from plain ones, and back.
 
-A configuration is checked as a whole before any work starts. Parts of a method are chosen by name from explicit
-tables; a name is never an import path, so that a configuration file cannot run code.
+All settings are checked before any work starts. Parts of a method are chosen by name from explicit tables; a name
+is never an import path, so a configuration file cannot run code.
 """
 
-import difflib
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from robustly.data import DataConfig
 from robustly.evaluation import SUITES
@@ -21,6 +18,7 @@ from robustly.experiments.networks import NetworkConfig, build_networks, plain_n
 from robustly.models import ModelConfig
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
+from robustly.settings import SettingsError, build, check, check_keys, choose, plain_values
 from robustly.threats import parse_threat
 from robustly.threats.lp import ThreatModel
 from robustly.training import (
@@ -38,11 +36,6 @@ from robustly.training import (
 from robustly.training.parts import CONVENTIONAL_NETWORKS
 
 Settings = Mapping[str, Any]
-T = TypeVar("T")
-
-
-class ConfigurationError(ValueError):
-    """A key or value that is not allowed; the message names both and says what is."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +104,7 @@ class RunConfig:
     def as_plain(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain values: what `config.yaml` holds."""
         sections = {
-            name: _plain(asdict(getattr(self, name)))
+            name: plain_values(asdict(getattr(self, name)))
             for name in ("data", "model", "optimizer", "schedule", "training", "runtime", "evaluation")
         }
         return {
@@ -120,7 +113,7 @@ class RunConfig:
             "threat": str(self.threat),
             "data": sections.pop("data"),
             "model": sections.pop("model"),
-            **_plain(plain_networks(self.networks)),
+            **plain_values(plain_networks(self.networks)),
             "method": self.method_settings,
             **sections,
         }
@@ -184,29 +177,24 @@ def build_config(settings: Settings) -> RunConfig:
     """Typed settings from plain ones.
 
     Raises:
-        ConfigurationError: an unknown key or name, a value of another type or out of range.
+        SettingsError: an unknown key or name, or a value of another type or out of range.
     """
-    _check_keys(settings, ("recipe", *TOP_LEVEL), "")
-    built = {name: build_section(cls, settings.get(name) or {}, name) for name, cls in _SECTIONS.items()}
-    try:
-        networks = build_networks(settings, build_section)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
-    method, plain = _build_method(settings.get("method") or {})
-    seed = settings.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise ConfigurationError(f"seed: expected a whole number, got {seed!r}")
+    check_keys(settings, ("recipe", *TOP_LEVEL), "")
+    built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in _SECTIONS.items()}
+    networks = build_networks(settings)
+    method, plain = _build_method(settings.get("method"))
+    seed = check(int, settings.get("seed", 0), "seed")
     try:
         threat = parse_threat(str(settings.get("threat", "linf:8/255")))
     except ValueError as error:
-        raise ConfigurationError(f"threat: {error}") from None
+        raise SettingsError(f"threat: {error}") from None
     if not isinstance(threat, ThreatModel):
-        raise ConfigurationError(f"threat: a run has an Lp threat, got {threat}")
+        raise SettingsError(f"threat: a run has an Lp threat, got {threat}")
     evaluation = built["evaluation"]
     try:
         suite_from(evaluation.suite, evaluation.stages, threat.kind)
     except ValueError as error:
-        raise ConfigurationError(f"evaluation: {error}") from None
+        raise SettingsError(f"evaluation: {error}") from None
     return RunConfig(
         recipe=str(settings.get("recipe", "custom")),
         seed=seed,
@@ -218,9 +206,9 @@ def build_config(settings: Settings) -> RunConfig:
     )
 
 
-def _build_method(settings: Settings) -> tuple[Method, dict[str, Any]]:
+def _build_method(given_parts: Any) -> tuple[Method, dict[str, Any]]:
     """The five parts, and their settings with defaults filled in."""
-    _check_keys(settings, (*_PARTS, "parameters"), "method")
+    settings = check_keys(given_parts, (*_PARTS, "parameters"), "method")
     parts: dict[str, Any] = {}
     plain: dict[str, Any] = {}
     for slot, table in _PARTS.items():
@@ -230,18 +218,17 @@ def _build_method(settings: Settings) -> tuple[Method, dict[str, Any]]:
             continue
         named = {"name": given} if isinstance(given, str) else given
         if not isinstance(named, Mapping) or "name" not in named:
-            raise ConfigurationError(f"method.{slot}: expected 'name' and settings, got {given!r}")
-        parts[slot] = _build_part(table, str(named["name"]), named, f"method.{slot}")
-        plain[slot] = {"name": str(named["name"]), **_plain(asdict(parts[slot]))}
-    averaged = settings.get("parameters") or {}
-    if not isinstance(averaged, Mapping):
-        raise ConfigurationError(f"method.parameters: expected names with settings, got {averaged!r}")
-    chain = {
-        name: _build_part(PARAMETER_PARTS, name, given or {}, f"method.parameters.{name}")
-        for name, given in averaged.items()
+            raise SettingsError(f"method.{slot}: expected 'name' and settings, got {given!r}")
+        part = choose(table, named["name"], f"method.{slot}", ", or null for none")
+        rest = {key: value for key, value in named.items() if key != "name"}
+        parts[slot] = build(part, rest, f"method.{slot}")
+        plain[slot] = {"name": named["name"], **plain_values(asdict(parts[slot]))}
+    chain: dict[str, Any] = {
+        name: build(PARAMETER_PARTS[name], given, f"method.parameters.{name}")
+        for name, given in check_keys(settings.get("parameters"), PARAMETER_PARTS, "method.parameters").items()
         if given is not None
     }
-    plain["parameters"] = {name: _plain(asdict(part)) for name, part in chain.items()}
+    plain["parameters"] = {name: plain_values(asdict(part)) for name, part in chain.items()}
     try:
         method = Method(
             labels=parts["labels"] or DataLabels(),
@@ -251,77 +238,5 @@ def _build_method(settings: Settings) -> tuple[Method, dict[str, Any]]:
             parameters=tuple(chain.values()),
         )
     except ValueError as error:
-        raise ConfigurationError(f"method: {error}") from None
+        raise SettingsError(f"method: {error}") from None
     return method, plain
-
-
-def _build_part(table: Mapping[str, type], name: str, settings: Any, where: str) -> Any:
-    if name not in table:
-        allowed = ", ".join(table) or "none yet"
-        allowed += "" if table is PARAMETER_PARTS else ", or null for none"
-        raise ConfigurationError(f"{where}: unknown name {name!r}{_nearest(name, table)}; allowed: {allowed}")
-    rest = {key: value for key, value in settings.items() if key != "name"}
-    return build_section(table[name], rest, where)
-
-
-def build_section(cls: Callable[..., T], settings: Any, where: str) -> T:
-    """One frozen dataclass from plain values, types checked by jsonargparse.
-
-    Args:
-        cls: the dataclass.
-        settings: a mapping of its fields.
-        where: the dotted key that messages name.
-
-    Raises:
-        ConfigurationError: as `build_config`.
-    """
-    if not isinstance(settings, Mapping):
-        raise ConfigurationError(f"{where}: expected settings by name, got {settings!r}")
-    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
-    _check_keys(settings, names, where)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "section")
-    try:
-        section = parser.instantiate(parser.parse_object({"section": dict(settings)})).section
-    except ArgumentError as error:
-        raise ConfigurationError(_explain(str(error), where)) from None
-    except ValueError as error:
-        raise ConfigurationError(f"{where}: {error}") from None
-    built: T = section
-    return built
-
-
-def _explain(message: str, where: str) -> str:
-    """The parser's words on a value of another type, in one sentence."""
-    found = re.search(r'key "section\.?([\w.]*)":(.*?)Got value: (.*)', message, re.DOTALL)
-    if found is None:
-        return f"{where}: {' '.join(message.replace('section', where).split())}"
-    key, expected, value = found.groups()
-    kind = re.sub(r"<class '(\w+)'>|typing\.", r"\1", " ".join(expected.split()))
-    choices = re.search(r"Literal\[(.*?)\]", kind)
-    kind = re.sub("Expected an? (?=[aeiou])", "expected an ", kind).replace("Expected a", "expected a")
-    wanted = f"allowed: {choices[1]}" if choices else kind.strip().rstrip(".")
-    return f"{where}.{key}: {wanted}, got {value.splitlines()[0]!r}"
-
-
-def _check_keys(settings: Any, allowed: Sequence[str], where: str) -> None:
-    if not isinstance(settings, Mapping):
-        raise ConfigurationError(f"{where or 'a configuration'}: expected settings by name, got {settings!r}")
-    for key in settings:
-        if key not in allowed:
-            path = f"{where}.{key}" if where else str(key)
-            raise ConfigurationError(
-                f"unknown key {path!r}{_nearest(str(key), allowed)}; allowed: {', '.join(allowed) or 'nothing'}"
-            )
-
-
-def _nearest(word: str, allowed: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(word, list(allowed), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as YAML has them."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

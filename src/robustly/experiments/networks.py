@@ -5,12 +5,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from robustly.models import ModelConfig
+from robustly.settings import SettingsError, build, check, check_keys
 from robustly.training import MethodError, OptimizerConfig
 from robustly.training.engine.job import check_kind, network_key
 from robustly.training.parts import CONVENTIONAL_NETWORKS
-
-Build = Callable[[Any, Any, str], Any]
-"""Builds a dataclass from plain values, with the dotted key of the settings for messages."""
 
 
 @dataclass(frozen=True)
@@ -33,56 +31,49 @@ class NetworkConfig:
         return {**asdict(self.model), "frozen": self.frozen, "optimizer": optimizer}
 
 
-def build_networks(settings: Mapping[str, Any], build: Build) -> dict[str, NetworkConfig]:
+def build_networks(settings: Mapping[str, Any]) -> dict[str, NetworkConfig]:
     """Networks beside the model from the settings of a run.
 
     Args:
         settings: the whole settings; `guide`, `teacher`, `standard_teacher` and `networks` are used.
-        build: builds a dataclass from plain values.
 
     Raises:
-        ValueError: an unknown key, a value of another type, a name given twice, a frozen network without weights.
+        SettingsError: an unknown key, a value of another type, a name given twice, a frozen network without
+            weights.
     """
     networks: dict[str, NetworkConfig] = {}
     for name, kind in CONVENTIONAL_NETWORKS.items():
         if settings.get(name) is not None:
             networks[name] = NetworkConfig(build(ModelConfig, settings[name], name), frozen=kind == "frozen")
-    others = settings.get("networks")
-    if others is not None and not isinstance(others, Mapping):
-        raise ValueError(f"networks: expected settings by the names of networks, got {others!r}")
-    for name, given in (others or {}).items():
+    others = check(dict[str, Any] | None, settings.get("networks"), "networks") or {}
+    for name, given in others.items():
         if given is None:
             continue
         if name in networks:
-            raise ValueError(f"the network {name!r} is given twice: remove one of {name!r} and 'networks.{name}'")
-        networks[str(name)] = _build_network(given, f"networks.{name}", build)
+            raise SettingsError(
+                f"the network {name!r} is given twice: remove one of {name!r} and 'networks.{name}'"
+            )
+        networks[name] = _build_network(given, f"networks.{name}")
     for name, network in networks.items():
         key = network_key(name) if settings.get(name) is not None else f"networks.{name}"
         try:
             check_kind(name, network.frozen)
         except MethodError as error:
-            raise ValueError(f"{key}: {error}") from None
+            raise SettingsError(f"{key}: {error}") from None
         if network.frozen and network.model.weights is None:
-            raise ValueError(f"{key}: a frozen network is trained beforehand: set {key}.weights to its file")
+            raise SettingsError(f"{key}: a frozen network is trained beforehand: set {key}.weights to its file")
         if network.frozen and network.optimizer is not None:
-            raise ValueError(f"{key}: a frozen network has no optimizer: remove it, or set frozen to false")
+            raise SettingsError(f"{key}: a frozen network has no optimizer: remove it, or set frozen to false")
     return networks
 
 
-def _build_network(given: Any, key: str, build: Build) -> NetworkConfig:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{key}: expected settings by name, got {given!r}")
-    allowed = [*(item.name for item in fields(ModelConfig)), "frozen", "optimizer"]
-    for name in given:
-        if name not in allowed:
-            raise ValueError(f"unknown key '{key}.{name}'; allowed: {', '.join(allowed)}")
-    frozen, optimizer = given.get("frozen", False), given.get("optimizer")
-    if not isinstance(frozen, bool):
-        raise ValueError(f"{key}.frozen: expected true or false, got {frozen!r}")
-    rest = {name: value for name, value in given.items() if name not in ("frozen", "optimizer")}
+def _build_network(given: Any, key: str) -> NetworkConfig:
+    own = ("frozen", "optimizer")
+    settings = check_keys(given, [*(item.name for item in fields(ModelConfig)), *own], key)
+    optimizer = settings.get("optimizer")
     return NetworkConfig(
-        build(ModelConfig, rest, key),
-        frozen=frozen,
+        build(ModelConfig, {name: value for name, value in settings.items() if name not in own}, key),
+        frozen=check(bool, settings.get("frozen", False), f"{key}.frozen"),
         optimizer=None if optimizer is None else build(OptimizerConfig, optimizer, f"{key}.optimizer"),
     )
 

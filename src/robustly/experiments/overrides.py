@@ -5,33 +5,44 @@ from typing import Any
 
 import yaml
 
-from robustly.experiments.configuration import ConfigurationError, Settings
+from robustly.experiments.configuration import Settings
+from robustly.settings import SettingsError
 
 KEYS = object()
 """Stands for a mapping on the way to its keys."""
 
 
-def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, Any]:
-    """Settings with command-line values `--a.b value` (or `--a.b=value`) put in; values are read as YAML.
+def pairs_of(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Keys and values of words such as `--a.b value` and `--a.b=value`.
 
     Raises:
-        ConfigurationError: a word that is no key, a key without value, a path through something that has no keys.
+        SettingsError: a word that is not a key, or a key without a value.
     """
-    result: dict[str, Any] = _copied(settings)
     given: list[tuple[str, str]] = []
     words = list(arguments)
     while words:
         word = words.pop(0)
         if not word.startswith("--") or len(word) < 3:
-            raise ConfigurationError(f"expected a key such as --training.epochs, got {word!r}")
+            raise SettingsError(f"expected a key such as --training.epochs, got {word!r}")
         key, equals, value = word[2:].partition("=")
         if not equals:
             if not words:
-                raise ConfigurationError(f"--{key} needs a value")
+                raise SettingsError(f"--{key} needs a value")
             value = words.pop(0)
             if value.startswith("--"):
-                raise ConfigurationError(f"--{key} needs a value, got {value!r}")
+                raise SettingsError(f"--{key} needs a value, got {value!r}")
         given.append((key, value))
+    return given
+
+
+def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, Any]:
+    """Settings changed by words of a command line, `--a.b value` or `--a.b=value`; values are read as YAML.
+
+    Raises:
+        SettingsError: a word that is not a key, a key without a value, or a path through a value that has no keys.
+    """
+    result: dict[str, Any] = _copied(settings)
+    given = pairs_of(arguments)
     # a new name clears the settings of what was there before, so names go first, wherever they stand
     for key, value in sorted(given, key=lambda pair: not pair[0].endswith("name")):
         try:
@@ -48,7 +59,7 @@ def overlay(settings: Settings, changes: Settings) -> dict[str, Any]:
     A mapping changes the keys that it names; another `name` clears what the old one had; null is a part left out.
 
     Raises:
-        ConfigurationError: a path through something that has no keys.
+        SettingsError: a path through something that has no keys.
     """
     result: dict[str, Any] = _copied(settings)
     for path, value in sorted(_leaves(changes), key=lambda leaf: leaf[0][-1] != "name"):
@@ -75,7 +86,7 @@ def _put(settings: dict[str, Any], path: list[str], value: Any, key: str) -> Non
         if below is None:
             below = {}
         if not isinstance(below, dict):
-            raise ConfigurationError(f"{key}: {step!r} is a value and has no keys below it")
+            raise SettingsError(f"{key}: {step!r} is a value and has no keys below it")
         here[step] = below
         here = below
     last = path[-1]

@@ -1,7 +1,10 @@
 """A run folder: its settings, its networks and its data, put together from `config.yaml`."""
 
+import shutil
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +16,21 @@ from torch import nn
 from robustly.attacks.core.contract import check_output, frozen
 from robustly.data import DataConfig, ImageData, load_extra, load_splits
 from robustly.evaluation.evaluate import looks_like_probabilities
-from robustly.experiments.configuration import ConfigurationError, RunConfig, build_config
+from robustly.experiments.configuration import RunConfig, build_config
 from robustly.files import write_text
 from robustly.models import ModelConfig, build_model, load_weights
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
+from robustly.settings import SettingsError
 from robustly.training import AuxiliaryNetwork, Job
 from robustly.training.engine.job import check_networks
 from robustly.training.engine.loop import BEST, FINAL
 
+if sys.platform != "win32":
+    import fcntl
+
 CONFIG = "config.yaml"
+LOCK = ".lock"
 EVALUATION = "evaluation"
 REPORT = "report.html"
 
@@ -34,15 +42,40 @@ class RunError(ValueError):
 
 
 def create_run(folder: Path, config: RunConfig) -> None:
-    """Make a run folder with its settings.
+    """Make a run folder with its settings, whole or not at all.
 
     Raises:
         RunError: something of that name is there already.
         OSError: the folder cannot be written.
     """
     refuse_existing(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG, yaml.safe_dump(config.as_plain(), sort_keys=False))
+    staging = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    write_text(staging / CONFIG, yaml.safe_dump(config.as_plain(), sort_keys=False))
+    if folder.is_dir():
+        folder.rmdir()
+    staging.replace(folder)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Lock a run's folder, so that no run is trained twice at a time; wait for another process that has the lock.
+
+    The lock ends with the process, however that ends. Where files cannot be locked (Windows, some network disks),
+    and in a folder that does not exist yet, there is none.
+    """
+    if sys.platform == "win32" or not folder.is_dir():
+        yield
+        return
+    with (folder / LOCK).open("w") as lock:
+        with suppress(OSError):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                warnings.warn(f"another process works in {folder}: waiting until it ends", stacklevel=3)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def refuse_existing(folder: Path) -> None:
@@ -84,14 +117,14 @@ def read_yaml(path: Path) -> dict[str, object]:
     """Settings from a YAML file.
 
     Raises:
-        ConfigurationError: no YAML, no mapping, or a key that is given twice.
+        SettingsError: no YAML, no mapping, or a key that is given twice.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)  # a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is no readable YAML ({' '.join(str(error).split())[:120]})") from None
+        raise SettingsError(f"{path} is no readable YAML ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{path} holds no settings by name")
+        raise SettingsError(f"{path} holds no settings by name")
     return content
 
 

@@ -1,131 +1,154 @@
-"""What a sweep is: training recipes, each with every combination of values and every seed, and its runs by name."""
+"""A sweep: recipes, each with every combination of values and every seed. Its cells are the runs."""
 
 import hashlib
 import itertools
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shlex import join
 from typing import Any
 
-import yaml
-
-from robustly.experiments.configuration import ConfigurationError, RunConfig, Settings, build_config
+from robustly.experiments.configuration import RunConfig, Settings, build_config, with_absolute_paths
 from robustly.experiments.overrides import apply_overrides
+from robustly.experiments.run_folder import CONFIG, open_run
+from robustly.settings import SettingsError, build, plain_values
+from robustly.training.engine.loop import FINAL
 
 LONGEST = 40
-
-ReadsRecipe = Callable[[str], Settings]
-
-
-class SweepError(ValueError):
-    """A sweep that makes no sense, or a folder that does not hold what it should."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A setting and the values that it takes in turn, as a person types them.
-
-    Args:
-        key: dotted key, such as `method.loss.beta`.
-        values: texts that are read as YAML.
-
-    Raises:
-        SweepError: no key or no value, or the seed, which has an axis of its own.
-    """
-
-    key: str
-    values: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if not self.key or not self.values or "" in self.values:
-            raise SweepError(
-                f"over {self.key or '?'}: expected KEY=VALUE,VALUE,... such as threat=linf:0.1,linf:0.2"
-            )
-        if self.key == "seed":
-            raise SweepError("seeds are given by --seeds 0,1,2, not as values to sweep over")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is asked for: every recipe with every combination of values and every seed.
+    """Every recipe with every combination of values and every seed.
 
     Args:
         recipes: names or paths of recipes.
-        seeds: seeds of the runs.
-        over: settings that vary.
-        settings: settings that are the same in all runs: dotted keys and texts.
-        evaluate: whether every trained run is evaluated too.
+        seeds: seeds of the runs, at least 0.
+        over: settings that vary: dotted key to values, as text.
+        settings: settings of all runs: dotted key to text.
+        evaluate: whether trained runs are evaluated too.
 
     Raises:
-        SweepError: nothing to do, something named twice, or a setting both fixed and varied.
+        SettingsError: nothing to do, or a setting that is both fixed and varied.
     """
 
     recipes: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
-    over: tuple[Axis, ...] = ()
-    settings: tuple[tuple[str, str], ...] = ()
+    over: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     evaluate: bool = False
 
     def __post_init__(self) -> None:
         if not self.recipes:
-            raise SweepError(
-                "name at least one recipe (see `robustly recipes`), a sweep's .yaml file or --resume FOLDER"
+            raise SettingsError(
+                "name at least one recipe (see `robustly recipes`), a sweep's file or --resume FOLDER"
             )
-        if not self.seeds:
-            raise SweepError("give at least one seed, such as --seeds 0,1,2")
-        fixed = [key for key, _ in self.settings]
-        if "seed" in fixed:
-            raise SweepError("a sweep takes --seeds 0,1,2 in place of --seed")
-        varied = [axis.key for axis in self.over]
-        both = sorted(set(fixed) & set(varied))
-        if both:
-            raise SweepError(f"{both[0]} is both swept over and set to one value")
-        for what, given in (
-            ("recipe", self.recipes),
-            ("seed", self.seeds),
-            ("swept setting", varied),
-            ("setting", fixed),
-            *((f"value of {axis.key}", axis.values) for axis in self.over),
-        ):
-            twice = [str(item) for item, count in Counter(given).items() if count > 1]
-            if twice:
-                raise SweepError(f"{what} {twice[0]} is given twice")
-
-    def as_plain(self) -> dict[str, Any]:
-        """What `sweep.yaml` holds, and what a sweep's YAML file may hold."""
-        return {
-            "recipes": list(self.recipes),
-            "seeds": list(self.seeds),
-            "over": {axis.key: list(axis.values) for axis in self.over},
-            "settings": dict(self.settings),
-            "evaluate": self.evaluate,
-        }
+        if not self.seeds or min(self.seeds) < 0:
+            raise SettingsError("give at least one seed, a whole number of at least 0, such as --seeds 0,1,2")
+        if "seed" in (*self.over, *self.settings):
+            raise SettingsError("a sweep takes seeds by --seeds 0,1,2, not as a setting")
+        for key, values in self.over.items():
+            if not key or not values or "" in values:
+                raise SettingsError(f"over {key or '?'}: expected KEY=VALUE,... such as threat=linf:0.1,linf:0.2")
+            if key in self.settings:
+                raise SettingsError(f"{key} is both swept over and set to one value")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep.
+    """One run of a sweep, with all that is needed to carry it out anywhere.
 
     Args:
+        name: recipe, values and seed, as a name that any file system takes.
         recipe: name or path of its recipe.
-        values: its value on every axis.
-        seed: its seed.
+        overrides: what it changes of the recipe, as words of a command line.
+        sweep: folder of the sweep, from the root.
+        evaluate: whether the run is evaluated after training.
+        threads: threads of its processes.
+        trust_code: whether models that settings name may be imported.
+        started_in: working folder of its processes.
     """
 
+    name: str
     recipe: str
-    values: tuple[tuple[str, str], ...]
-    seed: int
+    overrides: tuple[str, ...]
+    sweep: Path
+    evaluate: bool
+    threads: int = 1
+    trust_code: bool = False
+    started_in: Path = field(default_factory=Path.cwd)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.sweep / self.name
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of the commands that it still needs, after `robustly`; each goes on where it stopped."""
+        trust = ["--trust-code"] if self.trust_code else []
+        train = ["train", "--resume", str(self.folder), *trust]
+        evaluate = ["evaluate", str(self.folder), "--keep", *trust]
+        is_trained = (self.folder / FINAL).is_file()
+        return [*([] if is_trained else [train]), *([evaluate] if self.evaluate else [])]
+
+    @property
+    def shell_command(self) -> str:
+        """The same as one line for a shell, from any folder."""
+        lines = [join([sys.executable, "-m", "robustly", *words]) for words in self.commands]
+        return " && ".join([join(["cd", str(self.started_in)]), f"export OMP_NUM_THREADS={self.threads}", *lines])
+
+    def config(self, read: Callable[[str], Settings]) -> RunConfig:
+        """All settings, checked: from the run's folder, or from the recipe while there is no folder.
+
+        Args:
+            read: gives the settings of a recipe by its name or path.
+
+        Raises:
+            SettingsError: an unknown recipe, key or value; the message names the cell.
+        """
+        if (self.folder / CONFIG).is_file():
+            return open_run(self.folder)
+        try:
+            return with_absolute_paths(build_config(apply_overrides(read(self.recipe), self.overrides)))
+        except SettingsError as error:
+            raise SettingsError(f"{self.name}: {error}") from None
 
 
-def parse_axis(text: str) -> Axis:
-    """`KEY=VALUE,VALUE,...`; a comma inside brackets or braces belongs to its value.
+def cells_of(sweep: Sweep, folder: Path) -> list[Cell]:
+    """All cells of a sweep, recipes outermost, seeds innermost; names depend on nothing but the sweep.
 
     Raises:
-        SweepError: anything else.
+        SettingsError: two cells are the same.
     """
+    last = {key: key.rpartition(".")[2] for key in sweep.over}
+    unclear = [word for word, count in Counter([*last.values(), "name"]).items() if count > 1 or word == "name"]
+    axes = [[(key, str(value)) for value in values] for key, values in sweep.over.items()]
+    cells = []
+    for recipe, values, seed in itertools.product(sweep.recipes, itertools.product(*axes), sweep.seeds):
+        is_file = recipe.endswith((".yaml", ".yml"))
+        shown = [_safe(Path(recipe).stem if is_file else recipe.replace("/", "_"))]
+        shown += [f"{_safe(key if last[key] in unclear else last[key])}={_safe(value)}" for key, value in values]
+        # what stands deeper goes later: a part first, then the settings of that part
+        pairs = sorted((*values, *sweep.settings.items()), key=lambda pair: pair[0].count("."))
+        overrides = tuple(f"--{key}={value}" for key, value in (*pairs, ("seed", seed)))
+        cells.append(Cell("__".join([*shown, f"seed={seed}"]), recipe, overrides, folder, sweep.evaluate))
+    count = Counter(cell.name.casefold() for cell in cells)
+    named = {
+        cell.name + (f"__{_hash((cell.recipe, cell.overrides))}" if count[cell.name.casefold()] > 1 else ""): cell
+        for cell in cells
+    }
+    if len(named) < len(cells):
+        raise SettingsError("two runs of the sweep are the same: name each recipe, seed and value once")
+    return [replace(cell, name=name) for name, cell in named.items()]
+
+
+def parse_over(text: str) -> tuple[str, tuple[str, ...]]:
+    """A setting that varies and its values, from `KEY=VALUE,...`; a comma inside brackets belongs to its value."""
     key, _, rest = text.partition("=")
     values, depth = [""], 0
     for letter in rest:
@@ -134,109 +157,43 @@ def parse_axis(text: str) -> Axis:
             values.append("")
         else:
             values[-1] += letter
-    return Axis(_plain_key(key), tuple(value.strip() for value in values))
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2`.
-
-    Raises:
-        SweepError: anything else.
-    """
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise SweepError(f"--seeds takes whole numbers with commas, such as 0,1,2, got {text!r}")
-    return tuple(int(seed) for seed in text.split(","))
+    return plain_key(key), tuple(value.strip() for value in values)
 
 
 def sweep_from(plain: Mapping[str, Any], where: str) -> Sweep:
-    """A sweep from the content of a YAML file.
-
-    Args:
-        plain: `recipes`, `seeds`, `over` (lists by dotted key), `settings` (dotted or nested) and `evaluate`.
-        where: the file, for messages.
+    """A sweep from the content of a YAML file, whose `settings` may be nested and whose values may be numbers.
 
     Raises:
-        SweepError: an unknown key, or a value of another type.
+        SettingsError: an unknown key or a value of another type; the message begins with `where`.
     """
-    allowed = [field.name for field in fields(Sweep)]
-    for key in plain:
-        if key not in allowed:
-            raise SweepError(f"{where}: unknown key {key!r}; allowed: {', '.join(allowed)}")
-    recipes, seeds = plain.get("recipes"), plain.get("seeds", [0])
-    over, settings = plain.get("over") or {}, plain.get("settings") or {}
-    if not isinstance(recipes, list) or not all(isinstance(recipe, str) for recipe in recipes):
-        raise SweepError(f"{where}: recipes: expected a list of names, got {recipes!r}")
-    if not isinstance(seeds, list) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise SweepError(f"{where}: seeds: expected a list of whole numbers, got {seeds!r}")
-    if not isinstance(over, Mapping) or not all(isinstance(values, list) for values in over.values()):
-        raise SweepError(f"{where}: over: expected a list of values by setting, got {over!r}")
-    if not isinstance(settings, Mapping):
-        raise SweepError(f"{where}: settings: expected settings by name, got {settings!r}")
-    if not isinstance(plain.get("evaluate", False), bool):
-        raise SweepError(f"{where}: evaluate: expected true or false, got {plain['evaluate']!r}")
-    return Sweep(
-        tuple(recipes),
-        tuple(seeds),
-        tuple(Axis(_plain_key(str(key)), tuple(map(_text, values))) for key, values in over.items()),
-        settings_from(_flat(settings)),
-        plain.get("evaluate", False),
-    )
+    try:
+        given = build(Sweep, plain, "")
+        over = {plain_key(key): tuple(map(_text, values)) for key, values in given.over.items()}
+        return replace(given, over=over, settings=dict(sorted(_flat(given.settings))))
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from None
 
 
-def settings_from(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Settings for all runs, in the one order and spelling that a manifest has."""
-    return tuple(sorted((_plain_key(key), value) for key, value in pairs))
+def as_plain(sweep: Sweep) -> dict[str, Any]:
+    """The content of `sweep.yaml`, from which `sweep_from` reads the same sweep."""
+    return dict(plain_values(asdict(sweep)))
 
 
-def _plain_key(key: str) -> str:
+def plain_key(key: str) -> str:
+    """A key as settings have it: `training.batch_size`, also for `--training.batch-size`."""
     return key.strip().removeprefix("--").replace("-", "_")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     for key, value in settings.items():
         nested = isinstance(value, Mapping) and value
-        pairs += _flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", _text(value))]
+        pairs += _flat(value, f"{prefix}{key}.") if nested else [(plain_key(f"{prefix}{key}"), _text(value))]
     return pairs
 
 
-def cells_of(sweep: Sweep) -> dict[str, Cell]:
-    """All runs of a sweep by name, recipes outermost, seeds innermost.
-
-    A name says recipe, values and seed; it depends on nothing but the sweep, and any file system takes it.
-    """
-    axes = [[(axis.key, value) for value in axis.values] for axis in sweep.over]
-    cells = [
-        Cell(recipe, values, seed)
-        for recipe in sweep.recipes
-        for values in itertools.product(*axes)
-        for seed in sweep.seeds
-    ]
-    shown = _shown_keys([axis.key for axis in sweep.over])
-    names = [_name(cell, shown) for cell in cells]
-    count = Counter(name.casefold() for name in names)
-    return {
-        name if count[name.casefold()] == 1 else f"{name}__{_hash(repr(cell))}": cell
-        for name, cell in zip(names, cells, strict=True)
-    }
-
-
-def _shown_keys(keys: Sequence[str]) -> dict[str, str]:
-    """The last word of each key, where that tells enough."""
-    last = Counter(key.rpartition(".")[2] for key in keys)
-    short = {key: key.rpartition(".")[2] for key in keys}
-    return {key: word if last[word] == 1 and word != "name" else key for key, word in short.items()}
-
-
-def _name(cell: Cell, shown: Mapping[str, str]) -> str:
-    is_file = cell.recipe.endswith((".yaml", ".yml"))
-    recipe = Path(cell.recipe).stem if is_file else cell.recipe.replace("/", "_")
-    values = [f"{_safe(shown[key])}={_safe(value)}" for key, value in cell.values]
-    return "__".join([_safe(recipe), *values, f"seed={cell.seed}"])
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _safe(text: str) -> str:
@@ -244,35 +201,5 @@ def _safe(text: str) -> str:
     return safe if len(safe) <= LONGEST else f"{safe[:LONGEST]}-{_hash(text)}"
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
-
-
-def build_cells(sweep: Sweep, read: ReadsRecipe) -> dict[str, RunConfig]:
-    """The full settings of every run, all checked, by name.
-
-    Args:
-        sweep: what is asked for.
-        read: gives the settings of a recipe by its name or path.
-
-    Raises:
-        SweepError: two runs are the same one.
-        ConfigurationError: an unknown recipe, key or value; the message names the run.
-    """
-    recipes = {recipe: read(recipe) for recipe in sweep.recipes}
-    configs: dict[str, RunConfig] = {}
-    known: dict[str, str] = {}
-    for name, cell in cells_of(sweep).items():
-        # what stands deeper goes later: a part first, then the settings of that part
-        pairs = sorted((*cell.values, *sweep.settings), key=lambda pair: pair[0].count("."))
-        words = [f"--{key}={value}" for key, value in (*pairs, ("seed", str(cell.seed)))]
-        try:
-            config = build_config(apply_overrides(recipes[cell.recipe], words))
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{name}: {error}") from None
-        meaning = yaml.safe_dump(config.as_plain() | {"recipe": None})
-        if meaning in known:
-            raise SweepError(f"{known[meaning]} and {name} are the same run: their settings are equal")
-        known[meaning] = name
-        configs[name] = config
-    return configs
+def _hash(value: object) -> str:
+    return hashlib.sha256(str(value).encode()).hexdigest()[:6]

@@ -1,12 +1,13 @@
 """Layers of all networks: input normalisation and the choice of activation."""
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from robustly.settings import nearest
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -28,14 +29,8 @@ def activation_layer(name: str) -> nn.Module:
         ValueError: for a name that is not in `ACTIVATIONS`.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}{closest(name, ACTIVATIONS)}: use {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"unknown activation {name!r}{nearest(name, ACTIVATIONS)}: use {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
-
-
-def closest(name: str, allowed: Sequence[str] | dict[str, Callable[[], nn.Module]]) -> str:
-    """The words ", did you mean ...?" for a mistyped name; empty if no allowed name is close."""
-    near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def scaled(channels: int, width: float) -> int:

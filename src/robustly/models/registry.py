@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from robustly.models.layers import ACTIVATIONS, closest
+from robustly.models.layers import ACTIVATIONS
 from robustly.models.resnet import PreActResNet, ResNet
 from robustly.models.small_cnn import SmallCNN
 from robustly.models.user_code import build_user_model
 from robustly.models.weights import load_weights
 from robustly.models.wide_resnet import WideResNet
+from robustly.settings import Ratio, nearest
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ModelConfig:
         image_size: height and width in pixels; None is 28x28 for `small_cnn` and 32x32 for the others.
         width: factor of the hidden widths, positive, such as 0.25 for small machines.
         activation: a name in `ACTIVATIONS`; None is silu for the `_silu` networks and relu for the others.
-        mean: per-channel mean on the [0, 1] scale for the input normalisation; None for none.
+        mean: per-channel mean on the [0, 1] scale for the input normalisation, such as 125.3/255; None for none.
         std: per-channel standard deviation on the [0, 1] scale; None for none.
         dropout: probability in [0, 1); None is 0.5 for `small_cnn` and 0 for wide ResNets. The others have no
             dropout.
@@ -42,15 +43,15 @@ class ModelConfig:
     image_size: tuple[int, int] | None = None
     width: float = 1.0
     activation: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[Ratio, ...] | None = None
+    std: tuple[Ratio, ...] | None = None
     dropout: float | None = None
     weights: str | None = None
 
     def __post_init__(self) -> None:
         if ":" not in self.name and self.name not in MODELS:
             raise ValueError(
-                f"unknown model {self.name!r}{closest(self.name, list(MODELS))}: use {', '.join(MODELS)}, "
+                f"unknown model {self.name!r}{nearest(self.name, MODELS)}: use {', '.join(MODELS)}, "
                 "or package.module:factory for a model of your own"
             )
         if self.classes is not None and self.classes < 2:
@@ -65,7 +66,7 @@ class ModelConfig:
             raise ValueError(f"dropout is {self.dropout}: use a probability in [0, 1)")
         if self.activation is not None and self.activation not in ACTIVATIONS:
             raise ValueError(
-                f"unknown activation {self.activation!r}{closest(self.activation, ACTIVATIONS)}: "
+                f"unknown activation {self.activation!r}{nearest(self.activation, ACTIVATIONS)}: "
                 f"use {', '.join(ACTIVATIONS)}"
             )
 
@@ -100,8 +101,8 @@ class Settings:
     width: float
     activation: str
     dropout: float
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
+    mean: tuple[Ratio, ...] | None
+    std: tuple[Ratio, ...] | None
 
 
 @dataclass(frozen=True)

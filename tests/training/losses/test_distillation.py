@@ -14,7 +14,8 @@ from training_tools import Constant, Given, double, final, make_job, make_step, 
 
 from robustly.cli.recipes import read_recipe, recipe_names
 from robustly.data import Splits
-from robustly.experiments.configuration import ConfigurationError, build_config
+from robustly.experiments.configuration import build_config
+from robustly.settings import SettingsError
 from robustly.training import (
     AdaadInner,
     AdaadLoss,
@@ -349,7 +350,7 @@ TAUGHT = [name for name in recipe_names() if "teacher" in read_recipe(name)]
 @pytest.mark.parametrize("name", TAUGHT)
 def test_recipes_with_a_teacher_need_its_weights(name: str) -> None:
     recipe = read_recipe(name)
-    with pytest.raises(ConfigurationError, match=r"set teacher\.weights"):
+    with pytest.raises(SettingsError, match=r"set teacher\.weights"):
         build_config(recipe)
     roles = [role for role in ("teacher", "standard_teacher") if role in recipe]
     ready = recipe | {role: recipe[role] | {"weights": "FILE"} for role in roles}  # type: ignore[operator]

@@ -115,7 +115,7 @@ def lead_of_target(logits: Float[Tensor, "n k"], goal: ClassificationGoal) -> Fl
         ValueError: the goal has no target.
     """
     if goal.target is None:
-        raise ValueError("only a goal with a target has a lead: give Goal(y, target=classes)")
+        raise ValueError("only a goal with a target has a lead: give ClassificationGoal(y, target=classes)")
     return -margin(logits, ClassificationGoal(goal.target))
 
 

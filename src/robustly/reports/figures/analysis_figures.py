@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import plotly.graph_objects as go
 
 from robustly.evidence.provenance import ThreatRecord
 from robustly.evidence.unions import ThreatUnion
@@ -156,15 +155,16 @@ def first_order_radii(gradients: Gradients, histogram: Histogram, norm: str, eps
             f"Histogram of {number} first-order radii, median {median}.",
         ),
         [
-            go.Bar(
-                x=[(low + high) / 2 for low, high in pairwise(edges)],
-                y=list(histogram.counts),
-                width=0.92 * (edges[1] - edges[0]),
-                marker={"color": ROBUST},
-                customdata=ranges,
-                hovertemplate="radius %{customdata}: %{y} pictures<extra></extra>",
-                showlegend=False,
-            )
+            {
+                "type": "bar",
+                "x": [(low + high) / 2 for low, high in pairwise(edges)],
+                "y": list(histogram.counts),
+                "width": 0.92 * (edges[1] - edges[0]),
+                "marker": {"color": ROBUST},
+                "customdata": ranges,
+                "hovertemplate": "radius %{customdata}: %{y} pictures<extra></extra>",
+                "showlegend": False,
+            }
         ],
         Table(("First-order radius", "Pictures"), tuple(zip(ranges, map(str, histogram.counts), strict=True))),
         x={"title": axis_title(f"first-order radius ({norm})"), "range": [0, edges[-1]]},
@@ -235,39 +235,50 @@ def _crossed(surface: Surface) -> bool:
 def _heat(surface: Surface, highest: float) -> list[object]:
     axis = list(surface.axis)
     traces: list[object] = [
-        go.Heatmap(
-            x=axis,
-            y=axis,
-            z=surface.loss.tolist(),
-            zmin=0,
-            zmax=highest if highest > 0 else 1,
-            colorscale=SURFACE_SCALE,
-            zsmooth="best",
-            colorbar={
+        {
+            "type": "heatmap",
+            "x": axis,
+            "y": axis,
+            "z": surface.loss.tolist(),
+            "zmin": 0,
+            "zmax": highest if highest > 0 else 1,
+            "colorscale": SURFACE_SCALE,
+            "zsmooth": "best",
+            "colorbar": {
                 "title": {"text": "loss", "font": {"size": 12}},
                 "thickness": 10,
                 "outlinewidth": 0,
                 "nticks": 5,
                 "tickfont": {"size": 11.5},
             },
-            hovertemplate="%{x:.2~f} across, %{y:.2~f} up: loss %{z:.3g}<extra></extra>",
-        )
+            "hovertemplate": "%{x:.2~f} across, %{y:.2~f} up: loss %{z:.3g}<extra></extra>",
+        }
     ]
     if _crossed(surface) and surface.margin is not None:
         traces.append(
-            go.Contour(
-                x=axis,
-                y=axis,
-                z=surface.margin.tolist(),
-                contours={"start": 0, "end": 0, "size": 1, "coloring": "none"},
-                line={"color": INK, "width": 2},
-                showscale=False,
-                hoverinfo="skip",
-            )
+            {
+                "type": "contour",
+                "x": axis,
+                "y": axis,
+                "z": surface.margin.tolist(),
+                "contours": {"start": 0, "end": 0, "size": 1, "coloring": "none"},
+                "line": {"color": INK, "width": 2},
+                "showscale": False,
+                "hoverinfo": "skip",
+            }
         )
     if surface.margin is not None:
         dot = {"size": 8, "color": INK, "symbol": "circle"}
-        traces.append(go.Scatter(x=[0], y=[0], mode="markers", marker=dot, hoverinfo="skip"))
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [0],
+                "y": [0],
+                "mode": "markers",
+                "marker": dot,
+                "hoverinfo": "skip",
+            }
+        )
     return traces
 
 

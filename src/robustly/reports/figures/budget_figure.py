@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import plotly.graph_objects as go
 
 from robustly.evidence import EvidenceTable, Summary
 from robustly.evidence.budgets import BUDGETS, BudgetCurve, budget_curve, spent_by, suite_curve
@@ -81,14 +80,15 @@ def _verdict(late: float) -> str:
 
 def _line(title: str, curve: BudgetCurve, colour: str, width: float) -> object:
     grid = np.unique(np.geomspace(1, max(curve.end, 2), _POINTS).round().astype(int))
-    return go.Scatter(
-        x=grid.tolist(),
-        y=[curve.at(int(passes)) for passes in grid],
-        name=label(shortened(title, 34)),
-        mode="lines",
-        line={"color": colour, "width": width, "shape": "hv"},
-        hovertemplate=f"%{{x}} passes: %{{y:.1%}}<extra>{template_label(shortened(title, 34))}</extra>",
-    )
+    return {
+        "type": "scatter",
+        "x": grid.tolist(),
+        "y": [curve.at(int(passes)) for passes in grid],
+        "name": label(shortened(title, 34)),
+        "mode": "lines",
+        "line": {"color": colour, "width": width, "shape": "hv"},
+        "hovertemplate": f"%{{x}} passes: %{{y:.1%}}<extra>{template_label(shortened(title, 34))}</extra>",
+    }
 
 
 def _table(curves: Sequence[tuple[str, BudgetCurve]]) -> Table:

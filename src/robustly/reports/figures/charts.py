@@ -5,8 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import plotly.graph_objects as go
-
 CLEAN, ROBUST, CERTIFIED, BROKEN, INK, MUTED = (
     "var(--clean)",
     "var(--robust)",
@@ -76,7 +74,8 @@ def figure(
 
     Args:
         words: its name and the texts about it.
-        traces: plotly traces.
+        traces: plotly's traces as dictionaries; `type` is scatter, bar, heatmap or contour, as the page's plotly.js
+            has no other.
         table: the same numbers.
         x: settings of the x axis.
         y: settings of the y axis.
@@ -106,12 +105,8 @@ def figure(
         "xaxis": {**axis, **x},
         "yaxis": {**axis, **y},
     }
-    drawn = go.Figure(list(traces), {**style, **(layout or {})})
-    drawn.layout.template = None
-    plain = drawn.to_plotly_json()
-    data, shape = json_safe(plain["data"]), json_safe(plain["layout"])
-    assert isinstance(data, list)
-    assert isinstance(shape, dict)
+    data = [json_safe(trace) for trace in traces]
+    shape = {key: json_safe(value) for key, value in {**style, **(layout or {})}.items()}
     return Figure(words, tuple(data), shape, table, height, wide)
 
 
@@ -137,17 +132,18 @@ def axis_title(text: str) -> dict[str, object]:
 
 def band(x: Sequence[object], low: Sequence[object], high: Sequence[object], colour: str, group: str) -> object:
     """A shaded band between two lines, without hover or legend; `colour` is a CSS variable."""
-    return go.Scatter(
-        x=[*x, *reversed(x)],
-        y=[*high, *reversed(low)],
-        fill="toself",
-        fillcolor=colour.replace(")", "-band)"),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        showlegend=False,
-        legendgroup=group,
-    )
+    return {
+        "type": "scatter",
+        "x": [*x, *reversed(x)],
+        "y": [*high, *reversed(low)],
+        "fill": "toself",
+        "fillcolor": colour.replace(")", "-band)"),
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "legendgroup": group,
+    }
 
 
 def json_safe(value: object) -> object:

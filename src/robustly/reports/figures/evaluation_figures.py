@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from robustly.evidence import EvidenceTable, Summary
@@ -103,52 +102,55 @@ def _distance_words(threat: ThreatRecord) -> str:
 def _curve_lines(curve: SecurityCurve, attack: str) -> list[object]:
     """The accuracy under attack with its band, and the certified accuracy."""
     words = [label(text) for text in curve.epsilon_text]
-    traces = [
+    traces: list[object] = [
         band(curve.epsilon, curve.low, curve.high, ROBUST, "attacked"),
-        go.Scatter(
-            x=curve.epsilon,
-            y=curve.accuracy,
-            text=words,
-            name=f"Under attack ({label(attack)})",
-            legendgroup="attacked",
-            mode="lines+markers",
-            line={"color": ROBUST, "width": 2.5},
-            marker={"size": 6},
-            hovertemplate="epsilon %{text}: %{y:.1%} under attack<extra></extra>",
-        ),
+        {
+            "type": "scatter",
+            "x": curve.epsilon,
+            "y": curve.accuracy,
+            "text": words,
+            "name": f"Under attack ({label(attack)})",
+            "legendgroup": "attacked",
+            "mode": "lines+markers",
+            "line": {"color": ROBUST, "width": 2.5},
+            "marker": {"size": 6},
+            "hovertemplate": "epsilon %{text}: %{y:.1%} under attack<extra></extra>",
+        },
     ]
     if curve.certified is not None:
         traces.append(
-            go.Scatter(
-                x=curve.epsilon,
-                y=curve.certified,
-                text=words,
-                name="Proved (certificate)",
-                mode="lines",
-                line={"color": CERTIFIED, "width": 2.5, "dash": "dash", "shape": "hv"},
-                hovertemplate="epsilon %{text}: %{y:.1%} proved<extra></extra>",
-            )
+            {
+                "type": "scatter",
+                "x": curve.epsilon,
+                "y": curve.certified,
+                "text": words,
+                "name": "Proved (certificate)",
+                "mode": "lines",
+                "line": {"color": CERTIFIED, "width": 2.5, "dash": "dash", "shape": "hv"},
+                "hovertemplate": "epsilon %{text}: %{y:.1%} proved<extra></extra>",
+            }
         )
     return traces
 
 
 def _worst_case_mark(threat: ThreatRecord, worst: Proportion) -> object:
     """The worst case over all attacks at the evaluated epsilon."""
-    return go.Scatter(
-        x=[threat.limit],
-        y=[worst.share],
-        error_y={
+    return {
+        "type": "scatter",
+        "x": [threat.limit],
+        "y": [worst.share],
+        "error_y": {
             "array": [worst.high - worst.share],
             "arrayminus": [worst.share - worst.low],
             "color": INK,
             "thickness": 1.5,
         },
-        text=[f"{label(threat.limit_text)}: {proportion(worst)}"],
-        name="Worst case over all attacks",
-        mode="markers",
-        marker={"size": 11, "symbol": "diamond", "color": INK},
-        hovertemplate="evaluated epsilon %{text}<extra></extra>",
-    )
+        "text": [f"{label(threat.limit_text)}: {proportion(worst)}"],
+        "name": "Worst case over all attacks",
+        "mode": "markers",
+        "marker": {"size": 11, "symbol": "diamond", "color": INK},
+        "hovertemplate": "evaluated epsilon %{text}<extra></extra>",
+    }
 
 
 def _curve_rows(curve: SecurityCurve) -> list[tuple[str, ...]]:
@@ -165,22 +167,23 @@ def by_class(classes: Sequence[ClassSummary]) -> Figure:
     shown = list(classes) if len(classes) <= MOST_CLASSES else weakest[:MOST_CLASSES]
     places = list(range(len(shown)))  # not the names: two classes may share one
     traces = [
-        go.Bar(
-            y=places,
-            x=[part.share for part in parts],
-            name=name,
-            orientation="h",
-            marker={"color": colour},
-            customdata=[[label(one.name), interval(part)] for one, part in zip(shown, parts, strict=True)],
-            error_x={
+        {
+            "type": "bar",
+            "y": places,
+            "x": [part.share for part in parts],
+            "name": name,
+            "orientation": "h",
+            "marker": {"color": colour},
+            "customdata": [[label(one.name), interval(part)] for one, part in zip(shown, parts, strict=True)],
+            "error_x": {
                 "array": [part.high - part.share for part in parts],
                 "arrayminus": [part.share - part.low for part in parts],
                 "color": INK,
                 "thickness": 1,
                 "width": 2,
             },
-            hovertemplate=f"%{{customdata[0]}}: %{{x:.1%}} %{{customdata[1]}} {name.lower()}<extra></extra>",
-        )
+            "hovertemplate": f"%{{customdata[0]}}: %{{x:.1%}} %{{customdata[1]}} {name.lower()}<extra></extra>",
+        }
         for name, colour, parts in [
             ("Clean", CLEAN, [one.clean for one in shown]),
             ("Robust", ROBUST, [one.robust for one in shown]),
@@ -248,15 +251,16 @@ def distances(evaluation: Summary, table: EvidenceTable) -> Figure | None:
             f"Histogram of {len(nearest)} distances between 0 and {edges[-1]:.3g}, median {middle:.3g}.",
         ),
         [
-            go.Bar(
-                x=((edges[:-1] + edges[1:]) / 2).tolist(),
-                y=counts.tolist(),
-                width=float(edges[1] - edges[0]) * 0.92,
-                marker={"color": BROKEN},
-                customdata=ranges,
-                hovertemplate="distance %{customdata}: %{y} examples<extra></extra>",
-                showlegend=False,
-            )
+            {
+                "type": "bar",
+                "x": ((edges[:-1] + edges[1:]) / 2).tolist(),
+                "y": counts.tolist(),
+                "width": float(edges[1] - edges[0]) * 0.92,
+                "marker": {"color": BROKEN},
+                "customdata": ranges,
+                "hovertemplate": "distance %{customdata}: %{y} examples<extra></extra>",
+                "showlegend": False,
+            }
         ],
         Table(("Distance", "Broken examples"), tuple(zip(ranges, map(str, counts.tolist()), strict=True))),
         x={"title": axis_title(_distance_words(evaluation.threat))},

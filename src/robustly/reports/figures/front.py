@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import plotly.graph_objects as go
-
 from robustly.reports.figures.charts import (
     MUTED,
     RUN_COLOURS,
@@ -116,29 +114,31 @@ def clean_against_robust(
 
 
 def _marker(point: Point) -> object:
-    return go.Scatter(
-        x=[point.clean.share],
-        y=[point.robust.share],
-        error_x=_error(point.clean, point.index),
-        error_y=_error(point.robust, point.index),
-        name=label(shortened(point.name, 30)),
-        mode="markers",
-        marker={"size": 13, "color": RUN_COLOURS[point.index % 8], "symbol": run_symbol(point.index)},
-        customdata=[[point.clean.words, point.robust.words]],
-        hovertemplate="clean %{customdata[0]}<br>robust, at most %{customdata[1]}<extra></extra>",
-    )
+    return {
+        "type": "scatter",
+        "x": [point.clean.share],
+        "y": [point.robust.share],
+        "error_x": _error(point.clean, point.index),
+        "error_y": _error(point.robust, point.index),
+        "name": label(shortened(point.name, 30)),
+        "mode": "markers",
+        "marker": {"size": 13, "color": RUN_COLOURS[point.index % 8], "symbol": run_symbol(point.index)},
+        "customdata": [[point.clean.words, point.robust.words]],
+        "hovertemplate": "clean %{customdata[0]}<br>robust, at most %{customdata[1]}<extra></extra>",
+    }
 
 
 def _front_line(front: Sequence[Point]) -> object:
     """A staircase: between two neighbours only the worse of both accuracies is sure to be reachable."""
-    return go.Scatter(
-        x=[point.clean.share for point in front],
-        y=[point.robust.share for point in front],
-        mode="lines",
-        line={"color": MUTED, "width": 1.5, "dash": "dot", "shape": "vh"},
-        name="Pareto front",
-        hoverinfo="skip",
-    )
+    return {
+        "type": "scatter",
+        "x": [point.clean.share for point in front],
+        "y": [point.robust.share for point in front],
+        "mode": "lines",
+        "line": {"color": MUTED, "width": 1.5, "dash": "dot", "shape": "vh"},
+        "name": "Pareto front",
+        "hoverinfo": "skip",
+    }
 
 
 def _error(bar: Whiskers, index: int) -> dict[str, object]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import plotly.graph_objects as go
 
 from robustly.reports.figures.charts import (
     CLEAN,
@@ -123,14 +122,15 @@ def _chart(
     epochs = training.columns["epoch"].tolist()
     number = "%{y:.1%}" if shares else "%{y:.4g}"
     traces = [
-        go.Scatter(
-            x=epochs,
-            y=values.tolist(),
-            name=label(line.name),
-            mode="lines" if len(epochs) > 1 else "markers",
-            line={"color": line.colour, "width": 2.5 if line.dash == "solid" else 1.75, "dash": line.dash},
-            hovertemplate=f"{number}<extra>{template_label(line.name)}</extra>",
-        )
+        {
+            "type": "scatter",
+            "x": epochs,
+            "y": values.tolist(),
+            "name": label(line.name),
+            "mode": "lines" if len(epochs) > 1 else "markers",
+            "line": {"color": line.colour, "width": 2.5 if line.dash == "solid" else 1.75, "dash": line.dash},
+            "hovertemplate": f"{number}<extra>{template_label(line.name)}</extra>",
+        }
         for line, values in drawn
     ]
     rows = zip(*[[_cell(float(value), shares) for value in values] for _, values in drawn], strict=True)

@@ -8,7 +8,6 @@ from importlib import metadata, resources
 
 import jinja2
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from robustly.reports import formats
 from robustly.reports.figures.charts import Figure
@@ -23,8 +22,7 @@ def assembled(template: str, figures: Mapping[str, Figure], content: Mapping[str
         figures: everything that plotly draws, by the name that its place on the page carries.
         content: what the template shows.
     """
-    scripts = {name: _script(_resource(f"{name}.js")) for name in ("theme", "page")}
-    scripts["plotly"] = _script(get_plotlyjs())
+    scripts = {name: _script(_resource(f"{name}.js")) for name in ("theme", "page", "plotly")}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("robustly.reports.pages"),
         autoescape=True,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-import plotly.graph_objects as go
 
 from robustly.evidence import Summary
 from robustly.reports.figures.charts import (
@@ -163,16 +162,17 @@ def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
     curves = [entry for entry in curves if entry[2].threat.kind == threat.kind]
     longest = max((curve for *_, curve in curves), key=lambda curve: max(curve.epsilon))
     traces = [
-        go.Scatter(
-            x=curve.epsilon,
-            y=curve.accuracy,
-            text=[label(text) for text in curve.epsilon_text],
-            name=label(shortened(name, 30)),
-            mode="lines+markers",
-            line={"color": RUN_COLOURS[i % 8], "width": 2.25},
-            marker={"size": 7, "symbol": run_symbol(i)},
-            hovertemplate="epsilon %{text}: %{y:.1%}<extra>" + template_label(name) + "</extra>",
-        )
+        {
+            "type": "scatter",
+            "x": curve.epsilon,
+            "y": curve.accuracy,
+            "text": [label(text) for text in curve.epsilon_text],
+            "name": label(shortened(name, 30)),
+            "mode": "lines+markers",
+            "line": {"color": RUN_COLOURS[i % 8], "width": 2.25},
+            "marker": {"size": 7, "symbol": run_symbol(i)},
+            "hovertemplate": "epsilon %{text}: %{y:.1%}<extra>" + template_label(name) + "</extra>",
+        }
         for i, name, _, curve in curves
     ]
     rows = [
@@ -208,14 +208,15 @@ def robust_by_epoch(runs: Sequence[RunEvidence]) -> Figure | None:
     if not trained:
         return None
     traces = [
-        go.Scatter(
-            x=epochs.tolist(),
-            y=values.tolist(),
-            name=label(shortened(name, 30)),
-            mode="lines" if len(epochs) > 1 else "markers",
-            line={"color": RUN_COLOURS[i % 8], "width": 2.25},
-            hovertemplate="%{y:.1%}<extra>" + template_label(name) + "</extra>",
-        )
+        {
+            "type": "scatter",
+            "x": epochs.tolist(),
+            "y": values.tolist(),
+            "name": label(shortened(name, 30)),
+            "mode": "lines" if len(epochs) > 1 else "markers",
+            "line": {"color": RUN_COLOURS[i % 8], "width": 2.25},
+            "hovertemplate": "%{y:.1%}<extra>" + template_label(name) + "</extra>",
+        }
         for i, name, epochs, values in trained
     ]
     rows = [

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustly.cli.recipes import read_recipe, recipe_names
-from robustly.experiments.configuration import ConfigurationError, build_config
+from robustly.experiments.configuration import build_config
 from robustly.experiments.overrides import apply_overrides, overlay
+from robustly.settings import SettingsError
 
 GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
 BASES = [name for name in recipe_names() if name.startswith("mnist5k/") and "teacher" not in read_recipe(name)]
@@ -92,7 +93,7 @@ def test_the_whole_configuration_of_a_run_is_a_recipe(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_refused(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(said)):
+    with pytest.raises(SettingsError, match=re.escape(said)):
         build_config(read(tmp_path, text))
 
 

@@ -92,6 +92,7 @@ def test_two_processes_train_the_network_of_one(launcher: tuple[str, ...], singl
     assert out.count("finished 2 epochs") == 1
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert files == [
+        ".lock",
         "checkpoints/best.safetensors",
         "checkpoints/last.pt",
         "config.yaml",

