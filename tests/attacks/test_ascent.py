@@ -177,7 +177,7 @@ def test_settled_examples_stop_where_they_are() -> None:
     moved = ((search.theta - x).abs().flatten(1).amax(1) / 0.02).round().int().tolist()
     assert moved == [0, 1, 2, 3, 4, 5]
     assert search.forwards.tolist() == [1, 2, 3, 4, 5, 5]
-    assert search.backwards.tolist() == [0, 1, 2, 3, 4, 5]
+    assert search.backwards.tolist() == search.forwards.tolist()  # who stops still takes part in that pass
 
 
 def test_adam_reaches_the_corner_of_a_linear_model() -> None:

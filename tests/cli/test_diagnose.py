@@ -46,11 +46,14 @@ def test_wrong_words_are_met_with_one_sentence(run: Path, capsys: pytest.Capture
 def test_suites_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["suites"]) == 0
     assert "standard" in capsys.readouterr().out.split()
-    assert main(["suites", "quick", "--norm", "l2"]) == 0
+    assert main(["suites", "quick", "l2:0.5"]) == 0
     assert "27 + 26" in capsys.readouterr().out
     assert main(["suites", "best"]) == 2
     assert "unknown suite 'best'" in capsys.readouterr().err
-    assert main(["suites", "aa_standard", "--norm", "l0"]) == 2
+    for threat in ("l0:10", "rotation:30"):
+        assert main(["suites", "aa_standard", threat]) == 2
+        assert "use the suite standard" in capsys.readouterr().err
+        assert main(["suites", "standard", threat]) == 0
 
 
 def test_a_second_threat_stands_beside_the_first(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,9 +23,9 @@ from robustly.evaluation import (
     audit,
     evaluate,
 )
-from robustly.evaluation.batch_size import in_full_precision, measure
+from robustly.evaluation.batch_size import measure
 from robustly.evaluation.checkpoint import AttackEvidence
-from robustly.evaluation.suites.suite import planned_rows
+from robustly.evaluation.suites.suite import in_full_precision, planned_rows
 from robustly.evidence import StoredImages, write_evidence
 from robustly.evidence.schema import AttackColumns
 from robustly.objectives import margin

@@ -172,3 +172,11 @@ def test_words_say_the_radius_and_the_scale(norm: str) -> None:
     assert " 1 " in words
     assert words.endswith(".")
     assert ("pixels may change" in words) == (norm == "l0")
+
+
+def test_a_threat_times_three_stays_a_threat() -> None:
+    assert float(ThreatModel("linf", 0.4).scaled(3.0).epsilon) == 1.0, "no wider than the box"
+    assert float(ThreatModel("l2", 0.5).scaled(3.0).epsilon) == 1.5
+    assert float(ThreatModel("l0", 3).scaled(1.5).epsilon) == 5
+    each = ThreatModel("linf", torch.tensor([0.1, 0.5])).scaled(3.0).epsilon
+    assert torch.allclose(torch.as_tensor(each), torch.tensor([0.3, 1.0]))

@@ -24,7 +24,7 @@ from robustly.cli.suites import show_suites
 from robustly.cli.sweep import add_sweep, run_sweep
 from robustly.cli.train import run_training
 from robustly.experiments.run_folder import alone_in
-from robustly.threats.lp import NORMS
+from robustly.threats import parse_threat
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -107,7 +107,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
         options.run, options.count, overrides, options.trust_code
     ),
     "analyse": lambda options, _: run_analysis(options.run, options.count, options.trust_code),
-    "suites": lambda options, _: show_suites(options.name, options.norm),
+    "suites": lambda options, _: show_suites(options.name, parse_threat(options.threat)),
     "compare": lambda options, _: run_comparison(options.runs, options.by, options.csv, options.html),
     "report": lambda options, _: run_report(options.runs, options.out),
     "recipes": _recipes,
@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
 
     suites = commands.add_parser("suites", allow_abbrev=False, help="list the suites, or show the stages of one")
     suites.add_argument("name", nargs="?")
-    suites.add_argument("--norm", default="linf", choices=NORMS)
+    suites.add_argument("threat", nargs="?", default="linf:8/255", help="l2:0.5, rotation:30, ... (linf:8/255)")
 
     recipes = commands.add_parser("recipes", allow_abbrev=False, help="list the recipes, or show one")
     recipes.add_argument("name", nargs="?")

@@ -53,7 +53,7 @@ def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = No
 def _suite(summary: Summary) -> Suite | None:
     """The suite that was run: the known one of that name, or the one whose stages the evidence states."""
     try:
-        return suite_from(summary.suite.name, summary.composed, str(summary.threat.norm))
+        return suite_from(summary.suite.name, summary.composed, summary.threat.kind)
     except (ValueError, KeyError, TypeError):
         return None
 

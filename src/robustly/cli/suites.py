@@ -7,24 +7,25 @@ from robustly.attacks import Attack
 from robustly.evaluation import SUITES, Plan, suite_named
 from robustly.evaluation.suites.passes import suite_passes
 from robustly.evaluation.suites.suite import settings
+from robustly.threats import Threat
 
 
-def show_suites(name: str | None, norm: str) -> int:
+def show_suites(name: str | None, threat: Threat) -> int:
     """List the suites, or the stages of one with what they cost.
 
     Raises:
-        ValueError: an unknown suite, or a norm that it is not defined for.
+        ValueError: an unknown suite, or a threat that it is not defined for.
     """
     console = Console()
     if name is None:
         console.print("\n".join(SUITES), highlight=False)
         return 0
-    suite = suite_named(name, norm)
-    table = Table(title=f"{name} under {norm}", title_justify="left")
+    suite = suite_named(name, threat.kind)
+    table = Table(title=f"{name} under {threat}", title_justify="left")
     for column in ("stage", "attack", "sees"):
         table.add_column(column)
     table.add_column("passes", justify="right")
-    for stage, (forwards, backwards) in suite_passes(suite, norm).items():
+    for stage, (forwards, backwards) in suite_passes(suite, threat).items():
         sees = _sees(suite.plan(stage)) if suite.worst_case else "all"
         table.add_row(suite.title(stage), _attack(suite.attacks[stage]), sees, f"{forwards} + {backwards}")
     console.print(table)

@@ -2,17 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustly.attacks import Attack
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import half_precision_copy, input_gradient, logits_of
-from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
 
 CPU_SIZES, GPU_SIZES = (32, 128, 256), (256, 512, 1024)
@@ -57,19 +54,6 @@ def measure(target: EvaluationTarget, sizes: Sequence[int] | None = None) -> Tun
             if min(full, half or full) < 0.97 * min(best.seconds, best.half_seconds or best.seconds):
                 best = now
     return best
-
-
-def in_full_precision(suite: Suite) -> Suite:
-    """The same suite without bfloat16, for a machine on which it is not faster."""
-    return replace(suite, attacks={name: _full(attack) for name, attack in suite.attacks.items()})
-
-
-def _full(attack: Attack) -> Attack:
-    if getattr(attack, "precision", None) != "bfloat16":
-        return attack
-    part: Any = attack
-    changed: Attack = replace(part, precision="full")
-    return changed
 
 
 def _pass_seconds(model: nn.Module, x: Tensor) -> float:

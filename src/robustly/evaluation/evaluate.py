@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustly.attacks import Attack
 from robustly.data import ImageData
-from robustly.evaluation.batch_size import in_full_precision, measure
+from robustly.evaluation.batch_size import measure
 from robustly.evaluation.certificates import Certified, run_certificates
 from robustly.evaluation.checkpoint import EvaluationCheckpoint
 from robustly.evaluation.curve import Curve, curve_by_attack, curve_by_distances, curve_points, curve_radii
@@ -25,7 +25,7 @@ from robustly.evaluation.recording import (
 )
 from robustly.evaluation.stages import EvaluationError, Stages, run_stages
 from robustly.evaluation.suites import suite_named
-from robustly.evaluation.suites.suite import Suite
+from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress
 from robustly.evidence import Evidence, EvidenceImages, EvidenceTable, Finding, StoredImages, Summary
 from robustly.evidence.metrics import contradictions, metrics

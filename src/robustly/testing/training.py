@@ -16,7 +16,7 @@ from robustly.data import Batch
 from robustly.randomness import KeyedGenerator
 from robustly.testing.networks import say
 from robustly.testing.training_runs import check_processes, check_resume
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat, ThreatModel
 from robustly.training import AdversarialLoss, Method, Part, PGDInner, Step, TradesLoss
 from robustly.training.cost import TEACHERS, step_cost
 from robustly.training.method import outer_loss, part_name
@@ -34,7 +34,7 @@ class Setting:
     method: Method
     epochs: int
     frozen: tuple[str, ...]
-    threats: tuple[ThreatModel, ...]
+    threats: tuple[Threat, ...]
 
     def networks(self, norm: bool = True, dropout: bool = True) -> Networks:
         """Small networks for the method, the same ones at each call."""
@@ -73,7 +73,7 @@ def check_part(
     method: Method | None = None,
     epochs: int = 3,
     frozen: Collection[str] = TEACHERS,
-    threats: tuple[ThreatModel, ...] = (LINF,),
+    threats: tuple[Threat, ...] = (LINF,),
     order_free: bool = True,
     processes: bool = False,
 ) -> None:

@@ -16,7 +16,7 @@ from robustly.data import Augmentation, Batch, ImageData
 from robustly.randomness import KeyedGenerator
 from robustly.runtime import Runtime, RuntimeConfig
 from robustly.testing.networks import say
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat
 from robustly.training import (
     AuxiliaryNetwork,
     Job,
@@ -52,7 +52,7 @@ class _Stop(Observer):
 
 
 def check_resume(
-    method: Method, networks: Callable[[], Networks], epochs: int, threats: tuple[ThreatModel, ...], name: str
+    method: Method, networks: Callable[[], Networks], epochs: int, threats: tuple[Threat, ...], name: str
 ) -> None:
     """A run that is stopped in its second epoch and resumed ends as an unbroken one, bit by bit.
 
@@ -97,7 +97,7 @@ def _same_memory(one: TrainingState, other: TrainingState) -> bool:
     return same and all(_same(tensors, other.memory[part]) for part, tensors in one.memory.items())
 
 
-def _job(method: Method, networks: Networks, epochs: int, threats: tuple[ThreatModel, ...]) -> Job:
+def _job(method: Method, networks: Networks, epochs: int, threats: tuple[Threat, ...]) -> Job:
     """A run of three steps an epoch on random images."""
     ids = torch.arange(SIZE + BATCH)
     draws = KeyedGenerator(5, ids)
@@ -120,7 +120,7 @@ def _job(method: Method, networks: Networks, epochs: int, threats: tuple[ThreatM
 
 
 def check_processes(
-    method: Method, networks: Networks, batch: Batch, epochs: int, threats: tuple[ThreatModel, ...], name: str
+    method: Method, networks: Networks, batch: Batch, epochs: int, threats: tuple[Threat, ...], name: str
 ) -> None:
     """Two processes that share every batch train what one process trains, up to rounding.
 
@@ -160,7 +160,7 @@ def _process(
     networks: Networks,
     batch: Batch,
     epochs: int,
-    threats: tuple[ThreatModel, ...],
+    threats: tuple[Threat, ...],
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -175,7 +175,7 @@ def _trained(
     networks: Networks,
     batch: Batch,
     epochs: int,
-    threats: tuple[ThreatModel, ...],
+    threats: tuple[Threat, ...],
     rank: int | None = None,
 ) -> Trained:
     """Weights and memory after epochs of one step each; of one process, or of a share of two."""

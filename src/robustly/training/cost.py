@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat, ThreatModel
 from robustly.training.method import Method, MethodError, outer_loss
 from robustly.training.parts import CONVENTIONAL_NETWORKS, WeightsError
 from robustly.training.quantities import Networks
@@ -79,7 +79,7 @@ def step_cost(method: Method, epochs: int, frozen: Collection[str] = TEACHERS, t
         return _counted(replace(method, weights=None), epochs, frozen, balls)
 
 
-def _counted(method: Method, epochs: int, frozen: Collection[str], threats: tuple[ThreatModel, ...]) -> StepCost:
+def _counted(method: Method, epochs: int, frozen: Collection[str], threats: tuple[Threat, ...]) -> StepCost:
     passes: Counter[tuple[str, str]] = Counter()
     stand_ins = {name: _StandIn(name, passes) for name in ("model", *method.networks)}
     networks = Networks(

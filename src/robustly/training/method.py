@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustly.attacks.core.model_access import frozen_statistics
 from robustly.data import Batch
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat
 from robustly.training.labels.data import DataLabels
 from robustly.training.losses.cross_entropy import CleanLoss
 from robustly.training.parameters import PARAMETER_PARTS
@@ -165,7 +165,7 @@ class Method:
         batch: Batch,
         networks: Networks,
         *,
-        threats: tuple[ThreatModel, ...],
+        threats: tuple[Threat, ...],
         moment: Moment,
         memory: Memory,
         replay: int = 0,

@@ -17,7 +17,7 @@ from robustly.attacks.core.contract import Images, ModelMode, frozen
 from robustly.attacks.core.model_access import frozen_statistics, logits_of
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator, derive_seed
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat
 from robustly.training.quantities import Networks, Quantities, network_and_inputs, quantity_of
 
 Memory = dict[str, dict[str, Tensor]]
@@ -108,7 +108,7 @@ class Step:
         batch: Batch,
         networks: Networks,
         *,
-        threats: tuple[ThreatModel, ...],
+        threats: tuple[Threat, ...],
         moment: Moment,
         label_source: Callable[["Step"], Labels],
         inner: Callable[["Step"], AttackResult] | None,
@@ -137,7 +137,7 @@ class Step:
         return self.networks.model
 
     @property
-    def threat(self) -> ThreatModel:
+    def threat(self) -> Threat:
         """The first threat model of the run."""
         return self.threats[0]
 

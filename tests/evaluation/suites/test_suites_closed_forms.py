@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from robustly.evaluation import Suite, suite_named
-from robustly.evaluation.batch_size import in_full_precision
 from robustly.evaluation.suites.autoattack import autoattack
 from robustly.evaluation.suites.passes import autoattack_passes, suite_passes
+from robustly.evaluation.suites.suite import in_full_precision
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
 
@@ -45,7 +45,7 @@ def unbroken(suite: Suite, net: nn.Module, x: Tensor, threat: ThreatModel) -> in
 
 
 def test_autoattack_costs_what_the_published_protocol_does() -> None:
-    passes = suite_passes(autoattack("standard", "linf"), "linf")
+    passes = suite_passes(autoattack("standard", "linf"), ThreatModel("linf", 0.03))
     assert list(passes) == ["apgd_ce", "apgd_t", "fab_t", "square"]
     assert passes["apgd_ce"] == (102, 101)
     assert passes["apgd_t"] == (1 + 909, 909)
@@ -68,7 +68,7 @@ def test_the_versions_have_the_published_order() -> None:
 def test_our_suites_spend_what_their_page_says(norm: str) -> None:
     units = {}
     for name in ("quick", "strong"):
-        suite, passes = suite_named(name, norm), suite_passes(suite_named(name, norm), norm)
+        suite, passes = suite_named(name, norm), suite_passes(suite_named(name, norm), ThreatModel(norm, 0.03))
         plans = {stage: suite.plan(stage) for stage in suite.attacks}
         units[name] = sum(
             sum(passes[stage]) * min(plan.closest or 1, plan.sample_share or 1)
@@ -77,7 +77,7 @@ def test_our_suites_spend_what_their_page_says(norm: str) -> None:
         )
     assert units["quick"] < 1000
     assert units["strong"] < 9762 / 2
-    standard = suite_passes(suite_named("standard", norm), norm)
+    standard = suite_passes(suite_named("standard", norm), ThreatModel(norm, 0.03))
     everyone = sum(sum(standard[name]) for name in ("screen", "near_targets"))
     assert everyone < 350
 

@@ -20,7 +20,6 @@ from robustly.training import (
     PGDInner,
     WeightPerturbation,
 )
-from robustly.training.inner.single_step import widened
 from robustly.training.method import outer_loss
 
 FGSM = PGDInner(steps=1, start="none", relative_step_size=1.0)
@@ -106,14 +105,6 @@ def test_fast_at_on_a_linear_model_has_its_closed_form() -> None:
     found = fast(make_step(x, y, net)).x_adv - x
     assert torch.allclose(found, expected, atol=1e-12)
     assert float(found.abs().max()) <= 0.1 + 1e-12
-
-
-def test_a_wider_threat_stays_a_threat() -> None:
-    assert float(widened(ThreatModel("linf", 0.4), 3.0).epsilon) == 1.0, "no wider than the box"
-    assert float(widened(ThreatModel("l2", 0.5), 3.0).epsilon) == 1.5
-    assert float(widened(ThreatModel("l0", 3), 1.5).epsilon) == 5
-    each = widened(ThreatModel("linf", torch.tensor([0.1, 0.5])), 3.0).epsilon
-    assert torch.allclose(torch.as_tensor(each), torch.tensor([0.3, 1.0]))
 
 
 @pytest.mark.parametrize("inner", [NoisyFGSMInner(noise=0.0, mode="eval"), FreeInner(replays=2)])

@@ -8,8 +8,7 @@ from training_tools import make_step, mlp
 from robustly.objectives import ClassificationGoal
 from robustly.threats.lp import ThreatModel
 from robustly.training import PGDInner
-from robustly.training.inner.ascent import ascend
-from robustly.training.inner.pgd import training_pgd
+from robustly.training.inner.pgd import ascend, training_pgd
 
 START = torch.tensor([[0.55, 0.50]], dtype=torch.float64)
 PATH = [(0.55, 0.50), (0.51, 0.54), (0.47, 0.58), (0.45, 0.60)]
@@ -66,7 +65,7 @@ def test_a_value_of_the_points_replaces_the_objective() -> None:
     step = make_step(START, y, nn.Identity(), threat=THREAT)
     pgd = training_pgd(3, step_size=0.04, start="none")
     found = ascend(
-        step, pgd, ClassificationGoal(y), value=lambda points, logits, goal: points[:, 0] + 0 * logits[:, 0]
+        step, pgd, ClassificationGoal(y), value_at=lambda points, logits, goal: points[:, 0] + 0 * logits[:, 0]
     )
     assert torch.allclose(found.x_adv, torch.tensor([[0.65, 0.50]], dtype=torch.float64))
 

@@ -33,8 +33,8 @@ Precision = Literal["full", "ambient", "bfloat16"]
 Rows = Int64[Tensor, " m"]
 PointValue = Callable[[Images, Tensor, Goal], Float[Tensor, " m"]]
 """An objective that also depends on the inputs: from M inputs, the model's outputs and their goals to `(M,)`."""
-Settled = Callable[[Rows, Theta, Tensor, Goal], Bool[Tensor, " m"]]
-"""Mask of the M examples that stop, from their rows, parameters, the model's outputs and their goals."""
+Settled = Callable[[Rows, Images, Tensor, Goal], Bool[Tensor, " m"]]
+"""Mask of the M examples that stop, from their rows, inputs, the model's outputs and their goals."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Search:
             rank: True ranks failing points by the objective.
             counts: True for iterates, which count in `correct_iterates` and `zero_gradients`.
             value_at: an objective that depends on the inputs too, in place of `objective`.
-            settled: examples that stop here; they cost no backward pass.
+            settled: examples that stop here. They still take part in the backward pass of the others, which counts.
         """
         goal = self.goal.select(rows) if goal is None else goal
         fast = self.model if self.half is None else self.half
@@ -208,13 +208,12 @@ class Search:
             output = logits_of(fast, images)
             moving = torch.ones_like(rows, dtype=torch.bool)
             if settled is not None:
-                moving = ~settled(rows, here.detach(), output.detach(), goal)
+                moving = ~settled(rows, images.detach(), output.detach(), goal)
             value = objective(output, goal) if value_at is None else value_at(images, output, goal)
-            if settled is None or bool(moving.any()):
+            found = torch.zeros_like(theta)
+            if bool(moving.any()):
                 found = input_gradient((value if settled is None else value[moving]).sum(), here)
-            else:
-                found = torch.zeros_like(theta)
-            self.backwards[rows] += moving.long()
+                self.backwards[rows] += 1
         output, value, found = output.detach(), value.detach().to(theta.dtype), self.along_free(found)
         if gradient and counts:
             self.correct_iterates[rows] += ~self.goal.select(rows).reached(output)

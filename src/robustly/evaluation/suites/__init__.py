@@ -14,18 +14,18 @@ SUITES: dict[str, Callable[[str], Suite]] = {
     "aa_standard": partial(autoattack, "standard"),
     "aa_plus": partial(autoattack, "plus"),
     "aa_rand": partial(autoattack, "rand"),
-    "dynat": lambda norm: presets("dynat", ("pgd_10", "pgd_20", "pgd_50", "cw_20"), "pgd_20"),
-    "dynat_100": lambda norm: presets("dynat_100", ("pgd_10", "pgd_20", "pgd_50", "pgd_100", "cw_20"), "pgd_20"),
-    "single_step": lambda norm: presets("single_step", ("fgsm", "r_fgsm", "pgd_20"), "pgd_20"),
+    "dynat": lambda kind: presets("dynat", ("pgd_10", "pgd_20", "pgd_50", "cw_20"), "pgd_20"),
+    "dynat_100": lambda kind: presets("dynat_100", ("pgd_10", "pgd_20", "pgd_50", "pgd_100", "cw_20"), "pgd_20"),
+    "single_step": lambda kind: presets("single_step", ("fgsm", "r_fgsm", "pgd_20"), "pgd_20"),
 }
 
 
-def suite_named(name: str, norm: str) -> Suite:
-    """A suite by its name, in the form that it has for a norm.
+def suite_named(name: str, kind: str) -> Suite:
+    """A suite by its name, in the form that it has for a kind of threat ("linf", "rotation", "chain").
 
     Raises:
-        ValueError: an unknown name, or a norm that the suite is not defined for.
+        ValueError: an unknown name, or a kind of threat that the suite is not defined for.
     """
     if name not in SUITES:
         raise ValueError(f"unknown suite {name!r}: allowed are {', '.join(SUITES)}")
-    return SUITES[name](norm)
+    return SUITES[name](kind)

@@ -44,7 +44,10 @@ def autoattack(version: Version, norm: str, precision: Precision = "bfloat16") -
         raise ValueError(f"AutoAttack's versions are {', '.join(get_args(Version))}, got {version!r}")
     allowed = NORMS if version != "plus" else NORMS[:2]
     if norm not in allowed:
-        raise ValueError(f"AutoAttack's version {version} is defined for {', '.join(allowed)}, got {norm!r}")
+        raise ValueError(
+            f"AutoAttack's version {version} is defined for {', '.join(allowed)}, the threat is {norm!r}: "
+            "use the suite standard"
+        )
     attacks = {"standard": _standard, "plus": _plus, "rand": _rand}[version](norm, precision)
     return Suite(f"aa_{version}", attacks, titles=TITLES, worst_case=True)
 

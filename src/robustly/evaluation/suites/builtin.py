@@ -1,4 +1,7 @@
-"""Built-in suites: a cheap screen, targets in the order of MALT, long runs on close examples, and a sentinel."""
+"""Built-in suites: a cheap screen, targets in the order of MALT, long runs on close examples, and a sentinel.
+
+Threats that are not Lp balls have stages of their own: APGD, targets, random draws, and PGD with Adam.
+"""
 
 from dataclasses import replace
 
@@ -6,6 +9,7 @@ from robustly.attacks import Attack
 from robustly.attacks.apgd import APGD, Start, TargetedAPGD
 from robustly.attacks.core.search import Precision
 from robustly.attacks.fab import FAB
+from robustly.attacks.pgd import PGD
 from robustly.attacks.pma import PMA
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.attacks.sparse_rs import SparseRS
@@ -13,6 +17,7 @@ from robustly.attacks.square import Square
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence.provenance import Plan
 from robustly.objectives import cross_entropy, margin, probability_margin, scaled_cross_entropy
+from robustly.threats.lp import NORMS
 
 TITLES = {
     "screen": "APGD screen",
@@ -31,6 +36,8 @@ TITLES = {
     "apgd_t": "APGD-T, all classes",
     "sigma_zero": "sigma-zero",
     "sparse_rs": "sparse-RS",
+    "random_draws": "Random draws",
+    "adam": "PGD with Adam",
     **{f"restarts_{name}": f"APGD, 10 starts, {name}" for name in ("ce", "margin", "pm")},
 }
 
@@ -39,27 +46,38 @@ NEAR = Plan(closest=0.1, at_least=20)
 WATCH = Plan(sample=200, sample_share=0.2, sentinel=True)
 
 
-def quick(norm: str) -> Suite:
-    """For monitoring: a screen, the three nearest classes, long runs on the closest tenth; about 370 passes."""
-    if norm == "l0":
+def quick(kind: str) -> Suite:
+    """For monitoring: a screen, the three nearest classes, long runs on the closest tenth; about 370 passes.
+
+    Args:
+        kind: of the threat.
+    """
+    if kind == "l0":
         return Suite("quick", {"sigma_zero": SigmaZero(steps=100)}, titles=TITLES, worst_case=True)
-    attacks = _screen(norm) | {"long_runs": _long_runs(norm, "bfloat16")}
+    if kind not in NORMS:
+        return _any_threat("quick", draws=10)
+    attacks = _screen(kind) | {"long_runs": _long_runs(kind, "bfloat16")}
     return Suite("quick", attacks, titles=TITLES, plans={"long_runs": NEAR}, worst_case=True)
 
 
-def standard(norm: str) -> Suite:
+def standard(kind: str) -> Suite:
     """The default suite: AutoAttack's verdict at about a fifteenth of its passes.
 
     It screens all examples, targets the classes that are nearest in the linearised model, and spends long runs on
     the examples that came closest to the boundary. A gradient-free sentinel follows. If it breaks an example, or a
     diagnostic fails, or FAB (which minimises the distance) breaks one, the stages marked `on_suspicion` run.
+
+    Args:
+        kind: of the threat.
     """
-    if norm == "l0":
+    if kind == "l0":
         return _sparse("standard", 300, 1000)
-    sparse = norm == "l1"
-    attacks = _screen(norm) | {
-        "far_targets": _targeted(norm, steps=25, targets=2 if sparse else 6, first=3),
-        "long_runs": _long_runs(norm, "full"),  # the last of the way is finer than bfloat16's logits
+    if kind not in NORMS:
+        return _any_threat("standard", draws=50, steps=50)
+    sparse = kind == "l1"
+    attacks = _screen(kind) | {
+        "far_targets": _targeted(kind, steps=25, targets=2 if sparse else 6, first=3),
+        "long_runs": _long_runs(kind, "full"),  # the last of the way is finer than bfloat16's logits
         "pma": PMA(steps=50, precision="bfloat16"),
         "sentinel": Square(queries=500, precision="bfloat16"),
         "second_look": FAB(steps=30, targets=2, stop_inside=True),
@@ -78,18 +96,23 @@ def standard(norm: str) -> Suite:
     return Suite("standard", attacks, titles=TITLES, plans=plans, worst_case=True, curve="screen")
 
 
-def strong(norm: str) -> Suite:
+def strong(kind: str) -> Suite:
     """Everything of `standard`, and then nothing is discarded: never a higher verdict.
 
     On all survivors long runs at every class, PMA and Square; FAB near the boundary.
+
+    Args:
+        kind: of the threat.
     """
-    if norm == "l0":
+    if kind == "l0":
         return _sparse("strong", 1000, 5000)
-    base = standard(norm)
+    if kind not in NORMS:
+        return _any_threat("strong", draws=300, steps=100, restarts=5)
+    base = standard(kind)
     last = {name for name, plan in base.plans.items() if plan.on_suspicion}
     more: dict[str, Attack] = {
-        "apgd_ce": APGD(restarts=5 if norm == "l1" else 1, large_epsilon=norm == "l1", precision="bfloat16"),
-        "apgd_t": _targeted(norm, steps=100, targets=9),
+        "apgd_ce": APGD(restarts=5 if kind == "l1" else 1, large_epsilon=kind == "l1", precision="bfloat16"),
+        "apgd_t": _targeted(kind, steps=100, targets=9),
         "long_pma": PMA(steps=100, precision="bfloat16"),
         "third_look": FAB(steps=100, targets=3, stop_inside=True),
         "square": Square(queries=1000, precision="bfloat16"),
@@ -128,3 +151,30 @@ def _sparse(name: str, steps: int, queries: int) -> Suite:
     """Under l0: the strongest minimum-norm attack, and random search."""
     attacks: dict[str, Attack] = {"sigma_zero": SigmaZero(steps=steps), "sparse_rs": SparseRS(queries=queries)}
     return Suite(name, attacks, titles=TITLES, worst_case=True, curve="sigma_zero")
+
+
+def _any_threat(name: str, *, draws: int, steps: int = 0, restarts: int = 1) -> Suite:
+    """Stages that need no more than a threat set: gradient ascent, and random draws.
+
+    Random draws are no sentinel here. With few parameters, such as one angle, the objective has many local maxima,
+    and draws beat gradients on honest models too (Engstrom et al., ICML 2019).
+
+    Args:
+        name: of the suite.
+        draws: random points of each example.
+        steps: of PGD with Adam and of PMA; 0 leaves both out.
+        restarts: of PGD with Adam.
+    """
+    apgd_t = TargetedAPGD(steps=40, targets=3, ranking="confidence", precision="bfloat16")
+    attacks: dict[str, Attack] = {
+        "screen": APGD(steps=25, objective=scaled_cross_entropy, precision="bfloat16"),
+        "random_draws": PGD(0, restarts=draws, precision="bfloat16"),
+        "near_targets": apgd_t,
+    }
+    if steps:
+        attacks |= {
+            "far_targets": replace(apgd_t, targets=6, first=3),
+            "pma": PMA(steps=steps, precision="bfloat16"),
+            "adam": PGD(steps, margin, update="adam", restarts=restarts, precision="bfloat16"),
+        }
+    return Suite(name, attacks, titles=TITLES, worst_case=True, curve="screen" if steps else None)

@@ -12,7 +12,7 @@ from robustly.settings import SettingsError, build, changed, check_keys, choose
 _ONLY_FROM_CODE = ("estimator", "diversity")
 
 
-def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, norm: str) -> Suite:
+def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, kind: str) -> Suite:
     """A known suite, or a new one composed of stages.
 
     Args:
@@ -20,14 +20,14 @@ def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, norm: 
         stages: for each stage by name: `attack`, the name of a preset or kind; settings of that attack; settings of
             its `Plan`, which selects the examples: `closest`, `at_least`, `sample`, `sample_share`, `sentinel`,
             `on_suspicion`. None for a known suite.
-        norm: norm of the threat.
+        kind: of the threat.
 
     Raises:
         SettingsError: an unknown suite, attack, key or objective, or a value of another type or out of range.
     """
     try:
         if stages is None:
-            return suite_named(name, norm)
+            return suite_named(name, kind)
         if name in SUITES:
             raise SettingsError(f"{name!r} is a known suite: a suite with stages needs another name")
         built = {stage: _stage(f"stages.{stage}", settings) for stage, settings in stages.items()}

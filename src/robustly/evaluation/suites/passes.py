@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import Attack
-from robustly.evaluation.batch_size import in_full_precision
-from robustly.evaluation.suites.suite import Suite
+from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.randomness import KeyedGenerator
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat
 
 
 class _Unbreakable(nn.Module):
@@ -22,7 +21,7 @@ class _Unbreakable(nn.Module):
         return logits + x.flatten(1).mean(1, keepdim=True) * torch.linspace(0, 1e-6, self.classes, dtype=x.dtype)
 
 
-def passes_of(attack: Attack, threat: ThreatModel, classes: int = 10) -> tuple[int, int]:
+def passes_of(attack: Attack, threat: Threat, classes: int = 10) -> tuple[int, int]:
     """Forward and backward passes of an attack on one image that it cannot break."""
     x, y = torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, dtype=torch.int64)
     draws = KeyedGenerator(0, torch.arange(1))
@@ -30,16 +29,14 @@ def passes_of(attack: Attack, threat: ThreatModel, classes: int = 10) -> tuple[i
     return int(found.forwards[0]), int(found.backwards[0])
 
 
-def suite_passes(suite: Suite, norm: str, classes: int = 10) -> dict[str, tuple[int, int]]:
+def suite_passes(suite: Suite, threat: Threat, classes: int = 10) -> dict[str, tuple[int, int]]:
     """Forward and backward passes of every attack of a suite on an image that it is run on and cannot break.
 
     Args:
         suite: the suite.
-        norm: under which norm.
+        threat: the threat of the evaluation.
         classes: of the model.
     """
-    small = {"linf": "0.03", "l2": "0.5", "l1": "5", "l0": "3"}
-    threat = ThreatModel(norm, small[norm])
     attacks = in_full_precision(suite).attacks
     return {name: passes_of(attack, threat, classes) for name, attack in attacks.items()}
 

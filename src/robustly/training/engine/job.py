@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from robustly.data import Augmentation, Extra, ImageData
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat
 from robustly.training.cost import step_cost
 from robustly.training.engine.optimisation import OptimizerConfig, ScheduleConfig
 from robustly.training.method import Method, MethodError
@@ -117,7 +117,7 @@ class Job:
     model: nn.Module
     train: ImageData
     validation: ImageData
-    threats: tuple[ThreatModel, ...]
+    threats: tuple[Threat, ...]
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     training: TrainingConfig
@@ -154,7 +154,7 @@ class Job:
             raise MethodError("Free-AT keeps a perturbation for each place in the batch: use one process")
 
     @property
-    def threat(self) -> ThreatModel:
+    def threat(self) -> Threat:
         """The first threat model."""
         return self.threats[0]
 
@@ -170,19 +170,12 @@ class Job:
             return batch_size
         return min(batch_size, len(self.train) - index * batch_size)
 
-    def threats_at(self, time: float) -> tuple[ThreatModel, ...]:
+    def threats_at(self, time: float) -> tuple[Threat, ...]:
         """The threat models of the training attack at a time in epochs, during and after the epsilon ramp."""
         ramp = self.training.epsilon_ramp
         if self.training.epsilon_ramp_by == "epoch":
             time = math.floor(time) + 1
-        return self.threats if time >= ramp else tuple(_ramped(threat, time, ramp) for threat in self.threats)
-
-
-def _ramped(threat: ThreatModel, time: float, ramp: float) -> ThreatModel:
-    if isinstance(threat.epsilon, Tensor):
-        return threat
-    radius = float(threat.epsilon) * time / ramp
-    return threat.with_epsilon(math.ceil(radius) if threat.norm == "l0" else radius)
+        return self.threats if time >= ramp else tuple(threat.scaled(time / ramp) for threat in self.threats)
 
 
 def check_networks(method: Method, frozen: Mapping[str, bool]) -> None:

@@ -10,7 +10,7 @@ from robustly.attacks import Attack
 from robustly.attacks.core.contract import frozen
 from robustly.data import ImageData
 from robustly.randomness import KeyedGenerator
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat
 from robustly.training.method import Method
 from robustly.training.step import Memory
 
@@ -19,7 +19,7 @@ def accuracies(
     model: nn.Module,
     data: ImageData,
     attack: Attack,
-    threat: ThreatModel,
+    threat: Threat,
     *,
     seed: int,
     batch_size: int,

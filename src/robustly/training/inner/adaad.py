@@ -9,9 +9,8 @@ from robustly.attacks import AttackResult
 from robustly.attacks.core.contract import Images, ModelMode, frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.attacks.pgd import Start
-from robustly.objectives import ClassificationGoal, kl
-from robustly.training.inner.ascent import ascend
-from robustly.training.inner.pgd import pgd_of
+from robustly.objectives import ClassificationGoal, Goal, kl
+from robustly.training.inner.pgd import ascend, pgd_of
 from robustly.training.parts import Part
 from robustly.training.step import LabelOrigin, Logits, Step
 
@@ -50,8 +49,8 @@ class AdaadInner(Part):
         """Attack the batch of a step."""
         teacher = step.network("teacher")
 
-        def value(points: Images, logits: Logits, goal: ClassificationGoal) -> Float[Tensor, " m"]:
+        def value_at(points: Images, logits: Logits, goal: Goal) -> Float[Tensor, " m"]:
             return kl(logits_of(teacher, points), logits)
 
         with frozen(teacher, full_precision=False):
-            return ascend(step, pgd_of(self), ClassificationGoal(step.y), value=value)
+            return ascend(step, pgd_of(self), ClassificationGoal(step.y), value_at=value_at)

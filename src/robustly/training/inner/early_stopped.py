@@ -11,14 +11,14 @@ from torch import Tensor
 from robustly.attacks import AttackResult
 from robustly.attacks.core.contract import Images, ModelMode
 from robustly.attacks.core.model_access import logits_of
+from robustly.attacks.core.search import Rows
 from robustly.attacks.pgd import Start
-from robustly.objectives import OBJECTIVES, ClassificationGoal, cross_entropy, probability_margin
+from robustly.objectives import OBJECTIVES, ClassificationGoal, Goal, cross_entropy, probability_margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import per_example
-from robustly.training.inner.ascent import Logits, Rows, ascend
-from robustly.training.inner.pgd import pgd_of
+from robustly.training.inner.pgd import ascend, pgd_of
 from robustly.training.parts import Part
-from robustly.training.step import LabelOrigin, Step
+from robustly.training.step import LabelOrigin, Logits, Step
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class FriendlyInner(Part):
         """Attack the batch of a step."""
         patience = torch.full_like(step.y, self.tau_at(step.moment.time))
 
-        def settled(rows: Rows, points: Images, logits: Logits, goal: ClassificationGoal) -> Bool[Tensor, " m"]:
+        def settled(rows: Rows, points: Images, logits: Logits, goal: Goal) -> Bool[Tensor, " m"]:
             wrong = goal.reached(logits)
             left = patience[rows]
             patience[rows] = left - wrong.long()
@@ -168,7 +168,8 @@ class CurriculumInner(Part):
             return ascend(step, pgd, goal)
         correct_at_rest = torch.zeros_like(step.y)
 
-        def settled(rows: Rows, points: Images, logits: Logits, here: ClassificationGoal) -> Bool[Tensor, " m"]:
+        def settled(rows: Rows, points: Images, logits: Logits, _: Goal) -> Bool[Tensor, " m"]:
+            here = goal.select(rows)
             if self.criterion == "margin":
                 hard = probability_margin(logits, here) > limit
             else:

@@ -1,4 +1,4 @@
-"""Inner maximisation by projected gradient ascent, and what inner maximisations share."""
+"""Inner maximisation by projected gradient ascent, and the two searches of all inner maximisations."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -7,10 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustly.attacks import PGD, Attack, AttackResult
+from robustly.attacks.core.ascent import STEEPEST, Ascent
 from robustly.attacks.core.contract import ModelMode
+from robustly.attacks.core.search import PointValue, Search, Settled, run_search
+from robustly.attacks.core.update_rules import Noisy
 from robustly.attacks.pgd import Start
 from robustly.objectives import OBJECTIVES, ClassificationGoal, Objective, cross_entropy
-from robustly.threats.lp import ThreatModel
+from robustly.randomness import KeyedGenerator
+from robustly.threats import Threat
 from robustly.training.parts import Part
 from robustly.training.step import LabelOrigin, Step
 
@@ -21,7 +25,7 @@ def attack_step(
     *,
     against: LabelOrigin = "labels",
     reference: Float[Tensor, "n k"] | None = None,
-    threat: ThreatModel | None = None,
+    threat: Threat | None = None,
 ) -> AttackResult:
     """Run any attack on the batch of a step.
 
@@ -34,6 +38,60 @@ def attack_step(
     """
     goal = ClassificationGoal(step.labels_from(against), reference=reference)
     return attack(step.model, step.x, goal, threat=threat or step.threat, generator=step.generator.fold("inner"))
+
+
+def ascend(
+    step: Step,
+    settings: PGD,
+    goal: ClassificationGoal,
+    *,
+    value_at: PointValue | None = None,
+    settled: Settled | None = None,
+    noise: float = 0.0,
+) -> AttackResult:
+    """Projected gradient ascent on the batch of a step; the last iterate of every example is returned.
+
+    Args:
+        step: the step.
+        settings: steps, step size, start, mode and (without `value_at`) objective.
+        goal: the attack's goal, for all N examples.
+        value_at: an objective that depends on the inputs too.
+        settled: examples that stay where they are from now on; evaluated once before each step.
+        noise: standard deviation of Gaussian noise that is added before each step, at least 0.
+
+    Returns:
+        The inputs, with the passes of each example and its number of correctly classified iterates (kappa of
+        GAIRAT).
+    """
+    ascent = Ascent(
+        settings.steps,
+        settings.objective,
+        lambda count, threat_set: settings.step_sizes(threat_set),
+        Noisy(STEEPEST, noise) if noise > 0 else STEEPEST,
+        early_stop=settled is not None,
+        finish="keep",
+        value_at=value_at,
+        settled=settled,
+    )
+
+    def run(search: Search, generator: KeyedGenerator) -> None:
+        draws = generator.fold("restart", 0)
+        start = settings.started(search.threat_set, draws)
+        if settled is not None:
+            start = search.threat_set.project(start)  # an example may settle at its start, which no step projects
+        ascent.run(search, search.unbroken, start, search.goal, draws)
+
+    return run_search(
+        run,
+        step.model,
+        step.x,
+        goal,
+        threat=step.threat,
+        generator=step.generator.fold("inner"),
+        mode=settings.mode,
+        precision="ambient",
+        verdicts=False,
+    )
 
 
 def training_pgd(

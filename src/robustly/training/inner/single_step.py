@@ -11,21 +11,10 @@ from robustly.attacks.core.contract import ModelMode, frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.objectives import ClassificationGoal, cross_entropy
 from robustly.threats.balls import laid_out_like
-from robustly.threats.lp import ThreatModel
+from robustly.threats.contract import Theta
 from robustly.training.inner.pgd import training_pgd
 from robustly.training.parts import Part
 from robustly.training.step import Step
-
-
-def widened(threat: ThreatModel, factor: float) -> ThreatModel:
-    """The threat with `factor` times its radius, an l-inf one no wider than the box."""
-    if isinstance(threat.epsilon, Tensor):
-        wide = threat.epsilon * factor
-        return threat.with_epsilon(wide.clamp_max(threat.box[1] - threat.box[0]) if threat.norm == "linf" else wide)
-    radius = float(threat.epsilon) * factor
-    if threat.norm == "linf":
-        radius = min(radius, threat.box[1] - threat.box[0])
-    return threat.with_epsilon(math.ceil(radius) if threat.norm == "l0" else radius)
 
 
 @dataclass(frozen=True)
@@ -59,13 +48,14 @@ class NoisyFGSMInner(Part):
         """Attack the batch of a step."""
         x, goal = step.x, ClassificationGoal(step.labels.hard)
         draws = step.generator.fold("inner").fold("restart", 0).fold("start")
-        point = widened(step.threat, self.noise).around(x).random_start(draws).detach().requires_grad_()
+        noisy = step.threat.scaled(self.noise).around(x)
+        theta = noisy.random_start(draws).detach().requires_grad_()
         with frozen(step.model, self.mode, full_precision=False):
-            logits = logits_of(step.model, point)
-            (gradient,) = torch.autograd.grad(cross_entropy(logits, goal).sum(), point)
-        reach = widened(step.threat, self.noise + self.relative_step_size).around(x)
+            logits = logits_of(step.model, noisy.apply(theta))
+            (gradient,) = torch.autograd.grad(cross_entropy(logits, goal).sum(), theta)
+        reach = step.threat.scaled(self.noise + self.relative_step_size).around(x)
         length = training_pgd(1, relative_step_size=self.relative_step_size).step_sizes(step.threat.around(x))
-        x_adv = laid_out_like(x, reach.step(point.detach(), gradient, length))
+        x_adv = laid_out_like(x, reach.apply(reach.step(theta.detach(), gradient, length)))
         once = torch.ones_like(step.y)
         none = torch.zeros_like(once, dtype=torch.bool)
         distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
@@ -103,28 +93,41 @@ class FreeInner(Part):
 
     def __call__(self, step: Step) -> AttackResult:
         """Return the batch with the current perturbation, as a leaf that collects its gradient."""
-        x = step.x
-        x_adv = step.threat.around(x).project(x + self._delta(step)[: len(x)].to(x))
+        x, threat_set = step.x, step.threat.around(step.x)
+        identity = threat_set.identity()
+        theta = threat_set.project(identity + self._delta(step, identity)[: len(x)].to(identity))
+        leaf = laid_out_like(identity, theta).detach().requires_grad_()
         none = torch.zeros_like(step.y)
         distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
-        leaf = laid_out_like(x, x_adv).detach().requires_grad_()
-        return AttackResult(leaf, none.bool(), distance, none, none.clone(), none.clone(), none.bool())
+        x_adv = threat_set.apply(leaf)
+        return AttackResult(
+            x_adv,
+            none.bool(),
+            distance,
+            none,
+            none.clone(),
+            none.clone(),
+            none.bool(),
+            theta=None if x_adv is leaf else leaf,
+        )
 
     def after_backward(self, step: Step) -> None:
         """Move the perturbation along the images' gradient from the backward pass of the weights."""
-        x, x_adv = step.x, step.adversarial.x_adv
-        if x_adv.grad is None:
+        adversarial = step.adversarial
+        leaf = adversarial.x_adv if adversarial.theta is None else adversarial.theta
+        if leaf.grad is None:
             raise ValueError("the loss has no gradient to the adversarial images: Free-AT cannot attack through it")
-        ball = step.threat.around(x)
-        length = training_pgd(1, relative_step_size=self.relative_step_size).step_sizes(ball)
-        moved = ball.step(x_adv.detach(), x_adv.grad, length)
-        self._delta(step)[: len(x)] = (moved - x).detach()
+        threat_set = step.threat.around(step.x)
+        identity = threat_set.identity()
+        length = training_pgd(1, relative_step_size=self.relative_step_size).step_sizes(threat_set)
+        moved = threat_set.step(leaf.detach(), leaf.grad, length)
+        self._delta(step, identity)[: len(identity)] = (moved - identity).detach()
 
-    def _delta(self, step: Step) -> Tensor:
+    def _delta(self, step: Step, identity: Theta) -> Tensor:
         """The perturbation, with a row for each place of the largest batch so far."""
-        memory, x = step.remember(self), step.x
-        delta = memory.get("delta", x.new_zeros(0, *x.shape[1:]))
-        if len(delta) < len(x):
-            delta = torch.cat([delta, x.new_zeros(len(x) - len(delta), *x.shape[1:])])
+        memory = step.remember(self)
+        delta = memory.get("delta", identity.new_zeros(0, *identity.shape[1:]))
+        if len(delta) < len(identity):
+            delta = torch.cat([delta, identity.new_zeros(len(identity) - len(delta), *identity.shape[1:])])
         memory["delta"] = delta
         return delta

@@ -40,7 +40,8 @@ class GradAlign(Part):
         """Return the term "alignment"."""
         if self.weight == 0:
             return {}
-        noisy = step.threat.around(step.x).random_start(step.generator.fold("gradalign"))
+        threat_set = step.threat.around(step.x)
+        noisy = threat_set.apply(threat_set.random_start(step.generator.fold("gradalign")))
         with frozen_statistics(step.model):
             here = _input_gradient(step, step.x, create_graph=False).detach()
             there = _input_gradient(step, noisy, create_graph=True)
