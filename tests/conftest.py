@@ -1,5 +1,7 @@
 """What tests share: real digits, a network that has learnt them, and where the optional data is."""
 
+import functools
+import lzma
 import os
 import signal
 from pathlib import Path
@@ -11,6 +13,7 @@ from torch import nn
 import shape_checks
 
 shape_checks.install()
+lzma.decompress = functools.lru_cache(maxsize=1)(lzma.decompress)  # most tests read the digits of the package
 
 from robustly.data import DataConfig, Splits, load_splits  # noqa: E402
 from robustly.models import ModelConfig, build_model  # noqa: E402
