@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import is_dataclass
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import jaxtyping
@@ -25,7 +25,10 @@ ROOMS = (
 )
 """The checked rooms. Those whose tests pass wrong types on purpose, to read the message, are left out."""
 
+PLAIN = frozenset((bool, int, float, type(None)))
+
 _check_always = jaxtyping.jaxtyped
+_known: dict[CodeType, dict[Hashable, set[Hashable]]] = {}  # a function that another one defines is defined often
 
 
 def install() -> None:
@@ -36,17 +39,19 @@ def install() -> None:
 
 def kind_of(value: Any) -> Hashable:
     """Everything of a value that an annotation can depend on."""
-    if isinstance(value, Tensor):
-        return type(value), value.dtype, value.shape
-    if isinstance(value, (str, type)):
-        return value
-    if isinstance(value, (tuple, list)):
-        return type(value), tuple(map(kind_of, value))
-    if isinstance(value, dict):
-        return type(value), tuple((kind_of(key), kind_of(content)) for key, content in value.items())
-    if isinstance(value, np.ndarray):
-        return type(value), str(value.dtype), value.shape
-    return type(value)
+    kind = type(value)
+    found: Hashable = kind
+    if kind in PLAIN:
+        pass
+    elif isinstance(value, (Tensor, np.ndarray)):
+        found = kind, value.dtype, value.shape
+    elif isinstance(value, (str, type)):
+        found = value
+    elif isinstance(value, (tuple, list)):
+        found = kind, tuple(map(kind_of, value))
+    elif isinstance(value, dict):
+        found = kind, tuple((kind_of(key), kind_of(content)) for key, content in value.items())
+    return found
 
 
 def check_once(subject: Any = None, *, typechecker: Any) -> Any:
@@ -68,27 +73,31 @@ def check_once(subject: Any = None, *, typechecker: Any) -> Any:
 
 
 def _checked_function(function: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
-    known: dict[Hashable, set[Hashable]] = {}
+    known = _known.setdefault(function.__code__, {})
     results: list[Any] = []  # a result that is there already, for the checks of it
 
     def result_or_call(*args: Any, **kwargs: Any) -> Any:
         return results.pop() if results else function(*args, **kwargs)
 
-    checked = _check_always(_in_place_of(function, result_or_call), typechecker=typechecker)
+    @functools.cache
+    def checked() -> Callable[..., Any]:
+        return _check_always(_in_place_of(function, result_or_call), typechecker=typechecker)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        arguments = (*map(kind_of, args), *((name, kind_of(value)) for name, value in kwargs.items()))
+        arguments: Hashable = tuple(map(kind_of, args))
+        if kwargs:
+            arguments = arguments, tuple((name, kind_of(value)) for name, value in kwargs.items())
         if arguments not in known:
-            result = checked(*args, **kwargs)
+            result = checked()(*args, **kwargs)
             known.setdefault(arguments, set()).add(kind_of(result))
             return result
         result = function(*args, **kwargs)
         kind = kind_of(result)
         if kind not in known[arguments]:
             results.append(result)
-            checked(*args, **kwargs)
+            checked()(*args, **kwargs)
             known[arguments].add(kind)
         return result
 
