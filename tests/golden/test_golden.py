@@ -6,6 +6,8 @@ import pytest
 import runs
 from comparing import VALUES, compare
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Path:

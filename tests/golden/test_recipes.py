@@ -17,6 +17,7 @@ from robustly.models import ModelConfig, build_model
 from robustly.runtime import Runtime, RuntimeConfig
 from robustly.training import Job, Moment, Observer, train
 
+pytestmark = pytest.mark.slow
 STEPS_PER_EPOCH = 3  # 90 images in batches of 32
 
 
