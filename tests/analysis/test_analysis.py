@@ -112,6 +112,7 @@ def test_summaries_count_every_example_once() -> None:
     assert plain["radius"]["beyond_epsilon"] == int((found.radius > 0.5).sum())
 
 
+@pytest.mark.slow
 def test_statistics_do_not_depend_on_the_batches_and_leave_the_model_alone() -> None:
     net = small_network((3, 5, 4))
     before = state_of(net)

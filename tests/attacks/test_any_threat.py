@@ -28,6 +28,7 @@ GENERAL: dict[str, Attack] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [ROTATION, CHAIN], ids=str)
 @pytest.mark.parametrize("name", list(GENERAL))
 def test_the_contract_is_kept(name: str, threat: Threat) -> None:
@@ -81,6 +82,7 @@ def test_a_chain_does_what_neither_part_can() -> None:
         assert found.broken.any() == expected, text
 
 
+@pytest.mark.slow
 def test_real_digits_fall_to_rotation(digit_net: nn.Module, digits: Splits) -> None:
     x, y = digits.test.floats()[:100], digits.test.labels[:100]
     draws = KeyedGenerator(0, torch.arange(100))

@@ -19,6 +19,7 @@ from robustly.threats.lp import ThreatModel
 THREATS = (ThreatModel("linf", 0.15), ThreatModel("l2", 0.5), ThreatModel("l1", 1.2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [
@@ -36,6 +37,7 @@ def test_they_keep_the_contract(attack: Attack) -> None:
     check_attack(attack, THREATS, targeted=True)
 
 
+@pytest.mark.slow
 def test_pma_keeps_the_contract() -> None:
     check_attack(PMA(4), THREATS)
 
@@ -57,6 +59,7 @@ def cost(attack: Attack, threat: ThreatModel) -> tuple[int, int]:
     return int(found.forwards), int(found.backwards)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_passes_of_a_robust_image_are_those_of_the_published_protocol(threat: ThreatModel) -> None:
     assert cost(APGD(100), threat) == (102, 101)
@@ -72,6 +75,7 @@ def test_there_are_no_more_targets_than_wrong_classes() -> None:
     assert cost(TargetedAPGD(5, targets=2, first=7), THREATS[0]) == (1, 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), norm=st.sampled_from(["linf", "l2", "l1"]))
 def test_more_steps_never_lower_the_best_objective(seed: int, norm: str) -> None:

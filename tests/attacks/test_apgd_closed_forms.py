@@ -99,6 +99,7 @@ def test_an_active_box_is_part_of_the_ball(norm: str, radius: float) -> None:
     assert share_broken(APGD(), net, ThreatModel(norm, 0.99 * radius), x) == 0
 
 
+@pytest.mark.slow
 def test_the_sparse_ascent_finds_the_l1_corner_with_restarts() -> None:
     assert share_broken(APGD(restarts=10, large_epsilon=True), R1, ThreatModel("l1", 0.1515)) == 1
     assert (

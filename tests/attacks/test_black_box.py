@@ -64,6 +64,7 @@ def random_net(*shape: int) -> tuple[nn.Module, Callable[[int], tuple[Tensor, Te
     return net, data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attack", "threats"), BLIND, ids=NAMES)
 def test_attacks_hold_the_contract(attack: Attack, threats: tuple[ThreatModel, ...]) -> None:
     check_attack(attack, threats, targeted=True)
@@ -241,6 +242,7 @@ def test_finite_differences_do_not_depend_on_how_many_fit_in_a_pass(monkeypatch:
     assert torch.allclose(found[0], found[2], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_estimated_gradients_break_digits(
     digits: Splits, digit_net: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,6 +152,7 @@ def test_a_target_class_has_its_own_boundary() -> None:
     assert float(ratio.median()) < 1.05
 
 
+@pytest.mark.slow
 def test_the_boundary_walk_comes_closer_with_its_steps() -> None:
     """R1: from wherever noise was adversarial to within a few percent of the nearest boundary it walked along."""
     threat, x = ThreatModel("l2", 0.1), images(9, 1, 2, 2)

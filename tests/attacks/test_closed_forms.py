@@ -67,6 +67,7 @@ def test_margin_locks_on_the_runner_up_in_linf(r1: nn.Module) -> None:
         assert share == broken
 
 
+@pytest.mark.slow
 def test_l2_margin_finds_what_cross_entropy_misses(r1: nn.Module) -> None:
     close, wide = ThreatModel("l2", 0.145), ThreatModel("l2", 0.16)
     assert share_broken(PGD(50, margin, start="none"), r1, CENTRE, close) == 1
@@ -101,6 +102,7 @@ def test_the_box_is_part_of_the_geometry(norm: str, radius: float) -> None:
         assert share_broken(attack, net, R2_X, ThreatModel(norm, factor * radius)) == broken
 
 
+@pytest.mark.slow
 def test_three_pixels_in_r3() -> None:
     gain = torch.tensor([4.0, 3, 2, 1], dtype=torch.float64)
     zero = torch.zeros(4, dtype=torch.float64)
@@ -133,6 +135,7 @@ def test_saturated_logits_blind_cross_entropy_but_not_the_margin() -> None:
     assert share_broken(PGD(50, OBJECTIVES["dlr"], restarts=5), net, CENTRE, threat) > 0.8
 
 
+@pytest.mark.slow
 def test_dead_units_need_random_starts() -> None:
     """R6: exactly zero gradient at the image; a uniform start succeeds with probability 0.1701 per restart."""
 

@@ -40,6 +40,7 @@ class Linear(nn.Module):
         return x @ self.weight.T + self.bias
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [MIM(steps=3), MIM(steps=3, start="random", restarts=2, decay=0.5)])
 def test_it_keeps_the_contract(attack: MIM) -> None:
     check_attack(attack, THREATS, targeted=True)

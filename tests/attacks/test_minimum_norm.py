@@ -124,6 +124,7 @@ def test_fab_is_at_its_best_after_two_steps_on_a_linear_model(norm: str) -> None
         assert ratio(FAB(steps, targets=3), "inactive box", norm) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [FAB(), FAB(targets=1)], ids=["fab", "fab_t"])
 def test_fab_projects_inside_the_box(attack: FAB) -> None:
     for norm, expected in (("linf", 0.134028), ("l2", 0.186672), ("l1", 0.251118)):
@@ -172,6 +173,7 @@ def test_deepfool_is_done_in_one_step_on_a_linear_model() -> None:
         assert float(attacked(DeepFool(), "dead units", norm).distance) == torch.inf
 
 
+@pytest.mark.slow
 def test_ddn_converges_to_what_is_best_for_its_objective() -> None:
     assert float(attacked(DDN(1000), "inactive box", "l2").distance) == pytest.approx(0.15578, abs=2e-5)
     assert ratio(DDN(300, objective=margin), "inactive box", "l2") < 1.002
@@ -186,6 +188,7 @@ def test_ddn_goes_in_a_random_direction_where_there_is_no_slope() -> None:
     assert int(found.zero_gradients) >= 1
 
 
+@pytest.mark.slow
 def test_saturated_logits_do_not_blind_what_climbs_the_margin() -> None:
     for attack in (FMN(), FAB(5), FAB(5, targets=3), DeepFool(), DDN(300, objective=margin)):
         for norm in set(attack.needs.norms) - {"l0"}:

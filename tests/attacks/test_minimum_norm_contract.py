@@ -33,6 +33,7 @@ def ten_classes() -> tuple[nn.Module, Tensor, Tensor]:
         return net, x, net(x).argmax(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", list(EPSILON))
 @pytest.mark.parametrize(
     ("attack", "targeted"),
@@ -87,6 +88,7 @@ def test_deepfool_refuses_target_classes() -> None:
         run(DeepFool(), net, x, ClassificationGoal(y, target=(y + 1) % 10), "l2", 0.5)
 
 
+@pytest.mark.slow
 def test_passes_of_fab_are_those_of_the_tables() -> None:
     """FAB-T with nine targets: 900 backward passes; the untargeted one: K - 1 a step."""
     net, x, y = ten_classes()

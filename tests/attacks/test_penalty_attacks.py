@@ -25,6 +25,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "threat"), CASES, ids=["cw", "ead", "sigma-zero", "jsma", "jsma-single", "ead-en"]
 )
@@ -32,6 +33,7 @@ def test_they_keep_the_contract(attack: Attack, threat: ThreatModel) -> None:
     check_attack(attack, (threat,), targeted=True)
 
 
+@pytest.mark.slow
 def test_confidence_has_a_price(digit_net: nn.Module, digits: Splits) -> None:
     x, y = digits.test.floats()[:8], digits.test.labels[:8]
     draws, threat = KeyedGenerator(0, torch.arange(8)), ThreatModel("l2", 3)
@@ -94,6 +96,7 @@ def test_settings_mean_the_same_on_every_box(attack: Attack, norm: str, low: flo
     assert torch.equal(wide.backwards, plain.backwards)
 
 
+@pytest.mark.slow
 def test_each_decision_rule_keeps_what_is_least_by_its_own_measure(digit_net: nn.Module, digits: Splits) -> None:
     x, y = digits.test.floats()[:8], digits.test.labels[:8]
     found = {
@@ -116,6 +119,7 @@ def test_each_decision_rule_keeps_what_is_least_by_its_own_measure(digit_net: nn
     assert torch.equal(near.backwards, cheap.backwards), "they search alike"
 
 
+@pytest.mark.slow
 def test_how_close_a_failure_came_is_told() -> None:
     net = nn.Linear(4, 2)
     net.weight.data, net.bias.data = torch.tensor([[-0.5] * 4, [0.5] * 4]), torch.tensor([0.0, -5.0])

@@ -42,6 +42,7 @@ def test_the_weight_goes_up_tenfold_and_then_halves_its_interval() -> None:
     assert abs(float(weight.best_known().c) - 0.1) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "radius"), [(R1, 0.142836), (R2, 0.185742), (R3, 0.771825)], ids=["R1", "R2", "R3"]
 )
@@ -49,15 +50,18 @@ def test_carlini_and_wagner_come_within_a_hundredth_of_the_l2_radius(case: Case,
     assert radius * (1 - 1e-6) <= distance(CarliniWagner(), case, "l2") <= 1.01 * radius
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "radius"), [(R1, 0.202), (R2, 0.25), (R3, 1.35)], ids=["R1", "R2", "R3"])
 def test_ead_comes_within_a_fiftieth_of_the_l1_radius_of_the_runner_up(case: Case, radius: float) -> None:
     assert radius * (1 - 1e-6) <= distance(EAD(steps=400), case, "l1") <= 1.02 * radius
 
 
+@pytest.mark.slow
 def test_ead_reaches_the_nearest_class_when_it_is_named() -> None:
     assert 0.15 <= distance(EAD(steps=400), R1, "l1", target=2) <= 0.1515
 
 
+@pytest.mark.slow
 def test_sigma_zero_counts_pixels_as_published() -> None:
     assert distance(SigmaZero(steps=300), R1, "l0") <= 2
     assert distance(SigmaZero(steps=300), R2, "l0") == 1

@@ -62,6 +62,7 @@ class AnyShape(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [PGD(3), MIM(steps=3)])
 def test_it_keeps_the_contract(attack: Attack) -> None:
     threats = (ThreatModel("linf", 0.1), ThreatModel("l2", 0.5))

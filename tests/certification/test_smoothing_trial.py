@@ -139,6 +139,7 @@ def test_on_a_half_space_the_certified_radius_is_nearly_the_distance() -> None:
     assert torch.allclose(again.radius * 4, found.radius[half])  # linf radius = l2 radius / sqrt(16)
 
 
+@pytest.mark.slow
 def test_certified_and_attacked_accuracy_stand_side_by_side(tmp_path: Path) -> None:
     model, data, distance = half_space(120)
     threat = ThreatModel("l2", 0.2)
@@ -172,6 +173,7 @@ def test_certified_and_attacked_accuracy_stand_side_by_side(tmp_path: Path) -> N
     assert any("certificate smoothing" in check.name for check in wrong)
 
 
+@pytest.mark.slow
 def test_a_forged_certificate_has_no_way_through(tmp_path: Path) -> None:
     """Neither with no suite, nor with one that lacks the certificate, nor with a certificate that lies."""
     model, data, _ = half_space(60)

@@ -75,6 +75,7 @@ def test_a_model_without_gradients_is_broken_without_them_and_the_headline_says_
     assert found.summary.metrics.worst_case.robust.share < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Blocked, NoGrad, Rounded, Linear])
 def test_the_whole_standard_suite_is_not_fooled(kind: type[Linear]) -> None:
     net = kind()
@@ -162,6 +163,7 @@ def test_an_epsilon_wider_than_the_box_is_refused_and_one_as_wide_breaks_all() -
     assert found.summary.metrics.worst_case.robust.share == 0
 
 
+@pytest.mark.slow
 def test_constant_images_and_batches_of_one() -> None:
     net = Linear()
     pixels = torch.full((3, 1, 6, 6), 128, dtype=torch.uint8)

@@ -38,6 +38,7 @@ def test_inside_idempotent_and_still_where_allowed(norm: str, data: st.DataObjec
     assert torch.allclose(threat.project(x, x), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -101,6 +102,7 @@ def alike(one: Observed, other: Observed, exactly: bool = True) -> None:
         assert all(close(value, theirs[key]) for key, value in mine.items()), name
 
 
+@pytest.mark.slow
 @COMMON
 @given(labels=LABELS, inner=INNERS, loss=LOSS, weights=INSTANCE_WEIGHTS, parameters=PARAMETERS)
 def test_parts_compose_or_are_refused(
@@ -114,6 +116,7 @@ def test_parts_compose_or_are_refused(
     alike(found, look(method))
 
 
+@pytest.mark.slow
 @COMMON
 @given(labels=LABELS, inner=INNERS, loss=LOSS)
 def test_a_perturbation_of_size_zero_is_none(labels: object, inner: object, loss: object) -> None:
@@ -123,6 +126,7 @@ def test_a_perturbation_of_size_zero_is_none(labels: object, inner: object, loss
     alike(look(method), look(replace(method, parameters=parts)))
 
 
+@pytest.mark.slow
 @COMMON
 @given(labels=LABELS, inner=INNERS, loss=LOSS)
 def test_a_second_evaluation_leaves_labels_examples_and_statistics_alone(
@@ -143,6 +147,7 @@ def test_a_second_evaluation_leaves_labels_examples_and_statistics_alone(
     assert all(torch.allclose(value, other.statistics[name], rtol=1e-6) for name, value in one.statistics.items())
 
 
+@pytest.mark.slow
 @COMMON
 @given(labels=LABELS, inner=INNERS, loss=LOSS)
 def test_weights_of_one_are_none(labels: object, inner: object, loss: object) -> None:
@@ -150,6 +155,7 @@ def test_weights_of_one_are_none(labels: object, inner: object, loss: object) ->
     alike(look(method), look(replace(method, weights=EVEN)), exactly=False)
 
 
+@pytest.mark.slow
 @COMMON
 @given(inner=INNERS, loss=LOSS)
 def test_a_guide_that_only_labels_learns_from_the_data_alone(inner: object, loss: object) -> None:

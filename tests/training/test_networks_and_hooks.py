@@ -160,6 +160,7 @@ def test_reference_logits_are_in_the_mode_of_the_attack() -> None:
     assert torch.allclose(statistics, net(x).detach())
 
 
+@pytest.mark.slow
 def test_a_collapse_of_robust_accuracy_stops_the_run(little: Splits, tmp_path: Path) -> None:
     """One epoch that learns, then a rate that ruins everything."""
     from robustly.training import OptimizerConfig, ScheduleConfig

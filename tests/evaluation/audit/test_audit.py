@@ -355,6 +355,7 @@ def test_a_truncated_or_missing_file_fails_with_its_name(
     assert name in problems(result)
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_fails(folder: Path, target: EvaluationTarget) -> None:
     content = bytearray((folder / IMAGES).read_bytes())
     content[-100] ^= 0x40

@@ -82,6 +82,7 @@ def cheaply(answer: Callable[[Tensor], Tensor] | nn.Module, threat: ThreatModel 
     return fired(cheap_findings(subject_of(answer, threat)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "epsilon"), [("linf", 0.05), ("linf", 0.2), ("l2", 0.1), ("l1", 0.1), ("l0", 2)], ids=str
 )
@@ -125,6 +126,7 @@ def test_dead_units_fire_what_gradient_free_search_sees() -> None:
     assert "No objective has a gradient" in by_id(found)["D6"].words
 
 
+@pytest.mark.slow
 def test_below_its_radius_nothing_breaks_the_dead_units() -> None:
     found = diagnose(subject_of(r6, ThreatModel("linf", 0.095)), tests=("D1", "D2", "D5", "D9"), budget=SMALL)
     assert fired(found) == set()
@@ -325,6 +327,7 @@ def test_nothing_right_or_nothing_allowed_is_open() -> None:
     assert fired(still) == set()
 
 
+@pytest.mark.slow
 def test_findings_depend_on_the_seed_and_on_nothing_else() -> None:
     least = Budget(steps=8, unbounded_steps=8, restarts=2, queries=20, few=4, points=300, directions=8)
     whole = diagnose(subject_of(r6), budget=least)

@@ -79,11 +79,13 @@ def failed(net: nn.Module, digits: Splits) -> set[str]:
     return names | ({"headline"} if masking_suspected(findings) else set())
 
 
+@pytest.mark.slow
 def test_the_undefended_network_falls_and_passes_the_diagnostics(digit_net: nn.Module, digits: Splits) -> None:
     assert unbroken(PGD(20), digit_net, digits) < 0.3
     assert failed(digit_net, digits) <= {"D8", "D9"}, "hints to spend more, which ten steps deserve"
 
 
+@pytest.mark.slow
 def test_quantised_input_hides_from_gradients_and_not_from_bpda(digit_net: nn.Module, digits: Splits) -> None:
     defended = Quantised(digit_net)
     assert unbroken(PGD(20), defended, digits) > 0.6
@@ -92,6 +94,7 @@ def test_quantised_input_hides_from_gradients_and_not_from_bpda(digit_net: nn.Mo
     assert unbroken(PGD(20, margin), adapted, digits) < 0.25
 
 
+@pytest.mark.slow
 def test_a_vanishing_temperature_hides_from_cross_entropy_alone(digit_net: nn.Module, digits: Splits) -> None:
     defended = Cold(digit_net)
     assert unbroken(PGD(20), defended, digits) > 0.6
@@ -100,6 +103,7 @@ def test_a_vanishing_temperature_hides_from_cross_entropy_alone(digit_net: nn.Mo
     assert unbroken(PGD(20, scaled_cross_entropy), defended, digits) < 0.3
 
 
+@pytest.mark.slow
 def test_random_resizing_hides_from_one_draw_and_not_from_the_mean(digit_net: nn.Module, digits: Splits) -> None:
     defended = Resized(digit_net)
     x, y = digits.test.floats()[:COUNT], digits.test.labels[:COUNT]

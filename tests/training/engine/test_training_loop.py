@@ -64,6 +64,7 @@ def test_adversarial_training_makes_real_digits_robust_and_standard_training_doe
     assert found["robust"]["validation_robust_accuracy"] > found["standard"]["validation_robust_accuracy"] + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select_by", ["robust", "clean"])
 @pytest.mark.parametrize("parameters", [(), (ExponentialAverage(0.5, 0.0),)])
 def test_the_released_weights_have_the_accuracies_of_the_best_row(
@@ -186,6 +187,7 @@ def test_an_epsilon_of_whole_pixels_grows_by_whole_pixels(little: Splits, tmp_pa
     assert seen == [1, 3, 4, 6, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 5, 7, 13])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(steps: int, little: Splits, tmp_path: Path) -> None:
     method = Method(

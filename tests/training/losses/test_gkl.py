@@ -264,6 +264,7 @@ def test_a_class_that_an_epoch_did_not_show_keeps_its_row() -> None:
         assert bool(memory["ClassPrior"]["prior"].isfinite().all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [6, 8])  # of 5 in an epoch
 def test_the_prior_survives_a_resume_bit_by_bit(steps: int, little: Splits, tmp_path: Path) -> None:
     method = Method(inner=GklInner(steps=2), loss=GklLoss(gamma=0.2, prior_temperature=1.0))

@@ -273,6 +273,7 @@ def trained(little: Splits, weights: InstanceWeights | None, folder: Path, epoch
     return found
 
 
+@pytest.mark.slow
 def test_equal_weights_train_as_pgd_at(little: Splits, tmp_path: Path) -> None:
     expected = trained(little, None, tmp_path / "plain")
     flat = MailWeights(slope=0.0, scale="mean_one", burn_in=0)
@@ -295,6 +296,7 @@ def test_equal_weights_train_as_pgd_at(little: Splits, tmp_path: Path) -> None:
     assert not same(trained(little, GairatWeights("discrete", burn_in=0), tmp_path / "w"), expected)
 
 
+@pytest.mark.slow
 def test_gairat_learns_real_digits(tmp_path: Path) -> None:
     method = Method(
         inner=PGDInner(steps=4, relative_step_size=0.35), loss=AdversarialLoss(), weights=GairatWeights(burn_in=1)
