@@ -176,3 +176,11 @@ def test_only_images_of_the_gallery_are_read_for_a_report(folder: Path, evidence
 def test_a_table_of_its_own_columns_is_the_same_table(evidence: Evidence) -> None:
     columns = evidence.table.columns()
     assert list(EvidenceTable.from_columns(columns).columns()) == list(columns)
+
+
+def test_a_summary_reads_like_its_file(folder: Path, evidence: Evidence) -> None:
+    on_disk = json.loads((folder / SUMMARY).read_text())
+    for key in ("worst_case", "threat", "masking", "schema"):
+        assert evidence.summary[key] == on_disk[key]
+    with pytest.raises(KeyError):
+        evidence.summary["nothing"]

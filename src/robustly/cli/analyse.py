@@ -14,9 +14,11 @@ from robustly.analysis.input_gradients import GradientStatistics, gradient_stati
 from robustly.analysis.landscapes import input_landscapes, weight_landscape
 from robustly.cli.arguments import Trust
 from robustly.data import ImageData, load_test
+from robustly.evaluation.recording import stored_threat
 from robustly.evidence import read_evidence, read_summary
 from robustly.evidence.records import to_json
 from robustly.evidence.schema import SUMMARY
+from robustly.evidence.storage import read_images
 from robustly.evidence.unions import union_of_threats
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, load_trained, open_run
@@ -24,7 +26,6 @@ from robustly.files import write_json
 from robustly.models import weights_hash
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.runtime import Runtime
-from robustly.threats import parse_threat
 from robustly.threats.lp import ThreatModel
 
 ANALYSIS, SCHEMA = "analysis.json", 2
@@ -73,14 +74,15 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
 def _evaluated(folder: Path, config: RunConfig) -> tuple[RunConfig, ThreatModel]:
     """The settings and the threat that the run was evaluated with; its own, where it was not."""
     if not (folder / EVALUATION / SUMMARY).is_file():
-        return replace(config, data=evaluation_data(config)), config.threat
-    summary = read_summary(folder / EVALUATION)
-    if summary.data.settings is None:
-        raise RunError(f"{folder / EVALUATION} does not state the settings of its data: evaluate the run again")
-    data = build_config({"data": summary.data.settings}).data
-    threat = parse_threat(summary.threat.text)
+        data, threat = evaluation_data(config), config.threat
+    else:
+        summary = read_summary(folder / EVALUATION)
+        if summary.data.settings is None:
+            raise RunError(f"{folder / EVALUATION} does not state the settings of its data: evaluate the run again")
+        data = build_config({"data": summary.data.settings}).data
+        threat = stored_threat(summary.threat, read_images(folder / EVALUATION).threat)
     if not isinstance(threat, ThreatModel):
-        raise RunError(f"analyse is defined for Lp threats, {folder} was evaluated under {threat}")
+        raise RunError(f"analyse is defined for Lp threats, the threat of {folder} is {threat}")
     return replace(config, data=data), threat
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from robustly.evidence.provenance import DataRecord, ModelRecord, SuiteAttack, SuiteRecord, ThreatRecord
-from robustly.evidence.records import Inline, Key, Share, ShareObject
+from robustly.evidence.records import Inline, Key, Share, ShareObject, to_json
 from robustly.evidence.schema import SCHEMA
 from robustly.statistics import Proportion
 
@@ -234,6 +234,14 @@ class Summary:
         if set(self.suite.names) != set(self.metrics.attacks):
             listed, numbers = ", ".join(self.suite.names), ", ".join(self.metrics.attacks)
             raise ValueError(f"attacks should be those of the suite ({listed}), but are {numbers}")
+
+    def __getitem__(self, key: str) -> Any:
+        """The value that `summary.json` holds under a key, as plain values.
+
+        Raises:
+            KeyError: a key that the file does not have.
+        """
+        return to_json(self)[key]
 
     @property
     def outcomes(self) -> tuple[AttackOutcome, ...]:

@@ -108,6 +108,16 @@ def metrics_table(training: Training) -> Table:
     return Table(names, tuple(zip(*columns, strict=True)))
 
 
+def epoch_axis(epochs: Sequence[float]) -> dict[str, object]:
+    """An axis of epochs, labelled at whole numbers."""
+    axis: dict[str, object] = {
+        "title": axis_title("Epoch"),
+        "tickformat": "d",
+        "unifiedhovertitle": {"text": "Epoch %{x}"},
+    }
+    return {**axis, "dtick": 1} if max(epochs) - min(epochs) < 8 else axis
+
+
 def _chart(
     training: Training,
     words: Words,
@@ -142,7 +152,7 @@ def _chart(
             ("Epoch", *(line.name for line, _ in drawn)),
             tuple((f"{epoch:g}", *row) for epoch, row in zip(epochs, rows, strict=True)),
         ),
-        x={"title": axis_title("Epoch"), "tickformat": "d", "unifiedhovertitle": {"text": "Epoch %{x}"}},
+        x=epoch_axis(epochs),
         y=axis,
         layout={
             "hovermode": "x unified",

@@ -21,8 +21,9 @@ from robustly.reports.figures.charts import (
     shortened,
     template_label,
 )
-from robustly.reports.figures.evaluation_figures import epsilon_axis
+from robustly.reports.figures.evaluation_figures import size_axis, size_column, size_text
 from robustly.reports.figures.front import Point, clean_against_robust
+from robustly.reports.figures.training_figures import epoch_axis
 from robustly.reports.formats import NO_VALUE, percent
 from robustly.reports.run import RunEvidence
 from robustly.statistics import Proportion
@@ -166,12 +167,12 @@ def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
             "type": "scatter",
             "x": curve.epsilon,
             "y": curve.accuracy,
-            "text": [label(text) for text in curve.epsilon_text],
+            "text": [label(size_text(threat, text)) for text in curve.epsilon_text],
             "name": label(shortened(name, 30)),
             "mode": "lines+markers",
             "line": {"color": RUN_COLOURS[i % 8], "width": 2.25},
             "marker": {"size": 7, "symbol": run_symbol(i)},
-            "hovertemplate": "epsilon %{text}: %{y:.1%}<extra>" + template_label(name) + "</extra>",
+            "hovertemplate": "%{text}: %{y:.1%}<extra>" + template_label(name) + "</extra>",
         }
         for i, name, _, curve in curves
     ]
@@ -186,12 +187,12 @@ def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
         Words(
             "security-curves",
             "Accuracy against the strength of the attack",
-            f"Accuracy left by {attacks}; the dotted line is the evaluated epsilon {threat.limit_text}.",
-            f"Line chart of accuracy against epsilon for {len(curves)} runs.",
+            f"Accuracy left by {attacks}; the dotted line is the evaluated {size_text(threat, threat.limit_text)}.",
+            f"Line chart of accuracy against the allowed size for {len(curves)} runs.",
         ),
         traces,
-        Table(("Run", "Epsilon", "Accuracy"), tuple(rows)),
-        x=epsilon_axis(longest, threat),
+        Table(("Run", size_column(threat), "Accuracy"), tuple(rows)),
+        x=size_axis(longest, threat),
         y={**PERCENT_AXIS, "range": [0, 1.02], "title": axis_title("Accuracy")},
         layout={"shapes": [{**line, "line": {"color": MUTED, "width": 1, "dash": "dot"}, "layer": "below"}]},
     )
@@ -233,7 +234,7 @@ def robust_by_epoch(runs: Sequence[RunEvidence]) -> Figure | None:
         ),
         traces,
         Table(("Run", "Epoch", "Robust, validation"), tuple(rows)),
-        x={"title": axis_title("Epoch"), "tickformat": "d", "unifiedhovertitle": {"text": "Epoch %{x}"}},
+        x=epoch_axis([float(epoch) for _, _, epochs, _ in trained for epoch in epochs]),
         y={**PERCENT_AXIS, "title": axis_title("Accuracy")},
         layout={"hovermode": "x unified"},
     )
