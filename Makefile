@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
-.PHONY: demo test lint wheel bench docs clean
+.PHONY: demo test test-fast lint wheel bench docs clean
 
 demo: $(DEMO)/standard/evaluation/summary.json $(DEMO)/dynat/evaluation/summary.json
 	$(BIN)/robustly audit $(DEMO)/dynat
@@ -21,6 +21,10 @@ $(DEMO)/%/evaluation/summary.json: $(DEMO)/%/model.safetensors
 # One thread a worker: two workers share two cores, and resumed runs are compared bit by bit.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The loop of whoever edits. Exhaustive sweeps, processes of their own and comparisons with peers are left to `test`.
+test-fast: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not peer"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

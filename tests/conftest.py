@@ -1,21 +1,19 @@
 """What tests share: real digits, a network that has learnt them, and where the optional data is."""
 
+import functools
+import lzma
 import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from torch import nn
 
-# Annotated shapes and types are checked in tests only. Rooms whose tests hand over wrong types on purpose, to read
-# the message at the door, are left out.
-CHECKED = (
-    *("analysis", "attacks", "certification", "evaluation", "objectives", "randomness"),
-    *("threats.balls", "threats.projections", "training"),
-)
-install_import_hook([f"robustly.{room}" for room in CHECKED], "shape_checks.check")
+import shape_checks
+
+shape_checks.install()
+lzma.decompress = functools.lru_cache(maxsize=1)(lzma.decompress)  # most tests read the digits of the package
 
 from robustly.data import DataConfig, Splits, load_splits  # noqa: E402
 from robustly.models import ModelConfig, build_model  # noqa: E402

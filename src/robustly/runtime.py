@@ -1,11 +1,9 @@
-"""Devices, precision and processes; no other file imports Lightning Fabric."""
+"""Devices, precision and processes; no other file imports Lightning Fabric, whose import takes seconds."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -48,6 +46,9 @@ class Runtime:
     """
 
     def __init__(self, config: RuntimeConfig) -> None:
+        from lightning_fabric import Fabric  # noqa: PLC0415: only training needs it
+        from lightning_fabric.strategies.ddp import DDPStrategy  # noqa: PLC0415
+
         config.check()
         many = config.processes * config.nodes > 1
         self._fabric = Fabric(

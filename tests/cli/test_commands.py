@@ -341,6 +341,7 @@ def test_a_file_in_the_way_of_the_run_folder(here: Path, capsys: pytest.CaptureF
     assert "runs" in refusal(capsys, "train", "mnist5k/standard", *SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "setrlimit") and sys.platform == "win32", reason="needs file size limits")
 def test_a_full_disk_keeps_what_was_written(here: Path) -> None:
     """A file size limit stands in for the full disk: the checkpoint after the first epoch does not fit."""
@@ -361,15 +362,15 @@ def test_a_full_disk_keeps_what_was_written(here: Path) -> None:
     assert main(["train", "--resume", "full"]) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_goes_on(here: Path) -> None:
     words = [sys.executable, "-m", "robustly", "train", "mnist5k/dynat", "--out", "run", *SMALL, *GUIDE]
     words += ["--training.epochs", "50"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (here / "run/metrics.csv").exists() and time.monotonic() < deadline:
+    while not (here / "run/metrics.csv").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "robustly train --resume run" in out

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 from types import SimpleNamespace
@@ -28,6 +29,15 @@ SMALL = [
 ]  # fmt: skip
 ONE_EPOCH = [*SMALL, "--training.epochs", "1"]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the workers of a sweep have, whose weights are compared with those of runs in this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -86,6 +96,7 @@ def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"{file} was never written")
 
 
+@pytest.mark.slow
 def test_a_failing_run_stops_no_other_and_finished_ones_stay(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,15 +151,15 @@ def test_a_killed_sweep_ends_as_unbroken_runs_do(tmp_path: Path) -> None:
     assert not (first / "model.safetensors").exists()
     assert [path.name for path in second.iterdir()] == ["config.yaml"]
     again = started(words)
-    out, err = again.communicate(timeout=500)
+    out, err = again.communicate()
     assert again.returncode == 0, err
     assert "2 of 2 runs finished" in out
-    unbroken = command("train", "mnist5k/pgd_at", *settings, "--out", str(tmp_path / "whole"))
-    subprocess.run(unbroken, env=ONE_THREAD, check=True, capture_output=True)
+    assert main(["train", "mnist5k/pgd_at", *settings, "--out", str(tmp_path / "whole")]) == 0
     assert same(weights(tmp_path / "whole"), weights(first))
     assert not same(weights(first), weights(second))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sign", "in_background"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
 )
@@ -163,7 +174,7 @@ def test_a_stopped_sweep_leaves_no_process_behind(
     wait_for(folder / "mnist5k_pgd_at__seed=0/checkpoints/last.pt", process)
     left = children_of(process.pid)
     process.send_signal(sign)
-    out, err = process.communicate(timeout=500)
+    out, err = process.communicate()
     assert process.returncode == 130, err
     assert f"robustly sweep --resume '{folder}'" in out.replace("\n", "")
     assert "Traceback" not in err
@@ -172,6 +183,7 @@ def test_a_stopped_sweep_leaves_no_process_behind(
     assert '"stopped"' in (folder / "mnist5k_pgd_at__seed=0/status.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_in_whose_folder_another_process_works_is_waited_for(here: Path) -> None:
     words = ["mnist5k/pgd_at", *ONE_EPOCH, "--out", "s"]
     run = here / "s/mnist5k_pgd_at__seed=0"
@@ -186,11 +198,12 @@ def test_a_run_in_whose_folder_another_process_works_is_waited_for(here: Path) -
             time.sleep(0.05)
         assert not (run / "checkpoints").exists()
         fcntl.flock(lock, fcntl.LOCK_UN)
-        process.communicate(timeout=500)
+        process.communicate()
     assert process.returncode == 0
     assert (run / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_printed_commands_carry_out_the_runs_and_change_none_that_is_finished(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,17 +240,19 @@ def test_printed_commands_carry_out_the_runs_and_change_none_that_is_finished(
     shown = capsys.readouterr().out
     assert "diverged" in shown
     assert "finished" in shown
-    whole = command("train", "mnist5k/pgd_at", *ONE_EPOCH, "--optimizer.learning_rate", "0.004", "--out", "whole")
-    subprocess.run(whole, env=ONE_THREAD, check=True, capture_output=True)
+    assert (
+        main(["train", "mnist5k/pgd_at", *ONE_EPOCH, "--optimizer.learning_rate", "0.004", "--out", "whole"]) == 0
+    )
     assert same(weights(Path("whole")), weights(good))
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_without_a_word_is_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     process = started(["mnist5k/pgd_at", *SMALL, "--training.epochs", "900", "--out", "s"])
     wait_for(here / "s/mnist5k_pgd_at__seed=0/checkpoints/last.pt", process)
     for child in children_of(process.pid):
         os.kill(child, signal.SIGKILL)
-    out, _ = process.communicate(timeout=500)
+    out, _ = process.communicate()
     assert process.returncode == 1
     assert "ended by SIGKILL: was there too little memory?" in out
     assert "failed (unfinished)" in out
@@ -337,13 +352,12 @@ def test_a_sweep_on_a_local_ray_cluster(tmp_path: Path) -> None:
         str(tmp_path / "s"),
     ]
     process = started([*words, "--ray", "local"])
-    out, err = process.communicate(timeout=500)
+    out, err = process.communicate()
     assert process.returncode == 1, err
     assert "1 of 2 runs finished" in out
     assert "learning_rate=1e9__seed=0: training diverged" in out
     folder = tmp_path / "s/mnist5k_pgd_at__learning_rate=0.004__seed=0"
     assert "robustly train --resume" in (folder / "output.log").read_text()
     whole = tmp_path / "whole"
-    unbroken = command("train", "mnist5k/pgd_at", *ONE_EPOCH, "--out", str(whole))
-    subprocess.run(unbroken, env=ONE_THREAD, check=True, capture_output=True)
+    assert main(["train", "mnist5k/pgd_at", *ONE_EPOCH, "--out", str(whole)]) == 0
     assert same(weights(whole), weights(folder))

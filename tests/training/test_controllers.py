@@ -110,6 +110,7 @@ class Slow(Observer):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_controllers_survive_kills_bit_by_bit(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path / "killed")]
@@ -123,9 +124,8 @@ def test_controllers_survive_kills_bit_by_bit(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed/model.safetensors").exists()
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    (tmp_path / "whole").mkdir()
-    subprocess.run([*command[:2], str(tmp_path / "whole")], check=True, env=environment, stdout=subprocess.DEVNULL)
+    for name in ("killed", "whole"):
+        run(controlled(), tmp_path / name)
     one, other = (torch.load(tmp_path / name / "checkpoints/last.pt") for name in ("killed", "whole"))
     assert same(one["networks"]["model"], other["networks"]["model"])
     assert set(one["memory"]) == {"inner", "loss"}

@@ -44,6 +44,7 @@ def unbroken(suite: Suite, net: nn.Module, x: Tensor, threat: ThreatModel) -> in
     return int(alive.sum())
 
 
+@pytest.mark.slow
 def test_autoattack_costs_what_the_published_protocol_does() -> None:
     passes = suite_passes(autoattack("standard", "linf"), ThreatModel("linf", 0.03))
     assert list(passes) == ["apgd_ce", "apgd_t", "fab_t", "square"]
@@ -60,10 +61,11 @@ def test_the_versions_have_the_published_order() -> None:
     sparse = autoattack("standard", "l1").attacks
     assert (sparse["apgd_ce"].restarts, sparse["apgd_ce"].large_epsilon) == (5, True)
     assert (sparse["apgd_t"].targets, sparse["apgd_t"].large_epsilon) == (5, True)
-    with pytest.raises(ValueError, match="plus is defined for linf, l2, got 'l1'"):
+    with pytest.raises(ValueError, match=r"plus .*linf, l2\b.*'l1'"):
         autoattack("plus", "l1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_our_suites_spend_what_their_page_says(norm: str) -> None:
     units = {}
@@ -77,9 +79,8 @@ def test_our_suites_spend_what_their_page_says(norm: str) -> None:
         )
     assert units["quick"] < 1000
     assert units["strong"] < 9762 / 2
-    standard = suite_passes(suite_named("standard", norm), ThreatModel(norm, 0.03))
-    everyone = sum(sum(standard[name]) for name in ("screen", "near_targets"))
-    assert everyone < 350
+    # those of the suite standard, whose stages are the first of strong's (see below)
+    assert sum(sum(passes[name]) for name in ("screen", "near_targets")) < 350
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -93,7 +94,10 @@ def test_strong_begins_with_all_of_standard(norm: str) -> None:
         assert strong.plan(name) == base.plan(name)
 
 
-@pytest.mark.parametrize("name", ["quick", "standard", "strong", "aa_standard"])
+@pytest.mark.parametrize(
+    "name",
+    ["quick", *(pytest.param(name, marks=pytest.mark.slow) for name in ("standard", "strong", "aa_standard"))],
+)
 def test_the_linear_model_falls_just_beyond_its_radius_and_stands_within(name: str) -> None:
     x = torch.full((5, 1, 2, 2), 0.5, dtype=torch.float64)
     suite = suite_named(name, "linf")
@@ -110,6 +114,7 @@ def test_saturated_logits_do_not_save_a_model() -> None:
         assert unbroken(suite_named(name, "linf"), linear(1e4), x, ThreatModel("linf", 0.11)) == 0
 
 
+@pytest.mark.slow
 def test_a_dead_gradient_does_not_save_a_model() -> None:
     x = torch.full((4, 1, 1, 2), 0.5, dtype=torch.float64)
     assert unbroken(suite_named("standard", "linf"), Dead(), x, ThreatModel("linf", 0.12)) == 0

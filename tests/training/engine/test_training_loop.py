@@ -48,6 +48,7 @@ def status(folder: Path) -> dict[str, object]:
 # what is learnt, selected and written
 
 
+@pytest.mark.slow
 def test_adversarial_training_makes_real_digits_robust_and_standard_training_does_not(tmp_path: Path) -> None:
     splits = small_digits(1000)
     optimizer = OptimizerConfig(name="adamw", learning_rate=0.004)

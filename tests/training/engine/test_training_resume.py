@@ -50,13 +50,6 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(*arguments: str) -> str:
-    process = start(*arguments)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
-    return out
-
-
 def kill_after(process: subprocess.Popen[str], file: Path, delay: float) -> bool:
     """Wait until a file is written (again), and a little longer, then kill; whether the process still ran."""
     before = file.stat().st_mtime_ns if file.exists() else 0
@@ -68,8 +61,11 @@ def kill_after(process: subprocess.Popen[str], file: Path, delay: float) -> bool
     return process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", list(RUNS))
-def test_a_killed_run_ends_as_an_unbroken_one(recipe: str, tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_an_unbroken_one(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = words(SMALL | RUNS[recipe])
     chance = random.Random(recipe)
@@ -81,9 +77,9 @@ def test_a_killed_run_ends_as_an_unbroken_one(recipe: str, tmp_path: Path) -> No
             break
     assert not (killed / "model.safetensors").exists()
     assert last(killed)["epoch"] in (1, 2)
-    out = finish("--resume", str(killed))
-    assert "finished 3 epochs" in out
-    finish(recipe, "--out", str(whole), *settings)
+    assert main(["train", "--resume", str(killed)]) == 0
+    assert "finished 3 epochs" in capsys.readouterr().out
+    assert main(["train", recipe, "--out", str(whole), *settings]) == 0
     assert same(final(whole), final(killed))
     one, other = last(whole), last(killed)
     for role in one["networks"]:
