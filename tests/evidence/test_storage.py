@@ -96,7 +96,7 @@ def change_column(folder: Path, name: str, values: object) -> None:
         ("certificate.proof.radius", None, ["certificate.proof.radius", "missing"]),
         ("across.broken", pa.array([1] * 20), ["across.broken", "bool", "int64"]),
         ("across.margin", pa.array([1.0] * 20), ["across.margin", "float32", "float64"]),
-        ("id", pa.array([None, *range(19)]), ["id", "holes"]),
+        ("id", pa.array([None, *range(19)]), ["id", "missing"]),
         ("certificate.proof.verdict", pa.array(["safe"] * 20), ["certificate.proof.verdict", "safe"]),
     ],
 )

@@ -31,13 +31,13 @@ from robustly.reports.formats import NO_VALUE, count, interval, percent, proport
 from robustly.statistics import Proportion
 
 MOST_CLASSES = 30
-"""More classes than these do not fit: the figure shows the weakest, the table shows all."""
+"""Most classes in the figure; with more, it has the weakest only, and the table has all."""
 BINS = 24
 NORM_WORDS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 
 def evaluation_figures(evaluation: Summary, table: EvidenceTable | None) -> tuple[Figure, ...]:
-    """The figures that this evaluation has the numbers for."""
+    """All figures for which the evaluation has numbers."""
     curve, classes = evaluation.metrics.security_curve, evaluation.metrics.per_class
     found = [
         None if curve is None else security_curve(evaluation, curve),
@@ -87,11 +87,11 @@ def security_curve(evaluation: Summary, curve: SecurityCurve) -> Figure:
     threat = evaluation.threat
     attack = evaluation.suite.title(evaluation.suite.curve or "attack")
     caption = (
-        f"Accuracy left by {attack} as the allowed change grows; the band is the 95 % interval, the "
+        f"Accuracy under {attack} against the size of the allowed change. The band is the 95 % interval, the "
         f"diamond the worst case over all attacks at the evaluated {size_text(threat, threat.limit_text)}."
     )
     if curve.certified:
-        caption += " What lies between the two lines is neither broken nor proved."
+        caption += " Examples between the two lines are neither broken nor proved."
     line = {"type": "line", "x0": threat.limit, "x1": threat.limit, "yref": "paper", "y0": 0, "y1": 1}
     return figure(
         Words(
@@ -177,7 +177,7 @@ def _curve_rows(curve: SecurityCurve) -> list[tuple[str, ...]]:
 
 
 def by_class(classes: Sequence[ClassSummary]) -> Figure:
-    """Clean and robust accuracy of each class, weakest class marked in the caption."""
+    """Clean and robust accuracy of each class; the caption names the weakest class."""
     weakest = sorted(classes, key=lambda one: one.robust.share)
     shown = list(classes) if len(classes) <= MOST_CLASSES else weakest[:MOST_CLASSES]
     places = list(range(len(shown)))  # not the names: two classes may share one
@@ -239,7 +239,7 @@ def by_class(classes: Sequence[ClassSummary]) -> Figure:
 
 
 def smallest_distances(table: EvidenceTable) -> NDArray[np.float64]:
-    """For each broken example, the distance of its nearest adversarial picture over the attacks."""
+    """Distance of the nearest adversarial picture of each broken example, over all attacks."""
     nearest: NDArray[np.float64] = np.full(len(table), np.inf)
     for name, columns in table.attacks.items():
         found = table.broken_by(name) & np.isfinite(columns.distance)
@@ -249,7 +249,7 @@ def smallest_distances(table: EvidenceTable) -> NDArray[np.float64]:
 
 
 def distances(evaluation: Summary, table: EvidenceTable) -> Figure | None:
-    """Distances of the nearest adversarial pictures; None if nearly all lie at the limit, which shows nothing."""
+    """Distances of the nearest adversarial pictures; None if nearly all lie at the limit."""
     nearest, epsilon = smallest_distances(table), evaluation.threat.limit
     if len(nearest) < 5 or epsilon <= 0 or np.mean(nearest < 0.98 * epsilon) < 0.05:
         return None
@@ -259,10 +259,10 @@ def distances(evaluation: Summary, table: EvidenceTable) -> Figure | None:
     return figure(
         Words(
             "distances",
-            "How small a change was enough",
+            "Size of the smallest change found",
             f"Distance of the nearest adversarial picture found for each of the {count(len(nearest))} broken "
-            f"examples; half of them need no more than {middle:.3g}. Attacks that do not look for the "
-            f"smallest change end near the limit, so true distances may be smaller.",
+            f"examples; at most {middle:.3g} for half of them. Attacks that do not search for the smallest change "
+            "end near the limit, so true distances may be smaller.",
             f"Histogram of {len(nearest)} distances between 0 and {edges[-1]:.3g}, median {middle:.3g}.",
         ),
         [

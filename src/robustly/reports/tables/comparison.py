@@ -1,4 +1,4 @@
-"""Several runs side by side: differences between their tests, the best of each column, and joint figures."""
+"""Comparison of several runs: differences between their tests, the best of each column, and joint figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ S = TypeVar("S", bound=Share)
 
 @dataclass(frozen=True)
 class Cell(Generic[S]):
-    """One number of the comparison; `best` of its column, `clearly` if no other interval touches its own."""
+    """One number of the comparison; `best` in its column, `clearly` if no other interval overlaps."""
 
     value: S | None
     best: bool = False
@@ -59,7 +59,7 @@ class Cell(Generic[S]):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs by tests, and the reasons, if any, why their numbers are not comparable."""
+    """Numbers of all runs, and the differences that make them incomparable, if any."""
 
     runs: tuple[str, ...]
     columns: tuple[str, ...]
@@ -68,7 +68,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[RunEvidence]) -> Comparison:
-    """The table of the runs; runs without an evaluation get empty rows."""
+    """Compare runs; those without an evaluation get empty rows."""
     evaluated = [run.evaluation for run in runs if run.evaluation is not None]
     differences = _differences(evaluated)
     titles = {attack.name: attack.title for one in evaluated for attack in one.suite.attacks}
@@ -96,12 +96,12 @@ def _row(evaluation: Summary | None, attacks: Sequence[str], certified: bool) ->
 
 
 def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool) -> list[Cell[S]]:
-    """Mark the best of a column; numbers behind which masking is suspected are shown, but never marked.
+    """Mark the best of a column; numbers under suspicion of masking are never marked.
 
     Args:
-        column: the numbers, None where there is none.
-        trusted: which of them may be best.
-        comparable: whether the numbers of the column may be compared at all.
+        column: the numbers; None where one is missing.
+        trusted: whether each number may be best.
+        comparable: whether the numbers of the column are comparable.
     """
     known = [part for part, sound in zip(column, trusted, strict=True) if part is not None and sound]
     if not comparable or len(known) < 2:
@@ -118,14 +118,14 @@ def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool
 def _differences(evaluations: Sequence[Summary]) -> tuple[str, ...]:
     """Differences between the tests of the runs."""
     found = []
-    for what, values in [
+    for aspect, values in [
         ("threat models", [one.threat.text for one in evaluations]),
         ("data", [f"{one.data.source} {one.data.split or ''}".strip() for one in evaluations]),
         ("numbers of examples", [str(one.data.count) for one in evaluations]),
         ("attack suites", [f"{one.suite.name} ({one.suite.mode})" for one in evaluations]),
     ]:
         if len(set(values)) > 1:
-            found.append(f"different {what}: {', '.join(sorted(set(values)))}")
+            found.append(f"different {aspect}: {', '.join(sorted(set(values)))}")
     hashes = {one.data.sha256 for one in evaluations}
     if len(hashes) > 1 and not found:
         found.append("different examples of the same data set (their hashes differ)")
@@ -133,13 +133,13 @@ def _differences(evaluations: Sequence[Summary]) -> tuple[str, ...]:
 
 
 def comparison_figures(runs: Sequence[RunEvidence]) -> tuple[Figure, ...]:
-    """The figures that show all the runs together."""
+    """Figures that show all runs together."""
     found = [clean_against_robust(_points(runs)), security_curves(runs), robust_by_epoch(runs)]
     return tuple(each for each in found if each is not None)
 
 
 def _points(runs: Sequence[RunEvidence]) -> list[Point]:
-    """Clean accuracy and worst case of each run; there is a front only where the tests were the same."""
+    """Clean accuracy and worst case of each run; points are ranked only if the tests were the same."""
     tested = [(i, run.name, run.evaluation) for i, run in enumerate(runs) if run.evaluation is not None]
     comparable = not _differences([one for *_, one in tested])
     return [
@@ -151,7 +151,7 @@ def _points(runs: Sequence[RunEvidence]) -> list[Point]:
 
 
 def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
-    """The security curves of all the runs under the first one's kind of threat."""
+    """Security curves of all runs under the kind of threat of the first."""
     curves = [
         (i, run.name, run.evaluation, curve)
         for i, run in enumerate(runs)
@@ -187,7 +187,7 @@ def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
         Words(
             "security-curves",
             "Accuracy against the strength of the attack",
-            f"Accuracy left by {attacks}; the dotted line is the evaluated {size_text(threat, threat.limit_text)}.",
+            f"Accuracy under {attacks}; the dotted line is the evaluated {size_text(threat, threat.limit_text)}.",
             f"Line chart of accuracy against the allowed size for {len(curves)} runs.",
         ),
         traces,
@@ -199,7 +199,7 @@ def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
 
 
 def robust_by_epoch(runs: Sequence[RunEvidence]) -> Figure | None:
-    """Robust accuracy of the validation examples, epoch by epoch, of all the runs."""
+    """Robust accuracy on the validation examples of all runs, by epoch."""
     column = "validation_robust_accuracy"
     trained = [
         (i, run.name, run.training.columns["epoch"], values)
@@ -229,7 +229,7 @@ def robust_by_epoch(runs: Sequence[RunEvidence]) -> Figure | None:
         Words(
             "robust-by-epoch",
             "Robust accuracy during training",
-            "On the validation examples, under the attack used while training.",
+            "On the validation examples, under the attack used in validation.",
             f"Line chart of robust validation accuracy by epoch for {len(trained)} runs.",
         ),
         traces,
