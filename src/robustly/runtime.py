@@ -46,7 +46,7 @@ class Runtime:
     """
 
     def __init__(self, config: RuntimeConfig) -> None:
-        from lightning_fabric import Fabric  # noqa: PLC0415: only training needs it
+        from lightning_fabric import Fabric  # noqa: PLC0415 (slow to import, and only training needs it)
         from lightning_fabric.strategies.ddp import DDPStrategy  # noqa: PLC0415
 
         config.check()

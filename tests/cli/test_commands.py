@@ -180,10 +180,10 @@ REFUSED = [
     (["train", "mnist5k/dynat", "--evaluation.suite", "autoattack"], "unknown suite 'autoattack'"),
     (["train", "mnist5k/dynat", "extra"], "unrecognized arguments: extra"),
     (["train", "mnist5k/dynat", "--frobnicate"], "unrecognized arguments"),
-    (["train", "--resume", "nowhere"], "no run folder"),
+    (["train", "--resume", "nowhere"], "not a run folder"),
     (["train", "mnist5k/dynat", "--resume", "nowhere"], "give no recipe"),
-    (["evaluate", "nowhere"], "no run folder"),
-    (["audit", "nowhere"], "no run folder"),
+    (["evaluate", "nowhere"], "not a run folder"),
+    (["audit", "nowhere"], "not a run folder"),
     (["audit", "nowhere", "--rerun", "-5"], "--rerun must be at least 1"),
     (["report", "nowhere"], "nowhere"),
     (["report", "a", "--training.epochs", "3"], "takes no settings"),
@@ -259,7 +259,7 @@ def test_a_file_cannot_import_code(here: Path, capsys: pytest.CaptureFixture[str
     (here / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert "not allowed" in refusal(capsys, "train", "recipe.yaml")
     (here / "recipe.yaml").write_text("model: !!python/object/apply:os.system ['touch pwned']\n")
-    assert "no readable YAML" in refusal(capsys, "train", "recipe.yaml")
+    assert "not readable YAML" in refusal(capsys, "train", "recipe.yaml")
     assert not (here / "pwned").exists()
 
 

@@ -61,7 +61,7 @@ def test_a_second_threat_stands_beside_the_first(run: Path, capsys: pytest.Captu
     assert main(["evaluate", str(run), "--threat", "linf:0.05", *words]) == 0
     assert main(["evaluate", str(run), "--threat", "l2:0.5", "--as", "l2", *words]) == 0
     assert main(["evaluate", str(run), "--as", "no word", *words]) == 2
-    assert "--as takes a plain word" in capsys.readouterr().err
+    assert "--as takes letters" in capsys.readouterr().err
     assert (run / "evaluation_l2" / "summary.json").is_file()
     assert not list(run.glob("*.partial"))
     assert main(["audit", str(run)]) == 0

@@ -130,7 +130,7 @@ def test_a_failing_run_stops_no_other_and_finished_ones_stay(
         ([*over, *SMALL], "settings"),
         (ONE_EPOCH, "over"),
     ):
-        assert f"holds another sweep: its {part} are" in refusal(
+        assert f"has another sweep: its {part} are" in refusal(
             capsys, "mnist5k/pgd_at", *changed, "--out", "s", "--workers", "2"
         )
 
@@ -294,10 +294,10 @@ REFUSED = [
     (["mnist5k/pgd_at", "--training.epochs", "--data.test", "60"], "needs a value"),
     (["mnist5k/pgd_at", "--data.source", "nowhere"], "nowhere"),
     (["mnist5k/pgd_at", "--model.name", "evil:make"], "evil"),
-    (["mnist5k/pgd_at", "--out", "taken"], "holds no sweep"),
+    (["mnist5k/pgd_at", "--out", "taken"], "has no sweep"),
     (["--resume", "nowhere"], "is not a sweep"),
-    (["--resume", "taken"], "holds no sweep"),
-    (["mnist5k/pgd_at", "--resume", "nowhere"], "goes on with"),
+    (["--resume", "taken"], "has no sweep"),
+    (["mnist5k/pgd_at", "--resume", "nowhere"], "--resume continues"),
     (["mnist5k/pgd_at", "--ray"], "--ray"),
     (["mnist5k/pgd_at", "--workers", "2", "--ray", "local"], "give no --workers"),
     (["mnist5k/pgd_at", "--workers", "2", "--print-commands"], "give no --workers"),

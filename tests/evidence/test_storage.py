@@ -96,7 +96,7 @@ def change_column(folder: Path, name: str, values: object) -> None:
         ("certificate.proof.radius", None, ["certificate.proof.radius", "missing"]),
         ("across.broken", pa.array([1] * 20), ["across.broken", "bool", "int64"]),
         ("across.margin", pa.array([1.0] * 20), ["across.margin", "float32", "float64"]),
-        ("id", pa.array([None, *range(19)]), ["id", "holes"]),
+        ("id", pa.array([None, *range(19)]), ["id", "missing"]),
         ("certificate.proof.verdict", pa.array(["safe"] * 20), ["certificate.proof.verdict", "safe"]),
     ],
 )
@@ -176,3 +176,11 @@ def test_only_images_of_the_gallery_are_read_for_a_report(folder: Path, evidence
 def test_a_table_of_its_own_columns_is_the_same_table(evidence: Evidence) -> None:
     columns = evidence.table.columns()
     assert list(EvidenceTable.from_columns(columns).columns()) == list(columns)
+
+
+def test_a_summary_reads_like_its_file(folder: Path, evidence: Evidence) -> None:
+    on_disk = json.loads((folder / SUMMARY).read_text())
+    for key in ("worst_case", "threat", "masking", "schema"):
+        assert evidence.summary[key] == on_disk[key]
+    with pytest.raises(KeyError):
+        evidence.summary["nothing"]

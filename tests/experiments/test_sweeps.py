@@ -158,7 +158,7 @@ def test_a_manifest_reads_back_as_the_same_sweep(tmp_path: Path) -> None:
     assert read_sweep(tmp_path) == TWO
     refuse_another(tmp_path, replace(TWO, evaluate=True), TWO)
     for change in ({"seeds": (0, 1, 2)}, {"over": {}}, {"settings": {}}, {"recipes": ("mnist5k/trades",)}):
-        with pytest.raises(RunError, match=f"holds another sweep: its {next(iter(change))} are"):
+        with pytest.raises(RunError, match=f"has another sweep: its {next(iter(change))} are"):
             refuse_another(tmp_path, replace(TWO, **change), TWO)  # type: ignore[arg-type]
 
 
@@ -166,9 +166,9 @@ def test_a_folder_of_something_else_is_no_sweep(tmp_path: Path) -> None:
     (tmp_path / ".sweep.yaml.1.part").touch()  # of a sweep that was killed as it began
     assert read_sweep(tmp_path) is None
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(RunError, match="holds no sweep"):
+    with pytest.raises(RunError, match="has no sweep"):
         read_sweep(tmp_path)
-    with pytest.raises(RunError, match="holds no sweep"):
+    with pytest.raises(RunError, match="has no sweep"):
         read_sweep(tmp_path / "thesis.tex")
 
 

@@ -68,7 +68,7 @@ def test_optional_parts_of_the_summary_may_be_absent(run):
 def test_a_folder_with_nothing_in_it_says_what_to_do(tmp_path):
     with pytest.raises(ReportError, match="evaluate it first"):
         read_run(tmp_path)
-    with pytest.raises(ReportError, match="not a folder"):
+    with pytest.raises(ReportError, match="no such folder"):
         read_run(tmp_path / "nowhere")
 
 

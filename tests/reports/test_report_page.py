@@ -314,6 +314,6 @@ def test_a_threat_that_is_not_a_ball_is_reported_in_its_own_unit(run):
     file.write_text(json.dumps(summary | {"threat": summary["threat"] | turned}))
     evidence = read_run(run)
     figures = {figure.words.key: figure for figure in view(evidence, "a").charts}
-    assert figures["security-curve"].layout["xaxis"]["title"]["text"] == "epsilon (rotation, degrees)"
+    assert figures["security-curve"].layout["xaxis"]["title"]["text"] == "rotation (degrees)"
     assert figures["distances"].layout["xaxis"]["title"]["text"] == "size (rotation, degrees)"
     assert "tested on 200 test examples of mnist5k under rotation:0.3" in words(render([evidence]))

@@ -23,7 +23,7 @@ from robustly.cli.report import run_report
 from robustly.cli.suites import show_suites
 from robustly.cli.sweep import add_sweep, run_sweep
 from robustly.cli.train import run_training
-from robustly.experiments.run_folder import alone_in
+from robustly.experiments.run_folder import lock_run
 from robustly.threats import parse_threat
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -37,8 +37,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0 success, 1 a failed audit or diagnostic, 2 something the user has to change (one sentence on stderr), 130
-    Ctrl-C.
+    0: success. 1: a failed audit or diagnostic. 2: wrong input, with one sentence on stderr. 130: Ctrl-C.
     """
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -62,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}; what was written before is kept"
+        return f"{error.strerror}{where}; files written before are kept"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    """Warnings for people only, without file and line."""
+    """Print warnings of the category UserWarning, without file and line."""
     if issubclass(category, UserWarning):
         print(f"warning: {message}", file=sys.stderr)  # noqa: T201
 
@@ -87,7 +86,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.suite is not None:
         overrides = ["--evaluation.suite", options.suite, *overrides]
-    with alone_in(options.run):
+    with lock_run(options.run):
         return run_evaluation(
             options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
         )
@@ -117,7 +116,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="robustly",
-        description="Train robust networks, attack them honestly, and show the evidence.",
+        description="Train robust networks, attack them, and report the evidence.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"robustly {robustly.__version__}")
@@ -126,21 +125,21 @@ def _parser() -> argparse.ArgumentParser:
     trust.add_argument(
         "--trust-code",
         action="store_true",
-        help="import a model named package.module:factory also where the name stands in a file",
+        help="import a model package.module:factory even if only a file names it",
     )
 
     train = commands.add_parser(
         "train",
         parents=[trust],
         allow_abbrev=False,
-        help="train a model by a recipe",
-        description="Train by a recipe (see `robustly recipes`) or a YAML file. Any setting of it can be changed: "
+        help="train a model from a recipe",
+        description="Train from a recipe (see `robustly recipes`) or a YAML file. Any setting can be changed: "
         "--training.epochs 5, --threat linf:0.2, --method.loss.beta 3, --data.source FILE.",
     )
     train.add_argument("recipe", nargs="?", help="dataset/method, or the path of a .yaml file")
-    train.add_argument("--out", type=Path, help="run folder to make (default: runs/RECIPE)")
-    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
-    train.add_argument("--dry-run", action="store_true", help="check everything, print the parts and their cost")
+    train.add_argument("--out", type=Path, help="run folder to create (default: runs/RECIPE)")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="continue a stopped run")
+    train.add_argument("--dry-run", action="store_true", help="check all settings, print the parts and their cost")
 
     add_sweep(
         commands.add_parser("sweep", parents=[trust], allow_abbrev=False, help="train recipes x seeds x values")
@@ -150,56 +149,58 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate",
         parents=[trust],
         allow_abbrev=False,
-        help="attack a trained model and keep the evidence",
+        help="attack a trained model and write the evidence",
         description="Evaluate the model of a run on its test images. Settings: --evaluation.suite NAME, "
         "--evaluation.count N, --evaluation.mode worst_case, --threat linf:0.2, --runtime.device cuda. For a model "
-        "trained elsewhere name a new folder with --model.name, --model.weights and --data.source.",
+        "trained elsewhere, name a new folder and give --model.name, --model.weights and --data.source.",
     )
     evaluate.add_argument("run", type=Path)
-    evaluate.add_argument("--suite", metavar="NAME", help="short for --evaluation.suite NAME")
-    evaluate.add_argument("--as", dest="label", metavar="NAME", help="keep it beside others, in evaluation_NAME")
+    evaluate.add_argument("--suite", metavar="NAME", help="same as --evaluation.suite NAME")
+    evaluate.add_argument("--as", dest="label", metavar="NAME", help="write to the folder evaluation_NAME")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
-    evaluate.add_argument("--keep", action="store_true", help="do nothing if there is an earlier evaluation")
+    evaluate.add_argument("--keep", action="store_true", help="do nothing if the run is evaluated already")
 
     audit = commands.add_parser(
         "audit", parents=[trust], allow_abbrev=False, help="re-check an evaluation from scratch"
     )
     audit.add_argument("run", type=Path)
-    audit.add_argument("--as", dest="label", metavar="NAME", help="the one in evaluation_NAME")
-    audit.add_argument("--rerun", type=int, default=32, help="standing examples to attack again, per attack")
+    audit.add_argument("--as", dest="label", metavar="NAME", help="audit the folder evaluation_NAME")
+    audit.add_argument("--rerun", type=int, default=32, help="unbroken examples to attack again, per attack")
 
-    report = commands.add_parser("report", allow_abbrev=False, help="write the HTML page of one or several runs")
+    report = commands.add_parser("report", allow_abbrev=False, help="write an HTML page about one or several runs")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="file to write (default: report.html in the run, or here)")
 
     add_compare(
-        commands.add_parser("compare", allow_abbrev=False, help="tables of runs, seeds and published numbers")
+        commands.add_parser("compare", allow_abbrev=False, help="print tables of runs, seeds and published numbers")
     )
 
     diagnose = commands.add_parser(
         "diagnose",
         parents=[trust],
         allow_abbrev=False,
-        help="look for signs that robust accuracy should not be trusted",
-        description="Twelve tests and a dozen flags for masked gradients, on the test images of a run. Settings as "
-        "for evaluate, such as --threat l2:0.5. Exit code 1 if one fails.",
+        help="test whether gradient masking inflates robust accuracy",
+        description="Run twelve tests and a dozen checks for masked gradients on the test images of a run. "
+        "Settings as for evaluate, such as --threat l2:0.5. The exit code is 1 if a test fails.",
     )
     diagnose.add_argument("run", type=Path)
-    diagnose.add_argument("--count", type=int, default=DIAGNOSED, help="images, from the first")
+    diagnose.add_argument("--count", type=int, default=DIAGNOSED, help="number of images, from the first")
 
     analyse = commands.add_parser(
         "analyse",
         parents=[trust],
         allow_abbrev=False,
-        help="gradients, loss landscapes, and the union of several threats",
+        help="measure gradients, loss landscapes, and the union of several threats",
     )
     analyse.add_argument("run", type=Path)
-    analyse.add_argument("--count", type=int, default=COUNT, help="images for the gradients")
+    analyse.add_argument("--count", type=int, default=COUNT, help="number of images for the gradients")
 
-    suites = commands.add_parser("suites", allow_abbrev=False, help="list the suites, or show the stages of one")
+    suites = commands.add_parser("suites", allow_abbrev=False, help="list the suites, or print the stages of one")
     suites.add_argument("name", nargs="?")
-    suites.add_argument("threat", nargs="?", default="linf:8/255", help="l2:0.5, rotation:30, ... (linf:8/255)")
+    suites.add_argument(
+        "threat", nargs="?", default="linf:8/255", help="such as l2:0.5 or rotation:30 (default: linf:8/255)"
+    )
 
-    recipes = commands.add_parser("recipes", allow_abbrev=False, help="list the recipes, or show one")
+    recipes = commands.add_parser("recipes", allow_abbrev=False, help="list the recipes, or print one")
     recipes.add_argument("name", nargs="?")
     return parser

@@ -14,9 +14,11 @@ from robustly.analysis.input_gradients import GradientStatistics, gradient_stati
 from robustly.analysis.landscapes import input_landscapes, weight_landscape
 from robustly.cli.arguments import Trust
 from robustly.data import ImageData, load_test
+from robustly.evaluation.recording import stored_threat
 from robustly.evidence import read_evidence, read_summary
 from robustly.evidence.records import to_json
 from robustly.evidence.schema import SUMMARY
+from robustly.evidence.storage import read_images
 from robustly.evidence.unions import union_of_threats
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, load_trained, open_run
@@ -24,7 +26,6 @@ from robustly.files import write_json
 from robustly.models import weights_hash
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.runtime import Runtime
-from robustly.threats import parse_threat
 from robustly.threats.lp import ThreatModel
 
 ANALYSIS, SCHEMA = "analysis.json", 2
@@ -35,7 +36,7 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
     """Measure gradients and loss landscapes of a run, and the union over its evaluations; returns the exit code.
 
     Raises:
-        ValueError: no run there, weights or data that cannot be read, evaluations that do not fit together.
+        ValueError: the folder has no run, weights or data cannot be read, or evaluations do not fit together.
         OSError: the file cannot be written.
     """
     if count < 1:
@@ -59,7 +60,7 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
     }
     write_json(folder / ANALYSIS, content)
     console = Console()
-    for line in _told(content):
+    for line in _summary_lines(content):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"analysis: {folder / ANALYSIS}\nnext: robustly report {quote(str(folder))}",
@@ -71,16 +72,17 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
 
 
 def _evaluated(folder: Path, config: RunConfig) -> tuple[RunConfig, ThreatModel]:
-    """The settings and the threat that the run was evaluated with; its own, where it was not."""
+    """Settings and threat of the run's evaluation; of the run itself if it is not evaluated."""
     if not (folder / EVALUATION / SUMMARY).is_file():
-        return replace(config, data=evaluation_data(config)), config.threat
-    summary = read_summary(folder / EVALUATION)
-    if summary.data.settings is None:
-        raise RunError(f"{folder / EVALUATION} does not state the settings of its data: evaluate the run again")
-    data = build_config({"data": summary.data.settings}).data
-    threat = parse_threat(summary.threat.text)
+        data, threat = evaluation_data(config), config.threat
+    else:
+        summary = read_summary(folder / EVALUATION)
+        if summary.data.settings is None:
+            raise RunError(f"{folder / EVALUATION} does not state the settings of its data: evaluate the run again")
+        data = build_config({"data": summary.data.settings}).data
+        threat = stored_threat(summary.threat, read_images(folder / EVALUATION).threat)
     if not isinstance(threat, ThreatModel):
-        raise RunError(f"analyse is defined for Lp threats, {folder} was evaluated under {threat}")
+        raise RunError(f"analyse is defined for Lp threats, the threat of {folder} is {threat}")
     return replace(config, data=data), threat
 
 
@@ -105,7 +107,7 @@ def _landscapes(
 
 
 def _shown(found: GradientStatistics) -> Tensor:
-    """Rows of a few rightly classified images, from the nearest to the boundary to the farthest."""
+    """Rows of a few correctly classified images, from the nearest to the boundary to the farthest."""
     rows = found.correct.nonzero()[:, 0]
     if len(rows) == 0:
         rows = torch.arange(len(found.correct), device=found.correct.device)
@@ -115,14 +117,14 @@ def _shown(found: GradientStatistics) -> Tensor:
 
 
 def _union(folder: Path) -> dict[str, Any] | None:
-    """The union over `RUN/evaluation` and its like, where there are several whole ones."""
+    """The union over the evaluations of a run; None if fewer than two are complete."""
     places = sorted(path for path in folder.glob(f"{EVALUATION}*") if (path / SUMMARY).is_file())
     if len(places) < 2:
         return None
     return to_json(union_of_threats([read_evidence(path) for path in places]))
 
 
-def _told(content: dict[str, Any]) -> list[str]:
+def _summary_lines(content: dict[str, Any]) -> list[str]:
     gradients, surfaces = content["gradients"], content["landscapes"]
     radius = gradients["radius"]
     lines = [f"gradients of {gradients['count']} images: median l1 {gradients['measures']['l1']['median']:.4g}"]
@@ -130,7 +132,7 @@ def _told(content: dict[str, Any]) -> list[str]:
         share = 100 * radius["beyond_epsilon"] / gradients["count"]
         lines.append(
             f"first-order radius: median {radius['median']:.4g}; beyond epsilon for {share:.1f} % of images "
-            "(an estimate, no robust accuracy)"
+            "(an estimate, not a robust accuracy)"
         )
     lines.append(f"loss over the weights: mean |second difference| {surfaces['weights']['roughness']:.4g}")
     if content["union"] is not None:

@@ -1,4 +1,4 @@
-"""Settings on the command line: which words are options of a command, and which change the configuration."""
+"""Command line words: options of a command, and settings that change the configuration."""
 
 import re
 import sys
@@ -12,10 +12,12 @@ from robustly.training.parts import CONVENTIONAL_NETWORKS
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Take out `--a.b value`, `--a.b=value` and the settings without a dot (`--seed 1`, `--threat linf:0.2`).
+    """Separate settings from the other words of a command line.
+
+    Settings are `--a.b value`, `--a.b=value` and those without a dot (`--seed 1`, `--threat linf:0.2`).
 
     Returns:
-        The other words, and the settings, each in their order.
+        The other words, and the settings, each in the order given.
     """
     words: list[str] = []
     overrides: list[str] = []
@@ -34,10 +36,10 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class Trust:
-    """Whose code may be imported: models `package.module:factory` that the person at the keyboard named.
+    """Models `package.module:factory` that may be imported: those typed on the command line.
 
     Args:
-        names: names typed on this command line; what a file says is not among them.
+        names: names typed on this command line, without names that come from files.
         everything: whether `--trust-code` was given.
     """
 
@@ -45,7 +47,7 @@ class Trust:
     everything: bool = False
 
     def allows(self, name: str) -> bool:
-        """Whether a model of this name may be imported; the working folder is then searched, after all others."""
+        """Return True if a model of this name may be imported; adds the working folder to the search path then."""
         allowed = self.everything or name in self.names
         if allowed and ":" in name and str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))
@@ -53,28 +55,28 @@ class Trust:
 
 
 def trust_in(overrides: Sequence[str], everything: bool) -> Trust:
-    """The trust that a command line expresses."""
+    """Trust the models that a command line names."""
     pairs = pairwise([*overrides, ""])
     typed = [(word.partition("=")[2] if "=" in word else value) for word, value in pairs if is_model_name(word)]
     return Trust(frozenset(typed), everything)
 
 
 def is_model_name(word: str) -> bool:
-    """Whether a word of the command line names a model."""
+    """Return True for a word that names a model, such as `--model.name`."""
     key = word.partition("=")[0]
     direct = {f"--{name}.name" for name in ("model", *CONVENTIONAL_NETWORKS)}
     return key in direct or re.fullmatch(r"--networks\.\w+\.name", key) is not None
 
 
 def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -> None:
-    """A trained run is evaluated as it is: on its own test images, with its own weights.
+    """Refuse settings that would change the weights or the test images of a trained run.
 
     Args:
         overrides: settings from the command line.
-        names: the run's own model names, which may be typed again to trust their code.
+        names: model names of the run, which may be typed again to trust their code.
 
     Raises:
-        ValueError: a setting that an evaluation of a run does not take.
+        ValueError: another setting than those of the evaluation.
     """
     rest = list(overrides)
     while rest:

@@ -21,7 +21,7 @@ def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = No
     """Re-check the evaluation of a run; 0 if every check passed, else 1.
 
     Raises:
-        ValueError: no run there, weights or data that cannot be read.
+        ValueError: the folder has no run, or weights or data cannot be read.
     """
     console = Console()
     if rerun < 1:
@@ -31,10 +31,12 @@ def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = No
     try:
         summary = read_evidence(kept).summary
     except EvidenceError as error:
-        _say(console, Check("the evidence is complete and readable", str(error)))
+        _print_check(console, Check("the evidence is complete and readable", str(error)))
         return 1
     if summary.data.settings is None:
-        _say(console, Check("the data can be loaded again", f"{kept} does not state the settings of its data"))
+        _print_check(
+            console, Check("the data can be loaded again", f"{kept} does not state the settings of its data")
+        )
         return 1
     config = replace(config, data=build_config({"data": summary.data.settings}).data)
     data = load_test(config.data)
@@ -44,21 +46,21 @@ def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = No
     target = EvaluationTarget(model, data.to(device), config.threat)
     result = audit(kept, target, _suite(summary), rerun=rerun)
     for check in result.checks:
-        _say(console, check)
+        _print_check(console, check)
     verdict = "[green]audit passed" if result.passed else "[red]AUDIT FAILED"
     console.print(f"{verdict}[/]: {sum(check.passed for check in result.checks)} of {len(result.checks)} checks")
     return 0 if result.passed else 1
 
 
 def _suite(summary: Summary) -> Suite | None:
-    """The suite that was run: the known one of that name, or the one whose stages the evidence states."""
+    """The suite of an evaluation: built in, or composed from the stages in the evidence."""
     try:
         return suite_from(summary.suite.name, summary.composed, summary.threat.kind)
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _say(console: Console, check: Check) -> None:
+def _print_check(console: Console, check: Check) -> None:
     mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
     tail = f": {check.problem}" if check.problem else ""
     console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)

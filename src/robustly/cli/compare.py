@@ -20,10 +20,10 @@ from robustly.reports.tables.method_tables import By, MethodTable, Row, Score, d
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
-    """The options of `robustly compare`."""
+    """Add the options of `robustly compare` to a parser."""
     parser.description = (
-        "Tables of finished runs: clean accuracy, every attack, the worst case; runs that differ only in the seed "
-        "as mean and standard deviation; published numbers of the same methods beside them."
+        "Print tables of finished runs: clean accuracy, every attack, the worst case. Runs that differ only in the "
+        "seed are one row with mean and standard deviation. Published numbers of the same methods follow."
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sweeps")
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | None) -> int:
-    """Print the tables, and write them where asked; returns the exit code.
+    """Print the tables, and write the files that are given; returns the exit code.
 
     Raises:
         ValueError: a run that cannot be read or is not evaluated yet.
@@ -55,14 +55,14 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
     for table, title in zip(tables, distinguishing(tables), strict=True):
         _print(console, table, title)
         _explain(console, table)
-    for what, file in (("table", csv), ("page", html)):
+    for kind, file in (("table", csv), ("page", html)):
         if file is not None:
-            console.print(f"{what}: {file.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"{kind}: {file.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    """A sweep stands for all of its runs."""
+    """The run itself, or all runs of a sweep."""
     if not (folder / MANIFEST).is_file():
         return [folder]
     found = sorted(path.parent for path in folder.glob(f"*/{CONFIG}") if not path.parent.name.startswith("."))
@@ -77,7 +77,7 @@ def _check_target(file: Path) -> None:
 
 
 def _print(console: Console, table: MethodTable, title: str) -> None:
-    """A table as wide as it needs to be in a file or a pipe; a terminal that is too narrow gets numbers alone."""
+    """Print a table; intervals are left out if the terminal is too narrow for them."""
     drawn, wide = _drawn(table, title), Console(width=2000)
     needed = Measurement.get(wide, wide.options, drawn).maximum
     if not console.is_terminal:
@@ -90,7 +90,7 @@ def _print(console: Console, table: MethodTable, title: str) -> None:
 
 
 def _drawn(table: MethodTable, title: str, brief: bool = False) -> Table:
-    """Two lines a row: the numbers, and below them the interval or the worst seed; `brief` leaves those out."""
+    """A table with two lines per row: numbers, then intervals or the worst seed unless `brief`."""
     drawn = Table(title=escape(f"{title}; accuracy in %"), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     drawn.add_column("method", overflow="fold")
     for name in table.titles:
@@ -126,14 +126,14 @@ def _cell(score: Score | None, row: Row, best: bool, brief: bool) -> str:
 
 
 def _explain(console: Console, table: MethodTable) -> None:
-    """What is not plain from the table itself."""
-    said = [f"! {note}" for note in table.notes]
+    """Print the legend of a table and the sources of published numbers."""
+    lines = [f"! {note}" for note in table.notes]
     if any(row.suspected for row in table.rows):
-        said.append("(!) upper bound; masking suspected: not ranked")
+        lines.append("(!) upper bound; masking suspected: not ranked")
     several = any(len(row.seeds) > 1 for row in table.rows)
-    said.append("[ ]: 95 % Wilson interval" + ("; \u00b1: standard deviation over seeds" if several else ""))
+    lines.append("[ ]: 95 % Wilson interval" + ("; \u00b1: standard deviation over seeds" if several else ""))
     sources = {row.published.words for row in table.rows if row.published is not None}
     if sources:
-        said.append("published numbers are on a different scale (another network, all data, another budget):")
-        said += [f"  {words}" for words in sorted(sources)]
-    console.print("\n".join(said) + "\n", soft_wrap=True, highlight=False, markup=False)
+        lines.append("published numbers are on a different scale (another network, all data, another budget):")
+        lines += [f"  {words}" for words in sorted(sources)]
+    console.print("\n".join(lines) + "\n", soft_wrap=True, highlight=False, markup=False)

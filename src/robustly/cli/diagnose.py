@@ -25,16 +25,16 @@ _MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[yellow]open[/]"
 
 
 def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: bool) -> int:
-    """Look for masked gradients in the model of a run and print what was found; 0 if nothing failed, else 1.
+    """Test the model of a run for masked gradients and print the findings; 0 if no test failed, else 1.
 
     Args:
         folder: the run.
-        count: images, from the first of the test set.
+        count: number of test images, from the first.
         overrides: settings, such as another threat.
-        trust_code: whether code that a file names may be imported.
+        trust_code: whether models that only a file names may be imported.
 
     Raises:
-        ValueError: no run there, weights or data that cannot be read.
+        ValueError: the folder has no run, or weights or data cannot be read.
         OSError: the file cannot be written.
     """
     if count < 1:
@@ -70,9 +70,9 @@ def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: 
 
 
 def findings_table(findings: list[Finding], title: str) -> Table:
-    """One line per finding: whether it holds, what was measured against what, and what it means."""
+    """A table with one row per finding: result, value and threshold, meaning."""
     table = Table(title=escape(title), title_justify="left", show_lines=True)
-    for column in ("test", "", "measured", "what it says"):
+    for column in ("test", "", "measured", "meaning"):
         table.add_column(column)
     for finding in findings:
         value = "" if finding.value is None else f"{finding.value:.3g} ({finding.threshold})"

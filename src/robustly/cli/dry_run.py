@@ -1,4 +1,4 @@
-"""`robustly train --dry-run`: the composed method as a table of parts, and what a step of it costs."""
+"""`robustly train --dry-run`: tables of a method's parts and of the cost of one step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +14,10 @@ STANDARD_PASSES = 2
 
 
 def show_composition(console: Console, config: RunConfig) -> None:
-    """Print the five parts, and passes of an example through each network: what needs neither data nor files.
+    """Print the five parts, and the passes per example through each network. Needs neither data nor files.
 
     Raises:
-        MethodError: the run is too short for a part, whose cost would be missing.
+        MethodError: the run is too short for a part, so its cost cannot be counted.
     """
     parts = Table(title=f"{config.recipe} under {config.threat}", title_justify="left")
     for column in ("part", "what", "settings"):
@@ -52,16 +52,16 @@ def show_job(console: Console, config: RunConfig, job: Job) -> None:
 
 
 def rows_of(method: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Place, name and settings of every part of a method, from its plain settings."""
+    """Slot, name and settings of every part of a method, from its plain settings."""
     rows = []
     for slot in ("labels", "inner", "loss", "weights"):
         part = method.get(slot)
         if part is None:
             rows.append((slot, {"labels": "data", "loss": "clean"}.get(slot, "none"), ""))
         else:
-            rows.append((slot, str(part["name"]), _said({k: v for k, v in part.items() if k != "name"})))
+            rows.append((slot, str(part["name"]), _settings_text({k: v for k, v in part.items() if k != "name"})))
     chain = method.get("parameters") or {}
-    rows += [("parameters", name, _said(settings)) for name, settings in chain.items()]
+    rows += [("parameters", name, _settings_text(settings)) for name, settings in chain.items()]
     return rows if chain else [*rows, ("parameters", "none", "")]
 
 
@@ -75,7 +75,7 @@ def cost_table(cost: StepCost) -> Table:
     return table
 
 
-def _said(settings: Mapping[str, Any]) -> str:
+def _settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {_number(value)}" for key, value in settings.items() if value is not None)
 
 

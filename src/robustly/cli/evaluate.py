@@ -52,13 +52,13 @@ def run_evaluation(
     Args:
         folder: the run.
         overrides: settings.
-        trust_code: whether code that a file names may be imported.
+        trust_code: whether models that only a file names may be imported.
         overwrite: whether an earlier evaluation may be replaced.
-        label: where several evaluations of a run stand side by side, the name of this one.
-        keep: whether an earlier evaluation stays, without an error.
+        label: name of this evaluation if a run has several.
+        keep: whether to return without an error if there is an earlier evaluation.
 
     Raises:
-        ValueError: anything that the user has to change.
+        ValueError: wrong settings, weights or data.
         OSError: files that cannot be read or written.
     """
     trust = trust_in(overrides, trust_code)
@@ -71,7 +71,7 @@ def run_evaluation(
         config = build_config(apply_overrides(stored.as_plain(), overrides))
     target = evaluation_folder(folder, label)
     if keep and (target / "summary.json").is_file():
-        Console().print(f"{target} exists already and stays", soft_wrap=True, markup=False, highlight=False)
+        Console().print(f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False)
         return 0
     if target.exists() and not (overwrite or keep):
         raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
@@ -107,7 +107,7 @@ def run_evaluation(
 
 
 def _print(console: Console, summary: Summary, folder: Path, target: Path) -> None:
-    """Print the table, the passes, what weakens the result, and the next command."""
+    """Print the table, the passes, warnings about the result, and the next command."""
     console.print(summary_table(summary))
     console.print(_spent(summary), highlight=False, soft_wrap=True)
     for sentence in [*summary.masking, *summary.failures.values()]:
@@ -121,7 +121,7 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path) -> No
 
 
 def _named(found: Summary, folder: Path, config: RunConfig, checkpoint: str) -> Summary:
-    """The summary with the names by which the run is known, and the settings that load the same data again."""
+    """The summary with the names of run and model, and the settings that load the same data again."""
     return replace(
         found,
         run=folder.resolve().name,
@@ -132,7 +132,7 @@ def _named(found: Summary, folder: Path, config: RunConfig, checkpoint: str) -> 
 
 
 def _identity(config: RunConfig, suite: Suite, model: nn.Module, data: ImageData) -> str:
-    """The identity of an evaluation: what a checkpoint must have in common with it."""
+    """The identity of an evaluation; a checkpoint must have the same."""
     parts = [settings(attack) for attack in suite.attacks.values()]
     plans = [suite.plan(name) for name in suite.attacks]
     known = (weights_hash(model), data.digest(), str(config.threat), config.evaluation.mode, config.seed)
@@ -140,22 +140,22 @@ def _identity(config: RunConfig, suite: Suite, model: nn.Module, data: ImageData
 
 
 def _spent(summary: Summary) -> str:
-    """All passes of the attacks, beside those that AutoAttack's protocol takes for the unbroken images."""
+    """Total passes of the attacks, and those of AutoAttack's protocol for the unbroken images."""
     spent = sum(
         (numbers.mean_forwards + numbers.mean_backwards) * numbers.tried
         for numbers in summary.metrics.attacks.values()
     )
-    told = f"{spent:,.0f} passes through the model"
+    text = f"{spent:,.0f} passes through the model"
     unbroken = summary.metrics.worst_case.robust.hits
     if summary.threat.norm in ("linf", "l2") and unbroken and spent:
         theirs = unbroken * autoattack_passes(len(summary.data.classes))
         times = f"{theirs / spent:.1f} times as many"
-        told += f"; AutoAttack spends {theirs:,} on the {unbroken} images that stood, {times}"
-    return told
+        text += f"; AutoAttack takes {theirs:,} for the {unbroken} unbroken images, {times}"
+    return text
 
 
 def summary_table(summary: Summary) -> Table:
-    """Clean, every attack and the worst case, with their intervals."""
+    """A table of clean accuracy, every attack and the worst case, with intervals."""
     metrics = summary.metrics
     title = f"{summary.run}: {metrics.clean.count} images, {summary.threat.text}"
     table = Table(title=escape(title), title_justify="left")
@@ -187,17 +187,17 @@ def _share(part: Proportion) -> tuple[str, str]:
 
 @contextmanager
 def _progress_bar(console: Console) -> Iterator[Progress]:
-    """A live bar on a terminal, silence elsewhere."""
+    """Progress bar on a terminal; no output elsewhere."""
     if not console.is_terminal:
-        yield lambda what, done, total: None
+        yield lambda name, done, total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with LiveBar(*columns, console=console) as bar:
         tasks: dict[str, Any] = {}
 
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total)
+            bar.update(tasks[name], completed=done, total=total)
 
         yield progress

@@ -1,4 +1,4 @@
-"""What training looks like while it runs: a live bar on a terminal, plain lines elsewhere."""
+"""Training progress: a live bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from robustly.training.engine.checkpoint import Row
 
 @contextmanager
 def observer_for(console: Console) -> Iterator[Observer]:
-    """An observer that suits the console."""
+    """A live bar if the console is a terminal, else plain lines."""
     if console.quiet or not console.is_terminal:
         yield PlainLines(console)
         return
@@ -32,7 +32,7 @@ def observer_for(console: Console) -> Iterator[Observer]:
 
 
 def epoch_line(row: Row, is_best: bool) -> str:
-    """An epoch in a line."""
+    """One line about an epoch."""
     parts = [
         f"epoch {row['epoch']:>3}",
         f"loss {row['train_loss']:.3f}",
@@ -48,7 +48,7 @@ def _percent(share: float | int | None) -> str:
 
 
 class PlainLines(Observer):
-    """A line an epoch, with the time that is left."""
+    """Print one line per epoch, with the remaining time."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -57,7 +57,7 @@ class PlainLines(Observer):
         self._epochs = 0
 
     def started(self, job: Job, finished_epochs: int) -> None:
-        """Note where the run starts from."""
+        """Store the epochs to run and the start time."""
         self._began, self._at_start, self._epochs = time.perf_counter(), finished_epochs, job.training.epochs
 
     def epoch_finished(self, row: Row, is_best: bool) -> None:
@@ -69,7 +69,7 @@ class PlainLines(Observer):
 
 
 class LiveBar(Observer):
-    """A bar over all steps of the run, and a line for every finished epoch above it."""
+    """Show a bar over all steps of the run, and above it a line for every finished epoch."""
 
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console, self._progress = console, progress
@@ -78,7 +78,7 @@ class LiveBar(Observer):
         self._images = 0
 
     def started(self, job: Job, finished_epochs: int) -> None:
-        """Set the bar up."""
+        """Create the bar."""
         self._began = time.perf_counter()
         steps = job.steps_per_epoch
         self._task = self._progress.add_task(
@@ -93,7 +93,7 @@ class LiveBar(Observer):
         )
 
     def stepped(self, moment: Moment, loss: float, images: int) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self._images += images
         rate = self._images / max(1e-9, time.perf_counter() - self._began)
         self._progress.update(self._task, completed=moment.count + 1, epoch=moment.epoch + 1, loss=loss, rate=rate)

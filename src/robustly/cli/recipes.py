@@ -24,27 +24,27 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """A shipped recipe as its file has it, comments included.
+    """The text of a shipped recipe, comments included.
 
     Raises:
-        SettingsError: no recipe of that name.
+        SettingsError: an unknown name.
     """
     names = recipe_names()
     if name not in names:
         hint = nearest(name, names) or ":"
         raise SettingsError(
-            f"unknown recipe {name!r}{hint} `robustly recipes` lists all; the path of a .yaml file will do, too"
+            f"unknown recipe {name!r}{hint} `robustly recipes` lists all; the path of a .yaml file is also allowed"
         )
     dataset, _, method = name.partition("/")
     return _root().joinpath(dataset, f"{method}.yaml").read_text(encoding="utf-8")
 
 
 def read_recipe(name: str) -> dict[str, object]:
-    """Settings of a shipped recipe, or of a YAML file given by its path, which may start from one (key `base`).
+    """Settings of a shipped recipe or of a YAML file, which may start from a recipe (key `base`).
 
     Raises:
-        SettingsError: unknown name, unreadable file; a file with the key `recipe`, which a run's own
-            `config.yaml` has, that is not such a whole configuration.
+        SettingsError: an unknown name, a file that cannot be read, or a file with the key `recipe` that is not
+            the complete `config.yaml` of a run.
     """
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
@@ -60,8 +60,8 @@ def _of_file(path: Path) -> dict[str, object]:
     missing = [key for key in TOP_LEVEL if key not in settings]
     if "recipe" in settings and (missing or base is not None):
         raise SettingsError(
-            f"{path}: the key 'recipe' is what the config.yaml of a run says of where it came from; "
-            "to start from a recipe write 'base: NAME'"
+            f"{path}: the key 'recipe' is allowed only in the complete config.yaml of a run; to start from a "
+            "recipe write 'base: NAME'"
         )
     if base is None:
         return {"recipe": path.stem, **settings}

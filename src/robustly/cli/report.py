@@ -30,7 +30,7 @@ def run_report(runs: Sequence[Path], out: Path | None) -> int:
 
 
 def _comparison(runs: Sequence[RunEvidence]) -> Table:
-    """Attacks against runs, with 95 % intervals."""
+    """A table of attacks (rows) and runs (columns), with 95 % intervals."""
     evaluations = [(run.name, run.evaluation) for run in runs if run.evaluation is not None]
     titles = list(dict.fromkeys(one.title for _, found in evaluations for one in found.suite.attacks))
     table = Table(title="accuracy in %, with 95 % intervals", title_justify="left", box=SIMPLE)

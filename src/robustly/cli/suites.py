@@ -11,10 +11,10 @@ from robustly.threats import Threat
 
 
 def show_suites(name: str | None, threat: Threat) -> int:
-    """List the suites, or the stages of one with what they cost.
+    """Print the names of the suites, or the stages of one with their passes.
 
     Raises:
-        ValueError: an unknown suite, or a threat that it is not defined for.
+        ValueError: an unknown suite, or a threat for which it is not defined.
     """
     console = Console()
     if name is None:
@@ -22,14 +22,14 @@ def show_suites(name: str | None, threat: Threat) -> int:
         return 0
     suite = suite_named(name, threat.kind)
     table = Table(title=f"{name} under {threat}", title_justify="left")
-    for column in ("stage", "attack", "sees"):
+    for column in ("stage", "attack", "images"):
         table.add_column(column)
     table.add_column("passes", justify="right")
     for stage, (forwards, backwards) in suite_passes(suite, threat).items():
-        sees = _sees(suite.plan(stage)) if suite.worst_case else "all"
-        table.add_row(suite.title(stage), _attack(suite.attacks[stage]), sees, f"{forwards} + {backwards}")
+        images = _images(suite.plan(stage)) if suite.worst_case else "all"
+        table.add_row(suite.title(stage), _attack(suite.attacks[stage]), images, f"{forwards} + {backwards}")
     console.print(table)
-    console.print("passes: forward + backward of an image of 10 classes that nothing breaks", highlight=False)
+    console.print("passes: forward + backward per image, for an unbroken image of 10 classes", highlight=False)
     return 0
 
 
@@ -42,7 +42,7 @@ def _attack(attack: Attack) -> str:
     return f"{chosen['kind']}: {', '.join(words)}"
 
 
-def _sees(plan: Plan) -> str:
+def _images(plan: Plan) -> str:
     words = "survivors"
     if plan.closest < 1:
         words = f"closest {100 * plan.closest:g} % of them"

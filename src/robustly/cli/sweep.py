@@ -24,15 +24,15 @@ from robustly.experiments.sweep_folders import MANIFEST, RunState, read_sweep, r
 from robustly.experiments.sweeps import Cell, Sweep, cells_of, parse_over, plain_key, sweep_from
 from robustly.settings import SettingsError
 
-WIDTH = 160  # of tables in files and pipes
+WIDTH = 160  # columns of tables in files and pipes
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the options of `robustly sweep`."""
+    """Add the options of `robustly sweep` to a parser."""
     parser.description = (
-        "Train every recipe with every combination of values and every seed, each in a folder of its own. The same "
-        "command again, or --resume, goes on where it stopped. Settings for all runs as for train: "
-        "--training.epochs 5. Exit code 1 if a run fails."
+        "Train every recipe with every combination of values and every seed, each in its own folder. The same "
+        "command again, or --resume, continues a stopped sweep. Settings for all runs are given as for train: "
+        "--training.epochs 5. The exit code is 1 if a run fails."
     )
     add = parser.add_argument
     add("recipes", nargs="*", metavar="RECIPE", help="recipes, or the .yaml file of a sweep")
@@ -40,23 +40,23 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     add("--over", action="append", default=[], metavar="KEY=VALUE,VALUE", help="a setting that varies; repeatable")
     add("--evaluate", action="store_true", help="evaluate every trained run")
     add("--out", type=Path, help="folder of the sweep (default: runs/sweep, or runs/NAME for NAME.yaml)")
-    add("--resume", type=Path, metavar="FOLDER", help="go on with a sweep that was stopped")
-    add("--workers", type=int, default=1, metavar="N", help="runs at a time, each in a process of its own")
-    add("--threads", type=int, metavar="N", help="threads of a run (default: its share of the cores; 1 with --ray)")
-    add("--ray", metavar="ADDRESS", help="run on a Ray cluster whose nodes share the folder; auto, or local")
-    add("--print-commands", action="store_true", help="print a shell command for each run, start none")
-    add("--dry-run", action="store_true", help="check settings, show the runs and their states, write nothing")
+    add("--resume", type=Path, metavar="FOLDER", help="continue a stopped sweep")
+    add("--workers", type=int, default=1, metavar="N", help="number of runs at a time, each in its own process")
+    add("--threads", type=int, metavar="N", help="threads per run (default: its share of the cores; 1 with --ray)")
+    add("--ray", metavar="ADDRESS", help="address of a Ray cluster whose nodes share the folder, auto, or local")
+    add("--print-commands", action="store_true", help="print a shell command for each run and start none")
+    add("--dry-run", action="store_true", help="check settings, print the runs and their states, write nothing")
 
 
 def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Train (and evaluate) every run of a sweep that is not done, and print their table; returns the exit code.
+    """Train (and evaluate) the unfinished runs of a sweep and print a table; returns the exit code.
 
     Raises:
-        ValueError: anything that the user has to change; nothing was begun then.
+        ValueError: wrong settings or data; no run was started then.
         OSError: files that cannot be read or written.
     """
     _check_options(options, overrides)
-    sweep, folder = _asked(options, overrides)
+    sweep, folder = _requested(options, overrides)
     cells = cells_of(sweep, folder.resolve())
     configs = {cell.name: cell.config(read_recipe) for cell in cells}
     _refuse_equal(configs)
@@ -66,7 +66,7 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         console.print(_table(folder, cells, {}))
         return 0
     threads = options.threads or (1 if options.ray else max(1, torch.get_num_threads() // options.workers))
-    cells = [  # a run ends with the number of threads that it began with
+    cells = [  # a resumed run keeps its number of threads
         replace(cell, threads=states[cell.name].threads or threads, trust_code=options.trust_code) for cell in cells
     ]
     to_do = [cell for cell in cells if states[cell.name].state not in ("finished", "diverged")]
@@ -86,7 +86,7 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         if to_do:
             reasons |= _carried_out(console, to_do, options.ray, places)
     except KeyboardInterrupt:
-        _print(console, f"\nstopped; go on with: robustly sweep --resume {quote(str(folder))}")
+        _print(console, f"\nstopped; continue with: robustly sweep --resume {quote(str(folder))}")
         raise
     console.print(_table(folder, cells, reasons))
     for name, reason in reasons.items():
@@ -102,14 +102,14 @@ def _check_options(options: argparse.Namespace, overrides: Sequence[str]) -> Non
         given = f"{options.workers} and {options.threads}"
         raise SettingsError(f"--workers and --threads must be at least 1, got {given}")
     if options.workers != 1 and (options.ray is not None or options.print_commands):
-        raise SettingsError("with --ray and --print-commands others share out the runs: give no --workers")
+        raise SettingsError("--ray and --print-commands do not use local workers: give no --workers")
     new = options.recipes or options.seeds or options.over or overrides or options.out
     if options.resume is not None and new:
-        raise SettingsError("--resume goes on with what the folder holds: give no recipes, --out or other settings")
+        raise SettingsError("--resume continues the sweep of the folder: give no recipes, --out or other settings")
 
 
-def _asked(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[Sweep, Path]:
-    """The sweep and its folder: from the folder itself, from a sweep's file, or from the words of the command."""
+def _requested(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[Sweep, Path]:
+    """The sweep and its folder, from --resume, from a sweep's file, or from the words of the command."""
     pairs = [(plain_key(key), value) for key, value in pairs_of(overrides)]
     path = Path(options.recipes[0] if len(options.recipes) == 1 else "")
     content = read_yaml(path) if path.suffix in (".yaml", ".yml") and path.is_file() else {}
@@ -147,7 +147,7 @@ def _refuse_equal(configs: Mapping[str, RunConfig]) -> None:
 
 
 def _try_out(configs: Sequence[RunConfig], trust_code: bool) -> None:
-    """Load each data set and build each network once, before hours are spent on the first of them."""
+    """Load each data set and build each network once, so that errors appear before the first run starts."""
     apart = ("recipe", "seed", "threat", "optimizer", "schedule", "training", "runtime", "evaluation")
     distinct = {repr([item for item in one.as_plain().items() if item[0] not in apart]): one for one in configs}
     for config in distinct.values():
@@ -157,7 +157,7 @@ def _try_out(configs: Sequence[RunConfig], trust_code: bool) -> None:
 def _carried_out(
     console: Console, cells: Sequence[Cell], ray: str | None, places: Sequence[Mapping[str, str]]
 ) -> dict[str, str]:
-    """Do the work; returns why runs failed."""
+    """Carry out the cells; returns error messages by name of the failed runs."""
     ended: dict[str, str] = {}
 
     def progress(cell: Cell, reason: str) -> None:
@@ -167,7 +167,7 @@ def _carried_out(
         _print(console, f"[{len(ended)}/{len(cells)}] {cell.name}: {words}")
 
     if ray is not None:
-        places = [{}] * len(cells)  # the cluster shares out its places
+        places = [{}] * len(cells)  # the cluster limits the number of runs at a time
     with nullcontext(carry_out) if ray is None else on_ray(ray, max(cell.threads for cell in cells)) as one:
         carry_out_all(cells, one, places, progress)
     return {name: reason for name, reason in ended.items() if reason}
@@ -187,7 +187,7 @@ def _states(cells: Sequence[Cell]) -> dict[str, RunState]:
 
 
 def _shown(state: RunState, evaluate: bool) -> dict[str, str]:
-    """What a run has reached: columns of the table."""
+    """Progress of a run, by title of the table's columns."""
     shares = {"validation clean": state.clean, "robust": state.robust}
     shares |= {"evaluated robust": state.evaluated} if evaluate else {}
     percent = {title: "-" if share is None else f"{100 * share:.1f} %" for title, share in shares.items()}

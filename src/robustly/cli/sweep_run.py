@@ -1,6 +1,6 @@
-"""Cells of a sweep carried out here or on a Ray cluster, each in processes of its own.
+"""Carry out cells of a sweep here or on a Ray cluster.
 
-A crash or a lack of memory costs one run only.
+Each cell has its own processes, so that a crash or a lack of memory stops one run only.
 """
 
 import importlib
@@ -24,7 +24,7 @@ RETRIES = 3
 
 Environment = Mapping[str, str]
 CarryOut = Callable[[Cell, threading.Event, Environment], str]
-"""From a cell, an event that stops it, and environment variables, why it failed; empty if it did not."""
+"""Takes a cell, an event that stops it, and environment variables. Returns the error message, empty on success."""
 
 
 def carry_out_all(
@@ -32,13 +32,13 @@ def carry_out_all(
 ) -> None:
     """Carry out cells, as many at a time as there are places.
 
-    SIGTERM and a closed terminal stop all, as Ctrl-C does.
+    SIGTERM and SIGHUP stop all cells, as Ctrl-C does.
 
     Args:
-        cells: what to carry out.
+        cells: the cells.
         one: carries out one cell.
         places: environment variables for a cell at each place.
-        progress: called for each cell that ended, with why it failed.
+        progress: called with each cell that ended and its error message.
     """
     stop = threading.Event()
     free: queue.SimpleQueue[Environment] = queue.SimpleQueue()
@@ -52,7 +52,7 @@ def carry_out_all(
         finally:
             free.put(place)
 
-    # a job started in the background ignores SIGINT, and so would its children, which are stopped by it
+    # a background job ignores SIGINT and its children inherit that, but SIGINT must stop them
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     pool = ThreadPoolExecutor(len(places))
@@ -72,14 +72,14 @@ def carry_out(cell: Cell, stop: threading.Event, environment: Environment) -> st
     """Run the commands of a cell as child processes, with their output in the run's folder.
 
     Args:
-        cell: the cell, whose folder holds its settings.
-        stop: when set, the child is interrupted; it keeps what it has saved.
-        environment: variables of the children beside those of this process.
+        cell: the cell; its folder holds its settings.
+        stop: when set, the child is interrupted; files that it has saved are kept.
+        environment: variables of the children, added to those of this process.
 
     Returns:
-        Why it failed; empty if all is done, or if it was stopped.
+        The error message; empty on success, or if it was stopped.
     """
-    # the last bits of sums depend on the number of threads
+    # sums differ in their last bits with the number of threads
     variables = {**os.environ, "COLUMNS": "120", **environment, "OMP_NUM_THREADS": str(cell.threads)}
     for words in cell.commands:
         with (cell.folder / LOG).open("ab") as log:
@@ -92,15 +92,15 @@ def carry_out(cell: Cell, stop: threading.Event, environment: Environment) -> st
                 stderr=subprocess.STDOUT,
                 env=variables,
                 cwd=cell.started_in,
-                process_group=0,  # Ctrl-C in a terminal reaches this process only, which stops each child once
+                process_group=0,  # Ctrl-C in a terminal signals this process only, which stops each child once
             )
             try:
                 while process.poll() is None and not stop.wait(0.1):
                     pass
             finally:
-                for sign in (signal.SIGINT, signal.SIGKILL):  # SIGINT, as Ctrl-C, lets it end well
+                for number in (signal.SIGINT, signal.SIGKILL):  # SIGINT first, so that it can clean up
                     if process.poll() is None:
-                        os.killpg(process.pid, sign)
+                        os.killpg(process.pid, number)
                         with suppress(subprocess.TimeoutExpired):
                             process.wait(PATIENCE)
         if stop.is_set():
@@ -111,7 +111,7 @@ def carry_out(cell: Cell, stop: threading.Event, environment: Environment) -> st
 
 
 def _reason(log: str, code: int) -> str:
-    """Why a process failed: the signal that ended it, its error message, or its last line."""
+    """Error message of a failed process: the signal that ended it, its message, or its last line."""
     if code < 0:
         hint = ": was there too little memory?" if -code == signal.SIGKILL else ""
         return f"ended by {signal.Signals(-code).name}{hint}"
@@ -122,14 +122,15 @@ def _reason(log: str, code: int) -> str:
 
 @contextmanager
 def on_ray(address: str, threads: int) -> Iterator[CarryOut]:
-    """Carry out cells on a Ray cluster whose nodes all have the sweep's folder under the same path.
+    """Connect to a Ray cluster; yields a function that carries out a cell there.
 
-    A cell takes as many CPUs as it has threads, and a GPU if its device wants one and the cluster has any. If its
-    node or worker dies, it is started again elsewhere, from its last checkpoint.
+    All nodes have the sweep's folder under the same path. A cell takes as many CPUs as it has threads, and a GPU
+    if its device is "auto" or "cuda" and the cluster has one. If its node or worker fails, it is started again on
+    another, from its last checkpoint.
 
     Args:
-        address: of the cluster; "auto" is that of this machine, "local" starts one here.
-        threads: the most that a cell has.
+        address: address of the cluster; "auto" is the cluster of this machine, "local" starts one here.
+        threads: largest number of threads of a cell.
 
     Raises:
         ValueError: Ray is not installed, or the cluster cannot be reached or has no node for a cell.
@@ -163,10 +164,10 @@ def on_ray(address: str, threads: int) -> Iterator[CarryOut]:
 
 
 def check_room(ray: Any, threads: int) -> bool:
-    """Whether a cluster has GPUs.
+    """Check that a node has enough CPUs; returns whether the cluster has GPUs.
 
     Raises:
-        ValueError: no node has enough CPUs, so that a run would wait for ever.
+        ValueError: no node has enough CPUs; a run would wait for ever.
     """
     widest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     if threads > widest:
@@ -175,8 +176,8 @@ def check_room(ray: Any, threads: int) -> bool:
 
 
 def _on_node(cell: Cell, environment: Environment) -> str:
-    """Carry out a cell as a Ray task. A cancelled task gets KeyboardInterrupt, which stops its children."""
-    # Ray blocks SIGINT, and children would inherit that
+    """Carry out a cell as a Ray task. Cancelling it raises KeyboardInterrupt, which stops its children."""
+    # Ray blocks SIGINT, and children inherit that
     before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         return carry_out(cell, threading.Event(), environment)

@@ -13,7 +13,7 @@ from robustly.cli.progress import observer_for
 from robustly.cli.recipes import read_recipe
 from robustly.experiments.configuration import build_config, with_absolute_paths
 from robustly.experiments.overrides import apply_overrides
-from robustly.experiments.run_folder import alone_in, build_job, create_run, open_run, refuse_existing
+from robustly.experiments.run_folder import build_job, create_run, lock_run, open_run, refuse_existing
 from robustly.runtime import Runtime
 from robustly.training import train
 
@@ -26,22 +26,22 @@ def run_training(
     trust_code: bool,
     dry_run: bool = False,
 ) -> int:
-    """Train by a recipe, or go on with a run; returns the exit code. A dry run only says what it would do.
+    """Train from a recipe, or continue a run; returns the exit code. A dry run prints its composition only.
 
     Raises:
-        ValueError: anything that the user has to change.
+        ValueError: wrong settings, data or models.
         OSError: files that cannot be read or written.
     """
     if resume is not None:
         if recipe is not None or overrides or out is not None:
-            raise ValueError("--resume goes on with the settings of the run: give no recipe, --out or settings")
+            raise ValueError("--resume continues with the settings of the run: give no recipe, --out or settings")
         config, folder = open_run(resume), resume
     elif recipe is None:
         raise ValueError("name a recipe (see `robustly recipes`) or --resume RUN")
     else:
         config = with_absolute_paths(build_config(apply_overrides(read_recipe(recipe), overrides)))
         folder = out or Path("runs") / config.recipe.replace("/", "_")
-        if _leads() and not dry_run:
+        if _is_first_process() and not dry_run:
             refuse_existing(folder)
     if dry_run:
         show_composition(Console(), config)
@@ -59,13 +59,13 @@ def run_training(
     _print(
         console, f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat} -> {folder}"
     )
-    lock = alone_in(folder) if runtime.rank == 0 else nullcontext()
+    lock = lock_run(folder) if runtime.rank == 0 else nullcontext()
     with lock, observer_for(console) as observer:
         runtime.wait_for_all()  # until the folder is there and locked
         try:
             outcome = train(job, runtime, folder, config_digest=config.digest(), observer=observer)
         except KeyboardInterrupt:
-            _print(console, f"\nstopped; go on with: robustly train --resume {quote(str(folder))}")
+            _print(console, f"\nstopped; continue with: robustly train --resume {quote(str(folder))}")
             raise
     runtime.close()
     _print(
@@ -77,8 +77,8 @@ def run_training(
     return 0
 
 
-def _leads() -> bool:
-    """Whether this process was started by a person, not by another process of the same run."""
+def _is_first_process() -> bool:
+    """Return True in the first process of a node."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 

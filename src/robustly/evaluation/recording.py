@@ -1,5 +1,6 @@
-"""From PyTorch to evidence: tensors as arrays, and models, data, threats and suites as records of plain values."""
+"""Between PyTorch and evidence: tensors as arrays; models, data, threats and suites as records of plain values."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from robustly.certification import CertificateResult
 from robustly.evaluation.suites.suite import Suite, settings
 from robustly.evaluation.target import EvaluationTarget, Mode
-from robustly.evidence import StoredImages
+from robustly.evidence import EvidenceError, StoredImages
 from robustly.evidence.provenance import (
     DataRecord,
     ModelRecord,
@@ -20,7 +21,7 @@ from robustly.evidence.provenance import (
 )
 from robustly.evidence.schema import CertificateColumns
 from robustly.models import weights_hash
-from robustly.threats import Threat, ThreatModel
+from robustly.threats import Threat, ThreatModel, parse_threat
 
 
 def as_array(values: Tensor, dtype: torch.dtype | None = None) -> NDArray[Any]:
@@ -79,6 +80,21 @@ def threat_record(threat: Threat) -> ThreatRecord:
         unit=threat.unit,
         norm=threat.norm if isinstance(threat, ThreatModel) else None,
     )
+
+
+def stored_threat(record: ThreatRecord, arrays: Mapping[str, NDArray[Any]]) -> Threat:
+    """The threat of an evaluation, from its record and the arrays that are stored with it.
+
+    Raises:
+        EvidenceError: what is stored makes another threat than the record states.
+        ThreatError: a text that no threat has.
+    """
+    threat = parse_threat(
+        record.text, record.box, {name: torch.from_numpy(array) for name, array in arrays.items()}
+    )
+    if str(threat) != record.text:
+        raise EvidenceError(f"the threat is stated as {record.text}, what is stored with it makes {threat}")
+    return threat
 
 
 def suite_record(target: EvaluationTarget, suite: Suite, mode: Mode) -> SuiteRecord:

@@ -8,7 +8,7 @@ import numpy as np
 from robustly.evidence.schema import AttackColumns, Double, Flags, Whole
 
 BUDGETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
-"""Round budgets for tables."""
+"""Budgets in tables."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Spent:
 
 @dataclass(frozen=True)
 class BudgetCurve:
-    """A falling staircase: from `passes[i]` passes per image on, the accuracy is `accuracy[i]`.
+    """Accuracy as a falling step function: from `passes[i]` passes per image on, it is `accuracy[i]`.
 
     Args:
-        passes: ascending, from 0.
+        passes: passes per image, ascending from 0.
         accuracy: shares of all examples, in [0, 1].
-        end: the most passes that were spent on an example; the curve holds up to there.
+        end: largest number of passes spent on an example, where the curve ends.
     """
 
     passes: Whole
@@ -53,10 +53,10 @@ def spent_by(columns: AttackColumns) -> Spent:
 
 
 def budget_curve(correct: Flags, spent: Spent) -> BudgetCurve:
-    """Accuracy after b passes per image of one attack, among the examples that were unbroken before it.
+    """Accuracy against the passes per image of one attack on the examples that were unbroken before it.
 
-    For an attack that does not stop at its first success, the passes are those of the whole run. Its curve then
-    falls later than it could.
+    If an attack does not stop at its first success, the passes are those of its whole run, so that the curve falls
+    late.
 
     Args:
         correct: mask of the examples that are classified correctly without an attack.
@@ -68,7 +68,7 @@ def budget_curve(correct: Flags, spent: Spent) -> BudgetCurve:
 
 
 def suite_curve(correct: Flags, attacks: Sequence[Spent]) -> BudgetCurve:
-    """Accuracy after b passes per image of all attacks in their order, each run on what is unbroken before it."""
+    """Accuracy against the passes per image of all attacks in order, each on the examples unbroken before it."""
     unbroken, total = correct.copy(), np.zeros(len(correct), dtype=np.int64)
     fell = np.zeros(len(correct), dtype=bool)
     for spent in attacks:

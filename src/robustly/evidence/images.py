@@ -16,9 +16,9 @@ class StoredImages:
     """Images of M examples.
 
     Args:
-        ids: which examples, `(M,)`.
-        images: what the model sees, `(M, C, H, W)`.
-        theta: the parameters of the change, `(M, ...)`, for threats whose search does not move the image itself; an
+        ids: ids of the examples, `(M,)`.
+        images: inputs of the model, `(M, C, H, W)`.
+        theta: parameters of the change, `(M, ...)`, for threats whose search does not move the image itself; an
             audit renders the images from them. None for Lp balls.
     """
 
@@ -30,13 +30,13 @@ class StoredImages:
         return len(self.ids)
 
     def only(self, chosen: Flags) -> "StoredImages":
-        """Some of them."""
+        """The images of a mask `(M,)`."""
         theta = None if self.theta is None else self.theta[chosen]
         return StoredImages(self.ids[chosen], self.images[chosen], theta)
 
     @classmethod
     def joined(cls, parts: Sequence["StoredImages"]) -> "StoredImages":
-        """Several sets as one, at least one set; either all of them have parameters or none."""
+        """At least one set of images, joined; all of them have parameters or none has."""
         theta = [part.theta for part in parts if part.theta is not None]
         return cls(
             np.concatenate([part.ids for part in parts]),
@@ -50,12 +50,12 @@ class EvidenceImages:
     """All stored tensors of an evaluation.
 
     Args:
-        attacks: by attack, the adversarial images of the examples that it broke; for a minimum-norm attack also
-            those outside the threat set.
+        attacks: adversarial images of the broken examples, by attack; a minimum-norm attack also has images outside
+            the threat set.
         gallery: originals for the report's pictures.
-        certificates: by certificate, the counterexamples of its falsified rows.
-        curve: the images that broke the examples of the security curve.
-        threat: arrays that belong to the threat, such as a mask of the pixels that may change, by name.
+        certificates: counterexamples of the falsified rows, by certificate.
+        curve: adversarial images of the security curve.
+        threat: arrays of the threat by name, such as a mask of the pixels that may change.
     """
 
     attacks: Mapping[str, StoredImages]
@@ -65,7 +65,7 @@ class EvidenceImages:
     threat: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """All tensors by the names that they have in the file."""
+        """All tensors by their names in the file."""
         owners = [*self.attacks.items(), (GALLERY, self.gallery)]
         owners += [(f"{CERTIFICATE}.{name}", kept) for name, kept in self.certificates.items()]
         owners += [] if self.curve is None else [(CURVE, self.curve)]
@@ -77,7 +77,7 @@ class EvidenceImages:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> "EvidenceImages":
-        """The images of tensors named as in the file.
+        """Build from tensors with their names in the file.
 
         Raises:
             EvidenceError: tensors are missing or do not fit together.
@@ -100,7 +100,7 @@ class EvidenceImages:
 
 
 def attack_names(tensors: Iterable[str]) -> list[str]:
-    """The attacks that have tensors of these names."""
+    """Names of the attacks in names of tensors."""
     owners = [name.removesuffix(".ids") for name in tensors if name.endswith(".ids")]
     return [name for name in owners if name not in RESERVED and "." not in name]
 
@@ -108,7 +108,7 @@ def attack_names(tensors: Iterable[str]) -> list[str]:
 def _stored(name: str, tensors: Mapping[str, NDArray[Any]]) -> StoredImages:
     ids, images, theta = (tensors.get(f"{name}.{part}") for part in ("ids", "images", "theta"))
     if ids is None or images is None:
-        raise EvidenceError(f"{name}.ids and {name}.images should both be there")
+        raise EvidenceError(f"{name}.ids and {name}.images should both be present")
     for part, values in (("images", images), ("theta", theta)):
         if values is not None and (ids.ndim != 1 or len(values) != len(ids)):
             raise EvidenceError(f"{name}.{part} does not fit {name}.ids")

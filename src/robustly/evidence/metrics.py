@@ -18,7 +18,7 @@ from robustly.evidence.summary import (
 from robustly.statistics import Proportion
 
 MODEL = "model"
-"""What a certificate certifies that speaks of the very model that is attacked."""
+"""Value of `certifies` for certificates of the attacked model itself."""
 
 
 def metrics(
@@ -56,10 +56,10 @@ def metrics(
 
 
 def contradictions(table: EvidenceTable, certificates: Mapping[str, CertificateTerms]) -> Flags:
-    """Rows that a certificate of the model proves and something stored refutes, `(N,)`.
+    """Mask of the rows that a certificate of the model proves and other evidence refutes, `(N,)`.
 
-    Either an adversarial example is stored at a size at which the row is certified, or the row is verified and
-    broken by an attack, or verified and falsified by another certificate.
+    A row is refuted if an adversarial example is stored at a certified size, or if the row is verified and broken
+    by an attack, or verified and falsified by another certificate.
     """
     nearest = np.full(len(table), np.inf)
     refuted = np.zeros(len(table), dtype=bool)
@@ -80,7 +80,7 @@ def contradictions(table: EvidenceTable, certificates: Mapping[str, CertificateT
 
 
 def certified_at(table: EvidenceTable, certificate: CertificateColumns, size: float) -> Flags:
-    """Rows whose label is proved up to a size, `(N,)`; sizes are compared in single precision, as attacks do."""
+    """Mask of the rows whose label is proved up to a size, `(N,)`; sizes are compared in single precision."""
     proved: Flags = (certificate.radius.astype(np.float32) >= size) & (
         certificate.prediction == table.examples.label
     )

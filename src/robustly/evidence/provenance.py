@@ -1,4 +1,4 @@
-"""Provenance: which model was tested on which data under which threat with which suite, in plain values."""
+"""Provenance: model, data, threat, suite, versions."""
 
 import platform
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ Mode = Literal["every", "worst_case"]
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """The network that was tested.
+    """The tested network.
 
     Args:
-        name: its architecture.
-        parameters: number of its parameters.
-        weights_sha256: hash of its weights.
-        checkpoint: the file or epoch of its run that the weights are from; None without a run.
+        name: architecture.
+        parameters: number of parameters.
+        weights_sha256: hash of the weights.
+        checkpoint: file or epoch of the run that holds the weights; None without a run.
     """
 
     name: str
@@ -29,16 +29,16 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The examples that it was tested on.
+    """The test examples.
 
     Args:
-        source: where they come from.
-        count: how many.
+        source: source of the data.
+        count: number of examples.
         sha256: hash of images, labels and ids.
         classes: names of the classes.
-        split: which part of the data set, such as "test".
+        split: part of the data set, such as "test".
         note: a sentence for readers of the report.
-        settings: the settings by which an audit loads the same examples.
+        settings: settings with which an audit loads the same examples.
     """
 
     source: str
@@ -60,13 +60,13 @@ class ThreatRecord:
 
     Args:
         text: as users write it, such as "linf:8/255"; it can be parsed.
-        kind: what is limited: "linf", "l2", "l1", "l0", or another kind of threat.
-        words: one sentence for people.
+        kind: "linf", "l2", "l1", "l0", or another kind of threat.
+        words: one sentence that describes the threat.
         box: least and largest valid value of a pixel.
         limit: the largest allowed size of a change, in `unit`; epsilon of an Lp ball.
         limit_text: the same as users write it, such as "8/255".
         unit: unit of a size, such as "input units", "pixels" or "degrees".
-        norm: of an Lp ball; None for other threats.
+        norm: norm of an Lp ball; None for other threats.
     """
 
     text: str
@@ -81,15 +81,15 @@ class ThreatRecord:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which of the unbroken examples a stage of a suite attacks; without settings, all of them.
+    """Selection of the unbroken examples that a stage of a suite attacks; by default all.
 
     Args:
-        closest: the share of them that came closest to being misclassified so far, in (0, 1].
-        at_least: smallest size of that share, in examples.
-        sample: largest number of them, drawn at random; None for all.
-        sample_share: largest share of them that is drawn, in (0, 1].
-        sentinel: whether a success here is a sign that the stages before cannot be trusted.
-        on_suspicion: whether the stage runs only after such a sign, or a failed diagnostic.
+        closest: share of the unbroken examples with the smallest margins so far, in (0, 1].
+        at_least: smallest number of examples in that share.
+        sample: largest number of examples, drawn at random; None for all.
+        sample_share: largest share of the examples that is drawn, in (0, 1].
+        sentinel: whether a success of this stage is a sign of masked gradients in the stages before.
+        on_suspicion: whether the stage runs only after such a sign or a failed diagnostic.
 
     Raises:
         ValueError: a setting that is out of range.
@@ -114,7 +114,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class SuiteAttack:
-    """An attack of a suite: its name, its title in tables, its settings, and which examples it attacked."""
+    """An attack of a suite: name, title in tables, settings, and selection of the examples."""
 
     name: str
     title: str
@@ -124,7 +124,7 @@ class SuiteAttack:
 
 @dataclass(frozen=True)
 class SuiteCertificate:
-    """A certificate of a suite; `certifies` says of which classifier it speaks, "model" for the one attacked."""
+    """A certificate of a suite; `certifies` names the certified classifier, "model" for the attacked one."""
 
     name: str
     title: str
@@ -137,12 +137,12 @@ class SuiteRecord:
     """The suite that was run.
 
     Args:
-        name: its name.
-        mode: "every" ran each attack on every correctly classified example, "worst_case" on the unbroken ones.
+        name: name of the suite.
+        mode: "every" runs each attack on every correctly classified example, "worst_case" on the unbroken ones.
         seed: seed of every random number.
         batch_size: images per batch.
-        attacks: in the order in which they ran.
-        certificates: likewise.
+        attacks: attacks in the order in which they ran.
+        certificates: certificates in the order in which they ran.
         curve: name of the attack that draws the security curve; None without one.
     """
 

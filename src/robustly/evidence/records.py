@@ -33,17 +33,17 @@ class Key:
 
 @dataclass(frozen=True)
 class Inline:
-    """A record whose keys are among those of the record that holds it."""
+    """Write the keys of a record into the object of its outer record."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A `Proportion` in keys of its record; its number of examples is in the key `count`.
+    """Write a `Proportion` into keys of its record; the key `count` is its number of examples.
 
     Args:
-        hits: key of the number of hits; None where the share is written without it.
+        hits: key of the number of hits; None if the share is written without it.
         accuracy: key of the share, in [0, 1].
-        interval: key of its 95 % interval, which is written for readers and recomputed on reading.
+        interval: key of the 95 % interval, which is recomputed on reading.
     """
 
     hits: str | None
@@ -53,7 +53,7 @@ class Share:
 
 @dataclass(frozen=True)
 class ShareObject:
-    """A `Proportion` in an object of its own; `hits` is the key of the number of hits."""
+    """Write a `Proportion` as a separate object; `hits` is the key of the number of hits."""
 
     hits: str
 
@@ -84,12 +84,12 @@ def to_json(record: object) -> dict[str, Any]:
 
 
 def from_json(kind: type[R], values: object, where: str) -> R:
-    """The record that an object holds.
+    """Build a record from an object.
 
     Args:
         kind: class of the record.
-        values: the object; keys that the record does not have are left aside.
-        where: the file and the place in it, for error messages.
+        values: the object; unknown keys are ignored.
+        where: file and place in it, for error messages.
 
     Raises:
         EvidenceError: a field is missing or of the wrong kind.
@@ -121,17 +121,17 @@ def from_json(kind: type[R], values: object, where: str) -> R:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object of a file.
 
     Raises:
-        EvidenceError: the file is cut off or holds something else.
+        EvidenceError: the file is cut off or not a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EvidenceError(f"{path} is not readable JSON (cut off while it was written?): {error}.") from error
     if not isinstance(values, dict):
-        raise EvidenceError(f"{path} should hold one JSON object.")
+        raise EvidenceError(f"{path} should be one JSON object.")
     return values
 
 
@@ -178,7 +178,7 @@ def _plain(value: Any) -> Any:
 
 
 def _value(kind: Any, value: object, where: str, key: str) -> Any:
-    """A value of the kind that a field is annotated with."""
+    """Convert a value to the type of a field."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         (kind,) = (one for one in inner if one is not NoneType)
@@ -196,7 +196,7 @@ def _value(kind: Any, value: object, where: str, key: str) -> Any:
 
 
 def _collection(kind: Any, value: object, where: str, key: str) -> Any:
-    """A list, a square of numbers, a mapping, or one of several words."""
+    """Convert a list, a square of numbers, a mapping, or one of several words."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is np.ndarray and isinstance(value, list):
         return _grid(value, where, key)

@@ -1,8 +1,8 @@
-"""The per-example evidence: every column and every stored tensor, with type, unit and meaning, in one place.
+"""Schema of the per-example evidence: every column and stored tensor, with type, unit and meaning.
 
 `evidence.parquet` has one row per example. A column is named after its record and field: `id`, `NAME.broken` of the
 attack NAME, `worst_case.broken`, `certificate.NAME.radius`, `curve.distance`. Tensors in `adversarial.safetensors`
-are named in the same way. Columns marked `CLASSIFICATION` belong to goals that speak of classes; evidence of
+are named in the same way. Columns marked `CLASSIFICATION` belong to goals about classes; evidence of
 another goal has others in their place.
 """
 
@@ -20,7 +20,7 @@ SCHEMA = 3
 TABLE, IMAGES, SUMMARY = "evidence.parquet", "adversarial.safetensors", "summary.json"
 WORST_CASE, CERTIFICATE, CURVE, GALLERY, THREAT = "worst_case", "certificate", "curve", "gallery", "threat"
 RESERVED = (WORST_CASE, CERTIFICATE, CURVE, GALLERY, THREAT)
-"""Words that name columns or tensors, so that no attack and no certificate may be called so."""
+"""Names of columns or tensors, which attacks and certificates cannot have."""
 CLASSIFICATION = "classification"
 
 Flags = NDArray[np.bool_]
@@ -33,22 +33,22 @@ Record = TypeVar("Record")
 
 
 class Verdict(IntEnum):
-    """The verdict of a certificate on an example; in files its name in small letters."""
+    """The verdict of a certificate on an example; in files its name in lower case."""
 
     UNKNOWN = 0
-    """Nothing is proved and nothing is refuted at the threat's full size."""
+    """Neither proved nor refuted at the full size of the threat."""
     VERIFIED = 1
     """Proved: the label is predicted everywhere in the threat set."""
     FALSIFIED = 2
     """Refuted: a counterexample is stored."""
     TIMEOUT = 3
-    """The time ran out first."""
+    """The time limit was reached."""
     ERROR = 4
     """The procedure failed on this example."""
 
     @property
     def word(self) -> str:
-        """The verdict as files name it."""
+        """The verdict as written in files."""
         return self.name.lower()
 
 
@@ -58,8 +58,8 @@ class Column:
 
     Args:
         kind: type of a value; "verdict" is an int8 in memory and a word in the file.
-        meaning: what the column holds, with its unit.
-        goal: the kind of goal that it belongs to; None for all of them.
+        meaning: meaning and unit of the values.
+        goal: kind of goal to which the column belongs; None for all.
     """
 
     kind: Kind
@@ -159,7 +159,7 @@ class CertificateColumns:
 
     @property
     def verified(self) -> Flags:
-        """Mask of the examples that are proved to be classified correctly in the whole threat set."""
+        """Mask of the examples with a proof of correct classification in the whole threat set."""
         verified: Flags = self.verdict == Verdict.VERIFIED
         return verified
 
@@ -186,10 +186,10 @@ class EvidenceTable:
 
     Args:
         examples: the examples and the clean pass.
-        attacks: by name, in the order of the suite.
+        attacks: results by name of the attack, in the order of the suite.
         worst_case: the union over the attacks.
-        certificates: by name.
-        curve: the security curve, if one was drawn.
+        certificates: results by name of the certificate.
+        curve: the security curve, or None.
     """
 
     examples: ExampleColumns
@@ -207,12 +207,12 @@ class EvidenceTable:
         return self.examples.correct
 
     def broken_by(self, attack: str) -> Flags:
-        """Mask of the correctly classified examples that are broken by an attack, or were before it."""
+        """Mask of the correctly classified examples that are broken by an attack or before it."""
         broken: Flags = self.attacks[attack].broken & self.correct
         return broken
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """All columns by the names that they have in the file."""
+        """All columns by their names in the file."""
         found = dict(_named("", self.examples))
         for name, attack in self.attacks.items():
             found |= _named(f"{name}.", attack)
@@ -223,7 +223,7 @@ class EvidenceTable:
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> "EvidenceTable":
-        """The table of columns named as in the file; columns that the schema does not have are left aside.
+        """Build from columns with their names in the file; unknown columns are ignored.
 
         Raises:
             EvidenceError: a column is missing or of another type.

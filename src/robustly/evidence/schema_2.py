@@ -1,4 +1,4 @@
-"""Evidence of schema 2, the version before, in the names of this one."""
+"""Conversion of evidence of schema 2 to the current schema."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from robustly.evidence.schema import CERTIFICATE, Verdict
 
 
 def summary_of_schema_2(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a summary, renamed; every field has a place in the new one.
+    """Rename the fields of a summary; no field is lost.
 
-    The failure probability of certificates is None, because schema 2 did not state it.
+    The failure probability of certificates is None, because schema 2 does not have it.
 
     Raises:
         KeyError: a field is missing.
@@ -41,10 +41,10 @@ def summary_of_schema_2(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def columns_of_schema_2(columns: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The columns of a table, with the verdicts that follow from the radii.
+    """Convert the columns of a table; verdicts are derived from the radii.
 
     Args:
-        columns: as schema 2 has them: `certificate.NAME.radius` and `.prediction` of each certificate.
+        columns: columns of schema 2, with `certificate.NAME.radius` and `.prediction` of each certificate.
         values: the fields of the summary.
 
     Raises:
@@ -62,7 +62,7 @@ def columns_of_schema_2(columns: Mapping[str, NDArray[Any]], values: Mapping[str
 
 
 def _certificate(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A certificate's numbers; rows that are not verified count as unknown."""
+    """Convert a certificate's numbers; rows that are not verified become unknown."""
     rest = {word.word: 0 for word in Verdict}
     verdicts = rest | {"verified": entry["robust"], "unknown": entry["count"] - entry["robust"]}
     renamed = {key: value for key, value in entry.items() if key != "of"}

@@ -1,4 +1,4 @@
-"""Evidence on disk: three files in a folder, written as a whole and read as numpy arrays; nothing is unpickled."""
+"""Evidence on disk: three files in a folder, read as numpy arrays. Nothing is unpickled."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,9 +46,9 @@ class Pictures:
     """Originals for a report and, by attack, the adversarial images of the same examples.
 
     Args:
-        ids: of the examples, `(G,)`.
+        ids: ids of the examples, `(G,)`.
         originals: clean images `(G, C, H, W)`.
-        adversarial: by attack and id, images `(C, H, W)`.
+        adversarial: images `(C, H, W)` by attack and id.
     """
 
     ids: NDArray[np.int64]
@@ -57,13 +57,13 @@ class Pictures:
 
 
 def write_evidence(evidence: Evidence, folder: Path) -> None:
-    """Write the three files of an evaluation, the summary (with the hashes of the others) last.
+    """Write the three files of an evaluation; the summary comes last, with the hashes of the others.
 
     Raises:
-        OSError: read-only folder or full disk.
+        OSError: the folder is read-only or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SUMMARY).unlink(missing_ok=True)  # a crash in between must not leave an old summary with new files
+    (folder / SUMMARY).unlink(missing_ok=True)  # a crash must not leave an old summary beside new files
     columns = {name: _stored_column(name, values) for name, values in evidence.table.columns().items()}
     with whole_file(folder / TABLE) as temporary:
         pq.write_table(pa.table(columns), temporary)
@@ -85,7 +85,7 @@ def read_evidence(folder: Path) -> Evidence:
     """
     for name in (SUMMARY, TABLE, IMAGES):
         if not (folder / name).is_file():
-            raise EvidenceError(f"{folder / name} is missing: no complete evaluation there")
+            raise EvidenceError(f"{folder / name} is missing: the evaluation is not complete")
     return Evidence(read_table(folder), read_images(folder), read_summary(folder))
 
 
@@ -99,7 +99,7 @@ def read_summary(folder: Path) -> Summary:
 
 
 def read_summary_fields(folder: Path) -> dict[str, Any]:
-    """The fields of a summary as they are written, in the names of this schema; for audits.
+    """Read the fields of a summary as plain values, with the names of this schema; for audits.
 
     Raises:
         EvidenceError: the file is cut off or of another schema.
@@ -142,7 +142,7 @@ def read_images(folder: Path) -> EvidenceImages:
 
 
 def read_pictures(folder: Path) -> Pictures:
-    """Read the originals and only those adversarial images that belong to them: the file may hold gigabytes.
+    """Read the originals of the gallery and their adversarial images only, because the file may be large.
 
     Raises:
         EvidenceError: the file is cut off, or tensors are missing or do not fit together.
@@ -165,7 +165,7 @@ def read_pictures(folder: Path) -> Pictures:
 
 
 def _chosen(file: Path, tensors: Any, name: str, gallery: StoredImages) -> dict[int, NDArray[np.float32]]:
-    """The images of an attack whose originals are in the gallery, by id."""
+    """The images of an attack, by id, whose originals are in the gallery."""
     own, images = tensors.get_tensor(f"{name}.ids"), tensors.get_slice(f"{name}.images")
     if images.get_shape() != [len(own), *gallery.images.shape[1:]]:
         raise EvidenceError(f"{file}: {name}.images does not fit {name}.ids or the originals")
@@ -174,7 +174,7 @@ def _chosen(file: Path, tensors: Any, name: str, gallery: StoredImages) -> dict[
 
 
 def _opened(folder: Path) -> tuple[dict[str, Any], int]:
-    """The fields of a summary as they are, and the version of the schema that they are written in."""
+    """The fields of a summary as written, and the version of their schema."""
     values = read_object(folder / SUMMARY)
     version = values.get("schema")
     if version not in (SCHEMA, 2):
@@ -186,7 +186,7 @@ def _opened(folder: Path) -> tuple[dict[str, Any], int]:
 
 
 def _of_file(file: Path, read: Callable[[], Found]) -> Found:
-    """The result of a reader; its errors get the name of the file."""
+    """Call a reader; its errors get the name of the file."""
     try:
         return read()
     except EvidenceError as error:
@@ -204,7 +204,7 @@ def _stored_column(name: str, values: NDArray[Any]) -> "pa.Array[Any]":
 
 def _column(file: Path, name: str, values: "pa.ChunkedArray[Any]") -> NDArray[Any]:
     if values.null_count:
-        raise EvidenceError(f"{file}: the column {name} has holes")
+        raise EvidenceError(f"{file}: the column {name} has missing values")
     if name.startswith(f"{CERTIFICATE}.") and name.endswith(_VERDICT):
         codes: dict[object, int] = {one.word: int(one) for one in Verdict}
         words = values.to_pylist()

@@ -1,11 +1,11 @@
-"""The summary of an evaluation: provenance, and the numbers that follow from the table."""
+"""The summary of an evaluation: provenance, and numbers computed from the table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from robustly.evidence.provenance import DataRecord, ModelRecord, SuiteAttack, SuiteRecord, ThreatRecord
-from robustly.evidence.records import Inline, Key, Share, ShareObject
+from robustly.evidence.records import Inline, Key, Share, ShareObject, to_json
 from robustly.evidence.schema import SCHEMA
 from robustly.statistics import Proportion
 
@@ -18,11 +18,11 @@ class AttackSummary:
     """The numbers of one attack.
 
     Args:
-        robust: examples that it left unbroken, of all examples.
+        robust: share of all examples that are unbroken after it.
         robust_8bit: the same after rounding to 8 bits.
         mean_forwards: forward passes per attacked example.
         mean_backwards: passes of the gradient to the input per attacked example.
-        tried: examples that it was run on.
+        tried: number of attacked examples.
     """
 
     robust: Annotated[Proportion, Share("robust")]
@@ -42,12 +42,12 @@ class WorstCaseSummary:
 
 @dataclass(frozen=True)
 class CertifiedSummary:
-    """Certified accuracy: the share of examples that some certificate of the model itself verifies.
+    """Certified accuracy: the share of examples that a certificate of the model itself verifies.
 
     Args:
         name: names of these certificates.
-        radius: the size of the threat at which they do.
-        robust: verified examples.
+        radius: size of the threat.
+        robust: share of verified examples.
     """
 
     name: str
@@ -57,12 +57,12 @@ class CertifiedSummary:
 
 @dataclass(frozen=True)
 class CertificateTerms:
-    """The conditions of a certificate that hold for all its rows.
+    """The conditions of a certificate, the same for all its rows.
 
     Args:
-        certifies: of which classifier it speaks; "model" for the very model that is attacked.
-        failure_probability: probability, per example, that the proof is wrong; 0 for a deterministic one, None
-            where it was not stated (schema 2).
+        certifies: the certified classifier; "model" for the attacked model itself.
+        failure_probability: probability per example that the proof is wrong; 0 for a deterministic proof, None
+            if it is missing (schema 2).
     """
 
     certifies: str
@@ -71,7 +71,7 @@ class CertificateTerms:
 
 @dataclass(frozen=True)
 class CertificateSummary:
-    """The numbers of one certificate; `verdicts` counts its rows by the word of their verdict."""
+    """The numbers of one certificate; `verdicts` counts its rows by verdict."""
 
     name: str
     terms: Annotated[CertificateTerms, Inline()]
@@ -94,16 +94,16 @@ class SecurityCurve:
     """Accuracy against the size of the threat; all lists have one length.
 
     Args:
-        count: examples that it is drawn from, the first of the data.
+        count: number of examples, from the first of the data.
         epsilon: sizes, ascending from 0, in the threat's unit.
         epsilon_text: the same as users write them.
-        accuracy: shares left by the attack.
+        accuracy: shares of unbroken examples.
         low: lower ends of their 95 % intervals.
         high: upper ends.
         certified: shares of all examples that are certified at these sizes; None without a certificate.
 
     Raises:
-        ValueError: lists of different lengths.
+        ValueError: the lists differ in length.
     """
 
     count: int
@@ -122,17 +122,17 @@ class SecurityCurve:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The numbers that follow from the table alone; see `robustly.evidence.metrics.metrics`.
+    """The numbers computed from the table alone; see `robustly.evidence.metrics.metrics`.
 
     Args:
-        clean: correctly classified examples.
-        attacks: by name.
-        worst_case: over all attacks.
-        certified: over all certificates of the model itself; None without one.
-        certificates: one by one, those of other classifiers too.
-        per_class: classes that have examples.
-        security_curve: if one was drawn.
-        invalid: examples on which the model's output under attack was NaN or infinite.
+        clean: share of correctly classified examples.
+        attacks: numbers by name of the attack.
+        worst_case: numbers of the union over all attacks.
+        certified: numbers over all certificates of the model itself; None without one.
+        certificates: numbers of each certificate, those of other classifiers included.
+        per_class: numbers of the classes that have examples.
+        security_curve: the security curve, or None.
+        invalid: number of examples with NaN or infinite output under attack.
     """
 
     clean: Annotated[Proportion, ShareObject("correct")]
@@ -150,12 +150,12 @@ class Finding:
     """The outcome of one diagnostic.
 
     Args:
-        id: its name, "D1" to "D12", that of a check of the model, or "sentinel:NAME" of an attack.
-        title: the property that was tested, as a statement.
-        passed: whether the property holds; None where it could not be decided.
+        id: "D1" to "D12", the name of a check of the model, or "sentinel:NAME" of an attack.
+        title: the tested property, as a statement.
+        passed: whether the property holds; None if it could not be decided.
         value: the measured value, a finite number, or None.
         threshold: the values that pass.
-        words: the result and what it means, for people.
+        words: sentences on the result and its meaning.
     """
 
     id: str
@@ -171,10 +171,10 @@ class AttackOutcome:
     """An attack of the suite with its numbers.
 
     Args:
-        attack: its entry in the suite.
-        numbers: its numbers.
-        seconds: time that it took; None if it was not recorded.
-        state: the reason why the numbers mean nothing, "failed" or "not needed"; else empty.
+        attack: entry of the suite.
+        numbers: numbers of the attack.
+        seconds: duration; None if it was not recorded.
+        state: "failed" or "not needed" if the numbers have no meaning; else empty.
     """
 
     attack: SuiteAttack
@@ -185,30 +185,30 @@ class AttackOutcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """The whole of `summary.json`.
+    """The content of `summary.json`.
 
     Args:
-        model: the network that was tested.
+        model: the tested network.
         data: the examples.
         threat: the threat model.
         suite: the attacks and certificates.
-        metrics: the numbers that follow from the table; their keys are among those of the summary.
+        metrics: the numbers computed from the table; their keys are among those of the summary.
         findings: outcomes of the diagnostics.
-        masking: sentences on why robust accuracy is only an upper bound; empty if nothing is suspected.
-        failures: attacks that raised an error, with its message.
+        masking: sentences on suspected gradient masking; empty without suspicion.
+        failures: error messages of attacks that raised.
         seconds: time of each attack.
         warnings: sentences for readers.
         precision: "full", or "as the suite says" where searches may have run in bfloat16.
-        run: name of the run; empty outside of one.
-        created: when, in ISO format.
-        device: where the model ran.
-        versions: of the software.
-        composed: stages of a suite that the user composed, as written.
+        run: name of the run; empty without a run.
+        created: time of the evaluation, in ISO format.
+        device: device of the model.
+        versions: versions of the software.
+        composed: stages of a composed suite, as the user wrote them.
         files: hashes of the other two files; filled in on writing.
         schema: version of the format.
 
     Raises:
-        ValueError: numbers of other attacks than those of the suite.
+        ValueError: the attacks of the metrics are not those of the suite.
     """
 
     model: ModelRecord
@@ -234,6 +234,14 @@ class Summary:
         if set(self.suite.names) != set(self.metrics.attacks):
             listed, numbers = ", ".join(self.suite.names), ", ".join(self.metrics.attacks)
             raise ValueError(f"attacks should be those of the suite ({listed}), but are {numbers}")
+
+    def __getitem__(self, key: str) -> Any:
+        """The value that `summary.json` holds under a key, as plain values.
+
+        Raises:
+            KeyError: a key that the file does not have.
+        """
+        return to_json(self)[key]
 
     @property
     def outcomes(self) -> tuple[AttackOutcome, ...]:

@@ -1,4 +1,4 @@
-"""The worst case over several threat models: examples that are robust to every one of them."""
+"""The worst case over several threats."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class ThreatShare:
     Args:
         text: the threat, as users write it.
         words: the threat in one sentence.
-        suite: name of the suite that it was evaluated with.
-        masking: why its robust accuracy is only an upper bound.
-        robust: unbroken examples.
+        suite: name of the suite.
+        masking: sentences on suspected gradient masking.
+        robust: share of unbroken examples.
     """
 
     text: str
@@ -32,7 +32,7 @@ class ThreatShare:
 
 @dataclass(frozen=True)
 class MeanShare:
-    """A mean of shares, with the 95 % interval of one share of as many examples, which is at least as wide."""
+    """A mean of shares, with the 95 % interval of a single share, which is at least as wide."""
 
     accuracy: float
     interval: tuple[float, float]
@@ -51,10 +51,10 @@ class ThreatUnion:
 def union_of_threats(evidences: Sequence[Evidence]) -> ThreatUnion:
     """Robust accuracy under each of several threats, under their union, and on average.
 
-    Each threat is evaluated on all examples, not on the survivors of another, so that each number stands for
-    itself. The union counts the examples that are unbroken under all threats (Croce and Hein, "Adversarial
-    robustness against multiple and single l_p-threat models via quick fine-tuning of robust classifiers", ICML
-    2022). The average is not a worst case.
+    Each threat is evaluated on all examples, so that its number does not depend on the other threats. The union
+    counts the examples that are unbroken under all threats (Croce and Hein, "Adversarial robustness against
+    multiple and single l_p-threat models via quick fine-tuning of robust classifiers", ICML 2022). The average is
+    not a worst case.
 
     Args:
         evidences: at least two evaluations of one model on one data set, each under another threat.
@@ -92,17 +92,15 @@ def union_of_threats(evidences: Sequence[Evidence]) -> ThreatUnion:
 
 def _check_same(first: Evidence, other: Evidence) -> None:
     pair = f"{first.summary.threat.text} and {other.summary.threat.text}"
-    for what, mine, theirs in (
+    for kind, one_value, other_value in (
         ("models", first.summary.model.weights_sha256, other.summary.model.weights_sha256),
         ("images", first.summary.data.sha256, other.summary.data.sha256),
     ):
-        if mine != theirs:
-            raise EvidenceError(f"the evaluations under {pair} are of different {what}: there is no union of them")
-    for what, ours, others in (
+        if one_value != other_value:
+            raise EvidenceError(f"the evaluations under {pair} are of different {kind}: they have no union")
+    for kind, values, other_values in (
         ("ids", first.table.examples.id, other.table.examples.id),
         ("labels", first.table.examples.label, other.table.examples.label),
     ):
-        if not np.array_equal(ours, others):
-            raise EvidenceError(
-                f"the evaluations under {pair} differ in the examples' {what}: there is no union of them"
-            )
+        if not np.array_equal(values, other_values):
+            raise EvidenceError(f"the evaluations under {pair} differ in the examples' {kind}: they have no union")

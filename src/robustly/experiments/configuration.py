@@ -19,8 +19,7 @@ from robustly.models import ModelConfig
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
 from robustly.settings import SettingsError, build, check, check_keys, choose, plain_values
-from robustly.threats import parse_threat
-from robustly.threats.lp import ThreatModel
+from robustly.threats import Threat, map_mask_files, parse_threat
 from robustly.training import (
     INNER_MAXIMISERS,
     LABEL_SOURCES,
@@ -74,7 +73,8 @@ class RunConfig:
     Args:
         recipe: where they come from.
         seed: seed of every random number.
-        threat: the threat model.
+        threat: the allowed perturbations.
+        threat_text: their text form, in which a mask is named by its file.
         data: the images.
         model: the network to train.
         networks: the networks beside it, by name.
@@ -89,7 +89,8 @@ class RunConfig:
 
     recipe: str
     seed: int
-    threat: ThreatModel
+    threat: Threat
+    threat_text: str
     data: DataConfig
     model: ModelConfig
     networks: dict[str, NetworkConfig]
@@ -110,7 +111,7 @@ class RunConfig:
         return {
             "recipe": self.recipe,
             "seed": self.seed,
-            "threat": str(self.threat),
+            "threat": self.threat_text,
             "data": sections.pop("data"),
             "model": sections.pop("model"),
             **plain_values(plain_networks(self.networks)),
@@ -133,6 +134,7 @@ class RunConfig:
         plain = self.as_plain()
         relevant = {key: value for key, value in plain.items() if key not in ("recipe", "evaluation", "runtime")}
         relevant["precision"] = self.runtime.precision
+        relevant["threat"] = str(self.threat)  # a mask by its content
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"
 
 
@@ -145,6 +147,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
     return replace(
         config,
+        threat_text=map_mask_files(config.threat_text, absolute),
         data=replace(
             config.data,
             source=absolute(config.data.source),
@@ -184,12 +187,11 @@ def build_config(settings: Settings) -> RunConfig:
     networks = build_networks(settings)
     method, plain = _build_method(settings.get("method"))
     seed = check(int, settings.get("seed", 0), "seed")
+    given_threat = str(settings.get("threat", "linf:8/255"))
     try:
-        threat = parse_threat(str(settings.get("threat", "linf:8/255")))
+        threat = parse_threat(given_threat)
     except ValueError as error:
         raise SettingsError(f"threat: {error}") from None
-    if not isinstance(threat, ThreatModel):
-        raise SettingsError(f"threat: a run has an Lp threat, got {threat}")
     evaluation = built["evaluation"]
     try:
         suite_from(evaluation.suite, evaluation.stages, threat.kind)
@@ -199,6 +201,7 @@ def build_config(settings: Settings) -> RunConfig:
         recipe=str(settings.get("recipe", "custom")),
         seed=seed,
         threat=threat,
+        threat_text=given_threat if threat.arrays else str(threat),
         networks=networks,
         method=method,
         method_settings=plain,

@@ -17,7 +17,7 @@ class NetworkConfig:
 
     Args:
         model: architecture and initial weights.
-        frozen: whether it never learns; a frozen network needs weights.
+        frozen: whether its parameters stay fixed; a frozen network needs weights.
         optimizer: settings of an optimiser of its own; None trains it with the model's.
     """
 
@@ -26,7 +26,7 @@ class NetworkConfig:
     optimizer: OptimizerConfig | None = None
 
     def as_plain(self) -> dict[str, Any]:
-        """Every setting as plain values, in the form that recipes have under `networks`."""
+        """Every setting as plain values, as recipes write them under `networks`."""
         optimizer = None if self.optimizer is None else asdict(self.optimizer)
         return {**asdict(self.model), "frozen": self.frozen, "optimizer": optimizer}
 
@@ -89,7 +89,7 @@ def plain_networks(networks: Mapping[str, NetworkConfig]) -> dict[str, Any]:
 
 
 def with_weights(network: NetworkConfig, absolute: Callable[[str], str]) -> NetworkConfig:
-    """The same network with its file of weights named from the root."""
+    """The same network with an absolute path of its weights."""
     weights = network.model.weights
     if weights is None:
         return network

@@ -1,4 +1,4 @@
-"""Changing plain settings: by words of the command line, or by a file that starts from a recipe."""
+"""Changes of plain settings: from the command line, or from a file that starts from a recipe."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from robustly.experiments.configuration import Settings
 from robustly.settings import SettingsError
 
 KEYS = object()
-"""Stands for a mapping on the way to its keys."""
+"""Sentinel: create the mapping if it is missing."""
 
 
 def pairs_of(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -36,14 +36,14 @@ def pairs_of(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, Any]:
-    """Settings changed by words of a command line, `--a.b value` or `--a.b=value`; values are read as YAML.
+    """Settings changed by `--a.b value` or `--a.b=value` of a command line; values are read as YAML.
 
     Raises:
         SettingsError: a word that is not a key, a key without a value, or a path through a value that has no keys.
     """
     result: dict[str, Any] = _copied(settings)
     given = pairs_of(arguments)
-    # a new name clears the settings of what was there before, so names go first, wherever they stand
+    # a new name clears the settings of the part it replaces, so names are applied first
     for key, value in sorted(given, key=lambda pair: not pair[0].endswith("name")):
         try:
             parsed = yaml.safe_load(value)
@@ -54,9 +54,10 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
 
 
 def overlay(settings: Settings, changes: Settings) -> dict[str, Any]:
-    """Settings with those of a file laid over them, as `apply_overrides` puts in words of the command line.
+    """Settings changed by those of a file, by the rules of `apply_overrides`.
 
-    A mapping changes the keys that it names; another `name` clears what the old one had; null is a part left out.
+    A mapping changes the keys that it names. Another `name` clears the settings of the old part. null removes a
+    part.
 
     Raises:
         SettingsError: a path through something that has no keys.
@@ -90,12 +91,12 @@ def _put(settings: dict[str, Any], path: list[str], value: Any, key: str) -> Non
         here[step] = below
         here = below
     last = path[-1]
-    if value is KEYS:  # a mapping, whose keys come next: all that it needs is a place
+    if value is KEYS:  # its keys follow
         if here.get(last) is None:
             here[last] = {}
         return
     if last == "name" and here.get("name") not in (None, value):
-        # another part or model: the settings of the old one say nothing about it, but those of the images do
+        # another part or model: settings of the old one do not apply, those of the images do
         kept: dict[str, Any] = {key: here[key] for key in ("mean", "std") if key in here and ":" not in str(value)}
         here.clear()
         here.update(kept)

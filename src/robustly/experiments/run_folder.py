@@ -1,4 +1,4 @@
-"""A run folder: its settings, its networks and its data, put together from `config.yaml`."""
+"""Run folders: settings, networks and data from `config.yaml`."""
 
 import shutil
 import sys
@@ -38,14 +38,14 @@ Trusts = Callable[[str], bool]
 
 
 class RunError(ValueError):
-    """A run folder that is not what it should be."""
+    """A run folder that is missing, damaged or in use."""
 
 
 def create_run(folder: Path, config: RunConfig) -> None:
-    """Make a run folder with its settings, whole or not at all.
+    """Create a run folder with its settings in one atomic step.
 
     Raises:
-        RunError: something of that name is there already.
+        RunError: the folder exists already.
         OSError: the folder cannot be written.
     """
     refuse_existing(folder)
@@ -59,11 +59,11 @@ def create_run(folder: Path, config: RunConfig) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Lock a run's folder, so that no run is trained twice at a time; wait for another process that has the lock.
+def lock_run(folder: Path) -> Iterator[None]:
+    """Lock a run's folder, so that two processes never train one run; wait while another process has the lock.
 
-    The lock ends with the process, however that ends. Where files cannot be locked (Windows, some network disks),
-    and in a folder that does not exist yet, there is none.
+    The lock ends with the process, also if it is killed. There is no lock in a folder that does not exist yet, or
+    where files cannot be locked (Windows, some network disks).
     """
     if sys.platform == "win32" or not folder.is_dir():
         yield
@@ -73,31 +73,33 @@ def alone_in(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                warnings.warn(f"another process works in {folder}: waiting until it ends", stacklevel=3)
+                warnings.warn(f"another process uses {folder}: waiting until it ends", stacklevel=3)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def refuse_existing(folder: Path) -> None:
-    """Never write into somebody else's run; an empty folder (of a run killed as it began) is nobody's.
+    """Refuse a folder that is not empty. A run killed at its beginning leaves an empty one.
 
     Raises:
-        RunError: something is there.
+        RunError: the folder has files, or is a file.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} exists already: choose another name with --out, or go on with --resume {folder}")
+        raise RunError(
+            f"{folder} exists already: choose another name with --out, or continue it with --resume {folder}"
+        )
 
 
 def evaluation_folder(run: Path, label: str | None = None) -> Path:
-    """Where an evaluation of a run is kept: `evaluation`, or `evaluation_LABEL` where several stand side by side.
+    """Folder of an evaluation: `evaluation` in the run, or `evaluation_LABEL` if it has a label.
 
     Raises:
-        RunError: a label that is no plain word.
+        RunError: a label that is not made of letters, digits and `_`.
     """
     if label is None:
         return run / EVALUATION
     if not label.isidentifier():
-        raise RunError(f"--as takes a plain word, got {label!r}")
+        raise RunError(f"--as takes letters, digits and _, got {label!r}")
     return run / f"{EVALUATION}_{label}"
 
 
@@ -105,11 +107,11 @@ def open_run(folder: Path) -> RunConfig:
     """The settings of a run.
 
     Raises:
-        RunError: no run there, or a configuration that cannot be read.
+        RunError: the folder has no run, or its configuration cannot be read.
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise RunError(f"{folder} is no run folder: it has no {CONFIG}")
+        raise RunError(f"{folder} is not a run folder: it has no {CONFIG}")
     return build_config(read_yaml(path))
 
 
@@ -117,22 +119,22 @@ def read_yaml(path: Path) -> dict[str, object]:
     """Settings from a YAML file.
 
     Raises:
-        SettingsError: no YAML, no mapping, or a key that is given twice.
+        SettingsError: the file is not YAML or not a mapping, or has a key twice.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)  # a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is no readable YAML ({' '.join(str(error).split())[:120]})") from None
+        raise SettingsError(f"{path} is not readable YAML ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(content, dict):
-        raise SettingsError(f"{path} holds no settings by name")
+        raise SettingsError(f"{path} has no settings: expected lines 'name: value'")
     return content
 
 
 class _NoKeyTwice(yaml.SafeLoader):
-    """Refuses what YAML forbids and its loaders let pass: the last of two equal keys would win."""
+    """YAML loader that refuses equal keys, of which PyYAML keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, unless it says something twice."""
+        """Build a mapping; raises YAMLError if two keys are equal."""
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
@@ -143,7 +145,7 @@ class _NoKeyTwice(yaml.SafeLoader):
 
 
 def build_job(config: RunConfig, trusts: Trusts) -> Job:
-    """Everything that training needs, with every check that can be made beforehand.
+    """Build everything that training needs, and check it.
 
     Args:
         config: the run's settings.
@@ -184,10 +186,10 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
 def build_network(
     config: ModelConfig, data: ImageData, seed: int, trusts: Trusts, role: str = "model"
 ) -> nn.Module:
-    """A network for a data set, tried on a few of its images.
+    """Build a network for a data set, and test it on a few images.
 
     Raises:
-        ValueError: settings that contradict the data, another number of outputs than classes, NaN.
+        ValueError: settings that contradict the data, a number of outputs other than classes, or NaN.
     """
     channels, height, width = data.shape
     try:
@@ -202,10 +204,10 @@ def build_network(
 
 
 def try_network(model: nn.Module, data: ImageData) -> None:
-    """Refuse a network that cannot classify a data set; warn of one that returns probabilities.
+    """Refuse a network that cannot classify a data set; warn if it returns probabilities.
 
     Raises:
-        ValueError: it fails on the images, has another number of outputs than the data has classes, or answers NaN.
+        ValueError: it fails on the images, its number of outputs is not that of the classes, or it returns NaN.
     """
     x, y = data.floats(torch.arange(min(8, len(data)))), data.labels[:8]
     try:
@@ -222,20 +224,19 @@ def try_network(model: nn.Module, data: ImageData) -> None:
         )
     check_output(logits, ClassificationGoal(y))
     if not bool(logits.isfinite().all()):
-        raise RunError("the model answers with NaN or infinite logits")
+        raise RunError("the model returns NaN or infinite logits")
     if looks_like_probabilities(logits):
         warnings.warn(
-            "the model seems to return probabilities, not logits: remove its final softmax, or attacks will look "
-            "weaker than they are",
+            "the model seems to return probabilities, not logits: remove its final softmax, which weakens attacks",
             stacklevel=2,
         )
 
 
 def load_trained(folder: Path, config: RunConfig, data: ImageData, trusts: Trusts) -> tuple[nn.Module, str]:
-    """The network of a run with its selected weights, and which these are.
+    """The network of a run with its selected weights, and the name of their file.
 
-    A finished run gives `model.safetensors`, an unfinished one its best checkpoint so far, a folder without
-    training the weights that its settings name.
+    These are `model.safetensors` of a finished run, the best checkpoint of an unfinished one, and the weights
+    named by the settings of a folder without training.
 
     Raises:
         RunError: there are no weights yet.
@@ -244,7 +245,7 @@ def load_trained(folder: Path, config: RunConfig, data: ImageData, trusts: Trust
     seed = derive_seed(config.seed, "model")
     for name in (FINAL, BEST):
         if (folder / name).is_file():
-            # what the run started from may be gone by now, and does not matter
+            # the weights from which the run started are not needed, and may be deleted by now
             model = build_network(replace(config.model, weights=None), data, seed, trusts)
             load_weights(model, folder / name)
             try_network(model, data)
@@ -255,6 +256,6 @@ def load_trained(folder: Path, config: RunConfig, data: ImageData, trusts: Trust
 
 
 def evaluation_data(config: RunConfig) -> DataConfig:
-    """Where a run's test images come from, as many as it evaluates on."""
+    """Settings of a run's test images, limited to the number that is evaluated."""
     limits = [limit for limit in (config.data.test_limit, config.evaluation.count) if limit is not None]
     return replace(config.data, test_limit=min(limits)) if limits else config.data

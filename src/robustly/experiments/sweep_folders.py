@@ -1,4 +1,4 @@
-"""A sweep on disk: `sweep.yaml`, and a run folder for each cell beside it."""
+"""Files of a sweep: `sweep.yaml`, and beside it a run folder for each cell."""
 
 import csv
 import json
@@ -18,18 +18,18 @@ MANIFEST = "sweep.yaml"
 
 @dataclass(frozen=True)
 class RunState:
-    """Progress of a run, read from its folder; None where it is not known.
+    """Progress of a run, read from its folder; None where a value is missing.
 
     Args:
-        state: "waiting" (nothing saved), "unfinished", "diverged" (it would again), "trained" (its evaluation is
-            missing) or "finished".
+        state: "waiting" (nothing saved), "unfinished", "diverged" (not started again), "trained" (its evaluation
+            is missing) or "finished".
         best_epoch: the selected epoch, from 1.
         clean: validation accuracy of that epoch.
         robust: the same under attack.
         evaluated: worst-case accuracy on the test images.
         seconds: training time.
-        threads: number of threads that it was trained with.
-        message: why it diverged.
+        threads: number of threads in training.
+        message: reason why it diverged.
     """
 
     state: Literal["waiting", "unfinished", "diverged", "trained", "finished"]
@@ -43,16 +43,16 @@ class RunState:
 
 
 def read_sweep(folder: Path) -> Sweep | None:
-    """The sweep that a folder holds; None if the folder is empty or missing.
+    """The sweep of a folder; None if the folder is empty or missing.
 
     Raises:
-        RunError: it holds something else.
+        RunError: the folder has files but no sweep.
         SettingsError: its manifest cannot be read.
     """
     if (folder / MANIFEST).is_file():
         return sweep_from(read_yaml(folder / MANIFEST), str(folder / MANIFEST))
     if folder.exists() and (not folder.is_dir() or any(not item.name.startswith(".") for item in folder.iterdir())):
-        raise RunError(f"{folder} exists already and holds no sweep: choose another name with --out")
+        raise RunError(f"{folder} exists already and has no sweep: choose another name with --out")
     return None
 
 
@@ -62,27 +62,27 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
     write_text(folder / MANIFEST, yaml.safe_dump(as_plain(sweep), sort_keys=False))
 
 
-def refuse_another(folder: Path, asked: Sweep, held: Sweep) -> None:
-    """Refuse a folder that holds another sweep; only `evaluate` may differ.
+def refuse_another(folder: Path, requested: Sweep, held: Sweep) -> None:
+    """Refuse a folder of another sweep; only `evaluate` may differ.
 
     Raises:
-        RunError: which part differs, and how.
+        RunError: the sweeps differ; the message names the part.
     """
-    here, there = as_plain(asked), as_plain(held)
+    here, there = as_plain(requested), as_plain(held)
     for part in ("recipes", "seeds", "over", "settings"):
         if here[part] != there[part]:
             raise RunError(
-                f"{folder} holds another sweep: its {part} are {there[part] or 'none'}, not "
+                f"{folder} has another sweep: its {part} are {there[part] or 'none'}, not "
                 f"{here[part] or 'none'}; choose another name with --out"
             )
 
 
 def state_of(folder: Path, evaluate: bool) -> RunState:
-    """Progress of the run in a folder, which need not exist.
+    """Progress of the run in a folder, which may be missing.
 
     Args:
         folder: the run's folder.
-        evaluate: whether the run is finished only once it is evaluated.
+        evaluate: whether a finished run must be evaluated too.
 
     Raises:
         RunError: its files are damaged.
@@ -111,7 +111,7 @@ def state_of(folder: Path, evaluate: bool) -> RunState:
         return RunState("unfinished")
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{folder} is damaged ({type(error).__name__}: {error}): remove it to train it anew"
+            f"{folder} is damaged ({type(error).__name__}: {error}): remove it to train the run again"
         ) from None
     if (folder / FINAL).is_file():
         return replace(found, state="finished" if evaluated is not None or not evaluate else "trained")

@@ -1,4 +1,4 @@
-"""A sweep: recipes, each with every combination of values and every seed. Its cells are the runs."""
+"""Sweeps: recipes, each with every combination of values and every seed. The runs are called cells."""
 
 import hashlib
 import itertools
@@ -23,17 +23,17 @@ LONGEST = 40
 
 @dataclass(frozen=True)
 class Sweep:
-    """Every recipe with every combination of values and every seed.
+    """A sweep: every recipe with every combination of values and every seed.
 
     Args:
         recipes: names or paths of recipes.
         seeds: seeds of the runs, at least 0.
-        over: settings that vary: dotted key to values, as text.
-        settings: settings of all runs: dotted key to text.
+        over: values as text of the settings that vary, by dotted key.
+        settings: value as text of the settings that all runs share, by dotted key.
         evaluate: whether trained runs are evaluated too.
 
     Raises:
-        SettingsError: nothing to do, or a setting that is both fixed and varied.
+        SettingsError: no recipe, seed or value, or a setting that is both fixed and varied.
     """
 
     recipes: tuple[str, ...]
@@ -60,13 +60,13 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep, with all that is needed to carry it out anywhere.
+    """One run of a sweep, complete enough to be carried out on another machine.
 
     Args:
-        name: recipe, values and seed, as a name that any file system takes.
+        name: recipe, values and seed, as a valid name of a file.
         recipe: name or path of its recipe.
-        overrides: what it changes of the recipe, as words of a command line.
-        sweep: folder of the sweep, from the root.
+        overrides: changes of the recipe, as words of a command line.
+        sweep: folder of the sweep, as an absolute path.
         evaluate: whether the run is evaluated after training.
         threads: threads of its processes.
         trust_code: whether models that settings name may be imported.
@@ -89,7 +89,7 @@ class Cell:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of the commands that it still needs, after `robustly`; each goes on where it stopped."""
+        """Words, after `robustly`, of the commands that are left to run; each continues where it stopped."""
         trust = ["--trust-code"] if self.trust_code else []
         train = ["train", "--resume", str(self.folder), *trust]
         evaluate = ["evaluate", str(self.folder), "--keep", *trust]
@@ -98,15 +98,15 @@ class Cell:
 
     @property
     def shell_command(self) -> str:
-        """The same as one line for a shell, from any folder."""
+        """The same commands as one shell line that works from any folder."""
         lines = [join([sys.executable, "-m", "robustly", *words]) for words in self.commands]
         return " && ".join([join(["cd", str(self.started_in)]), f"export OMP_NUM_THREADS={self.threads}", *lines])
 
     def config(self, read: Callable[[str], Settings]) -> RunConfig:
-        """All settings, checked: from the run's folder, or from the recipe while there is no folder.
+        """All settings, from the run's folder if there is one, else from the recipe.
 
         Args:
-            read: gives the settings of a recipe by its name or path.
+            read: returns the settings of a recipe, given its name or path.
 
         Raises:
             SettingsError: an unknown recipe, key or value; the message names the cell.
@@ -120,7 +120,7 @@ class Cell:
 
 
 def cells_of(sweep: Sweep, folder: Path) -> list[Cell]:
-    """All cells of a sweep, recipes outermost, seeds innermost; names depend on nothing but the sweep.
+    """All cells of a sweep, recipes outermost, seeds innermost. Names depend on the sweep only.
 
     Raises:
         SettingsError: two cells are the same.
@@ -133,7 +133,7 @@ def cells_of(sweep: Sweep, folder: Path) -> list[Cell]:
         is_file = recipe.endswith((".yaml", ".yml"))
         shown = [_safe(Path(recipe).stem if is_file else recipe.replace("/", "_"))]
         shown += [f"{_safe(key if last[key] in unclear else last[key])}={_safe(value)}" for key, value in values]
-        # what stands deeper goes later: a part first, then the settings of that part
+        # shorter keys first: a part, then the settings of that part
         pairs = sorted((*values, *sweep.settings.items()), key=lambda pair: pair[0].count("."))
         overrides = tuple(f"--{key}={value}" for key, value in (*pairs, ("seed", seed)))
         cells.append(Cell("__".join([*shown, f"seed={seed}"]), recipe, overrides, folder, sweep.evaluate))
@@ -148,7 +148,7 @@ def cells_of(sweep: Sweep, folder: Path) -> list[Cell]:
 
 
 def parse_over(text: str) -> tuple[str, tuple[str, ...]]:
-    """A setting that varies and its values, from `KEY=VALUE,...`; a comma inside brackets belongs to its value."""
+    """Key and values from `KEY=VALUE,...`; a comma inside brackets does not separate values."""
     key, _, rest = text.partition("=")
     values, depth = [""], 0
     for letter in rest:
@@ -161,7 +161,7 @@ def parse_over(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def sweep_from(plain: Mapping[str, Any], where: str) -> Sweep:
-    """A sweep from the content of a YAML file, whose `settings` may be nested and whose values may be numbers.
+    """The sweep of a YAML file. Its `settings` may be nested and its values may be numbers.
 
     Raises:
         SettingsError: an unknown key or a value of another type; the message begins with `where`.
@@ -175,12 +175,12 @@ def sweep_from(plain: Mapping[str, Any], where: str) -> Sweep:
 
 
 def as_plain(sweep: Sweep) -> dict[str, Any]:
-    """The content of `sweep.yaml`, from which `sweep_from` reads the same sweep."""
+    """The content of `sweep.yaml`; the inverse of `sweep_from`."""
     return dict(plain_values(asdict(sweep)))
 
 
 def plain_key(key: str) -> str:
-    """A key as settings have it: `training.batch_size`, also for `--training.batch-size`."""
+    """A key in the spelling of settings: `training.batch_size` for `--training.batch-size`."""
     return key.strip().removeprefix("--").replace("-", "_")
 
 

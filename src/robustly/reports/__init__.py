@@ -1,4 +1,4 @@
-"""Reports: the files of runs as one self-contained HTML page; needs no models, no attacks and no PyTorch."""
+"""Reports: one self-contained HTML page from the files of runs. Needs no models, attacks or PyTorch."""
 
 from robustly.reports.pages.page import render, write_report
 from robustly.reports.reading import read_run

@@ -18,10 +18,10 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Histogram:
-    """Numbers of examples between edges; the last bin also holds what lies above it.
+    """Numbers of examples between edges; the last bin also counts larger values.
 
     Raises:
-        ValueError: other than one edge more than counts.
+        ValueError: the edges are not one more than the counts.
     """
 
     edges: tuple[float, ...]
@@ -45,10 +45,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class FirstOrderRadii:
-    """Distances of the boundary if the model were linear, over the correctly classified images.
+    """First-order distances to the boundary of the correctly classified images.
 
     Args:
-        spread: of the finite radii.
+        spread: distribution of the finite radii.
         epsilon: the evaluated epsilon.
         beyond_epsilon: images with a larger radius.
         unreachable: images without a gradient.
@@ -72,10 +72,10 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Surface:
-    """A loss surface on a square grid; rows belong to the second direction.
+    """A loss surface on a square grid; rows follow the second direction.
 
     Raises:
-        ValueError: a grid of another size than the axis.
+        ValueError: the grid does not have the size of the axis.
     """
 
     axis: tuple[float, ...]
@@ -138,14 +138,14 @@ class AnalysedModel:
 
 @dataclass(frozen=True)
 class AnalysedThreat:
-    """The threat that it was analysed for, as users write it."""
+    """The threat of the analysis, as users write it."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The whole of `analysis.json`; parts that are not there are None or empty."""
+    """The content of `analysis.json`; missing parts are None or empty."""
 
     threat: AnalysedThreat
     model: AnalysedModel = AnalysedModel()
@@ -158,7 +158,7 @@ def read_analysis(file: Path) -> Analysis:
     """Read an analysis.
 
     Raises:
-        EvidenceError: another schema, or a field is missing or of the wrong kind.
+        EvidenceError: the file has another schema, or a field is missing or of the wrong kind.
     """
     values = read_object(file)
     schema = values.get("schema")

@@ -1,4 +1,4 @@
-"""Numbers as text: shares in per cent with their intervals, counts, durations, hashes."""
+"""Numbers as text: percentages with intervals, counts, durations, hashes."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -43,7 +43,7 @@ def deviating(share: float, deviation: float) -> str:
 
 
 def count(number: float | None) -> str:
-    """A whole number with its thousands set apart; a dash for None."""
+    """A whole number with separated thousands; a dash for None."""
     return NO_VALUE if number is None else f"{round(number):,}".replace(",", THIN)
 
 

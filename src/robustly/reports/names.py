@@ -1,4 +1,4 @@
-"""Names of runs that appear side by side."""
+"""Distinct names of runs in one table or figure."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def distinct_names(named: Sequence[tuple[str, Path]]) -> list[str]:
-    """Distinct names; runs of one name get the name of their folder, or else a number.
+    """Distinct names; runs with the same name get the name of their folder, or a number.
 
     Args:
         named: name and folder of every run.

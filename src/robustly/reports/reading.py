@@ -1,4 +1,4 @@
-"""Read run folders: every part is optional, but a part that is there must be complete."""
+"""Read run folders. Every part is optional, but a part that exists must be complete."""
 
 import csv
 from collections.abc import Callable, Mapping
@@ -25,18 +25,18 @@ def read_run(path: Path) -> RunEvidence:
         path: the folder of one run, with `metrics.csv` or `evaluation/summary.json` or both.
 
     Raises:
-        ReportError: neither is there, or a training file is cut off.
-        EvidenceError: a file of the evaluation is cut off or of another schema.
+        ReportError: both are missing, or a training file is cut off.
+        EvidenceError: a file of the evaluation is cut off or has another schema.
     """
     if not path.is_dir():
-        raise ReportError(f"{path} is not a folder of a run.")
+        raise ReportError(f"{path} is not a run folder: there is no such folder.")
     folder = path / "evaluation"
     config = if_there(path / "config.yaml", read_config)
     training = if_there(path / "metrics.csv", _read_training)
     evaluation = if_there(folder / SUMMARY, lambda file: read_summary(file.parent))
     if training is None and evaluation is None:
         raise ReportError(
-            f"{path} holds neither evaluation/summary.json nor metrics.csv: evaluate it first "
+            f"{path} has neither evaluation/summary.json nor metrics.csv: evaluate it first "
             f"(robustly evaluate {path})."
         )
     table = pictures = None
@@ -68,7 +68,7 @@ def read_config(file: Path) -> Mapping[str, object]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ReportError(f"{file} is not readable YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(config, dict):
-        raise ReportError(f"{file} should hold one YAML mapping.")
+        raise ReportError(f"{file} should be one YAML mapping.")
     return config
 
 
@@ -97,7 +97,7 @@ def _other_model(analysis: Analysis, evaluation: Summary) -> list[str]:
     """A note if the analysis is of another model or threat than the evaluation."""
     theirs, ours = analysis.model.weights_sha256, evaluation.model.weights_sha256
     if theirs and theirs != ours:
-        return ["The analysis is of other weights than the evaluation. Run robustly analyse again."]
+        return ["Analysis and evaluation are of different weights. Run robustly analyse again."]
     if analysis.threat.text != evaluation.threat.text:
         return [
             f"The analysis was made for {analysis.threat.text}, the evaluation for {evaluation.threat.text}. Run "
@@ -107,7 +107,7 @@ def _other_model(analysis: Analysis, evaluation: Summary) -> list[str]:
 
 
 def _contradictions(evaluation: Summary, table: EvidenceTable | None) -> list[str]:
-    """Notes on disagreements between the files of a run; the report shows them above the numbers."""
+    """Notes on contradictions between the files of a run, shown above the numbers."""
     notes = []
     metrics = evaluation.metrics
     worst = metrics.worst_case.robust
@@ -116,7 +116,7 @@ def _contradictions(evaluation: Summary, table: EvidenceTable | None) -> list[st
         if proved > worst.hits:
             notes.append(
                 f"A certificate and an attack contradict each other: {proved} examples are certified, but "
-                f"only {worst.hits} withstood the attacks. One of the two is wrong."
+                f"only {worst.hits} are unbroken by the attacks. One of the two is wrong."
             )
     if table is None:
         return notes
@@ -124,10 +124,10 @@ def _contradictions(evaluation: Summary, table: EvidenceTable | None) -> list[st
         "clean accuracy": (table.correct, metrics.clean),
         "worst-case accuracy": (table.correct & ~table.worst_case.broken, worst),
     }
-    for what, (held, told) in rows.items():
-        if (int(held.sum()), len(held)) != (told.hits, told.count):
+    for quantity, (counted, stated) in rows.items():
+        if (int(counted.sum()), len(counted)) != (stated.hits, stated.count):
             notes.append(
-                f"The summary and the evidence table disagree on {what}: {told.hits} of {told.count} "
-                f"against {int(held.sum())} of {len(held)}. Evaluate the run again."
+                f"The summary and the evidence table disagree on {quantity}: {stated.hits} of {stated.count} "
+                f"against {int(counted.sum())} of {len(counted)}. Evaluate the run again."
             )
     return notes

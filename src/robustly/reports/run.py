@@ -13,12 +13,12 @@ from robustly.reports.analysis import Analysis
 
 
 class ReportError(ValueError):
-    """A run folder that cannot be reported; the message is one sentence for its owner."""
+    """A run folder that cannot be reported. The message is one sentence for users."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """The state that training was left in, from `status.json`."""
+    """The state of training at its end or interruption, from `status.json`."""
 
     state: str | None = None
     best_epoch: int | None = None
@@ -34,7 +34,7 @@ class Training:
     status: Status = Status()
 
     def column(self, name: str) -> NDArray[np.float64] | None:
-        """A column that holds at least one number, else None."""
+        """A column, or None if it is missing or has no number."""
         values = self.columns.get(name)
         return None if values is None or not np.isfinite(values).any() else values
 
@@ -46,12 +46,12 @@ class RunEvidence:
     Args:
         path: the folder.
         name: name of the run.
-        config: its settings.
-        training: its training metrics.
-        evaluation: the summary of its evaluation.
-        table: the rows of it.
-        pictures: some of its images.
-        notes: where the files contradict each other.
+        config: settings of the run.
+        training: training metrics.
+        evaluation: summary of the evaluation.
+        table: rows of the evaluation.
+        pictures: some images of the evaluation.
+        notes: contradictions between the files.
         analysis: gradients, loss surfaces, the union of threats.
     """
 

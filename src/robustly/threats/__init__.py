@@ -44,8 +44,19 @@ def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] 
     Raises:
         ThreatError: another form, an unknown kind, a size that the threat cannot have, or an unreadable mask.
     """
-    parts = [_parse_part(part, str(text), box, arrays) for part in re.split(r"\+(?=\s*\w+:)", str(text))]
+    parts = [_parse_part(part, str(text), box, arrays) for part in _split(str(text))]
     return parts[0] if len(parts) == 1 else Chain(parts)
+
+
+def map_mask_files(text: str, rename: Callable[[str], str]) -> str:
+    """Text of a threat with every mask file renamed, for instance to its absolute path."""
+    parts = [part.partition("@") for part in _split(text)]
+    return "+".join(f"{head}@{rename(file)}" if at else head for head, at, file in parts)
+
+
+def _split(text: str) -> list[str]:
+    """Parts of a chain; a "+" in a file name does not split."""
+    return re.split(r"\+(?=\s*\w+:)", text)
 
 
 def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor]) -> Threat:
@@ -80,6 +91,7 @@ __all__ = [
     "ThreatModel",
     "ThreatSet",
     "fraction_text",
+    "map_mask_files",
     "parse_epsilon",
     "parse_threat",
 ]

@@ -127,7 +127,7 @@ class Chain:
 
     @property
     def unit(self) -> str:  # noqa: D102
-        return "share of each part's limit"
+        return "times each part's limit"
 
     @property
     def arrays(self) -> Mapping[str, Tensor]:
@@ -141,7 +141,7 @@ class Chain:
     def words(self) -> str:
         """Description of the threat in sentences."""
         first, *rest = (part.words() for part in self._limited)
-        return " ".join([first, *(f"Then: {words}" for words in rest)])
+        return " ".join([first, *(f"Then {words[0].lower()}{words[1:]}" for words in rest)])
 
     def scaled(self, factor: float) -> "Chain":
         """The same parts, each within `factor` times its share."""

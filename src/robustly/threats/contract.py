@@ -47,7 +47,7 @@ class Threat(Protocol):
 
     @property
     def unit(self) -> str:
-        """Unit of sizes: "input units", "pixels", "degrees", "share of each part's limit"."""
+        """Unit of sizes: "input units", "pixels", "degrees", "times each part's limit"."""
         ...
 
     @property

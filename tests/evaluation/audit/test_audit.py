@@ -7,25 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forging import Tensors, edit_images, edit_table, problems, reseal
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from robustly.attacks import ATTACKS
 from robustly.data import Splits
-from robustly.evaluation import Audit, EvaluationTarget, Suite, audit, evaluate
+from robustly.evaluation import EvaluationTarget, Suite, audit, evaluate
 from robustly.evidence import Evidence, EvidenceError, EvidenceTable, read_evidence, write_evidence
-from robustly.evidence.metrics import metrics
-from robustly.evidence.records import to_json
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
-from robustly.evidence.storage import read_table
-from robustly.files import file_sha256, write_json
+from robustly.files import write_json
 from robustly.threats.lp import ThreatModel
 
 THREAT = ThreatModel("linf", 0.08)
 SUITE = Suite("test", {"pgd_10": ATTACKS["pgd_10"], "cw_20": ATTACKS["cw_20"]}, curve="pgd_10")
 BOTH = ("pgd_10", "cw_20")
-Tensors = dict[str, NDArray[np.generic]]
 
 
 @pytest.fixture(scope="module")
@@ -44,42 +40,10 @@ def target(digit_net: nn.Module, digits: Splits) -> EvaluationTarget:
     return EvaluationTarget(digit_net, digits.test, THREAT)
 
 
-def problems(result: Audit) -> str:
-    return "; ".join(f"{check.name}: {check.problem}" for check in result.checks if not check.passed)
-
-
 def test_honest_evidence_passes(folder: Path, target: EvaluationTarget) -> None:
     result = audit(folder, target, SUITE)
     assert result.passed, problems(result)
     assert any("attacked again" in check.name for check in result.checks)
-
-
-def reseal(folder: Path) -> None:
-    """What a careful forger does: new hashes, and numbers that follow from the forged rows."""
-    summary = json.loads((folder / SUMMARY).read_text())
-    curve = summary["security_curve"]
-    numbers = metrics(
-        read_table(folder),
-        certificates={},
-        classes=summary["data"]["classes"],
-        limit=summary["threat"]["limit"],
-        curve=list(zip(curve["epsilon_text"], curve["epsilon"], strict=True)),
-    )
-    summary |= to_json(numbers)
-    summary["files"] = {name: file_sha256(folder / name) for name in (TABLE, IMAGES)}
-    write_json(folder / SUMMARY, summary)
-
-
-def edit_table(folder: Path, change: Callable[[EvidenceTable], None]) -> None:
-    back = read_evidence(folder)
-    change(back.table)
-    write_evidence(back, folder)
-
-
-def edit_images(folder: Path, change: Callable[[Tensors], None]) -> None:
-    images = {name: value.copy() for name, value in load_file(folder / IMAGES).items()}
-    change(images)
-    save_file({name: np.ascontiguousarray(value) for name, value in images.items()}, folder / IMAGES)
 
 
 def first(mask: NDArray[np.bool_]) -> int:

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from robustly.evaluation.audit.attacks import attacks_checks
 from robustly.evaluation.audit.certificates import certificates_checks
 from robustly.evaluation.audit.check import Check
@@ -22,11 +20,11 @@ from robustly.evaluation.audit.identity import (
 from robustly.evaluation.audit.numbers import numbers_check
 from robustly.evaluation.audit.rerun import rerun_checks
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
+from robustly.evaluation.recording import stored_threat
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence, EvidenceError, read_evidence
 from robustly.evidence.storage import read_summary_fields
-from robustly.threats import parse_threat
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,5 @@ def _checks(
 def _as_evaluated(target: EvaluationTarget, evidence: Evidence) -> EvaluationTarget:
     """The target under the threat, with the seed and the batch size of the evaluation."""
     summary = evidence.summary
-    arrays = {name: torch.from_numpy(values) for name, values in evidence.images.threat.items()}
-    threat = parse_threat(summary.threat.text, summary.threat.box, arrays)
-    if str(threat) != summary.threat.text:
-        raise EvidenceError(f"the threat is stated as {summary.threat.text}, what is stored with it makes {threat}")
+    threat = stored_threat(summary.threat, evidence.images.threat)
     return replace(target, threat=threat, seed=summary.suite.seed, batch_size=summary.suite.batch_size)

@@ -64,7 +64,10 @@ class Placed:
         if isinstance(allowed, LpBall):
             return "" if self.theta is None else "parameters are stored, the threat has none but the image"
         if self.theta is None:
-            return "the parameters of the threat are missing" if len(self.rows) else ""
+            return "the parameters of the threat are missing"
+        expected = allowed.identity().shape
+        if self.theta.shape != expected:
+            return f"the parameters have shape {tuple(self.theta.shape)}, the threat's have {tuple(expected)}"
         off = ~((allowed.apply(self.theta) - self.images).abs() <= _RENDERING).flatten(1).all(1)
         return f"{int(off.sum())} images are not what their parameters render" if bool(off.any()) else ""
 
@@ -95,8 +98,13 @@ def placed(stored: StoredImages, table: EvidenceTable, target: EvaluationTarget)
     order = rows.argsort(kind="stable")
     device = target.data.images.device
     images = torch.from_numpy(stored.images[order]).to(device)
-    theta = None if stored.theta is None else torch.from_numpy(stored.theta[order]).to(device)
-    return Placed(torch.from_numpy(rows[order]).to(device), rows[order], images, theta)
+    rows_of_data, theta = torch.from_numpy(rows[order]).to(device), None
+    if stored.theta is not None:
+        theta = torch.from_numpy(stored.theta[order]).to(device)
+    elif len(rows) == 0:  # an attack that nothing was left for stores no parameters
+        allowed = target.threat.around(target.data.floats(rows_of_data))
+        theta = None if isinstance(allowed, LpBall) else allowed.identity()
+    return Placed(rows_of_data, rows[order], images, theta)
 
 
 def disagree(logits: Tensor, stated: Whole) -> Flags:

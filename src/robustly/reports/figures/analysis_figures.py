@@ -1,4 +1,4 @@
-"""Figures and words of an analysis: gradients, first-order radii, loss surfaces, the union over threats."""
+"""Figures and texts of an analysis: gradients, first-order radii, loss surfaces, the union over threats."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,34 +26,33 @@ SURFACE_SCALE = [[0, "var(--surface-low)"], [0.5, "var(--surface-middle)"], [1, 
 _WORDS = {
     "l1": (
         "Size of the gradient (L1)",
-        "How fast the loss can rise when every value changes a little at once. Robust networks have values "
-        "several times smaller than standard ones.",
+        "Rise of the loss when every value changes a little at once. It is several times smaller in robust "
+        "networks than in standard ones.",
     ),
     "l2": ("Size of the gradient (L2)", "The same for a change of a given Euclidean length."),
     "edges": (
         "Agreement with edges",
-        "From 0 to 1: whether the network is sensitive where the picture has edges. Higher in robust networks.",
+        "From 0 to 1: share of the sensitivity that lies on edges of the picture. Higher in robust networks.",
     ),
     "variation": (
         "Unrest",
-        "How much the gradient differs from pixel to pixel: 0 is constant, 4 a checkerboard. Lower in robust "
+        "Difference of the gradient from pixel to pixel: 0 is constant, 4 a checkerboard. Lower in robust "
         "networks.",
     ),
     "high_frequency": (
         "Share of fine detail",
-        "From 0 to 100 %: how much of the gradient is fine-grained texture that people hardly see. Lower in robust "
-        "networks.",
+        "From 0 to 100 %: share of the gradient that is fine texture, hardly visible. Lower in robust networks.",
     ),
     "concentration": (
         "Concentration",
-        "From 0 to 1: 0 if all pixels matter alike, near 1 if a few decide (Gini coefficient).",
+        "From 0 to 1: 0 if all pixels have equal weight, near 1 if a few dominate (Gini coefficient).",
     ),
 }
 
 
 @dataclass(frozen=True)
 class MeasureRow:
-    """A measure of the gradients as the table shows it."""
+    """A row of the table of gradient measures."""
 
     title: str
     median: str
@@ -62,7 +61,7 @@ class MeasureRow:
 
 
 def measure_rows(gradients: Gradients) -> tuple[MeasureRow, ...]:
-    """The gradient statistics that the analysis has, in words."""
+    """Rows of the gradient measures in the analysis."""
     return tuple(
         MeasureRow(title, _cell(name, one.median), f"{_cell(name, one.low)} to {_cell(name, one.high)}", words)
         for name, (title, words) in _WORDS.items()
@@ -84,7 +83,7 @@ class UnionCell:
 
 
 def union_cells(union: ThreatUnion) -> tuple[UnionCell, ...]:
-    """Clean, each threat, all of them at once, and the average."""
+    """Columns for clean accuracy, each threat, all threats at once, and the average."""
 
     def cell(title: str, part: Proportion) -> UnionCell:
         return UnionCell(title, percent(part.share), interval(part))
@@ -105,7 +104,7 @@ def _named(threat: str) -> str:
 
 
 def analysis_figures(analysis: Analysis, threat: ThreatRecord | None) -> tuple[Figure, ...]:
-    """The figures that this analysis has the numbers for."""
+    """All figures for which the analysis has numbers."""
     found: list[Figure] = []
     gradients, landscapes = analysis.gradients, analysis.landscapes
     if gradients is not None and gradients.radius.spread.histogram is not None:
@@ -120,17 +119,17 @@ def analysis_figures(analysis: Analysis, threat: ThreatRecord | None) -> tuple[F
 
 
 def first_order_radii(gradients: Gradients, histogram: Histogram, norm: str, epsilon: str) -> Figure:
-    """A histogram of the distances at which the boundary would lie if the network were linear."""
+    """A histogram of first-order distances to the boundary."""
     edges, norm, radius = histogram.edges, NORM_WORDS.get(norm, norm), gradients.radius
     number, median = radius.spread.count, short(radius.spread.median)
     ranges = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
     ranges[-1] = f"{edges[-2]:.3g} and more"
     share = radius.beyond_epsilon / gradients.count
     caption = (
-        f"How far the boundary would be from each of {count(number)} rightly classified pictures if the "
-        f"network were a straight slope: half of them have less than {median}. At "
-        f"{percent(share)} of all {count(gradients.count)} pictures it lies beyond epsilon ({epsilon}). An "
-        "estimate: real boundaries bend."
+        f"Distance to the decision boundary of each of {count(number)} correctly classified pictures if the "
+        f"network were linear: less than {median} for half of them. For {percent(share)} of all "
+        f"{count(gradients.count)} pictures it is larger than epsilon ({epsilon}). This is an estimate, as real "
+        "boundaries are curved."
     )
     if radius.unreachable:
         caption += f" {count(radius.unreachable)} more pictures have no gradient at all, a warning sign."
@@ -150,7 +149,7 @@ def first_order_radii(gradients: Gradients, histogram: Histogram, norm: str, eps
     return figure(
         Words(
             "first-order-radii",
-            "How far the boundary seems",
+            "Estimated distance to the boundary",
             caption,
             f"Histogram of {number} first-order radii, median {median}.",
         ),
@@ -174,17 +173,17 @@ def first_order_radii(gradients: Gradients, histogram: Histogram, norm: str, eps
 
 
 def input_surface(shown: InputSurface, number: int, highest: float) -> Figure:
-    """The loss around a picture: across along its gradient, up in a random direction."""
+    """The loss around a picture: its gradient is the x axis, a random direction the y axis."""
     surface = shown.surface
     wrong = percent(surface.misclassified_share)
     if _crossed(surface):
-        border = f"Behind the line, the picture is misclassified ({wrong} of the area)."
+        border = f"Beyond the line, the picture is misclassified ({wrong} of the area)."
     elif surface.misclassified_share < 0.5:
-        border = "The picture is classified rightly all over this area."
+        border = "The picture is classified correctly in the whole area."
     else:
-        border = "The picture is misclassified all over this area."
+        border = "The picture is misclassified in the whole area."
     reading = (
-        "The picture is the dot; to the right is where the gradient points, up and down a random direction, "
+        "The dot is the picture. The x axis is the direction of the gradient, the y axis a random direction, both "
         "in units of epsilon. "
     )
     return figure(
@@ -212,9 +211,9 @@ def weight_surface(shown: WeightSurface) -> Figure:
         Words(
             "weight-surface",
             "The loss around the weights",
-            f"How the mean loss of {shown.title} grows when the network itself is changed in two random "
-            "directions, 1 being as long as the weights are. A wide, even bowl is often "
-            f"found where a network does as well on new pictures. Roughness {short(surface.roughness)} "
+            f"Mean loss of {shown.title} when the weights change in two random directions; 1 is the length of "
+            "the weights. A wide, even bowl often goes with equal accuracy on new pictures. "
+            f"Roughness {short(surface.roughness)} "
             f"(0: a plane), at most {short(surface.largest_roughness)}.",
             f"Heat map of the mean loss: {short(float(surface.loss[centre, centre]))} in the middle, at most "
             f"{short(float(np.nanmax(surface.loss)))}.",

@@ -1,4 +1,4 @@
-"""Figure of the accuracy against the budget, from the evidence table."""
+"""Figure of accuracy against the budget, from the evidence table."""
 
 from collections.abc import Sequence
 
@@ -22,35 +22,35 @@ from robustly.reports.figures.charts import (
 from robustly.reports.formats import NO_VALUE, count, percent
 
 MOST_LINES = 6
-"""With more attacks than these, only the suite as a whole is drawn: lines could not be told apart."""
+"""Most attacks with their own lines; with more, only the whole suite is drawn."""
 _POINTS = 300
 
 
 def accuracy_against_budget(evaluation: Summary, table: EvidenceTable) -> Figure | None:
-    """The fall of accuracy with the passes spent; None if no attack ran."""
-    told = [
+    """Accuracy against the passes spent; None if no attack ran."""
+    spent_by_title = [
         (outcome.attack.title, spent_by(columns))
         for outcome in evaluation.outcomes
         if not outcome.state
         and (columns := table.attacks.get(outcome.attack.name)) is not None
         and columns.tried.any()
     ]
-    if not told:
+    if not spent_by_title:
         return None
-    whole = suite_curve(table.correct, [spent for _, spent in told])
+    whole = suite_curve(table.correct, [spent for _, spent in spent_by_title])
     lines: list[tuple[str, BudgetCurve]] = []
-    if evaluation.suite.mode == "every" and 1 < len(told) <= MOST_LINES:
-        lines = [(title, budget_curve(table.correct, spent)) for title, spent in told]
-    name = "All attacks in their order" if len(told) > 1 else told[0][0]
+    if evaluation.suite.mode == "every" and 1 < len(spent_by_title) <= MOST_LINES:
+        lines = [(title, budget_curve(table.correct, spent)) for title, spent in spent_by_title]
+    name = "All attacks in their order" if len(spent_by_title) > 1 else spent_by_title[0][0]
     traces = [_line(name, whole, INK, 4.0)]
     traces += [_line(title, curve, RUN_COLOURS[i % 8], 2.0) for i, (title, curve) in enumerate(lines)]
     late = whole.at(whole.end // 2) - whole.at(whole.end)
     return figure(
         Words(
             "budget",
-            "How much work the attacks were given",
-            "Accuracy left after so many passes through the network for each picture (a forward and a backward "
-            f"pass count one each). {_verdict(late)}",
+            "Accuracy against the work of the attacks",
+            "Accuracy after a number of passes through the network for each picture (a forward and a backward "
+            f"pass count one each). {_late_sentence(late)}",
             f"Falling line from {percent(whole.at(0))} to {percent(whole.at(whole.end))} after {whole.end} passes.",
         ),
         traces,
@@ -66,15 +66,16 @@ def accuracy_against_budget(evaluation: Summary, table: EvidenceTable) -> Figure
     )
 
 
-def _verdict(late: float) -> str:
-    """The share of examples that the second half of the work broke, in words."""
+def _late_sentence(late: float) -> str:
+    """A sentence on the share of examples that the second half of the work broke."""
     if late > 0.005:
         return (
-            f"The second half of the work still broke {percent(late)} of the examples: with more of it, the number "
-            "may go on falling."
+            f"The second half of the work broke another {percent(late)} of the examples: with more work, accuracy "
+            "may fall further."
         )
     return (
-        f"The second half of the work broke {percent(late)} of the examples: more of the same would change little."
+        f"The second half of the work broke {percent(late)} of the examples: more work "
+        "of the same kind would change little."
     )
 
 

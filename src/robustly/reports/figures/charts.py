@@ -1,4 +1,4 @@
-"""A figure of a report: the chart for plotly, words for screen readers, and its numbers as a table."""
+"""Figures of a report: a chart for plotly, a text for screen readers, and the numbers as a table."""
 
 import html
 import math
@@ -13,13 +13,13 @@ CLEAN, ROBUST, CERTIFIED, BROKEN, INK, MUTED = (
     "var(--ink)",
     "var(--muted)",
 )
-"""Colours are CSS variables: the page resolves them for its theme, light or dark."""
+"""Colours are CSS variables, which the page sets for its theme, light or dark."""
 RUN_COLOURS = tuple(f"var(--run-{i})" for i in range(1, 9))
 RUN_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "pentagon", "hexagram")
 
 
 def run_symbol(index: int) -> str:
-    """The symbol of run number `index`: the first 64 runs have no colour and symbol in common."""
+    """The symbol of run number `index`. The first 64 runs differ in colour or symbol."""
     return RUN_SYMBOLS[(index + index // 8) % 8]
 
 
@@ -36,9 +36,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Words:
-    """A figure's name within its run (`[a-z-]+`), its title, and texts about it.
+    """Texts of a figure.
 
-    `caption` is one or two sentences on how to read it, `description` a text for people who cannot see it.
+    `name` (`[a-z-]+`) is unique within the run, `caption` explains the chart in one or two sentences, `description`
+    is for screen readers.
     """
 
     key: str
@@ -49,7 +50,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Figure:
-    """One chart: `data` and `layout` are plotly's, plain and JSON-safe; the rest is for people."""
+    """One chart: `data` and `layout` for plotly, as JSON values, and its texts and table."""
 
     words: Words
     data: tuple[object, ...]
@@ -70,18 +71,18 @@ def figure(
     height: int = 340,
     wide: bool = False,
 ) -> Figure:
-    """A figure in the report's common style.
+    """Build a figure in the common style of reports.
 
     Args:
-        words: its name and the texts about it.
-        traces: plotly's traces as dictionaries; `type` is scatter, bar, heatmap or contour, as the page's plotly.js
-            has no other.
+        words: texts of the figure.
+        traces: plotly's traces as dictionaries. `type` is scatter, bar, heatmap or contour: the page's plotly.js
+            has no other types.
         table: the same numbers.
         x: settings of the x axis.
         y: settings of the y axis.
         layout: further settings of plotly's layout.
-        height: in pixels.
-        wide: whether it takes the whole width of the page.
+        height: height in pixels.
+        wide: whether the figure takes the whole width of the page.
     """
     axis = {
         "gridcolor": "var(--grid)",
@@ -111,17 +112,17 @@ def figure(
 
 
 def label(text: str) -> str:
-    """Text from outside as plotly shows it, without the tags it would interpret."""
+    """Escape text of users, in which plotly would interpret tags."""
     return html.escape(text, quote=False)
 
 
 def shortened(text: str, most: int) -> str:
-    """Text of at most `most` characters; what is cut away is marked."""
+    """Text cut to at most `most` characters, with an ellipsis if it was longer."""
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
 def template_label(text: str) -> str:
-    """Text from outside within a hover template, where `%{` would begin a field."""
+    """Escape text of users in a hover template, where `%{` begins a field."""
     return label(text).replace("%{", "% {")
 
 
@@ -147,7 +148,7 @@ def band(x: Sequence[object], low: Sequence[object], high: Sequence[object], col
 
 
 def json_safe(value: object) -> object:
-    """Plain lists, dicts, numbers and text; what is not finite becomes null."""
+    """Plain lists, dictionaries, numbers and text; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(key): json_safe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -31,13 +31,13 @@ from robustly.reports.formats import NO_VALUE, count, interval, percent, proport
 from robustly.statistics import Proportion
 
 MOST_CLASSES = 30
-"""More classes than these do not fit: the figure shows the weakest, the table shows all."""
+"""Most classes in the figure; with more, it has the weakest only, and the table has all."""
 BINS = 24
 NORM_WORDS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 
 def evaluation_figures(evaluation: Summary, table: EvidenceTable | None) -> tuple[Figure, ...]:
-    """The figures that this evaluation has the numbers for."""
+    """All figures for which the evaluation has numbers."""
     curve, classes = evaluation.metrics.security_curve, evaluation.metrics.per_class
     found = [
         None if curve is None else security_curve(evaluation, curve),
@@ -53,43 +53,58 @@ def size_words(threat: ThreatRecord) -> str:
     return f"{threat.kind}, {threat.unit}" if threat.norm is None else NORM_WORDS.get(threat.norm, threat.norm)
 
 
-def epsilon_axis(curve: SecurityCurve, threat: ThreatRecord) -> dict[str, object]:
-    """An axis of epsilons, with at most six of them written below in the user's own notation."""
+def size_text(threat: ThreatRecord, size: str) -> str:
+    """A size of a change under a threat with its name or unit: "epsilon 8/255", "30 degrees"."""
+    return f"epsilon {size}" if threat.norm is not None else f"{size} {threat.unit}"
+
+
+def size_axis(curve: SecurityCurve, threat: ThreatRecord) -> dict[str, object]:
+    """An axis of allowed sizes with at most six labels, in the notation of the threat's text."""
     span = max(curve.epsilon) - min(curve.epsilon) or 1.0
     shown: list[int] = []
     for i, epsilon in enumerate(curve.epsilon):
         if not shown or epsilon - curve.epsilon[shown[-1]] >= span / 6:
             shown.append(i)
     return {
-        "title": axis_title(f"epsilon ({size_words(threat)})"),
+        "title": axis_title(_size_title(threat)),
         "tickvals": [curve.epsilon[i] for i in shown],
         "ticktext": [label(curve.epsilon_text[i]) for i in shown],
         "range": [min(curve.epsilon) - 0.02 * span, max(curve.epsilon) + 0.02 * span],
     }
 
 
+def size_column(threat: ThreatRecord) -> str:
+    """Heading of a column of sizes."""
+    return "Epsilon" if threat.norm is not None else f"Size ({threat.unit})"
+
+
+def _size_title(threat: ThreatRecord) -> str:
+    return f"{threat.kind} ({threat.unit})" if threat.norm is None else f"epsilon ({size_words(threat)})"
+
+
 def security_curve(evaluation: Summary, curve: SecurityCurve) -> Figure:
-    """Accuracy against epsilon, with the evaluated epsilon marked."""
+    """Accuracy against the allowed size of a change, with the evaluated size marked."""
     threat = evaluation.threat
     attack = evaluation.suite.title(evaluation.suite.curve or "attack")
     caption = (
-        f"Accuracy left by {attack} as the allowed change grows; the band is the 95 % interval, the "
-        f"diamond the worst case over all attacks at the evaluated epsilon {threat.limit_text}."
+        f"Accuracy under {attack} against the size of the allowed change. The band is the 95 % interval, the "
+        f"diamond the worst case over all attacks at the evaluated {size_text(threat, threat.limit_text)}."
     )
     if curve.certified:
-        caption += " What lies between the two lines is neither broken nor proved."
+        caption += " Examples between the two lines are neither broken nor proved."
     line = {"type": "line", "x0": threat.limit, "x1": threat.limit, "yref": "paper", "y0": 0, "y1": 1}
     return figure(
         Words(
             "security-curve",
             "Accuracy against the strength of the attack",
             caption,
-            f"Line chart. Accuracy falls from {percent(curve.accuracy[0])} at epsilon "
-            f"{curve.epsilon_text[0]} to {percent(curve.accuracy[-1])} at epsilon {curve.epsilon_text[-1]}.",
+            f"Line chart. Accuracy falls from {percent(curve.accuracy[0])} at "
+            f"{size_text(threat, curve.epsilon_text[0])} to {percent(curve.accuracy[-1])} at "
+            f"{size_text(threat, curve.epsilon_text[-1])}.",
         ),
-        [*_curve_lines(curve, attack), _worst_case_mark(threat, evaluation.metrics.worst_case.robust)],
-        Table(("Epsilon", "Under attack", "95 % interval (%)", "Proved"), tuple(_curve_rows(curve))),
-        x=epsilon_axis(curve, threat),
+        [*_curve_lines(threat, curve, attack), _worst_case_mark(threat, evaluation.metrics.worst_case.robust)],
+        Table((size_column(threat), "Under attack", "95 % interval (%)", "Proved"), tuple(_curve_rows(curve))),
+        x=size_axis(curve, threat),
         y={**PERCENT_AXIS, "range": [0, 1.02], "title": axis_title("Accuracy")},
         layout={"shapes": [{**line, "line": {"color": MUTED, "width": 1, "dash": "dot"}, "layer": "below"}]},
     )
@@ -99,9 +114,9 @@ def _distance_words(threat: ThreatRecord) -> str:
     return f"size ({size_words(threat)})" if threat.norm is None else f"{size_words(threat)} distance"
 
 
-def _curve_lines(curve: SecurityCurve, attack: str) -> list[object]:
+def _curve_lines(threat: ThreatRecord, curve: SecurityCurve, attack: str) -> list[object]:
     """The accuracy under attack with its band, and the certified accuracy."""
-    words = [label(text) for text in curve.epsilon_text]
+    words = [label(size_text(threat, text)) for text in curve.epsilon_text]
     traces: list[object] = [
         band(curve.epsilon, curve.low, curve.high, ROBUST, "attacked"),
         {
@@ -114,7 +129,7 @@ def _curve_lines(curve: SecurityCurve, attack: str) -> list[object]:
             "mode": "lines+markers",
             "line": {"color": ROBUST, "width": 2.5},
             "marker": {"size": 6},
-            "hovertemplate": "epsilon %{text}: %{y:.1%} under attack<extra></extra>",
+            "hovertemplate": "%{text}: %{y:.1%} under attack<extra></extra>",
         },
     ]
     if curve.certified is not None:
@@ -127,14 +142,14 @@ def _curve_lines(curve: SecurityCurve, attack: str) -> list[object]:
                 "name": "Proved (certificate)",
                 "mode": "lines",
                 "line": {"color": CERTIFIED, "width": 2.5, "dash": "dash", "shape": "hv"},
-                "hovertemplate": "epsilon %{text}: %{y:.1%} proved<extra></extra>",
+                "hovertemplate": "%{text}: %{y:.1%} proved<extra></extra>",
             }
         )
     return traces
 
 
 def _worst_case_mark(threat: ThreatRecord, worst: Proportion) -> object:
-    """The worst case over all attacks at the evaluated epsilon."""
+    """The worst case over all attacks at the evaluated size."""
     return {
         "type": "scatter",
         "x": [threat.limit],
@@ -145,11 +160,11 @@ def _worst_case_mark(threat: ThreatRecord, worst: Proportion) -> object:
             "color": INK,
             "thickness": 1.5,
         },
-        "text": [f"{label(threat.limit_text)}: {proportion(worst)}"],
+        "text": [f"{label(size_text(threat, threat.limit_text))}: {proportion(worst)}"],
         "name": "Worst case over all attacks",
         "mode": "markers",
         "marker": {"size": 11, "symbol": "diamond", "color": INK},
-        "hovertemplate": "evaluated epsilon %{text}<extra></extra>",
+        "hovertemplate": "evaluated %{text}<extra></extra>",
     }
 
 
@@ -162,7 +177,7 @@ def _curve_rows(curve: SecurityCurve) -> list[tuple[str, ...]]:
 
 
 def by_class(classes: Sequence[ClassSummary]) -> Figure:
-    """Clean and robust accuracy of each class, weakest class marked in the caption."""
+    """Clean and robust accuracy of each class; the caption names the weakest class."""
     weakest = sorted(classes, key=lambda one: one.robust.share)
     shown = list(classes) if len(classes) <= MOST_CLASSES else weakest[:MOST_CLASSES]
     places = list(range(len(shown)))  # not the names: two classes may share one
@@ -224,7 +239,7 @@ def by_class(classes: Sequence[ClassSummary]) -> Figure:
 
 
 def smallest_distances(table: EvidenceTable) -> NDArray[np.float64]:
-    """For each broken example, the distance of its nearest adversarial picture over the attacks."""
+    """Distance of the nearest adversarial picture of each broken example, over all attacks."""
     nearest: NDArray[np.float64] = np.full(len(table), np.inf)
     for name, columns in table.attacks.items():
         found = table.broken_by(name) & np.isfinite(columns.distance)
@@ -234,7 +249,7 @@ def smallest_distances(table: EvidenceTable) -> NDArray[np.float64]:
 
 
 def distances(evaluation: Summary, table: EvidenceTable) -> Figure | None:
-    """Distances of the nearest adversarial pictures; None if nearly all lie at epsilon, which shows nothing."""
+    """Distances of the nearest adversarial pictures; None if nearly all lie at the limit."""
     nearest, epsilon = smallest_distances(table), evaluation.threat.limit
     if len(nearest) < 5 or epsilon <= 0 or np.mean(nearest < 0.98 * epsilon) < 0.05:
         return None
@@ -244,10 +259,10 @@ def distances(evaluation: Summary, table: EvidenceTable) -> Figure | None:
     return figure(
         Words(
             "distances",
-            "How small a change was enough",
+            "Size of the smallest change found",
             f"Distance of the nearest adversarial picture found for each of the {count(len(nearest))} broken "
-            f"examples; half of them need no more than {middle:.3g}. Attacks that do not look for the "
-            f"smallest change end near epsilon, so true distances may be smaller.",
+            f"examples; at most {middle:.3g} for half of them. Attacks that do not search for the smallest change "
+            "end near the limit, so true distances may be smaller.",
             f"Histogram of {len(nearest)} distances between 0 and {edges[-1]:.3g}, median {middle:.3g}.",
         ),
         [

@@ -1,4 +1,4 @@
-"""Clean against robust accuracy: one point per row of a comparison, and the front of those that nothing beats."""
+"""Clean against robust accuracy: one point per row of a comparison, and the Pareto front."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from robustly.statistics import Proportion
 
 @dataclass(frozen=True)
 class Whiskers:
-    """A share in [0, 1] with the ends of its error bar, and the same in words."""
+    """A share in [0, 1] with the ends of its error bar, and the same as text."""
 
     share: float
     low: float
@@ -34,11 +34,11 @@ class Point:
     """One point of the chart.
 
     Args:
-        index: which colour and symbol it has.
-        name: what the legend calls it.
+        index: number of its colour and symbol.
+        name: name in the legend.
         clean: clean accuracy.
         robust: robust accuracy.
-        ranked: whether it may be on the front; not where masking is suspected or the tests differ.
+        ranked: whether it may be on the front; False if masking is suspected or the tests differ.
     """
 
     index: int
@@ -55,10 +55,12 @@ class Point:
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """The ranked points that no other ranked one beats: as high in both accuracies, and higher in one.
+    """The ranked points that no other ranked point dominates.
+
+    A point dominates another if it is at least as high in both accuracies and higher in one.
 
     Returns:
-        Them, from the lowest clean accuracy to the highest.
+        The points by ascending clean accuracy.
     """
     ranked = [(point.clean.share, point.robust.share, point) for point in points if point.ranked]
     front = [
@@ -75,12 +77,12 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 def clean_against_robust(
     points: Sequence[Point], measure: str = "worst case", bars: str = "Whiskers are 95 % intervals"
 ) -> Figure | None:
-    """One point per row: clean accuracy across, robust accuracy up, with the front of the best.
+    """A chart of points: clean accuracy on the x axis, robust accuracy on the y axis, with the Pareto front.
 
     Args:
-        points: what to draw.
-        measure: what the robust accuracy is: the worst case, or a column of the table.
-        bars: what the error bars are, as the beginning of a sentence.
+        points: the points.
+        measure: name of the robust accuracy: "worst case", or the title of a column.
+        bars: meaning of the error bars, as the beginning of a sentence.
     """
     if not points:
         return None
@@ -92,7 +94,7 @@ def clean_against_robust(
             "clean-against-robust",
             "Clean against robust accuracy",
             f"Up and to the right is better. {bars}; robust accuracy is {over_all}, an upper bound."
-            + (" The dotted line joins what no other beats in both." if drawn else ""),
+            + (" The dotted line is the Pareto front: no other point is better in both." if drawn else ""),
             "Scatter chart. "
             + "; ".join(
                 f"{point.name}: clean {percent(point.clean.share)}, robust {percent(point.robust.share)}"
@@ -129,7 +131,7 @@ def _marker(point: Point) -> object:
 
 
 def _front_line(front: Sequence[Point]) -> object:
-    """A staircase: between two neighbours only the worse of both accuracies is sure to be reachable."""
+    """The front as a staircase, which promises only the lower of both accuracies between two neighbours."""
     return {
         "type": "scatter",
         "x": [point.clean.share for point in front],

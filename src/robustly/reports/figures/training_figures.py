@@ -42,7 +42,7 @@ class Line:
 
 
 def training_figures(training: Training) -> tuple[Figure, ...]:
-    """The figures that these metrics have the columns for."""
+    """All figures for which the metrics have columns."""
     found = [accuracies(training), losses(training), learning_rate(training), other_shares(training)]
     return tuple(each for each in found if each is not None)
 
@@ -50,7 +50,7 @@ def training_figures(training: Training) -> tuple[Figure, ...]:
 def accuracies(training: Training) -> Figure | None:
     """Clean and robust accuracy of the training and the validation examples."""
     lines = [Line(key, *style) for key, style in ACCURACIES.items()]
-    text = "Solid lines: validation examples, which choose the best epoch; dotted lines: training examples."
+    text = "Solid lines: validation examples, by which the best epoch is selected. Dotted lines: training examples."
     gap = _overfitting(training)
     return _chart(
         training,
@@ -62,7 +62,7 @@ def accuracies(training: Training) -> Figure | None:
 
 
 def losses(training: Training) -> Figure | None:
-    """The training loss and whatever terms of it the metrics name."""
+    """The training loss and its terms in the metrics."""
     names = [name for name in training.columns if name.startswith("loss_")]
     lines = [Line("train_loss", "Training loss", INK)]
     lines += [
@@ -93,19 +93,29 @@ def other_shares(training: Training) -> Figure | None:
         and training.column(name) is not None
     ]
     lines = [Line(name, name.replace("_", " ").capitalize(), RUN_COLOURS[i % 8]) for i, name in enumerate(names)]
-    text = "Other shares that this method keeps an eye on."
+    text = "Other shares that the method records."
     axis = {**PERCENT_AXIS, "title": axis_title("Share")}
     return _chart(training, Words("other-shares", "Guide and labels", text), lines, axis, shares=True)
 
 
 def metrics_table(training: Training) -> Table:
-    """The whole of `metrics.csv`, rounded."""
+    """All of `metrics.csv`, rounded."""
     shares = {name for name in training.columns if name.endswith(("_accuracy", "_agreement"))}
     columns = [
         [_cell(float(value), name in shares) for value in values] for name, values in training.columns.items()
     ]
     names = tuple(name.replace("_", " ") for name in training.columns)
     return Table(names, tuple(zip(*columns, strict=True)))
+
+
+def epoch_axis(epochs: Sequence[float]) -> dict[str, object]:
+    """An axis of epochs, labelled at whole numbers."""
+    axis: dict[str, object] = {
+        "title": axis_title("Epoch"),
+        "tickformat": "d",
+        "unifiedhovertitle": {"text": "Epoch %{x}"},
+    }
+    return {**axis, "dtick": 1} if max(epochs) - min(epochs) < 8 else axis
 
 
 def _chart(
@@ -142,7 +152,7 @@ def _chart(
             ("Epoch", *(line.name for line, _ in drawn)),
             tuple((f"{epoch:g}", *row) for epoch, row in zip(epochs, rows, strict=True)),
         ),
-        x={"title": axis_title("Epoch"), "tickformat": "d", "unifiedhovertitle": {"text": "Epoch %{x}"}},
+        x=epoch_axis(epochs),
         y=axis,
         layout={
             "hovermode": "x unified",
@@ -173,7 +183,7 @@ def _best_epoch(training: Training) -> dict[str, object]:
 
 
 def _overfitting(training: Training) -> str:
-    """A sentence on robust overfitting, where the end lies two points or more below the best."""
+    """A sentence on robust overfitting if the end is two points or more below the best; else empty."""
     robust = training.column("validation_robust_accuracy")
     if robust is None:
         return ""

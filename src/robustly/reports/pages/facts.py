@@ -1,4 +1,4 @@
-"""Facts that let somebody else repeat an evaluation: model, data, test, training, software."""
+"""Facts needed to repeat an evaluation: model, data, test, training, software."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,10 @@ def _test(evaluation: Summary) -> Pairs:
         ("Threat model", evaluation.threat.text),
         ("Pixel range", f"{low:g} to {high:g}"),
         ("Suite", suite.name),
-        ("Mode", "every attack on every example" if suite.mode == "every" else "each attack on what is left"),
+        (
+            "Mode",
+            "every attack on every example" if suite.mode == "every" else "each attack on the unbroken examples",
+        ),
         ("Seed", str(suite.seed)),
         ("Evaluated", moment(evaluation.created)),
     ]

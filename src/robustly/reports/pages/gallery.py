@@ -1,4 +1,4 @@
-"""The picture grid: original, adversarial example and magnified difference as inline PNGs."""
+"""The grid of pictures: original, adversarial example and magnified difference as inline PNGs."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from robustly.evidence.storage import Pictures
 MOST_BROKEN = 12
 MOST_HELD = 4
 LARGEST_SIDE = 160
-"""Pictures of more pixels are shown smaller, to keep the page light."""
+"""Pictures of more pixels are scaled down, to keep the page small."""
 FACTORS = (0.5, 1, 1.5, 2, 3, 4, 5, 8, 10, 15, 20, 30, 40, 50, 80, 100, 150, 200, 300, 500, 1000)
 
 
@@ -44,7 +44,7 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All the shelves of a run; differences are magnified by one factor throughout."""
+    """All shelves of a run; all differences are magnified by one factor."""
 
     shelves: tuple[Shelf, ...]
     factor: float
@@ -53,7 +53,7 @@ class Gallery:
 
 
 def gallery(evaluation: Summary, table: EvidenceTable | None, pictures: Pictures) -> Gallery | None:
-    """The grid of a run, attack by attack in the suite's order; None if there is nothing to show."""
+    """The grid of a run, attack by attack in the suite's order; None without pictures."""
     originals = {int(i): image for i, image in zip(pictures.ids, pictures.originals, strict=True)}
     factor = _factor(originals, pictures)
     box = evaluation.threat.box
@@ -86,7 +86,7 @@ def gallery(evaluation: Summary, table: EvidenceTable | None, pictures: Pictures
 
 
 def _factor(originals: dict[int, NDArray[np.float32]], pictures: Pictures) -> float:
-    """The largest round factor at which no shown difference leaves the grey scale."""
+    """The largest round factor that keeps all differences within the grey scale."""
     changes = [
         float(np.abs(image - originals[i]).max())
         for found in pictures.adversarial.values()

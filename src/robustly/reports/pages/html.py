@@ -1,4 +1,4 @@
-"""A template and its content -> one self-contained HTML page with its style, scripts and figures."""
+"""One self-contained HTML page, with style, scripts and figures, from a template and its content."""
 
 import base64
 import hashlib
@@ -18,9 +18,9 @@ def assembled(template: str, figures: Mapping[str, Figure], content: Mapping[str
     """The page as text.
 
     Args:
-        template: its file among the templates; it extends `frame.html`.
-        figures: everything that plotly draws, by the name that its place on the page carries.
-        content: what the template shows.
+        template: name of the template's file; it extends `frame.html`.
+        figures: all figures, by the id of their element on the page.
+        content: values that the template uses.
     """
     scripts = {name: _script(_resource(f"{name}.js")) for name in ("theme", "page", "plotly")}
     environment = jinja2.Environment(
@@ -49,19 +49,19 @@ def _resource(name: str) -> str:
 
 
 def _script(text: str) -> str:
-    """JavaScript as it can stand in a page: nothing in it may end the script element or open a comment."""
+    """JavaScript for a page, without sequences that end the script element or open a comment."""
     plain = text.replace("\r\n", "\n").replace("\r", "\n")
     return plain.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _hash(script: str) -> str:
-    """The hash by which the page's security policy lets this script run, and no other."""
+    """Hash of a script for the page's security policy, which allows no other scripts."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"'sha256-{digest}'"
 
 
 def _breakable(text: str) -> Markup:
-    """Text whose lines may break behind underscores and slashes, as run names need it on a phone."""
+    """Text with allowed line breaks after underscores and slashes, for long names on narrow screens."""
     parts = re.split(r"(?<=[_/-])", text)
     return Markup("<wbr>").join(parts)
 

@@ -1,4 +1,4 @@
-"""Tables of methods -> one self-contained HTML page, and one CSV file."""
+"""Tables of methods as one self-contained HTML page, and as one CSV file."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from robustly.reports.tables.method_tables import MethodTable, Score, distinguis
 
 HEADER = ("data", "examples", "images_sha256", "threat", "kind", "name", "recipe", "seeds", "masking", "source")
 PARTS = ("", " low", " high", " deviation", " worst")
-"""Of every column: the accuracy, its 95 % interval, and over seeds the standard deviation and the lowest."""
+"""Suffixes of each column: accuracy, its 95 % interval, and over seeds the standard deviation and the lowest."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Part:
 
 
 def write_methods_page(tables: Sequence[MethodTable], output: Path) -> Path:
-    """Write the page of these tables; missing folders are made.
+    """Write the page of these tables; missing folders are created.
 
     Raises:
         OSError: the file cannot be written.
@@ -55,8 +55,8 @@ def methods_page(tables: Sequence[MethodTable]) -> str:
         lead = f"{_many(runs, 'run')}, tested on {parts[0].title}."
     else:
         lead = (
-            f"{len(tables)} tables, one for every threat and set of test images that the runs were tested on: "
-            "their numbers are not to be set against each other."
+            f"{len(tables)} tables, one for every threat and set of test images. Numbers of different tables "
+            "are not comparable."
         )
     content = {
         "title": _title(tables),
@@ -69,7 +69,7 @@ def methods_page(tables: Sequence[MethodTable]) -> str:
 
 
 def front_of(table: MethodTable) -> Figure | None:
-    """Clean against robust accuracy of a table's rows, with the front of the best; without published numbers."""
+    """Clean against robust accuracy of a table's rows; None if too few rows have both."""
     clean, robust = 0, table.robust_column
     comparable = all(row.cells[robust].value is not None for row in table.rows)
     comparable = comparable and (table.columns[robust] != WORST_CASE or not table.notes)
@@ -94,7 +94,7 @@ def _whiskers(score: Score) -> Whiskers:
 
 
 def methods_csv(tables: Sequence[MethodTable]) -> str:
-    """The tables as CSV, accuracies in per cent: a line for every row; published ones are a kind of their own."""
+    """The tables as CSV with one line per row, accuracies in per cent; published rows have another `kind`."""
     titles = list(dict.fromkeys(title for table in tables for title in table.titles))
     stream = io.StringIO()
     writer = csv.DictWriter(
@@ -155,5 +155,5 @@ def _title(tables: Sequence[MethodTable]) -> str:
     return f"{_many(len(names), 'method' if several else 'run')} compared"
 
 
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

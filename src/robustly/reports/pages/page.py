@@ -1,4 +1,4 @@
-"""The page of one run, or the comparison of several, as self-contained HTML."""
+"""Self-contained HTML page of one run, or of a comparison of several."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ SECTIONS = (
     ("attacks", "Attacks"),
     ("trust", "Trust"),
     ("union", "Several threats"),
-    ("robustness", "Where it breaks"),
+    ("robustness", "Robustness"),
     ("inside", "Inside"),
     ("pictures", "Pictures"),
     ("training", "Training"),
@@ -29,12 +29,11 @@ SECTIONS = (
 def write_report(runs: Sequence[Path], output: Path) -> Path:
     """Write the report of one run, or the comparison of several, as one HTML file.
 
-    The file appears whole or not at all: it is written under a temporary name beside `output`, then
-    renamed.
+    The file is written under a temporary name beside `output` and then renamed, so that it is never incomplete.
 
     Args:
-        runs: the folders of the runs.
-        output: the HTML file to write; missing folders are made.
+        runs: folders of the runs.
+        output: HTML file to write; missing folders are created.
 
     Returns:
         `output`.
@@ -89,7 +88,7 @@ def _lead(runs: Sequence[RunEvidence]) -> str:
     tested = [run.evaluation for run in runs if run.evaluation is not None]
     if not tested:
         return f"{len(runs)} training runs, none of them evaluated yet."
-    parts = [f"{len(runs)} runs side by side"]
+    parts = [f"Comparison of {len(runs)} runs"]
     data = {
         f"{formats.count(one.data.count)} {one.data.split or ''} examples of {one.data.source}" for one in tested
     }
@@ -104,10 +103,10 @@ def _lead(runs: Sequence[RunEvidence]) -> str:
 
 
 def _navigation(views: Sequence[RunView], comparison: Comparison | None) -> list[tuple[str, str, str]]:
-    """Links as (id, section, words); the page aims those with a section at the run that is shown."""
+    """Links as (id, section, text). Links with a section lead to the run that is shown."""
     links = [("summary", "", "Summary")]
     if comparison is not None:
-        links += [("comparison", "", "Side by side"), ("together", "", "Charts"), ("runs", "", "Runs")]
+        links += [("comparison", "", "Comparison"), ("together", "", "Charts"), ("runs", "", "Runs")]
     for section, words in SECTIONS:
         keys = [one.key for one in views if _has(one, section)]
         if keys:
@@ -130,7 +129,7 @@ def _has(one: RunView, section: str) -> bool:
 
 
 def _figures(views: Sequence[RunView], together: Sequence[Figure]) -> dict[str, Figure]:
-    """Everything that plotly draws, by the name that its place on the page carries."""
+    """All figures of the page, by the id of their element."""
     found = [("all", figure) for figure in together]
     found += [(one.key, figure) for one in views for figure in (*one.charts, *one.analysis, *one.training)]
     return {f"{key}-{figure.words.key}": figure for key, figure in found}

@@ -1,4 +1,4 @@
-"""The view of one run for the templates: sentences, headline, attack rows and facts, ready to print."""
+"""The content of a run's page for the templates: sentences, headline, attack rows and facts."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from robustly.reports.run import RunEvidence
 
 @dataclass(frozen=True)
 class Segment:
-    """One part of the bar of outcomes of all the examples; `share` in [0, 1]."""
+    """One part of the bar of outcomes of all examples; `share` in [0, 1]."""
 
     kind: str
     words: str
@@ -37,7 +37,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class AttackRow:
-    """One attack of the suite as the table shows it."""
+    """A row of the table of attacks."""
 
     outcome: AttackOutcome
     broken: int | None
@@ -47,7 +47,7 @@ class AttackRow:
 
 @dataclass(frozen=True)
 class ConfigLine:
-    """One line of the configuration: its indentation and key, and what follows."""
+    """One line of the configuration: indentation and key, and the rest."""
 
     key: str
     value: str
@@ -64,7 +64,7 @@ class Checks:
 
 @dataclass(frozen=True)
 class RunView:
-    """One run, ready for the page."""
+    """The content of one run's page."""
 
     run: RunEvidence
     key: str
@@ -89,7 +89,7 @@ def view(run: RunEvidence, key: str) -> RunView:
 
     Args:
         run: the evidence.
-        key: a word of letters and digits that sets this run's parts of the page apart.
+        key: prefix of letters and digits for the ids of this run's elements.
     """
     evaluation, analysis = run.evaluation, run.analysis
     pictures = None
@@ -116,7 +116,7 @@ def view(run: RunEvidence, key: str) -> RunView:
 
 
 def config_lines(config: Mapping[str, object]) -> tuple[ConfigLine, ...]:
-    """The configuration as YAML lines, split where the key ends."""
+    """The configuration as YAML lines, split after the key."""
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=88)
     lines = []
     for line in text.splitlines():
@@ -129,7 +129,7 @@ def config_lines(config: Mapping[str, object]) -> tuple[ConfigLine, ...]:
 def _sentence(run: RunEvidence) -> str:
     evaluation = run.evaluation
     if evaluation is None:
-        return "This run is trained but not evaluated yet: there are training curves, but no robust accuracy."
+        return "This run is trained but not evaluated yet: it has training curves, but no robust accuracy."
     model, data, suite = evaluation.model, evaluation.data, evaluation.suite
     details = [f"{count(model.parameters)} parameters"]
     details += [] if model.checkpoint is None else [f"{model.checkpoint} checkpoint"]
@@ -155,7 +155,7 @@ def _warnings(run: RunEvidence) -> tuple[str, ...]:
 
 
 def _segments(evaluation: Summary) -> tuple[Segment, ...]:
-    """The outcomes of the examples; the parts add up to all of them."""
+    """The outcomes of the examples; the shares add up to 1."""
     metrics = evaluation.metrics
     worst, certified = metrics.worst_case.robust, metrics.certified
     total, clean, held = metrics.clean.count, metrics.clean.hits, worst.hits
@@ -168,13 +168,13 @@ def _segments(evaluation: Summary) -> tuple[Segment, ...]:
         ("proved", "proved robust", proved),
         ("held", "not broken, not proved" if proved else "not broken by these attacks", held - proved),
         ("broken", "broken by an attack", clean - held),
-        ("wrong", "wrong without any attack", total - clean),
+        ("wrong", "misclassified without an attack", total - clean),
     ]
     return tuple(Segment(kind, words, number, number / total) for kind, words, number in parts if number)
 
 
 def _checks(evaluation: Summary) -> tuple[Checks, ...]:
-    """The findings by outcome, those that matter first."""
+    """The findings by outcome: failed, undecided, passed."""
     kinds = [("failed", False, "failed"), ("undecided", None, "could not be decided"), ("passed", True, "passed")]
     found = [
         (kind, words, tuple(one for one in evaluation.findings if one.passed is passed))
@@ -204,7 +204,7 @@ def _attack_rows(evaluation: Summary, table: EvidenceTable | None) -> tuple[Atta
 
 
 def embedded_json(value: object) -> str:
-    """JSON for a script element: no character in it can end the element."""
+    """JSON for a script element, without characters that could end the element."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

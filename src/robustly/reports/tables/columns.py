@@ -13,9 +13,9 @@ from robustly.statistics import Proportion
 
 SUITE_TITLES = {"aa_standard": "AA", "aa_plus": "AA+", "aa_rand": "AA rand"}
 SUITE_ORDER = ("quick", "", "aa_rand", "aa_standard", "aa_plus", "standard", "strong")
-"""From the weakest to the strongest; the empty name stands for suites of one's own."""
+"""Suites from the weakest to the strongest; the empty name stands for composed suites."""
 NUMERICS = ("full_precision", "precision", "batch_size")
-"""Settings that change how a search is computed, not its result."""
+"""Settings that change the computation of a search, not its result."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Column:
     """One column.
 
     Args:
-        key: its name in published numbers and files.
-        title: its name for people.
-        settings: of the attack, or of the stages, as JSON; columns of other settings are other columns.
-        stages: whether it is the outcome of a suite whose stages hand on survivors.
+        key: name in published numbers and files.
+        title: title in tables.
+        settings: settings of the attack or of the stages as JSON; columns with other settings are other columns.
+        stages: whether it is the outcome of a suite whose stages attack the unbroken examples only.
     """
 
     key: str
@@ -39,10 +39,10 @@ CLEAN, WORST_CASE, CERTIFIED = Column("clean", "Clean"), Column("worst_case", "W
 
 
 def measured(kept: Sequence[KeptEvaluation]) -> dict[Column, Proportion]:
-    """Every number that evaluations of one model hold, on the same images and under one threat.
+    """All numbers in evaluations of one model, on the same images and under one threat.
 
-    In mode `every` each attack has a column. Where attacks run on the survivors of earlier ones, their own numbers
-    mean little, and the suite as a whole has a column. Of two numbers for one column, the lower one counts.
+    In mode `every` each attack has a column. In mode `worst_case` the suite as a whole has one column, because the
+    number of an attack depends on the attacks before it. Of two numbers for one column, the lower one is used.
 
     Raises:
         EvidenceError: a damaged evidence table.
@@ -61,13 +61,13 @@ def measured(kept: Sequence[KeptEvaluation]) -> dict[Column, Proportion]:
 
 
 def ordered(columns: Iterable[Column]) -> list[Column]:
-    """Columns from clean over single steps, PGD by its steps, C&W and others to suites and the worst case."""
+    """Columns in order: clean, single steps, PGD by its steps, C&W, others, suites, the worst case."""
     distinct = list(dict.fromkeys(columns))
     return sorted(distinct, key=lambda column: (*_rank(column), distinct.index(column)))
 
 
 def titled(columns: Sequence[Column]) -> list[str]:
-    """Titles; columns of one attack with other settings get different ones."""
+    """Titles of columns, with the settings that differ where two have one title."""
     titles = []
     for column in columns:
         alike = [json.loads(other.settings) for other in columns if other.title == column.title and other.settings]

@@ -1,4 +1,4 @@
-"""Several runs side by side: differences between their tests, the best of each column, and joint figures."""
+"""Comparison of several runs: differences between their tests, the best of each column, and joint figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ from robustly.reports.figures.charts import (
     shortened,
     template_label,
 )
-from robustly.reports.figures.evaluation_figures import epsilon_axis
+from robustly.reports.figures.evaluation_figures import size_axis, size_column, size_text
 from robustly.reports.figures.front import Point, clean_against_robust
+from robustly.reports.figures.training_figures import epoch_axis
 from robustly.reports.formats import NO_VALUE, percent
 from robustly.reports.run import RunEvidence
 from robustly.statistics import Proportion
@@ -49,7 +50,7 @@ S = TypeVar("S", bound=Share)
 
 @dataclass(frozen=True)
 class Cell(Generic[S]):
-    """One number of the comparison; `best` of its column, `clearly` if no other interval touches its own."""
+    """One number of the comparison; `best` in its column, `clearly` if no other interval overlaps."""
 
     value: S | None
     best: bool = False
@@ -58,7 +59,7 @@ class Cell(Generic[S]):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs by tests, and the reasons, if any, why their numbers are not comparable."""
+    """Numbers of all runs, and the differences that make them incomparable, if any."""
 
     runs: tuple[str, ...]
     columns: tuple[str, ...]
@@ -67,7 +68,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[RunEvidence]) -> Comparison:
-    """The table of the runs; runs without an evaluation get empty rows."""
+    """Compare runs; those without an evaluation get empty rows."""
     evaluated = [run.evaluation for run in runs if run.evaluation is not None]
     differences = _differences(evaluated)
     titles = {attack.name: attack.title for one in evaluated for attack in one.suite.attacks}
@@ -95,12 +96,12 @@ def _row(evaluation: Summary | None, attacks: Sequence[str], certified: bool) ->
 
 
 def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool) -> list[Cell[S]]:
-    """Mark the best of a column; numbers behind which masking is suspected are shown, but never marked.
+    """Mark the best of a column; numbers under suspicion of masking are never marked.
 
     Args:
-        column: the numbers, None where there is none.
-        trusted: which of them may be best.
-        comparable: whether the numbers of the column may be compared at all.
+        column: the numbers; None where one is missing.
+        trusted: whether each number may be best.
+        comparable: whether the numbers of the column are comparable.
     """
     known = [part for part, sound in zip(column, trusted, strict=True) if part is not None and sound]
     if not comparable or len(known) < 2:
@@ -117,14 +118,14 @@ def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool
 def _differences(evaluations: Sequence[Summary]) -> tuple[str, ...]:
     """Differences between the tests of the runs."""
     found = []
-    for what, values in [
+    for aspect, values in [
         ("threat models", [one.threat.text for one in evaluations]),
         ("data", [f"{one.data.source} {one.data.split or ''}".strip() for one in evaluations]),
         ("numbers of examples", [str(one.data.count) for one in evaluations]),
         ("attack suites", [f"{one.suite.name} ({one.suite.mode})" for one in evaluations]),
     ]:
         if len(set(values)) > 1:
-            found.append(f"different {what}: {', '.join(sorted(set(values)))}")
+            found.append(f"different {aspect}: {', '.join(sorted(set(values)))}")
     hashes = {one.data.sha256 for one in evaluations}
     if len(hashes) > 1 and not found:
         found.append("different examples of the same data set (their hashes differ)")
@@ -132,13 +133,13 @@ def _differences(evaluations: Sequence[Summary]) -> tuple[str, ...]:
 
 
 def comparison_figures(runs: Sequence[RunEvidence]) -> tuple[Figure, ...]:
-    """The figures that show all the runs together."""
+    """Figures that show all runs together."""
     found = [clean_against_robust(_points(runs)), security_curves(runs), robust_by_epoch(runs)]
     return tuple(each for each in found if each is not None)
 
 
 def _points(runs: Sequence[RunEvidence]) -> list[Point]:
-    """Clean accuracy and worst case of each run; there is a front only where the tests were the same."""
+    """Clean accuracy and worst case of each run; points are ranked only if the tests were the same."""
     tested = [(i, run.name, run.evaluation) for i, run in enumerate(runs) if run.evaluation is not None]
     comparable = not _differences([one for *_, one in tested])
     return [
@@ -150,7 +151,7 @@ def _points(runs: Sequence[RunEvidence]) -> list[Point]:
 
 
 def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
-    """The security curves of all the runs under the first one's kind of threat."""
+    """Security curves of all runs under the kind of threat of the first."""
     curves = [
         (i, run.name, run.evaluation, curve)
         for i, run in enumerate(runs)
@@ -166,12 +167,12 @@ def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
             "type": "scatter",
             "x": curve.epsilon,
             "y": curve.accuracy,
-            "text": [label(text) for text in curve.epsilon_text],
+            "text": [label(size_text(threat, text)) for text in curve.epsilon_text],
             "name": label(shortened(name, 30)),
             "mode": "lines+markers",
             "line": {"color": RUN_COLOURS[i % 8], "width": 2.25},
             "marker": {"size": 7, "symbol": run_symbol(i)},
-            "hovertemplate": "epsilon %{text}: %{y:.1%}<extra>" + template_label(name) + "</extra>",
+            "hovertemplate": "%{text}: %{y:.1%}<extra>" + template_label(name) + "</extra>",
         }
         for i, name, _, curve in curves
     ]
@@ -186,19 +187,19 @@ def security_curves(runs: Sequence[RunEvidence]) -> Figure | None:
         Words(
             "security-curves",
             "Accuracy against the strength of the attack",
-            f"Accuracy left by {attacks}; the dotted line is the evaluated epsilon {threat.limit_text}.",
-            f"Line chart of accuracy against epsilon for {len(curves)} runs.",
+            f"Accuracy under {attacks}; the dotted line is the evaluated {size_text(threat, threat.limit_text)}.",
+            f"Line chart of accuracy against the allowed size for {len(curves)} runs.",
         ),
         traces,
-        Table(("Run", "Epsilon", "Accuracy"), tuple(rows)),
-        x=epsilon_axis(longest, threat),
+        Table(("Run", size_column(threat), "Accuracy"), tuple(rows)),
+        x=size_axis(longest, threat),
         y={**PERCENT_AXIS, "range": [0, 1.02], "title": axis_title("Accuracy")},
         layout={"shapes": [{**line, "line": {"color": MUTED, "width": 1, "dash": "dot"}, "layer": "below"}]},
     )
 
 
 def robust_by_epoch(runs: Sequence[RunEvidence]) -> Figure | None:
-    """Robust accuracy of the validation examples, epoch by epoch, of all the runs."""
+    """Robust accuracy on the validation examples of all runs, by epoch."""
     column = "validation_robust_accuracy"
     trained = [
         (i, run.name, run.training.columns["epoch"], values)
@@ -228,12 +229,12 @@ def robust_by_epoch(runs: Sequence[RunEvidence]) -> Figure | None:
         Words(
             "robust-by-epoch",
             "Robust accuracy during training",
-            "On the validation examples, under the attack used while training.",
+            "On the validation examples, under the attack used in validation.",
             f"Line chart of robust validation accuracy by epoch for {len(trained)} runs.",
         ),
         traces,
         Table(("Run", "Epoch", "Robust, validation"), tuple(rows)),
-        x={"title": axis_title("Epoch"), "tickformat": "d", "unifiedhovertitle": {"text": "Epoch %{x}"}},
+        x=epoch_axis([float(epoch) for _, _, epochs, _ in trained for epoch in epochs]),
         y={**PERCENT_AXIS, "title": axis_title("Accuracy")},
         layout={"hovermode": "x unified"},
     )

@@ -1,4 +1,4 @@
-"""All evaluations of a run: the one in `evaluation` and others beside it in `evaluation_NAME`."""
+"""All evaluations of a run: in the folder `evaluation` and in folders `evaluation_NAME`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from robustly.statistics import Proportion
 
 @dataclass(frozen=True)
 class KeptEvaluation:
-    """An evaluation and the folder that it lies in."""
+    """An evaluation and its folder."""
 
     folder: Path
     evaluation: Summary
@@ -22,7 +22,7 @@ class KeptEvaluation:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run and all its evaluations; `config` is None where it has no `config.yaml`."""
+    """A run and all its evaluations; `config` is None without a `config.yaml`."""
 
     path: Path
     name: str
@@ -31,7 +31,7 @@ class EvaluatedRun:
 
     @property
     def recipe(self) -> str | None:
-        """The recipe that the run was made by."""
+        """The recipe of the run."""
         recipe = None if self.config is None else self.config.get("recipe")
         return recipe if isinstance(recipe, str) and recipe else None
 
@@ -43,8 +43,8 @@ def read_evaluated(path: Path) -> EvaluatedRun:
         path: the folder of the run.
 
     Raises:
-        ReportError: no run folder, no evaluation, or evaluations of different weights.
-        EvidenceError: damaged files.
+        ReportError: the folder is not a run folder, has no evaluation, or has evaluations of different weights.
+        EvidenceError: a file is damaged.
     """
     if not path.is_dir():
         raise ReportError(f"{path} is not a run folder: there is no such folder.")
@@ -65,12 +65,12 @@ def read_evaluated(path: Path) -> EvaluatedRun:
 
 
 def joint_worst_case(kept: Sequence[KeptEvaluation]) -> Proportion:
-    """The share of examples that no attack of all these evaluations of one model on the same images broke.
+    """The share of examples unbroken by all attacks of several evaluations of one model on the same images.
 
-    Without the table of one of them, the lowest of the worst cases.
+    If an evaluation has no table, the lowest of the worst cases is returned.
 
     Raises:
-        EvidenceError: a damaged evidence table.
+        EvidenceError: an evidence table is damaged.
     """
     lowest = min((one.evaluation.metrics.worst_case.robust for one in kept), key=lambda part: part.share)
     if len(kept) == 1:

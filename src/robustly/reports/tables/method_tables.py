@@ -1,4 +1,4 @@
-"""Tables of methods, as papers print them: one for every threat and set of test images that runs were tested on."""
+"""Tables of methods as in papers: one for every threat and set of test images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ class Score:
 
     Args:
         share: the share, or its mean over several seeds, in [0, 1].
-        low: lower end of the 95 % Wilson interval; of the lowest one of several seeds.
-        high: upper end, likewise.
+        low: lower end of the 95 % Wilson interval; over seeds, the lowest end.
+        high: upper end; over seeds, the highest end.
         deviation: standard deviation over the seeds; None for one run.
         worst: the lowest of the seeds; None for one run.
-        seeds: how many runs have this number.
+        seeds: number of runs that have this number.
     """
 
     share: float
@@ -42,7 +42,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: a run, or several that differ only in the seed; `suspected`: whether masking is suspected."""
+    """One method: a run, or several that differ only in the seed. `suspected`: masking is suspected."""
 
     name: str
     recipe: str | None
@@ -53,19 +53,19 @@ class Row:
 
     @property
     def words(self) -> str:
-        """The recipe and the seeds, for below the name."""
+        """The recipe and the seeds, printed below the name."""
         seeds = [str(seed) for seed in self.seeds if seed is not None]
-        told = [] if self.recipe is None or self.recipe == self.name else [self.recipe]
+        parts = [] if self.recipe is None or self.recipe == self.name else [self.recipe]
         if len(self.seeds) > 1:
-            told.append(f"{len(self.seeds)} seeds: {', '.join(seeds)}")
+            parts.append(f"{len(self.seeds)} seeds: {', '.join(seeds)}")
         elif seeds:
-            told.append(f"seed {seeds[0]}")
-        return " \u00b7 ".join(told)
+            parts.append(f"seed {seeds[0]}")
+        return " \u00b7 ".join(parts)
 
 
 @dataclass(frozen=True)
 class MethodTable:
-    """Rows that may be compared: the same images, the same threat."""
+    """Comparable rows: the same images, the same threat."""
 
     threat: ThreatRecord
     data: DataRecord
@@ -76,14 +76,16 @@ class MethodTable:
 
     @property
     def title(self) -> str:
-        """Data and threat, in words."""
+        """Text about data and threat."""
         examples = f"{count(self.data.count)} {self.data.split or ''} examples".replace("  ", " ")
         return f"{examples} of {self.data.source}, {self.threat.text}"
 
     @property
     def robust_column(self) -> int:
-        """The column that ranks the rows: the worst case, or where that is over other attacks the strongest one
-        that all rows have."""
+        """Index of the column that ranks the rows.
+
+        It is the worst case if that is over the same attacks in all rows, else the strongest column of all rows.
+        """
         worst = self.columns.index(WORST_CASE)
         if not self.notes:
             return worst
@@ -100,11 +102,11 @@ def method_tables(runs: Sequence[EvaluatedRun], by: By = "method") -> tuple[Meth
 
     Args:
         runs: the runs, in the order of the rows.
-        by: "method" makes one row of runs that differ only in the seed, "run" keeps every run apart.
+        by: "method" makes one row of runs that differ only in the seed, "run" makes one row per run.
 
     Raises:
-        ReportError: no runs.
-        EvidenceError: a damaged evidence table.
+        ReportError: there are no runs.
+        EvidenceError: an evidence table is damaged.
     """
     if not runs:
         raise ReportError("A comparison needs at least one run.")
@@ -120,7 +122,7 @@ def method_tables(runs: Sequence[EvaluatedRun], by: By = "method") -> tuple[Meth
 
 
 def _test(one: KeptEvaluation) -> tuple[object, ...]:
-    """The images and the threat; evaluations in one table have the same ones."""
+    """Key of the images and the threat, equal for evaluations in one table."""
     data, threat = one.evaluation.data, one.evaluation.threat
     return data.sha256, threat.kind, round(threat.limit, 7), threat.box
 
@@ -171,7 +173,7 @@ def _score(parts: Sequence[Proportion | None]) -> Score | None:
 def _notes(
     columns: Sequence[Column], titles: Sequence[str], sizes: Sequence[int], scores: Sequence[Sequence[Score | None]]
 ) -> tuple[str, ...]:
-    """A note where worst cases are over different attacks: a row with more of them looks less robust."""
+    """A note if worst cases are over different attacks: a row with more attacks has a lower number."""
     lacking = [
         title
         for i, (column, title) in enumerate(zip(columns, titles, strict=True))
@@ -180,7 +182,7 @@ def _notes(
     if not lacking:
         return ()
     return (
-        f"The worst cases are over different attacks (not every run met {', '.join(lacking)}): none of them is "
+        f"The worst cases are over different attacks (not every run has {', '.join(lacking)}): none of them is "
         "marked as best.",
     )
 
@@ -208,7 +210,7 @@ def _published(entry: Measured, attacks: Sequence[str]) -> Published | None:
 
 
 def distinguishing(tables: Sequence[MethodTable]) -> list[str]:
-    """Titles of tables; where two would be the same, with the hash of their images."""
+    """Titles of tables, with the hash of the images where two would be equal."""
     titles = [table.title for table in tables]
     return [
         title if titles.count(title) == 1 else f"{title} (images {short_hash(table.data.sha256)})"

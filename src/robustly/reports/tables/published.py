@@ -1,4 +1,4 @@
-"""Published numbers of training methods, for comparison: of another network, all data, another budget."""
+"""Published numbers of training methods, on other networks, all data and other budgets."""
 
 import csv
 import re
@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 
 ATTACKS = ("clean", "pgd_10", "pgd_20", "pgd_50", "pgd_100", "cw", "aa")
-"""The columns of `published.csv` that hold accuracies, in per cent."""
+"""Columns of `published.csv` with accuracies in per cent."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Published:
 
     Args:
         data: data set, such as `cifar10`.
-        methods: the method by the names that recipes may give it.
-        name: what the source calls it.
-        architecture: of the network, and of its guide or teacher.
-        epsilon: of the attacks, under linf.
+        methods: names of the method in recipes.
+        name: name of the method in the source.
+        architecture: architecture of the network, and of its guide or teacher.
+        epsilon: epsilon of the attacks, under linf.
         accuracy: shares in [0, 1] by attack.
         source: the publication.
     """
@@ -35,13 +35,13 @@ class Published:
 
     @property
     def words(self) -> str:
-        """Everything but the numbers, on one line."""
+        """Name, data, architecture, epsilon and source on one line."""
         return f"{self.name}, {self.data}, {self.architecture}, linf {self.epsilon}; {self.source}"
 
 
 @cache
 def published_rows() -> tuple[Published, ...]:
-    """All rows that the package ships."""
+    """All rows in the package."""
     text = resources.files("robustly.reports.tables").joinpath("published.csv").read_text(encoding="utf-8")
     return tuple(
         Published(
@@ -58,7 +58,7 @@ def published_rows() -> tuple[Published, ...]:
 
 
 def rows_of_method(method: str) -> list[Published]:
-    """All rows of a method, by what recipes may call it, such as `at_awp`."""
+    """All rows of a method, by its name in recipes, such as `at_awp`."""
     wanted = _parts(method)
     return [row for row in published_rows() if any(wanted == _parts(known) for known in row.methods)]
 
@@ -66,14 +66,14 @@ def rows_of_method(method: str) -> list[Published]:
 def published_row(
     recipe: str, attacks: Collection[str], *, model: str, epsilon: float, source: str = ""
 ) -> Published | None:
-    """The published row of a recipe's method, if any: with a common attack, of the same network and epsilon.
+    """The published row of a recipe's method with a common attack, best of the same network and epsilon; or None.
 
     Args:
-        recipe: `cifar10/trades`, or the path of such a file.
-        attacks: the columns of the table; a row without a number in any of them is left out.
+        recipe: name such as `cifar10/trades`, or the path of a recipe.
+        attacks: columns of the table; rows without a number in any of them are left out.
         model: name of the network.
-        epsilon: of the evaluation, under linf.
-        source: where the data come from; it names the data set where the recipe's folder does not.
+        epsilon: epsilon of the evaluation, under linf.
+        source: source of the data, used if the recipe's folder is not the name of a data set.
     """
     folder, method = _data_and_method(recipe)
     data = _known_data(folder) or _known_data(source)
@@ -99,14 +99,14 @@ def _data_and_method(recipe: str) -> tuple[str, str]:
 
 
 def _known_data(text: str) -> str | None:
-    """The data set that a folder or an address names; the longest one that fits."""
+    """The longest name of a data set in the name of a folder or address."""
     plain = re.sub(r"[^a-z0-9]", "", text.lower())
     known = sorted({row.data for row in published_rows()}, key=len, reverse=True)
     return next((name for name in known if re.search(rf"{name}(?!\d)", plain)), None)
 
 
 def _parts(method: str) -> frozenset[str]:
-    """A method's parts; their order does not matter, nor do a network's name or plain adversarial training."""
+    """A method's parts as a set, without the name of a network and plain adversarial training."""
     words = frozenset(re.split(r"[^a-z0-9]+", method.lower())) - {"", "at", "pgd", "adv", "adversarial"}
     parts = frozenset(word for word in words if not re.match(r"(wrn|wide|rn|resnet|preact)", word))
     return parts or frozenset({"pgd_at"} if method else ())

@@ -8,13 +8,13 @@ from robustly.reports.names import distinct_names
 from robustly.reports.tables.evaluations import EvaluatedRun
 
 MOST_SETTINGS = 3
-"""The most settings that a row's name gives."""
+"""Largest number of settings in the name of a row."""
 
 
 def seed_groups(runs: Sequence[EvaluatedRun]) -> list[list[int]]:
-    """Indices of runs that differ in nothing but the seed, in the order in which the runs are given.
+    """Groups of indices of runs that differ only in the seed, in the order of the runs.
 
-    The settings of its evaluation do not count. A second run of the same seed begins a group of its own.
+    Settings of the evaluation are ignored. A second run with the same seed starts another group.
     """
     groups: dict[str, list[int]] = {}
     for i, run in enumerate(runs):
@@ -38,7 +38,7 @@ def seed_of(run: EvaluatedRun) -> int | None:
 
 
 def group_names(groups: Sequence[Sequence[EvaluatedRun]]) -> list[str]:
-    """Names of rows: one run by its name, several by their recipe and the settings that differ."""
+    """Names of rows: of one run its name, of several the recipe and the settings that differ."""
     names = []
     singles = [group[0] for group in groups if len(group) == 1]
     own = dict(zip(map(id, singles), distinct_names([(run.name, run.path) for run in singles]), strict=True))
@@ -62,7 +62,7 @@ def _apart(run: EvaluatedRun, alike: Sequence[EvaluatedRun]) -> list[str]:
 
 
 def _relevant(config: Mapping[str, object]) -> dict[str, object]:
-    """The settings that trained weights depend on, but for the seed."""
+    """The settings that trained weights depend on, without the seed."""
     kept = {key: value for key, value in config.items() if key not in ("seed", "evaluation", "runtime")}
     runtime = config.get("runtime")
     return {**kept, "precision": runtime.get("precision") if isinstance(runtime, Mapping) else None}
