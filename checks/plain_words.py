@@ -1,8 +1,8 @@
 """Lint of the sentences: docstrings, comments and messages in src, and the documentation, in plain words.
 
 A docstring begins with an imperative or a noun phrase. The words in `PERSONAL` are not used of code, which does not
-hear, ask or believe anything. `python checks/plain_words.py` prints one line per finding and exits with 1 if there
-is any.
+hear, ask or believe anything. `python checks/plain_words.py [PATH ...]` prints one line per finding and exits with
+1 if there is any.
 """
 
 import ast
@@ -10,7 +10,7 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,15 +149,24 @@ def check_text(path: Path) -> Iterator[Finding]:
 
 def check_all(root: Path = ROOT) -> list[Finding]:
     """All findings below a folder."""
-    sources = sorted((root / "src").rglob("*.py"))
-    texts = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
-    found = [finding for path in sources for finding in check_source(path)]
-    return found + [finding for path in texts for finding in check_text(path)]
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
+    return check_paths([root / "src", *pages])
+
+
+def check_paths(paths: Sequence[Path]) -> list[Finding]:
+    """Findings in Python files, folders of them, and Markdown files."""
+    found: list[Finding] = []
+    for path in paths:
+        if path.suffix == ".md":
+            found += check_text(path)
+        else:
+            found += [one for file in (sorted(path.rglob("*.py")) or [path]) for one in check_source(file)]
+    return found
 
 
 def main() -> int:
-    """Print all findings; returns the exit code."""
-    found = check_all()
+    """Print the findings in the paths of the command line, or all; returns the exit code."""
+    found = check_paths([Path(word) for word in sys.argv[1:]]) if sys.argv[1:] else check_all()
     for finding in found:
         print(finding)
     return 1 if found else 0

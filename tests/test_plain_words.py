@@ -101,3 +101,7 @@ def test_docstrings_comments_and_messages_are_read(lint: ModuleType, tmp_path: P
     page = tmp_path / "page.md"
     page.write_text("The tool asks.\n```\nask\n```\nYou know.\n", encoding="utf-8")
     assert [finding.line for finding in lint.check_text(page)] == [1]
+    in_source = lint.check_paths([path])
+    assert in_source
+    assert lint.check_paths([tmp_path]) == in_source, "pages of a folder are named one by one"
+    assert len(lint.check_paths([tmp_path, page])) == len(in_source) + 1

@@ -53,7 +53,7 @@ def test_bpda_gives_the_stage_to_the_last_bit_and_the_substitutes_gradient(level
 
 
 def test_bpda_refuses_what_does_not_fit() -> None:
-    with pytest.raises(AttackError, match="'identity' or a differentiable function, got 'sign'"):
+    with pytest.raises(AttackError, match=r"'identity'.* 'sign'"):
         BPDA(torch.round, "sign")
     with pytest.raises(AttackError, match="must be equal"):
         BPDA(lambda x: x.flatten(1))(noise(2))

@@ -98,9 +98,9 @@ def test_real_digits_fall_to_rotation(digit_net: nn.Module, digits: Splits) -> N
 def test_what_needs_a_ball_refuses_by_name() -> None:
     x, y = upper_bright(), torch.zeros(6, dtype=torch.int64)
     draws = KeyedGenerator(0, torch.arange(6))
-    with pytest.raises(AttackError, match="defined for linf, l2, l1, the threat is rotation:60"):
+    with pytest.raises(AttackError, match=r"linf, l2, l1.* rotation:60"):
         FAB()(bright_half(), x, y, threat=ROTATION, generator=draws)
-    with pytest.raises(AttackError, match="ranking 'malt' is defined for Lp balls, the threat is rotation:60"):
+    with pytest.raises(AttackError, match=r"'malt' .*Lp balls.* rotation:60"):
         TargetedAPGD(ranking="malt")(bright_half(), x, y, threat=ROTATION, generator=draws)
     with pytest.raises(AttackError, match="input diversity resizes images"):
         MIM(diversity=InputDiversity())(bright_half(), x, y, threat=ROTATION, generator=draws)

@@ -93,6 +93,7 @@ def test_more_steps_never_lower_the_best_objective(seed: int, norm: str) -> None
     assert (best[2] >= best[0] - 1e-6).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [PGD(10, margin), APGD(10), TargetedAPGD(6, targets=2), PMA(6)])
 def test_what_bfloat16_finds_is_believed_only_when_full_precision_agrees(
     attack: Attack, digits: Splits, digit_net: nn.Module
@@ -126,7 +127,7 @@ def test_a_model_without_a_twin_is_searched_in_full_precision() -> None:
     net = Stubborn()
     x = torch.rand(3, 1, 4, 4)
     y = net(x).argmax(1)
-    with pytest.warns(UserWarning, match="no search in bfloat16 with this model"):
+    with pytest.warns(UserWarning, match="bfloat16"):
         found = PGD(5, precision="bfloat16")(
             net, x, y, threat=ThreatModel("linf", 0.5), generator=KeyedGenerator(0, torch.arange(3))
         )
@@ -177,7 +178,7 @@ def test_bad_settings_and_norms_are_refused() -> None:
     with pytest.raises(AttackError, match="steps must be at least 2"):
         PMA(1)
     x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(AttackError, match="defined for any threat but l0, the threat is l0:3"):
+    with pytest.raises(AttackError, match=r"any threat but l0.* l0:3"):
         APGD(2)(
             small_network((1, 4, 4)),
             x,

@@ -336,7 +336,7 @@ def test_a_run_that_no_node_has_room_for_is_refused() -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
     cluster = SimpleNamespace(nodes=lambda: nodes, cluster_resources=lambda: {"CPU": 4.0, "GPU": 1.0})
     assert check_room(cluster, 4)
-    with pytest.raises(ValueError, match="no node of the Ray cluster has 8 CPUs"):
+    with pytest.raises(ValueError, match=r"no node .*\b8 CPUs"):
         check_room(cluster, 8)
 
 

@@ -87,5 +87,5 @@ def test_nothing_to_do_and_nothing_allowed() -> None:
     assert Augmentation(2, True)(images[:0], KeyedGenerator(0, torch.arange(0))).shape == (0, 1, 4, 6)
     with pytest.raises(ValueError, match="use pixels of padding"):
         Augmentation(-1)
-    with pytest.raises(ValueError, match="less than the image's side, here 4x6"):
+    with pytest.raises(ValueError, match=r"less than .*side.*\b4x6\b"):
         Augmentation(4)(images, generator)

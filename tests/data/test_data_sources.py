@@ -231,7 +231,7 @@ def test_images_in_memory_can_be_resized(tmp_path: Path) -> None:
 
 
 def test_unknown_sources_list_what_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"'mnist5' is not a file or folder, did you mean 'mnist5k'\?: use"):
+    with pytest.raises(FileNotFoundError, match=r"'mnist5' .*'mnist5k'"):
         load_splits(config("mnist5"))
     (tmp_path / "notes.txt").write_text("x")
     for source in (tmp_path, tmp_path / "notes.txt"):

@@ -31,7 +31,7 @@ def test_every_batch_has_its_share_and_every_image_its_turn(
     data, extra = images(count), Extra(images(more, 1), fraction)
     drawn = int(batch * fraction)
     if not 0 < drawn < batch:
-        with pytest.raises(ValueError, match="both sources need at least one"):
+        with pytest.raises(ValueError, match="at least one"):
             mixed_batches(data, extra, batch, seed=1, epoch=0)
         return
     seen = []
@@ -102,7 +102,7 @@ def test_extra_images_come_from_a_file(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_or_was_held_out_is_refused(tmp_path: Path) -> None:
     stolen = DataConfig(train_limit=100, extra_source=str(digits_file(tmp_path / "stolen.npz", stolen=True)))
-    with pytest.raises(ValueError, match=r"5 of the extra images of .*stolen.npz are validation or test images"):
+    with pytest.raises(ValueError, match=r"^5 .*stolen\.npz .*validation or test"):
         load_extra(stolen, load_splits(stolen))
     np.savez(tmp_path / "odd.npz", images=np.zeros((4, 9, 9), np.uint8), labels=np.arange(4))
     odd = DataConfig(train_limit=100, extra_source=str(tmp_path / "odd.npz"))
@@ -112,7 +112,7 @@ def test_what_does_not_fit_or_was_held_out_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"generated\.npz"):
         load_extra(missing, load_splits(missing))
     for fraction in (0.0, 1.0, -1.0):
-        with pytest.raises(ValueError, match="extra_fraction must lie between 0 and 1"):
+        with pytest.raises(ValueError, match=r"extra_fraction .*between 0 and 1"):
             DataConfig(extra_fraction=fraction)
 
 

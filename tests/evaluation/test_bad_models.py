@@ -92,7 +92,7 @@ class SometimesNaN(Linear):
 
 def test_nan_off_the_data_counts_as_broken() -> None:
     net = SometimesNaN()
-    with pytest.warns(UserWarning, match="with NaN; they count as broken"):
+    with pytest.warns(UserWarning, match=r"NaN.* broken"):
         found = evaluate(net, images(net), LINF, Suite("s", {"pgd": PGD(3)}), batch_size=24)
     assert found.summary.metrics.worst_case.robust.share == 0
 
@@ -102,7 +102,7 @@ def test_nan_on_the_data_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x) * float("nan")
 
-    with pytest.raises(EvaluationError, match="answers 24 of 24 clean images with NaN"):
+    with pytest.raises(EvaluationError, match=r"24 of 24 .*NaN"):
         evaluate(Sick(), images(Linear()), LINF, SHORT, batch_size=24)
 
 
@@ -187,5 +187,5 @@ def test_a_model_elsewhere_is_refused_with_both_places() -> None:
     net = Linear()
     data = images(net)
     x, y = data.floats(), data.labels
-    with pytest.raises(AttackError, match="the model is on meta, the images are on cpu"):
+    with pytest.raises(AttackError, match=r"model .*\bmeta\b.*images .*\bcpu\b"):
         PGD(2)(net.to("meta"), x, y, threat=LINF, generator=KeyedGenerator(0, data.ids))

@@ -63,7 +63,7 @@ def test_a_counterexample_that_does_not_hold_makes_the_verdict_unknown() -> None
     def not_moved(found: CertificateResult, x: Tensor) -> CertificateResult:
         return replace(found, counterexample=x)
 
-    with pytest.warns(UserWarning, match="5 counterexamples of the certificate 'decision'"):
+    with pytest.warns(UserWarning, match=r"5 counterexamples .*'decision'"):
         evidence = evaluated(HalfSpaceDecision(spoil=not_moved))
     columns = evidence.table.certificates["decision"]
     correct = evidence.table.correct
@@ -104,7 +104,7 @@ def test_two_certificates_that_contradict_each_other_are_refused() -> None:
     ],
 )
 def test_falsified_examples_need_a_counterexample_and_a_proof_about_the_model(decision: HalfSpaceDecision) -> None:
-    with pytest.raises(EvaluationError, match="falsified: that needs a counterexample for each"):
+    with pytest.raises(EvaluationError, match=r"falsified.* counterexample"):
         evaluated(decision)
 
 

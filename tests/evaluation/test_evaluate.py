@@ -23,6 +23,7 @@ def evidence(digit_net: nn.Module, digits: Splits) -> Evidence:
     return evaluate(digit_net, digits.test, THREAT, SUITE, batch_size=64, curve_count=100)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_an_independent_count(
     evidence: Evidence, digit_net: nn.Module, digits: Splits
 ) -> None:
@@ -45,6 +46,7 @@ def test_the_numbers_are_those_of_an_independent_count(
     assert 0 < len(fallen) < len(digits.test)
 
 
+@pytest.mark.slow
 def test_verdicts_do_not_depend_on_batch_size_or_order(
     evidence: Evidence, digit_net: nn.Module, digits: Splits
 ) -> None:
@@ -54,6 +56,7 @@ def test_verdicts_do_not_depend_on_batch_size_or_order(
         assert np.array_equal(other.table.attacks[name].broken[::-1], evidence.table.attacks[name].broken)
 
 
+@pytest.mark.slow
 def test_worst_case_mode_has_the_same_worst_case_for_fewer_passes(
     evidence: Evidence, digit_net: nn.Module, digits: Splits
 ) -> None:
@@ -71,6 +74,7 @@ def test_the_security_curve_starts_clean_and_never_rises(evidence: Evidence) -> 
     assert curve.accuracy[0] == pytest.approx(evidence.table.correct[:100].mean())
 
 
+@pytest.mark.slow
 def test_l0_and_l2_evaluations_run(digit_net: nn.Module, digits: Splits) -> None:
     few = digits.test.select(torch.arange(40))
     suite = Suite("short", {"pgd": PGD(steps=10)}, curve="pgd")
@@ -134,6 +138,7 @@ def test_nan_under_attack_counts_as_broken_and_is_said(digit_net: nn.Module, dig
     assert len(found.images.attacks["pgd_10"]) == 0
 
 
+@pytest.mark.slow
 def test_probabilities_are_warned_of(digit_net: nn.Module, digits: Splits) -> None:
     net = _Answering(digit_net, lambda z, x: z.softmax(1))
     with pytest.warns(UserWarning, match="probabilities, not logits"):
@@ -143,7 +148,7 @@ def test_probabilities_are_warned_of(digit_net: nn.Module, digits: Splits) -> No
 
 def test_another_number_of_outputs_is_refused(digit_net: nn.Module, digits: Splits) -> None:
     wider = replace(digits.test, classes=(*digits.test.classes, "eleven"))
-    with pytest.raises(EvaluationError, match="10 outputs, the data 11 classes"):
+    with pytest.raises(EvaluationError, match=r"\b10 outputs.*\b11 classes"):
         evaluate(digit_net, wider, THREAT, SUITE)
 
 

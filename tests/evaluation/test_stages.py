@@ -95,6 +95,7 @@ def test_plans_that_make_no_sense_are_refused() -> None:
         Suite("s", {"weak": WEAK}, plans={"absent": Plan()}, worst_case=True)
 
 
+@pytest.mark.slow
 def test_stages_hand_on_survivors_and_spare_what_is_far(digit_net: nn.Module, digits: Splits) -> None:
     suite = staged(more=Plan(closest=0.25))
     found = evaluate(digit_net, digits.test, THREAT, suite, batch_size=64)
@@ -108,6 +109,7 @@ def test_stages_hand_on_survivors_and_spare_what_is_far(digit_net: nn.Module, di
     assert seen[more.tried].min() >= seen[spared].max()
 
 
+@pytest.mark.slow
 def test_a_sentinel_that_finds_something_calls_the_others(
     digit_net: nn.Module, digits: Splits, tmp_path: Path
 ) -> None:
@@ -124,6 +126,7 @@ def test_a_sentinel_that_finds_something_calls_the_others(
     assert result.passed, [check for check in result.checks if not check.passed]
 
 
+@pytest.mark.slow
 def test_a_quiet_sentinel_leaves_the_others_asleep(digit_net: nn.Module, digits: Splits, tmp_path: Path) -> None:
     attacks = {"strong": PGD(30, margin, restarts=3), "watch": PGD(0, start="none"), "more": APGD(10)}
     plans = {"watch": Plan(sample=20, sentinel=True), "more": Plan(on_suspicion=True)}
@@ -140,6 +143,7 @@ def test_a_quiet_sentinel_leaves_the_others_asleep(digit_net: nn.Module, digits:
     assert result.passed, [check for check in result.checks if not check.passed]
 
 
+@pytest.mark.slow
 def test_an_attack_that_raises_costs_only_itself(digit_net: nn.Module, digits: Splits, tmp_path: Path) -> None:
     whole = evaluate(digit_net, digits.test, THREAT, Suite("s", {"weak": WEAK, "strong": STRONG}), batch_size=64)
     suite = Suite("s", {"weak": WEAK, "bad": Failing(), "strong": STRONG})
@@ -156,15 +160,16 @@ def test_an_attack_that_raises_costs_only_itself(digit_net: nn.Module, digits: S
 
 
 def test_when_every_attack_fails_there_is_no_number(digit_net: nn.Module, digits: Splits) -> None:
-    with pytest.raises(EvaluationError, match="every attack failed, the first with: RuntimeError: out of luck"):
+    with pytest.raises(EvaluationError, match=r"every attack failed.* RuntimeError: out of luck"):
         evaluate(digit_net, digits.test, THREAT, Suite("s", {"bad": Failing()}), batch_size=64)
 
 
 def test_a_norm_that_an_attack_does_not_know_is_met_at_the_door(digit_net: nn.Module, digits: Splits) -> None:
-    with pytest.raises(EvaluationError, match="'apgd' of suite 's' is defined for any threat but l0, the"):
+    with pytest.raises(EvaluationError, match=r"'apgd' of suite 's' .*any threat but l0"):
         evaluate(digit_net, digits.test, ThreatModel("l0", 5), Suite("s", {"apgd": APGD(2)}), batch_size=64)
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_with_the_same_result(
     digit_net: nn.Module, digits: Splits, tmp_path: Path
 ) -> None:
@@ -200,6 +205,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_same_result(
     assert not (tmp_path / "partial").exists()
 
 
+@pytest.mark.slow
 def test_the_batch_size_is_measured(digit_net: nn.Module, digits: Splits) -> None:
     tuning = measure(EvaluationTarget(digit_net, digits.test, THREAT), (16, 100))
     assert tuning.batch_size in (16, 100)

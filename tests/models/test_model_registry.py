@@ -60,7 +60,7 @@ def test_dropout_of_small_cnn_is_the_original_one_unless_set() -> None:
 def test_open_settings_follow_the_data() -> None:
     assert ModelConfig("resnet18").for_images(100, 3, (64, 64)).classes == 100
     assert ModelConfig("resnet18", classes=5).for_images(5, 1, (8, 8)).channels == 1
-    with pytest.raises(ValueError, match="classes = 10 but the data has 100"):
+    with pytest.raises(ValueError, match=r"classes = 10\b.*\b100\b"):
         ModelConfig("resnet18", classes=10).for_images(100, 3, (32, 32))
     with pytest.raises(ValueError, match="image_size"):
         ModelConfig("small_cnn", image_size=(28, 28)).for_images(10, 1, (32, 32))
@@ -85,7 +85,7 @@ def test_wrong_settings_are_refused_when_written(settings: dict[str, object], wo
 
 
 def test_normalisation_must_fit_the_channels() -> None:
-    with pytest.raises(ValueError, match="mean has 1 numbers but the images have 3 channels"):
+    with pytest.raises(ValueError, match=r"mean .*\b1\b.*\b3 channels"):
         build_model(small(mean=(0.5,), std=(0.5,)), 0)
     with pytest.raises(ValueError, match="together"):
         build_model(small(mean=(0.5, 0.5, 0.5)), 0)

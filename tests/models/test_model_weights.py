@@ -140,7 +140,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     state = net(0).state_dict()
     state["linear.bias"] = torch.full((10,), float("nan"))
     save_weights(state, tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match=r"linear\.bias holds numbers that are not finite"):
+    with pytest.raises(WeightsError, match=r"linear\.bias .*not finite"):
         load_weights(net(0), tmp_path / "w.safetensors")
 
 

@@ -140,7 +140,7 @@ def test_evaluations_kept_beside_the_first_join_it(tmp_path):
     (beside / "evidence.parquet").unlink()
     assert dict(zip(table.titles, shares(tables_of(path)[0].rows[0]), strict=True))["Worst case"] == numbers["AA"]
     change(beside / "summary.json", model=summary["model"] | {"weights_sha256": "00" * 32})
-    with pytest.raises(ReportError, match="evaluation and evaluation_aa are of different weights"):
+    with pytest.raises(ReportError, match=r"evaluation and evaluation_aa .*different weights"):
         read_evaluated(path)
 
 
@@ -275,10 +275,10 @@ def test_refusals_are_one_sentence(tmp_path):
     with pytest.raises(ReportError, match="no such folder"):
         read_evaluated(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ReportError, match="is not a run folder: it has neither"):
+    with pytest.raises(ReportError, match="not a run folder"):
         read_evaluated(tmp_path / "empty")
     trained = write(tmp_path, "trained", evaluation=False)
-    with pytest.raises(ReportError, match=r"not evaluated yet: run `robustly evaluate .*trained` first"):
+    with pytest.raises(ReportError, match=r"`robustly evaluate .*trained`"):
         read_evaluated(trained)
     with pytest.raises(ReportError, match="at least one run"):
         method_tables([])

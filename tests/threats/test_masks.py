@@ -127,7 +127,7 @@ def test_nonsense_is_refused(norm: str, mask: Tensor, message: str) -> None:
 
 def test_a_mask_that_does_not_fit_the_images_is_refused() -> None:
     _, x, _ = victim()
-    with pytest.raises(ThreatError, match=r"shape \(5, 6\), which does not fit images of shape \(2, 6, 6\)"):
+    with pytest.raises(ThreatError, match=r"\(5, 6\).* \(2, 6, 6\)"):
         ThreatModel("linf", 0.1, mask=torch.ones(5, 6, dtype=torch.bool)).around(x)
 
 
@@ -139,10 +139,10 @@ def test_a_mask_is_read_from_a_file_and_named_by_its_digest(tmp_path: Path) -> N
     assert parse_threat(str(read), arrays=read.arrays) == read
     chain = parse_threat(f"rotation:30+l2:0.5@{path}")
     assert parse_threat(str(chain), arrays=chain.arrays) == chain
-    with pytest.raises(ThreatError, match="is not a readable NumPy file"):
+    with pytest.raises(ThreatError, match="NumPy file"):
         parse_threat(str(read))
-    with pytest.raises(ThreatError, match="a mask belongs to an Lp threat, got 'rotation:30@"):
+    with pytest.raises(ThreatError, match=r"mask .*Lp.* 'rotation:30@"):
         parse_threat(f"rotation:30@{path}")
     np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(ThreatError, match="is not a readable NumPy file"):
+    with pytest.raises(ThreatError, match="NumPy file"):
         parse_threat(f"linf:0.1@{tmp_path / 'object.npy'}")

@@ -55,13 +55,13 @@ def test_smoothed_labels_where_labels_have_no_weight(loss: OuterLoss) -> None:
 
 def test_kappa_of_adaads_attack_is_by_the_labels_of_the_data() -> None:
     inner, loss = AdaadInner(), IadLoss()
-    with pytest.raises(MethodError, match="against 'labels', the inner maximisation has 'data'"):
+    with pytest.raises(MethodError, match=r"against 'labels'.* 'data'"):
         Method(labels=GuideLabels(), inner=inner, loss=loss, weights=GairatWeights(label="dynamic"))
     Method(labels=GuideLabels(), inner=inner, loss=loss, weights=GairatWeights(label="static"))
 
 
 def test_a_reference_that_no_objective_reads() -> None:
-    with pytest.raises(ValueError, match="reference 'teacher' is for objective 'kl'"):
+    with pytest.raises(ValueError, match=r"reference 'teacher' .*objective 'kl'"):
         PGDInner(objective="cross_entropy", reference="teacher")
 
 
@@ -83,7 +83,7 @@ def test_free_at_has_one_process_and_no_perturbed_weights(replays: int) -> None:
 
 def test_an_epsilon_that_grows_beyond_the_run_is_warned_of() -> None:
     method = Method(inner=INNER, loss=AdversarialLoss())
-    with pytest.warns(UserWarning, match="epsilon grows over 5 epochs and the run has 2"):
+    with pytest.warns(UserWarning, match=r"epsilon .*\b5 epochs.* run has 2\b"):
         make_job(small_digits(40), method, training={"epochs": 2, "epsilon_ramp": 5})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -130,7 +130,7 @@ def test_weights_for_a_term_that_never_comes_are_refused_before_the_run(
 
 def test_instance_weights_that_are_all_zero_are_named_in_the_status(tmp_path: Path) -> None:
     method = Method(inner=INNER, loss=AdversarialLoss(), weights=GairatWeights(burn_in=1, shift=-1000.0))
-    with pytest.raises(WeightsError, match="gairat weights of all examples of the batch are zero"):
+    with pytest.raises(WeightsError, match=r"gairat weights .*zero"):
         run(make_job(small_digits(90), method), tmp_path)
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["epochs"]) == ("diverged", 1)
@@ -158,7 +158,7 @@ def test_a_ramp_by_epochs_is_whole_in_its_last_epoch(tmp_path: Path) -> None:
     training = {"epochs": 4, "epsilon_ramp": 3.0, "epsilon_ramp_by": "epoch"}
     run(make_job(small_digits(90), method, training=training), tmp_path)
     assert sorted(set(seen)) == [(epoch, pytest.approx(0.1 * min(1, (epoch + 1) / 3))) for epoch in range(4)]
-    with pytest.raises(ValueError, match="epsilon_ramp_by has no effect without a ramp"):
+    with pytest.raises(ValueError, match=r"epsilon_ramp_by .*no effect"):
         TrainingConfig(epsilon_ramp_by="epoch")
 
 

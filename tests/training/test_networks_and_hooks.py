@@ -74,11 +74,11 @@ class Replaying(Part):
 def test_networks_are_exactly_those_that_the_parts_ask_for(little: Splits) -> None:
     method = Method(loss=Agree())
     assert method.networks == ("teacher",)
-    with pytest.raises(MethodError, match="uses the network 'teacher', the run has none: set the key 'teacher'"):
+    with pytest.raises(MethodError, match=r"network 'teacher'.* key 'teacher'"):
         make_job(little, method)
-    with pytest.raises(MethodError, match="has the network 'teacher' that the method does not use"):
+    with pytest.raises(MethodError, match=r"'teacher' .*does not use"):
         make_job(little, Method(), teachers={"teacher": small_net()})
-    with pytest.raises(MethodError, match="uses the network 'guide', the run has none: set the key 'guide'"):
+    with pytest.raises(MethodError, match=r"network 'guide'.* key 'guide'"):
         make_job(little, Method(labels=GuideLabels()))
     make_job(little, method, teachers={"teacher": small_net(seed=3)})
 
@@ -180,7 +180,7 @@ def test_a_collapse_of_robust_accuracy_stops_the_run(little: Splits, tmp_path: P
     again = run(job, tmp_path / "run")
     assert again.epochs == outcome.epochs, "a stopped run stays stopped"
     assert final(tmp_path / "run")
-    with pytest.raises(ValueError, match="stop_after_drop must lie between 0 and 1"):
+    with pytest.raises(ValueError, match=r"stop_after_drop .*between 0 and 1"):
         TrainingConfig(stop_after_drop=1.5)
 
 

@@ -81,7 +81,7 @@ def test_a_network_that_learns_has_a_gradient_and_a_frozen_one_none() -> None:
     assert int(teacher.norm.num_batches_tracked) == 0, "in evaluation mode"
     assert teacher.training, "and back in the mode that it had"
     assert torch.equal(logits, NormNet(2).eval()(point))
-    with pytest.raises(ValueError, match="uses the network 'other', the run has model, helper, still"):
+    with pytest.raises(ValueError, match=r"'other'.* model, helper, still"):
         step.network("other")
 
 
@@ -207,7 +207,7 @@ def test_names_have_their_conventional_kind(little: Splits) -> None:
     assert CONVENTIONAL_NETWORKS == {"guide": "trained", "teacher": "frozen", "standard_teacher": "frozen"}
     frozen_guide = {"guide": AuxiliaryNetwork(mlp(), frozen=True)}
     method = Method(labels=GuideLabels(), loss=CleanLoss())
-    with pytest.raises(MethodError, match="'guide' is the name of a trained network, this one is frozen"):
+    with pytest.raises(MethodError, match=r"'guide' .*trained.* frozen"):
         make_job(little, method, networks=frozen_guide)
     for name in ("model", "a.b", "my helper"):
 
@@ -220,5 +220,5 @@ def test_names_have_their_conventional_kind(little: Splits) -> None:
 
 @pytest.mark.parametrize("make", [lambda: AuxiliaryNetwork(mlp(), frozen=True, optimizer=OWN)])
 def test_a_frozen_network_has_no_optimiser(make: Callable[[], object]) -> None:
-    with pytest.raises(MethodError, match="a frozen network has no optimizer"):
+    with pytest.raises(MethodError, match=r"frozen.* optimizer"):
         make()

@@ -220,7 +220,7 @@ def test_labels_and_attacks_do_not_read_what_comes_of_them() -> None:
             return step.adversarial
 
     step = make_step(torch.rand(4, 6).double(), torch.arange(4), mlp(), inner=Circular())
-    with pytest.raises(ValueError, match="the adversarial examples are read while they are computed"):
+    with pytest.raises(ValueError, match=r"adversarial examples .*while"):
         _ = step.adversarial
     step = make_step(torch.rand(4, 6).double(), torch.arange(4), mlp())
     with pytest.raises(ValueError, match="no inner maximisation"):
@@ -292,6 +292,6 @@ def test_parts_must_derive_from_the_base_class() -> None:
 
     method = Method(loss=CleanLoss(), parameters=(ExponentialAverage(),))
     object.__setattr__(method, "loss", Stranger())  # past the type checks that only tests have
-    with pytest.raises(MethodError, match=r"loss: Stranger must derive from robustly\.training\.Part"):
+    with pytest.raises(MethodError, match=r"loss: Stranger .*robustly\.training\.Part"):
         method.__post_init__()
     assert class_name(Distance()) == "Distance"

@@ -70,5 +70,5 @@ def test_a_configuration_is_refused_before_any_work() -> None:
         build_config({"evaluation": {"suite": "mine", "stages": {"a": {"attack": "x"}}}})
     with pytest.raises(SettingsError, match="unknown suite 'none'"):
         build_config({"evaluation": {"suite": "none"}})
-    with pytest.raises(SettingsError, match="AutoAttack's version standard is defined for linf, l2, l1"):
+    with pytest.raises(SettingsError, match=r"version standard .*linf, l2, l1\b"):
         build_config({"evaluation": {"suite": "aa_standard"}, "threat": "l0:10"})

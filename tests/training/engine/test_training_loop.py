@@ -260,7 +260,7 @@ class Poisoned(Part):
 
 
 def test_divergence_names_the_term_and_keeps_the_last_good_state(little: Splits, tmp_path: Path) -> None:
-    with pytest.raises(DivergenceError, match=r"epoch 2, step 3: loss term poison .* after epoch 1 is kept"):
+    with pytest.raises(DivergenceError, match=r"epoch 2, step 3: .*poison.* epoch 1"):
         run(make_job(little, Method(loss=Poisoned())), tmp_path)
     said = status(tmp_path)
     assert said["state"] == "diverged"
@@ -277,7 +277,7 @@ def test_a_gradient_that_is_no_number_never_gets_into_a_checkpoint(little: Split
     for at, clip in ((7, None), (9, None), (7, 1.0), (9, 1.0)):  # within an epoch, and in its last step
         folder = tmp_path / f"{at}-{clip}"
         optimizer = OptimizerConfig(learning_rate=0.05, clip_norm=clip)
-        with pytest.raises(DivergenceError, match=r"epoch 2.* is not finite; the state after epoch 1 is kept"):
+        with pytest.raises(DivergenceError, match=r"epoch 2.* not finite.* epoch 1"):
             run(make_job(little, Method(loss=Poisoned(at, in_gradient=True)), optimizer=optimizer), folder)
         state = last(folder)
         assert state["epoch"] == 1
@@ -287,7 +287,7 @@ def test_a_gradient_that_is_no_number_never_gets_into_a_checkpoint(little: Split
 
 def test_a_rate_that_is_much_too_high_ends_in_one_sentence(little: Splits, tmp_path: Path) -> None:
     wild = OptimizerConfig(learning_rate=1e8)
-    with pytest.raises(DivergenceError, match=r"nothing was saved yet\. Lower optimizer\.learning_rate"):
+    with pytest.raises(DivergenceError, match=r"nothing .*saved.* optimizer\.learning_rate"):
         run(make_job(little, Method(), optimizer=wild, training={"epochs": 4}), tmp_path)
 
 
@@ -304,7 +304,7 @@ def test_a_truncated_checkpoint_is_named(checkpoint: Path, little: Splits) -> No
     content = checkpoint.read_bytes()
     for length in (0, 10, len(content) // 2, len(content) - 5):
         checkpoint.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match=r"last\.pt is truncated or not a checkpoint") as error:
+        with pytest.raises(CheckpointError, match=r"last\.pt .*truncated") as error:
             run(make_job(little, Method()), checkpoint.parent.parent)
         assert "\n" not in str(error.value)
 
@@ -312,7 +312,7 @@ def test_a_truncated_checkpoint_is_named(checkpoint: Path, little: Splits) -> No
 def test_a_foreign_checkpoint_is_named(checkpoint: Path) -> None:
     for content in ({"state_dict": {}}, [1, 2], torch.zeros(2), {"format": "robustly-training-state-1"}):
         torch.save(content, checkpoint)
-        with pytest.raises(CheckpointError, match=r"last\.pt (is not a training checkpoint|lacks parts)"):
+        with pytest.raises(CheckpointError, match=r"last\.pt .*(not a training checkpoint|lacks)"):
             load_state(checkpoint, "test")
 
 

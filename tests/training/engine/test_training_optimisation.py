@@ -68,7 +68,7 @@ def test_one_cycle_by_epoch_is_pytorchs(epochs: int, peak: float) -> None:
     ],
 )
 def test_settings_that_a_schedule_does_not_use_are_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="has no effect on the schedule"):
+    with pytest.raises(ValueError, match="no effect"):
         ScheduleConfig(**settings)  # type: ignore[arg-type]
 
 

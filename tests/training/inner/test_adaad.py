@@ -55,5 +55,5 @@ def test_the_attack_of_adaad_starts_from_noise_and_stays_inside() -> None:
 
 
 def test_a_step_size_out_of_range_is_refused() -> None:
-    with pytest.raises(ValueError, match="step_size must be a positive number"):
+    with pytest.raises(ValueError, match=r"step_size .*positive"):
         AdaadInner(step_size=-1.0)

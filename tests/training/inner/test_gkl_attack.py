@@ -60,7 +60,7 @@ def test_settings_out_of_range_are_refused(make: Callable[[], object], why: str)
 
 
 def test_the_attack_needs_the_prior_of_the_loss_only_for_its_squares() -> None:
-    with pytest.raises(MethodError, match="inner: the attack needs the class prior of the gkl loss"):
+    with pytest.raises(MethodError, match=r"inner: .*class prior.* gkl"):
         Method(inner=GklInner(), loss=TradesLoss())
     Method(inner=GklInner(beta=0.0), loss=TradesLoss())
     Method(inner=GklInner(), loss=GklLoss())

@@ -172,6 +172,7 @@ def test_the_first_replay_of_free_at_is_standard_training() -> None:
     assert torch.allclose(one, F.cross_entropy(mlp().train()(x), y), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_free_at_goes_on_where_it_stopped(little: Splits, tmp_path: Path) -> None:
     """150 images in batches of 32: the last one is ragged, and the perturbation outlives it."""
     method = Method(inner=FreeInner(replays=2), loss=AdversarialLoss())
@@ -203,12 +204,12 @@ def test_n_fgsm_without_noise_trains_as_fgsm_step_for_step(little: Splits, tmp_p
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="noise must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"noise .*at least 0.* -1"):
         NoisyFGSMInner(noise=-1)
     for part in (NoisyFGSMInner, FreeInner):
-        with pytest.raises(ValueError, match="relative_step_size must be positive, got 0"):
+        with pytest.raises(ValueError, match=r"relative_step_size .*positive.* 0"):
             part(relative_step_size=0)
-    with pytest.raises(ValueError, match="replays must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"replays .*at least 1.* 0"):
         FreeInner(replays=0)
     with pytest.raises(MethodError, match="no part may perturb the weights"):
         Method(inner=FreeInner(), loss=AdversarialLoss(), parameters=(WeightPerturbation(),))

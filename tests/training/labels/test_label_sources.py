@@ -32,7 +32,7 @@ def test_dynamic_labels_may_begin_late(epoch: int, expected: list[int]) -> None:
     labels = GuideLabels(warm_up=2)(step)
     assert labels.hard.tolist() == expected
     assert labels.terms.keys() == {"guide"}
-    with pytest.raises(MethodError, match="warm_up is 2 epochs and the run has 2"):
+    with pytest.raises(MethodError, match=r"warm_up is 2\b.* run has 2\b"):
         Method(labels=GuideLabels(warm_up=2), inner=CE, loss=DynatLoss()).check_epochs(2)
     for settings in ({"warm_up": -1.0}, {"smoothing": 1.0}):
         with pytest.raises(ValueError, match="must"):
@@ -67,5 +67,5 @@ def test_smoothed_labels_have_the_published_value() -> None:
     y = torch.randint(4, (5,))
     plain, smooth = make_step(x, y, mlp()), make_step(x, y, mlp(), label_source=SmoothedLabels(0.0))
     assert torch.equal(CleanLoss()(plain)["clean"], CleanLoss()(smooth)["clean"])
-    with pytest.raises(ValueError, match=r"smoothing must lie in \[0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"smoothing .*\[0, 1\).* 1"):
         SmoothedLabels(1.0)

@@ -242,7 +242,7 @@ def test_iad_begins_self_distillation_at_its_epoch() -> None:
 def test_self_distillation_that_would_begin_too_late_is_refused(loss: OuterLoss) -> None:
     method = Method(inner=CE, loss=loss)
     method.check_epochs(13)
-    with pytest.raises(MethodError, match="begin is 12 epochs and the run has 12"):
+    with pytest.raises(MethodError, match=r"begin is 12\b.* run has 12\b"):
         method.check_epochs(12)
 
 

@@ -280,7 +280,7 @@ def test_weights_may_sit_on_one_term(loss: OuterLoss, term: str) -> None:
 
 @pytest.mark.parametrize("make", [lambda: AlpLoss(-0.1), lambda: MartLoss(-1.0), lambda: LbgatLoss(float("nan"))])
 def test_coefficients_out_of_range_are_refused(make: object) -> None:
-    with pytest.raises(ValueError, match="must be at least 0, got"):
+    with pytest.raises(ValueError, match="at least 0"):
         make()  # type: ignore[operator]
 
 
@@ -295,7 +295,7 @@ def test_parts_that_contradict_each_other_are_refused() -> None:
 
 
 def test_lbgat_needs_a_guide_and_the_others_do_not() -> None:
-    with pytest.raises(MethodError, match="network 'guide', the run has none"):
+    with pytest.raises(MethodError, match="network 'guide'"):
         check_networks(Method(inner=KL, loss=LbgatLoss()), {})
     with pytest.raises(MethodError, match="does not use"):
         check_networks(Method(inner=KL, loss=MartLoss()), {"guide": False})

@@ -307,5 +307,5 @@ def test_awp_settings_that_make_no_sense_are_refused(little: Splits) -> None:
             WeightPerturbation(**{name: -1.0})
     with pytest.raises(MethodError, match="proxy 'trades' needs adversarial examples"):
         Method(parameters=(WeightPerturbation(proxy="trades"),))
-    with pytest.raises(MethodError, match="warm_up is 2 epochs and the run has 2: nothing would be perturbed"):
+    with pytest.raises(MethodError, match=r"warm_up is 2\b.* run has 2\b"):
         make_job(little, Method(parameters=(WeightPerturbation(warm_up=2),)))

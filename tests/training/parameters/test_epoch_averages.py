@@ -121,15 +121,15 @@ def test_swa_goes_on_where_it_stopped_and_leaves_training_alone(little: Splits, 
 
 
 def test_swa_settings_that_make_no_sense_are_refused(little: Splits) -> None:
-    with pytest.raises(ValueError, match="start must be at least 0"):
+    with pytest.raises(ValueError, match=r"start .*at least 0"):
         WeightAverage(start=-1)
-    with pytest.raises(MethodError, match="already has an average to release, ExponentialAverage"):
+    with pytest.raises(MethodError, match=r"average .*ExponentialAverage"):
         Method(parameters=(WeightAverage(), ExponentialAverage()))
-    with pytest.raises(MethodError, match="already has an average to release, EpochAverage"):
+    with pytest.raises(MethodError, match=r"average .*EpochAverage"):
         Method(parameters=(WeightAverage(), EpochAverage()))
     with pytest.raises(ValueError, match="decay must lie in"):
         EpochAverage(1.0)
-    with pytest.raises(MethodError, match="start is 2 epochs and the run has 2: nothing would be averaged"):
+    with pytest.raises(MethodError, match=r"start is 2\b.* run has 2\b"):
         make_job(little, Method(parameters=(WeightAverage(start=2),)))
 
 

@@ -151,5 +151,5 @@ def test_weight_zero_is_fgsm_and_more_is_not(little: Splits, tmp_path: Path) -> 
 
 
 def test_a_negative_weight_is_refused() -> None:
-    with pytest.raises(ValueError, match="weight must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"weight .*at least 0.* -1"):
         GradAlign(-1.0)

@@ -194,11 +194,11 @@ def test_gairat_refuses_attacks_that_cannot_count() -> None:
     def method(inner: Any, weights: GairatWeights, labels: Any = None) -> Method:
         return Method(labels=labels or GuideLabels(), inner=inner, loss=DynatLoss(), weights=weights)
 
-    with pytest.raises(MethodError, match="weights: gairat counts the steps of the attack"):
+    with pytest.raises(MethodError, match=r"weights: gairat .*steps"):
         method(NoisyFGSMInner(), GairatWeights())
-    with pytest.raises(MethodError, match="label 'static' needs kappa counted by an attack with against 'data'"):
+    with pytest.raises(MethodError, match=r"'static' .*against 'data'"):
         method(PGDInner(), GairatWeights(label="static"))
-    with pytest.raises(MethodError, match="label 'dynamic' needs kappa counted by an attack with against 'labels'"):
+    with pytest.raises(MethodError, match=r"'dynamic' .*against 'labels'"):
         method(PGDInner(against="data"), GairatWeights())
     method(PGDInner(against="data"), GairatWeights(label="static"))
     method(PGDInner(against="data"), GairatWeights(), SmoothedLabels())
@@ -225,9 +225,9 @@ def test_equal_kappas_weigh_one_and_all_zeros_are_refused() -> None:
     assert step.adversarial.correct_iterates.tolist() == [5] * 4
     assert GairatWeights(burn_in=0)(step).tolist() == [1.0] * 4  # type: ignore[union-attr]
     assert GairatWeights(burn_in=0, shift=-20.0)(step).tolist() == [1.0] * 4  # type: ignore[union-attr]
-    with pytest.raises(WeightsError, match="gairat weights of all examples of the batch are zero at shift -60"):
+    with pytest.raises(WeightsError, match=r"gairat .* shift -60"):
         GairatWeights(burn_in=0, shift=-60.0)(step)
-    with pytest.raises(WeightsError, match="mail weights of all examples of the batch are zero at slope 1000"):
+    with pytest.raises(WeightsError, match=r"mail .* slope 1000"):
         MailWeights(burn_in=0, slope=1000.0, bias=-0.5, scale="mean_one")(step)
 
 
@@ -313,14 +313,14 @@ def test_gairat_learns_real_digits(tmp_path: Path) -> None:
 def test_a_burn_in_beyond_the_run_is_refused(little: Splits) -> None:
     for weights in (GairatWeights(burn_in=2), MailWeights(burn_in=2)):
         method = Method(inner=PGDInner(), loss=AdversarialLoss(), weights=weights)
-        with pytest.raises(MethodError, match="weights: burn_in is 2 epochs and the run has 2"):
+        with pytest.raises(MethodError, match=r"weights: burn_in is 2\b.* run has 2\b"):
             make_job(little, method)
         make_job(little, method, training={"epochs": 3})
 
 
 def test_settings_out_of_range_are_refused() -> None:
     for part in (GairatWeights, MailWeights):
-        with pytest.raises(ValueError, match="burn_in must be at least 0, got -1"):
+        with pytest.raises(ValueError, match=r"burn_in .*at least 0.* -1"):
             part(burn_in=-1)
     with pytest.raises(ValueError, match="constant must be positive"):
         MailWeights(constant=0.0)
