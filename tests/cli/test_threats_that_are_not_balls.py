@@ -52,6 +52,7 @@ def whole_way(folder: Path, threat: str) -> Path:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("threat", "size", "axis"),
     [
@@ -76,6 +77,7 @@ def test_the_whole_way(tmp_path: Path, threat: str, size: str, axis: str) -> Non
         assert main(["train", "--resume", str(run)]) == 0
 
 
+@pytest.mark.slow
 def test_the_whole_way_with_a_mask(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

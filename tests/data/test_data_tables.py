@@ -171,6 +171,7 @@ def test_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("hf:nobody/no-such-data-set", "hf:nobody/no-such-data-set cannot be loaded")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("ROBUSTLY_SHARED_DATA" not in os.environ, reason="ROBUSTLY_SHARED_DATA names no folder of data")
 def test_shared_cifar10() -> None:
     source = Path(os.environ["ROBUSTLY_SHARED_DATA"]) / "cifar10-jpeg"

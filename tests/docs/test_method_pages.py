@@ -51,6 +51,7 @@ def test_published_rows_are_found_by_any_name_of_the_method(method: str, number:
     assert number in PAGES.page(method)
 
 
+@pytest.mark.slow
 def test_the_index_lists_every_method_with_its_parts() -> None:
     index = PAGES.index()
     for method in PAGES.methods():

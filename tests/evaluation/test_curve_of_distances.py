@@ -81,6 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, ImageD
     return model.eval(), splits.test
 
 
+@pytest.mark.slow
 def test_one_run_of_ddn_gives_the_security_curve(trained: tuple[nn.Module, ImageData], tmp_path: Path) -> None:
     model, data = trained
     threat = ThreatModel("l2", 0.5)

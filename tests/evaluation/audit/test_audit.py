@@ -40,6 +40,7 @@ def target(digit_net: nn.Module, digits: Splits) -> EvaluationTarget:
     return EvaluationTarget(digit_net, digits.test, THREAT)
 
 
+@pytest.mark.slow
 def test_honest_evidence_passes(folder: Path, target: EvaluationTarget) -> None:
     result = audit(folder, target, SUITE)
     assert result.passed, problems(result)
@@ -103,6 +104,7 @@ def earlier_on_the_curve(table: EvidenceTable) -> None:
     distance[(distance > 0.05) & np.isfinite(distance)] = distance[distance > 0].min()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -144,6 +146,7 @@ def one_image_twice(images: Tensors) -> None:
         images[name] = np.concatenate([images[name], images[name][:1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [out_of_the_ball, out_of_the_box, one_image_gone, one_image_twice])
 def test_a_forged_image_fails_even_when_resealed(
     folder: Path, target: EvaluationTarget, change: Callable[[Tensors], None]
@@ -154,6 +157,7 @@ def test_a_forged_image_fails_even_when_resealed(
     assert not result.passed
 
 
+@pytest.mark.slow
 def test_the_originals_in_place_of_adversarial_images_fail(
     folder: Path, target: EvaluationTarget, digits: Splits
 ) -> None:
@@ -174,6 +178,7 @@ def empty_images(images: Tensors) -> None:
         images[f"{name}.images"] = images[f"{name}.images"][:0]
 
 
+@pytest.mark.slow
 def test_hiding_everything_an_attack_broke_is_found_by_attacking_again(
     folder: Path, target: EvaluationTarget
 ) -> None:
@@ -205,6 +210,7 @@ def slandered(table: EvidenceTable) -> None:
     table.worst_case.broken[:] = table.worst_case.broken_8bit[:] = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [untried, slandered])
 @pytest.mark.parametrize("mode", ["every", "worst_case"])
 def test_rows_that_were_never_attacked_or_never_answered_fail(
@@ -219,6 +225,7 @@ def test_rows_that_were_never_attacked_or_never_answered_fail(
     assert not audit(folder, target, SUITE).passed
 
 
+@pytest.mark.slow
 def test_the_sample_that_is_attacked_again_cannot_be_foreseen(folder: Path, target: EvaluationTarget) -> None:
     """Whatever rows are hidden, some audit attacks them again."""
 
@@ -252,6 +259,7 @@ def curve_kept_up(table: EvidenceTable) -> None:
     curve_distance(table)[curve_distance(table) > 0] = np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [curve_untried, curve_kept_up])
 def test_a_nicer_curve_fails(
     folder: Path, target: EvaluationTarget, change: Callable[[EvidenceTable], None]
@@ -265,6 +273,7 @@ def test_a_nicer_curve_fails(
     assert not audit(folder, target, SUITE).passed
 
 
+@pytest.mark.slow
 def test_what_the_report_prints_is_derived_anew(folder: Path, target: EvaluationTarget) -> None:
     original = (folder / SUMMARY).read_text()
     for path in (("threat", "words"), ("threat", "limit_text"), ("data", "classes"), ("suite", "attacks")):
@@ -279,6 +288,7 @@ def test_what_the_report_prints_is_derived_anew(folder: Path, target: Evaluation
         assert "the record of threat" in problems(audit(folder, target, SUITE)), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["clean", "worst_case"])
 def test_a_nicer_number_fails(folder: Path, target: EvaluationTarget, key: str) -> None:
     summary = json.loads((folder / SUMMARY).read_text())
@@ -287,6 +297,7 @@ def test_a_nicer_number_fails(folder: Path, target: EvaluationTarget, key: str) 
     assert f"{key}.accuracy" in problems(audit(folder, target, SUITE))
 
 
+@pytest.mark.slow
 def test_a_wider_ball_than_the_one_evaluated_fails(folder: Path, target: EvaluationTarget) -> None:
     summary = json.loads((folder / SUMMARY).read_text())
     summary["threat"]["text"] = "linf:0.05"

@@ -35,6 +35,7 @@ def evaluated(net: nn.Module, digits: Splits, threat: Threat, folder: Path) -> E
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [TURNED, CHAINED, MASKED], ids=str)
 def test_honest_evidence_passes(digit_net: nn.Module, digits: Splits, tmp_path: Path, threat: Threat) -> None:
     result = audit(tmp_path, evaluated(digit_net, digits, threat, tmp_path), SUITE)
