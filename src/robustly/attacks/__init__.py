@@ -1,4 +1,6 @@
-"""Attacks: one file per family, all under one contract."""
+"""Attacks: one file per family, all under one contract. A new attack adds a line to `ATTACK_KINDS`."""
+
+from collections.abc import Callable
 
 from robustly.attacks.adaptive import BPDA, Detected, ExpectationOverTransformation
 from robustly.attacks.apgd import APGD, TargetedAPGD
@@ -16,11 +18,34 @@ from robustly.attacks.jsma import JSMA
 from robustly.attacks.mim import MIM, InputDiversity
 from robustly.attacks.pgd import PGD
 from robustly.attacks.pma import PMA
-from robustly.attacks.registry import ATTACK_KINDS, ATTACKS, TITLES, dynat_pgd, fgsm, r_fgsm
+from robustly.attacks.registry import ATTACKS, TITLES, dynat_pgd, fgsm, r_fgsm
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
 from robustly.attacks.transfer import Transfer
+from robustly.attacks.vmi import VMI
+
+ATTACK_KINDS: dict[str, Callable[[], Attack]] = {
+    "pgd": PGD,
+    "mim": MIM,
+    "vmi": VMI,
+    "apgd": APGD,
+    "apgd_t": TargetedAPGD,
+    "pma": PMA,
+    "fab": FAB,
+    "deepfool": DeepFool,
+    "ddn": DDN,
+    "fmn": FMN,
+    "cw_l2": CarliniWagner,
+    "ead": EAD,
+    "sigma_zero": SigmaZero,
+    "jsma": JSMA,
+    "square": Square,
+    "sparse_rs": SparseRS,
+    "boundary": Boundary,
+    "hopskipjump": HopSkipJump,
+}
+"""Attacks by the names that files of suites use."""
 
 __all__ = [
     "APGD",
@@ -38,6 +63,7 @@ __all__ = [
     "PMA",
     "SPSA",
     "TITLES",
+    "VMI",
     "Attack",
     "AttackError",
     "AttackResult",

@@ -1,24 +1,6 @@
-"""Published attacks by name, each a composition of a search and an objective."""
+"""Published attacks by name, each PGD with an objective."""
 
-from collections.abc import Callable
-
-from robustly.attacks.apgd import APGD, TargetedAPGD
-from robustly.attacks.boundary import Boundary
-from robustly.attacks.carlini_wagner import CarliniWagner
-from robustly.attacks.core.contract import Attack
-from robustly.attacks.ddn import DDN
-from robustly.attacks.deepfool import DeepFool
-from robustly.attacks.ead import EAD
-from robustly.attacks.fab import FAB
-from robustly.attacks.fmn import FMN
-from robustly.attacks.hopskipjump import HopSkipJump
-from robustly.attacks.jsma import JSMA
-from robustly.attacks.mim import MIM
 from robustly.attacks.pgd import PGD
-from robustly.attacks.pma import PMA
-from robustly.attacks.sigma_zero import SigmaZero
-from robustly.attacks.sparse_rs import SparseRS
-from robustly.attacks.square import Square
 from robustly.objectives import Objective, cross_entropy, margin
 
 
@@ -49,25 +31,6 @@ ATTACKS: dict[str, PGD] = {
     "pgd_50": dynat_pgd(50),
     "pgd_100": dynat_pgd(100),
     "cw_20": dynat_pgd(20, margin),
-}
-ATTACK_KINDS: dict[str, Callable[[], Attack]] = {
-    "pgd": PGD,
-    "mim": MIM,
-    "apgd": APGD,
-    "apgd_t": TargetedAPGD,
-    "pma": PMA,
-    "fab": FAB,
-    "deepfool": DeepFool,
-    "ddn": DDN,
-    "fmn": FMN,
-    "cw_l2": CarliniWagner,
-    "ead": EAD,
-    "sigma_zero": SigmaZero,
-    "jsma": JSMA,
-    "square": Square,
-    "sparse_rs": SparseRS,
-    "boundary": Boundary,
-    "hopskipjump": HopSkipJump,
 }
 TITLES: dict[str, str] = {
     "fgsm": "FGSM",

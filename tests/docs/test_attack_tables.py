@@ -1,0 +1,40 @@
+"""The documentation lists every attack and every module of a part by itself."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from robustly.attacks import ATTACK_KINDS
+from robustly.training import LOSSES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("attack_tables", ROOT / "docs_build" / "attack_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_attack_has_a_row_of_five_cells(tables: ModuleType) -> None:
+    page = tables.on_page_markdown((ROOT / "docs" / "attacks.md").read_text())
+    for name in ATTACK_KINDS:
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert len(re.split(r"(?<!\\)\|", row)) == 7, row
+    assert "<!--" not in page
+
+
+def test_every_module_of_an_attack_or_a_part_is_on_the_page_once(tables: ModuleType) -> None:
+    listed = re.findall(
+        r"^::: (\S+)$", tables.on_page_markdown((ROOT / "docs" / "api.md").read_text()), re.MULTILINE
+    )
+    assert len(listed) == len(set(listed))
+    for kind in [*ATTACK_KINDS.values(), *LOSSES.values()]:
+        assert kind.__module__ in listed
