@@ -52,8 +52,9 @@ def union_of_threats(evidences: Sequence[Evidence]) -> ThreatUnion:
     """Robust accuracy under each of several threats, under their union, and on average.
 
     Each threat is evaluated on all examples, so that its number does not depend on the other threats. The union
-    counts the examples that are unbroken under all threats (Croce and Hein, "Adversarial robustness against multiple
-    and single l_p-threat models via quick fine-tuning of robust classifiers", ICML 2022). The average is not a worst case.
+    counts the examples that are unbroken under all threats (Croce and Hein, "Adversarial robustness against
+    multiple and single l_p-threat models via quick fine-tuning of robust classifiers", ICML 2022). The average is
+    not a worst case.
 
     Args:
         evidences: at least two evaluations of one model on one data set, each under another threat.
