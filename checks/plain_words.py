@@ -1,7 +1,7 @@
 """Lint of the sentences: docstrings, comments and messages in src, and the documentation, in plain words.
 
 A docstring begins with an imperative or a noun phrase. The words in `PERSONAL` are not used of code, which does not
-hear, ask or believe anything. `python checks/plain_words.py` prints one line per finding and exits with 1 if there
+hear, ask or believe anything. `python checks/plain_words.py` prints one line per problem and exits with 1 if there
 is any.
 """
 
@@ -64,7 +64,7 @@ _CODE = re.compile(r"`[^`]*`|\"[^\"\n]*\"")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Problem:
     """One sentence to rewrite."""
 
     path: Path
@@ -109,8 +109,8 @@ def word_problems(text: str, words: tuple[str, ...] = PERSONAL) -> Iterator[str]
         yield f"{found[0]!r}: write 'not a'"
 
 
-def check_source(path: Path) -> Iterator[Finding]:
-    """Findings in the docstrings, comments and strings of a Python file."""
+def check_source(path: Path) -> Iterator[Problem]:
+    """Problems in the docstrings, comments and strings of a Python file."""
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
     documented = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED) and ast.get_docstring(node)]
@@ -118,7 +118,7 @@ def check_source(path: Path) -> Iterator[Finding]:
         lines = (ast.get_docstring(node) or "").splitlines()
         problem = first_line_problem(lines[0])
         if problem:
-            yield Finding(path, node.body[0].lineno, problem)
+            yield Problem(path, node.body[0].lineno, problem)
         for offset, sentence in enumerate(lines):
             yield from _in_line(path, node.body[0].lineno + offset, sentence)
     docstrings = {id(node.body[0].value) for node in documented if isinstance(node.body[0], ast.Expr)}
@@ -131,35 +131,35 @@ def check_source(path: Path) -> Iterator[Finding]:
             yield from _in_line(path, token.start[0], token.string)
 
 
-def _in_line(path: Path, line: int, sentence: str) -> Iterator[Finding]:
+def _in_line(path: Path, line: int, sentence: str) -> Iterator[Problem]:
     for problem in word_problems(sentence):
-        yield Finding(path, line, problem)
+        yield Problem(path, line, problem)
 
 
-def check_text(path: Path) -> Iterator[Finding]:
-    """Findings in a Markdown file, code blocks aside."""
+def check_text(path: Path) -> Iterator[Problem]:
+    """Problems in a Markdown file, code blocks aside."""
     is_code = False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.lstrip().startswith("```"):
             is_code = not is_code
         elif not is_code:
             for found in word_problems(line, PERSONAL[:OF_READERS]):
-                yield Finding(path, number, found)
+                yield Problem(path, number, found)
 
 
-def check_all(root: Path = ROOT) -> list[Finding]:
-    """All findings below a folder."""
+def check_all(root: Path = ROOT) -> list[Problem]:
+    """All problems below a folder."""
     sources = sorted((root / "src").rglob("*.py"))
     texts = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
-    found = [finding for path in sources for finding in check_source(path)]
-    return found + [finding for path in texts for finding in check_text(path)]
+    found = [problem for path in sources for problem in check_source(path)]
+    return found + [problem for path in texts for problem in check_text(path)]
 
 
 def main() -> int:
-    """Print all findings; returns the exit code."""
+    """Print all problems; returns the exit code."""
     found = check_all()
-    for finding in found:
-        print(finding)
+    for problem in found:
+        print(problem)
     return 1 if found else 0
 
 

@@ -38,7 +38,7 @@ from robustly.training import (
 from robustly.training.cost import step_cost
 from robustly.training.labels.data import SmoothedLabels
 from robustly.training.method import outer_loss
-from robustly.training.parts import WeightsError
+from robustly.training.parts import InstanceWeightsError
 from robustly.training.step import Moment
 
 INNER = PGDInner(steps=2, start="gaussian")
@@ -130,7 +130,7 @@ def test_weights_for_a_term_that_never_comes_are_refused_before_the_run(
 
 def test_instance_weights_that_are_all_zero_are_named_in_the_status(tmp_path: Path) -> None:
     method = Method(inner=INNER, loss=AdversarialLoss(), weights=GairatWeights(burn_in=1, shift=-1000.0))
-    with pytest.raises(WeightsError, match="gairat weights of all examples of the batch are zero"):
+    with pytest.raises(InstanceWeightsError, match="gairat weights of all examples of the batch are zero"):
         run(make_job(small_digits(90), method), tmp_path)
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["epochs"]) == ("diverged", 1)

@@ -90,9 +90,9 @@ def evaluate(
     found = _Found(examples, findings, run, certified, curve)
     table, images = _table(found), _images(target, found)
     numbers = _numbers(table, target, suite, certified)
-    told = _warn(clean, numbers.invalid, run, certified)
+    sentences = _warn(clean, numbers.invalid, run, certified)
     precision = "full" if tuned is not suite else "as the suite says"
-    summary = replace(_summary(target, suite, mode, numbers, found), warnings=told, precision=precision)
+    summary = replace(_summary(target, suite, mode, numbers, found), warnings=sentences, precision=precision)
     return Evidence(table, images, summary)
 
 

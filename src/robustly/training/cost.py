@@ -11,7 +11,7 @@ from robustly.data import Batch
 from robustly.randomness import KeyedGenerator
 from robustly.threats import Threat, ThreatModel
 from robustly.training.method import Method, MethodError, outer_loss
-from robustly.training.parts import CONVENTIONAL_NETWORKS, WeightsError
+from robustly.training.parts import CONVENTIONAL_NETWORKS, InstanceWeightsError
 from robustly.training.quantities import Networks
 from robustly.training.step import Memory, Moment
 
@@ -75,7 +75,9 @@ def step_cost(method: Method, epochs: int, frozen: Collection[str] = TEACHERS, t
     balls = (ThreatModel("linf", 1e-3),) * threats
     try:
         return _counted(method, epochs, frozen, balls)
-    except WeightsError:  # extreme weights may all be zero on the confident stand-in, and not on real networks
+    except (
+        InstanceWeightsError
+    ):  # extreme weights may all be zero on the confident stand-in, and not on real networks
         return _counted(replace(method, weights=None), epochs, frozen, balls)
 
 

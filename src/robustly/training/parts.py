@@ -18,7 +18,7 @@ CONVENTIONAL_NETWORKS: dict[str, Kind] = {"guide": "trained", "teacher": "frozen
 """Networks beside the model that recipes name at their top level: a guide is trained, teachers are frozen."""
 
 
-class WeightsError(ValueError):
+class InstanceWeightsError(ValueError):
     """Instance weights that are zero for a whole batch."""
 
 

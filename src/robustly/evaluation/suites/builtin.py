@@ -6,7 +6,7 @@ Threats that are not Lp balls have other stages: APGD, targets, random draws, an
 from dataclasses import replace
 
 from robustly.attacks import Attack
-from robustly.attacks.apgd import APGD, Start, TargetedAPGD
+from robustly.attacks.apgd import APGD, APGDStart, TargetedAPGD
 from robustly.attacks.core.search import Precision
 from robustly.attacks.fab import FAB
 from robustly.attacks.pgd import PGD
@@ -132,7 +132,7 @@ def _screen(norm: str) -> dict[str, Attack]:
 
 def _long_runs(norm: str, precision: Precision) -> TargetedAPGD:
     """Long targeted runs; with output-diversified starts under norms that support them."""
-    start: Start = "sphere" if norm == "l1" else "odi"
+    start: APGDStart = "sphere" if norm == "l1" else "odi"
     return replace(_targeted(norm, steps=100, targets=3), start=start, precision=precision)
 
 

@@ -19,7 +19,7 @@ from robustly.training.engine.metrics import Totals, as_csv
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import DivergenceError, check_weights, reason_to_stop
 from robustly.training.engine.validation import accuracies, selected_network
-from robustly.training.parts import EpochEnd, WeightsError
+from robustly.training.parts import EpochEnd, InstanceWeightsError
 from robustly.training.step import Moment
 
 LAST = "checkpoints/last.pt"
@@ -108,7 +108,7 @@ class _Run:
             while len(self.rows) < self.job.training.epochs and not self._stopped_early():
                 self._epoch(len(self.rows))
         except ValueError as error:
-            diverged = isinstance(error, DivergenceError | WeightsError)
+            diverged = isinstance(error, DivergenceError | InstanceWeightsError)
             self._write_status("diverged" if diverged else "failed", str(error))
             raise
         except KeyboardInterrupt:

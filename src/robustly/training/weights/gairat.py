@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustly.training.labels.data import DataLabels, SmoothedLabels
-from robustly.training.parts import Composition, Part, WeightsError, begins_too_late
+from robustly.training.parts import Composition, InstanceWeightsError, Part, begins_too_late
 from robustly.training.step import Step
 
 Label = Literal["dynamic", "static"]
@@ -71,14 +71,14 @@ class GairatWeights(Part):
         """Weights by kappa, of mean 1.
 
         Raises:
-            WeightsError: all of them are zero.
+            InstanceWeightsError: all of them are zero.
         """
         if step.moment.epoch < self.burn_in:
             return None
         weight = self.of(step.adversarial.correct_iterates.to(step.x.dtype), step.attack_steps)
         mean = step.batch_mean(weight)
         if float(mean) == 0:
-            raise WeightsError(
+            raise InstanceWeightsError(
                 f"the gairat weights of all examples of the batch are zero at shift {self.shift:g}: raise it"
             )
         return weight / mean
