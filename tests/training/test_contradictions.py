@@ -46,9 +46,9 @@ INNER = PGDInner(steps=2, start="gaussian")
 
 @pytest.mark.parametrize("loss", [ArdLoss(), IadLoss(), KdLoss(labels=0.0), Iad2Loss(robust=0.75, clean=0.25)])
 def test_smoothed_labels_where_labels_have_no_weight(loss: OuterLoss) -> None:
-    with pytest.raises(MethodError, match="smoothed labels change nothing: set "):
+    with pytest.raises(MethodError, match="smoothed labels have no effect: set "):
         Method(labels=SmoothedLabels(), inner=INNER, loss=loss)
-    with pytest.raises(MethodError, match="smoothed labels change nothing: set "):
+    with pytest.raises(MethodError, match="smoothed labels have no effect: set "):
         Method(labels=GuideLabels(smoothing=0.1), inner=INNER, loss=loss)
     Method(labels=SmoothedLabels(), inner=INNER, loss=ArdLoss(alpha=0.5))
 
@@ -66,7 +66,7 @@ def test_a_reference_that_no_objective_reads() -> None:
 
 
 def test_clean_selection_would_release_the_fall() -> None:
-    with pytest.raises(ValueError, match="stop_after_drop goes with select_by 'robust'"):
+    with pytest.raises(ValueError, match="stop_after_drop needs select_by 'robust'"):
         TrainingConfig(stop_after_drop=0.2, select_by="clean")
 
 

@@ -40,7 +40,7 @@ Trained = tuple[dict[str, dict[str, Tensor]], Memory]
 
 
 class _Stop(Observer):
-    """Ends a run after some steps, as Ctrl-C does."""
+    """End a run after some steps, as Ctrl-C does."""
 
     def __init__(self, steps: int) -> None:
         self._left = steps
@@ -54,7 +54,7 @@ class _Stop(Observer):
 def check_resume(
     method: Method, networks: Callable[[], Networks], epochs: int, threats: tuple[Threat, ...], name: str
 ) -> None:
-    """A run that is stopped in its second epoch and resumed ends as an unbroken one, bit by bit.
+    """Check that a run, stopped in its second epoch and resumed, ends as an uninterrupted one, bit by bit.
 
     Args:
         method: the method; each run gets a copy.
@@ -82,10 +82,12 @@ def check_resume(
         one, other = (load_state(folder / LAST, "check") for folder in (whole, cut))
     require(
         all(_same(one.networks[key], other.networks[key]) for key in one.networks),
-        f"with {name} a resumed run ends with other weights than an unbroken one: "
-        "keep state in step.remember(self)",
+        f"with {name} a resumed run ends with other weights than an uninterrupted one: "
+        "keep state in `step.remember(self)`",
     )
-    require(_same_memory(one, other), f"with {name} a resumed run ends with another memory than an unbroken one")
+    require(
+        _same_memory(one, other), f"with {name} a resumed run ends with another memory than an uninterrupted one"
+    )
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

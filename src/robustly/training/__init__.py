@@ -1,4 +1,4 @@
-"""Adversarial training: a method is five parts, composed; one loop runs them all."""
+"""Adversarial training: methods composed of five parts, and one training loop."""
 
 from robustly.training.engine.job import AuxiliaryNetwork, Job, TrainingConfig
 from robustly.training.engine.loop import Observer, Outcome, train

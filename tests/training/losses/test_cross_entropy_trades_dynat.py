@@ -175,7 +175,7 @@ def test_without_weight_the_labels_of_the_guide_teach_the_model_nothing() -> Non
         learns = isinstance(labels, GuideLabels)
         assert all((parameter.grad is not None) is learns for parameter in guide.parameters())
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
-    with pytest.raises(ValueError, match="must not both be 0: the model would learn nothing"):
+    with pytest.raises(ValueError, match="must not both be 0"):
         DynatLoss(beta=0.0)
 
 

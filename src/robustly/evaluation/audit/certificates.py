@@ -15,7 +15,7 @@ from robustly.threats import ThreatModel
 
 
 def certificates_checks(evidence: Evidence, target: EvaluationTarget) -> Iterator[Check]:
-    """Checks of each certificate, and of contradictions with the rest of the evidence."""
+    """Yield the checks of each certificate, and of contradictions with the rest of the evidence."""
     summary, table = evidence.summary, evidence.table
     terms = {one.name: one.certifies for one in summary.suite.certificates}
     for name, certifies in terms.items():
