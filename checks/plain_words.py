@@ -47,7 +47,7 @@ FORMS = {
     "want": "wants|wanted|wanting", "know": "knows|knew", "think": "thinks|thought",
     "remember": "remembers|remembered", "wish": "wishes|wished", "notice": "notices|noticed", "care": "cares|cared",
 }  # fmt: skip
-LITERARY = ("says", "said", "sees", "nobody", "everybody", "anybody")
+LITERARY = ("says", "said", "sees", "nobody", "everybody", "anybody", "somebody", "honest", "honestly", "goes on")
 VALUES = ("as the suite says",)  # strings of the evidence's format
 OF_READERS = 6  # from here on, words of PERSONAL that the documentation may use of its readers
 

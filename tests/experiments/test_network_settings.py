@@ -25,7 +25,7 @@ LITTLE = {
 
 @dataclass(frozen=True)
 class Helped(Part):
-    """Uses a network of its own, and a guide."""
+    """Use another network and a guide."""
 
     reads = ("clean", "adversarial", "guide", "helper@adversarial")
 

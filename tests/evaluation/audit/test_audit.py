@@ -1,4 +1,4 @@
-"""The audit passes honest evidence and fails every kind of tampering that we could think of."""
+"""The audit passes unchanged evidence and fails on tampering."""
 
 import json
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def test_honest_evidence_passes(folder: Path, target: EvaluationTarget) -> None:
 
 
 def reseal(folder: Path) -> None:
-    """What a careful forger does: new hashes, and numbers that follow from the forged rows."""
+    """Update hashes and numbers so that they agree with forged rows."""
     summary = json.loads((folder / SUMMARY).read_text())
     curve = summary["security_curve"]
     numbers = metrics(

@@ -13,7 +13,7 @@ from robustly.statistics import Proportion
 
 SUITE_TITLES = {"aa_standard": "AA", "aa_plus": "AA+", "aa_rand": "AA rand"}
 SUITE_ORDER = ("quick", "", "aa_rand", "aa_standard", "aa_plus", "standard", "strong")
-"""Suites from the weakest to the strongest; the empty name stands for composed suites."""
+"""Suites from the weakest to the strongest; the empty name means composed suites."""
 NUMERICS = ("full_precision", "precision", "batch_size")
 """Settings that change the computation of a search, not its result."""
 
