@@ -29,7 +29,7 @@ LINF = ThreatModel("linf", 0.1)
 
 @dataclass(frozen=True)
 class Setting:
-    """A method, and what a run of it is given."""
+    """A method, and the inputs of its runs."""
 
     method: Method
     epochs: int
@@ -183,7 +183,7 @@ def _check_terms(terms: Mapping[str, Tensor], count: int, where: str) -> None:
 
 
 def _check_step(setting: Setting, epoch: int, name: str, slot: str) -> None:
-    """One whole step: what is read, which gradients and modes it leaves."""
+    """Check one step: quantities read, gradients and modes afterwards."""
     networks, batch = setting.networks(), setting.batch()
     everything = {**networks.learning, **networks.frozen}
     before, images = _flags(everything), [view.clone() for view in (batch.x, *batch.other_views)]

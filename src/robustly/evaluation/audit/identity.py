@@ -49,12 +49,12 @@ def findings_check(summary: Summary, findings: list[Finding]) -> Check:
     """Check that the cheap diagnostics have the same outcomes again."""
     stated = {finding.id: finding.passed for finding in summary.findings}
     wrong = [finding.id for finding in findings if stated.get(finding.id) != finding.passed]
-    return Check("the diagnostics come out again", f"not so: {', '.join(wrong)}" if wrong else "")
+    return Check("the diagnostics are reproduced", f"other outcome: {', '.join(wrong)}" if wrong else "")
 
 
 def suite_check(summary: Summary, suite: Suite | None) -> Check:
     """Check that every part and setting of the given suite is that of the evaluation."""
-    name = f"the suite {summary.suite.name!r} is the one known by that name"
+    name = f"the suite {summary.suite.name!r} is the one of that name"
     if suite is None:
         return Check(name, "there is no suite of this name, so no attack or certificate can be run again")
     attacks = {one.name: dict(one.settings) for one in summary.suite.attacks}
@@ -62,7 +62,7 @@ def suite_check(summary: Summary, suite: Suite | None) -> Check:
     wrong = [] if attacks == {key: settings(part) for key, part in suite.attacks.items()} else ["attacks"]
     if certificates != {key: settings(part) for key, part in suite.certificates.items()}:
         wrong.append("certificates")
-    return Check(name, f"its {' and '.join(wrong)} differ from what the summary names" if wrong else "")
+    return Check(name, f"its {' and '.join(wrong)} differ from the summary" if wrong else "")
 
 
 def gallery_check(evidence: Evidence, target: EvaluationTarget) -> Check:
@@ -83,4 +83,4 @@ def description_check(summary: Summary, target: EvaluationTarget, suite: Suite) 
         "model.parameters": (summary.model.parameters, model.parameters),
     }
     wrong = [name for name, (stated, derived) in pairs.items() if stated != derived]
-    return Check("the record of threat, suite and data", f"not so: {', '.join(wrong)}" if wrong else "")
+    return Check("the record of threat, suite and data", f"wrong: {', '.join(wrong)}" if wrong else "")

@@ -27,7 +27,7 @@ def numbers_check(evidence: Evidence, stated: Mapping[str, Any]) -> Check:
         curve=[] if curve is None else list(zip(curve.epsilon_text, curve.epsilon, strict=True)),
     )
     wrong = sorted(_differences(to_json(expected), stated, ""))
-    return Check("the printed numbers follow from the rows", f"not so: {', '.join(wrong[:5])}" if wrong else "")
+    return Check("the printed numbers follow from the rows", f"wrong: {', '.join(wrong[:5])}" if wrong else "")
 
 
 def _differences(expected: Any, stated: Any, where: str) -> Iterator[str]:

@@ -94,7 +94,7 @@ def _certificate_problem(
     again = certificate_columns(result)
     wrong = ~np.isclose(stated.radius, again.radius, rtol=1e-4, atol=1e-6)
     wrong |= (stated.prediction != again.prediction) | (stated.verified & ~again.verified)
-    return f"{int(wrong.sum())} do not come out again" if wrong.any() else ""
+    return f"{int(wrong.sum())} verdicts are not reproduced" if wrong.any() else ""
 
 
 def _drawn(mask: Flags, count: int) -> Tensor:
