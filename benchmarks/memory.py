@@ -1,4 +1,4 @@
-"""Memory of an evaluation: its peak above the data, beside one batch of activations.
+"""Measure the peak memory of an evaluation above the data, relative to one batch of activations.
 
     ROBUSTLY_SHARED_DATA=FOLDER python benchmarks/memory.py [--count 10000] [--batch 128]
 
@@ -38,7 +38,7 @@ def images(count: int) -> ImageData:
 
 
 def child(what: str, count: int, batch: int) -> None:
-    """Do one of the three and print the peak."""
+    """Run one of the three cases and print the peak."""
     torch.set_num_threads(1)
     model = build_model(ModelConfig(name="resnet18", classes=10), seed=0).eval()
     data = images(count)

@@ -1,4 +1,4 @@
-"""The methods of DYNAT's first table and none at all, at one budget, on real images, several seeds.
+"""Compare the methods of DYNAT's first table and standard training at one budget, on real images, over seeds.
 
     python benchmarks/methods.py [--data mnist,cifar] [--methods pgd_at,trades,...] [--seeds 0,1,2] [--out FOLDER]
 
@@ -33,7 +33,7 @@ from robustly.reports.tables.published import rows_of_method
 RESULTS = Path(__file__).parent / "results"
 FIRST = ("pgd_at", "trades", "lbgat0", "dynat", "dynat_inner_awp")
 TABLE = (*FIRST, "mart", "fat", "gairat", "at_awp", "dynat_awp_0", "dynat_awp_1", "standard")
-"""The methods of DYNAT's Table 1, and none; of the first five, three seeds."""
+"""The methods of DYNAT's Table 1 and standard training; the first five have three seeds."""
 FURTHER_IMAGES = ("trades_extra",)
 NORMALISATION = {"mean": "[0.4914, 0.4822, 0.4465]", "std": "[0.2471, 0.2435, 0.2616]"}
 EPOCHS = 6
@@ -50,7 +50,7 @@ COLUMNS = ("data", "method", "seeds", "clean", "pgd_20", "cw_20", "quick", "spre
 
 
 def methods_of(data: str) -> tuple[str, ...]:
-    """What is compared on a data set, in the order of the table."""
+    """Methods and seeds on a data set, in the order of the table."""
     if data != "mnist":
         return TABLE
     shipped = [name.partition("/")[2] for name in recipe_names() if name.startswith("mnist5k/")]
@@ -66,7 +66,7 @@ def flat(epochs: int | list[int]) -> list[int]:
 
 
 def cifar_settings(method: str) -> dict[str, str]:
-    """What all methods have in common on CIFAR-10, whatever their published settings."""
+    """Settings of all methods on CIFAR-10, in place of their published ones."""
     shared = os.environ.get("ROBUSTLY_SHARED_DATA")
     if not shared or not (Path(shared) / "cifar10-jpeg").is_dir():
         sys.exit("set ROBUSTLY_SHARED_DATA to a folder with cifar10-jpeg/train.parquet and test.parquet")
@@ -110,7 +110,7 @@ def cifar_settings(method: str) -> dict[str, str]:
 
 
 def run(data: str, method: str, seed: int, folder: Path) -> Path:
-    """Train and evaluate one run, or take up what is there."""
+    """Train and evaluate one run, or continue it."""
     out = folder / data / f"{method}-{seed}"
     dataset = {"mnist": "mnist5k", "cifar": "cifar10"}[data]
     recipe = read_recipe(f"{dataset}/{method}")
@@ -169,7 +169,7 @@ def main() -> None:
 
 
 def write(stored: dict[tuple[str, str], dict[str, str]], table: Path) -> None:
-    """The table as CSV and as a page, published numbers beside it."""
+    """Write the table as CSV and as a page with published numbers."""
     places = {method: place for place, method in enumerate(TABLE)}
     ordered = sorted(stored, key=lambda key: (key[0], places.get(key[1], len(TABLE)), key[1]))
     with table.open("w", encoding="utf-8", newline="") as file:
@@ -222,7 +222,7 @@ def _published() -> list[str]:
 
 
 def name_of(method: str) -> str:
-    """What the literature calls a method of Table 1; the recipe's name of another."""
+    """Name of a method in the literature if it is in Table 1, else the name of its recipe."""
     found = rows_of_method(method) if method in TABLE else []
     return found[0].name if found else f"`{method}`"
 

@@ -1,4 +1,4 @@
-"""PGD-20 side by side: ours, torchattacks, foolbox and the bare passes, on one robust network and real digits.
+"""Compare PGD-20 of robustly, torchattacks and foolbox with the bare passes, on one robust network and real digits.
 
     python benchmarks/pgd_peers.py
 
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "pgd_peers.md"
 
 
 def victim(folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
-    """A robust network and test digits that it has never seen."""
+    """A robust network, and test digits that are not in its training data."""
     settings = ["--training.epochs", "8", "--evaluation.count", str(COUNT)]
     if robustly(["train", "mnist5k/pgd_at", "--out", str(folder), *settings]) != 0:
         raise SystemExit("training failed")
@@ -44,7 +44,7 @@ def victim(folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def floor(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """The passes that nobody can do without, with frozen parameters."""
+    """The passes that every tool needs, with frozen parameters."""
     for _ in range(STEPS):
         point = x.detach().requires_grad_()
         loss = nn.functional.cross_entropy(model(point), y, reduction="sum")
@@ -52,7 +52,7 @@ def floor(model: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 def contestants(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Each returns the adversarial images."""
+    """Functions of all tools, each of which returns the adversarial images."""
     threat = ThreatModel("linf", EPSILON)
     generator = KeyedGenerator(0, torch.arange(len(x)))
     alpha = EPSILON / 4
@@ -83,7 +83,7 @@ def main() -> None:
     images: dict[str, Tensor] = {}
     for turn in range(ROUNDS + 1):
         for name, attack in {"bare passes": lambda: floor(model, x, y), **contestants(model, x, y)}.items():
-            # peers get the model as their users have it: parameters that ask for gradients
+            # other tools get the model as their users have it: with parameters that require gradients
             for parameter in frozen:
                 parameter.requires_grad_(name != "bare passes")
             began = time.perf_counter()

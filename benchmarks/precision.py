@@ -1,4 +1,4 @@
-"""Whether bfloat16 training ends where float32 training ends: accuracies on held-out digits, several seeds.
+"""Compare bfloat16 and float32 training: accuracies on held-out digits, several seeds.
 
     python benchmarks/precision.py [--recipes mnist5k/pgd_at,mnist5k/trades] [--seeds 0,1,2] [--out FOLDER]
 

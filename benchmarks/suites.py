@@ -1,4 +1,4 @@
-"""Verdict and cost of our suites beside AutoAttack as torchattacks has it, on two victims trained by this project.
+"""Compare verdict and cost of our suites with torchattacks' AutoAttack, on two networks trained by this project.
 
     ROBUSTLY_SHARED_DATA=FOLDER python benchmarks/suites.py [--out FOLDER] [--count 500] [--victims mnist,cifar]
 
@@ -34,7 +34,7 @@ from robustly.statistics import Proportion
 
 RESULTS = Path(__file__).parent / "results" / "suites.md"
 OURS = ("aa_standard", "quick", "standard", "strong")
-TITLES = {
+TOOL_TITLES = {
     "torchattacks": "AutoAttack, torchattacks",
     "aa_standard": "`aa_standard`",
     "quick": "`quick`",
@@ -62,7 +62,7 @@ CIFAR_TRAINING = {
 
 
 class Passes:
-    """Counts that a model shares with the copies that are made of it."""
+    """Counts that a model shares with its copies."""
 
     def __init__(self) -> None:
         self.forwards, self.backwards = 0, 0
@@ -75,7 +75,7 @@ class Passes:
 
 
 class Counted(nn.Module):
-    """A model that counts the images that go forward and the gradients that come back."""
+    """A model that counts the images of its forward passes and the gradients of its backward passes."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Counted(nn.Module):
 
 
 def victim(name: str, folder: Path, count: int) -> tuple[nn.Module, ImageData, ThreatModel]:
-    """A robust network, and test images that it has never seen."""
+    """A robust network, and test images that are not in its training data."""
     out = folder / name
     if not (out / "model.safetensors").exists():
         if out.exists():
@@ -114,7 +114,7 @@ def victim(name: str, folder: Path, count: int) -> tuple[nn.Module, ImageData, T
 
 
 def by_torchattacks(model: Counted, data: ImageData, threat: ThreatModel) -> Tensor:
-    """Robust according to AutoAttack's four attacks, batch by batch, survivors handed on."""
+    """Images unbroken by AutoAttack's four attacks, batch by batch, each on the images unbroken before it."""
     eps = float(threat.epsilon)
     attacks = [
         torchattacks.APGD(model, eps=eps, steps=100, loss="ce", n_restarts=1),
@@ -137,20 +137,20 @@ def by_torchattacks(model: Counted, data: ImageData, threat: ThreatModel) -> Ten
 
 
 def by_us(name: str, model: Counted, data: ImageData, threat: ThreatModel) -> Tensor:
-    """Robust according to one of our suites."""
+    """Images unbroken by one of our suites."""
     suite = replace(suite_named(name, threat.norm), curve=None)
     broken = evaluate(model, data, threat, suite, batch_size=250).table.worst_case.broken
     return torch.from_numpy(~broken)
 
 
 def measured(tool: str, model: nn.Module, data: ImageData, threat: ThreatModel, record: Path) -> dict[str, object]:
-    """Verdicts and cost of one tool on one victim, from the record if it is there."""
+    """Verdicts and cost of one tool on one network, from the record if there is one."""
     if record.exists():
         stored: dict[str, object] = json.loads(record.read_text())
         return stored
-    counted = Counted(model).eval()  # torchattacks puts back the mode that it finds on the outside
+    counted = Counted(model).eval()  # torchattacks restores the mode of the outer module
     for parameter in counted.parameters():
-        parameter.requires_grad_(True)  # as users of every tool have it
+        parameter.requires_grad_(True)  # the default for users of all tools
     began = time.process_time()
     robust = (
         by_torchattacks(counted, data, threat) if tool == "torchattacks" else by_us(tool, counted, data, threat)
@@ -181,7 +181,7 @@ def table(rows: dict[str, dict[str, object]]) -> str:
         differ = f"{int((theirs & ~robust).sum())} / {int((robust & ~theirs).sum())}"
         passes = row["forwards"] + row["backwards"]
         lines.append(
-            f"| {TITLES[name]} | {share} | {differ} "
+            f"| {TOOL_TITLES[name]} | {share} | {differ} "
             f"| {row['seconds']:.0f} | {base['seconds'] / row['seconds']:.1f}x "
             f"| {row['forwards']:,} | {row['backwards']:,} "
             f"| {(base['forwards'] + base['backwards']) / passes:.1f}x |"

@@ -1,4 +1,4 @@
-"""Memory of a training step: its peak beside that of the loss alone, a method's largest forward and backward pass.
+"""Measure the peak memory of a training step relative to that of the method's largest forward and backward pass.
 
     python benchmarks/training_memory.py [--batch 64]
 
@@ -54,7 +54,7 @@ def outer_loss(name: str, model: nn.Module, guide: nn.Module | None, x: Tensor, 
 
 
 def peak_of(work: Callable[[], None]) -> float:
-    """Most bytes in tensors that were made meanwhile and alive at one time, in MiB."""
+    """Peak of the memory of tensors that a call creates, in MiB."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     results = profiler.profiler

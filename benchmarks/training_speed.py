@@ -1,4 +1,4 @@
-"""A training step beside the bare passes that its method needs, and DYNAT's beside the reference's order of work.
+"""Compare training steps with the bare passes of their method, and DYNAT's with the order of the released code.
 
     python benchmarks/training_speed.py [--widths 0.25,1] [--batches 128,16] [--steps 3]
 
@@ -96,8 +96,11 @@ def floor(
 def reference_order(
     model: nn.Module, guide: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
 ) -> None:
-    """DYNAT-Inner in the order of the released code: the guide at every step and again outside, a clean forward
-    pass of the model that nothing uses, weights that ask for gradients throughout."""
+    """DYNAT-Inner in the order of the released code.
+
+    The guide runs at every step and again outside. A clean forward pass of the model is not used. Weights require
+    gradients throughout.
+    """
     model.eval()
     x_adv = x.detach() + 0.001 * torch.randn_like(x)
     for _ in range(STEPS):
@@ -117,7 +120,7 @@ def reference_order(
 
 
 class Clock(Observer):
-    """Seconds from step to step."""
+    """Record the seconds from step to step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -153,7 +156,7 @@ def job_of(method: Method, width: float, data: ImageData, batch: int) -> Job:
 
 
 def looped(method: Method, width: float, precision: str, data: ImageData, batch: int) -> float:
-    """Median seconds of a step of the real loop; the first is left out."""
+    """Median seconds of a step of the training loop, without the first."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime(RuntimeConfig(device="cpu", precision=precision))
@@ -163,7 +166,7 @@ def looped(method: Method, width: float, precision: str, data: ImageData, batch:
 
 
 def bare(step: Callable[..., None], width: float, x: Tensor, y: Tensor, steps: int) -> float:
-    """Median seconds of a step done by hand; the first is left out."""
+    """Median seconds of a step written by hand, without the first."""
     model, guide = network(width, 0), network(width, 1)
     optimizer = torch.optim.SGD(
         [*model.parameters(), *guide.parameters()], lr=1e-3, momentum=0.9, weight_decay=5e-4
@@ -186,7 +189,7 @@ def random_pixels(count: int) -> ImageData:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--widths", default="0.25,1")
-    parser.add_argument("--batches", default="128,16", help="images per step, of each width")
+    parser.add_argument("--batches", default="128,16", help="images per step, for each width")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

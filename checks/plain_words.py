@@ -1,7 +1,7 @@
 """Lint of the sentences: docstrings, comments and messages in src, and the documentation, in plain words.
 
 A docstring begins with an imperative or a noun phrase. The words in `PERSONAL` are not used of code, which does not
-hear, ask or believe anything. `python checks/plain_words.py [PATH ...]` prints one line per finding and exits with
+hear, ask or believe anything. `python checks/plain_words.py [PATH ...]` prints one line per problem and exits with
 1 if there is any.
 """
 
@@ -47,12 +47,13 @@ FORMS = {
     "want": "wants|wanted|wanting", "know": "knows|knew", "think": "thinks|thought",
     "remember": "remembers|remembered", "wish": "wishes|wished", "notice": "notices|noticed", "care": "cares|cared",
 }  # fmt: skip
-LITERARY = ("says", "said", "sees", "nobody", "everybody", "anybody")
+LITERARY = ("says", "said", "sees", "nobody", "everybody", "anybody", "somebody", "honest", "honestly", "goes on")
+VALUES = ("as the suite says",)  # strings of the evidence's format
 OF_READERS = 6  # from here on, words of PERSONAL that the documentation may use of its readers
 
 
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(r"\b(" + "|".join(f"{word}|{FORMS[word]}" for word in words) + r")\b", re.IGNORECASE)
+    return re.compile(r"\b(" + "|".join(f"{word}|{FORMS[word]}" for word in words) + r")\b(?![(:])", re.IGNORECASE)
 
 
 _NO = re.compile(
@@ -64,7 +65,7 @@ _CODE = re.compile(r"`[^`]*`|\"[^\"\n]*\"")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Problem:
     """One sentence to rewrite."""
 
     path: Path
@@ -109,8 +110,8 @@ def word_problems(text: str, words: tuple[str, ...] = PERSONAL) -> Iterator[str]
         yield f"{found[0]!r}: write 'not a'"
 
 
-def check_source(path: Path) -> Iterator[Finding]:
-    """Findings in the docstrings, comments and strings of a Python file."""
+def check_source(path: Path) -> Iterator[Problem]:
+    """Problems in the docstrings, comments and strings of a Python file."""
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
     documented = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED) and ast.get_docstring(node)]
@@ -118,44 +119,44 @@ def check_source(path: Path) -> Iterator[Finding]:
         lines = (ast.get_docstring(node) or "").splitlines()
         problem = first_line_problem(lines[0])
         if problem:
-            yield Finding(path, node.body[0].lineno, problem)
+            yield Problem(path, node.body[0].lineno, problem)
         for offset, sentence in enumerate(lines):
             yield from _in_line(path, node.body[0].lineno + offset, sentence)
     docstrings = {id(node.body[0].value) for node in documented if isinstance(node.body[0], ast.Expr)}
     for node in ast.walk(tree):
         is_sentence = isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
-        if is_sentence and id(node) not in docstrings:
+        if is_sentence and node.value not in VALUES and id(node) not in docstrings:
             yield from _in_line(path, node.lineno, node.value)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith(("# type:", "# noqa", "# fmt:")):
             yield from _in_line(path, token.start[0], token.string)
 
 
-def _in_line(path: Path, line: int, sentence: str) -> Iterator[Finding]:
+def _in_line(path: Path, line: int, sentence: str) -> Iterator[Problem]:
     for problem in word_problems(sentence):
-        yield Finding(path, line, problem)
+        yield Problem(path, line, problem)
 
 
-def check_text(path: Path) -> Iterator[Finding]:
-    """Findings in a Markdown file, code blocks aside."""
+def check_text(path: Path) -> Iterator[Problem]:
+    """Problems in a Markdown file, code blocks aside."""
     is_code = False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.lstrip().startswith("```"):
             is_code = not is_code
         elif not is_code:
             for found in word_problems(line, PERSONAL[:OF_READERS]):
-                yield Finding(path, number, found)
+                yield Problem(path, number, found)
 
 
-def check_all(root: Path = ROOT) -> list[Finding]:
-    """All findings below a folder."""
+def check_all(root: Path = ROOT) -> list[Problem]:
+    """All problems below a folder."""
     pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
     return check_paths([root / "src", *pages])
 
 
-def check_paths(paths: Sequence[Path]) -> list[Finding]:
-    """Findings in Python files, folders of them, and Markdown files."""
-    found: list[Finding] = []
+def check_paths(paths: Sequence[Path]) -> list[Problem]:
+    """Problems in Python files, folders of them, and Markdown files."""
+    found: list[Problem] = []
     for path in paths:
         if path.suffix == ".md":
             found += check_text(path)
@@ -165,10 +166,10 @@ def check_paths(paths: Sequence[Path]) -> list[Finding]:
 
 
 def main() -> int:
-    """Print the findings in the paths of the command line, or all; returns the exit code."""
+    """Print the problems in the paths of the command line, or all; returns the exit code."""
     found = check_paths([Path(word) for word in sys.argv[1:]]) if sys.argv[1:] else check_all()
-    for finding in found:
-        print(finding)
+    for problem in found:
+        print(problem)
     return 1 if found else 0
 
 

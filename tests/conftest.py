@@ -1,4 +1,4 @@
-"""What tests share: real digits, a network that has learnt them, and where the optional data is."""
+"""Shared fixtures: real digits, a network trained on them, and the folder of optional data."""
 
 import functools
 import lzma

@@ -58,7 +58,7 @@ def across(model: nn.Module, x: Tensor, y: Tensor, reach: float) -> Tensor:
 
 @dataclass(frozen=True)
 class StraightAcross:
-    """Moves an image straight across the boundary, by at most `reach` epsilons."""
+    """Move an image straight across the boundary, by at most `reach` epsilons."""
 
     reach: float = 1.0
     needs: ClassVar[Needs] = ANY_BALL

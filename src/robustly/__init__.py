@@ -1,7 +1,7 @@
 """Training, attacks, certificates and reports of robust networks.
 
-Only the most used names are exported here; all others are in the subpackage of their subject (`robustly.attacks`,
-`robustly.training`, ...). Each subpackage can be imported by itself.
+The most used names are exported here, all others by the subpackage of their subject (`robustly.attacks`,
+`robustly.training`, ...). Each subpackage can be imported alone.
 """
 
 from importlib.metadata import version

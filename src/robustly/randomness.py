@@ -21,7 +21,7 @@ _MASK_63 = (1 << 63) - 1
 
 
 def _shift_right(bits: Tensor, places: int) -> Tensor:
-    """Logical right shift of int64, because its own shift copies the sign bit."""
+    """Logical right shift of int64; PyTorch's shift copies the sign bit."""
     return (bits >> places).bitwise_and_((1 << (64 - places)) - 1)
 
 

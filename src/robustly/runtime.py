@@ -101,7 +101,7 @@ class Runtime:
         return torch.as_tensor(reduced, device=value.device)
 
     def follow_first(self, module: nn.Module) -> None:
-        """Copy the buffers of process 0 to all (batch-norm statistics, which differ with the images)."""
+        """Copy the buffers of process 0 to all processes, because batch-norm statistics differ with the images."""
         if self.world_size > 1:
             for buffer in module.buffers():
                 buffer.copy_(self._fabric.broadcast(buffer, src=0))
@@ -111,7 +111,7 @@ class Runtime:
         self._fabric.barrier()
 
     def close(self) -> None:
-        """Leave the process group at the end: threads of the group that still run would abort the exit."""
+        """Leave the process group, whose running threads would otherwise abort the exit."""
         self.wait_for_all()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -1,7 +1,7 @@
-"""Frozen dataclasses from plain values, as YAML files and command lines give them.
+"""Frozen dataclasses from plain values of YAML files and command lines.
 
-Each value is checked against the annotation of its field. Nothing is imported, and a name is only looked up in the
-table that the caller passes, so a configuration file cannot run code.
+Each value is checked against the annotation of its field. Names are keys of a table that the caller passes and
+nothing is imported, so a configuration file cannot run code.
 """
 
 import difflib
@@ -36,7 +36,7 @@ class _MisfitError(Exception):
 
 
 def build(cls: type[T], settings: Any, where: str) -> T:
-    """Make a dataclass from plain values.
+    """Build a dataclass from plain values.
 
     Args:
         cls: the dataclass.
@@ -72,12 +72,12 @@ def changed(value: T, settings: Any, where: str, allowed: Collection[str]) -> T:
 
 
 def check(hint: Any, value: Any, where: str) -> Any:
-    """A plain value as the annotated type: lists as tuples, whole numbers and numbers in text as floats.
+    """Convert a plain value to the annotated type: lists to tuples, whole numbers and numbers in text to floats.
 
     Args:
         hint: int, float, `Ratio`, bool, str, None, Any, or a Literal, union, tuple or dict of these.
-        value: as YAML gives it.
-        where: its dotted key, for messages.
+        value: plain value from YAML.
+        where: dotted key of the value, for messages.
 
     Raises:
         SettingsError: a value of another type.
@@ -93,10 +93,10 @@ def check(hint: Any, value: Any, where: str) -> Any:
 
 
 def check_keys(settings: Any, allowed: Collection[str], where: str) -> Mapping[str, Any]:
-    """The settings, if they are a mapping with allowed keys only; None is an empty one.
+    """Check that settings are a mapping with allowed keys only, and return them; None is an empty mapping.
 
     Raises:
-        SettingsError: otherwise.
+        SettingsError: the settings are not a mapping, or have another key.
     """
     if settings is None:
         return {}
@@ -115,9 +115,9 @@ def choose(table: Mapping[str, T], name: Any, where: str, also: str = "") -> T:
 
     Args:
         table: entries by name.
-        name: as YAML gives it.
-        where: its dotted key, for messages.
-        also: what is allowed beside the names of the table, such as ", or null for none".
+        name: plain value from YAML.
+        where: dotted key of the value, for messages.
+        also: text on further allowed values, such as ", or null for none".
 
     Raises:
         SettingsError: an unknown name.
@@ -129,13 +129,13 @@ def choose(table: Mapping[str, T], name: Any, where: str, also: str = "") -> T:
 
 
 def nearest(word: str, allowed: Collection[str]) -> str:
-    """The words ", did you mean ...?" for a mistyped name, or nothing if no allowed name is near."""
+    """The text ", did you mean ...?" for a mistyped name; empty if no allowed name is similar."""
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
 def plain_values(value: Any) -> Any:
-    """Tuples as lists, at any depth, as YAML has them."""
+    """Convert tuples to lists, at any depth, as in YAML."""
     if isinstance(value, Mapping):
         return {key: plain_values(item) for key, item in value.items()}
     return [plain_values(item) for item in value] if isinstance(value, tuple | list) else value
@@ -158,7 +158,7 @@ def _join(where: str, key: Any) -> str:
 
 
 def _fitted(hint: Any, value: Any) -> Any:
-    """The value as the annotated type; raises `_MisfitError`."""
+    """Convert a value to the annotated type; raises `_MisfitError`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         for member in arguments:
@@ -183,7 +183,7 @@ def _fitted(hint: Any, value: Any) -> Any:
 
 
 def _number(value: Any, as_quotient: bool) -> float:
-    """A finite float; text counts, since YAML reads `1e-3` as text."""
+    """A finite float from a number or text, because YAML reads `1e-3` as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _MisfitError
     try:
@@ -197,7 +197,7 @@ def _number(value: Any, as_quotient: bool) -> float:
 
 
 def _words(hint: Any) -> str:
-    """What an annotation allows, in words; raises `TypeError` for one that settings cannot have."""
+    """Describe the values that an annotation allows; raises `TypeError` for one that settings cannot have."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return " or ".join(_words(member) for member in arguments)

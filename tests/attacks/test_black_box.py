@@ -39,7 +39,7 @@ def keyed(count: int, seed: int = 0) -> KeyedGenerator:
 
 
 class Asked(nn.Module):
-    """A network that remembers what it was asked."""
+    """A network that records its inputs."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

@@ -223,7 +223,7 @@ def small_net(seed: int) -> nn.Module:
 
 
 def exhaustive(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Smallest distances to another prediction, by looking at four million points of the box."""
+    """Smallest distances to another prediction, from four million points of the box."""
     hidden = [
         (SIDE[:, None] * float(a) + (SIDE[None] * float(b) + float(c))).relu_()
         for (a, b), c in zip(net[0].weight, net[0].bias, strict=True)

@@ -1,4 +1,4 @@
-"""Searches assume nothing of the model's output beyond what the goal says: a goal on maps instead of logits."""
+"""A goal on maps instead of logits: searches use the model's output only through the goal."""
 
 from dataclasses import dataclass
 

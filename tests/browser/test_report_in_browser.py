@@ -60,7 +60,7 @@ def browser():
 
 @contextmanager
 def opened(browser, report, width=1440, scheme="light") -> Iterator:
-    """The report in a page; afterwards, nothing may have been complained about or asked of a network."""
+    """The report in a page; fails afterwards on errors in the console or requests to a network."""
     complaints, requests = [], []
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.on("console", lambda message: complaints.append(message.text))

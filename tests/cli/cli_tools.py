@@ -1,4 +1,4 @@
-"""What tests of commands share."""
+"""Functions shared by tests of commands."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from robustly.cli import main
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a refused command says: one sentence, no traceback."""
+    """The message of a refused command: one sentence, no traceback."""
     assert main(list(words)) == 2
     said = capsys.readouterr().err
     assert said.startswith("robustly: ")

@@ -67,8 +67,8 @@ def test_several_evaluations_give_their_union_and_a_report(run: Path) -> None:
     assert [one["text"] for one in content["union"]["threats"]] == ["linf:0.05", "l2:1"]
     assert content["union"]["union"]["robust"] <= min(one["robust"] for one in content["union"]["threats"])
     page = render([read_run(run)])
-    assert "Several kinds of change" in page
-    assert "A look inside" in page
+    assert "Several threats" in page
+    assert "Gradients and loss surfaces" in page
     assert not read_run(run).notes
 
 

@@ -227,7 +227,7 @@ def test_a_dry_run_shows_the_parts_before_it_looks_for_data(here: Path, capsys: 
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--runtime.processes", "2"], "Free-AT keeps a perturbation for each place in the batch: use one process"),
+        (["--runtime.processes", "2"], "use one process"),
         (["--runtime.processes", "0"], "processes and nodes must be at least 1"),
     ],
 )

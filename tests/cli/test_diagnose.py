@@ -1,4 +1,4 @@
-"""`robustly diagnose` on a run that was trained, and what it says to wrong words."""
+"""`robustly diagnose` on a trained run, and its messages on wrong input."""
 
 import json
 from pathlib import Path

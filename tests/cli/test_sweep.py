@@ -47,7 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a refused sweep says: one sentence; it has written nothing."""
+    """The message of a refused sweep, which has written nothing."""
     before = sorted(Path().rglob("*"))
     assert main(["sweep", *words]) == 2
     said = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Suites in stages: who sees which attack, what a failing attack costs, and how a killed evaluation goes on."""
+"""Suites in stages: attacked examples, failing attacks, and continuation of a killed evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ WEAK, STRONG = PGD(1, relative_step_size=0.5, start="none"), PGD(20, margin)
 
 @dataclass(frozen=True)
 class Failing:
-    """Raises after it has seen `calls` batches' worth of images."""
+    """Raise an error after `calls` batches of images."""
 
     message: str = "out of luck"
     needs: ClassVar[Needs] = ANY_BALL

@@ -15,7 +15,7 @@ from robustly.evidence.records import (
     EvidenceError,
     Inline,
     Key,
-    Share,
+    ShareKeys,
     ShareObject,
     from_json,
     read_object,
@@ -26,8 +26,8 @@ from robustly.statistics import Proportion
 
 @dataclass(frozen=True)
 class Inner:
-    robust: Annotated[Proportion, Share("robust")]
-    robust_8bit: Annotated[Proportion, Share(None, "accuracy_8bit", "interval_8bit")]
+    robust: Annotated[Proportion, ShareKeys("robust")]
+    robust_8bit: Annotated[Proportion, ShareKeys(None, "accuracy_8bit", "interval_8bit")]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A user's YAML file: from a recipe on, or whole; what it says twice or by mistake is refused."""
+"""YAML files of users, with and without a base recipe; wrong and repeated keys are refused."""
 
 import re
 from pathlib import Path

@@ -25,7 +25,7 @@ LITTLE = {
 
 @dataclass(frozen=True)
 class Helped(Part):
-    """Uses a network of its own, and a guide."""
+    """Use another network and a guide."""
 
     reads = ("clean", "adversarial", "guide", "helper@adversarial")
 
@@ -127,7 +127,7 @@ def test_files_of_weights_are_named_from_the_root(weights: Path, monkeypatch: py
         ({"helper": {"optimizer": {"rate": 2}}}, r"unknown key 'networks\.helper\.optimizer\.rate'"),
         ({"helper": "resnet18"}, r"networks\.helper: expected settings by name, got 'resnet18'"),
         ("helper", "networks: expected settings by name"),
-        ({"model": {}}, "a plain name other than 'model'"),
+        ({"model": {}}, "other than 'model'"),
         ({"guide": {}}, r"'guide' is given twice: remove one of 'guide' and 'networks\.guide'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What has to hold on a CUDA device; skipped without one."""
+"""Tests on a CUDA device; skipped without one."""
 
 from pathlib import Path
 

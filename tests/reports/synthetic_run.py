@@ -1,4 +1,4 @@
-"""Write run folders that look like real ones: drawn digits or coloured blobs, made-up numbers."""
+"""Write synthetic run folders: drawn digits or coloured blobs, invented numbers."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ COLOUR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"
 
 @dataclass(frozen=True)
 class Synthetic:
-    """What the synthetic run is to look like; `robust` is the share that the weakest attack leaves."""
+    """Properties of the synthetic run; `robust` is the share unbroken by the weakest attack."""
 
     name: str = "mnist5k_trades"
     clean: float = 0.978
@@ -95,7 +95,7 @@ def write_synthetic_run(folder: Path, options: Synthetic = Synthetic()) -> Path:
 
 
 def _analysis(options: Synthetic) -> dict:
-    """What `robustly analyse` would write: gradients, three surfaces, the union over two threats."""
+    """An analysis file: gradients, three surfaces, the union over two threats."""
     rng = np.random.default_rng(options.seed + 2)
     threat = _threat(options)
     epsilon = threat.limit

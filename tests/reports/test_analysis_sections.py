@@ -1,4 +1,4 @@
-"""Sections of the page that are there only if the files tell of them: trust, threats, budget, a look inside."""
+"""Optional sections of the page: trust, threats, budget, analysis."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from robustly.reports.pages.run_view import view
 from robustly.reports.tables.comparison import compare
 
 REASON = "Square broke 3 images that gradients had left."
-SECTIONS = ("Can these numbers be trusted?", "Several kinds of change", "A look inside")
+SECTIONS = ("Can these numbers be trusted?", "Several threats", "Gradients and loss surfaces")
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def with_attacks(evaluation, count):
 
 
 class Tags(HTMLParser):
-    """Collects every start tag with its attributes."""
+    """Collect every start tag with its attributes."""
 
     def __init__(self, page):
         super().__init__()

@@ -112,7 +112,7 @@ class Spoilt:
 
 
 def unchecked(result, **changes):
-    """A result with shapes that the shape checker of these tests would stop before the contract sees them."""
+    """A result whose wrong shapes the shape checker of these tests would refuse before the contract does."""
     changed = copy.copy(result)
     vars(changed).update(changes)
     return changed

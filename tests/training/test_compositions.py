@@ -43,7 +43,7 @@ COMMON = settings(deadline=None, max_examples=150, suppress_health_check=[Health
 
 
 def composed(labels: object, inner: object, loss: object, **more: object) -> Method:
-    """A method; hypothesis looks for another one where the parts say that they do not go together."""
+    """A method; compositions that the parts refuse are skipped."""
     try:
         return Method(labels=labels, inner=inner, loss=loss, **more)  # type: ignore[arg-type]
     except MethodError:
@@ -53,7 +53,7 @@ def composed(labels: object, inner: object, loss: object, **more: object) -> Met
 
 @dataclass(frozen=True)
 class Observed:
-    """What one step gave: the loss, and the gradients of the model and of the guide."""
+    """Results of one step: the loss, and the gradients of the model and of the guide."""
 
     loss: Tensor
     model: dict[str, Tensor]

@@ -38,7 +38,7 @@ from robustly.training import (
 from robustly.training.cost import step_cost
 from robustly.training.labels.data import SmoothedLabels
 from robustly.training.method import outer_loss
-from robustly.training.parts import WeightsError
+from robustly.training.parts import InstanceWeightsError
 from robustly.training.step import Moment
 
 INNER = PGDInner(steps=2, start="gaussian")
@@ -46,9 +46,9 @@ INNER = PGDInner(steps=2, start="gaussian")
 
 @pytest.mark.parametrize("loss", [ArdLoss(), IadLoss(), KdLoss(labels=0.0), Iad2Loss(robust=0.75, clean=0.25)])
 def test_smoothed_labels_where_labels_have_no_weight(loss: OuterLoss) -> None:
-    with pytest.raises(MethodError, match="smoothed labels change nothing: set "):
+    with pytest.raises(MethodError, match="smoothed labels have no effect: set "):
         Method(labels=SmoothedLabels(), inner=INNER, loss=loss)
-    with pytest.raises(MethodError, match="smoothed labels change nothing: set "):
+    with pytest.raises(MethodError, match="smoothed labels have no effect: set "):
         Method(labels=GuideLabels(smoothing=0.1), inner=INNER, loss=loss)
     Method(labels=SmoothedLabels(), inner=INNER, loss=ArdLoss(alpha=0.5))
 
@@ -66,7 +66,7 @@ def test_a_reference_that_no_objective_reads() -> None:
 
 
 def test_clean_selection_would_release_the_fall() -> None:
-    with pytest.raises(ValueError, match="stop_after_drop goes with select_by 'robust'"):
+    with pytest.raises(ValueError, match="stop_after_drop needs select_by 'robust'"):
         TrainingConfig(stop_after_drop=0.2, select_by="clean")
 
 
@@ -130,7 +130,7 @@ def test_weights_for_a_term_that_never_comes_are_refused_before_the_run(
 
 def test_instance_weights_that_are_all_zero_are_named_in_the_status(tmp_path: Path) -> None:
     method = Method(inner=INNER, loss=AdversarialLoss(), weights=GairatWeights(burn_in=1, shift=-1000.0))
-    with pytest.raises(WeightsError, match=r"gairat weights .*zero"):
+    with pytest.raises(InstanceWeightsError, match=r"gairat weights .*zero"):
         run(make_job(small_digits(90), method), tmp_path)
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["epochs"]) == ("diverged", 1)

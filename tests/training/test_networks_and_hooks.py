@@ -38,7 +38,7 @@ class Agree(Part):
 
 @dataclass(frozen=True)
 class Counting(Part):
-    """Counts the calls of its methods."""
+    """Count the calls of its methods."""
 
     def after_backward(self, step: Step) -> None:
         assert step.model.get_parameter(next(iter(dict(step.model.named_parameters())))).grad is not None
@@ -60,7 +60,7 @@ class Counting(Part):
 
 @dataclass(frozen=True)
 class Replaying(Part):
-    """Takes three steps on each batch; the perturbation grows with every replay."""
+    """Take three steps on each batch; the perturbation grows with every replay."""
 
     replays = 3
 
@@ -137,7 +137,7 @@ def test_replays_and_weight_perturbation_contradict_each_other() -> None:
 
 @dataclass(frozen=True)
 class Picky(DataLabels):
-    """Goes with no attack."""
+    """Refuse every inner maximisation."""
 
     def check(self, method: Method) -> str | None:
         return "no attack, please" if method.inner is not None else None

@@ -214,7 +214,7 @@ def test_names_have_their_conventional_kind(little: Splits) -> None:
         class Named(CleanLoss):
             networks = (name,)
 
-        with pytest.raises(MethodError, match=f"a plain name other than 'model', got '{name}'"):
+        with pytest.raises(MethodError, match=f"other than 'model', got '{name}'"):
             make_job(little, Method(loss=Named()), networks={name: AuxiliaryNetwork(mlp())})
 
 

@@ -109,7 +109,7 @@ def test_the_order_is_that_of_the_documentation() -> None:
 
 @dataclass(frozen=True)
 class Careless(Part):
-    """Reads a quantity without declaring it, in one of its methods."""
+    """Read a quantity without declaring it, in one of its methods."""
 
     where: str = "loss"
     reads = ("clean",)
@@ -152,7 +152,7 @@ def test_a_part_reads_only_what_it_declares(where: str) -> None:
 
 @dataclass(frozen=True)
 class Perturbing(Part):
-    """Perturbs the weights by a loss of its own; may read more than it asks for."""
+    """Perturb the weights by another loss; may read more than it declares."""
 
     greedy: bool = False
 

@@ -255,7 +255,7 @@ def trained(splits: Splits, method: Method, folder: Path, **changes: object) -> 
 
 
 class Oracle(nn.Module):
-    """A guide that knows the labels of its images."""
+    """A guide that always predicts the labels of its images."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         super().__init__()

@@ -87,7 +87,7 @@ def test_a_method_trains_on_two_views(little: Splits, tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Each(Part):
-    """Attacks each image within one of the threat models, in turn."""
+    """Attack each image within one of the threat models, in turn."""
 
     steps: int = 2
 

@@ -1,4 +1,4 @@
-"""What the training tests share: steps made by hand, little jobs, networks that are easy to reason about."""
+"""Steps, jobs and simple networks shared by the training tests."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,7 +113,7 @@ def make_step(x: Tensor, y: Tensor, model: nn.Module, **changes: Any) -> Step:
 
 
 class Stop(Observer):
-    """Stops a run as Ctrl-C would, after a number of steps."""
+    """Stop a run after a number of steps, as Ctrl-C does."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps

@@ -25,7 +25,7 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import L1Ball, LpBall
 from robustly.threats.contract import Theta, Threat, per_example
 
-Start = Literal["sphere", "odi"]
+APGDStart = Literal["sphere", "odi"]
 INCREASES = 0.75  # rho: a window with a smaller share of increasing steps halves the step size
 MOMENTUM = 0.75  # alpha: share of the new step; the rest repeats the last move
 
@@ -60,7 +60,7 @@ class APGD:
     steps: int = 100
     objective: Objective = cross_entropy
     restarts: int = 1
-    start: Start = "sphere"
+    start: APGDStart = "sphere"
     odi_steps: int = 7
     large_epsilon: bool = False
     early_stop: bool = True
@@ -135,7 +135,7 @@ class TargetedAPGD:
     first: int = 0
     ranking: Ranking = "confidence"
     restarts: int = 1
-    start: Start = "sphere"
+    start: APGDStart = "sphere"
     odi_steps: int = 7
     large_epsilon: bool = False
     early_stop: bool = True
@@ -195,7 +195,7 @@ class _Run:
 
     steps: int
     objective: Objective
-    start: Start
+    start: APGDStart
     odi_steps: int
     large_epsilon: bool
     early_stop: bool

@@ -19,7 +19,7 @@ from robustly.objectives import Goal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Threat, ThreatSet, per_example
 
-Start = Literal["none", "random"]
+MIMStart = Literal["none", "random"]
 Keep = Literal["best", "last"]
 
 
@@ -108,7 +108,7 @@ class MIM:
     decay: float = 1.0
     objective: Objective = cross_entropy
     step_size: float | None = None
-    start: Start = "none"
+    start: MIMStart = "none"
     restarts: int = 1
     early_stop: bool = True
     keep: Keep = "best"

@@ -20,7 +20,7 @@ def show_composition(console: Console, config: RunConfig) -> None:
         MethodError: the run is too short for a part, so its cost cannot be counted.
     """
     parts = Table(title=f"{config.recipe} under {config.threat}", title_justify="left")
-    for column in ("part", "what", "settings"):
+    for column in ("slot", "part", "settings"):
         parts.add_column(column, overflow="fold")
     for slot, what, settings in rows_of(config.method_settings):
         parts.add_row(slot, what, settings)

@@ -43,12 +43,12 @@ def _attack(attack: Attack) -> str:
 
 
 def _images(plan: Plan) -> str:
-    words = "survivors"
+    words = "unbroken"
     if plan.closest < 1:
-        words = f"closest {100 * plan.closest:g} % of them"
+        words = f"closest {100 * plan.closest:g} % of the unbroken"
         words += f", at least {plan.at_least}" if plan.at_least else ""
     if plan.sample is not None:
-        words = f"{plan.sample} of them"
+        words = f"{plan.sample} of the unbroken"
         words += f", at most {100 * plan.sample_share:g} %" if plan.sample_share < 1 else ""
     if plan.sentinel:
         words += " (sentinel)"

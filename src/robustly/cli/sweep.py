@@ -129,7 +129,7 @@ def _requested(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[S
         except ValueError:
             raise SettingsError(f"--seeds takes whole numbers such as 0,1,2, got {options.seeds!r}") from None
         sweep = Sweep(tuple(options.recipes), seeds, dict(map(parse_over, options.over)), dict(sorted(pairs)))
-    # files from the root, so that the sweep goes on from any folder
+    # absolute paths, so that the sweep can be resumed from any folder
     recipes = [str(Path(one).resolve()) if one.endswith((".yaml", ".yml")) else one for one in sweep.recipes]
     evaluate = sweep.evaluate or options.evaluate or (held is not None and held.evaluate)
     sweep = replace(sweep, recipes=tuple(recipes), evaluate=evaluate)

@@ -1,4 +1,4 @@
-"""Suites of attacks and certificates, the evaluation that records evidence, and the audit that re-checks it."""
+"""Evaluation: suites of attacks and certificates, recorded evidence, diagnostics, and the audit."""
 
 from robustly.evaluation.audit import Audit, Check, audit
 from robustly.evaluation.checkpoint import EvaluationCheckpoint

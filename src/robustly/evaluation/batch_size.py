@@ -1,4 +1,4 @@
-"""The batch size and the precision of searches, both measured."""
+"""Measurement of the fastest batch size and precision of searches."""
 
 import time
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ class Tuning:
     """The measured batch size and times.
 
     Args:
-        batch_size: the fastest of those tried.
-        seconds: of a forward and input-backward pass of one image, at that size, in full precision.
-        half_seconds: the same in the bfloat16 copy of the model; None where it has none.
+        batch_size: the fastest size.
+        seconds: time of a forward and input-backward pass per image at that size, in full precision.
+        half_seconds: the same in the bfloat16 copy of the model; None without such a copy.
     """
 
     batch_size: int
@@ -32,7 +32,7 @@ class Tuning:
 
     @property
     def half_pays(self) -> bool:
-        """True if searching in bfloat16 is faster here."""
+        """True if bfloat16 is faster on this machine."""
         return self.half_seconds is not None and self.half_seconds < self.seconds
 
 
@@ -65,7 +65,7 @@ def _pass_seconds(model: nn.Module, x: Tensor) -> float:
         input_gradient(logits_of(model, here).square().sum(), here)
         _wait(x)
         seconds.append(time.perf_counter() - began)
-    return median(seconds[1:])  # the first one warms up
+    return median(seconds[1:])  # the first pass warms up
 
 
 def _wait(x: Tensor) -> None:

@@ -20,13 +20,13 @@ from robustly.threats import ThreatModel
 
 @dataclass(frozen=True)
 class Certified:
-    """The results of all certificates, each by name.
+    """The results of all certificates, by name.
 
     Args:
         columns: columns of the evidence table.
-        images: counterexamples; only of certificates that found some.
-        terms: of which classifier they speak, and with which probability they are wrong.
-        unconfirmed: counterexamples that a forward pass did not confirm.
+        images: counterexamples, without certificates that found none.
+        terms: certified classifier and failure probability.
+        unconfirmed: number of counterexamples that a forward pass did not confirm.
     """
 
     columns: Mapping[str, CertificateColumns]
@@ -38,11 +38,11 @@ class Certified:
 def run_certificates(target: EvaluationTarget, suite: Suite, progress: Progress) -> Certified:
     """Run all certificates of a suite on all images.
 
-    A counterexample counts if the very image that is stored lies in the threat set and is misclassified by a
-    forward pass of its own; otherwise the verdict becomes unknown.
+    A counterexample is confirmed if the stored image lies in the threat set and a separate forward pass
+    misclassifies it. Otherwise the verdict becomes unknown.
 
     Raises:
-        EvaluationError: a falsified example without a counterexample, or by a certificate of another classifier.
+        EvaluationError: a falsified example has no counterexample, or its certificate is of another classifier.
     """
     columns, images, terms, unconfirmed = {}, {}, {}, {}
     for name, certificate in suite.certificates.items():
@@ -53,7 +53,7 @@ def run_certificates(target: EvaluationTarget, suite: Suite, progress: Progress)
         if len(falsified):
             if found.counterexample is None or found.certifies != MODEL:
                 raise EvaluationError(
-                    f"the certificate {name!r} calls {len(falsified)} examples falsified: that needs a "
+                    f"the certificate {name!r} returns {len(falsified)} examples as falsified: that needs a "
                     "counterexample for each, and a certificate of the model itself"
                 )
             holds = is_counterexample(target, _lp_threat(target, name), falsified, found.counterexample[falsified])
@@ -82,10 +82,10 @@ def is_counterexample(target: EvaluationTarget, threat: ThreatModel, rows: Tenso
 def run_certificate(
     target: EvaluationTarget, certificate: Certificate, name: str, progress: Progress
 ) -> CertificateResult:
-    """A certificate on all images, batch by batch.
+    """Run a certificate on all images, batch by batch.
 
     Raises:
-        EvaluationError: a threat that is no Lp ball.
+        EvaluationError: the threat is not an Lp ball.
     """
     data, parts, threat = target.data, [], _lp_threat(target, name)
     chunks = target.chunks(torch.arange(len(data), device=data.images.device))
@@ -125,7 +125,7 @@ def _lower_bound(part: CertificateResult) -> Tensor:
 def _lp_threat(target: EvaluationTarget, name: str) -> ThreatModel:
     if not isinstance(target.threat, ThreatModel):
         raise EvaluationError(
-            f"the certificate {name!r} speaks about Lp balls, and this threat is {target.threat.kind!r}: "
-            "leave certificates out of the suite"
+            f"the certificate {name!r} is defined for Lp balls, the threat is {target.threat.kind!r}: "
+            "use a suite without certificates"
         )
     return target.threat

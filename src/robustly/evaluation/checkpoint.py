@@ -20,10 +20,10 @@ class AttackEvidence:
     """One attack's part of the evidence.
 
     Args:
-        columns: its columns of the table.
-        images: the images that it stores.
-        unconfirmed: successes that a second forward pass did not confirm.
-        seconds: how long it ran.
+        columns: columns of the table.
+        images: stored images.
+        unconfirmed: number of successes that a second forward pass did not confirm.
+        seconds: duration.
     """
 
     columns: AttackColumns
@@ -34,18 +34,18 @@ class AttackEvidence:
 
 @dataclass(frozen=True)
 class EvaluationCheckpoint:
-    """The folder that keeps the finished attacks of an evaluation.
+    """The folder with the finished attacks of an evaluation.
 
     Args:
-        folder: where; created on the first save.
-        identity: of the evaluation; files of another evaluation are ignored.
+        folder: folder, created on the first save.
+        identity: identity of the evaluation; files of another evaluation are ignored.
     """
 
     folder: Path
     identity: str
 
     def load(self, name: str) -> AttackEvidence | None:
-        """The evidence of an attack that finished before; None without one, or if it is of another evaluation."""
+        """Load the evidence of a finished attack; None without one, or if it is of another evaluation."""
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             return None
@@ -62,10 +62,10 @@ class EvaluationCheckpoint:
             return None
 
     def save(self, name: str, found: AttackEvidence) -> None:
-        """Keep the evidence of a finished attack.
+        """Save the evidence of a finished attack.
 
         Raises:
-            OSError: read-only folder or full disk.
+            OSError: the folder is read-only or the disk is full.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: getattr(found.columns, key) for key in column_fields(AttackColumns)}

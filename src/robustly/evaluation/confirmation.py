@@ -1,4 +1,4 @@
-"""Run an attack on some images and keep what a second forward pass confirms."""
+"""Run an attack and confirm its successes with a second forward pass."""
 
 from dataclasses import dataclass
 
@@ -18,9 +18,9 @@ class Confirmed:
     """The confirmed results of an attack.
 
     Args:
-        columns: its columns of the evidence table; `broken` is by this attack alone.
+        columns: columns of the evidence table; `broken` is by this attack alone.
         images: adversarial images.
-        unconfirmed: successes that a second forward pass did not confirm.
+        unconfirmed: number of successes that a second forward pass did not confirm.
     """
 
     columns: AttackColumns
@@ -29,16 +29,16 @@ class Confirmed:
 
 
 def attack_rows(target: EvaluationTarget, attack: Attack, rows: Tensor, name: str, progress: Progress) -> Confirmed:
-    """Run an attack batch by batch, so that memory holds one batch and the broken images.
+    """Run an attack batch by batch; memory holds one batch and the adversarial images.
 
-    An example counts as broken if the very image that is stored lies in the threat set and is misclassified by a
-    forward pass of its own. Images that a minimum-norm attack found beyond epsilon are confirmed and stored alike.
+    An example is broken if the stored image lies in the threat set and a separate forward pass misclassifies it.
+    Images that a minimum-norm attack found beyond epsilon are confirmed and stored too.
 
     Args:
         target: the model, the data and the threat.
         attack: the attack.
-        rows: which images.
-        name: of the attack; its random numbers depend on it.
+        rows: rows of the images.
+        name: name of the attack, on which its random numbers depend.
         progress: callback.
     """
     found = untried(target)
@@ -81,7 +81,7 @@ def _attacked(target: EvaluationTarget, attack: Attack, rows: Tensor, name: str)
 def _confirm(
     target: EvaluationTarget, found: AttackResult, rows: Tensor, columns: AttackColumns
 ) -> tuple[StoredImages, int]:
-    """Fill in the columns of a batch; returns the images to store, and how many successes were not confirmed."""
+    """Fill in the columns of a batch; returns the images to store, and the number of unconfirmed successes."""
     data, images = target.data, found.x_adv
     if found.beyond is not None:
         images = torch.where(found.broken.reshape(-1, *[1] * (images.ndim - 1)), images, found.beyond)
@@ -98,7 +98,7 @@ def _confirm(
     broken = holds & inside
     rounded = target.verdict(round_to_8_bits(images[broken], x[broken]), label[broken]).argmax(1)
     here, stored = as_array(rows), as_array(wanted[holds])
-    # a model without an output has not classified correctly
+    # NaN outputs count as misclassified
     columns.broken[here] = columns.broken_8bit[here] = columns.invalid[here] = as_array(found.invalid)
     columns.broken[as_array(wanted[broken])] = True
     columns.broken_8bit[as_array(wanted[broken])] = as_array(rounded != label[broken])

@@ -1,4 +1,4 @@
-"""Accuracy against epsilon: the security curve."""
+"""The security curve: accuracy against epsilon."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,7 +18,7 @@ from robustly.threats.exact_size import fraction_text
 
 @dataclass(frozen=True)
 class Curve:
-    """The column of the security curve, and the images behind it."""
+    """The column of the security curve, and its adversarial images."""
 
     columns: CurveColumns
     images: StoredImages
@@ -44,15 +44,15 @@ def curve_by_attack(
     count: int | None,
     progress: Progress,
 ) -> Curve:
-    """Run an attack at ascending radii; an example that is broken at one is broken at all larger ones.
+    """Run an attack at ascending radii. An example broken at one radius counts as broken at all larger ones.
 
     Args:
         target: the model, the data and the threat.
-        name: of the attack.
+        name: name of the attack.
         attack: the attack.
         wrong: examples that are misclassified without an attack.
-        radii: ascending; at least one.
-        count: examples to draw the curve from, from the first; None for all.
+        radii: at least one radius, ascending.
+        count: number of examples, from the first; None for all.
         progress: callback.
     """
     distance = np.full(len(wrong), np.nan, dtype=np.float32)
@@ -72,14 +72,14 @@ def curve_by_attack(
 def curve_by_distances(
     columns: AttackColumns, images: StoredImages, ids: Whole, wrong: Flags, radii: list[Fraction]
 ) -> Curve:
-    """The curve from one run of a minimum-norm attack: each example breaks at the next radius of the grid.
+    """The curve from one run of a minimum-norm attack; each distance is rounded up to a radius of the grid.
 
     Args:
-        columns: the columns of the attack.
-        images: its images.
-        ids: of all examples.
+        columns: columns of the attack.
+        images: images of the attack.
+        ids: ids of all examples.
         wrong: examples that are misclassified without an attack.
-        radii: ascending; at least one.
+        radii: at least one radius, ascending.
     """
     grid = np.array([float(radius) for radius in radii], dtype=np.float32)
     found = np.nan_to_num(columns.distance, nan=np.inf, posinf=np.inf)

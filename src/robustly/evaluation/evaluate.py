@@ -1,4 +1,4 @@
-"""Attack and certify a model on a data set, and keep the evidence."""
+"""Attack and certify a model on a data set, and return the evidence."""
 
 import warnings
 from collections.abc import Mapping
@@ -58,17 +58,18 @@ def evaluate(
         data: labelled images, on the model's device.
         threat: the threat, with one extent for all examples.
         suite: attacks and certificates, or the name of a known suite.
-        mode: "every" runs every attack on every correctly classified example (a table as in papers), "worst_case"
-            on the unbroken ones (the same worst case, sooner), in which suites in stages always run.
+        mode: "every" runs every attack on every correctly classified example, as in tables of papers. "worst_case"
+            runs each attack on the unbroken examples only: the same worst case in less time. Suites in stages
+            always use it.
         seed: seed of every random number.
-        batch_size: images per batch; None measures two or three sizes, and whether bfloat16 is faster in searches.
-        curve_count: how many examples, from the first, the security curve is drawn from; None takes all.
-        checkpoint: where finished attacks are kept, so that a killed evaluation continues.
+        batch_size: images per batch; None measures two or three sizes, and the speed of searches in bfloat16.
+        curve_count: number of examples, from the first, of the security curve; None for all.
+        checkpoint: storage of finished attacks, so that a killed evaluation continues.
         progress: callback with (name, done, total).
 
     Raises:
-        EvaluationError: NaN or infinite logits on clean images; another number of outputs than classes; an attack
-            that is not defined for the threat's norm; every attack failed; a certificate that something refutes.
+        EvaluationError: clean images have NaN or infinite logits, the number of outputs is not that of the classes,
+            an attack is not defined for the threat, every attack failed, or evidence refutes a certificate.
     """
     if isinstance(threat.extent, Tensor):
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
@@ -89,9 +90,9 @@ def evaluate(
     found = _Found(examples, findings, run, certified, curve)
     table, images = _table(found), _images(target, found)
     numbers = _numbers(table, target, suite, certified)
-    told = _warn(clean, numbers.invalid, run, certified)
+    sentences = _warn(clean, numbers.invalid, run, certified)
     precision = "full" if tuned is not suite else "as the suite says"
-    summary = replace(_summary(target, suite, mode, numbers, found), warnings=told, precision=precision)
+    summary = replace(_summary(target, suite, mode, numbers, found), warnings=sentences, precision=precision)
     return Evidence(table, images, summary)
 
 
@@ -127,12 +128,12 @@ def _clean_logits(target: EvaluationTarget) -> Tensor:
     again = target.logits(data.floats, first)
     if bool(((again - clean[: len(first)]).abs() > 1e-4 * clean[: len(first)].abs().amax().clamp_min(1.0)).any()):
         raise EvaluationError(
-            "the model answers the same images differently each time: wrap a randomised model in "
+            "the model's outputs for the same images differ from call to call: wrap a randomised model in "
             "robustly.attacks.adaptive.ExpectationOverTransformation, which averages over its randomness"
         )
     bad = int((~clean.isfinite().all(1)).sum())
     if bad:
-        raise EvaluationError(f"the model answers {bad} of {len(data)} clean images with NaN or infinite logits")
+        raise EvaluationError(f"the model returns NaN or infinite logits for {bad} of {len(data)} clean images")
     if clean.shape[1] != data.num_classes:
         raise EvaluationError(f"the model has {clean.shape[1]} outputs, the data {data.num_classes} classes")
     return clean
@@ -176,7 +177,7 @@ def _numbers(table: EvidenceTable, target: EvaluationTarget, suite: Suite, certi
     """The numbers of the table.
 
     Raises:
-        EvaluationError: something refutes a certificate.
+        EvaluationError: evidence refutes a certificate.
     """
     refuted = int(contradictions(table, certified.terms).sum())
     if refuted:
@@ -226,7 +227,7 @@ def _summary(target: EvaluationTarget, suite: Suite, mode: Mode, numbers: Metric
 
 
 def _gallery(target: EvaluationTarget, images: Mapping[str, StoredImages]) -> StoredImages:
-    """Originals of some broken examples, one class after the other, for the report's pictures."""
+    """Originals of some broken examples of each class, for the report's pictures."""
     data = target.data
     ids, labels = as_array(data.ids), as_array(data.labels)
     broken = np.isin(ids, np.concatenate([ids[:0], *(kept.ids for kept in images.values())]))
@@ -239,7 +240,7 @@ def _gallery(target: EvaluationTarget, images: Mapping[str, StoredImages]) -> St
 
 
 def looks_like_probabilities(logits: Tensor) -> bool:
-    """True if every row is non-negative and adds up to one."""
+    """Return True if every row is non-negative and adds up to one."""
     sums = logits.sum(1)
     return bool((logits >= -1e-5).all() and (logits <= 1 + 1e-5).all() and ((sums - 1).abs() <= 1e-4).all())
 
@@ -252,17 +253,17 @@ def _warn(clean: Tensor, invalid: int, run: Stages, certified: Certified) -> tup
     ]
     if looks_like_probabilities(clean):
         found.append(
-            "The model seems to return probabilities, not logits: attacks see vanishing gradients, and robust "
-            "accuracy may be overestimated. Remove the final softmax."
+            "The model seems to return probabilities, not logits: gradients vanish, and robust accuracy may be "
+            "overestimated. Remove the final softmax."
         )
     if invalid:
-        found.append(f"The model answered {invalid} attacked images with NaN; they count as broken.")
+        found.append(f"The model returned NaN for {invalid} attacked images; they count as broken.")
     if run.unconfirmed:
         found.append(
-            f"{run.unconfirmed} attack successes did not survive a second forward pass and were not counted."
+            f"A second forward pass did not confirm {run.unconfirmed} attack successes; they are not counted."
         )
     found += [
-        f"{count} counterexamples of the certificate {name!r} did not survive a forward pass; these examples "
+        f"A forward pass did not confirm {count} counterexamples of the certificate {name!r}; these examples "
         "count as unknown."
         for name, count in certified.unconfirmed.items()
         if count

@@ -1,4 +1,4 @@
-"""Between PyTorch and evidence: tensors as arrays; models, data, threats and suites as records of plain values."""
+"""Conversion between PyTorch and evidence: tensors and arrays, and records of plain values for the rest."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,18 +25,18 @@ from robustly.threats import Threat, ThreatModel, parse_threat
 
 
 def as_array(values: Tensor, dtype: torch.dtype | None = None) -> NDArray[Any]:
-    """A tensor as an array on the CPU, in another type if one is given."""
+    """A tensor as an array on the CPU, converted to `dtype` if it is given."""
     array: NDArray[Any] = values.detach().to("cpu", dtype or values.dtype).contiguous().numpy()
     return array
 
 
 def stored_images(ids: Tensor, images: Tensor, theta: Tensor | None = None) -> StoredImages:
-    """Images of some examples as evidence keeps them.
+    """Convert images of some examples.
 
     Args:
-        ids: of the examples, `(M,)`.
-        images: what the model sees, `(M, C, H, W)`.
-        theta: parameters of the change where the threat has any, `(M, ...)`.
+        ids: ids of the examples, `(M,)`.
+        images: inputs of the model, `(M, C, H, W)`.
+        theta: parameters of the change, `(M, ...)`; None if the threat moves the image itself.
     """
     kept = None if theta is None else as_array(theta, torch.float32)
     return StoredImages(as_array(ids), as_array(images, torch.float32), kept)
@@ -54,7 +54,7 @@ def certificate_columns(found: CertificateResult) -> CertificateColumns:
 
 
 def model_record(target: EvaluationTarget) -> ModelRecord:
-    """The network that is tested."""
+    """Record of the tested network."""
     return ModelRecord(
         name=type(target.model).__name__,
         parameters=sum(parameter.numel() for parameter in target.model.parameters()),
@@ -63,13 +63,13 @@ def model_record(target: EvaluationTarget) -> ModelRecord:
 
 
 def data_record(target: EvaluationTarget) -> DataRecord:
-    """The examples that it is tested on."""
+    """Record of the test examples."""
     data = target.data
     return DataRecord(source=data.source, count=len(data), sha256=data.digest(), classes=tuple(data.classes))
 
 
 def threat_record(threat: Threat) -> ThreatRecord:
-    """A threat with one extent for all examples."""
+    """Record of a threat with one extent for all examples."""
     return ThreatRecord(
         text=str(threat),
         kind=threat.kind,
@@ -93,12 +93,12 @@ def stored_threat(record: ThreatRecord, arrays: Mapping[str, NDArray[Any]]) -> T
         record.text, record.box, {name: torch.from_numpy(array) for name, array in arrays.items()}
     )
     if str(threat) != record.text:
-        raise EvidenceError(f"the threat is stated as {record.text}, what is stored with it makes {threat}")
+        raise EvidenceError(f"the summary states the threat {record.text}, its stored arrays give {threat}")
     return threat
 
 
 def suite_record(target: EvaluationTarget, suite: Suite, mode: Mode) -> SuiteRecord:
-    """The suite and how it is run."""
+    """Record of the suite and its mode."""
     return SuiteRecord(
         name=suite.name,
         mode=mode,

@@ -1,4 +1,4 @@
-"""Run the attacks of a suite one after the other, each on the examples that its plan chooses."""
+"""Run the attacks of a suite in order, each on the examples that its plan selects."""
 
 import time
 from dataclasses import dataclass, field
@@ -29,14 +29,14 @@ class Stages:
 
     Args:
         worst_case: the union over the attacks so far.
-        closeness: the highest margin seen of each example so far.
-        attacks: the columns of each attack.
-        images: the images of each attack.
-        seconds: time of each attack.
-        unconfirmed: successes that a second forward pass did not confirm.
-        failures: attacks that raised an error, with its message.
+        closeness: highest margin of each example so far.
+        attacks: columns of each attack.
+        images: images of each attack.
+        seconds: duration of each attack.
+        unconfirmed: number of successes that a second forward pass did not confirm.
+        failures: error messages of attacks that raised.
         findings: outcomes of sentinels.
-        suspicions: sentences on why the stages before a sentinel may have missed something.
+        suspicions: sentences on adversarial examples that only a sentinel found.
     """
 
     worst_case: WorstCaseColumns
@@ -69,8 +69,8 @@ def run_stages(
         suite: the attacks.
         examples: the columns of the clean pass.
         mode: see `evaluate`.
-        suspicions: reasons of the diagnostics to run the stages that wait for one.
-        checkpoint: where finished attacks are kept.
+        suspicions: reasons from the diagnostics to run the stages marked `on_suspicion`.
+        checkpoint: storage of finished attacks.
         progress: callback.
 
     Raises:
@@ -112,7 +112,7 @@ def _finished(
     progress: Progress,
     failures: dict[str, str],
 ) -> AttackEvidence:
-    """The evidence of an attack: from the checkpoint, or by running it; empty if it raises an error."""
+    """Load the evidence of an attack from the checkpoint, or run the attack; empty if it raises an error."""
     stored = checkpoint.load(name) if checkpoint is not None else None
     if stored is not None:
         return stored
@@ -130,13 +130,13 @@ def _finished(
 
 
 def _add(done: Stages, name: str, found: AttackEvidence, wrong: Flags | None) -> None:
-    """Join the results of an attack to those before it.
+    """Add the results of an attack.
 
     Args:
-        done: the results before it.
-        name: of the attack.
-        found: its own results.
-        wrong: the examples that count as broken before it, where it was not run on the survivors of others.
+        done: results of the attacks before it.
+        name: name of the attack.
+        found: results of the attack.
+        wrong: examples that count as broken before it, if it was not run on the unbroken ones only.
     """
     own, before = found.columns, done.worst_case
     own.broken[:] |= before.broken if wrong is None else wrong
@@ -148,22 +148,21 @@ def _add(done: Stages, name: str, found: AttackEvidence, wrong: Flags | None) ->
 
 
 def _watch(done: Stages, name: str, title: str, broken: Flags) -> None:
-    """Record what a sentinel found among the examples that the stages before it left unbroken."""
+    """Record the finding of a sentinel on examples that the stages before it left unbroken."""
     fooled, count = int(broken.sum()), len(broken)
     bound = Proportion(fooled, count).high
     done.findings.append(
         Finding(
             id=f"sentinel:{name}",
-            title=f"{title}: the attacks before left nothing for a search of another kind",
+            title=f"{title}: a search of another kind breaks no more examples",
             passed=fooled == 0,
             value=fooled / count,
             threshold="0 broken",
-            words=f"{fooled} of {count} images that stood until then fell; with 95 % confidence at most "
-            f"{100 * bound:.1f} % of the survivors would.",
+            words=f"It broke {fooled} of {count} unbroken images. With 95 % confidence it breaks at most "
+            f"{100 * bound:.1f} % of the unbroken images.",
         )
     )
     if fooled:
         done.suspicions.append(
-            f"{title}, a search of another kind, broke {fooled} of {count} images that "
-            "every attack before it had left standing."
+            f"{title}, a search of another kind, broke {fooled} of {count} images that no attack before it broke."
         )

@@ -24,11 +24,11 @@ class EvaluationTarget:
     """A model on images under a threat.
 
     Args:
-        model: from images in [0, 1] to logits; on the images' device.
+        model: maps images in [0, 1] to logits; on the images' device.
         data: labelled images.
         threat: the threat model.
         seed: seed of every random number.
-        batch_size: images at a time.
+        batch_size: images per batch.
     """
 
     model: nn.Module
@@ -38,7 +38,7 @@ class EvaluationTarget:
     batch_size: int = 250
 
     def chunks(self, rows: Tensor) -> list[Tensor]:
-        """Rows in batches."""
+        """Rows, split into batches."""
         return [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
 
     def logits(self, images: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
@@ -54,12 +54,12 @@ class EvaluationTarget:
             return check_output(logits_of(self.model, images), ClassificationGoal(labels)).float()
 
 
-def no_progress(what: str, done: int, total: int) -> None:
+def no_progress(name: str, done: int, total: int) -> None:
     """Progress callback that does nothing."""
 
 
 def places(rows: Tensor, total: int) -> Tensor:
-    """The index of each of `total` rows within `rows`, -1 where it is not among them, `(total,)`."""
+    """Position of each of `total` rows in `rows`, -1 if it is missing, `(total,)`."""
     place = torch.full((total,), -1, dtype=torch.int64, device=rows.device)
     place[rows] = torch.arange(len(rows), device=rows.device)
     return place
@@ -71,6 +71,6 @@ def attack_generator(target: EvaluationTarget, name: str, rows: Tensor) -> Keyed
 
 
 def round_to_8_bits(x_adv: Tensor, x: Tensor) -> Tensor:
-    """The image in an 8-bit file: every change rounded towards zero, which stays inside every ball."""
+    """Images with every change rounded towards zero to 8 bits, so that they stay inside every ball."""
     change = ((x_adv - x) * 255).double()
     return (x * 255 + (change + change.sign() * 1e-4).trunc()).round().clamp(0, 255).to(x.dtype) / 255

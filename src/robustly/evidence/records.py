@@ -1,7 +1,7 @@
 """Frozen dataclasses as JSON objects and back; an error names the file and the field.
 
 The fields of a record are the keys of its object. An annotation changes that: `Annotated[str, Key("class")]` gives
-another key, `Annotated[Proportion, Share("robust")]` writes a share into keys of the record itself,
+another key, `Annotated[Proportion, ShareKeys("robust")]` writes a share into keys of the record itself,
 `Annotated[Metrics, Inline()]` does the same with a whole record. Fields with a default may be absent.
 """
 
@@ -37,7 +37,7 @@ class Inline:
 
 
 @dataclass(frozen=True)
-class Share:
+class ShareKeys:
     """Write a `Proportion` into keys of its record; the key `count` is its number of examples.
 
     Args:
@@ -72,10 +72,10 @@ def to_json(record: object) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in _fields(type(record)):
         value = getattr(record, field.name)
-        if isinstance(field.form, Share):
+        if isinstance(field.form, ShareKeys):
             found |= _share_keys(value, field.form)
         elif isinstance(field.form, ShareObject):
-            found[field.key] = _share_keys(value, Share(field.form.hits))
+            found[field.key] = _share_keys(value, ShareKeys(field.form.hits))
         elif isinstance(field.form, Inline):
             found |= to_json(value)
         else:
@@ -98,7 +98,7 @@ def from_json(kind: type[R], values: object, where: str) -> R:
         raise EvidenceError(f"{where} should be an object, but is {_shown(values)}.")
     found: dict[str, Any] = {}
     for field in _fields(kind):
-        if isinstance(field.form, Share):
+        if isinstance(field.form, ShareKeys):
             found[field.name] = _share(values, field.form, where)
         elif isinstance(field.form, Inline):
             found[field.name] = from_json(field.kind, values, where)
@@ -109,7 +109,7 @@ def from_json(kind: type[R], values: object, where: str) -> R:
             inner = values[field.key]
             if not isinstance(inner, dict):
                 raise _wrong(where, field.key, "an object", inner)
-            found[field.name] = _share(inner, Share(field.form.hits), f"{where}: {field.key}")
+            found[field.name] = _share(inner, ShareKeys(field.form.hits), f"{where}: {field.key}")
         else:
             found[field.name] = _value(field.kind, values[field.key], where, field.key)
     try:
@@ -148,12 +148,12 @@ def _fields(kind: Any) -> tuple[_Field, ...]:
     return tuple(found)
 
 
-def _share_keys(share: Proportion, form: Share) -> dict[str, Any]:
+def _share_keys(share: Proportion, form: ShareKeys) -> dict[str, Any]:
     hits = {} if form.hits is None else {form.hits: share.hits}
     return hits | {"count": share.count, form.accuracy: share.share, form.interval: list(share.interval)}
 
 
-def _share(values: Mapping[str, object], form: Share, where: str) -> Proportion:
+def _share(values: Mapping[str, object], form: ShareKeys, where: str) -> Proportion:
     def needed(kind: Any, key: str) -> Any:
         if key not in values:
             raise EvidenceError(f"{where}: {key} is missing; it should be {_wanted(kind)}.")

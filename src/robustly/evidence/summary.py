@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from robustly.evidence.provenance import DataRecord, ModelRecord, SuiteAttack, SuiteRecord, ThreatRecord
-from robustly.evidence.records import Inline, Key, Share, ShareObject, to_json
+from robustly.evidence.records import Inline, Key, ShareKeys, ShareObject, to_json
 from robustly.evidence.schema import SCHEMA
 from robustly.statistics import Proportion
 
-EightBit = Annotated[Proportion, Share(None, "accuracy_8bit", "interval_8bit")]
+EightBit = Annotated[Proportion, ShareKeys(None, "accuracy_8bit", "interval_8bit")]
 State = Literal["", "failed", "not needed"]
 
 
@@ -25,7 +25,7 @@ class AttackSummary:
         tried: number of attacked examples.
     """
 
-    robust: Annotated[Proportion, Share("robust")]
+    robust: Annotated[Proportion, ShareKeys("robust")]
     robust_8bit: EightBit
     mean_forwards: float
     mean_backwards: float
@@ -36,7 +36,7 @@ class AttackSummary:
 class WorstCaseSummary:
     """Robust accuracy over all attacks, and the same after rounding to 8 bits."""
 
-    robust: Annotated[Proportion, Share("robust")]
+    robust: Annotated[Proportion, ShareKeys("robust")]
     robust_8bit: EightBit
 
 
@@ -52,7 +52,7 @@ class CertifiedSummary:
 
     name: str
     radius: float
-    robust: Annotated[Proportion, Share("robust")]
+    robust: Annotated[Proportion, ShareKeys("robust")]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class CertificateSummary:
     name: str
     terms: Annotated[CertificateTerms, Inline()]
     radius: float
-    robust: Annotated[Proportion, Share("robust")]
+    robust: Annotated[Proportion, ShareKeys("robust")]
     verdicts: Mapping[str, int]
 
 
@@ -85,8 +85,8 @@ class ClassSummary:
     """Clean and worst-case robust accuracy of one class."""
 
     name: Annotated[str, Key("class")]
-    clean: Annotated[Proportion, Share(None, "clean", "clean_interval")]
-    robust: Annotated[Proportion, Share(None, "robust", "robust_interval")]
+    clean: Annotated[Proportion, ShareKeys(None, "clean", "clean_interval")]
+    robust: Annotated[Proportion, ShareKeys(None, "robust", "robust_interval")]
 
 
 @dataclass(frozen=True)

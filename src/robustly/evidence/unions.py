@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
-from robustly.evidence.records import EvidenceError, Share, ShareObject
+from robustly.evidence.records import EvidenceError, ShareKeys, ShareObject
 from robustly.evidence.storage import Evidence
 from robustly.statistics import Proportion
 
@@ -27,7 +27,7 @@ class ThreatShare:
     words: str
     suite: str
     masking: tuple[str, ...]
-    robust: Annotated[Proportion, Share("robust")]
+    robust: Annotated[Proportion, ShareKeys("robust")]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How a run is evaluated.
+    """Settings of the evaluation of a run.
 
     Args:
         suite: name of the suite.

@@ -15,7 +15,7 @@ from robustly.evidence.storage import read_pictures, read_table
 from robustly.reports.analysis import Analysis, read_analysis
 from robustly.reports.run import ReportError, RunEvidence, Status, Training
 
-Part = TypeVar("Part")
+Content = TypeVar("Content")
 
 
 def read_run(path: Path) -> RunEvidence:
@@ -52,7 +52,7 @@ def read_run(path: Path) -> RunEvidence:
     return RunEvidence(path, name, config, training, evaluation, table, pictures, tuple(notes), analysis)
 
 
-def if_there(file: Path, read: Callable[[Path], Part]) -> Part | None:
+def if_there(file: Path, read: Callable[[Path], Content]) -> Content | None:
     """The content of a file, or None if there is no such file."""
     return read(file) if file.is_file() else None
 

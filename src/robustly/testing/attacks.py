@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustly.attacks import Attack, AttackResult
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator
-from robustly.testing.networks import SHAPES, eval_logits, say, small_network
+from robustly.testing.networks import SHAPES, eval_logits, require, small_network
 from robustly.threats import Threat, ThreatError, ThreatModel
 
 
@@ -64,16 +64,18 @@ def check_attack(
     Raises:
         AssertionError: the first property that does not hold, with the threat and the input shape.
     """
-    say(isinstance(attack, Attack), f"{type(attack).__name__} lacks `needs`, `minimum_norm` or `__call__`")
+    require(isinstance(attack, Attack), f"{type(attack).__name__} lacks `needs`, `minimum_norm` or `__call__`")
     for threat in threats:
-        say(attack.needs.accept(threat), f"`needs` rejects {threat}")
+        require(attack.needs.accept(threat), f"`needs` rejects {threat}")
         for shape in (shape for shape in SHAPES if _is_defined(threat, shape)):
             case = _Case.make(shape, threat)
             where = f"under {threat} on inputs of shape {shape}"
             x, y, state = case.x.clone(), case.y.clone(), torch.get_rng_state()
             result = case.run(attack)
-            say(torch.equal(case.x, x) and torch.equal(case.y, y), f"the caller's images or labels change {where}")
-            say(torch.equal(torch.get_rng_state(), state), f"the global random state is changed {where}")
+            require(
+                torch.equal(case.x, x) and torch.equal(case.y, y), f"the caller's images or labels change {where}"
+            )
+            require(torch.equal(torch.get_rng_state(), state), f"the global random state is changed {where}")
             _check_result(case, result, where)
             _check_independence(case, attack, result, where)
         case = _Case.make(SHAPES[2], threat)
@@ -92,23 +94,27 @@ def check_attack(
 
 def _check_result(case: _Case, result: AttackResult, where: str) -> None:
     x, y, threat = case.x, case.y, case.threat
-    say(result.x_adv.shape == x.shape, f"the attack changes the shape of images {where}")
-    say(result.x_adv.dtype == x.dtype, f"the attack changes the dtype of images {where}")
-    say(result.x_adv.device == x.device, f"the attack changes the device of images {where}")
-    say(not result.x_adv.requires_grad, f"the returned images carry a gradient {where}")
+    require(result.x_adv.shape == x.shape, f"the attack changes the shape of images {where}")
+    require(result.x_adv.dtype == x.dtype, f"the attack changes the dtype of images {where}")
+    require(result.x_adv.device == x.device, f"the attack changes the device of images {where}")
+    require(not result.x_adv.requires_grad, f"the returned images carry a gradient {where}")
     _check_inside(threat, x, result, where)
     wrong = eval_logits(case.net, x).argmax(1) != y
-    say((result.x_adv[wrong] == x[wrong]).all(), f"images misclassified without attack are changed {where}")
-    say(result.broken[wrong].all(), f"images misclassified without attack do not count as broken {where}")
-    say((result.distance[wrong] == 0).all(), f"images misclassified without attack are not at distance 0 {where}")
+    require((result.x_adv[wrong] == x[wrong]).all(), f"images misclassified without attack are changed {where}")
+    require(result.broken[wrong].all(), f"images misclassified without attack do not count as broken {where}")
+    require(
+        (result.distance[wrong] == 0).all(), f"images misclassified without attack are not at distance 0 {where}"
+    )
     adversarial = eval_logits(case.net, result.x_adv).argmax(1) != y
-    say(adversarial[result.broken].all(), f"an image is called broken that the model classifies correctly {where}")
+    require(
+        adversarial[result.broken].all(), f"an image is called broken that the model classifies correctly {where}"
+    )
     measured = threat.around(x).size(result.x_adv if result.theta is None else result.theta)
     near = torch.isclose(result.distance[result.broken], measured[result.broken], rtol=1e-4, atol=1e-5)
-    say(near.all(), f"a distance is not that of the returned image {where}")
+    require(near.all(), f"a distance is not that of the returned image {where}")
     _check_beyond(case, result, where)
-    say(not result.invalid.any(), f"finite outputs are called invalid {where}")
-    say((result.forwards >= 1).all(), f"forward passes are not counted {where}")
+    require(not result.invalid.any(), f"finite outputs are called invalid {where}")
+    require((result.forwards >= 1).all(), f"forward passes are not counted {where}")
 
 
 def _is_defined(threat: Threat, shape: tuple[int, ...]) -> bool:
@@ -124,9 +130,9 @@ def _check_inside(threat: Threat, x: Tensor, result: AttackResult, where: str) -
     allowed, (low, high) = threat.around(x), threat.box
     theta = result.x_adv if result.theta is None else result.theta
     inside = allowed.contains(theta).all() and ((result.x_adv >= low) & (result.x_adv <= high)).all()
-    say(inside, f"the attack leaves the ball or the box {where}")
+    require(inside, f"the attack leaves the ball or the box {where}")
     same = torch.allclose(allowed.apply(theta), result.x_adv, atol=1e-6)
-    say(same, f"the returned parameters do not render the returned images {where}")
+    require(same, f"the returned parameters do not render the returned images {where}")
 
 
 def _check_beyond(case: _Case, result: AttackResult, where: str) -> None:
@@ -134,18 +140,18 @@ def _check_beyond(case: _Case, result: AttackResult, where: str) -> None:
     found = ~result.broken & result.distance.isfinite()
     if not bool(found.any()):
         return
-    say(result.beyond is not None, f"a distance is returned without an image in `beyond` {where}")
+    require(result.beyond is not None, f"a distance is returned without an image in `beyond` {where}")
     assert result.beyond is not None  # for mypy
     low, high = case.threat.box
     epsilon = case.threat.around(case.x).radius
-    say((result.distance > epsilon * (1 - 1e-6))[found].all(), f"an image within epsilon is not broken {where}")
+    require((result.distance > epsilon * (1 - 1e-6))[found].all(), f"an image within epsilon is not broken {where}")
     measured = case.threat.around(case.x).size(result.beyond)
     near = torch.isclose(result.distance[found], measured[found], rtol=1e-4, atol=1e-5)
-    say(near.all(), f"a distance is not that of the image in `beyond` {where}")
+    require(near.all(), f"a distance is not that of the image in `beyond` {where}")
     adversarial = eval_logits(case.net, result.beyond).argmax(1) != case.y
-    say(adversarial[found].all(), f"an image in `beyond` is classified correctly by the model {where}")
+    require(adversarial[found].all(), f"an image in `beyond` is classified correctly by the model {where}")
     inside = ((result.beyond >= low) & (result.beyond <= high)).flatten(1).all(1)
-    say(inside[found].all(), f"an image in `beyond` leaves the box {where}")
+    require(inside[found].all(), f"an image in `beyond` leaves the box {where}")
 
 
 def _check_formats(threat: Threat, attack: Attack, where: str) -> None:
@@ -153,10 +159,10 @@ def _check_formats(threat: Threat, attack: Attack, where: str) -> None:
     expected = case.run(attack)
     last = replace(case, x=case.x.to(memory_format=torch.channels_last)).run(attack)
     kept = last.x_adv.is_contiguous(memory_format=torch.channels_last) and expected.x_adv.is_contiguous()
-    say(kept, f"the attack changes the memory format of images {where}")
-    say(torch.equal(last.broken, expected.broken), f"channels-last images get other verdicts {where}")
+    require(kept, f"the attack changes the memory format of images {where}")
+    require(torch.equal(last.broken, expected.broken), f"channels-last images get other verdicts {where}")
     double = _Case(case.net.double(), case.x.double(), case.y, threat).run(attack)
-    say(double.x_adv.dtype == torch.float64, f"the attack changes the dtype of images {where}")
+    require(double.x_adv.dtype == torch.float64, f"the attack changes the dtype of images {where}")
     _check_inside(threat, case.x.double(), double, f"{where} in float64")
 
 
@@ -170,21 +176,21 @@ def _check_flat(case: _Case, attack: Attack, where: str) -> None:
 
     flat = _Case(Flat(), case.x, torch.ones_like(case.y), case.threat)
     result = flat.run(attack)
-    say(not result.broken.any(), f"a constant model is called broken {where}")
+    require(not result.broken.any(), f"a constant model is called broken {where}")
     _check_inside(case.threat, case.x, result, f"{where} with a constant model")
-    say(result.x_adv.isfinite().all(), f"a zero gradient gives images that are not finite {where}")
+    require(result.x_adv.isfinite().all(), f"a zero gradient gives images that are not finite {where}")
 
 
 def _check_independence(case: _Case, attack: Attack, result: AttackResult, where: str) -> None:
     again = case.run(attack)
-    say(torch.equal(again.x_adv, result.x_adv), f"the same seed gives other images {where}")
+    require(torch.equal(again.x_adv, result.x_adv), f"the same seed gives other images {where}")
     count = len(case.x)
     for rows in (torch.arange(count).flip(0), torch.arange(0, count, 2), torch.tensor([2])):
         part = case.run(attack, rows)
         same = torch.equal(part.broken, result.broken[rows])
-        say(same, f"verdicts depend on the other images of the batch or their order {where}")
+        require(same, f"verdicts depend on the other images of the batch or their order {where}")
         near = torch.allclose(part.x_adv, result.x_adv[rows], atol=1e-4)
-        say(near, f"images depend on the other images of the batch or their order {where}")
+        require(near, f"images depend on the other images of the batch or their order {where}")
 
 
 def _check_leaves_model(case: _Case, attack: Attack, where: str) -> None:
@@ -197,10 +203,12 @@ def _check_leaves_model(case: _Case, attack: Attack, where: str) -> None:
 
     def untouched(when: str) -> None:
         same = all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-        say(same, f"parameters or buffers of the model are changed {when} {where}")
-        say(flags == [p.requires_grad for p in net.parameters()], f"requires_grad is changed {when} {where}")
-        say(modes == [module.training for module in net.modules()], f"train or eval mode is changed {when} {where}")
-        say(all(p.grad is None for p in net.parameters()), f".grad of a parameter is written {when} {where}")
+        require(same, f"parameters or buffers of the model are changed {when} {where}")
+        require(flags == [p.requires_grad for p in net.parameters()], f"requires_grad is changed {when} {where}")
+        require(
+            modes == [module.training for module in net.modules()], f"train or eval mode is changed {when} {where}"
+        )
+        require(all(p.grad is None for p in net.parameters()), f".grad of a parameter is written {when} {where}")
 
     case.run(attack)
     untouched("by the attack")
@@ -218,7 +226,7 @@ def _check_leaves_model(case: _Case, attack: Attack, where: str) -> None:
     except _PlannedError:
         untouched("when the model raises")
     else:
-        say(calls < 2, f"an error of the model is swallowed {where}")
+        require(calls < 2, f"an error of the model is swallowed {where}")
     finally:
         hook.remove()
 
@@ -239,8 +247,10 @@ def _check_surroundings(case: _Case, attack: Attack, where: str) -> None:
         with enter():
             inside = _Case(case.net, case.x.clone(), case.y.clone(), case.threat)
             result = inside.run(attack)
-            say(torch.is_grad_enabled() == (name in ("autocast", "nothing")), f"grad mode is changed inside {name}")
-        say(torch.equal(result.broken, expected.broken), f"verdicts differ inside {name} {where}")
+            require(
+                torch.is_grad_enabled() == (name in ("autocast", "nothing")), f"grad mode is changed inside {name}"
+            )
+        require(torch.equal(result.broken, expected.broken), f"verdicts differ inside {name} {where}")
 
 
 def _check_sizes(attack: Attack, threat: Threat) -> None:
@@ -257,40 +267,42 @@ def _check_sizes(attack: Attack, threat: Threat) -> None:
             result = case.run(attack)
             hook.remove()
             what = f"{count} images of {classes} classes under {threat}"
-            say(result.x_adv.shape == case.x.shape, f"{what} are returned in another shape")
+            require(result.x_adv.shape == case.x.shape, f"{what} are returned in another shape")
             per_example = (
                 result.broken, result.distance, result.forwards, result.backwards, result.correct_iterates,
                 result.invalid,
             )  # fmt: skip
-            say(all(value.shape == (count,) for value in per_example), f"{what} have results that are not (N,)")
+            require(all(value.shape == (count,) for value in per_example), f"{what} have results that are not (N,)")
             spent = int(result.forwards.sum())
-            say(spent >= seen, f"{what} cost {seen} forward passes, the attack reports {spent}")
+            require(spent >= seen, f"{what} cost {seen} forward passes, the attack reports {spent}")
 
 
 def _check_radii(case: _Case, attack: Attack, where: str) -> None:
     nothing = _Case(case.net, case.x, case.y, case.threat.scaled(0.0))
     result = nothing.run(attack)
-    say(torch.equal(result.x_adv, case.x), f"epsilon 0 changes an image {where}")
+    require(torch.equal(result.x_adv, case.x), f"epsilon 0 changes an image {where}")
     zero = torch.zeros(len(case.x))
     if isinstance(case.threat, ThreatModel) and not isinstance(case.threat.epsilon, Tensor):
         mixed = zero.clone()
         mixed[::2] = float(case.threat.epsilon)
         per_example = _Case(case.net, case.x, case.y, case.threat.with_epsilon(mixed))
         one = per_example.run(attack)
-        say(torch.equal(one.x_adv[1::2], case.x[1::2]), f"per-example epsilon 0 changes an image {where}")
+        require(torch.equal(one.x_adv[1::2], case.x[1::2]), f"per-example epsilon 0 changes an image {where}")
         same = torch.equal(one.broken[::2], case.run(attack).broken[::2])
-        say(same, f"per-example epsilon gives another verdict than the same epsilon for all {where}")
+        require(same, f"per-example epsilon gives another verdict than the same epsilon for all {where}")
 
 
 def _check_targets(case: _Case, attack: Attack, where: str) -> None:
     goal = ClassificationGoal(case.y, target=(case.y + 1) % 4)
     result = case.run(attack, goal=goal)
     reached = eval_logits(case.net, result.x_adv).argmax(1).eq((case.y + 1) % 4)
-    say(reached[result.broken].all(), f"a target is called reached that the model does not predict {where}")
+    require(reached[result.broken].all(), f"a target is called reached that the model does not predict {where}")
     prediction = eval_logits(case.net, case.x).argmax(1)
     there = case.run(attack, goal=ClassificationGoal((prediction + 1) % 4, target=prediction))
-    say(there.broken.all(), f"a target that is predicted without attack does not count as reached {where}")
-    say(torch.equal(there.x_adv, case.x), f"images whose target is predicted without attack are changed {where}")
+    require(there.broken.all(), f"a target that is predicted without attack does not count as reached {where}")
+    require(
+        torch.equal(there.x_adv, case.x), f"images whose target is predicted without attack are changed {where}"
+    )
 
 
 def _check_nan(case: _Case, attack: Attack, where: str) -> None:
@@ -308,5 +320,5 @@ def _check_nan(case: _Case, attack: Attack, where: str) -> None:
     sick = _Case(Sick(case.net, case.x), case.x, case.y, case.threat)
     result = sick.run(attack)
     correct = eval_logits(case.net, case.x).argmax(1) == case.y
-    say(result.invalid[correct].all(), f"NaN logits are not reported as invalid {where}")
-    say(result.broken.all(), f"an example with NaN logits counts as robust {where}")
+    require(result.invalid[correct].all(), f"NaN logits are not reported as invalid {where}")
+    require(result.broken.all(), f"an example with NaN logits counts as robust {where}")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from robustly.attacks import PGD
 from robustly.certification import Certificate, CertificateResult, Verdict
 from robustly.randomness import KeyedGenerator
-from robustly.testing.networks import eval_logits, say
+from robustly.testing.networks import eval_logits, require
 from robustly.threats.lp import ThreatModel
 
 
@@ -32,19 +32,21 @@ def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Te
     modes = [module.training for module in net.modules()]
     result = certificate(net, x, y, threat=threat, generator=KeyedGenerator(1, everything))
     same = all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    say(same, "the certificate changes parameters or buffers of the model")
-    say(modes == [module.training for module in net.modules()], "the certificate changes train or eval mode")
+    require(same, "the certificate changes parameters or buffers of the model")
+    require(modes == [module.training for module in net.modules()], "the certificate changes train or eval mode")
     again = certificate(net, x, y, threat=threat, generator=KeyedGenerator(1, everything))
     same = all(
         torch.equal(getattr(again, name), getattr(result, name)) for name in ("verdict", "radius", "prediction")
     )
-    say(same, "the same seed gives another certificate")
-    say(result.certifies == certificate.certifies, "the result speaks of another classifier than the certificate")
+    require(same, "the same seed gives another certificate")
+    require(
+        result.certifies == certificate.certifies, "the result speaks of another classifier than the certificate"
+    )
     _check_form(result, x, y, threat)
     rows = everything.flip(0)[: max(1, len(x) // 2)]
     part = certificate(net, x[rows], y[rows], threat=threat.select(rows), generator=KeyedGenerator(1, rows))
     same = torch.allclose(part.radius, result.radius[rows], rtol=1e-4, atol=1e-6)
-    say(same, "the certificate depends on the other examples of the batch or their order")
+    require(same, "the certificate depends on the other examples of the batch or their order")
     if certificate.certifies == "model":
         _check_counterexamples(net, x, y, result, threat)
         _check_truth(net, x, result, threat)
@@ -54,23 +56,23 @@ def _check_form(result: CertificateResult, x: Tensor, y: Tensor, threat: ThreatM
     """Shapes, ranges, and verdicts that follow from the rest."""
     shape = (len(x),)
     shapes = {result.verdict.shape, result.radius.shape, result.prediction.shape}
-    say(shapes == {shape}, "one verdict, radius and class per example")
-    say(result.verdict.dtype == torch.int8, "verdicts are codes of Verdict in int8")
+    require(shapes == {shape}, "one verdict, radius and class per example")
+    require(result.verdict.dtype == torch.int8, "verdicts are codes of Verdict in int8")
     codes = torch.tensor([int(one) for one in Verdict], dtype=torch.int8)
-    say(torch.isin(result.verdict.cpu(), codes).all(), "a verdict is not one of Verdict")
-    say((result.radius >= 0).all(), "a certified radius is negative or NaN")
-    say(0 <= result.failure_probability < 1, "the failure probability is not in [0, 1)")
+    require(torch.isin(result.verdict.cpu(), codes).all(), "a verdict is not one of Verdict")
+    require((result.radius >= 0).all(), "a certified radius is negative or NaN")
+    require(0 <= result.failure_probability < 1, "the failure probability is not in [0, 1)")
     if result.lower_bound is not None:
-        say(result.lower_bound.shape == shape, "one lower bound per example")
+        require(result.lower_bound.shape == shape, "one lower bound per example")
     verified, falsified = result.verdict == Verdict.VERIFIED, result.verdict == Verdict.FALSIFIED
     epsilon = threat.epsilon
     reached = result.radius >= (epsilon.to(result.radius) if isinstance(epsilon, Tensor) else float(epsilon))
-    say((result.prediction == y)[verified].all(), "a verified example has another class than its label")
-    say(reached[verified].all(), "a verified example has a radius below epsilon")
+    require((result.prediction == y)[verified].all(), "a verified example has another class than its label")
+    require(reached[verified].all(), "a verified example has a radius below epsilon")
     if falsified.any():
-        say(result.certifies == "model", "only a certificate of the model itself can falsify")
+        require(result.certifies == "model", "only a certificate of the model itself can falsify")
         shown = result.counterexample is not None and result.counterexample.shape == x.shape
-        say(shown, "a falsified example has no counterexample")
+        require(shown, "a falsified example has no counterexample")
 
 
 def _check_counterexamples(
@@ -83,8 +85,8 @@ def _check_counterexamples(
     found = result.counterexample[rows]
     low, high = threat.box
     inside = threat.select(rows).contains(found, x[rows]).all() & (found >= low).all() & (found <= high).all()
-    say(inside, "a counterexample lies outside the threat set")
-    say((eval_logits(net, found).argmax(1) != y[rows]).all(), "a counterexample is classified correctly")
+    require(inside, "a counterexample lies outside the threat set")
+    require((eval_logits(net, found).argmax(1) != y[rows]).all(), "a counterexample is classified correctly")
 
 
 def _check_truth(net: nn.Module, x: Tensor, result: CertificateResult, threat: ThreatModel) -> None:
@@ -92,7 +94,7 @@ def _check_truth(net: nn.Module, x: Tensor, result: CertificateResult, threat: T
     proved = result.radius > 0
     stated = result.prediction
     predicted = eval_logits(net, x).argmax(1)
-    say((predicted == stated)[proved].all(), "a certificate names another class than the model predicts")
+    require((predicted == stated)[proved].all(), "a certificate names another class than the model predicts")
     low, high = threat.box
     radius = (result.radius.to(x.dtype) * (1 - 1e-4)).clamp(max=(high - low) * x[0].numel())
     radius = radius.clamp(max=high - low) if threat.norm == "linf" else radius
@@ -104,6 +106,6 @@ def _check_truth(net: nn.Module, x: Tensor, result: CertificateResult, threat: T
     for seed in range(10):
         point = inside.around(x[rows]).random_start(KeyedGenerator(seed, rows))
         same = eval_logits(net, point).argmax(1) == stated[rows]
-        say(same.all(), "a random image within the certified radius has another prediction")
+        require(same.all(), "a random image within the certified radius has another prediction")
     found = PGD(40, restarts=2)(net, x[rows], stated[rows], threat=inside, generator=KeyedGenerator(0, rows))
-    say(not found.broken.any(), "PGD finds an adversarial example within the certified radius")
+    require(not found.broken.any(), "PGD finds an adversarial example within the certified radius")

@@ -23,7 +23,7 @@ def small_network(shape: tuple[int, ...], classes: int = 4, seed: int = 0) -> nn
         return net
 
 
-def say(holds: Tensor | bool, sentence: str) -> None:
+def require(holds: Tensor | bool, sentence: str) -> None:
     """Raise an error with the sentence unless the property holds.
 
     Raises:

@@ -5,7 +5,7 @@ from torch import nn
 
 from robustly.objectives import ClassificationGoal, Objective
 from robustly.randomness import KeyedGenerator
-from robustly.testing.networks import say
+from robustly.testing.networks import require
 
 
 def check_objective(objective: Objective, *, classes: int = 5, reference: bool = False) -> None:
@@ -24,17 +24,17 @@ def check_objective(objective: Objective, *, classes: int = 5, reference: bool =
     y = draws.fold("labels").integers(classes, 1)[:, 0]
     goal = ClassificationGoal(y, reference=draws.fold("reference").normal(classes).double() if reference else None)
     value = objective(logits, goal)
-    say(value.shape == (9,), f"an objective must return one number per example, got shape {tuple(value.shape)}")
-    say(value.isfinite().all(), "the objective is not finite on ordinary logits")
+    require(value.shape == (9,), f"an objective must return one number per example, got shape {tuple(value.shape)}")
+    require(value.isfinite().all(), "the objective is not finite on ordinary logits")
     (gradient,) = torch.autograd.grad(value.sum(), logits)
-    say(gradient.isfinite().all() and gradient.abs().sum() > 0, "the objective has no usable gradient")
+    require(gradient.isfinite().all() and gradient.abs().sum() > 0, "the objective has no usable gradient")
     rows = torch.tensor([4, 1])
     part = objective(logits.detach()[rows], goal.select(rows))
-    say(torch.allclose(part, value.detach()[rows]), "the objective depends on the other examples of the batch")
+    require(torch.allclose(part, value.detach()[rows]), "the objective depends on the other examples of the batch")
     if not reference:
         with torch.no_grad():
             lowered = logits - 3 * nn.functional.one_hot(y, classes)
-            say(
+            require(
                 (objective(lowered, goal) >= value).all(),
                 "lowering the logit of the true class lowers the objective",
             )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
-from robustly.testing.networks import say
+from robustly.testing.networks import require
 from robustly.threats import Threat, ThreatSet
 
 IMAGES = (3, 6, 5)
@@ -34,8 +34,8 @@ def check_threat(threat: Threat, *, shape: tuple[int, ...] = IMAGES, count: int 
     _check_independence(threat, x)
     _check_scaling(threat, x)
     _check_formats(threat, x)
-    say(torch.equal(x, before), "the inputs are changed in place")
-    say(torch.equal(torch.get_rng_state(), state), "the global random state is changed")
+    require(torch.equal(x, before), "the inputs are changed in place")
+    require(torch.equal(torch.get_rng_state(), state), "the global random state is changed")
 
 
 def _draws(count: int) -> KeyedGenerator:
@@ -43,25 +43,25 @@ def _draws(count: int) -> KeyedGenerator:
 
 
 def _check_value(threat: Threat, allowed: ThreatSet) -> None:
-    say(isinstance(threat, Threat), f"{type(threat).__name__} lacks a method or property of Threat")
-    say(isinstance(allowed, ThreatSet), f"{type(allowed).__name__} lacks a method or property of ThreatSet")
-    say(
+    require(isinstance(threat, Threat), f"{type(threat).__name__} lacks a method or property of Threat")
+    require(isinstance(allowed, ThreatSet), f"{type(allowed).__name__} lacks a method or property of ThreatSet")
+    require(
         isinstance(allowed, threat.set_type),
         f"around() returns a {type(allowed).__name__}, set_type is another class",
     )
-    say(hash(threat) == hash(threat.scaled(1.0)), "equal threats have different hashes")
-    say(threat == threat.scaled(1.0), "a threat scaled by 1 differs from itself")
-    say(threat != threat.scaled(0.5), "a threat scaled by 1/2 equals itself")
-    say(":" in str(threat), f"the text form {str(threat)!r} is not KIND:SIZE")
-    say(threat.words().endswith("."), "words() is not a sentence")
+    require(hash(threat) == hash(threat.scaled(1.0)), "equal threats have different hashes")
+    require(threat == threat.scaled(1.0), "a threat scaled by 1 differs from itself")
+    require(threat != threat.scaled(0.5), "a threat scaled by 1/2 equals itself")
+    require(":" in str(threat), f"the text form {str(threat)!r} is not KIND:SIZE")
+    require(threat.words().endswith("."), "words() is not a sentence")
 
 
 def _check_identity(allowed: ThreatSet, x: Tensor) -> None:
     identity = allowed.identity()
-    say(len(identity) == len(x), "identity() does not have one entry per example")
-    say(torch.equal(allowed.apply(identity), x), "apply(identity()) differs from the inputs")
-    say((allowed.size(identity) == 0).all(), "the identity has a size other than 0")
-    say(allowed.contains(identity).all(), "the identity is not contained")
+    require(len(identity) == len(x), "identity() does not have one entry per example")
+    require(torch.equal(allowed.apply(identity), x), "apply(identity()) differs from the inputs")
+    require((allowed.size(identity) == 0).all(), "the identity has a size other than 0")
+    require(allowed.contains(identity).all(), "the identity is not contained")
 
 
 def _check_moves(threat: Threat, allowed: ThreatSet, x: Tensor) -> None:
@@ -78,25 +78,31 @@ def _check_moves(threat: Threat, allowed: ThreatSet, x: Tensor) -> None:
         (far, "a projection"),
         (nowhere, "a zero gradient"),
     ):
-        say(theta.shape == start.shape and theta.dtype == start.dtype, f"{what} changes shape or dtype of theta")
-        say(allowed.contains(theta).all(), f"{what} leaves the set")
+        require(
+            theta.shape == start.shape and theta.dtype == start.dtype, f"{what} changes shape or dtype of theta"
+        )
+        require(allowed.contains(theta).all(), f"{what} leaves the set")
         images = allowed.apply(theta)
-        say(images.shape == x.shape and images.dtype == x.dtype, f"apply() changes shape or dtype after {what}")
+        require(images.shape == x.shape and images.dtype == x.dtype, f"apply() changes shape or dtype after {what}")
         inside = bool(((images >= low) & (images <= high)).all())
-        say(inside, f"apply() leaves the box after {what}")
-        say(torch.allclose(allowed.project(theta), theta, atol=1e-5), f"project() moves {what}, which is allowed")
-    say(not torch.equal(start, allowed.identity()), "a random start changes nothing")
-    say(torch.equal(start, allowed.random_start(draws)), "the same random numbers give another start")
+        require(inside, f"apply() leaves the box after {what}")
+        require(
+            torch.allclose(allowed.project(theta), theta, atol=1e-5), f"project() moves {what}, which is allowed"
+        )
+    require(not torch.equal(start, allowed.identity()), "a random start changes nothing")
+    require(torch.equal(start, allowed.random_start(draws)), "the same random numbers give another start")
 
 
 def _check_sizes(allowed: ThreatSet) -> None:
     draws = _draws(len(allowed.x))
     theta = allowed.random_start(draws)
     size = allowed.size(theta)
-    say(size.shape == (len(theta),) and bool((size >= 0).all()), "size() is not a number of at least 0 per example")
-    say(allowed.radius.shape == size.shape, "radius is not (N,)")
-    say((allowed.default_step_size(5) > 0).all(), "the default step size is not positive")
-    say((size <= allowed.radius * 1.00001 + 1e-5).all(), "an allowed perturbation is larger than the radius")
+    require(
+        size.shape == (len(theta),) and bool((size >= 0).all()), "size() is not a number of at least 0 per example"
+    )
+    require(allowed.radius.shape == size.shape, "radius is not (N,)")
+    require((allowed.default_step_size(5) > 0).all(), "the default step size is not positive")
+    require((size <= allowed.radius * 1.00001 + 1e-5).all(), "an allowed perturbation is larger than the radius")
 
 
 def _check_gradient(threat: Threat, x: Tensor) -> None:
@@ -112,11 +118,11 @@ def _check_gradient(threat: Threat, x: Tensor) -> None:
         return (allowed.apply(points) * weight).flatten(1).sum(1)
 
     (gradient,) = torch.autograd.grad(value(theta).sum(), theta, allow_unused=True)
-    say(gradient is not None, "no gradient flows through apply()")
+    require(gradient is not None, "no gradient flows through apply()")
     predicted = (gradient * along).flatten(1).sum(1)
     measured = (value(start + distance * along) - value(start - distance * along)) / (2 * distance)
     near = torch.isclose(predicted, measured, rtol=1e-3, atol=1e-6)
-    say(
+    require(
         int((~near).sum()) <= 1, "the gradient through apply() disagrees with finite differences"
     )  # kinks are allowed
 
@@ -129,30 +135,30 @@ def _check_independence(threat: Threat, x: Tensor) -> None:
         own, part = threat.select(rows).around(x[rows]), whole.select(rows)
         theta = own.random_start(KeyedGenerator(3, rows))
         near = torch.allclose(theta, start[rows], atol=1e-6)
-        say(near, "a start depends on the other examples of the batch or their order")
+        require(near, "a start depends on the other examples of the batch or their order")
         same = torch.allclose(part.apply(theta), whole.apply(start)[rows], atol=1e-6)
-        say(same, "select() gives other sets than around() for the same examples")
-        say(torch.allclose(part.size(theta), own.size(theta)), "select() gives other sizes than around()")
+        require(same, "select() gives other sets than around() for the same examples")
+        require(torch.allclose(part.size(theta), own.size(theta)), "select() gives other sizes than around()")
 
 
 def _check_scaling(threat: Threat, x: Tensor) -> None:
     still = threat.scaled(0.0).around(x)
     theta = still.random_start(_draws(len(x)))
-    say(torch.allclose(still.apply(theta), x, atol=1e-6), "a threat of extent 0 changes inputs")
+    require(torch.allclose(still.apply(theta), x, atol=1e-6), "a threat of extent 0 changes inputs")
     extents = threat.extents_at((0.0, 0.5, 1.0))
-    say(
+    require(
         extents == sorted(extents) and all(extent > 0 for extent in extents),
         "extents_at() is not ascending or has 0",
     )
-    say(threat.with_extent(extents[-1]) == threat, "with_extent() of the own extent gives another threat")
+    require(threat.with_extent(extents[-1]) == threat, "with_extent() of the own extent gives another threat")
     smaller = threat.with_extent(extents[0])
-    say((smaller.around(x).radius < threat.around(x).radius).all(), "a smaller extent gives no smaller radius")
+    require((smaller.around(x).radius < threat.around(x).radius).all(), "a smaller extent gives no smaller radius")
 
 
 def _check_formats(threat: Threat, x: Tensor) -> None:
     double = threat.around(x.double())
     theta = double.random_start(_draws(len(x)))
-    say(double.apply(theta).dtype == torch.float64, "float64 inputs are returned in another dtype")
-    say(double.contains(theta).all(), "a start of float64 inputs leaves the set")
+    require(double.apply(theta).dtype == torch.float64, "float64 inputs are returned in another dtype")
+    require(double.contains(theta).all(), "a start of float64 inputs leaves the set")
     nothing = threat.around(x[:0])
-    say(len(nothing.identity()) == 0, "an empty batch does not work")
+    require(len(nothing.identity()) == 0, "an empty batch does not work")

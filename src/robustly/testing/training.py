@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustly.attacks import AttackResult
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator
-from robustly.testing.networks import say
+from robustly.testing.networks import require
 from robustly.testing.training_runs import check_processes, check_resume
 from robustly.threats import Threat, ThreatModel
 from robustly.training import AdversarialLoss, Method, Part, PGDInner, Step, TradesLoss
@@ -29,7 +29,7 @@ LINF = ThreatModel("linf", 0.1)
 
 @dataclass(frozen=True)
 class Setting:
-    """A method, and what a run of it is given."""
+    """A method, and the inputs of its runs."""
 
     method: Method
     epochs: int
@@ -99,7 +99,7 @@ def check_part(
     """
     whole = _method_around(part) if method is None else method
     slot = next((slot for slot, other in whole.slots() if other is part), None)
-    say(slot is not None, f"the method does not contain the part {type(part).__name__}")
+    require(slot is not None, f"the method does not contain the part {type(part).__name__}")
     whole.check_epochs(epochs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -151,61 +151,65 @@ def _check_values(setting: Setting, epoch: int, where: str) -> None:
     count = len(step.y)
     step.compute([name for name in declared["labels"] if "adversarial" not in name])
     labels = step.labels
-    say(labels.hard.shape == (count,), f"labels have the shape {tuple(labels.hard.shape)}, not ({count},), {where}")
-    say(labels.hard.dtype == torch.int64, f"labels are {labels.hard.dtype}, not int64, {where}")
+    require(
+        labels.hard.shape == (count,), f"labels have the shape {tuple(labels.hard.shape)}, not ({count},), {where}"
+    )
+    require(labels.hard.dtype == torch.int64, f"labels are {labels.hard.dtype}, not int64, {where}")
     _check_terms(labels.terms, count, where)
     if method.inner is not None:
         found = step.adversarial
-        say(found.x_adv.shape == step.x.shape, f"adversarial images have another shape than images {where}")
-        say(found.x_adv.isfinite().all(), f"adversarial images are not finite {where}")
-        say(found.x_adv.is_leaf, f"adversarial images carry a graph {where}")
+        require(found.x_adv.shape == step.x.shape, f"adversarial images have another shape than images {where}")
+        require(found.x_adv.isfinite().all(), f"adversarial images are not finite {where}")
+        require(found.x_adv.is_leaf, f"adversarial images carry a graph {where}")
     step.compute([name for reads in declared.values() for name in reads])
     terms = method.loss(step)
-    say(len(terms) > 0, f"the loss has no terms {where}")
+    require(len(terms) > 0, f"the loss has no terms {where}")
     _check_terms(terms, count, where)
     for _, part in method.slots():
         _check_terms(part.extra_terms(step), count, where)
     weights = None if method.weights is None or method.weights.term not in terms else method.weights(step)
     if weights is not None:
-        say(weights.shape == (count,), f"weights have the shape {tuple(weights.shape)}, not ({count},), {where}")
-        say(weights.isfinite().all() and (weights >= 0).all(), f"weights are negative or not finite {where}")
+        require(
+            weights.shape == (count,), f"weights have the shape {tuple(weights.shape)}, not ({count},), {where}"
+        )
+        require(weights.isfinite().all() and (weights >= 0).all(), f"weights are negative or not finite {where}")
 
 
 def _check_terms(terms: Mapping[str, Tensor], count: int, where: str) -> None:
     for name, term in terms.items():
         shape = tuple(term.shape)
-        say(shape == (count,), f"the term {name!r} has the shape {shape}, not ({count},), {where}")
-        say(term.isfinite().all(), f"the term {name!r} is not finite {where}")
+        require(shape == (count,), f"the term {name!r} has the shape {shape}, not ({count},), {where}")
+        require(term.isfinite().all(), f"the term {name!r} is not finite {where}")
 
 
 def _check_step(setting: Setting, epoch: int, name: str, slot: str) -> None:
-    """One whole step: what is read, which gradients and modes it leaves."""
+    """Check one step: quantities read, gradients and modes afterwards."""
     networks, batch = setting.networks(), setting.batch()
     everything = {**networks.learning, **networks.frozen}
     before, images = _flags(everything), [view.clone() for view in (batch.x, *batch.other_views)]
     step = setting.step(networks, batch, epoch)
     loss, _ = outer_loss(setting.method, step)
     written = [key for key, net in everything.items() if any(p.grad is not None for p in net.parameters())]
-    say(not written, f"{name} writes .grad of {', '.join(written)} before the backward pass")
+    require(not written, f"{name} writes .grad of {', '.join(written)} before the backward pass")
     views = (batch.x, *batch.other_views)
     changed = not all(torch.equal(view, original) for view, original in zip(views, images, strict=True))
-    say(not changed, f"{name} changes images in place")
+    require(not changed, f"{name} changes images in place")
     loss.backward()  # type: ignore[no-untyped-call]
     setting.method.after_backward(step)
     setting.method.after_step(step)
     part = dict(setting.method.slots())[slot]
     declared = set(part.reads_at(step.moment))
-    say(declared <= set(part.reads), f"{name} has quantities in `reads_at` that are not in `reads`")
+    require(declared <= set(part.reads), f"{name} has quantities in `reads_at` that are not in `reads`")
     unread = declared - step.quantities.read_by.get(name, set())
-    say(not unread, f"{name} declares {', '.join(sorted(unread))} and does not read it in epoch {epoch + 1}")
+    require(not unread, f"{name} declares {', '.join(sorted(unread))} and does not read it in epoch {epoch + 1}")
     taught = [key for key, net in networks.frozen.items() if any(p.grad is not None for p in net.parameters())]
-    say(not taught, f"a gradient reaches the frozen network {', '.join(taught)} with {name}")
+    require(not taught, f"a gradient reaches the frozen network {', '.join(taught)} with {name}")
     left = any(view.grad is not None or view.requires_grad for view in views)
-    say(not left, f"{name} leaves a gradient on the images")
+    require(not left, f"{name} leaves a gradient on the images")
     after = _flags(everything)
     for key in everything:
         for what, old, new in zip(("modes", "requires_grad", "statistics"), before[key], after[key], strict=True):
-            say(old == new, f"{name} does not restore the {what} of {key}")
+            require(old == new, f"{name} does not restore the {what} of {key}")
 
 
 def _flags(networks: Mapping[str, nn.Module]) -> dict[str, tuple[list[bool], list[bool], list[bool]]]:
@@ -238,7 +242,7 @@ def _check_cost(setting: Setting, name: str) -> None:
     for key in declared.forwards:
         for way, expected in (("forward", declared.forwards[key]), ("backward", declared.backwards[key])):
             spent = passes[key, way] / len(batch.y)
-            say(
+            require(
                 spent <= expected if early else spent == expected,
                 f"with {name} an example takes {spent:g} {way} passes of {key}, `step_cost` counts {expected}",
             )
@@ -283,7 +287,7 @@ def _check_order(setting: Setting, name: str) -> None:
         found.append(terms)
     for term, values in found[0].items():
         same = torch.allclose(values[order], found[1][term], rtol=1e-6, atol=1e-9)
-        say(same, f"with {name} the term {term!r} of an example depends on its place in the batch")
+        require(same, f"with {name} the term {term!r} of an example depends on its place in the batch")
 
 
 def _as_floats(setting: Setting) -> Networks:

@@ -15,7 +15,7 @@ from torch.multiprocessing.spawn import spawn
 from robustly.data import Augmentation, Batch, ImageData
 from robustly.randomness import KeyedGenerator
 from robustly.runtime import Runtime, RuntimeConfig
-from robustly.testing.networks import say
+from robustly.testing.networks import require
 from robustly.threats import Threat
 from robustly.training import (
     AuxiliaryNetwork,
@@ -40,7 +40,7 @@ Trained = tuple[dict[str, dict[str, Tensor]], Memory]
 
 
 class _Stop(Observer):
-    """Ends a run after some steps, as Ctrl-C does."""
+    """End a run after some steps, as Ctrl-C does."""
 
     def __init__(self, steps: int) -> None:
         self._left = steps
@@ -54,7 +54,7 @@ class _Stop(Observer):
 def check_resume(
     method: Method, networks: Callable[[], Networks], epochs: int, threats: tuple[Threat, ...], name: str
 ) -> None:
-    """A run that is stopped in its second epoch and resumed ends as an unbroken one, bit by bit.
+    """Check that a run, stopped in its second epoch and resumed, ends as an uninterrupted one, bit by bit.
 
     Args:
         method: the method; each run gets a copy.
@@ -80,12 +80,14 @@ def check_resume(
         except KeyboardInterrupt:
             run(cut)
         one, other = (load_state(folder / LAST, "check") for folder in (whole, cut))
-    say(
+    require(
         all(_same(one.networks[key], other.networks[key]) for key in one.networks),
-        f"with {name} a resumed run ends with other weights than an unbroken one: "
-        "keep state in step.remember(self)",
+        f"with {name} a resumed run ends with other weights than an uninterrupted one: "
+        "keep state in `step.remember(self)`",
     )
-    say(_same_memory(one, other), f"with {name} a resumed run ends with another memory than an unbroken one")
+    require(
+        _same_memory(one, other), f"with {name} a resumed run ends with another memory than an uninterrupted one"
+    )
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -146,11 +148,11 @@ def check_processes(
         shared = [torch.load(Path(temporary, f"{rank}.pt"), weights_only=True) for rank in range(2)]
     for what, place in (("weights", 0), ("memory", 1)):
         one, two, whole = shared[0][place], shared[1][place], alone[place]
-        say(
+        require(
             _near(one, two),
             f"with {name} two processes end with different {what}: take means with step.global_mean",
         )
-        say(_near(one, whole), f"with {name} two processes end with other {what} than one: use step.batch_mean")
+        require(_near(one, whole), f"with {name} two processes end with other {what} than one: use step.batch_mean")
 
 
 def _process(

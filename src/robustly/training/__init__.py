@@ -1,4 +1,4 @@
-"""Adversarial training: a method is five parts, composed; one loop runs them all."""
+"""Adversarial training: methods composed of five parts, and one training loop."""
 
 from robustly.training.engine.job import AuxiliaryNetwork, Job, TrainingConfig
 from robustly.training.engine.loop import Observer, Outcome, train
@@ -31,11 +31,11 @@ from robustly.training.parts import (
     EpochEnd,
     InnerMaximiser,
     InstanceWeights,
+    InstanceWeightsError,
     LabelSource,
     OuterLoss,
     Part,
     Terms,
-    WeightsError,
 )
 from robustly.training.quantities import Networks, UndeclaredReadError
 from robustly.training.step import Labels, Moment, Step
@@ -76,6 +76,7 @@ __all__ = [
     "IadLoss",
     "InnerMaximiser",
     "InstanceWeights",
+    "InstanceWeightsError",
     "Job",
     "KdLoss",
     "LabelSource",
@@ -105,6 +106,5 @@ __all__ = [
     "UndeclaredReadError",
     "WeightAverage",
     "WeightPerturbation",
-    "WeightsError",
     "train",
 ]

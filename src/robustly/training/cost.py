@@ -11,7 +11,7 @@ from robustly.data import Batch
 from robustly.randomness import KeyedGenerator
 from robustly.threats import Threat, ThreatModel
 from robustly.training.method import Method, MethodError, outer_loss
-from robustly.training.parts import CONVENTIONAL_NETWORKS, WeightsError
+from robustly.training.parts import CONVENTIONAL_NETWORKS, InstanceWeightsError
 from robustly.training.quantities import Networks
 from robustly.training.step import Memory, Moment
 
@@ -21,11 +21,11 @@ TEACHERS = tuple(name for name, kind in CONVENTIONAL_NETWORKS.items() if kind ==
 
 @dataclass(frozen=True)
 class StepCost:
-    """Passes of one example through each network, in all steps that are taken on its batch.
+    """Passes of one example through each network, summed over all steps on its batch.
 
     Args:
-        forwards: by network ("model", "guide", "teacher", ...).
-        backwards: likewise; passes back to the input and passes back to the weights count alike.
+        forwards: forward passes by network ("model", "guide", "teacher", ...).
+        backwards: backward passes by network, to the input or to the weights.
     """
 
     forwards: dict[str, int]
@@ -38,7 +38,7 @@ class StepCost:
 
 
 class _StandIn(nn.Module):
-    """A network with a large margin on every example, so that no attack ends early; it counts its passes."""
+    """A network that counts its passes. Its margin is large on every example, so that no attack ends early."""
 
     def __init__(self, name: str, passes: Counter[tuple[str, str]]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def step_cost(method: Method, epochs: int, frozen: Collection[str] = TEACHERS, t
     Args:
         method: the composition.
         epochs: epochs of the run.
-        frozen: names of the networks that never learn; others are trained.
+        frozen: names of the frozen networks; others are trained.
         threats: number of threat models of the run.
 
     Raises:
@@ -75,7 +75,8 @@ def step_cost(method: Method, epochs: int, frozen: Collection[str] = TEACHERS, t
     balls = (ThreatModel("linf", 1e-3),) * threats
     try:
         return _counted(method, epochs, frozen, balls)
-    except WeightsError:  # extreme weights may all be zero on the confident stand-in, and not on real networks
+    except InstanceWeightsError:
+        # extreme weights may all be zero on the confident stand-in network only
         return _counted(replace(method, weights=None), epochs, frozen, balls)
 
 

@@ -41,11 +41,11 @@ class Method:
         inner: inner maximisation; None for a method without attack.
         loss: outer loss.
         weights: instance weights; None counts every example once.
-        parameters: what happens to the weights around the optimiser's step, in order.
+        parameters: parts that change the weights around the optimiser's step, in order.
 
     Raises:
-        MethodError: two parameter parts of one class; a loss without the inner maximisation that it needs, or with
-            one that it does not use; a quantity that does not exist; parts that contradict each other.
+        MethodError: two parameter parts have one class, the loss lacks an inner maximisation or does not use it, a
+            quantity does not exist, or parts contradict each other.
     """
 
     labels: LabelSource = field(default_factory=DataLabels)
@@ -77,7 +77,7 @@ class Method:
                 raise MethodError(f"{_key(slot, part)}: {reason}")
 
     def _check_reads(self) -> None:
-        """Refuse quantities that no step of the method has."""
+        """Refuse quantities that steps of the method do not have."""
         own = self.own_quantities
         reads = [(slot, part, name) for slot, part in self.slots() for name in part.reads if name not in own]
         for slot, part, name in reads:
@@ -133,14 +133,14 @@ class Method:
         """Quantities that the parts define themselves, by name.
 
         Raises:
-            MethodError: a name that two parts define, or that means a network's logits.
+            MethodError: two parts define a name, or a name is that of a network's logits.
         """
         own: dict[str, Callable[[Step], Tensor]] = {}
         for slot, part in self.slots():
             for name, define in part.own_quantities.items():
                 if name in own or name in ("clean", "adversarial", "guide") or "@" in name:
                     raise MethodError(
-                        f"{_key(slot, part)}: the quantity {name!r} exists already: name it otherwise"
+                        f"{_key(slot, part)}: the quantity {name!r} exists already: choose another name"
                     )
                 own[name] = define
         return own
@@ -157,7 +157,7 @@ class Method:
 
     @property
     def shares_backward(self) -> bool:
-        """Whether one backward pass serves attack and weights (Free-AT)."""
+        """True if attack and weights share one backward pass (Free-AT)."""
         return self.inner is not None and self.inner.shares_backward
 
     def step(
@@ -191,15 +191,15 @@ class Method:
         )
 
     def after_backward(self, step: Step) -> None:
-        """Call `after_backward` of all parts, first of those that perturbed the weights."""
+        """Call `after_backward` of all parts, parts that perturb the weights first."""
         for slot, part in self._perturbing_first():
             with _reading(step, slot, part):
                 part.after_backward(step)
 
     def after_step(self, step: Step) -> None:
-        """Call `after_step` of all parts, first of those that perturbed the weights.
+        """Call `after_step` of all parts, parts that perturb the weights first.
 
-        So an average is one of weights without their perturbation.
+        Averages are then over weights without the perturbation.
         """
         for slot, part in self._perturbing_first():
             with _reading(step, slot, part):
@@ -260,12 +260,12 @@ def _reading(step: Step, slot: str, part: Part) -> AbstractContextManager[None]:
 
 
 def _compute_clean(step: Step, reads: tuple[str, ...]) -> None:
-    """Compute what exists before the attack."""
+    """Compute the quantities that do not need the attack."""
     step.compute([name for name in reads if name not in step.own_names and not needs_attack(name)])
 
 
 def _second_evaluation(method: Method, step: Step) -> Float[Tensor, ""]:
-    """The weighted outer loss, without a change of batch-norm statistics."""
+    """The weighted outer loss; batch-norm statistics are not updated."""
     reads = method.loss.reads_at(step.moment)
     if method.weights is not None:
         reads += method.weights.reads_at(step.moment)
@@ -292,5 +292,7 @@ def _weighted(method: Method, step: Step) -> Terms:
 def _joined(terms: Terms, more: Terms) -> Terms:
     twice = terms.keys() & more.keys()
     if twice:
-        raise MethodError(f"two parts of the method have a loss term {', '.join(sorted(twice))!r}: name them apart")
+        raise MethodError(
+            f"two parts of the method have a loss term {', '.join(sorted(twice))!r}: give them different names"
+        )
     return terms | more

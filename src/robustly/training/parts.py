@@ -18,7 +18,7 @@ CONVENTIONAL_NETWORKS: dict[str, Kind] = {"guide": "trained", "teacher": "frozen
 """Networks beside the model that recipes name at their top level: a guide is trained, teachers are frozen."""
 
 
-class WeightsError(ValueError):
+class InstanceWeightsError(ValueError):
     """Instance weights that are zero for a whole batch."""
 
 
@@ -29,7 +29,7 @@ def begins_too_late(setting: str, begin: float, epochs: int, consequence: str) -
         setting: name of the setting that holds `begin`.
         begin: finished epochs before the part begins.
         epochs: epochs of the run.
-        consequence: what this would mean for the run.
+        consequence: effect on the run, for the message.
     """
     return None if begin < epochs else f"{setting} is {begin:g} epochs and the run has {epochs}: {consequence}"
 
@@ -42,8 +42,8 @@ class EpochEnd:
         epoch: the finished epoch, from 0.
         epochs: epochs of the run.
         model: the network in training.
-        images: gives the training images batch by batch, in the run's order and augmentation of this epoch.
-        remember: gives a part's own memory; see `Step.remember`.
+        images: yields the training images in batches, in the order and with the augmentation of this epoch.
+        remember: returns a part's memory; see `Step.remember`.
         global_mean: mean of a tensor over all processes.
     """
 
@@ -57,10 +57,10 @@ class EpochEnd:
 
 @runtime_checkable
 class Part(Protocol):
-    """Base class of all parts: every attribute and method that the loop uses, with its default.
+    """Base class of all parts: attributes and methods that the loop uses, with defaults.
 
-    A part is a frozen dataclass that derives from `Part` and adds `__call__` (all but parameter parts). It
-    overrides what it needs; a setting of the same name as an attribute must have a default. State goes to
+    A part is a frozen dataclass that derives from `Part`, overrides some of them, and adds `__call__` (except
+    parameter parts). A setting with the name of an attribute must have a default. State is kept in
     `step.remember(self)`, which every checkpoint saves.
     """
 
@@ -68,22 +68,22 @@ class Part(Protocol):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Quantities that the part reads of a step, with its settings, at any moment of a run.
+        """Quantities of a step that the part reads with its settings, at any moment of a run.
 
-        "clean", "adversarial", "guide", "NAME@clean", "NAME@adversarial" (see `robustly.training.quantities`), and
-        names that a part of the method defines in `own_quantities`.
+        Allowed are "clean", "adversarial", "guide", "NAME@clean", "NAME@adversarial" (see
+        `robustly.training.quantities`), and names that a part of the method defines in `own_quantities`.
         """
         return ()
 
     def reads_at(self, moment: Moment) -> tuple[str, ...]:
-        """Those of `reads` that the part reads at one moment of a run; without a warm-up always the same."""
+        """Quantities of `reads` that the part reads at one moment of a run; by default all."""
         return self.reads
 
     @property
     def own_quantities(self) -> Mapping[str, Callable[[Step], Tensor]]:
-        """Definitions of quantities of the method's own, by name.
+        """Definitions of further quantities, by name.
 
-        They are computed once per step, after those that all parts declare, and may read these.
+        They are computed once per step, after the quantities that all parts declare, and may read these.
         """
         return {}
 
@@ -101,17 +101,17 @@ class Part(Protocol):
 
     @property
     def needs_inner(self) -> bool:
-        """Whether an outer loss is one of adversarial training; by default, whether it reads adversarial logits."""
+        """Outer loss: True if it needs an inner maximisation; by default, if it reads adversarial logits."""
         return any(needs_attack(name) for name in self.reads)
 
     @property
     def smoothing(self) -> float:
-        """Label source: share of a label's weight that is spread evenly over all classes."""
+        """Label source: share of each label's weight that is spread evenly over all classes."""
         return 0.0
 
     @property
     def steps(self) -> int:
-        """Inner maximisation: steps that it may take."""
+        """Inner maximisation: largest number of steps."""
         return 0
 
     @property
@@ -126,13 +126,13 @@ class Part(Protocol):
 
     @property
     def shares_backward(self) -> bool:
-        """Inner maximisation: whether one backward pass serves attack and weights (Free-AT)."""
+        """Inner maximisation: True if attack and weights share one backward pass (Free-AT)."""
         return self.replays > 1
 
     # checks before a run
 
     def check(self, method: "Composition") -> str | None:
-        """Error message if the part does not go with the other parts of a method, else None."""
+        """Error message if the part contradicts other parts of the method, else None."""
         return None
 
     def check_epochs(self, epochs: int) -> str | None:
@@ -142,29 +142,29 @@ class Part(Protocol):
     # during a run, in this order
 
     def before_outer(self, step: Step, loss: Callable[[Step], Tensor]) -> None:
-        """Perturb the weights, before the outer loss; labels and adversarial examples are there.
+        """Perturb the weights before the outer loss; labels and adversarial examples are computed already.
 
         Args:
-            step: the step. Logits of the model computed before are dropped afterwards: its weights may have moved.
+            step: the step. The model's logits are dropped afterwards, because its weights may have changed.
             loss: evaluates the method's outer loss on `step.again()`, on the same examples, without changing
                 `step`.
         """
         return None
 
     def extra_terms(self, step: Step) -> Terms:
-        """More terms of the loss (regularisers)."""
+        """Further terms of the loss (regularisers)."""
         return {}
 
     def after_backward(self, step: Step) -> None:
-        """Use the gradients, before the optimiser's step."""
+        """Use the gradients before the optimiser's step."""
         return None
 
     def after_step(self, step: Step) -> None:
-        """Undo a perturbation or average weights, after the optimiser's step."""
+        """Undo a perturbation or average weights after the optimiser's step."""
         return None
 
     def after_epoch(self, end: EpochEnd) -> None:
-        """Act on the end of an epoch, before validation."""
+        """Run at the end of an epoch, before validation."""
         return None
 
     def evaluation_state(self, memory: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -178,7 +178,7 @@ class Part(Protocol):
 
 @runtime_checkable
 class LabelSource(Part, Protocol):
-    """First part of a method: where labels come from."""
+    """First part of a method: the source of labels."""
 
     def __call__(self, step: Step) -> Labels:
         """Return the labels of a batch."""
@@ -247,15 +247,15 @@ class Composition(Protocol):
 
     @property
     def parameters(self) -> tuple[Part, ...]:
-        """Parameter parts, in order: what happens to the weights around the optimiser's step."""
+        """Parameter parts, which change the weights around the optimiser's step, in order."""
         ...
 
 
 def perturbs_weights(part: Part) -> bool:
-    """Whether a part perturbs the weights for the outer loss."""
+    """Return True if a part perturbs the weights for the outer loss."""
     return type(part).before_outer is not Part.before_outer
 
 
 def averages_weights(part: Part) -> bool:
-    """Whether a part has weights to release instead of the model's own."""
+    """Return True if a part has weights to release instead of the model's."""
     return type(part).evaluation_state is not Part.evaluation_state

@@ -1,7 +1,7 @@
-"""Logits of a training step by name: the order in which they are computed, and which part may read which.
+"""Named logits of a training step, computed in a fixed order and read by the parts that declare them.
 
-"clean" and "adversarial" are the model's logits of the clean and the adversarial images, "NAME@clean" and
-"NAME@adversarial" those of another network, "guide" is short for "guide@clean". A part may define more names.
+"clean" and "adversarial" are the model's logits of the clean and the adversarial images. "NAME@clean" and
+"NAME@adversarial" are those of another network; "guide" is short for "guide@clean". Parts may define more names.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,8 +21,8 @@ class Networks:
 
     Args:
         model: the network in training, unwrapped.
-        trained: networks trained beside it, by name ("guide", or a name of the recipe's own).
-        frozen: networks that never learn, by name ("teacher", "standard_teacher", or a name of the recipe's own).
+        trained: networks trained beside it, by name ("guide", or another name of the recipe).
+        frozen: frozen networks by name ("teacher", "standard_teacher", or another name of the recipe).
     """
 
     model: nn.Module
@@ -31,14 +31,14 @@ class Networks:
 
     @property
     def learning(self) -> dict[str, nn.Module]:
-        """All networks that learn, by name; the model first, as "model"."""
+        """All trained networks by name; the first is the model, as "model"."""
         return {"model": self.model, **self.trained}
 
     def by_name(self, name: str) -> nn.Module:
         """A network by its name.
 
         Raises:
-            ValueError: the run has none of that name.
+            ValueError: the run has no such network.
         """
         everything = {**self.learning, **self.frozen}
         if name not in everything:
@@ -71,13 +71,13 @@ def quantity_of(network: str, inputs: str) -> str:
 
 
 def needs_attack(quantity: str) -> bool:
-    """Whether a quantity is about adversarial images."""
+    """Return True if a quantity needs adversarial images."""
     return quantity == "adversarial" or quantity.endswith("@adversarial")
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """The part at work, and the quantities that it declares."""
+    """The running part, and the quantities that it declares."""
 
     part: str
     reads: frozenset[str]
@@ -86,13 +86,13 @@ class _Reader:
 class Quantities:
     """Values of the quantities of one step.
 
-    The order of computing is fixed: other trained networks on clean images, the model on clean images, frozen
-    networks, the model on adversarial images, other trained networks on adversarial images, and then quantities of
-    the method's own. So batch-norm statistics and dropout do not depend on the order of reading.
+    The order of computation is fixed: other trained networks on clean images, the model on clean images, frozen
+    networks, the model on adversarial images, other trained networks on adversarial images, quantities that parts
+    define. Batch-norm statistics and dropout then do not depend on the order of reading.
 
     Args:
         networks: the networks of the run.
-        own: names of quantities of the method's own, in the order of computing.
+        own: names of quantities that parts define, in the order of computation.
 
     Attributes:
         read_by: names of the quantities that each part has read, by the part's name.
@@ -106,10 +106,10 @@ class Quantities:
 
     @contextmanager
     def reading(self, part: str, reads: Collection[str]) -> Iterator[None]:
-        """Let a part read the quantities that it declares and no others.
+        """Allow a part to read the quantities that it declares, and no others.
 
         Args:
-            part: its name in messages.
+            part: name of the part in messages.
             reads: names of quantities.
         """
         before, self._reader = self._reader, _Reader(part, frozenset(reads))
@@ -119,7 +119,7 @@ class Quantities:
             self._reader = before
 
     def compute(self, names: Collection[str], forward: Callable[[str], Tensor]) -> None:
-        """Compute the quantities that are not there yet, in the fixed order.
+        """Compute missing quantities in the fixed order.
 
         Args:
             names: names of quantities.
@@ -133,10 +133,10 @@ class Quantities:
                 self._values[name] = forward(name)
 
     def read(self, name: str, forward: Callable[[str], Tensor]) -> Tensor:
-        """A quantity by its name; `forward` computes it if it is not there.
+        """Return a quantity; `forward` computes it if it is missing.
 
         Raises:
-            UndeclaredReadError: the part at work does not declare it.
+            UndeclaredReadError: the running part does not declare it.
         """
         if self._reader is not None:
             if name not in self._reader.reads:
@@ -149,15 +149,15 @@ class Quantities:
         return self._values[name]
 
     def computed(self, name: str) -> Tensor | None:
-        """A quantity without gradient if it is there already."""
+        """A quantity without gradient, or None if it is not computed yet."""
         value = self._values.get(name)
         return None if value is None else value.detach()
 
     def second(self, reads: Collection[str]) -> "Quantities":
-        """Quantities of a second evaluation: those of other networks without gradient, none of the model.
+        """Quantities for a second evaluation: those of other networks without gradient, none of the model.
 
         Args:
-            reads: names that the part at work reads there.
+            reads: names that the running part reads in the second evaluation.
         """
         twin = Quantities(self._networks, self._own)
         twin._values = {name: value.detach() for name, value in self._values.items()}
@@ -171,11 +171,11 @@ class Quantities:
         self._values = {name: value for name, value in self._values.items() if not self.depends_on_model(name)}
 
     def depends_on_model(self, name: str) -> bool:
-        """Whether a quantity changes with the model's weights, for the same adversarial images."""
+        """Return True if a quantity changes with the model's weights for the same adversarial images."""
         return name in self._own or network_and_inputs(name)[0] == "model"
 
     def _place(self, name: str) -> tuple[int, int]:
-        """Place of a quantity in the order of computing."""
+        """Position of a quantity in the order of computation."""
         if name in self._own:
             return 5, self._own.index(name)
         network, inputs = network_and_inputs(name)

@@ -1,4 +1,4 @@
-"""One training step: batch, labels, adversarial examples, logits and memory."""
+"""A training step: batch, labels, adversarial examples, logits and memory."""
 
 import copy
 from collections.abc import Callable, Collection, Mapping
@@ -83,8 +83,8 @@ def class_name(part: object) -> str:
 class Step:
     """One training step, as the parts of a method use it.
 
-    Logits are named quantities (see `robustly.training.quantities`) and come from one forward pass each, in a fixed
-    order. A part at work may read those that it declares. Outside a method, quantities are computed when read.
+    Logits are named quantities (see `robustly.training.quantities`), computed by one forward pass each in a fixed
+    order. A running part may read those that it declares. Outside a method, quantities are computed when read.
 
     Args:
         batch: images, labels, example ids and the batch's random numbers.
@@ -94,10 +94,10 @@ class Step:
         label_source: first part of the method.
         inner: second part, or None for a method without attack.
         memory: named tensors that outlive the step and are saved with every checkpoint; see `remember`.
-        attack_steps: steps that the inner maximisation may take.
+        attack_steps: largest number of steps of the inner maximisation.
         replays: optimiser steps on each batch.
-        replay: optimiser steps taken on this very batch before (Free-AT).
-        own: quantities of the method's own, by name.
+        replay: earlier optimiser steps on this batch (Free-AT).
+        own: quantities that parts define, by name.
         slot_of: name of a part's memory.
         global_mean: mean of a tensor over all processes.
         seed: the run's seed.
@@ -145,17 +145,17 @@ class Step:
         """A network of the run by its name.
 
         Raises:
-            ValueError: the run has none of that name.
+            ValueError: the run has no such network.
         """
         return self.networks.by_name(name)
 
     # logits
 
     def logits_at(self, name: str, x: Images) -> Logits:
-        """Logits of a network at any images, by a forward pass of their own.
+        """Logits of a network at any images, by a separate forward pass.
 
-        A network that learns is in train mode, and its logits have a gradient. A frozen one is in evaluation mode,
-        and its logits have none.
+        A trained network is in train mode and its logits have a gradient. A frozen network is in evaluation mode
+        and its logits have no gradient.
 
         Args:
             name: "model", or the name of another network.
@@ -168,19 +168,19 @@ class Step:
         return logits_of(network, x)
 
     def compute(self, quantities: Collection[str]) -> None:
-        """Compute the quantities that are not there yet, in the fixed order."""
+        """Compute missing quantities in the fixed order."""
         self.quantities.compute(quantities, self._forward)
 
     @property
     def own_names(self) -> Collection[str]:
-        """Names of the quantities of the method's own."""
+        """Names of the quantities that parts define."""
         return self._own.keys()
 
     def quantity(self, name: str) -> Tensor:
         """A quantity by its name.
 
         Raises:
-            UndeclaredReadError: the part at work does not declare it.
+            UndeclaredReadError: the running part does not declare it.
         """
         return self.quantities.read(name, self._forward)
 
@@ -204,7 +204,7 @@ class Step:
         return self.quantity("guide")
 
     def reading(self, part: str, reads: Collection[str]) -> AbstractContextManager[None]:
-        """Let a part, by its name in messages, read the quantities that it declares and no others."""
+        """Allow a part, by its name in messages, to read the quantities that it declares, and no others."""
         return self.quantities.reading(part, reads)
 
     def _forward(self, quantity: str) -> Tensor:
@@ -260,13 +260,13 @@ class Step:
     # second evaluations of the loss
 
     def again(self, *reads: str) -> "Step":
-        """The same labels and adversarial examples, with the model's logits to be computed anew.
+        """A step with the same labels and adversarial examples, for a second evaluation of a loss (AWP, SAM).
 
-        For a second evaluation of a loss (AWP, SAM) that leaves this step alone. Other networks do not run again:
-        their logits are passed on without gradient, and losses of their own are left out.
+        The model's logits are computed again, and this step does not change. Other networks do not run again: their
+        logits are copied without gradient, and losses that train them are left out.
 
         Args:
-            reads: quantities to compute for the part at work; batch-norm statistics do not change.
+            reads: quantities to compute for the running part; batch-norm statistics do not change.
         """
         twin = copy.copy(self)
         twin.labels = Labels(self.labels.hard, smoothing=self.labels.smoothing)
@@ -280,18 +280,18 @@ class Step:
     def remember(self, part: object) -> dict[str, Tensor]:
         """Named tensors of a part, empty at first, kept from step to step and in every checkpoint.
 
-        They are filed under the part's slot in the method. With several processes each keeps its own, and those of
-        the first are saved: the values must be the same everywhere (see `batch_mean`).
+        Their key is the part's slot in the method. Each process has its own, and checkpoints have those of the
+        first process: the values must be equal in all processes (see `batch_mean`).
         """
         return self._memory.setdefault(self._slot_of(part), {})
 
     @property
     def batch_generator(self) -> KeyedGenerator:
-        """Random numbers of the step as a whole `(1, ...)`, the same in every process."""
+        """Random numbers `(1, ...)` of the whole step, the same in every process."""
         count = torch.tensor([self.moment.count], device=self.x.device)
         return KeyedGenerator(derive_seed(self.seed, "batch"), count)
 
     def batch_mean(self, values: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-        """Mean of per-example values over the batch of all processes, also if their shares differ in size."""
+        """Mean of per-example values over the batch of all processes, whose shares may differ in size."""
         count = values.new_tensor(float(len(values)))
         return self.global_mean(values.sum()) / self.global_mean(count)

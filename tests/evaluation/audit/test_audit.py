@@ -1,4 +1,4 @@
-"""The audit passes honest evidence and fails every kind of tampering that we could think of."""
+"""The audit passes unchanged evidence and fails on tampering."""
 
 import json
 from collections.abc import Callable

@@ -38,7 +38,7 @@ def failed(folder: Path, suite: Suite = SUITE) -> str:
 
 
 def reseal(evidence: Evidence, folder: Path) -> None:
-    """What a careful forger does: numbers that follow from the forged rows."""
+    """Update numbers so that they agree with forged rows."""
     curve = evidence.summary.metrics.security_curve
     assert curve is not None
     numbers = metrics(

@@ -1,6 +1,6 @@
 """Three masked defences: the naive attack is fooled, the diagnostics say so, the adaptive attack breaks them.
 
-The page `docs/adaptive.md` tells the same three stories.
+The page `docs/adaptive.md` has the same three examples.
 """
 
 import pytest
@@ -27,7 +27,7 @@ def quantise(x: Tensor) -> Tensor:
 
 
 class Quantised(nn.Module):
-    """Rounds its input, and with it the gradient, away."""
+    """Round the input, so that its gradient is zero."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Quantised(nn.Module):
 
 
 class Resized(nn.Module):
-    """Shrinks its input by a random factor and puts it at a random place."""
+    """Shrink the input by a random factor and put it at a random place."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_random_resizing_hides_from_one_draw_and_not_from_the_mean(digit_net: nn
     draws = KeyedGenerator(0, torch.arange(COUNT))
 
     def accuracy(seen: nn.Module) -> float:
-        """Of the defended model, over draws that nobody adapted to."""
+        """Accuracy of the defended model over draws that the attack did not use."""
         attack = PGD(20, margin, early_stop=False, keep="last")
         found = attack(seen, x, y, threat=THREAT, generator=draws)
         return float(accuracy_over_draws(defended, found.x_adv, y, draws=10, seed=9).mean())

@@ -1,4 +1,4 @@
-"""Suites composed in settings, and what is said about those that make no sense."""
+"""Suites composed in settings, and messages on wrong ones."""
 
 import pytest
 

@@ -32,7 +32,7 @@ class Dead(nn.Module):
 
 
 def unbroken(suite: Suite, net: nn.Module, x: Tensor, threat: ThreatModel) -> int:
-    """How many images survive every attack of a suite, one after the other."""
+    """Number of images unbroken by all attacks of a suite, in order."""
     alive = torch.ones(len(x), dtype=torch.bool)
     for name, attack in in_full_precision(suite).attacks.items():
         rows = alive.nonzero()[:, 0]

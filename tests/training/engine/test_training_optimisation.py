@@ -98,7 +98,7 @@ def test_schedules_that_make_no_sense_are_refused(settings: dict[str, object]) -
 
 
 class Rates(Observer):
-    """What the optimiser was given: the size of plain gradient steps over the gradients."""
+    """Learning rate of plain gradient steps: size of the steps over the gradients."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.before, self.rates = model, [p.detach().clone() for p in model.parameters()], list[float]()

@@ -261,7 +261,7 @@ def test_the_gradient_is_the_mean_of_all_processes() -> None:
 
 
 def test_the_outer_pass_sees_the_perturbation_in_half_precision() -> None:
-    """Autocast keeps half-precision copies of weights: those of the second look are old."""
+    """Autocast caches half-precision copies of weights, which are outdated after the perturbation."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
     x, y = torch.rand(20, 6), torch.randint(4, (20,))

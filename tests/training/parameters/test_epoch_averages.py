@@ -24,7 +24,7 @@ from robustly.training.parts import EpochEnd
 
 
 class Epochs(Observer):
-    """Keeps the weights after every epoch."""
+    """Keep the weights after every epoch."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.seen = model, list[dict[str, Tensor]]()

@@ -30,7 +30,7 @@ def test_the_decay_grows_as_published() -> None:
 
 
 class Weights(Observer):
-    """Keeps the weights after every step."""
+    """Keep the weights after every step."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.seen = model, list[dict[str, Tensor]]()
@@ -115,7 +115,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
 
 
 class Recorder(Part):
-    """Writes down when it is called."""
+    """Record the moments of its calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

@@ -19,6 +19,7 @@ from robustly.training import (
     GairatWeights,
     GuideLabels,
     InstanceWeights,
+    InstanceWeightsError,
     MailWeights,
     MartLoss,
     Method,
@@ -28,7 +29,6 @@ from robustly.training import (
     OptimizerConfig,
     PGDInner,
     TradesLoss,
-    WeightsError,
 )
 from robustly.training.labels.data import SmoothedLabels
 from robustly.training.method import outer_loss
@@ -225,9 +225,9 @@ def test_equal_kappas_weigh_one_and_all_zeros_are_refused() -> None:
     assert step.adversarial.correct_iterates.tolist() == [5] * 4
     assert GairatWeights(burn_in=0)(step).tolist() == [1.0] * 4  # type: ignore[union-attr]
     assert GairatWeights(burn_in=0, shift=-20.0)(step).tolist() == [1.0] * 4  # type: ignore[union-attr]
-    with pytest.raises(WeightsError, match=r"gairat .* shift -60"):
+    with pytest.raises(InstanceWeightsError, match=r"gairat .* shift -60"):
         GairatWeights(burn_in=0, shift=-60.0)(step)
-    with pytest.raises(WeightsError, match=r"mail .* slope 1000"):
+    with pytest.raises(InstanceWeightsError, match=r"mail .* slope 1000"):
         MailWeights(burn_in=0, slope=1000.0, bias=-0.5, scale="mean_one")(step)
 
 

@@ -1,4 +1,4 @@
-"""Audit: recompute everything that an evaluation states."""
+"""Audit: recompute all numbers and verdicts of an evaluation."""
 
 from robustly.evaluation.audit.audit import Audit, audit
 from robustly.evaluation.audit.check import Check

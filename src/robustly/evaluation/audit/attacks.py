@@ -1,4 +1,4 @@
-"""Audit of the attacks: every stored image is checked again, and every row against the images."""
+"""Audit of the attacks: check every stored image, and every row against the images."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def attacks_checks(evidence: Evidence, target: EvaluationTarget, is_suspicious: 
     Args:
         evidence: the evidence.
         target: the model, the data and the threat.
-        is_suspicious: whether a diagnostic calls for the stages that wait for a suspicion.
+        is_suspicious: whether a failed diagnostic requires the stages marked `on_suspicion`.
     """
     summary, table = evidence.summary, evidence.table
     for name, unbroken, expected in _expected(summary, table, is_suspicious):
@@ -35,7 +35,7 @@ def attacks_checks(evidence: Evidence, target: EvaluationTarget, is_suspicious: 
 
 
 def _expected(summary: Summary, table: EvidenceTable, is_suspicious: bool) -> Iterator[tuple[str, Flags, Flags]]:
-    """Each attack's name, the examples that were unbroken before it, and those of them that it had to attack."""
+    """Name of each attack, the examples unbroken before it, and those that it had to attack."""
     correct = table.correct
     unbroken, closeness = correct, -table.examples.clean_margin
     survivors_only = summary.suite.mode == "worst_case"
@@ -61,13 +61,13 @@ def _row_problem(
     shown = np.isin(table.examples.id, stored.ids)
     found = tried & ~invalid & np.isfinite(columns.distance)
     if (~unbroken & ~broken).any() or (invalid & ~broken).any() or (invalid & ~tried).any():
-        return "misclassified or unanswered images must count as broken"
+        return "misclassified images and NaN outputs must count as broken"
     if not np.array_equal(tried, expected):
-        return "not every example that was unbroken and had to be attacked was, or others were"
+        return "the attacked examples are not those that the plan selects from the unbroken ones"
     if (unbroken & ~tried & broken).any():
-        return "rows are stated as broken that were not attacked"
+        return "rows are broken that were not attacked"
     if (tried & ~invalid & broken & ~shown).any():
-        return "rows are stated as broken without an image"
+        return "rows are broken without an image"
     if not np.array_equal(shown, found) or int(shown.sum()) != len(stored):
         differing = shown != found
         where = f", first id {first_id(table, differing)}" if differing.any() else ""
@@ -78,7 +78,7 @@ def _row_problem(
 def _image_checks(
     name: str, columns: AttackColumns, shown: Placed, table: EvidenceTable, target: EvaluationTarget
 ) -> Iterator[Check]:
-    """Place, prediction, distance and rounding of every stored image of an attack."""
+    """Check position, prediction, distance and rounding of every stored image of an attack."""
     here, x = shown.here, target.data.floats(shown.rows)
     broken, label = columns.broken[here], table.examples.label[here]
     allowed = target.threat.around(x)

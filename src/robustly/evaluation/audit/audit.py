@@ -1,4 +1,4 @@
-"""Re-check an evaluation from scratch: every number from the rows, every row from the images and the weights."""
+"""Audit an evaluation: every number from the rows, every row from the images and the weights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -40,20 +40,20 @@ class Audit:
 
 
 def audit(folder: Path, target: EvaluationTarget, suite: Suite | None, *, rerun: int = 32) -> Audit:
-    """Recompute everything that an evaluation states.
+    """Recompute all numbers and verdicts of an evaluation.
 
-    The files have the hashes of the summary; data and weights are those that it names; every image of a broken
-    example lies in the threat set and is misclassified; every row agrees with the images; every printed number
-    follows from the rows; counterexamples of certificates break the model; certificates come out again; and a
-    sample of the unbroken examples, another one each time, is attacked again.
+    The files must have the hashes of the summary, and data and weights must be the named ones. Every image of a
+    broken example must lie in the threat set and be misclassified. Rows must agree with the images, and numbers
+    with the rows. Counterexamples of certificates must break the model. Certificates are computed again. A random
+    sample of the unbroken examples is attacked again, a new one in each audit.
 
     Args:
-        folder: the evaluation's folder.
+        folder: folder of the evaluation.
         target: the model and the data, loaded independently of the evidence. Threat, seed and batch size are taken
             from the evidence.
-        suite: the suite that was run, from a source other than the evidence, to run attacks and certificates again.
-            None fails the audit, because unbroken and certified examples would not be re-checked.
-        rerun: how many of the unbroken examples to attack again with each attack.
+        suite: the suite of the evaluation, from a source other than the evidence. None fails the audit, because
+            unbroken and certified examples could not be checked again.
+        rerun: number of unbroken examples to attack again with each attack.
     """
     try:
         evidence = read_evidence(folder)

@@ -15,7 +15,7 @@ from robustly.threats import ThreatModel
 
 
 def certificates_checks(evidence: Evidence, target: EvaluationTarget) -> Iterator[Check]:
-    """The checks of each certificate, and whether anything stored refutes one of the model itself."""
+    """Yield the checks of each certificate, and of contradictions with the rest of the evidence."""
     summary, table = evidence.summary, evidence.table
     terms = {one.name: one.certifies for one in summary.suite.certificates}
     for name, certifies in terms.items():
@@ -53,6 +53,6 @@ def _image_problem(name: str, columns: CertificateColumns, evidence: Evidence, t
         return f"{int((shown != columns.falsified).sum())} rows do not agree with the counterexamples"
     found = placed(stored, evidence.table, target)
     if not isinstance(target.threat, ThreatModel):
-        return f"a certificate speaks about Lp balls, and this threat is {target.threat.kind!r}"
+        return f"certificates are defined for Lp balls, the threat is {target.threat.kind!r}"
     bad = ~as_array(is_counterexample(target, target.threat, found.rows, found.images))
     return f"{int(bad.sum())} do not break the model within the threat" if bad.any() else ""

@@ -1,4 +1,4 @@
-"""One check of an audit, and what checks of stored images share."""
+"""The result of a check, and checks of stored images."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,17 @@ from robustly.evidence import StoredImages
 from robustly.evidence.schema import EvidenceTable, Flags, Whole
 from robustly.threats import LpBall, ThreatSet
 
-_RENDERING = 1e-4  # change of a value below which another machine's rounding may decide
-_TIE = 1e-4  # difference of logits below which another machine's rounding may decide
+_RENDERING = 1e-4  # differences of pixel values up to this are attributed to rounding
+_TIE = 1e-4  # differences of logits up to this are attributed to rounding
 
 
 @dataclass(frozen=True)
 class Check:
-    """One property of an evaluation that was re-checked.
+    """The result of one check of an evaluation.
 
     Args:
-        name: the property, in a few words.
-        problem: the difference that was found, or an empty text.
+        name: the checked property, in a few words.
+        problem: the difference found, or an empty text.
     """
 
     name: str
@@ -30,19 +30,19 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """True if nothing is wrong."""
+        """True if no difference was found."""
         return not self.problem
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Stored images beside the examples that they belong to.
+    """Stored images with the rows of their examples.
 
     Args:
-        rows: of the data, ascending, `(M,)`, on the data's device.
+        rows: rows of the data, ascending, `(M,)`, on the data's device.
         here: the same as an array.
-        images: the stored images `(M, C, H, W)`, on the data's device.
-        theta: the stored parameters of the threat, `(M, ...)`, likewise; None where there are none.
+        images: stored images `(M, C, H, W)`, on the data's device.
+        theta: stored parameters of the threat, `(M, ...)`, on the data's device; None without parameters.
     """
 
     rows: Tensor
@@ -56,28 +56,30 @@ class Placed:
         return target.logits(lambda chunk: self.images[place[chunk]], self.rows)
 
     def rendering_problem(self, allowed: ThreatSet) -> str:
-        """The difference between the images and what their parameters render, or an empty text.
+        """The difference between the stored images and those rendered from their parameters, or an empty text.
 
         Args:
             allowed: the threat sets of the examples.
         """
         if isinstance(allowed, LpBall):
-            return "" if self.theta is None else "parameters are stored, the threat has none but the image"
+            return "" if self.theta is None else "parameters are stored, but the threat moves the image itself"
         if self.theta is None:
             return "the parameters of the threat are missing"
         expected = allowed.identity().shape
         if self.theta.shape != expected:
             return f"the parameters have shape {tuple(self.theta.shape)}, the threat's have {tuple(expected)}"
         off = ~((allowed.apply(self.theta) - self.images).abs() <= _RENDERING).flatten(1).all(1)
-        return f"{int(off.sum())} images are not what their parameters render" if bool(off.any()) else ""
+        return (
+            f"{int(off.sum())} images differ from those rendered from their parameters" if bool(off.any()) else ""
+        )
 
     @property
     def points(self) -> Tensor:
-        """The parameters of the threat: those that are stored, or the images themselves."""
+        """The stored parameters of the threat, or the images themselves."""
         return self.images if self.theta is None else self.theta
 
     def only(self, chosen: Tensor) -> "Placed":
-        """Some of them: a mask `(M,)`."""
+        """The images of a mask `(M,)`."""
         theta = None if self.theta is None else self.theta[chosen]
         return Placed(self.rows[chosen], self.here[as_array(chosen)], self.images[chosen], theta)
 
@@ -91,7 +93,7 @@ def placed(stored: StoredImages, table: EvidenceTable, target: EvaluationTarget)
     """Stored images in the order of the data.
 
     Raises:
-        KeyError: an id that the table does not have.
+        KeyError: an id is not in the table.
     """
     position = {int(identity): row for row, identity in enumerate(table.examples.id.tolist())}
     rows = np.array([position[int(identity)] for identity in stored.ids], dtype=np.int64)
@@ -108,7 +110,7 @@ def placed(stored: StoredImages, table: EvidenceTable, target: EvaluationTarget)
 
 
 def disagree(logits: Tensor, stated: Whole) -> Flags:
-    """Mask of rows whose largest logit is not that of the stated class, ties by rounding aside, `(M,)`."""
+    """Mask of rows whose largest logit is not that of the stated class, except for ties by rounding, `(M,)`."""
     claimed = torch.from_numpy(stated).to(logits.device)
     own = logits.gather(1, claimed.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
     behind = logits.amax(1) - own > _TIE * logits.abs().amax(1).clamp_min(1.0)
@@ -116,11 +118,11 @@ def disagree(logits: Tensor, stated: Whole) -> Flags:
 
 
 def tied(logits: Tensor) -> Flags:
-    """Mask of rows whose two largest logits are so close that rounding may decide, `(M,)`."""
+    """Mask of rows whose two largest logits are equal up to rounding, `(M,)`."""
     gap = logits.topk(2, dim=1).values.diff(dim=1).abs()[:, 0]
     return as_array(gap <= _TIE * logits.abs().amax(1).clamp_min(1.0))
 
 
 def first_id(table: EvidenceTable, wrong: Flags) -> int:
-    """The id of the first of some rows; at least one."""
+    """The id of the first row of a mask that is not empty."""
     return int(table.examples.id[np.flatnonzero(wrong)[0]])

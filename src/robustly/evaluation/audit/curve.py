@@ -13,7 +13,7 @@ _NAME = "security curve"
 
 
 def curve_check(evidence: Evidence, target: EvaluationTarget) -> Check | None:
-    """Check the curve against the rows of its attack and the images behind it; None without a curve."""
+    """Check the curve against the rows of its attack and its images; None without a curve."""
     curve, table, stored = evidence.summary.metrics.security_curve, evidence.table, evidence.images.curve
     if curve is None:
         return None
@@ -29,7 +29,7 @@ def _row_problem(evidence: Evidence, curve: CurveColumns, stored: StoredImages, 
     tried: Flags = ~np.isnan(distance)
     count = int(tried.sum())
     if count == 0 or tried[count:].any():
-        return "it is not drawn from the first examples"
+        return "it is not of the first examples"
     attack = table.attacks[evidence.summary.suite.curve or ""]
     grid = np.array([*sizes, np.inf])
     known = np.nan_to_num(attack.distance.astype(np.float64), nan=np.inf, posinf=np.inf)
@@ -37,9 +37,9 @@ def _row_problem(evidence: Evidence, curve: CurveColumns, stored: StoredImages, 
     reached = grid[np.minimum(place, len(sizes))]
     same_size = np.abs(grid - evidence.summary.threat.limit).min() < 1e-9
     if same_size and (distance[tried].astype(np.float64) > reached[tried] + 1e-6).any():
-        return "examples are unbroken at a size at which the table has them broken"
+        return "examples are unbroken at a size at which they are broken in the table"
     if (tried & ~correct & (distance != 0)).any() or (tried & correct & (distance == 0)).any():
-        return "misclassified images must have distance 0, and no others"
+        return "exactly the misclassified images must have distance 0"
     shown = np.isin(table.examples.id, stored.ids)
     if not np.array_equal(shown, tried & correct & np.isfinite(distance)):
         return "rows do not agree with the images"
@@ -63,7 +63,7 @@ def _image_problem(
                 return problem
             inside[as_array(here)] = as_array(allowed.contains(part.points))
     logits = shown.logits(target)
-    # an exact tie, which another machine may round the other way, counts as misclassified
+    # an exact tie counts as misclassified: rounding differs between machines
     fooled = (as_array(logits.argmax(1)) != table.examples.label[shown.here]) | tied(logits)
     bad = ~(on_grid & inside & fooled)
     return f"{int(bad.sum())} images do not break the model at the size stated" if bad.any() else ""

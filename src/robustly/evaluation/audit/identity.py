@@ -1,4 +1,4 @@
-"""Audit of the provenance: files, weights, images, diagnostics, threat, suite and originals are those named."""
+"""Audit of the provenance: files, weights, images, diagnostics, threat, suite and originals."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ def files_check(folder: Path, summary: Summary) -> Check:
 
 
 def identity_checks(evidence: Evidence, target: EvaluationTarget) -> Iterator[Check]:
-    """Check weights, images and rows against the target; a failed last check means that no other can follow."""
+    """Check weights, images and rows against the target. If the last check fails, no other check is possible."""
     summary, examples = evidence.summary, evidence.table.examples
     weights, named = weights_hash(target.model), summary.model.weights_sha256
     same = "" if weights == named else f"they hash to {weights}: the evaluation is of another checkpoint"
@@ -49,31 +49,31 @@ def findings_check(summary: Summary, findings: list[Finding]) -> Check:
     """Check that the cheap diagnostics have the same outcomes again."""
     stated = {finding.id: finding.passed for finding in summary.findings}
     wrong = [finding.id for finding in findings if stated.get(finding.id) != finding.passed]
-    return Check("the diagnostics come out again", f"not so: {', '.join(wrong)}" if wrong else "")
+    return Check("the diagnostics are reproduced", f"other outcome: {', '.join(wrong)}" if wrong else "")
 
 
 def suite_check(summary: Summary, suite: Suite | None) -> Check:
-    """Check that the suite at hand is the one that was run, part by part and setting by setting."""
-    name = f"the suite {summary.suite.name!r} is the one known by that name"
+    """Check that every part and setting of the given suite is that of the evaluation."""
+    name = f"the suite {summary.suite.name!r} is the one of that name"
     if suite is None:
-        return Check(name, "it is not known here, so nothing could be attacked or certified again")
+        return Check(name, "there is no suite of this name, so no attack or certificate can be run again")
     attacks = {one.name: dict(one.settings) for one in summary.suite.attacks}
     certificates = {one.name: dict(one.settings) for one in summary.suite.certificates}
     wrong = [] if attacks == {key: settings(part) for key, part in suite.attacks.items()} else ["attacks"]
     if certificates != {key: settings(part) for key, part in suite.certificates.items()}:
         wrong.append("certificates")
-    return Check(name, f"its {' and '.join(wrong)} differ from what the summary names" if wrong else "")
+    return Check(name, f"its {' and '.join(wrong)} differ from the summary" if wrong else "")
 
 
 def gallery_check(evidence: Evidence, target: EvaluationTarget) -> Check:
-    """Check that the originals for the report's pictures are images of the data."""
+    """Check that the originals of the report's pictures are images of the data."""
     shown = placed(evidence.images.gallery, evidence.table, target)
     same = len(shown.rows) == 0 or torch.equal(shown.images, target.data.floats(shown.rows))
     return Check("the originals shown are those of the data", "" if same else "they differ")
 
 
 def description_check(summary: Summary, target: EvaluationTarget, suite: Suite) -> Check:
-    """Check that threat, suite, classes, titles and counts are those of the target and the suite at hand."""
+    """Check that threat, suite, classes, titles and counts are those of the target and the given suite."""
     data, model = data_record(target), model_record(target)
     pairs = {
         "threat": (summary.threat, threat_record(target.threat)),
@@ -83,4 +83,4 @@ def description_check(summary: Summary, target: EvaluationTarget, suite: Suite) 
         "model.parameters": (summary.model.parameters, model.parameters),
     }
     wrong = [name for name, (stated, derived) in pairs.items() if stated != derived]
-    return Check("the record of threat, suite and data", f"not so: {', '.join(wrong)}" if wrong else "")
+    return Check("the record of threat, suite and data", f"wrong: {', '.join(wrong)}" if wrong else "")

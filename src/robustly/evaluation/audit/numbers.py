@@ -1,4 +1,4 @@
-"""Audit of the numbers: every number in the summary is computed again from the rows."""
+"""Audit of the numbers: compute every number of the summary again from the rows."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,8 +14,8 @@ def numbers_check(evidence: Evidence, stated: Mapping[str, Any]) -> Check:
     """Check that the numbers follow from the rows.
 
     Args:
-        evidence: the rows, and the summary of them.
-        stated: the fields of the summary as they are written.
+        evidence: rows and summary.
+        stated: fields of the summary as written.
     """
     summary = evidence.summary
     curve = summary.metrics.security_curve
@@ -27,11 +27,11 @@ def numbers_check(evidence: Evidence, stated: Mapping[str, Any]) -> Check:
         curve=[] if curve is None else list(zip(curve.epsilon_text, curve.epsilon, strict=True)),
     )
     wrong = sorted(_differences(to_json(expected), stated, ""))
-    return Check("the printed numbers follow from the rows", f"not so: {', '.join(wrong[:5])}" if wrong else "")
+    return Check("the printed numbers follow from the rows", f"wrong: {', '.join(wrong[:5])}" if wrong else "")
 
 
 def _differences(expected: Any, stated: Any, where: str) -> Iterator[str]:
-    """The fields in which the summary differs; fields that only the summary has are not numbers of the table."""
+    """Names of the fields that differ. Fields that only the summary has are ignored."""
     if isinstance(expected, dict):
         for key, value in expected.items():
             path = f"{where}.{key}" if where else str(key)

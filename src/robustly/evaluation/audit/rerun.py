@@ -27,13 +27,13 @@ _RERUN_SHARE = 0.02  # share of the examples attacked again that rounding may br
 
 
 def rerun_checks(evidence: Evidence, target: EvaluationTarget, suite: Suite, count: int) -> Iterator[Check]:
-    """Attack some unbroken examples and all examples without an output again, and certify all examples again.
+    """Attack some unbroken examples and all examples with NaN outputs again, and certify all examples again.
 
-    The examples are drawn anew in every audit, so that rows cannot be hidden from it.
+    Every audit draws other examples, so that wrong rows cannot avoid it.
     """
     table = evidence.table
     for name, attack in suite.attacks.items():
-        if name in table.attacks:  # a suite that differs has its own check
+        if name in table.attacks:  # `suite_check` reports other differences
             yield from _attack(target, name, attack, table.attacks[name], count)
     curve, drawn = suite.attacks.get(suite.curve or ""), evidence.summary.metrics.security_curve
     if drawn is not None and curve is not None and table.curve is not None:
@@ -45,7 +45,7 @@ def rerun_checks(evidence: Evidence, target: EvaluationTarget, suite: Suite, cou
             worst = max(worst, fallen - max(1, math.floor(_RERUN_SHARE * tried)))
         yield Check(
             "security curve: unbroken examples attacked again",
-            "more broke than rounding explains" if worst > 0 else "",
+            "more are broken than rounding explains" if worst > 0 else "",
         )
     for name, certificate in suite.certificates.items():
         if name in table.certificates:
@@ -83,8 +83,8 @@ def _certificate_problem(
 ) -> str:
     """The difference between a certificate and the stated one, or an empty text.
 
-    A counterexample is checked by itself and need not be found again; verdicts that state nothing may differ, since
-    they depend on the time that was available.
+    Counterexamples have a separate check and need not be found again. Verdicts that are neither verified nor
+    falsified may differ, because they depend on the available time.
     """
     result = run_certificate(target, certificate, name, no_progress)
     if result.certifies != terms.certifies:
@@ -94,11 +94,11 @@ def _certificate_problem(
     again = certificate_columns(result)
     wrong = ~np.isclose(stated.radius, again.radius, rtol=1e-4, atol=1e-6)
     wrong |= (stated.prediction != again.prediction) | (stated.verified & ~again.verified)
-    return f"{int(wrong.sum())} do not come out again" if wrong.any() else ""
+    return f"{int(wrong.sum())} verdicts are not reproduced" if wrong.any() else ""
 
 
 def _drawn(mask: Flags, count: int) -> Tensor:
-    """Up to `count` rows of a mask, by a fresh draw from the operating system."""
+    """Up to `count` rows of a mask, drawn with random numbers of the operating system."""
     rows = torch.from_numpy(np.flatnonzero(mask))
     return rows[shuffled(len(rows), secrets.randbits(62))[:count]].sort().values
 

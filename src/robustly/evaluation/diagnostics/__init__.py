@@ -1,4 +1,4 @@
-"""Diagnostics: signs that robust accuracy should not be trusted."""
+"""Diagnostics: tests for gradient masking and weak attacks."""
 
 from robustly.evaluation.diagnostics.diagnose import (
     ALL,

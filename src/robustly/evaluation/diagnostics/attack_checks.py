@@ -1,4 +1,4 @@
-"""Diagnostics that attack: tests whose failure no honest model explains (Carlini et al. 2019)."""
+"""Diagnostics that attack the model (Carlini et al. 2019)."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -22,41 +22,43 @@ from robustly.objectives import (
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats import Threat, ThreatModel
 
-TITLES = {
-    "D1": "PGD does better than FGSM",
-    "D2": "gradients find what queries find",
-    "D3": "without a bound, all falls",
-    "D4": "more room, less accuracy",
-    "D5": "gradients find what chance finds",
-    "D7": "gradients are those of the model",
+FINDING_TITLES = {
+    "D1": "PGD breaks no fewer images than FGSM",
+    "D2": "a search by queries breaks no further images",
+    "D3": "without a bound, PGD breaks all images",
+    "D4": "accuracy falls with epsilon",
+    "D5": "random points break no further images",
+    "D7": "gradients agree with finite differences",
     "D8": "the attack has converged",
     "D9": "one start is enough",
-    "D10": "the objective matters little",
+    "D10": "objectives break similar numbers of images",
 }
-FINITE_STEP = 0.01  # of the box: the change of each value over which finite differences are taken
+FINITE_STEP = 0.01  # change of each value in finite differences, as a fraction of the box
 
 
 def single_step(probe: Probe) -> Finding:
-    """D1: one step may not do better than many."""
+    """D1: FGSM must not break more images than PGD."""
     fast = int(probe.attack(fgsm(), "fgsm", probe.correct)[0].sum())
     slow = int(probe.broken_by_pgd.sum())
     excess = (fast - slow) / probe.total
     words = f"FGSM breaks {fast} of {probe.total} images, PGD-{probe.budget.steps} {slow}."
     if excess > 0.01:
-        words += " One step does better than many: the steps are wrong, or the gradient misleads them."
+        words += " One step breaks more than many: the steps are wrong, or the gradient is misleading."
     return _finding("D1", excess <= 0.01, excess, "at most 1 point more by FGSM", words)
 
 
 def black_box(probe: Probe) -> Finding:
-    """D2: a search without gradients may find nothing that gradients missed."""
+    """D2: a search without gradients must not break images that gradient attacks do not break."""
     threshold = "at most 0.2 points more by queries"
     rows = probe.unbroken
     attack, name = _by_queries(probe.target.threat, probe.budget.queries)
     fooled = int(probe.attack(attack, "queries", rows)[0].sum())
     excess = fooled / probe.total
-    words = f"{name} with {probe.budget.queries} queries breaks {fooled} of {len(rows)} images that gradients left."
+    words = (
+        f"{name} with {probe.budget.queries} queries breaks {fooled} of {len(rows)} images that resist gradients."
+    )
     if excess > 0.002:
-        words += " Gradients are hidden, not absent: robust accuracy under gradient attacks is too high."
+        words += " Gradients are masked: robust accuracy under gradient attacks is too high."
     return _finding("D2", excess <= 0.002, excess, threshold, words)
 
 
@@ -71,12 +73,10 @@ def _by_queries(threat: Threat, queries: int) -> tuple[Attack, str]:
 
 
 def unbounded(probe: Probe) -> Finding:
-    """D3: without a bound, everything falls."""
+    """D3: PGD without a bound must break the model."""
     threat = probe.target.threat
     if not isinstance(threat, ThreatModel) or threat.mask is not None:
-        words = (
-            f"{threat} does not turn every image into every other, however large it is: there is nothing to test."
-        )
+        words = f"{threat} does not reach every image, even without a bound: the test is not defined."
         return _finding("D3", None, None, "", words)
     low, high = threat.box
     size = probe.x[:1].numel() if len(probe.x) else 1
@@ -87,14 +87,14 @@ def unbounded(probe: Probe) -> Finding:
     broken, _ = probe.attack(PGD(probe.budget.unbounded_steps), "unbounded", probe.correct, threat)
     accuracy = int((~broken).sum()) / probe.total
     limit = 0.5 / probe.logits.shape[1]
-    words = f"PGD without a bound leaves {100 * accuracy:.1f} % right (chance is {200 * limit:.3g} %)."
+    words = f"PGD without a bound leaves {100 * accuracy:.1f} % correct (chance is {200 * limit:.3g} %)."
     if accuracy > limit:
-        words += " Any image may be turned into any other: what stands was not attacked properly."
+        words += " Every image can become any other: the unbroken images were not attacked properly."
     return _finding("D3", accuracy <= limit, accuracy, f"at most {limit:.3g}", words)
 
 
 def monotone(probe: Probe) -> Finding:
-    """D4: a larger epsilon may not leave more images unbroken."""
+    """D4: a larger epsilon must not leave more images unbroken."""
     threat = probe.target.threat
     half = float(threat.extent) / 2
     smaller = threat.with_extent(float(int(half))) if threat.kind == "l0" else threat.scaled(0.5)
@@ -103,20 +103,20 @@ def monotone(probe: Probe) -> Finding:
         broken = probe.broken_by_pgd if at == threat else probe.attack(probe.pgd(), "pgd", probe.correct, at)[0]
         counts.append(int((~broken).sum()))
     rise = max(later - earlier for earlier, later in pairwise(counts)) / probe.total
-    words = f"At half, once and twice epsilon {counts[0]}, {counts[1]}, {counts[2]} of {probe.total} images stand."
+    words = f"At half, once and twice epsilon {counts[0]}, {counts[1]}, {counts[2]} of {probe.total} are unbroken."
     if rise > 0.01:
-        words += " More room leaves more standing: the search gets lost in it."
+        words += " A larger epsilon leaves more unbroken: the search is too weak for it."
     return _finding("D4", rise <= 0.01, max(rise, 0.0), "a rise of at most 1 point", words)
 
 
 def random_search(probe: Probe) -> Finding:
-    """D5: random points of the threat set may not fool the model where gradients did not."""
+    """D5: random points of the threat set must not break images that gradient attacks do not break."""
     threshold = "0 images"
     rows, points = probe.unbroken[: probe.budget.few], probe.budget.points
     fooled = sum(_fooled_by_chance(probe, int(row), points) for row in rows)
-    words = f"{points} random points of the threat set fool {fooled} of {len(rows)} images that gradients left."
+    words = f"{points} random points of the threat set break {fooled} of {len(rows)} that resist gradients."
     if fooled:
-        words += " Adversarial examples are all around, and the gradient does not point at them."
+        words += " Adversarial examples are common, but the gradient does not point to them."
     return _finding("D5", fooled == 0, float(fooled), threshold, words)
 
 
@@ -140,9 +140,9 @@ def _fooled_by_chance(probe: Probe, row: int, points: int) -> bool:
 def agreement(probe: Probe) -> Finding:
     """D7: the gradient of the margin against central differences along random directions.
 
-    For directions u of independent signs, the cosine between the slopes that the gradient g predicts, <g, u>, and
-    those that are measured estimates the cosine between g and the true gradient, without the bias that few
-    directions would give an estimated gradient (a cosine of at most sqrt(directions / dimensions)).
+    Directions u have independent signs. The cosine between the predicted derivatives <g, u> and the measured ones
+    estimates the cosine between g and the true gradient. An estimated gradient would be biased with few directions
+    (a cosine of at most sqrt(directions / dimensions)).
     """
     threshold = "median cosine at least 0.5"
     x = probe.x[: probe.budget.few]
@@ -159,7 +159,7 @@ def agreement(probe: Probe) -> Finding:
         predicted.append((gradient * (ahead - behind)).flatten(1).sum(1).nan_to_num(0.0))
         measured.append(probe.values(ahead, rows, margin) - probe.values(behind, rows, margin))
     foretold, seen = torch.stack(predicted, 1).double(), torch.stack(measured, 1).double()
-    floor = 1e-5 * here.double().abs().clamp_min(1e-12)  # float32 cannot resolve less
+    floor = 1e-5 * here.double().abs().clamp_min(1e-12)  # the resolution of float32
     known = seen.abs().amax(1) > floor
     if not bool(known.any()):
         words = "Neither the gradient nor the model changes within one hundredth of the box."
@@ -171,12 +171,12 @@ def agreement(probe: Probe) -> Finding:
         f"The cosine of the gradient and finite differences is {value:.2f} (median of {int(known.sum())} images)."
     )
     if value < 0.5:
-        words += " Autograd differentiates something else than what the model computes: use BPDA or estimators."
+        words += " Autograd does not differentiate the function that the model computes: use BPDA or estimators."
     return _finding("D7", value >= 0.5, value, threshold, words)
 
 
 def more_steps(probe: Probe) -> Finding:
-    """D8: the loss rises with the steps, and the accuracy has stopped falling."""
+    """D8: the loss must rise with the steps, and the accuracy must have stopped falling."""
     threshold = "loss lower at the end than halfway for at most 10 % of images; last quarter at most 0.5 points"
     steps = probe.budget.steps
     losses = []
@@ -193,12 +193,12 @@ def more_steps(probe: Probe) -> Finding:
         f"last quarter of the steps broke {late} more."
     )
     if not passed:
-        words += " Take more steps, or smaller ones, before believing the number."
+        words += " The number is too high: use more or smaller steps."
     return _finding("D8", passed, share, threshold, words)
 
 
 def more_restarts(probe: Probe) -> Finding:
-    """D9: further random starts find little."""
+    """D9: further random starts must break few images."""
     rows, restarts = probe.correct[~probe.broken_by_pgd], probe.budget.restarts
     more = int(probe.attack(probe.pgd(restarts=restarts - 1), "restarts", rows)[0].sum()) if restarts > 1 else 0
     gain = more / probe.total
@@ -209,38 +209,38 @@ def more_restarts(probe: Probe) -> Finding:
 
 
 def objectives(probe: Probe) -> Finding:
-    """D10: the objective makes little difference."""
+    """D10: objectives must break similar numbers of images."""
     broken = {"cross-entropy": int(probe.broken_by_pgd.sum())}
     others = {"margin": margin, "DLR": difference_of_logits_ratio, "probability margin": probability_margin}
     for name, objective in others.items():
         found, _ = probe.attack(probe.pgd(objective=objective), "pgd", probe.correct)
         broken[name] = int(found.sum())
     gap = (max(broken.values()) - min(broken.values())) / probe.total
-    told = ", ".join(f"{name} {count}" for name, count in broken.items())
-    words = f"Broken by PGD of {probe.total} images: {told}."
+    counts = ", ".join(f"{name} {count}" for name, count in broken.items())
+    words = f"Broken by PGD of {probe.total} images: {counts}."
     if gap > 0.05:
         best = max(broken, key=lambda name: broken[name])
-        words += f" Some objectives are blind here: attack with {best}, and look at D6."
+        words += f" Some objectives have useless gradients: attack with {best}, and see D6."
     return _finding("D10", gap <= 0.05, gap, "at most 5 points apart", words)
 
 
 def attempted(name: str, test: Callable[[Probe], Finding], probe: Probe) -> Finding:
-    """The finding of a test that attacks, or an undecided one with the reason."""
+    """Run a test that attacks; the finding is undecided if that is not possible."""
     reason = _undecided(probe)
     if reason is None:
         try:
             return test(probe)
         except AttackError as error:
-            reason = f"An attack refused: {error}."
+            reason = f"An attack raised an error: {error}."
     return _finding(name, None, None, "", reason)
 
 
 def _undecided(probe: Probe) -> str | None:
     if len(probe.correct) == 0:
-        return "The model has none of the images right: there is nothing to test."
+        return "The model misclassifies all images: there is nothing to test."
     if probe.varies:
         return (
-            "The model answers the same image differently each time, so that success is luck: diagnose "
+            "The model's outputs for the same image differ from call to call, so that success is random: diagnose "
             "ExpectationOverTransformation(model)."
         )
     if float(probe.target.threat.extent) == 0:
@@ -249,7 +249,7 @@ def _undecided(probe: Probe) -> str | None:
 
 
 def _finding(name: str, passed: bool | None, value: float | None, threshold: str, words: str) -> Finding:
-    return Finding(name, TITLES[name], passed, value, threshold, words)
+    return Finding(name, FINDING_TITLES[name], passed, value, threshold, words)
 
 
 ATTACKING: dict[str, Callable[[Probe], Finding]] = {

@@ -1,8 +1,8 @@
-"""Diagnostics: tests for signs that a robust accuracy should not be trusted, and their consequences.
+"""Run diagnostics for gradient masking, and derive their consequences.
 
 The tests are those of Carlini et al., "On evaluating adversarial robustness" (arXiv 1902.06705), Athalye, Carlini
-and Wagner (ICML 2018, sec. 3.1), Pintor et al. ("Indicators of attack failure", NeurIPS 2022), and those that
-AutoAttack makes (Croce and Hein, ICML 2020, released code). `docs/diagnostics.md` has the table.
+and Wagner (ICML 2018, sec. 3.1), Pintor et al. ("Indicators of attack failure", NeurIPS 2022), and those of
+AutoAttack (Croce and Hein, ICML 2020, released code). `docs/diagnostics.md` has the table.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,9 +56,7 @@ _OF_D11 = ("randomized", "dynamic", "quantised_input")
 def together(probe: Probe) -> Finding:
     """D11: properties that need an adaptive attack: randomness, test-time optimisation, quantisation."""
     found = [name for name in _OF_D11 if _FLAGS[name](probe).passed is False]
-    words = (
-        f"The model is one for adaptive attacks: {', '.join(found)}." if found else "Nothing of the kind was seen."
-    )
+    words = f"The model needs adaptive attacks: {', '.join(found)}." if found else "None of these was found."
     title = "no randomness, no test-time optimisation, no quantisation"
     return Finding("D11", title, not found, float(len(found)), "0 flags", words)
 
@@ -74,18 +72,18 @@ MASKING: tuple[str, ...] = (
 def diagnose(
     target: EvaluationTarget, *, count: int = 200, tests: Sequence[str] = ALL, budget: Budget | None = None
 ) -> list[Finding]:
-    """Run tests for signs that gradient attacks on a model miss adversarial examples.
+    """Test whether gradient attacks on a model miss adversarial examples.
 
-    Randomised models, which an evaluation refuses, are allowed; some tests are undecided for them.
+    Randomised models are allowed, unlike in an evaluation. Some tests are undecided for them.
 
     Args:
         target: the model, the data, the threat.
-        count: how many images, from the first; at least 1.
-        tests: ids among `ALL`; the findings come in that order.
-        budget: of the expensive tests.
+        count: number of images, from the first; at least 1.
+        tests: ids from `ALL`; findings have the same order.
+        budget: budget of the expensive tests.
 
     Raises:
-        ValueError: an unknown test, or no images.
+        ValueError: an unknown test, or fewer than one image.
     """
     for name in tests:
         if name not in ALL:
@@ -106,13 +104,14 @@ def cheap_findings(target: EvaluationTarget) -> list[Finding]:
 def masking_suspected(findings: Sequence[Finding]) -> list[str]:
     """Reasons why robust accuracy is only an upper bound: the sentences of failed findings in `MASKING`.
 
-    In these, a search without gradients, or with worse ones, did better than one with gradients (D1, D2, D4, D5),
-    examples were unbroken that cannot be (D3), gradients were missing or not those of the model (D6, D7, D10 and
-    the flags on gradients), or the model is of a kind that plain attacks are not made for. The other findings
-    change no verdict. D8 and D9 recommend a larger budget, and D12 means a curved landscape. `softmax_output` is
-    serious only where D6 fails. `eval_mode` concerns the caller, because evaluations switch to evaluation mode;
-    where it fails, `randomized` is about dropout and not counted. `nan_logits` count as broken, and D11 repeats
-    its flags.
+    D1, D2, D4 and D5 fail if a weaker search breaks more than a stronger one. D3 fails if PGD does not break
+    examples without a bound. D6, D7, D10 and the flags on gradients fail if gradients are missing or wrong. The
+    other flags in `MASKING` mark models that need adaptive attacks.
+
+    The other findings are not included. D8 and D9 recommend a larger budget, and D12 means a curved landscape.
+    `softmax_output` is serious only if D6 fails. `eval_mode` concerns the caller, because evaluations switch to
+    evaluation mode; if it fails, `randomized` is caused by dropout and is not included. `nan_logits` count as
+    broken, and D11 repeats other flags.
     """
     failed = {finding.id for finding in findings if finding.passed is False}
     counted = set(MASKING) - ({"randomized"} if "eval_mode" in failed else set())

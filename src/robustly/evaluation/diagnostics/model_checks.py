@@ -1,4 +1,4 @@
-"""Diagnostics of a few passes per image: outputs and gradients of the model before any attack."""
+"""Diagnostics of outputs and gradients of the model, at a few passes per image."""
 
 import sys
 from collections.abc import Iterator
@@ -17,62 +17,64 @@ from robustly.objectives import ClassificationGoal, cross_entropy, difference_of
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.balls import LpBall
 
-NO_IMAGE = "The model has none of the images right: there is nothing to test."
+NO_IMAGE = "The model misclassifies all images: there is nothing to test."
 ONE_PERCENT = 0.01
-HALF_RIGHT = 0.5  # cosine below which two gradients do not point the same way
+LEAST_COSINE = 0.5  # smaller cosine: the directions of two gradients differ
 
 
 def nan_logits(probe: Probe) -> Finding:
-    """NaN or infinite logits on clean images."""
+    """Find NaN or infinite logits on clean images."""
     bad = int((~probe.logits.isfinite().all(1)).sum())
-    words = f"{bad} of {probe.total} clean images are answered with NaN or infinite logits."
+    words = f"{bad} of {probe.total} clean images have NaN or infinite logits."
     return Finding("nan_logits", "logits are finite", bad == 0, float(bad), "0 images", words)
 
 
 def constant_output(probe: Probe) -> Finding:
-    """The same logits whatever the image."""
+    """Find a model that returns the same logits for all images."""
     title, threshold = "logits depend on the image", "any difference"
     images = probe.target.data.images[probe.rows].flatten(1)
     if bool((images == images[:1]).all()):
         return Finding("constant_output", title, None, None, threshold, "All images of the sample are the same.")
     spread = float((probe.logits - probe.logits[:1]).abs().max().nan_to_num(0.0, 0.0, 0.0))
     words = (
-        "The model answers every image with the same logits."
+        "The model returns the same logits for every image."
         if spread == 0
-        else "Different images, different logits."
+        else "The logits of different images differ."
     )
     return Finding("constant_output", title, spread > 0, spread, threshold, words)
 
 
 def randomized(probe: Probe) -> Finding:
-    """Five outputs for the same images, in evaluation mode and in the mode in which the model was given."""
+    """Compare five outputs for the same images, in evaluation mode and in the mode of the given model."""
     model, varies = probe.target.model, probe.varies
     first = probe.target.data.floats(probe.rows[: probe.target.batch_size])
     if model_is_training(model) and len(first) > 1:
         with probe.seeded("as given"), _buffers_kept(model), torch.no_grad():
             varies |= spread_of_outputs(lambda: logits_of(model, first)) > VARIES
-    words = "Five answers to the same images agree."
+    words = "Five outputs for the same images agree."
     if probe.varies:
         words = (
-            "The model answers the same images differently each time. One draw proves nothing: attack "
+            "The model's outputs for the same images differ from call to call. Attack "
             "ExpectationOverTransformation(model), the average over its randomness."
         )
     elif varies:
         words = (
-            "The model answers the same images differently each time as it was handed over, in training mode; in "
-            "evaluation mode it does not. Call model.eval()."
+            "The model was given in training mode, in which its outputs for the same images differ from call to "
+            "call; in evaluation mode they agree. Call model.eval()."
         )
-    return Finding("randomized", "same image, same answer", not varies, None, "unit logits within 1e-4", words)
+    return Finding(
+        "randomized", "outputs for the same image agree", not varies, None, "unit logits within 1e-4", words
+    )
 
 
 def eval_mode(probe: Probe) -> Finding:
-    """Modules in training mode whose outputs differ from those in evaluation mode."""
+    """Compare outputs of a model in training mode with those in evaluation mode."""
     model = probe.target.model
     title, threshold = "evaluation mode", "no difference"
     with frozen(model):
         stubborn = sum(part.training for part in model.modules())
     if stubborn:
-        words = f"{stubborn} modules stay in training mode when the model is told to evaluate."
+        words = f"{stubborn} modules stay in training mode after model.eval()."
         return Finding("eval_mode", title, False, float(stubborn), threshold, words)
     first = probe.target.data.floats(probe.rows[: probe.target.batch_size])
     if not model_is_training(model) or len(first) < 2:
@@ -86,35 +88,35 @@ def eval_mode(probe: Probe) -> Finding:
     words = "Training mode is off, or changes nothing."
     if matters:
         words = (
-            "The model was handed over in training mode, and answers otherwise than in evaluation mode (dropout, "
-            "batch statistics). What follows was tested in evaluation mode: call model.eval()."
+            "The model was given in training mode, in which its outputs differ from those in evaluation mode "
+            "(dropout, batch statistics). The other tests use evaluation mode: call model.eval()."
         )
     return Finding("eval_mode", title, not matters, difference, threshold, words)
 
 
 def softmax_output(probe: Probe) -> Finding:
-    """Probabilities instead of logits."""
+    """Find probabilities instead of logits."""
     sums, low, high = probe.logits.sum(1), probe.logits.amin(), probe.logits.amax()
     found = bool((sums - 1).abs().max() <= 1e-5 and low > -1e-5 and high < 1 + 1e-5)
-    words = "Outputs are no probabilities."
+    words = "Outputs are not probabilities."
     if found:
-        words = "Outputs are non-negative and add up to one: remove the final softmax, attacks need logits."
+        words = "Outputs are non-negative and add up to one: remove the final softmax, because attacks need logits."
     return Finding("softmax_output", "outputs are logits", not found, None, "rows that sum to 1", words)
 
 
 def dynamic(probe: Probe) -> Finding:
-    """Gradient functions called inside the forward pass: optimisation at test time."""
+    """Find gradient functions called inside the forward pass: optimisation at test time."""
     calls = 0
     watched = {torch.autograd.grad.__code__, torch.autograd.backward.__code__}
 
-    def see(frame: FrameType, event: str, argument: Any) -> None:
+    def count_call(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal calls
         calls += event == "call" and frame.f_code in watched
 
     x = probe.target.data.floats(probe.rows[:2]).requires_grad_()
     with probe.seeded("dynamic"), frozen(probe.target.model):
         before = sys.getprofile()
-        sys.setprofile(see)
+        sys.setprofile(count_call)
         try:
             logits_of(probe.target.model, x)
         finally:
@@ -123,13 +125,13 @@ def dynamic(probe: Probe) -> Finding:
     if calls:
         words = (
             f"The forward pass takes gradients ({calls} times): the model optimises at test time. Attacks that "
-            "differentiate through it as it is may miss what an adaptive attack finds."
+            "differentiate through it may miss adversarial examples that an adaptive attack finds."
         )
     return Finding("dynamic", "no optimisation inside the model", calls == 0, float(calls), "0 calls", words)
 
 
 def blocked_gradient(probe: Probe) -> Finding:
-    """Logits that are cut off from the image."""
+    """Find logits without a gradient to the image."""
     title, threshold = "gradients pass through the model", "logits require gradients"
     if len(probe.correct) == 0:
         return Finding("blocked_gradient", title, None, None, threshold, NO_IMAGE)
@@ -137,15 +139,15 @@ def blocked_gradient(probe: Probe) -> Finding:
     words = "Logits are connected to the image."
     if not through:
         words = (
-            "As far as autograd knows, logits do not depend on the image (detach, no_grad, NumPy in the model?). "
-            "Every gradient attack is blind: replace the stage by BPDA(stage), and run Square."
+            "Logits have no gradient to the image (detach, no_grad, or NumPy in the model?), so that gradient "
+            "attacks cannot work: replace the stage by BPDA(stage), and run Square."
         )
     return Finding("blocked_gradient", title, through, None, threshold, words)
 
 
 def zero_gradient(probe: Probe) -> Finding:
-    """Exactly zero gradient of DLR at the first point of APGD."""
-    title, threshold = "a gradient where APGD starts", "0 images"
+    """Find exactly zero gradients of DLR at the first point of APGD."""
+    title, threshold = "gradients are not zero at the start of APGD", "0 images"
     if len(probe.correct) == 0:
         return Finding("zero_gradient", title, None, None, threshold, NO_IMAGE)
     seed = derive_seed(probe.target.seed, "diagnostics", "zero_gradient")
@@ -153,16 +155,16 @@ def zero_gradient(probe: Probe) -> Finding:
     allowed = probe.target.threat.around(probe.x)
     start = allowed.boundary_start(generator) if isinstance(allowed, LpBall) else allowed.random_start(generator)
     gradient, value, _ = probe.gradients(start, probe.correct, difference_of_logits_ratio, allowed)
-    # where the start is adversarial already, DLR may be at its highest and have no slope
+    # an adversarial start may be a maximum of DLR, with zero gradient
     flat = int(((gradient == 0).flatten(1).all(1) & ~(value > 0)).sum())
     words = f"{flat} of {len(start)} images have exactly zero gradient at a random point of the threat set"
-    words += ", where no gradient attack can move: try BPDA, many random starts and Square." if flat else "."
+    words += ", so that gradient attacks do not move: use BPDA, many random starts and Square." if flat else "."
     return Finding("zero_gradient", title, flat == 0, flat / len(start), threshold, words)
 
 
 def quantised_input(probe: Probe) -> Finding:
-    """Gradient exactly zero, while one grey level of noise changes the logits."""
-    title, threshold = "what changes the logits has a gradient", "at most 1 % of images"
+    """Find images whose gradient is exactly zero although one grey level of noise changes the logits."""
+    title, threshold = "changes of the logits have a gradient", "at most 1 % of images"
     if len(probe.correct) == 0:
         return Finding("quantised_input", title, None, None, threshold, NO_IMAGE)
     low, high = probe.target.threat.box
@@ -174,36 +176,36 @@ def quantised_input(probe: Probe) -> Finding:
     moved = (there - here).abs() > 1e-6 * here.abs().clamp_min(1e-30)
     count = int(((gradient == 0).flatten(1).all(1) & moved).sum())
     share = count / len(here)
-    words = f"{count} of {len(here)} images have no gradient although noise of one grey level moves their logits"
-    words += ": a step function (rounding, thresholds) hides it. Attack through BPDA(stage)." if count else "."
+    words = f"{count} of {len(here)} images have no gradient although noise of one grey level changes their logits"
+    words += ": the model has a step function (rounding, thresholds). Attack through BPDA(stage)." if count else "."
     return Finding("quantised_input", title, share <= ONE_PERCENT, share, threshold, words)
 
 
 def vanishing_gradients(probe: Probe) -> Finding:
-    """D6: gradients of cross-entropy that are zero, NaN, or rounded beyond use.
+    """D6: find gradients of cross-entropy that are zero, NaN, or useless by rounding.
 
-    Once a probability is 1 in float32 the gradient lacks the label's part, which need not hurt: what counts is
-    whether it still points where the gradient of the same loss does when it is computed in float64.
+    Once a probability is 1 in float32, the gradient lacks the part of the label. This is harmless if its direction
+    is still that of the gradient computed in float64.
     """
     title, threshold = "gradients do not vanish", "at most 1 % of images"
     if len(probe.correct) == 0:
         return Finding("D6", title, None, None, threshold, NO_IMAGE)
     gradient, _, _ = probe.gradients(probe.x, probe.correct, cross_entropy)
     exact, _, _ = probe.gradients(probe.x, probe.correct, _cross_entropy_in_float64)
-    blind = ~(_cosine(gradient, exact) >= HALF_RIGHT)  # NaN is blind, too
+    useless = ~(_cosine(gradient, exact) >= LEAST_COSINE)  # true for NaN
     flat = (gradient == 0).flatten(1).all(1)
     ones = int((probe.logits[torch.isin(probe.rows, probe.correct)].softmax(1).amax(1) == 1).sum())
     by_margin = (probe.gradients(probe.x, probe.correct, margin)[0] == 0).flatten(1).all(1)
-    share = float(blind.float().mean())
+    share = float(useless.float().mean())
     words = (
-        f"The gradient of cross-entropy is useless for {int(blind.sum())} of {len(gradient)} images (exactly zero "
-        f"for {int(flat.sum())}); a probability is 1 in float32 for {ones}."
+        f"The gradient of cross-entropy is useless for {int(useless.sum())} of {len(gradient)} images "
+        f"(exactly zero for {int(flat.sum())}); a probability is 1 in float32 for {ones}."
     )
     if share > ONE_PERCENT:
         words += (
-            " No objective has a gradient there: BPDA, random starts, Square."
-            if bool((by_margin | ~blind).all())
-            else " Attack the margin, DLR or scaled_cross_entropy, which do not saturate."
+            " No objective has a gradient there: use BPDA, random starts and Square."
+            if bool((by_margin | ~useless).all())
+            else " Use margin, DLR or scaled_cross_entropy, which do not saturate."
         )
     return Finding("D6", title, share <= ONE_PERCENT, share, threshold, words)
 
@@ -213,7 +215,7 @@ def _cross_entropy_in_float64(logits: Tensor, goal: ClassificationGoal) -> Tenso
 
 
 def _cosine(first: Tensor, second: Tensor) -> Tensor:
-    """Of each row, zero where one is zero; scaled first: squares of small gradients would underflow."""
+    """Cosine of each row, zero where a vector is zero. Scaled first, so that squares do not underflow."""
     one, other = (
         flat / flat.abs().amax(1, keepdim=True).clamp_min(1e-300)
         for flat in (first.flatten(1).double(), second.flatten(1).double())
@@ -223,8 +225,8 @@ def _cosine(first: Tensor, second: Tensor) -> Tensor:
 
 
 def linearity(probe: Probe) -> Finding:
-    """D12: the rise of the margin over a step of length epsilon, divided by the rise that its gradient predicts."""
-    title, threshold = "gradients foretell what a step does", "median ratio in [0.1, 10]"
+    """D12: rise of the margin over a step of length epsilon, divided by the rise that the gradient predicts."""
+    title, threshold = "gradients predict the effect of a step", "median ratio in [0.1, 10]"
     threat = probe.target.threat
     if len(probe.correct) == 0:
         return Finding("D12", title, None, None, threshold, NO_IMAGE)
@@ -235,28 +237,28 @@ def linearity(probe: Probe) -> Finding:
     gradient, before, _ = probe.gradients(origin, probe.correct, margin, allowed)
     length = allowed.default_step_size(1) if threat.kind == "l0" else allowed.radius
     point = allowed.step(origin, gradient.nan_to_num(0.0, 0.0, 0.0), length)
-    promised = (gradient * (point - origin)).flatten(1).sum(1)
+    predicted = (gradient * (point - origin)).flatten(1).sum(1)
     actual = probe.values(allowed.apply(point), probe.correct, margin) - before
-    known = (promised > 0) & promised.isfinite() & actual.isfinite()
+    known = (predicted > 0) & predicted.isfinite() & actual.isfinite()
     if not bool(known.any()):
-        words = "No gradient promises any rise of the margin: see D6 and zero_gradient."
+        words = "No gradient predicts a rise of the margin: see D6 and zero_gradient."
         return Finding("D12", title, None, None, threshold, words)
-    ratio = float((actual[known] / promised[known]).median())
+    ratio = float((actual[known] / predicted[known]).median())
     passed = 0.1 <= ratio <= 10
-    words = f"A step of length epsilon raises the margin by {ratio:.2g} times what the gradient promises (median)."
+    words = f"A step of length epsilon raises the margin by {ratio:.2g} times the predicted rise (median)."
     if not passed:
-        words += " Gradients say little at this scale: more steps, smaller ones, restarts, Square."
+        words += " Gradients are poor predictions at this scale: use smaller steps, restarts, and Square."
     return Finding("D12", title, passed, ratio, threshold, words)
 
 
 def model_is_training(model: nn.Module) -> bool:
-    """True if any module is in training mode."""
+    """Return True if any module is in training mode."""
     return any(part.training for part in model.modules())
 
 
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Running statistics are what they were, whatever forward passes in training mode do to them."""
+    """Restore buffers, such as running statistics, after forward passes in training mode."""
     kept: list[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""The sample of images that all diagnostics share, with its gradients and its attacks."""
+"""Sample of images for all diagnostics, with gradients and attacks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from robustly.objectives import ClassificationGoal, Objective, cross_entropy, di
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.contract import Theta, Threat, ThreatSet
 
-VARIES = 1e-4  # L2 distance of L2-normalised logits above which two answers differ
+VARIES = 1e-4  # L2 distance of L2-normalised logits above which two outputs differ
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Budget:
     """The budget of the expensive diagnostics.
 
     Args:
-        steps: of each PGD and APGD run.
-        unbounded_steps: of PGD without a bound.
-        restarts: of the test whether restarts help, in all.
-        queries: of Square, or under l0 of sparse-RS, per image.
-        few: images for random search and for finite differences.
-        points: of random search, per image.
-        directions: along which finite differences are taken.
+        steps: steps of each PGD and APGD run.
+        unbounded_steps: steps of PGD without a bound.
+        restarts: starts of D9, in total.
+        queries: queries per image of Square, or of sparse-RS under l0.
+        few: number of images for random search and finite differences.
+        points: points per image of random search.
+        directions: number of directions of finite differences.
     """
 
     steps: int = 40
@@ -48,15 +48,15 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A sample of the target's images, with outputs, gradients and attacks on it.
+    """A sample of the target's images, with outputs, gradients and attacks.
 
-    Everything runs in evaluation mode. Numbers that a randomised model draws are seeded and leave PyTorch's own
-    generators as they were.
+    The model runs in evaluation mode. The random numbers of randomised models are seeded, and PyTorch's own
+    generators are restored.
 
     Args:
         target: the model, the data and the threat.
-        count: how many images, from the first.
-        budget: of the expensive diagnostics.
+        count: number of images, from the first.
+        budget: budget of the expensive diagnostics.
     """
 
     target: EvaluationTarget
@@ -65,7 +65,7 @@ class Probe:
 
     @cached_property
     def rows(self) -> Int64[Tensor, " n"]:
-        """The sample."""
+        """Rows of the sample."""
         data = self.target.data
         return torch.arange(min(self.count, len(data)), device=data.images.device)
 
@@ -77,7 +77,7 @@ class Probe:
 
     @cached_property
     def correct(self) -> Int64[Tensor, " m"]:
-        """The correctly classified rows, which alone are attacked."""
+        """The correctly classified rows. Only these are attacked."""
         labels = self.target.data.labels[self.rows]
         return self.rows[(self.logits.argmax(1) == labels) & self.logits.isfinite().all(1)]
 
@@ -97,7 +97,7 @@ class Probe:
 
     @contextmanager
     def seeded(self, purpose: str) -> Iterator[None]:
-        """Seed the random numbers of the model; PyTorch's own generators are as before afterwards."""
+        """Seed the random numbers of the model; restores PyTorch's own generators at the end."""
         device = self.target.data.images.device
         with forked_randomness(device):
             reseed(derive_seed(self.target.seed, "diagnostics", purpose), device)
@@ -117,12 +117,12 @@ class Probe:
 
         Args:
             points: images, or with `allowed` the parameters of a threat, `(M, ...)`.
-            rows: which rows.
+            rows: rows of the points.
             objective: the objective.
             allowed: the threat sets of the rows, which render the images.
 
         Returns:
-            Gradients, NaN where they are; values; and whether the model lets any gradient through at all.
+            Gradients, which may be NaN; values; and False if the model has no gradient to its input.
         """
         gradients, values, through = [torch.zeros_like(points[:0])], [points.new_zeros(0)], True
         for first in range(0, len(points), self.target.batch_size):
@@ -140,7 +140,7 @@ class Probe:
         return torch.cat(gradients), torch.cat(values), through
 
     def values(self, points: Images, rows: Int64[Tensor, " m"], objective: Objective) -> Float[Tensor, " m"]:
-        """An objective at one point for each of some rows."""
+        """Value of an objective at one point for each of some rows."""
         parts = [points.new_zeros(0)]
         for first in range(0, len(points), self.target.batch_size):
             part = slice(first, first + self.target.batch_size)
@@ -174,7 +174,7 @@ class Probe:
     def pgd(
         self, steps: int | None = None, objective: Objective = cross_entropy, restarts: int = 1, keep: Keep = "best"
     ) -> PGD:
-        """PGD with the step size of a whole run of the budget, cut short after `steps`."""
+        """PGD with the step size of the full budget, stopped after `steps`."""
         relative = None if self.target.threat.kind in ("l1", "l0") else 2.5 / self.budget.steps
         return PGD(
             self.budget.steps if steps is None else steps,

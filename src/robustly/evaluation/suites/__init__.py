@@ -1,4 +1,4 @@
-"""Named lists of attacks and certificates: the suites, by name."""
+"""Suites: named lists of attacks and certificates."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,10 +21,10 @@ SUITES: dict[str, Callable[[str], Suite]] = {
 
 
 def suite_named(name: str, kind: str) -> Suite:
-    """A suite by its name, in the form that it has for a kind of threat ("linf", "rotation", "chain").
+    """The suite of a name for a kind of threat ("linf", "rotation", "chain").
 
     Raises:
-        ValueError: an unknown name, or a kind of threat that the suite is not defined for.
+        ValueError: an unknown name, or a kind of threat for which the suite is not defined.
     """
     if name not in SUITES:
         raise ValueError(f"unknown suite {name!r}: allowed are {', '.join(SUITES)}")

@@ -14,7 +14,7 @@ from robustly.objectives import difference_of_logits_ratio
 
 Version = Literal["standard", "plus", "rand"]
 NORMS = ("linf", "l2", "l1")
-TITLES = {
+STAGE_TITLES = {
     "apgd_ce": "APGD-CE",
     "apgd_dlr": "APGD-DLR",
     "apgd_t": "APGD-T",
@@ -26,30 +26,31 @@ RAND_DRAWS = 20
 
 
 def autoattack(version: Version, norm: str, precision: Precision = "bfloat16") -> Suite:
-    """The attacks of a version of AutoAttack, in its order and with its budgets; survivors are handed on.
+    """The attacks of a version of AutoAttack, in its order and with its budgets, each on the unbroken examples.
 
-    The published protocol, but for its random numbers: keyed by example, so that verdicts do not depend on the
-    batch size. The searches of APGD and Square run in `precision`; every success is one in full precision.
+    The protocol is the published one except for random numbers, which are keyed by example, so that verdicts do not
+    depend on the batch size. The searches of APGD and Square run in `precision`; successes are confirmed in full
+    precision.
 
     Args:
         version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus" (restarts, and the untargeted forms before), or
             "rand" (APGD-CE and APGD-DLR with gradients averaged over 20 draws, for randomised models).
         norm: "linf", "l2" or "l1".
-        precision: of the searches; see `PGD`.
+        precision: precision of the searches; see `PGD`.
 
     Raises:
-        ValueError: an unknown version, a norm that it is not defined for.
+        ValueError: an unknown version, or a norm for which it is not defined.
     """
     if version not in get_args(Version):
         raise ValueError(f"AutoAttack's versions are {', '.join(get_args(Version))}, got {version!r}")
     allowed = NORMS if version != "plus" else NORMS[:2]
     if norm not in allowed:
         raise ValueError(
-            f"AutoAttack's version {version} is defined for {', '.join(allowed)}, the threat is {norm!r}: "
+            f"AutoAttack's version {version} is defined for {', '.join(allowed)}, got {norm!r}: "
             "use the suite standard"
         )
     attacks = {"standard": _standard, "plus": _plus, "rand": _rand}[version](norm, precision)
-    return Suite(f"aa_{version}", attacks, titles=TITLES, worst_case=True)
+    return Suite(f"aa_{version}", attacks, titles=STAGE_TITLES, worst_case=True)
 
 
 def _standard(norm: str, precision: Precision) -> Mapping[str, Attack]:

@@ -1,12 +1,12 @@
 """Built-in suites: a cheap screen, targets in the order of MALT, long runs on close examples, and a sentinel.
 
-Threats that are not Lp balls have stages of their own: APGD, targets, random draws, and PGD with Adam.
+Threats that are not Lp balls have other stages: APGD, targets, random draws, and PGD with Adam.
 """
 
 from dataclasses import replace
 
 from robustly.attacks import Attack
-from robustly.attacks.apgd import APGD, Start, TargetedAPGD
+from robustly.attacks.apgd import APGD, APGDStart, TargetedAPGD
 from robustly.attacks.core.search import Precision
 from robustly.attacks.fab import FAB
 from robustly.attacks.pgd import PGD
@@ -19,7 +19,7 @@ from robustly.evidence.provenance import Plan
 from robustly.objectives import cross_entropy, margin, probability_margin, scaled_cross_entropy
 from robustly.threats.lp import NORMS
 
-TITLES = {
+STAGE_TITLES = {
     "screen": "APGD screen",
     "near_targets": "APGD-T, 3 nearest classes",
     "far_targets": "APGD-T, 6 more classes",
@@ -47,28 +47,28 @@ WATCH = Plan(sample=200, sample_share=0.2, sentinel=True)
 
 
 def quick(kind: str) -> Suite:
-    """For monitoring: a screen, the three nearest classes, long runs on the closest tenth; about 370 passes.
+    """Suite for monitoring: a screen, the three nearest classes, long runs on the closest tenth; about 370 passes.
 
     Args:
-        kind: of the threat.
+        kind: kind of the threat.
     """
     if kind == "l0":
-        return Suite("quick", {"sigma_zero": SigmaZero(steps=100)}, titles=TITLES, worst_case=True)
+        return Suite("quick", {"sigma_zero": SigmaZero(steps=100)}, titles=STAGE_TITLES, worst_case=True)
     if kind not in NORMS:
         return _any_threat("quick", draws=10)
     attacks = _screen(kind) | {"long_runs": _long_runs(kind, "bfloat16")}
-    return Suite("quick", attacks, titles=TITLES, plans={"long_runs": NEAR}, worst_case=True)
+    return Suite("quick", attacks, titles=STAGE_TITLES, plans={"long_runs": NEAR}, worst_case=True)
 
 
 def standard(kind: str) -> Suite:
     """The default suite: AutoAttack's verdict at about a fifteenth of its passes.
 
-    It screens all examples, targets the classes that are nearest in the linearised model, and spends long runs on
-    the examples that came closest to the boundary. A gradient-free sentinel follows. If it breaks an example, or a
-    diagnostic fails, or FAB (which minimises the distance) breaks one, the stages marked `on_suspicion` run.
+    It screens all examples, targets the classes that are nearest in the linearised model, and runs long attacks on
+    the examples closest to the boundary. A gradient-free sentinel and FAB, which minimises the distance, follow. If
+    one of them breaks an example, or a diagnostic fails, the stages marked `on_suspicion` run.
 
     Args:
-        kind: of the threat.
+        kind: kind of the threat.
     """
     if kind == "l0":
         return _sparse("standard", 300, 1000)
@@ -77,7 +77,7 @@ def standard(kind: str) -> Suite:
     sparse = kind == "l1"
     attacks = _screen(kind) | {
         "far_targets": _targeted(kind, steps=25, targets=2 if sparse else 6, first=3),
-        "long_runs": _long_runs(kind, "full"),  # the last of the way is finer than bfloat16's logits
+        "long_runs": _long_runs(kind, "full"),  # bfloat16 is too coarse near the boundary
         "pma": PMA(steps=50, precision="bfloat16"),
         "sentinel": Square(queries=500, precision="bfloat16"),
         "second_look": FAB(steps=30, targets=2, stop_inside=True),
@@ -93,16 +93,16 @@ def standard(kind: str) -> Suite:
     far, suspicious = Plan(closest=0.5, at_least=20), Plan(on_suspicion=True)
     plans = {"far_targets": far, "long_runs": NEAR, "pma": NEAR, "sentinel": WATCH, "second_look": WATCH}
     plans |= {name: suspicious for name in attacks if name.startswith(("more_", "fab_", "restarts_"))}
-    return Suite("standard", attacks, titles=TITLES, plans=plans, worst_case=True, curve="screen")
+    return Suite("standard", attacks, titles=STAGE_TITLES, plans=plans, worst_case=True, curve="screen")
 
 
 def strong(kind: str) -> Suite:
-    """Everything of `standard`, and then nothing is discarded: never a higher verdict.
+    """The stages of `standard`, followed by more on all unbroken examples; its verdict is never higher.
 
-    On all survivors long runs at every class, PMA and Square; FAB near the boundary.
+    The further stages are long runs at every class, PMA and Square, and FAB near the boundary.
 
     Args:
-        kind: of the threat.
+        kind: kind of the threat.
     """
     if kind == "l0":
         return _sparse("strong", 1000, 5000)
@@ -120,7 +120,7 @@ def strong(kind: str) -> Suite:
     first = {name: attack for name, attack in base.attacks.items() if name not in last}
     attacks = first | more | {name: base.attacks[name] for name in base.attacks if name in last}
     plans = {**base.plans, "third_look": replace(NEAR, sentinel=True), "square": Plan(sentinel=True)}
-    return Suite("strong", attacks, titles=TITLES, plans=plans, worst_case=True, curve=base.curve)
+    return Suite("strong", attacks, titles=STAGE_TITLES, plans=plans, worst_case=True, curve=base.curve)
 
 
 def _screen(norm: str) -> dict[str, Attack]:
@@ -131,8 +131,8 @@ def _screen(norm: str) -> dict[str, Attack]:
 
 
 def _long_runs(norm: str, precision: Precision) -> TargetedAPGD:
-    """From starts that differ in what the model answers, where the norm's ascent can use them."""
-    start: Start = "sphere" if norm == "l1" else "odi"
+    """Long targeted runs; with output-diversified starts under norms that support them."""
+    start: APGDStart = "sphere" if norm == "l1" else "odi"
     return replace(_targeted(norm, steps=100, targets=3), start=start, precision=precision)
 
 
@@ -148,22 +148,22 @@ def _targeted(norm: str, *, steps: int, targets: int, first: int = 0) -> Targete
 
 
 def _sparse(name: str, steps: int, queries: int) -> Suite:
-    """Under l0: the strongest minimum-norm attack, and random search."""
+    """Stages for l0: the strongest minimum-norm attack, and random search."""
     attacks: dict[str, Attack] = {"sigma_zero": SigmaZero(steps=steps), "sparse_rs": SparseRS(queries=queries)}
-    return Suite(name, attacks, titles=TITLES, worst_case=True, curve="sigma_zero")
+    return Suite(name, attacks, titles=STAGE_TITLES, worst_case=True, curve="sigma_zero")
 
 
 def _any_threat(name: str, *, draws: int, steps: int = 0, restarts: int = 1) -> Suite:
-    """Stages that need no more than a threat set: gradient ascent, and random draws.
+    """Stages for any threat set: gradient ascent and random draws.
 
-    Random draws are no sentinel here. With few parameters, such as one angle, the objective has many local maxima,
-    and draws beat gradients on honest models too (Engstrom et al., ICML 2019).
+    Random draws are not a sentinel here. With few parameters, such as one angle, the objective has many local
+    maxima, and draws beat gradients on models without masking too (Engstrom et al., ICML 2019).
 
     Args:
-        name: of the suite.
-        draws: random points of each example.
-        steps: of PGD with Adam and of PMA; 0 leaves both out.
-        restarts: of PGD with Adam.
+        name: name of the suite.
+        draws: random points per example.
+        steps: steps of PGD with Adam and of PMA; 0 omits both.
+        restarts: restarts of PGD with Adam.
     """
     apgd_t = TargetedAPGD(steps=40, targets=3, ranking="confidence", precision="bfloat16")
     attacks: dict[str, Attack] = {
@@ -177,4 +177,4 @@ def _any_threat(name: str, *, draws: int, steps: int = 0, restarts: int = 1) -> 
             "pma": PMA(steps=steps, precision="bfloat16"),
             "adam": PGD(steps, margin, update="adam", restarts=restarts, precision="bfloat16"),
         }
-    return Suite(name, attacks, titles=TITLES, worst_case=True, curve="screen" if steps else None)
+    return Suite(name, attacks, titles=STAGE_TITLES, worst_case=True, curve="screen" if steps else None)

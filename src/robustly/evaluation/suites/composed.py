@@ -13,14 +13,14 @@ _ONLY_FROM_CODE = ("estimator", "diversity")
 
 
 def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, kind: str) -> Suite:
-    """A known suite, or a new one composed of stages.
+    """A built-in suite, or a new one composed of stages.
 
     Args:
-        name: name of the suite; with stages, a new one.
-        stages: for each stage by name: `attack`, the name of a preset or kind; settings of that attack; settings of
-            its `Plan`, which selects the examples: `closest`, `at_least`, `sample`, `sample_share`, `sentinel`,
-            `on_suspicion`. None for a known suite.
-        kind: of the threat.
+        name: name of a built-in suite; with stages, a new name.
+        stages: settings of each stage by name: `attack`, the name of a preset or kind; settings of that attack; and
+            settings of its `Plan`, which selects the examples (`closest`, `at_least`, `sample`, `sample_share`,
+            `sentinel`, `on_suspicion`). None for a built-in suite.
+        kind: kind of the threat.
 
     Raises:
         SettingsError: an unknown suite, attack, key or objective, or a value of another type or out of range.

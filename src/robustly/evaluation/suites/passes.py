@@ -1,4 +1,4 @@
-"""The cost of a suite: passes of an image that no attack breaks, counted and not estimated."""
+"""The cost of a suite: counted passes per unbroken image."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from robustly.threats import Threat
 
 
 class _Unbreakable(nn.Module):
-    """The first class wins everywhere, by a margin that has a slope."""
+    """A model that always predicts the first class, with a margin whose gradient is not zero."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class _Unbreakable(nn.Module):
 
 
 def passes_of(attack: Attack, threat: Threat, classes: int = 10) -> tuple[int, int]:
-    """Forward and backward passes of an attack on one image that it cannot break."""
+    """Forward and backward passes of an attack on one unbroken image."""
     x, y = torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, dtype=torch.int64)
     draws = KeyedGenerator(0, torch.arange(1))
     found = attack(_Unbreakable(classes), x, y, threat=threat, generator=draws)
@@ -30,21 +30,21 @@ def passes_of(attack: Attack, threat: Threat, classes: int = 10) -> tuple[int, i
 
 
 def suite_passes(suite: Suite, threat: Threat, classes: int = 10) -> dict[str, tuple[int, int]]:
-    """Forward and backward passes of every attack of a suite on an image that it is run on and cannot break.
+    """Forward and backward passes of every attack of a suite on an unbroken image that its plan selects.
 
     Args:
         suite: the suite.
         threat: the threat of the evaluation.
-        classes: of the model.
+        classes: number of classes.
     """
     attacks = in_full_precision(suite).attacks
     return {name: passes_of(attack, threat, classes) for name, attack in attacks.items()}
 
 
 def autoattack_passes(classes: int) -> int:
-    """Forward and backward passes that AutoAttack's standard version spends on an image that nothing breaks.
+    """Forward and backward passes of AutoAttack's standard version on an unbroken image.
 
-    APGD-CE, APGD-T and FAB-T on at most nine targets, and Square's 5,000 queries, under linf or l2.
+    These are APGD-CE, APGD-T and FAB-T on at most nine targets, and Square's 5,000 queries, under linf or l2.
     """
     targets = min(9, classes - 1)
     return (102 + 101) + (1 + 2 * 101 * targets) + (1 + 300 * targets) + 5002

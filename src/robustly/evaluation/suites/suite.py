@@ -1,4 +1,4 @@
-"""Named lists of attacks and certificates, and which examples each attack is run on."""
+"""A suite: attacks and certificates, and the examples that each attack is run on."""
 
 import math
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ def planned_rows(
     ids: Int64[Tensor, " n"],
     seed: int,
 ) -> Int64[Tensor, " m"]:
-    """The rows to attack, ascending; the same in whatever order and batches the examples come.
+    """The rows to attack, ascending. They do not depend on the order of the examples.
 
     Args:
-        plan: which of the unbroken examples to attack.
-        unbroken: which examples are unbroken.
-        closeness: the highest margin seen of each so far.
-        ids: their ids.
+        plan: selection of the unbroken examples.
+        unbroken: mask of the unbroken examples.
+        closeness: highest margin of each example so far.
+        ids: ids of the examples.
         seed: seed of the evaluation.
     """
     rows = unbroken.nonzero()[:, 0]
@@ -48,16 +48,16 @@ def planned_rows(
 
 @dataclass(frozen=True)
 class Suite:
-    """The attacks and certificates of an evaluation; a value that can be composed freely.
+    """The attacks and certificates of an evaluation.
 
     Args:
-        name: of the suite in reports.
+        name: name of the suite in reports.
         attacks: attacks by name, in the order in which they run; names are words without dots.
-        titles: of attacks in tables, where they differ from the names.
-        certificates: proof procedures by name.
-        plans: by attack, which of the unbroken examples it is run on; all of them without a plan.
-        worst_case: whether each attack must be run on the survivors of those before it, in every mode.
-        curve: name of the attack that draws the security curve; None for no curve.
+        titles: titles of attacks in tables, if they differ from the names.
+        certificates: certificates by name.
+        plans: selection of the unbroken examples, by attack; all without a plan.
+        worst_case: whether each attack runs on the unbroken examples only, in every mode.
+        curve: name of the attack of the security curve; None for no curve.
         curve_factors: the radii of the curve, as multiples of the evaluated epsilon, ascending.
     """
 
@@ -80,10 +80,12 @@ class Suite:
                 f"names in a suite are plain words other than {', '.join(RESERVED)}, got {', '.join(bad)}"
             )
         if self.curve is not None and self.curve not in self.attacks:
-            raise ValueError(f"the curve's attack {self.curve!r} is none of {', '.join(self.attacks)}")
+            raise ValueError(f"the curve's attack {self.curve!r} is not one of {', '.join(self.attacks)}")
         stray = [name for name in self.plans if name not in self.attacks]
         if stray:
-            raise ValueError(f"plans for {', '.join(stray)}, which are none of {', '.join(self.attacks)}")
+            raise ValueError(
+                f"plans for {', '.join(stray)}, which are not attacks of the suite: {', '.join(self.attacks)}"
+            )
         if self.plans and not self.worst_case:
             raise ValueError(f"suite {self.name!r} has plans: that needs worst_case=True")
 
@@ -92,12 +94,12 @@ class Suite:
         return self.titles.get(name, name)
 
     def plan(self, name: str) -> Plan:
-        """Which of the unbroken examples an attack is run on."""
+        """Selection of the unbroken examples that an attack is run on."""
         return self.plans.get(name, EVERYONE)
 
 
 def in_full_precision(suite: Suite) -> Suite:
-    """The same suite without bfloat16, for a machine on which it is not faster."""
+    """The same suite without bfloat16, for machines on which it is not faster."""
     return replace(suite, attacks={name: _full(attack) for name, attack in suite.attacks.items()})
 
 
@@ -110,12 +112,12 @@ def _full(attack: Attack) -> Attack:
 
 
 def presets(name: str, attacks: tuple[str, ...], curve: str) -> Suite:
-    """A suite of attack presets, given by their names."""
+    """A suite of attack presets, by their names."""
     return Suite(name, {attack: ATTACKS[attack] for attack in attacks}, curve=curve)
 
 
 def settings(part: object) -> dict[str, Any]:
-    """The settings of an attack or certificate as plain values, for the record."""
+    """The settings of an attack or certificate as plain values."""
     if not is_dataclass(part):
         return {"kind": getattr(part, "__name__", type(part).__name__)}
     values = {item.name: _plain(getattr(part, item.name)) for item in fields(part)}

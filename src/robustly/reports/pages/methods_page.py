@@ -20,7 +20,7 @@ PARTS = ("", " low", " high", " deviation", " worst")
 
 
 @dataclass(frozen=True)
-class Part:
+class TableSection:
     """One table of the page and its figure."""
 
     key: str
@@ -44,7 +44,7 @@ def write_methods_page(tables: Sequence[MethodTable], output: Path) -> Path:
 def methods_page(tables: Sequence[MethodTable]) -> str:
     """The page of these tables as text."""
     parts = [
-        Part(f"table{i + 1}", title, table, front_of(table), any(row.published for row in table.rows))
+        TableSection(f"table{i + 1}", title, table, front_of(table), any(row.published for row in table.rows))
         for i, (table, title) in enumerate(zip(tables, distinguishing(tables), strict=True))
     ]
     figures = {f"{part.key}-{part.figure.words.key}": part.figure for part in parts if part.figure is not None}

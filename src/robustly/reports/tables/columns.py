@@ -13,13 +13,13 @@ from robustly.statistics import Proportion
 
 SUITE_TITLES = {"aa_standard": "AA", "aa_plus": "AA+", "aa_rand": "AA rand"}
 SUITE_ORDER = ("quick", "", "aa_rand", "aa_standard", "aa_plus", "standard", "strong")
-"""Suites from the weakest to the strongest; the empty name stands for composed suites."""
+"""Suites from the weakest to the strongest; the empty name means composed suites."""
 NUMERICS = ("full_precision", "precision", "batch_size")
 """Settings that change the computation of a search, not its result."""
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """One column.
 
     Args:
@@ -35,10 +35,10 @@ class Column:
     stages: bool = False
 
 
-CLEAN, WORST_CASE, CERTIFIED = Column("clean", "Clean"), Column("worst_case", "Worst case"), "certified"
+CLEAN, WORST_CASE, CERTIFIED = TableColumn("clean", "Clean"), TableColumn("worst_case", "Worst case"), "certified"
 
 
-def measured(kept: Sequence[KeptEvaluation]) -> dict[Column, Proportion]:
+def measured(kept: Sequence[KeptEvaluation]) -> dict[TableColumn, Proportion]:
     """All numbers in evaluations of one model, on the same images and under one threat.
 
     In mode `every` each attack has a column. In mode `worst_case` the suite as a whole has one column, because the
@@ -56,17 +56,17 @@ def measured(kept: Sequence[KeptEvaluation]) -> dict[Column, Proportion]:
     for one in kept:
         certified = one.evaluation.metrics.certified
         if certified is not None:
-            found[Column(CERTIFIED, f"Certified ({certified.name})")] = certified.robust
+            found[TableColumn(CERTIFIED, f"Certified ({certified.name})")] = certified.robust
     return found
 
 
-def ordered(columns: Iterable[Column]) -> list[Column]:
+def ordered(columns: Iterable[TableColumn]) -> list[TableColumn]:
     """Columns in order: clean, single steps, PGD by its steps, C&W, others, suites, the worst case."""
     distinct = list(dict.fromkeys(columns))
     return sorted(distinct, key=lambda column: (*_rank(column), distinct.index(column)))
 
 
-def titled(columns: Sequence[Column]) -> list[str]:
+def titled(columns: Sequence[TableColumn]) -> list[str]:
     """Titles of columns, with the settings that differ where two have one title."""
     titles = []
     for column in columns:
@@ -84,7 +84,7 @@ def titled(columns: Sequence[Column]) -> list[str]:
     ]
 
 
-def _of(evaluation: Summary) -> list[tuple[Column, Proportion]]:
+def _of(evaluation: Summary) -> list[tuple[TableColumn, Proportion]]:
     suite = evaluation.suite
     if suite.mode == "every":
         return [(_attack_column(one.attack), one.numbers.robust) for one in evaluation.outcomes if not one.state]
@@ -93,24 +93,24 @@ def _of(evaluation: Summary) -> list[tuple[Column, Proportion]]:
     key = "aa" if suite.name == "aa_standard" else suite.name
     stages = {one.name: _plain(one.settings) for one in suite.attacks}
     title = SUITE_TITLES.get(suite.name, suite.name)
-    column = Column(key, title, json.dumps(stages, sort_keys=True, default=str), stages=True)
+    column = TableColumn(key, title, json.dumps(stages, sort_keys=True, default=str), stages=True)
     return [(column, evaluation.metrics.worst_case.robust)]
 
 
-def _attack_column(attack: SuiteAttack) -> Column:
+def _attack_column(attack: SuiteAttack) -> TableColumn:
     key = attack.name
     if re.fullmatch(r"cw(_\d+)?", key):
         key = "cw"
     elif key in ("autoattack", "aa"):
         key = "aa"
-    return Column(key, attack.title, json.dumps(_plain(attack.settings), sort_keys=True, default=str))
+    return TableColumn(key, attack.title, json.dumps(_plain(attack.settings), sort_keys=True, default=str))
 
 
 def _plain(settings: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in settings.items() if key not in NUMERICS}
 
 
-def _rank(column: Column) -> tuple[int, int]:
+def _rank(column: TableColumn) -> tuple[int, int]:
     if column == CLEAN:
         return 0, 0
     if column == WORST_CASE:

@@ -29,7 +29,7 @@ from robustly.reports.run import RunEvidence
 from robustly.statistics import Proportion
 
 
-class Share(Protocol):
+class ShareInterval(Protocol):
     """A share in [0, 1] with the ends of its interval."""
 
     @property
@@ -45,11 +45,11 @@ class Share(Protocol):
         """The upper end."""
 
 
-S = TypeVar("S", bound=Share)
+S = TypeVar("S", bound=ShareInterval)
 
 
 @dataclass(frozen=True)
-class Cell(Generic[S]):
+class ComparedNumber(Generic[S]):
     """One number of the comparison; `best` in its column, `clearly` if no other interval overlaps."""
 
     value: S | None
@@ -63,7 +63,7 @@ class Comparison:
 
     runs: tuple[str, ...]
     columns: tuple[str, ...]
-    cells: tuple[tuple[Cell[Proportion], ...], ...]
+    cells: tuple[tuple[ComparedNumber[Proportion], ...], ...]
     differences: tuple[str, ...]
 
 
@@ -95,7 +95,7 @@ def _row(evaluation: Summary | None, attacks: Sequence[str], certified: bool) ->
     return row
 
 
-def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool) -> list[Cell[S]]:
+def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool) -> list[ComparedNumber[S]]:
     """Mark the best of a column; numbers under suspicion of masking are never marked.
 
     Args:
@@ -105,13 +105,13 @@ def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool
     """
     known = [part for part, sound in zip(column, trusted, strict=True) if part is not None and sound]
     if not comparable or len(known) < 2:
-        return [Cell(part) for part in column]
+        return [ComparedNumber(part) for part in column]
     top = max(part.share for part in known)
     cells = []
     for part, sound in zip(column, trusted, strict=True):
         best = part is not None and sound and part.share == top
         others = [other for other in known if other is not part]
-        cells.append(Cell(part, best, best and all(part.low > other.high for other in others if part)))
+        cells.append(ComparedNumber(part, best, best and all(part.low > other.high for other in others if part)))
     return cells
 
 

@@ -8,15 +8,15 @@ from typing import Literal
 from robustly.evidence.provenance import DataRecord, ThreatRecord
 from robustly.reports.formats import count, short_hash
 from robustly.reports.run import ReportError
-from robustly.reports.tables.columns import CERTIFIED, CLEAN, WORST_CASE, Column, measured, ordered, titled
-from robustly.reports.tables.comparison import Cell, marked
+from robustly.reports.tables.columns import CERTIFIED, CLEAN, WORST_CASE, TableColumn, measured, ordered, titled
+from robustly.reports.tables.comparison import ComparedNumber, marked
 from robustly.reports.tables.evaluations import EvaluatedRun, KeptEvaluation
 from robustly.reports.tables.published import Published, published_row
 from robustly.reports.tables.seeds import group_names, seed_groups, seed_of
 from robustly.statistics import Proportion
 
 By = Literal["method", "run"]
-Measured = tuple[EvaluatedRun, tuple[KeptEvaluation, ...], dict[Column, Proportion]]
+Measured = tuple[EvaluatedRun, tuple[KeptEvaluation, ...], dict[TableColumn, Proportion]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Row:
     name: str
     recipe: str | None
     seeds: tuple[int | None, ...]
-    cells: tuple[Cell[Score], ...]
+    cells: tuple[ComparedNumber[Score], ...]
     suspected: bool = False
     published: Published | None = None
 
@@ -69,7 +69,7 @@ class MethodTable:
 
     threat: ThreatRecord
     data: DataRecord
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     titles: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
@@ -171,7 +171,10 @@ def _score(parts: Sequence[Proportion | None]) -> Score | None:
 
 
 def _notes(
-    columns: Sequence[Column], titles: Sequence[str], sizes: Sequence[int], scores: Sequence[Sequence[Score | None]]
+    columns: Sequence[TableColumn],
+    titles: Sequence[str],
+    sizes: Sequence[int],
+    scores: Sequence[Sequence[Score | None]],
 ) -> tuple[str, ...]:
     """A note if worst cases are over different attacks: a row with more attacks has a lower number."""
     lacking = [
@@ -191,7 +194,7 @@ def _seeds(score: Score | None) -> int:
     return 0 if score is None else score.seeds
 
 
-def _is_attack(column: Column) -> bool:
+def _is_attack(column: TableColumn) -> bool:
     return column not in (CLEAN, WORST_CASE) and column.key != CERTIFIED
 
 

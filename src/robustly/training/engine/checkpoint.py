@@ -1,4 +1,4 @@
-"""The whole state of a training run in one file, from which a killed run continues exactly."""
+"""The full state of a training run in one file, from which a killed run continues exactly."""
 
 import pickle
 import zipfile
@@ -22,18 +22,18 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that the next epoch depends on.
+    """The state that the next epoch depends on.
 
     Args:
         epoch: finished epochs.
-        config_digest: hash of the configuration that the run was started with.
-        networks: state dicts of the networks that learn, by name ("model", "guide", ...).
+        config_digest: hash of the configuration of the run.
+        networks: state dicts of the trained networks by name ("model", "guide", ...).
         frozen: hashes of the frozen networks' weights, by name.
         optimizers: state dicts by the optimisers' names.
-        memory: the parts' own tensors.
+        memory: tensors of the parts, by slot.
         rows: metrics of the finished epochs.
         best_epoch: the epoch selected so far, -1 before the first.
-        best_score: its selection score.
+        best_score: selection score of that epoch.
         seconds: training time so far.
     """
 
@@ -50,10 +50,10 @@ class TrainingState:
 
 
 def save_state(state: TrainingState, path: Path) -> None:
-    """Write the state as a whole file.
+    """Write the state to a file atomically.
 
     Raises:
-        OSError: read-only folder, full disk.
+        OSError: the folder is read-only or the disk is full.
     """
     content = {"format": FORMAT, **{name: getattr(state, name) for name in state.__dataclass_fields__}}
     with whole_file(path) as temporary:
@@ -67,7 +67,7 @@ def load_state(path: Path, config_digest: str) -> TrainingState:
     """Read a state; no code in the file is executed.
 
     Raises:
-        CheckpointError: truncated, foreign, or of a run with another configuration.
+        CheckpointError: the file is truncated, not a checkpoint, or of a run with another configuration.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

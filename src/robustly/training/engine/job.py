@@ -1,4 +1,4 @@
-"""What a training run is made of: method, networks, data, threats and settings."""
+"""The ingredients of a training run: method, networks, data, threats and settings."""
 
 import math
 import warnings
@@ -22,18 +22,18 @@ class TrainingConfig:
 
     Args:
         epochs: passes over the training images, at least 1.
-        batch_size: images of a step, all processes together.
+        batch_size: images per step, over all processes.
         validation_batch_size: images of a validation pass.
         validation_steps: steps of the validation attack (PGD, steps of epsilon / 4), at least 1.
         select_by: accuracy on the validation images that selects the best epoch: "robust" or "clean"; the other one
             breaks ties.
-        patience: epochs without a better one after which training stops; None for no limit.
+        patience: epochs without improvement after which training stops; None for no limit.
         epsilon_ramp: epochs during which the training attack's epsilon grows linearly from 0.
-        epsilon_ramp_by: whether it grows with every "step" or with every "epoch"; then it is constant within an
-            epoch and reaches its full size in the ramp's last one.
-        stop_after_drop: training stops after an epoch whose robust validation accuracy lies more than this below
-            the epoch before (catastrophic overfitting; Wong et al., ICLR 2020, stop at 0.2); None for no limit.
-        channels_last: whether images are laid out channels-last, the faster layout for convolutions.
+        epsilon_ramp_by: unit of growth: "step", or "epoch" (constant within an epoch, full size in the last epoch
+            of the ramp).
+        stop_after_drop: fall of robust validation accuracy from one epoch to the next after which training stops
+            (catastrophic overfitting; 0.2 in Wong et al., ICLR 2020); None for no limit.
+        channels_last: whether images have the channels-last layout, which is faster for convolutions.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
@@ -60,7 +60,7 @@ class TrainingConfig:
             raise ValueError(f"stop_after_drop must lie between 0 and 1, got {self.stop_after_drop}")
         if self.stop_after_drop is not None and self.select_by != "robust":
             raise ValueError(
-                "stop_after_drop goes with select_by 'robust': by clean accuracy the fall may look best"
+                "stop_after_drop needs select_by 'robust': clean accuracy may select the epoch of the fall"
             )
         if not self.epsilon_ramp >= 0:
             raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
@@ -74,8 +74,8 @@ class AuxiliaryNetwork:
 
     Args:
         module: the network.
-        frozen: whether it never learns (a teacher).
-        optimizer: settings of an optimiser of its own; None trains it with the model's.
+        frozen: whether it is not trained (a teacher).
+        optimizer: settings of a separate optimiser; None trains it with the model's.
 
     Raises:
         MethodError: a frozen network with an optimiser.
@@ -92,7 +92,7 @@ class AuxiliaryNetwork:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a training run is made of.
+    """The ingredients of a training run.
 
     Args:
         method: the five parts.
@@ -109,8 +109,8 @@ class Job:
         extra: more training images, mixed into every batch.
 
     Raises:
-        MethodError: networks that the method does not use, or that it lacks; a run that is too short for a part.
-        ValueError: no threat model; a share of extra images that leaves no image of one kind.
+        MethodError: networks are missing or unused, or the run is too short for a part.
+        ValueError: there is no threat model, or the share of extra images leaves no image of one kind.
     """
 
     method: Method
@@ -145,13 +145,13 @@ class Job:
             self.extra.share_of(self.training.batch_size)
 
     def check_processes(self, count: int) -> None:
-        """Refuse several processes for a method that needs one.
+        """Refuse several processes for Free-AT.
 
         Raises:
-            MethodError: Free-AT, whose perturbation belongs to a place in the batch of one process.
+            MethodError: the method is Free-AT, whose perturbations belong to positions in the batch of one process.
         """
         if self.method.shares_backward and count > 1:
-            raise MethodError("Free-AT keeps a perturbation for each place in the batch: use one process")
+            raise MethodError("Free-AT keeps a perturbation for each position in the batch: use one process")
 
     @property
     def threat(self) -> Threat:
@@ -164,7 +164,7 @@ class Job:
         return -(-len(self.train) // self.training.batch_size)
 
     def images_of_step(self, index: int) -> int:
-        """Images of a step of an epoch, all processes together."""
+        """Images of a step of an epoch, over all processes."""
         batch_size = self.training.batch_size
         if self.extra is not None:
             return batch_size
@@ -179,14 +179,14 @@ class Job:
 
 
 def check_networks(method: Method, frozen: Mapping[str, bool]) -> None:
-    """Refuse networks beside the model that are not those that the method uses.
+    """Refuse missing and unused networks beside the model.
 
     Args:
         method: the five parts.
-        frozen: by the network's name, whether it never learns.
+        frozen: whether a network is frozen, by its name.
 
     Raises:
-        MethodError: one is missing, unused, or of another kind than its name says.
+        MethodError: a network is missing, unused, or of another kind than its conventional name.
     """
     for name in method.networks:
         if name not in frozen:
@@ -203,13 +203,15 @@ def check_networks(method: Method, frozen: Mapping[str, bool]) -> None:
 
 
 def check_kind(name: str, frozen: bool) -> None:
-    """Refuse a name that networks beside the model cannot have, or that belongs to the other kind.
+    """Refuse a name that networks beside the model cannot have.
 
     Raises:
         MethodError: a name that is not an identifier, "model", or a conventional name of the other kind.
     """
     if not name.isidentifier() or name == "model":
-        raise MethodError(f"a network beside the model needs a plain name other than 'model', got {name!r}")
+        raise MethodError(
+            f"a network beside the model needs a name of letters, digits and _ other than 'model', got {name!r}"
+        )
     kind = "frozen" if frozen else "trained"
     if CONVENTIONAL_NETWORKS.get(name, kind) != kind:
         raise MethodError(f"{name!r} is the name of a {CONVENTIONAL_NETWORKS[name]} network, this one is {kind}")

@@ -1,4 +1,4 @@
-"""The training loop: one for all methods and devices, resumable at any moment."""
+"""The training loop for all methods and devices, resumable at any moment."""
 
 import shutil
 import time
@@ -19,7 +19,7 @@ from robustly.training.engine.metrics import Totals, as_csv
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import DivergenceError, check_weights, reason_to_stop
 from robustly.training.engine.validation import accuracies, selected_network
-from robustly.training.parts import EpochEnd, WeightsError
+from robustly.training.parts import EpochEnd, InstanceWeightsError
 from robustly.training.step import Moment
 
 LAST = "checkpoints/last.pt"
@@ -34,7 +34,7 @@ class Observer:
         """Training begins or continues."""
 
     def stepped(self, moment: Moment, loss: float, images: int) -> None:
-        """A step is done; `images` of all processes."""
+        """A step is done; `images` counts all processes."""
 
     def epoch_finished(self, row: Row, is_best: bool) -> None:
         """An epoch is done, validated and saved."""
@@ -47,9 +47,9 @@ class Outcome:
     Args:
         best_epoch: the selected epoch, from 1.
         epochs: epochs trained.
-        seconds: training time, all resumed runs together.
+        seconds: training time, summed over resumed runs.
         rows: metrics by epoch.
-        reason: reason for an end before the last epoch; empty without one.
+        reason: reason for an early end; empty without one.
     """
 
     best_epoch: int
@@ -62,17 +62,17 @@ class Outcome:
 def train(
     job: Job, runtime: Runtime, folder: Path, *, config_digest: str, observer: Observer | None = None
 ) -> Outcome:
-    """Train, and validate, select and save after every epoch; continues the run in `folder` if there is one.
+    """Train; validate, select and save after every epoch. Continues the run in `folder` if there is one.
 
-    Writes into `folder`: `checkpoints/last.pt` (whole state), `checkpoints/best.safetensors` and at the end
-    `model.safetensors` (the selected weights), `metrics.csv`, `status.json`. On one device with the same number
-    of threads, a run that was killed and resumed ends with the same weights as an unbroken one, bit by bit.
+    Writes into `folder`: `checkpoints/last.pt` (full state), `checkpoints/best.safetensors` and at the end
+    `model.safetensors` (the selected weights), `metrics.csv`, `status.json`. On one device with the same number of
+    threads, a resumed run ends with the same weights as an uninterrupted one, bit by bit.
 
     Args:
         job: method, networks, data and settings.
         runtime: device and processes.
         folder: the run's folder, which exists.
-        config_digest: hash of the configuration, to recognise the run's own checkpoints.
+        config_digest: hash of the configuration, by which checkpoints of the run are recognised.
         observer: callbacks.
 
     Returns:
@@ -81,7 +81,7 @@ def train(
     Raises:
         DivergenceError: a loss term is NaN or infinite; the last good checkpoint is kept.
         CheckpointError: `last.pt` is damaged or of another run.
-        OSError: read-only folder or full disk; files written before are kept.
+        OSError: the folder is read-only or the disk is full; files written before are kept.
     """
     with torch.random.fork_rng(devices=[runtime.device] if runtime.device.type == "cuda" else []):
         return _Run(job, runtime, folder, config_digest, observer or Observer()).go()
@@ -108,7 +108,7 @@ class _Run:
             while len(self.rows) < self.job.training.epochs and not self._stopped_early():
                 self._epoch(len(self.rows))
         except ValueError as error:
-            diverged = isinstance(error, DivergenceError | WeightsError)
+            diverged = isinstance(error, DivergenceError | InstanceWeightsError)
             self._write_status("diverged" if diverged else "failed", str(error))
             raise
         except KeyboardInterrupt:
@@ -133,7 +133,7 @@ class _Run:
         for index, batch in enumerate(self.stepper.batches(epoch)):
             moment = Moment(epoch, index, job.steps_per_epoch, job.training.epochs)
             if job.images_of_step(index) < self.runtime.world_size:
-                break  # a last batch with fewer images than processes: all processes leave it out
+                break  # all processes leave out a last batch with fewer images than processes
             for replay in range(job.method.replays):
                 loss, rate = self.stepper.step(batch, moment, replay, totals)
                 self.observer.stepped(moment, loss, job.images_of_step(index))
@@ -220,12 +220,12 @@ class _Run:
             for name, network in self.stepper.networks.learning.items():
                 network.load_state_dict(state.networks[name])
             self.stepper.optimizers.load_state_dict(state.optimizers)
-        except (RuntimeError, KeyError, ValueError) as error:  # the user's own model may have changed since
+        except (RuntimeError, KeyError, ValueError) as error:  # the code of a user's model may have changed
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{self.folder / LAST} does not fit the networks of the run ({reason})") from None
         for name, network in self.stepper.networks.frozen.items():
             if state.frozen.get(name) != weights_hash(network):
-                raise CheckpointError(f"the {name}'s weights are others than those that the run was started with")
+                raise CheckpointError(f"the weights of the {name} differ from those at the start of the run")
         for part, tensors in state.memory.items():
             self.stepper.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
         self.rows, self.seconds = list(state.rows), state.seconds

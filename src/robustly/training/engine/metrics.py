@@ -14,7 +14,7 @@ from robustly.training.step import Step
 
 
 class Totals:
-    """Sums over an epoch, kept on the device until its end."""
+    """Sums over an epoch, on the device until its end."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""Optimisers, one or several, and learning-rate schedules."""
+"""Optimisers and learning-rate schedules."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ class OptimizerConfig:
         clip_norm: largest norm of the whole gradient; None for no limit.
 
     Raises:
-        ValueError: a setting out of range, or one that this optimiser does not have.
+        ValueError: a setting is out of range, or this optimiser does not have it.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -53,20 +53,20 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning-rate schedule; times are epochs, in fractions, evaluated at every step.
+    """Learning-rate schedule, evaluated at every step; times are fractional epochs.
 
     Args:
         name: "constant"; "piecewise" (factors between boundaries); "cosine" (1 to `floor`); "one_cycle"
             (linear 0 to 1 at `peak` and back to 0); or "one_cycle_cosine" (PyTorch's OneCycleLR called once per
             epoch: cosine from 1/25 to 1 at `peak` and to 4e-6, constant within an epoch).
         boundaries: epochs at which a piecewise schedule changes, ascending.
-        factors: factors of the learning rate before, between and after the boundaries: one more than those.
+        factors: factors of the learning rate before, between and after the boundaries, one more than boundaries.
         peak: time of the highest rate of a one-cycle schedule, as a share of the run.
         floor: last factor of a cosine schedule, in [0, 1].
         warm_up: epochs of linear growth from 0 at the start, on top of any schedule.
 
     Raises:
-        ValueError: a setting out of range, or one that this schedule does not have.
+        ValueError: a setting is out of range, or this schedule does not have it.
     """
 
     name: Literal["constant", "piecewise", "cosine", "one_cycle", "one_cycle_cosine"] = "constant"
@@ -122,7 +122,7 @@ def _one_cycle_by_epoch(epoch: float, highest: float, last: float) -> float:
 
 
 def build_optimizer(config: OptimizerConfig, networks: Iterable[nn.Module]) -> Optimizer:
-    """One optimiser over several networks; vectors are a group of their own, which may have no decay."""
+    """One optimiser over several networks; vectors are a separate group, which may have no decay."""
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
@@ -150,7 +150,7 @@ class Optimizers:
         self._optimizers = dict(zip(configs, optimizers, strict=True))
 
     def set_rates(self, factor: float) -> float:
-        """Scale all learning rates by the schedule's factor; returns the model's rate."""
+        """Set all learning rates by the schedule's factor; returns the model's rate."""
         for name, optimizer in self._optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self._configs[name].learning_rate * factor
@@ -182,8 +182,8 @@ class Optimizers:
         """Restore the state of every optimiser.
 
         Raises:
-            KeyError: the state of one is missing.
-            ValueError: a state of other parameters.
+            KeyError: the state of an optimiser is missing.
+            ValueError: a state is of other parameters.
         """
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(states[name])

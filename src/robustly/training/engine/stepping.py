@@ -1,4 +1,4 @@
-"""Optimiser steps of a run: networks on their device, optimisers, batches, one forward and one backward pass."""
+"""Optimiser steps of a run: networks on their device, optimisers, batches, forward and backward pass."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +20,7 @@ from robustly.training.step import Memory, Moment, Step
 
 
 class _StepModule(nn.Module):
-    """A whole training step as one forward pass, as data parallelism needs it."""
+    """A training step as one forward pass of a module, which data parallelism needs."""
 
     def __init__(self, method: Method, networks: Networks) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class _StepModule(nn.Module):
 
 
 class Stepper:
-    """Takes the optimiser steps of a run.
+    """Optimiser steps of a run.
 
     Args:
         job: method, networks, data and settings.
@@ -100,7 +100,7 @@ class Stepper:
         Args:
             batch: this process's examples.
             moment: position in the run.
-            replay: steps taken on this batch before.
+            replay: earlier steps on this batch.
             totals: statistics of the epoch, to which the step is added.
 
         Returns:
@@ -129,7 +129,7 @@ class Stepper:
         self._module.step = step
         self.optimizers.zero_grad()  # now: the forward passes need the memory of old gradients
         loss, terms = self._parallel()
-        # the mean over processes weighs shards alike: ragged ones count by their size
+        # the mean over processes weighs all shards equally, so losses of smaller shards are scaled
         share = len(batch.y) * self._runtime.world_size / job.images_of_step(moment.index)
         self._runtime.backward(loss * share)
         value = float(self._runtime.mean(loss.detach() * share))

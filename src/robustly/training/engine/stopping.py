@@ -21,13 +21,13 @@ def check_loss(
     """Refuse a loss that is not finite, and name its terms that are not.
 
     Args:
-        value: the loss of all processes, so that they stop together or not at all.
+        value: the loss over all processes, so that all of them stop together.
         terms: batch means of its terms, in this process.
         moment: position of the step.
         global_mean: mean of a tensor over all processes.
 
     Raises:
-        DivergenceError: it is NaN or infinite.
+        DivergenceError: the loss is NaN or infinite.
     """
     if math.isfinite(value):
         return
@@ -47,7 +47,7 @@ def check_weights(networks: Mapping[str, nn.Module], epoch: int) -> None:
         epoch: epochs finished before this one.
 
     Raises:
-        DivergenceError: one is NaN or infinite.
+        DivergenceError: a weight is NaN or infinite.
     """
     for name, network in networks.items():
         broken = [key for key, value in network.state_dict().items() if not bool(value.isfinite().all())]
@@ -64,12 +64,12 @@ def _message(where: str, what: str, epoch: int) -> str:
 
 
 def reason_to_stop(training: TrainingConfig, rows: Sequence[Row], best_epoch: int) -> str:
-    """Reason to end a run before its last epoch; empty if there is none.
+    """Reason to end a run before its last epoch; empty without one.
 
     Args:
         training: patience, and the drop of accuracy that counts as catastrophic overfitting.
         rows: metrics of the finished epochs.
-        best_epoch: the best of them, from 0.
+        best_epoch: the best of these epochs, from 0.
     """
     waited = len(rows) - 1 - best_epoch
     if training.patience is not None and rows and waited >= training.patience:

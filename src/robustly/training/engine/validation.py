@@ -1,4 +1,4 @@
-"""Clean and robust accuracy of a network on held-out images, and the weights that are validated and released."""
+"""Clean and robust accuracy on held-out images, and the network to validate and release."""
 
 import copy
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def accuracies(
         attack: the attack.
         threat: its threat model.
         seed: seed of the attack's random numbers.
-        batch_size: images at a time.
+        batch_size: images per batch.
         rank: number of this process.
         world_size: number of processes.
         total: sum over processes.
@@ -55,12 +55,12 @@ def accuracies(
 
 
 def selected_network(model: nn.Module, method: Method, memory: Memory) -> nn.Module:
-    """The network to validate and release: a copy with averaged weights if a part averages, else the model itself.
+    """The network to validate and release: a copy with averaged weights if a part has them, else the model.
 
     Args:
         model: the network in training.
         method: the five parts.
-        memory: the parts' own tensors, by slot.
+        memory: tensors of the parts, by slot.
     """
     for slot, part in method.slots():
         average = part.evaluation_state(memory.get(slot, {}))

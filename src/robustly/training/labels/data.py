@@ -11,15 +11,15 @@ class DataLabels(Part):
     """The labels of the data set."""
 
     def __call__(self, step: Step) -> Labels:
-        """Return the batch's own labels."""
+        """Return the labels of the batch."""
         return Labels(step.y)
 
 
 @dataclass(frozen=True)
 class SmoothedLabels(Part):
-    """The data's labels, `smoothing` of their weight spread evenly over all classes, the true one included.
+    """Labels of the data with `smoothing` of their weight spread evenly over all classes, the true one included.
 
-    The attack still works against the hard label (Pang et al., "Bag of tricks for adversarial training", ICLR 2021,
+    The attack uses the hard label (Pang et al., "Bag of tricks for adversarial training", ICLR 2021,
     find 0.1 to 0.2 useful and more than 0.3 harmful).
 
     Args:
@@ -32,7 +32,7 @@ class SmoothedLabels(Part):
         check_smoothing(self.smoothing)
 
     def __call__(self, step: Step) -> Labels:
-        """Return the data's labels with their smoothing."""
+        """Return the labels of the batch with their smoothing."""
         return Labels(step.y, smoothing=self.smoothing)
 
 

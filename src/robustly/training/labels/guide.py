@@ -1,4 +1,4 @@
-"""Dynamic labels, from a guide network that is trained beside the model."""
+"""Dynamic labels from a guide network, trained beside the model."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ class GuideLabels(Part):
     """Dynamic labels: the current predictions of a guide network, trained beside the model, on the clean images.
 
     The label is argmax g(x), ties to the lowest class. No gradient flows from the model's loss to the guide, which
-    learns from CE(g(x), y) alone (DYNAT, Liu et al., arXiv 2408.13102, eqs. 4 to 6). The guide runs once per
-    batch, in train mode, so its batch-norm statistics are updated once for every batch (the released code runs it
-    again at every attack step).
+    is trained by CE(g(x), y) only (DYNAT, Liu et al., arXiv 2408.13102, eqs. 4 to 6). The guide runs once per batch
+    in train mode, so that its batch-norm statistics are updated once per batch (the released code runs it again at
+    every attack step).
 
     Args:
         smoothing: share of a label's weight that the model's loss spreads evenly over all classes, in [0, 1); 0.2
-            with GAIRAT in the paper, where our reading is that it smooths the dynamic labels.
-        warm_up: epochs at the start during which the model takes the data's labels, at least 0; 0 in the paper. A
-            guide that has learned nothing predicts one class for everything, and on few images the model may never
-            leave that class again (of three seeds of DYNAT-Inner-AWP on 3,500 digits one did not).
+            with GAIRAT in the paper, which we read as smoothing of the dynamic labels.
+        warm_up: epochs at the start with the labels of the data, at least 0; 0 in the paper. An untrained guide
+            predicts one class for all images, and on few images the model may collapse to that class (one of three
+            seeds of DYNAT-Inner-AWP on 3,500 digits did).
     """
 
     reads = ("guide",)
@@ -41,7 +41,7 @@ class GuideLabels(Part):
         return begins_too_late("warm_up", self.warm_up, epochs, "the guide's labels would never be used")
 
     def __call__(self, step: Step) -> Labels:
-        """Return the guide's predictions; the guide's own loss is the term "guide"."""
+        """Return the guide's predictions; its loss is the term "guide"."""
         logits = step.guide_logits
         own = {"guide": F.cross_entropy(logits, step.y, reduction="none")}
         hard = step.y if step.moment.time < self.warm_up else logits.detach().argmax(1)

@@ -1,4 +1,4 @@
-"""Outer losses that pull the outputs on clean and adversarial images together: TRADES and logit pairing.
+"""Outer losses that penalise different outputs on clean and adversarial images: TRADES and logit pairing.
 
 z are clean and z' adversarial logits, p and p' their softmax.
 """
@@ -17,7 +17,7 @@ class TradesLoss(Part):
     """CE(z, y) + beta KL(p || p'), gradients through p as well (Zhang et al., ICML 2019, eq. 5).
 
     Args:
-        beta: price of inconsistency, at least 0; 6 in the paper's CIFAR-10 results (1 / lambda there).
+        beta: weight of the KL term, at least 0; 6 in the paper's CIFAR-10 results (1 / lambda there).
     """
 
     needs_inner = True
@@ -29,7 +29,7 @@ class TradesLoss(Part):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Clean logits, and adversarial ones if the second term has weight."""
+        """Clean logits, and adversarial logits if the second term has weight."""
         return ("clean", "adversarial") if self.beta > 0 else ("clean",)
 
     def __call__(self, step: Step) -> Terms:

@@ -1,8 +1,7 @@
-"""Outer losses of adversarial distillation, which learn from frozen teachers: ARD, RSLAD, AdaAD, KD.
+"""Outer losses of adversarial distillation from frozen teachers: ARD, RSLAD, AdaAD, KD.
 
 z are clean and z' adversarial logits of the model, p and p' their softmax, t and s the teachers' logits. Teachers
-are in evaluation mode and never learn; "teacher" is a robust network, "standard_teacher" one trained on clean
-images.
+are frozen and in evaluation mode; "teacher" is a robust network, "standard_teacher" one trained on clean images.
 """
 
 from dataclasses import dataclass
@@ -116,7 +115,7 @@ class RsladLoss(Part):
 
 @dataclass(frozen=True)
 class AdaadLoss(Part):
-    """alpha KL(t(x') || p') + (1 - alpha) KL(t(x) || p): the teacher, too, gets the adversarial image.
+    """alpha KL(t(x') || p') + (1 - alpha) KL(t(x) || p): the teacher's input is the adversarial image too.
 
     Huang et al., "Boosting accuracy and robustness of student models via adaptive adversarial distillation", CVPR
     2023. A term without weight is left out, with its forward passes.
@@ -181,7 +180,7 @@ class KdLoss(Part):
     def __post_init__(self) -> None:
         check_at_least_zero(labels=self.labels, clean=self.clean, robust=self.robust)
         if self.labels == self.clean == self.robust == 0:
-            raise ValueError("labels, clean and robust must not all be 0: there would be no loss")
+            raise ValueError("labels, clean and robust must not all be 0: the loss would be empty")
         check_positive(temperature=self.temperature)
 
     @property
@@ -210,4 +209,4 @@ class KdLoss(Part):
 def _unused_labels(name: Literal["rslad", "adaad"], method: Composition) -> str | None:
     if isinstance(method.labels, DataLabels):
         return None
-    return f"{name} learns from its teacher alone: leave 'labels' out"
+    return f"{name} does not use labels: remove 'labels'"

@@ -20,7 +20,7 @@ from robustly.training.step import Logits, Step
 def pairwise_square(difference: Logits, weight: Logits) -> Float[Tensor, " n"]:
     """1/4 sum_{jk} u_j u_k (d_j - d_k)^2 = 1/2 sum(u) sum_k u_k (d_k - mean_u(d))^2, per example.
 
-    The centred form cancels nothing: adding a constant to all d changes nothing, and d = 0 gives exactly 0.
+    The centred form has no cancellation: it is invariant to a constant added to all d, and d = 0 gives exactly 0.
 
     Args:
         difference: d, `(N, C)`.
@@ -32,10 +32,11 @@ def pairwise_square(difference: Logits, weight: Logits) -> Float[Tensor, " n"]:
 
 
 def dkl(reference: Logits, logits: Logits) -> Float[Tensor, " n"]:
-    """A sum of a weighted square and a soft cross-entropy with the very gradients of KL(softmax(m) || softmax(n)).
+    """Sum of a weighted square and a soft cross-entropy, with the gradients of KL(softmax(m) || softmax(n)).
 
     1/4 sum_{jk} sg(s_j s_k) ((m_j - m_k) - sg(n_j - n_k))^2 - sum_j sg(s_j) log softmax(n)_j with s = softmax(m)
-    (arXiv 2305.13948, theorem 1). The first term moves m alone, the second n alone; the values are not KL's.
+    (arXiv 2305.13948, theorem 1). The first term has gradients to m only, the second to n only. Values differ from
+    those of KL.
 
     Args:
         reference: m, `(N, C)`.

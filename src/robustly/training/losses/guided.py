@@ -14,7 +14,7 @@ from robustly.training.step import Step
 
 @dataclass(frozen=True)
 class DynatLoss(Part):
-    """beta CE(z', label) + consistency KL(p || p'), to which the guide adds its own CE(g(x), y).
+    """beta CE(z', label) + consistency KL(p || p'); the label source adds CE(g(x), y) for the guide.
 
     With dynamic labels this is eq. 6 of DYNAT (Liu et al., arXiv 2408.13102), and with `consistency` 1 its
     TRADES-extended form.
@@ -31,7 +31,7 @@ class DynatLoss(Part):
         if not (self.beta >= 0 and self.consistency >= 0):
             raise ValueError(f"beta and consistency must be at least 0, got {self.beta} and {self.consistency}")
         if self.beta == self.consistency == 0:
-            raise ValueError("beta and consistency must not both be 0: the model would learn nothing")
+            raise ValueError("beta and consistency must not both be 0: the model would not be trained")
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class LbgatLoss(Part):
     Args:
         beta: weight of the KL term, at least 0: 0 (the paper's "LBGAT0", which leaves its clean forward pass out)
             or 6 ("LBGAT6").
-        detach_guide: whether the guide learns from its own cross-entropy alone.
+        detach_guide: whether the guide is trained by its cross-entropy only.
     """
 
     beta: float = 0.0
@@ -73,9 +73,9 @@ class LbgatLoss(Part):
         return ("guide", "clean", "adversarial") if self.beta > 0 else ("guide", "adversarial")
 
     def check(self, method: Composition) -> str | None:
-        """Refuse dynamic labels, because the guide of LBGAT learns the data's."""
+        """Refuse dynamic labels, because LBGAT trains its guide on the labels of the data."""
         if isinstance(method.labels, GuideLabels):
-            return "lbgat trains its guide itself, on the labels of the data: leave 'labels' out"
+            return "lbgat trains its guide itself, on the labels of the data: remove 'labels'"
         return None
 
     def __call__(self, step: Step) -> Terms:

@@ -1,4 +1,4 @@
-"""Introspective adversarial distillation: the model learns from itself where its teacher is unreliable.
+"""Introspective adversarial distillation: self-distillation where the teacher is unreliable.
 
 Zhu et al., "Reliable adversarial distillation with unreliable teachers", ICLR 2022. Notation as in `distillation`.
 """
@@ -29,7 +29,7 @@ def teacher_confidence(step: Step, power: float) -> Float[Tensor, " n"]:
 
 @dataclass(frozen=True)
 class IadLoss(Part):
-    """ARD plus self-distillation, which has weight where the teacher is unsure of the label: IAD-I.
+    """ARD plus self-distillation, weighted by the teacher's lack of confidence in the label: IAD-I.
 
     alpha T^2 KL(t(x) / T || z' / T) + alpha (1 - a) KL(p || p') + (1 - alpha) CE(z, y) with a = (t(x')_y)^power.
     Zhu et al., "Reliable adversarial distillation with unreliable teachers", ICLR 2022, as released: the
@@ -40,8 +40,8 @@ class IadLoss(Part):
         power: exponent of the teacher's confidence in the label, at least 0; 0.1 there.
         begin: finished epochs before the model learns from itself; 60 there.
         temperature: T, positive; 1 there.
-        teacher_term_weighted: whether the teacher's term is multiplied by a, as the paper writes (the released code
-            leaves it whole).
+        teacher_term_weighted: whether the teacher's term is multiplied by a, as in the paper (the released code
+            does not).
         teacher_on: images of the teacher in the first term: the "clean" ones or, with AdaAD's attack ("AdaIAD"),
             the "adversarial" ones.
         element_mean: divide the KL terms by the number of classes.

@@ -1,4 +1,4 @@
-"""Building blocks of outer losses: cross-entropies, divergences, and checks that several losses share."""
+"""Building blocks of outer losses: cross-entropies, divergences, and checks."""
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ def tempered_kl(
 
     Args:
         reference: logits to reach.
-        logits: logits that move.
+        logits: logits of the trained network.
         temperature: T, positive; softens both.
         element_mean: divide by the number of classes, as the default reduction of `torch.nn.KLDivLoss` does.
     """
@@ -93,4 +93,4 @@ def useless_smoothing(remedy: str, method: Composition) -> str | None:
     labels = method.labels
     if not isinstance(labels, SmoothedLabels) and labels.smoothing == 0:
         return None
-    return f"the loss learns from its teachers alone, so that smoothed labels change nothing: set {remedy}"
+    return f"the loss uses its teachers only, so that smoothed labels have no effect: set {remedy}"

@@ -1,4 +1,4 @@
-"""Parameter parts by the names that recipes use: what happens to the weights around the optimiser's step.
+"""Parameter parts by the names that recipes use. They change the weights around the optimiser's step.
 
 A name is never an import path, so a configuration file cannot run code. A new parameter part adds a line here.
 """

@@ -11,7 +11,7 @@ from robustly.attacks.core.model_access import batch_norms
 from robustly.training.parts import Composition, EpochEnd, Part, averages_weights, begins_too_late
 from robustly.training.step import Step
 
-_COUNT = "#epochs"  # beside the names of a state dict, none of which begins so
+_COUNT = "#epochs"  # a key that is not a name in state dicts
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class ExponentialAverage(Part):
 
     Args:
         decay: upper bound of d, in [0, 1).
-        warm_up: share of the run's steps during which the average only follows, in [0, 1].
-        buffers: whether running statistics are those of the last step ("copy") or averaged like weights
-            ("average"); counters are copied in any case.
+        warm_up: share of the run's steps at the start with d = 0, in [0, 1].
+        buffers: "copy" takes running statistics of the last step, "average" averages them like weights; counters
+            are always copied.
     """
 
     decay: float = 0.995
@@ -177,8 +177,8 @@ def estimate_statistics(network: nn.Module, end: EpochEnd) -> None:
     """Set batch-norm statistics to their means over the batches of an epoch and over all processes.
 
     Args:
-        network: changed in place; modules other than batch normalisations are in evaluation mode meanwhile.
-        end: gives the images.
+        network: changed in place; modules other than batch normalisations run in evaluation mode.
+        end: source of the images.
     """
     norms = [norm for norm in batch_norms(network) if norm.running_mean is not None]
     momenta = [norm.momentum for norm in norms]

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: the outer step is taken at perturbed weights of higher loss."""
+"""Adversarial weight perturbation: the optimiser's step uses gradients at perturbed weights of higher loss."""
 
 import math
 from collections.abc import Callable
@@ -57,7 +57,7 @@ class WeightPerturbation(Part):
         return begins_too_late("warm_up", self.warm_up, epochs, "nothing would be perturbed")
 
     def before_outer(self, step: Step, loss: Callable[[Step], Tensor]) -> None:
-        """Perturb the weights; the original ones are kept until `after_step`."""
+        """Perturb the weights; the original weights are kept until `after_step`."""
         if self.gamma == 0 or step.moment.time < self.warm_up:
             return
         matrices = {name: p for name, p in step.model.named_parameters() if p.ndim > 1 and p.requires_grad}
@@ -74,10 +74,10 @@ class WeightPerturbation(Part):
                 length = mean.norm()
                 memory[f"original.{name}"] = weight.detach().clone()
                 weight.add_(self.gamma * weight.norm() * torch.where(length > 0, mean / length, 0.0))
-        torch.clear_autocast_cache()  # it holds half-precision copies of the original weights
+        torch.clear_autocast_cache()  # it has half-precision copies of the original weights
 
     def after_backward(self, step: Step) -> None:
-        """Copy the perturbed weights; now, because the memory of the activations is free again."""
+        """Copy the perturbed weights. This is done late, when the memory of the activations is free again."""
         memory = step.remember(self)
         for name, weight in step.model.named_parameters():
             if f"original.{name}" in memory:

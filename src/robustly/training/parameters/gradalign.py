@@ -18,9 +18,10 @@ class GradAlign(Part):
     """lambda (1 - cos(grad_x CE(f(x), y), grad_x CE(f(x + eta), y))), eta a random point of the threat set.
 
     Andriushchenko and Flammarion, "Understanding and improving fast adversarial training", NeurIPS 2020. As in the
-    released code the first gradient is detached, the weights learn through the second (double back-propagation),
-    and the mean is over examples whose two gradients are not zero. Both gradients use the statistics of the batch,
-    without an update of the running ones (the released code updates them). Made for FGSM from the clean image.
+    released code, the first gradient is detached, the weights are trained through the second (double
+    back-propagation), and the mean is over examples whose two gradients are not zero. Both gradients use the
+    statistics of the batch; running statistics are not updated (the released code updates them). The method is for
+    FGSM from the clean image.
 
     Args:
         weight: lambda, at least 0; exp(ln(10) epsilon / 8 + ln 0.02) with epsilon in 255ths on CIFAR-10: 0.2 at
@@ -45,11 +46,11 @@ class GradAlign(Part):
         with frozen_statistics(step.model):
             here = _input_gradient(step, step.x, create_graph=False).detach()
             there = _input_gradient(step, noisy, create_graph=True)
-        # the squares of a norm underflow for a confident network; a cosine does not depend on the scale
+        # scaled, because squares of small gradients underflow; a cosine does not depend on the scale
         here, there = (gradient / _largest(gradient) for gradient in (here, there))
         both = (here.abs().amax(1) > 0) & (there.abs().amax(1) > 0)
         share = step.batch_mean(both.to(here.dtype)).clamp_min(torch.finfo(here.dtype).tiny)
-        # a norm has no gradient at 0: such examples leave before it is taken
+        # a norm has no gradient at 0, so these examples are removed first
         kept_here, kept_there = here[both], there[both]
         cosine = F.cosine_similarity(kept_here, kept_there, dim=1, eps=0.0)
         term = there.new_zeros(len(both)).index_put((both.nonzero()[:, 0],), self.weight * (1 - cosine))
@@ -62,7 +63,7 @@ def _largest(gradient: Tensor) -> Tensor:
 
 
 def _input_gradient(step: Step, x: Images, *, create_graph: bool) -> Tensor:
-    """Gradient of each example's cross-entropy in the input, `(N, D)`."""
+    """Gradient of each example's cross-entropy with respect to the input, `(N, D)`."""
     point = x.detach().requires_grad_()
     logits = step.logits_at("model", point)
     loss = F.cross_entropy(logits, step.labels.hard, reduction="sum")

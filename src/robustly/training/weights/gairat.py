@@ -1,4 +1,4 @@
-"""GAIRAT: instance weights by the number of attack steps that an example resists."""
+"""GAIRAT: instance weights by the number of attack steps before misclassification."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustly.training.labels.data import DataLabels, SmoothedLabels
-from robustly.training.parts import Composition, Part, WeightsError, begins_too_late
+from robustly.training.parts import Composition, InstanceWeightsError, Part, begins_too_late
 from robustly.training.step import Step
 
 Label = Literal["dynamic", "static"]
@@ -30,7 +30,7 @@ class GairatWeights(Part):
 
     Args:
         function: "tanh" (the paper's), "sigmoid" or "discrete".
-        shift: lambda; -1 in the released code, and 0 in the paper's ResNet-18; plus infinity turns weighting off.
+        shift: lambda; -1 in the released code, 0 in the paper's ResNet-18; plus infinity means equal weights.
         burn_in: epochs that count every example once; 59 of 120 (WRN) and 29 of 100 (ResNet-18) in the released
             code.
         term: the term of the loss that is weighted.
@@ -51,7 +51,7 @@ class GairatWeights(Part):
         check_burn_in(self.burn_in)
 
     def check(self, method: Composition) -> str | None:
-        """Refuse an inner maximisation without steps to count, or one that counts against other labels."""
+        """Refuse an inner maximisation without steps, or one against other labels."""
         inner = method.inner
         if inner is None or inner.steps < 1:
             return "gairat counts the steps of the attack: it needs an inner maximisation with steps, such as pgd"
@@ -71,14 +71,14 @@ class GairatWeights(Part):
         """Weights by kappa, of mean 1.
 
         Raises:
-            WeightsError: all of them are zero.
+            InstanceWeightsError: all of them are zero.
         """
         if step.moment.epoch < self.burn_in:
             return None
         weight = self.of(step.adversarial.correct_iterates.to(step.x.dtype), step.attack_steps)
         mean = step.batch_mean(weight)
         if float(mean) == 0:
-            raise WeightsError(
+            raise InstanceWeightsError(
                 f"the gairat weights of all examples of the batch are zero at shift {self.shift:g}: raise it"
             )
         return weight / mean

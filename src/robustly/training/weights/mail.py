@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from robustly.objectives import ClassificationGoal, probability_margin
-from robustly.training.parts import Part, WeightsError, begins_too_late
+from robustly.training.parts import InstanceWeightsError, Part, begins_too_late
 from robustly.training.step import Moment, Step
 from robustly.training.weights.gairat import Label, check_burn_in
 
@@ -65,7 +65,7 @@ class MailWeights(Part):
         """Weights by the probability margin.
 
         Raises:
-            WeightsError: all of them are zero, so that their mean cannot be 1.
+            InstanceWeightsError: all of them are zero, so that their mean cannot be 1.
         """
         if step.moment.epoch < self.burn_in:
             return None
@@ -75,7 +75,7 @@ class MailWeights(Part):
             return self.constant * weight
         mean = step.batch_mean(weight)
         if float(mean) == 0:  # NaN passes: the check of the loss names the term that diverged
-            raise WeightsError(
+            raise InstanceWeightsError(
                 f"the mail weights of all examples of the batch are zero at slope {self.slope:g} and bias "
                 f"{self.bias:g}: lower the slope"
             )
