@@ -179,7 +179,7 @@ def test_a_frozen_network_of_any_name_never_learns(little: Splits, tmp_path: Pat
     assert same(before, dict(helper.state_dict()))
     assert list(last(tmp_path)["networks"]) == ["model"]
     other = {"helper": AuxiliaryNetwork(NormNet(4), frozen=True)}
-    with pytest.raises(CheckpointError, match="the helper's weights are others"):
+    with pytest.raises(CheckpointError, match="the weights of the helper differ"):
         run(make_job(little, method, networks=other, training={"epochs": 3}), tmp_path)
 
 
