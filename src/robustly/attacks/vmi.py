@@ -64,7 +64,7 @@ class VMI:
     """Momentum with variance tuning: VMI-FGSM, whose examples transfer better than those of MI-FGSM.
 
     A robust example costs 2 + steps * (1 + samples) forward and steps * (1 + samples) backward passes. Neighbours
-    are no iterates: they get no verdict and do not count in `correct_iterates`.
+    are not iterates: they get no verdict and do not count in `correct_iterates`.
 
     Args:
         steps: at least 1.
