@@ -8,6 +8,7 @@ from robustly.training.losses.cross_entropy import AdversarialLoss, CleanLoss, M
 from robustly.training.losses.distillation import AdaadLoss, ArdLoss, KdLoss, RsladLoss
 from robustly.training.losses.gkl import DklLoss, GklLoss
 from robustly.training.losses.guided import DynatLoss, LbgatLoss
+from robustly.training.losses.helper import HatLoss
 from robustly.training.losses.introspective import Iad2Loss, IadLoss
 from robustly.training.losses.mart import MartLoss
 from robustly.training.parts import OuterLoss
@@ -29,4 +30,5 @@ LOSSES: dict[str, type[OuterLoss]] = {
     "kd": KdLoss,
     "dkl": DklLoss,
     "gkl": GklLoss,
+    "hat": HatLoss,
 }
