@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from torch import nn
 import shape_checks
 
 shape_checks.install()
+hypothesis.settings.register_profile("no time limits", deadline=None)
+hypothesis.settings.load_profile("no time limits")
 lzma.decompress = functools.lru_cache(maxsize=1)(lzma.decompress)  # most tests read the digits of the package
 
 from robustly.data import DataConfig, Splits, load_splits  # noqa: E402

@@ -199,6 +199,7 @@ def test_a_sparse_step_moves_the_steepest_share() -> None:
     assert torch.allclose(step, torch.tensor([[0, -0.5, 0.5, 0, 0], [0.0, 0, 0, 0, 0]]))
 
 
+@pytest.mark.slow
 def test_no_warning_is_given_where_bfloat16_works(digit_net: nn.Module, digits: Splits) -> None:
     x, y = digits.test.floats()[:4], digits.test.labels[:4]
     with warnings.catch_warnings():

@@ -105,6 +105,7 @@ def test_square_halves_its_windows_on_schedule() -> None:
     assert [stretched.share(query) for query in (1, 2, 5, 6, 801)] == pytest.approx([0.8, 0.4, 0.4, 0.2, 0.8 / 512])
 
 
+@pytest.mark.slow
 def test_sparse_rs_needs_exactly_as_many_pixels_as_there_are_to_change() -> None:
     """R3: three pixels; R1: one; none is never enough."""
     for x in (images(50, 4), images(50, 1, 2, 2)):

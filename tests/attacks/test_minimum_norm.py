@@ -106,6 +106,7 @@ def test_fmn_finds_the_smallest_distance(model: str, norm: str) -> None:
     assert ratio(FMN(), model, norm) < 1.0003
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_fmn_with_many_targets_and_starts_is_no_worse(norm: str) -> None:
     assert ratio(FMN(50, targets=3, restarts=3), "inactive box", norm) < 1.001

@@ -203,6 +203,7 @@ def test_a_forged_certificate_has_no_way_through(tmp_path: Path) -> None:
         evaluate(model, data, threat, replace(suite, certificates={"liar": Liar()}))
 
 
+@pytest.mark.slow
 def test_smoothing_of_a_trained_network_is_in_the_evidence(
     trained: tuple[nn.Module, ImageData], tmp_path: Path
 ) -> None:

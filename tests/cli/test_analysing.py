@@ -43,6 +43,7 @@ def evaluated(run: Path, folder: str, threat: str) -> None:
     write_evidence(replace(found, summary=replace(found.summary, data=named)), run / folder)
 
 
+@pytest.mark.slow
 def test_a_run_without_evaluation_is_analysed_under_its_own_threat(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +58,7 @@ def test_a_run_without_evaluation_is_analysed_under_its_own_threat(
     assert f"next: robustly report {run}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_evaluations_give_their_union_and_a_report(run: Path) -> None:
     evaluated(run, "evaluation", "linf:0.05")
     evaluated(run, "evaluation_l2", "l2:1")
@@ -72,6 +74,7 @@ def test_several_evaluations_give_their_union_and_a_report(run: Path) -> None:
     assert not read_run(run).notes
 
 
+@pytest.mark.slow
 def test_what_cannot_be_analysed_is_refused(run: Path) -> None:
     with pytest.raises(ValueError, match="--count must be at least 1"):
         run_analysis(run, 0, trust_code=False)
@@ -85,6 +88,7 @@ def test_what_cannot_be_analysed_is_refused(run: Path) -> None:
         run_analysis(run, 4, trust_code=False)
 
 
+@pytest.mark.slow
 def test_the_analysis_is_the_same_twice(run: Path) -> None:
     found = []
     for _ in range(2):

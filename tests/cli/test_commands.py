@@ -41,6 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_complete(run: Path) -> None:
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names == {
@@ -54,6 +55,7 @@ def test_a_run_folder_is_complete(run: Path) -> None:
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_audit_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", str(run), "--rerun", "4"]) == 0
     assert "audit passed" in capsys.readouterr().out
@@ -63,6 +65,7 @@ def test_audit_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     (run / "report.html").unlink()
 
 
+@pytest.mark.slow
 def test_audit_fails_loudly(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "forged"
     subprocess.run(["cp", "-r", str(run), str(copy)], check=True)
@@ -87,6 +90,7 @@ def test_audit_fails_with_other_weights(run: Path, tmp_path: Path, capsys: pytes
     assert "FAILED the weights" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--data.split_seed", "7"], ["--model.weights", "other.safetensors"], ["--training.epochs", "3"]):
         assert f"evaluate takes no {words[0]}" in refusal(capsys, "evaluate", str(run), "--overwrite", *words)
@@ -110,6 +114,7 @@ def test_a_name_that_was_typed_trusts_that_name_only(here: Path, capsys: pytest.
     assert "not allowed" in refusal(capsys, "train", "sent.yaml", "--guide.name", "small_cnn")
 
 
+@pytest.mark.slow
 def test_markup_in_names_is_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "mnist5k/standard", "--out", "x[/y] [bold]z", *SMALL]) == 0
     assert "x[/y] [bold]z" in capsys.readouterr().out
@@ -263,6 +268,7 @@ def test_a_file_cannot_import_code(here: Path, capsys: pytest.CaptureFixture[str
     assert not (here / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_trained_evaluated_and_audited(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_seeds_are_one_row(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
     assert main(["compare", str(runs / "a"), str(runs / "b")]) == 0

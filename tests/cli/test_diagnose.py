@@ -23,6 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_diagnostic_is_told_and_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["diagnose", str(run), "--count", "10", "--threat", "linf:0.05"])
     kept = json.loads((run / "diagnostics.json").read_text())
@@ -43,6 +44,7 @@ def test_wrong_words_are_met_with_one_sentence(run: Path, capsys: pytest.Capture
     assert "l7" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_suites_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["suites"]) == 0
     assert "standard" in capsys.readouterr().out.split()
@@ -56,6 +58,7 @@ def test_suites_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
         assert main(["suites", "standard", threat]) == 0
 
 
+@pytest.mark.slow
 def test_a_second_threat_stands_beside_the_first(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--suite", "quick", "--evaluation.count", "20"]
     assert main(["evaluate", str(run), "--threat", "linf:0.05", *words]) == 0

@@ -18,6 +18,7 @@ def images(count: int, seed: int = 0, source: str = "made") -> ImageData:
     return ImageData(pixels, torch.arange(count) % 3, torch.arange(count), ("a", "b", "c"), source)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     count=st.integers(5, 40),

@@ -66,6 +66,7 @@ def test_worst_case_mode_has_the_same_worst_case_for_fewer_passes(
     assert spared.summary.metrics.attacks["cw_20"].robust == spared.summary.metrics.worst_case.robust
 
 
+@pytest.mark.slow
 def test_the_security_curve_starts_clean_and_never_rises(evidence: Evidence) -> None:
     curve = evidence.summary.metrics.security_curve
     assert curve is not None

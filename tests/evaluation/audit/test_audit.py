@@ -305,6 +305,7 @@ def test_a_wider_ball_than_the_one_evaluated_fails(folder: Path, target: Evaluat
     assert "inside the threat set" in problems(audit(folder, target, SUITE))
 
 
+@pytest.mark.slow
 def test_other_weights_fail(folder: Path, digits: Splits, digit_net: nn.Module) -> None:
     other = nn.Sequential(digit_net, nn.Linear(10, 10))
     result = audit(folder, EvaluationTarget(other.eval(), digits.test, THREAT), SUITE)

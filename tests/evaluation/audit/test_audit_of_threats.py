@@ -66,6 +66,7 @@ def no_number(images: Tensors) -> None:
     images["pgd.theta"][0] = np.nan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [turn_further, turn_otherwise, repaint, without_parameters, other_shape, no_number]
 )
@@ -79,6 +80,7 @@ def test_forged_parameters_fail(
     assert "pgd: images" in problems(audit(tmp_path, target, SUITE))
 
 
+@pytest.mark.slow
 def test_an_image_that_changes_forbidden_pixels_fails(digit_net: nn.Module, digits: Splits, tmp_path: Path) -> None:
     def change_the_left_half(images: Tensors) -> None:
         images["pgd.images"][0, 0, :, 3] += 0.02
@@ -89,6 +91,7 @@ def test_an_image_that_changes_forbidden_pixels_fails(digit_net: nn.Module, digi
     assert "inside the threat set" in problems(audit(tmp_path, target, SUITE))
 
 
+@pytest.mark.slow
 def test_a_stored_mask_that_is_not_the_stated_one_is_refused(
     digit_net: nn.Module, digits: Splits, tmp_path: Path
 ) -> None:
@@ -113,6 +116,7 @@ def test_evidence_without_its_mask_is_refused(digit_net: nn.Module, digits: Spli
     assert MASKED.mask_digest in problems(audit(tmp_path, target, SUITE))
 
 
+@pytest.mark.slow
 def test_a_smaller_threat_than_the_one_evaluated_fails(
     digit_net: nn.Module, digits: Splits, tmp_path: Path
 ) -> None:
