@@ -102,7 +102,7 @@ def test_nan_on_the_data_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x) * float("nan")
 
-    with pytest.raises(EvaluationError, match="NaN .*24 of 24"):
+    with pytest.raises(EvaluationError, match=r"NaN .*24 of 24"):
         evaluate(Sick(), images(Linear()), LINF, SHORT, batch_size=24)
 
 
