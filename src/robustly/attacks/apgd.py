@@ -12,7 +12,8 @@ from robustly.attacks.core.ascent import random_direction_ascent
 from robustly.attacks.core.contract import ANY_BUT_L0, AttackError, AttackResult, Images, Needs
 from robustly.attacks.core.gradient_estimators import GradientEstimator
 from robustly.attacks.core.linearisation import Ranking, ranked_targets
-from robustly.attacks.core.search import Precision, Rows, Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Precision, Rows, Search
 from robustly.objectives import (
     ClassificationGoal,
     Goal,

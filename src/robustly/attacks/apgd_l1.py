@@ -101,11 +101,9 @@ def _stage(
         x_adv, rows, at_step(objective, 0, steps), goal=goal, estimator=estimator, draws=draws, inside=inside
     )
     gradient, best, best_gradient, best_value = found.gradient, x_adv, found.gradient, found.value
-    unbroken = found.going
+    unbroken, step_size, window = found.going, ball.radius.clone(), max(int(0.04 * steps), 1)
     changed = _changes(x_adv, ball) if warm else torch.full_like(best_value, size)
     density = changed / size / SHRINK if warm else torch.full_like(best_value, DENSITY)
-    step_size = ball.radius.clone()
-    window = max(int(0.04 * steps), 1)
     for step in range(steps):
         keep = unbroken if early_stop else ~search.invalid[rows]
         if not bool(keep.all()):

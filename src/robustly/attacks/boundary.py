@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.decision_boundary import bisect, decide, evaluate_decisions, random_adversarials
-from robustly.attacks.core.search import Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Threat, per_example

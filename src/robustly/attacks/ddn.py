@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.linearisation import unit
-from robustly.attacks.core.search import Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Search
 from robustly.objectives import Goal, Objective, at_step, cross_entropy
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LpBall, laid_out_like

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.linearisation import nearest_boundary, ranked_targets, steepness, unit
-from robustly.attacks.core.search import Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Search
 from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LpBall

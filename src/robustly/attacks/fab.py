@@ -15,7 +15,8 @@ from robustly.attacks.core.linearisation import (
     ranked_targets,
     step_to_hyperplane,
 )
-from robustly.attacks.core.search import Rows, Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Rows, Search
 from robustly.objectives import ClassificationGoal, Goal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LpBall

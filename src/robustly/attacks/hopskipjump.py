@@ -16,7 +16,8 @@ from robustly.attacks.core.decision_boundary import (
     evaluate_decisions,
     random_adversarials,
 )
-from robustly.attacks.core.search import Rows, Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Rows, Search
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import laid_out_like

@@ -12,7 +12,8 @@ from robustly.attacks.core.ascent import Ascent
 from robustly.attacks.core.contract import ANY_BUT_L0, AttackError, AttackResult, Images, Needs
 from robustly.attacks.core.gradient_estimators import GradientEstimator
 from robustly.attacks.core.model_access import input_gradient
-from robustly.attacks.core.search import Precision, Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Precision, Search
 from robustly.attacks.core.update_rules import Momentum
 from robustly.attacks.transfer import endless
 from robustly.objectives import Goal, Objective, cross_entropy

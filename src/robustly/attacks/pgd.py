@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from robustly.attacks.core.ascent import Ascent
 from robustly.attacks.core.contract import ANY_THREAT, AttackError, AttackResult, ModelMode, Needs
 from robustly.attacks.core.gradient_estimators import GradientEstimator
-from robustly.attacks.core.search import Precision, Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Precision, Search
 from robustly.attacks.core.update_rules import Adam, Normalised, Steepest, UpdateRule
 from robustly.objectives import Goal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator

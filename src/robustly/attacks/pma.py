@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from robustly.attacks.core.ascent import Ascent
 from robustly.attacks.core.contract import ANY_BUT_L0, AttackError, AttackResult, Images, Needs
-from robustly.attacks.core.search import Precision, Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Precision, Search
 from robustly.objectives import ClassificationGoal, Goal, Objective, probability_margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Threat, ThreatSet

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.random_search import Flat, Moves, falling_share, random_search
-from robustly.attacks.core.search import Precision, Rows, Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Precision, Rows, Search
 from robustly.objectives import Goal, Objective, cross_entropy, margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LinfBall, LpBall

@@ -15,7 +15,8 @@ from robustly.attacks.core.contract import (
     Images,
     Needs,
 )
-from robustly.attacks.core.search import Rows, Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Rows, Search
 from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Threat

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from robustly.attacks.core.ascent import Ascent
 from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
-from robustly.attacks.core.search import Precision, Search, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import Precision, Search
 from robustly.attacks.core.update_rules import Iterate, State
 from robustly.attacks.transfer import endless
 from robustly.objectives import Goal, Objective, cross_entropy

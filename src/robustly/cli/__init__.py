@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import robustly
 from robustly.cli.analyse import COUNT, run_analysis
@@ -32,6 +32,9 @@ USER_ERROR, INTERRUPTED = 2, 130
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,7 +130,23 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="import a model package.module:factory even if only a file names it",
     )
+    _add_train(commands, trust)
+    add_sweep(
+        commands.add_parser("sweep", parents=[trust], allow_abbrev=False, help="train recipes x seeds x values")
+    )
+    _add_evaluate(commands, trust)
+    _add_audit(commands, trust)
+    _add_report(commands)
+    add_compare(
+        commands.add_parser("compare", allow_abbrev=False, help="print tables of runs, seeds and published numbers")
+    )
+    _add_diagnose(commands, trust)
+    _add_analyse(commands, trust)
+    _add_lists(commands)
+    return parser
 
+
+def _add_train(commands: Commands, trust: _Parser) -> None:
     train = commands.add_parser(
         "train",
         parents=[trust],
@@ -141,10 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", type=Path, metavar="RUN", help="continue a stopped run")
     train.add_argument("--dry-run", action="store_true", help="check all settings, print the parts and their cost")
 
-    add_sweep(
-        commands.add_parser("sweep", parents=[trust], allow_abbrev=False, help="train recipes x seeds x values")
-    )
 
+def _add_evaluate(commands: Commands, trust: _Parser) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         parents=[trust],
@@ -160,6 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
     evaluate.add_argument("--keep", action="store_true", help="do nothing if the run is evaluated already")
 
+
+def _add_audit(commands: Commands, trust: _Parser) -> None:
     audit = commands.add_parser(
         "audit", parents=[trust], allow_abbrev=False, help="re-check an evaluation from scratch"
     )
@@ -167,14 +186,14 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--as", dest="label", metavar="NAME", help="audit the folder evaluation_NAME")
     audit.add_argument("--rerun", type=int, default=32, help="unbroken examples to attack again, per attack")
 
+
+def _add_report(commands: Commands) -> None:
     report = commands.add_parser("report", allow_abbrev=False, help="write an HTML page about one or several runs")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="file to write (default: report.html in the run, or here)")
 
-    add_compare(
-        commands.add_parser("compare", allow_abbrev=False, help="print tables of runs, seeds and published numbers")
-    )
 
+def _add_diagnose(commands: Commands, trust: _Parser) -> None:
     diagnose = commands.add_parser(
         "diagnose",
         parents=[trust],
@@ -186,6 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument("run", type=Path)
     diagnose.add_argument("--count", type=int, default=DIAGNOSED, help="number of images, from the first")
 
+
+def _add_analyse(commands: Commands, trust: _Parser) -> None:
     analyse = commands.add_parser(
         "analyse",
         parents=[trust],
@@ -195,6 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     analyse.add_argument("run", type=Path)
     analyse.add_argument("--count", type=int, default=COUNT, help="number of images for the gradients")
 
+
+def _add_lists(commands: Commands) -> None:
     suites = commands.add_parser("suites", allow_abbrev=False, help="list the suites, or print the stages of one")
     suites.add_argument("name", nargs="?")
     suites.add_argument(
@@ -203,4 +226,3 @@ def _parser() -> argparse.ArgumentParser:
 
     recipes = commands.add_parser("recipes", allow_abbrev=False, help="list the recipes, or print one")
     recipes.add_argument("name", nargs="?")
-    return parser

@@ -63,12 +63,7 @@ def run_evaluation(
     """
     trust = trust_in(overrides, trust_code)
     is_new = not folder.exists() and any(is_model_name(word) for word in overrides)
-    if is_new:
-        config = with_absolute_paths(build_config(apply_overrides({"recipe": "evaluation only"}, overrides)))
-    else:
-        stored = open_run(folder)
-        check_evaluation_overrides(overrides, stored.model_names)
-        config = build_config(apply_overrides(stored.as_plain(), overrides))
+    config = _new_config(overrides) if is_new else _config_of(folder, overrides)
     target = evaluation_folder(folder, label)
     if keep and (target / "summary.json").is_file():
         Console().print(f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False)
@@ -104,6 +99,18 @@ def run_evaluation(
     kept.remove()
     _print(console, summary, folder, target)
     return 0
+
+
+def _new_config(overrides: list[str]) -> RunConfig:
+    """Settings of a model that was trained elsewhere."""
+    return with_absolute_paths(build_config(apply_overrides({"recipe": "evaluation only"}, overrides)))
+
+
+def _config_of(folder: Path, overrides: list[str]) -> RunConfig:
+    """Settings of a run, with overrides."""
+    stored = open_run(folder)
+    check_evaluation_overrides(overrides, stored.model_names)
+    return build_config(apply_overrides(stored.as_plain(), overrides))
 
 
 def _print(console: Console, summary: Summary, folder: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """The content of a run folder, as reports use it."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,3 +65,18 @@ class RunEvidence:
     pictures: Pictures | None
     notes: tuple[str, ...] = ()
     analysis: Analysis | None = None
+
+
+def distinct_names(named: Sequence[tuple[str, Path]]) -> list[str]:
+    """Distinct names; runs with the same name get the name of their folder, or a number.
+
+    Args:
+        named: name and folder of every run.
+    """
+    often = Counter(name for name, _ in named)
+    longer = [
+        name if often[name] == 1 else f"{folder.resolve().parent.name}/{folder.resolve().name}"
+        for name, folder in named
+    ]
+    often = Counter(longer)
+    return [name if often[name] == 1 else f"{name} ({i + 1})" for i, name in enumerate(longer)]

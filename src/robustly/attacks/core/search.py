@@ -9,21 +9,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks.core.contract import (
-    ANY_THREAT,
     AttackError,
     AttackResult,
     Images,
-    ModelMode,
-    Needs,
-    check_device,
-    check_ids,
-    check_needs,
     check_output,
-    frozen,
-    prepare,
 )
 from robustly.attacks.core.gradient_estimators import GradientEstimator
-from robustly.attacks.core.model_access import half_precision_copy, input_gradient, logits_of
+from robustly.attacks.core.model_access import input_gradient, logits_of
 from robustly.objectives import ClassificationGoal, Goal, Objective
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LpBall, laid_out_like
@@ -195,25 +187,14 @@ class Search:
             settled: examples that stop here. They still take part in the backward pass of the others, which counts.
         """
         goal = self.goal.select(rows) if goal is None else goal
-        fast = self.model if self.half is None else self.half
         self.forwards[rows] += 1
         if not gradient or estimator is not None:
+            moving = torch.ones_like(rows, dtype=torch.bool)
             output, value, found = self._estimated(
                 theta, rows, objective, goal, estimator, draws, gradient=gradient
             )
-            moving = torch.ones_like(rows, dtype=torch.bool)
         else:
-            here = theta.detach().requires_grad_()
-            images = self.render(here, rows)
-            output = logits_of(fast, images)
-            moving = torch.ones_like(rows, dtype=torch.bool)
-            if settled is not None:
-                moving = ~settled(rows, images.detach(), output.detach(), goal)
-            value = objective(output, goal) if value_at is None else value_at(images, output, goal)
-            found = torch.zeros_like(theta)
-            if bool(moving.any()):
-                found = input_gradient((value if settled is None else value[moving]).sum(), here)
-                self.backwards[rows] += 1
+            output, value, found, moving = self._differentiated(theta, rows, objective, goal, value_at, settled)
         output, value, found = output.detach(), value.detach().to(theta.dtype), self.along_free(found)
         if gradient and counts:
             self.correct_iterates[rows] += ~self.goal.select(rows).reached(output)
@@ -328,6 +309,28 @@ class Search:
             None if self._is_direct else theta,
         )
 
+    def _differentiated(
+        self,
+        theta: Theta,
+        rows: Rows,
+        objective: Objective,
+        goal: Goal,
+        value_at: PointValue | None,
+        settled: Settled | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " m"]]:
+        """Output, objective, its gradient by a backward pass, and a mask of the examples that move on."""
+        here, moving = theta.detach().requires_grad_(), torch.ones_like(rows, dtype=torch.bool)
+        images = self.render(here, rows)
+        output = logits_of(self.model if self.half is None else self.half, images)
+        if settled is not None:
+            moving = ~settled(rows, images.detach(), output.detach(), goal)
+        value = objective(output, goal) if value_at is None else value_at(images, output, goal)
+        found = torch.zeros_like(theta)
+        if bool(moving.any()):
+            found = input_gradient((value if settled is None else value[moving]).sum(), here)
+            self.backwards[rows] += 1
+        return output, value, found, moving
+
     def _estimated(
         self,
         theta: Theta,
@@ -368,59 +371,6 @@ class Search:
         holds = torch.zeros_like(claimed)
         holds[place] = self.goal.select(rows[place]).reached(output) & _all_finite(output)
         return holds
-
-
-def run_search(
-    run: Callable[[Search, KeyedGenerator], None],
-    model: nn.Module,
-    x: Images,
-    y: Int64[Tensor, " n"] | Goal,
-    *,
-    threat: Threat,
-    generator: KeyedGenerator,
-    needs: Needs = ANY_THREAT,
-    nearest: bool = False,
-    by_margin: bool = False,
-    mode: ModelMode = "eval",
-    precision: Precision = "full",
-    verdicts: bool = True,
-) -> AttackResult:
-    """Run an attack: check the arguments, freeze the model, skip misclassified examples, search.
-
-    Args:
-        run: the search. It is called after the clean pass if unbroken examples are left.
-        model: as in `Attack`, like the four that follow.
-        x: the clean inputs.
-        y: their labels, or a goal.
-        threat: the allowed perturbations.
-        generator: keyed by example.
-        needs: the threats that the attack is defined for.
-        nearest: for minimum-norm attacks.
-        by_margin: ranking of failing points; see `Search`.
-        mode: mode of batch normalisation; see `frozen`.
-        precision: "full", "ambient" (autocast as it is), or "bfloat16": the search runs in a bfloat16 copy of the
-            model, verdicts in full precision.
-        verdicts: False runs the search alone, without clean pass and records; see `Search`.
-
-    Raises:
-        AttackError: see `prepare`; a threat that the attack is not defined for; a model on another device.
-    """
-    check_needs(threat, needs)
-    x, goal = prepare(x, y, threat)
-    check_ids(x, generator)
-    check_device(model, x)
-    with frozen(model, mode, precision != "ambient"):
-        half = half_precision_copy(model, x) if precision == "bfloat16" and len(x) else None
-        search = Search(model, x, goal, threat, nearest=nearest, by_margin=by_margin, half=half, verdicts=verdicts)
-        if precision == "bfloat16":
-            search.forwards[:1] += 1  # the copy was tried on the first image
-        if len(x) and verdicts:
-            search.begin()
-        if len(x) and len(search.unbroken):
-            run(search, generator)
-            if verdicts:
-                search.confirm_best()
-        return search.result()
 
 
 def _all_finite(output: Tensor) -> Bool[Tensor, " m"]:

@@ -7,11 +7,10 @@ from pathlib import Path
 from robustly.files import write_text
 from robustly.reports import formats
 from robustly.reports.figures.charts import Figure
-from robustly.reports.names import distinct_names
 from robustly.reports.pages.html import assembled
 from robustly.reports.pages.run_view import RunView, view
 from robustly.reports.reading import read_run
-from robustly.reports.run import ReportError, RunEvidence
+from robustly.reports.run import ReportError, RunEvidence, distinct_names
 from robustly.reports.tables.comparison import Comparison, compare, comparison_figures
 
 SECTIONS = (

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from robustly.reports.formats import setting
-from robustly.reports.names import distinct_names
+from robustly.reports.run import distinct_names
 from robustly.reports.tables.evaluations import EvaluatedRun
 
 MOST_SETTINGS = 3

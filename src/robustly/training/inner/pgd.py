@@ -9,7 +9,8 @@ from torch import Tensor
 from robustly.attacks import PGD, Attack, AttackResult
 from robustly.attacks.core.ascent import STEEPEST, Ascent
 from robustly.attacks.core.contract import ModelMode
-from robustly.attacks.core.search import PointValue, Search, Settled, run_search
+from robustly.attacks.core.run_search import run_search
+from robustly.attacks.core.search import PointValue, Search, Settled
 from robustly.attacks.core.update_rules import Noisy
 from robustly.attacks.pgd import Start
 from robustly.objectives import OBJECTIVES, ClassificationGoal, Objective, cross_entropy

@@ -1,0 +1,77 @@
+"""The frame of every attack: check the arguments, freeze the model, run the search, return its result."""
+
+from collections.abc import Callable
+
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from robustly.attacks.core.contract import (
+    ANY_THREAT,
+    AttackResult,
+    Images,
+    ModelMode,
+    Needs,
+    check_device,
+    check_ids,
+    check_needs,
+    frozen,
+    prepare,
+)
+from robustly.attacks.core.model_access import half_precision_copy
+from robustly.attacks.core.search import Precision, Search
+from robustly.objectives import Goal
+from robustly.randomness import KeyedGenerator
+from robustly.threats.contract import Threat
+
+
+def run_search(
+    run: Callable[[Search, KeyedGenerator], None],
+    model: nn.Module,
+    x: Images,
+    y: Int64[Tensor, " n"] | Goal,
+    *,
+    threat: Threat,
+    generator: KeyedGenerator,
+    needs: Needs = ANY_THREAT,
+    nearest: bool = False,
+    by_margin: bool = False,
+    mode: ModelMode = "eval",
+    precision: Precision = "full",
+    verdicts: bool = True,
+) -> AttackResult:
+    """Run an attack: check the arguments, freeze the model, skip misclassified examples, search.
+
+    Args:
+        run: the search. It is called after the clean pass if unbroken examples are left.
+        model: as in `Attack`, like the four that follow.
+        x: the clean inputs.
+        y: their labels, or a goal.
+        threat: the allowed perturbations.
+        generator: keyed by example.
+        needs: the threats that the attack is defined for.
+        nearest: for minimum-norm attacks.
+        by_margin: ranking of failing points; see `Search`.
+        mode: mode of batch normalisation; see `frozen`.
+        precision: "full", "ambient" (autocast as it is), or "bfloat16": the search runs in a bfloat16 copy of the
+            model, verdicts in full precision.
+        verdicts: False runs the search alone, without clean pass and records; see `Search`.
+
+    Raises:
+        AttackError: see `prepare`; a threat that the attack is not defined for; a model on another device.
+    """
+    check_needs(threat, needs)
+    x, goal = prepare(x, y, threat)
+    check_ids(x, generator)
+    check_device(model, x)
+    with frozen(model, mode, precision != "ambient"):
+        half = half_precision_copy(model, x) if precision == "bfloat16" and len(x) else None
+        search = Search(model, x, goal, threat, nearest=nearest, by_margin=by_margin, half=half, verdicts=verdicts)
+        if precision == "bfloat16":
+            search.forwards[:1] += 1  # the copy was tried on the first image
+        if len(x) and verdicts:
+            search.begin()
+        if len(x) and len(search.unbroken):
+            run(search, generator)
+            if verdicts:
+                search.confirm_best()
+        return search.result()
