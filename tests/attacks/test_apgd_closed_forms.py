@@ -47,6 +47,7 @@ def test_checkpoints_are_those_published(steps: int, expected: list[int]) -> Non
     assert checkpoints(steps) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.0999), ("l2", 0.1427), ("l1", 0.1499)])
 @pytest.mark.parametrize(
     "attack",

@@ -41,6 +41,7 @@ def r1() -> nn.Module:
 CENTRE = torch.full((60, 1, 2, 2), 0.5, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", list(OBJECTIVES.values())[:3], ids=list(OBJECTIVES)[:3])
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.0999), ("l2", 0.1427), ("l1", 0.1499)])
 def test_nothing_breaks_inside_the_certified_radius(r1: nn.Module, objective, norm: str, epsilon: float) -> None:

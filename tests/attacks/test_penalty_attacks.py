@@ -63,6 +63,7 @@ def test_saliency_maps_keep_to_their_share_of_the_features(
     assert ((found.x_adv != x).flatten(1).sum(1) <= int(0.02 * 784)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "width"), [(-1.0, 2.0), (0.0, 255.0)])
 @pytest.mark.parametrize(
     ("attack", "norm"),

@@ -9,6 +9,8 @@ from cli_tools import refusal
 
 from robustly.cli import main
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--data.train_limit", "300", "--data.validation", "60", "--data.test", "60", "--model.width", "0.25",
     "--training.epochs", "1", "--training.validation_steps", "2", "--evaluation.curve_count", "20",
@@ -32,7 +34,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_seeds_are_one_row(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
     assert main(["compare", str(runs / "a"), str(runs / "b")]) == 0

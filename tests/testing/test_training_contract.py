@@ -54,6 +54,7 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHIPPED)
 def test_shipped_parts_keep_the_contract(kind: type[Part]) -> None:
     state = torch.get_rng_state()

@@ -48,6 +48,7 @@ def built(name: str) -> Attack:
     return kind(**CHEAP.get(name, {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [REGION, CHANNEL], ids=["region", "channel"])
 @pytest.mark.parametrize(("name", "norm"), cases())
 def test_every_attack_changes_the_masked_values_alone(name: str, norm: str, mask: Tensor) -> None:

@@ -19,6 +19,8 @@ from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.files import write_json
 from robustly.threats.lp import ThreatModel
 
+pytestmark = pytest.mark.slow
+
 THREAT = ThreatModel("linf", 0.08)
 SUITE = Suite("test", {"pgd_10": ATTACKS["pgd_10"], "cw_20": ATTACKS["cw_20"]}, curve="pgd_10")
 BOTH = ("pgd_10", "cw_20")
@@ -40,7 +42,6 @@ def target(digit_net: nn.Module, digits: Splits) -> EvaluationTarget:
     return EvaluationTarget(digit_net, digits.test, THREAT)
 
 
-@pytest.mark.slow
 def test_honest_evidence_passes(folder: Path, target: EvaluationTarget) -> None:
     result = audit(folder, target, SUITE)
     assert result.passed, problems(result)
@@ -104,7 +105,6 @@ def earlier_on_the_curve(table: EvidenceTable) -> None:
     distance[(distance > 0.05) & np.isfinite(distance)] = distance[distance > 0].min()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -146,7 +146,6 @@ def one_image_twice(images: Tensors) -> None:
         images[name] = np.concatenate([images[name], images[name][:1]])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", [out_of_the_ball, out_of_the_box, one_image_gone, one_image_twice])
 def test_a_forged_image_fails_even_when_resealed(
     folder: Path, target: EvaluationTarget, change: Callable[[Tensors], None]
@@ -157,7 +156,6 @@ def test_a_forged_image_fails_even_when_resealed(
     assert not result.passed
 
 
-@pytest.mark.slow
 def test_the_originals_in_place_of_adversarial_images_fail(
     folder: Path, target: EvaluationTarget, digits: Splits
 ) -> None:
@@ -178,7 +176,6 @@ def empty_images(images: Tensors) -> None:
         images[f"{name}.images"] = images[f"{name}.images"][:0]
 
 
-@pytest.mark.slow
 def test_hiding_everything_an_attack_broke_is_found_by_attacking_again(
     folder: Path, target: EvaluationTarget
 ) -> None:
@@ -210,7 +207,6 @@ def slandered(table: EvidenceTable) -> None:
     table.worst_case.broken[:] = table.worst_case.broken_8bit[:] = True
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", [untried, slandered])
 @pytest.mark.parametrize("mode", ["every", "worst_case"])
 def test_rows_that_were_never_attacked_or_never_answered_fail(
@@ -225,7 +221,6 @@ def test_rows_that_were_never_attacked_or_never_answered_fail(
     assert not audit(folder, target, SUITE).passed
 
 
-@pytest.mark.slow
 def test_the_sample_that_is_attacked_again_cannot_be_foreseen(folder: Path, target: EvaluationTarget) -> None:
     """Whatever rows are hidden, some audit attacks them again."""
 
@@ -259,7 +254,6 @@ def curve_kept_up(table: EvidenceTable) -> None:
     curve_distance(table)[curve_distance(table) > 0] = np.inf
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", [curve_untried, curve_kept_up])
 def test_a_nicer_curve_fails(
     folder: Path, target: EvaluationTarget, change: Callable[[EvidenceTable], None]
@@ -273,7 +267,6 @@ def test_a_nicer_curve_fails(
     assert not audit(folder, target, SUITE).passed
 
 
-@pytest.mark.slow
 def test_what_the_report_prints_is_derived_anew(folder: Path, target: EvaluationTarget) -> None:
     original = (folder / SUMMARY).read_text()
     for path in (("threat", "words"), ("threat", "limit_text"), ("data", "classes"), ("suite", "attacks")):
@@ -288,7 +281,6 @@ def test_what_the_report_prints_is_derived_anew(folder: Path, target: Evaluation
         assert "the record of threat" in problems(audit(folder, target, SUITE)), path
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("key", ["clean", "worst_case"])
 def test_a_nicer_number_fails(folder: Path, target: EvaluationTarget, key: str) -> None:
     summary = json.loads((folder / SUMMARY).read_text())
@@ -297,7 +289,6 @@ def test_a_nicer_number_fails(folder: Path, target: EvaluationTarget, key: str) 
     assert f"{key}.accuracy" in problems(audit(folder, target, SUITE))
 
 
-@pytest.mark.slow
 def test_a_wider_ball_than_the_one_evaluated_fails(folder: Path, target: EvaluationTarget) -> None:
     summary = json.loads((folder / SUMMARY).read_text())
     summary["threat"]["text"] = "linf:0.05"
@@ -305,7 +296,6 @@ def test_a_wider_ball_than_the_one_evaluated_fails(folder: Path, target: Evaluat
     assert "inside the threat set" in problems(audit(folder, target, SUITE))
 
 
-@pytest.mark.slow
 def test_other_weights_fail(folder: Path, digits: Splits, digit_net: nn.Module) -> None:
     other = nn.Sequential(digit_net, nn.Linear(10, 10))
     result = audit(folder, EvaluationTarget(other.eval(), digits.test, THREAT), SUITE)
@@ -331,7 +321,6 @@ def test_a_truncated_or_missing_file_fails_with_its_name(
     assert name in problems(result)
 
 
-@pytest.mark.slow
 def test_a_flipped_byte_fails(folder: Path, target: EvaluationTarget) -> None:
     content = bytearray((folder / IMAGES).read_bytes())
     content[-100] ^= 0x40
