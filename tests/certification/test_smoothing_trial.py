@@ -1,76 +1,26 @@
 """Trial of a certificate that is not shipped: randomised smoothing, in evidence and audit."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from smoothing import Smoothing, lower_confidence_bound
 from torch import nn
 
 from robustly.attacks import DDN, dynat_pgd
 from robustly.certification import CertificateResult
-from robustly.data import Augmentation, DataConfig, ImageData, Splits, load_splits
+from robustly.data import ImageData
 from robustly.evaluation import EvaluationTarget, Suite, audit, evaluate
 from robustly.evidence import Evidence, Verdict, read_evidence, write_evidence
 from robustly.models import ModelConfig, build_model
 from robustly.randomness import KeyedGenerator
-from robustly.runtime import Runtime, RuntimeConfig
 from robustly.threats.lp import ThreatModel
 from robustly.training import (
     AdversarialLoss,
-    Job,
     Method,
-    Observer,
-    OptimizerConfig,
-    PGDInner,
-    ScheduleConfig,
-    TrainingConfig,
-    train,
 )
-
-LINF = ThreatModel("linf", 0.1)
-INNER = PGDInner(steps=4, relative_step_size=0.35)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks as small as these only lose by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def digits() -> Splits:
-    return load_splits(DataConfig(train_limit=1000, validation=100, test=100, image_size=16))
-
-
-def small_job(method: Method, epochs: int = 6, splits: Splits | None = None) -> Job:
-    splits = splits or digits()
-    return Job(
-        method=method,
-        model=build_model(ModelConfig(width=0.25, dropout=0.2, image_size=(16, 16)), seed=1),
-        train=splits.train,
-        validation=splits.validation,
-        threats=(LINF,),
-        optimizer=OptimizerConfig(name="adamw", learning_rate=0.005),
-        schedule=ScheduleConfig(),
-        training=TrainingConfig(epochs=epochs, batch_size=32, validation_steps=3, epsilon_ramp=2.0),
-        augmentation=Augmentation(),
-    )
-
-
-def run(job: Job, folder: Path, observer: Observer | None = None) -> dict[str, torch.Tensor]:
-    folder.mkdir(exist_ok=True)
-    train(job, Runtime(RuntimeConfig(device="cpu")), folder, config_digest="trial", observer=observer)
-    return load_file(folder / "model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+from trial_runs import INNER, digits, run, small_job
 
 
 class Affine(nn.Module):
