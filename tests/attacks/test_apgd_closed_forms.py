@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import APGD, PMA, Attack, TargetedAPGD
-from robustly.attacks.apgd import checkpoints
+from robustly.attacks.apgd_ascent import checkpoints
 from robustly.attacks.core.linearisation import linearised_distances, ranked_targets
 from robustly.attacks.core.search import Search
 from robustly.objectives import ClassificationGoal, difference_of_logits_ratio, margin, scaled_cross_entropy

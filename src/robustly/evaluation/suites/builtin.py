@@ -6,7 +6,8 @@ Threats that are not Lp balls have other stages: APGD, targets, random draws, an
 from dataclasses import replace
 
 from robustly.attacks import Attack
-from robustly.attacks.apgd import APGD, APGDStart, TargetedAPGD
+from robustly.attacks.apgd import APGD, TargetedAPGD
+from robustly.attacks.apgd_ascent import APGDStart
 from robustly.attacks.core.search import Precision
 from robustly.attacks.fab import FAB
 from robustly.attacks.pgd import PGD
