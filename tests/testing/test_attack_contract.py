@@ -305,6 +305,11 @@ def has_no_room_for_nobody(honest, model, x, y, generator):
     return unchecked(result, broken=result.broken[:, None]) if len(x) == 0 else result
 
 
+def returns_one_margin_for_all(honest, model, x, y, generator):
+    result = honest()
+    return unchecked(result, margin=result.margin[:1])
+
+
 def test_the_frame_of_the_broken_attacks_is_honest() -> None:
     check_attack(Spoilt(lambda honest, *rest: honest()), THREATS[:1], targeted=True)
 
@@ -343,6 +348,7 @@ def test_the_frame_of_the_broken_attacks_is_honest() -> None:
         (shows_beyond_what_is_right, "in `beyond` is classified correctly"),
         (misses_the_target, "target is called reached"),
         (works_in_the_precision_around_it, "differ inside autocast"),
+        (returns_one_margin_for_all, "not .N,."),
         (has_no_room_for_nobody, r"not \(N,\)"),
     ],
 )

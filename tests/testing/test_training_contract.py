@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustly.attacks import AttackResult
 from robustly.testing import check_part
+from robustly.threats import parse_threat
 from robustly.training import (
     INNER_MAXIMISERS,
     LABEL_SOURCES,
@@ -60,6 +61,13 @@ def test_shipped_parts_keep_the_contract(kind: type[Part]) -> None:
     state = torch.get_rng_state()
     check_part(kind(**SETTINGS.get(kind.__name__, {})))
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", INNER_MAXIMISERS.values())
+@pytest.mark.parametrize("threat", ["rotation:30", "rotation:30+linf:0.1"])
+def test_inner_maximisations_keep_the_contract_under_any_threat(kind: type[Part], threat: str) -> None:
+    if kind is not GklInner:
+        check_part(kind(**SETTINGS.get(kind.__name__, {})), threats=(parse_threat(threat),))
 
 
 def test_a_part_is_checked_in_the_method_that_it_needs() -> None:
@@ -206,7 +214,11 @@ class Attack(Part):
 
     def __call__(self, step: Step) -> AttackResult:
         none = torch.zeros_like(step.y)
-        x_adv = step.x + 0.1 * step.logits_at("model", step.x).mean() if self.fault == "graph" else step.x[:, :, :2]
+        x_adv = {
+            "graph": step.x + 0.1 * step.logits_at("model", step.x).mean(),
+            "shape": step.x[:, :, :2],
+            "box": step.x + 0.1,
+        }[self.fault]
         return AttackResult(x_adv, none.bool(), step.x.new_zeros(len(none)), *[none] * 3, none.bool())
 
 
@@ -233,6 +245,7 @@ class Regulariser(Part):
         (Source("terms"), r"the term 'own' has the shape \(\)"),
         (Attack("graph"), r"adversarial images carry a graph by inner \(Attack\)"),
         (Attack("shape"), "adversarial images have another shape"),
+        (Attack("box"), "adversarial images leave the box"),
         (Weights("negative"), r"weights are negative or not finite by weights \(Weights\)"),
         (Weights("shape"), r"weights have the shape \(\), not \(8,\)"),
         (Regulariser(), r"the term 'decay' has the shape \(\), not \(8,\), by parameters.Regulariser"),

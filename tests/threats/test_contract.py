@@ -175,6 +175,44 @@ class Negative(ParameterBox):
         return theta[:, 0]
 
 
+class Descends(ParameterBox):
+    def step(self, theta: Tensor, gradient: Tensor, step_size: Tensor) -> Tensor:
+        return super().step(theta, -gradient, step_size)
+
+
+class FixedStep(ParameterBox):
+    def step(self, theta: Tensor, gradient: Tensor, step_size: Tensor) -> Tensor:
+        return super().step(theta, gradient, 0.01 * self.radius)
+
+
+class AcceptsAll(ParameterBox):
+    def contains(self, theta: Tensor) -> Tensor:
+        return theta[:, 0] == theta[:, 0]
+
+
+class AcceptsNoNumber(ParameterBox):
+    def contains(self, theta: Tensor) -> Tensor:
+        return ~(self.size(theta) > self.radius * 1.00001)
+
+
+class HalfSize(ParameterBox):
+    def size(self, theta: Tensor) -> Tensor:
+        return 0.5 * super().size(theta)
+
+    def contains(self, theta: Tensor) -> Tensor:
+        return super().size(theta) <= self.radius * 1.00001
+
+
+class NoSize(ParameterBox):
+    def size(self, theta: Tensor) -> Tensor:
+        return 0 * super().size(theta)
+
+
+class NoGraph(ParameterBox):
+    def apply(self, theta: Tensor) -> Tensor:
+        return super().apply(theta.detach())
+
+
 FLAWS: dict[str, type[ParameterBox]] = {
     "identity": NoIdentity,
     "leaves": Leaves,
@@ -185,6 +223,13 @@ FLAWS: dict[str, type[ParameterBox]] = {
     "bright": Bright,
     "batch": ByBatch,
     "negative": Negative,
+    "descends": Descends,
+    "fixed step": FixedStep,
+    "accepts all": AcceptsAll,
+    "accepts NaN": AcceptsNoNumber,
+    "half size": HalfSize,
+    "no size": NoSize,
+    "no graph": NoGraph,
 }
 
 
@@ -207,6 +252,13 @@ def test_the_broken_rotation_without_a_flaw_passes() -> None:
         ("bright", "leaves the box"),
         ("batch", "depends on the other examples"),
         ("negative", "size"),
+        ("descends", "does not raise the objective"),
+        ("fixed step", "a thousandth of the radius"),
+        ("accepts all", "accepts a perturbation larger"),
+        ("accepts NaN", "accepts NaN"),
+        ("half size", "rejects a perturbation smaller"),
+        ("no size", "size.. is 0"),
+        ("no graph", "no gradient flows"),
     ],
 )
 def test_each_broken_property_is_caught(flaw: str, message: str) -> None:

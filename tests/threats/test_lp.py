@@ -105,6 +105,12 @@ def test_wide_epsilon_is_no_mistake_where_it_makes_sense() -> None:
         ThreatModel("linf", 2.5, box=(-1, 1))
 
 
+def test_a_size_below_all_floats_is_zero() -> None:
+    """Its exact fraction has a denominator of a billion digits."""
+    assert ThreatModel("linf", "1e-999999999").epsilon == 0
+    assert ThreatModel("linf", "1e-300").epsilon > 0
+
+
 @pytest.mark.parametrize("text", ["linf", "8/255", "", "linf=8/255", "l2 0.5"])
 def test_a_threat_without_colon_shows_the_form(text: str) -> None:
     with pytest.raises(ThreatError, match="KIND:SIZE"):

@@ -99,6 +99,20 @@ def test_every_pixel_has_its_own_epsilon() -> None:
     assert ((start - x).abs() <= epsilon + 1e-6).all()
 
 
+@pytest.mark.parametrize("share", [0.1, 1e-2, 1e-3, 1e-4])
+def test_points_of_a_ball_with_small_shares_are_contained(share: float) -> None:
+    """Rounding of a pixel is large relative to a small share: successes there would not be confirmed."""
+    mask = torch.ones(6, 6)
+    mask[:3] = share
+    _, x, _ = victim()
+    allowed = ThreatModel("linf", "8/255", mask=mask).around(x)
+    moved = allowed.step(x, torch.ones_like(x), allowed.radius)
+    assert allowed.contains(moved).all()
+    assert allowed.contains(allowed.boundary_start(KeyedGenerator(0, torch.arange(len(x))))).all()
+    moved[:, :, 0, 0] += 5e-6
+    assert not allowed.contains(moved).any()
+
+
 def test_masks_belong_to_the_value() -> None:
     one, other = ThreatModel("linf", 0.1, mask=REGION), ThreatModel("linf", 0.1, mask=~REGION)
     assert one != other
@@ -118,12 +132,33 @@ def test_masks_belong_to_the_value() -> None:
         ("linf", torch.full((6, 6), 2.0), "shares of epsilon in .0, 1."),
         ("linf", torch.full((6, 6), float("nan")), "shares of epsilon in .0, 1."),
         ("linf", torch.tensor(True), "per value of an image"),
+        ("linf", torch.ones(6, 6, dtype=torch.complex64), "per value of an image"),
+        ("linf", np.ones((6, 6)), "per value of an image"),
         ("l2", torch.full((6, 6), 0.5), "shares of epsilon are possible under linf only"),
     ],
 )
 def test_nonsense_is_refused(norm: str, mask: Tensor, message: str) -> None:
     with pytest.raises(ThreatError, match=message):
         ThreatModel(norm, 1 if norm != "linf" else 0.1, mask=mask)
+
+
+DOUBLED = torch.full((6, 6), 2.0)
+DOUBLED[0, 0] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [(DOUBLED, "shares of epsilon in .0, 1."), (torch.ones(3, 7), r"\(3, 7\) and \(6, 6\)")],
+)
+def test_a_mask_beside_epsilons_per_pixel_is_checked_too(mask: Tensor, message: str) -> None:
+    epsilon = torch.full((6, 6), 0.1)
+    epsilon[0, 0] = 0.2
+    with pytest.raises(ThreatError, match=message):
+        ThreatModel("linf", 0.5 * epsilon, mask=mask)
+
+
+def test_epsilons_per_pixel_may_be_in_half_precision() -> None:
+    assert ThreatModel("linf", torch.full((6, 6), 0.25, dtype=torch.bfloat16)).epsilon == 0.25
 
 
 def test_a_mask_that_does_not_fit_the_images_is_refused() -> None:
@@ -144,6 +179,15 @@ def test_a_mask_is_read_from_a_file_and_named_by_its_digest(tmp_path: Path) -> N
         parse_threat(str(read))
     with pytest.raises(ThreatError, match=r"mask .*Lp.* 'rotation:30@"):
         parse_threat(f"rotation:30@{path}")
+    np.save(tmp_path / "complex.npy", REGION.numpy().astype(complex))
+    with pytest.raises(ThreatError, match="complex"):
+        parse_threat(f"linf:0.1@{tmp_path / 'complex.npy'}")
     np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(ThreatError, match="NumPy file"):
         parse_threat(f"linf:0.1@{tmp_path / 'object.npy'}")
+
+
+def test_a_text_with_its_arrays_reads_no_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "mask.npy", REGION.numpy())
+    with pytest.raises(ThreatError, match=r"mask\.npy.* stored arrays"):
+        parse_threat(f"linf:0.1@{tmp_path / 'mask.npy'}", arrays={})

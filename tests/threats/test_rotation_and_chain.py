@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustly.randomness import KeyedGenerator
-from robustly.threats import Rotation, ThreatError, parse_threat
+from robustly.threats import Chain, Rotation, Threat, ThreatError, ThreatModel, parse_threat
 from robustly.threats.rotation import rotated
 
 
@@ -76,3 +76,22 @@ def test_the_size_of_a_chain_is_the_largest_share_of_a_limit() -> None:
     assert float(chain.size(theta)) == pytest.approx(0.5)
     assert str(parse_threat("rotation:30+linf:0.2").scaled(0.5)) == "rotation:15+linf:0.1"
     assert [float(share) for share in parse_threat("rotation:100+linf:0.2").extents_at((0.5, 1, 2))] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 1.0), ("l1", 6.0), ("l0", 6)])
+def test_a_ball_in_a_chain_is_searched_as_well_as_alone(norm: str, epsilon: float) -> None:
+    weight = KeyedGenerator(0, torch.arange(1)).normal(1, 8, 8)
+    x = KeyedGenerator(1, torch.arange(20)).uniform(1, 8, 8).round()  # black and white: every value is at the box
+
+    def ascent(threat: Threat) -> torch.Tensor:
+        allowed = threat.around(x)
+        theta = allowed.random_start(KeyedGenerator(2, torch.arange(20)))
+        for _ in range(20):
+            point = theta.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad((allowed.apply(point) * weight).sum(), point)
+            theta = allowed.step(theta, gradient, allowed.default_step_size(20))
+        assert allowed.contains(theta).all()
+        return ((allowed.apply(theta) - x) * weight).sum((1, 2, 3))
+
+    alone, after = ThreatModel(norm, epsilon), Chain([Rotation(0), ThreatModel(norm, epsilon)])
+    assert float((ascent(after) / ascent(alone)).mean()) > 0.8

@@ -4,6 +4,7 @@ import pytest
 
 from robustly.cli.recipes import read_recipe, recipe_names
 from robustly.experiments.configuration import build_config
+from robustly.settings import SettingsError
 from robustly.training.engine.job import check_networks
 
 
@@ -18,6 +19,16 @@ def test_settings_are_valid_and_name_their_source(recipe: str) -> None:
     config.method.check_epochs(config.training.epochs)
     check_networks(config.method, {name: network.frozen for name, network in config.networks.items()})
     assert config.recipe == recipe
+
+
+def test_a_step_in_units_of_the_images_is_refused_under_other_units() -> None:
+    """Ten steps of 2/255 degrees would train on images that are not rotated."""
+    settings = {**read_recipe("cifar10/pgd_at"), "threat": "rotation:30"}
+    with pytest.raises(SettingsError, match=r"method\.inner\.step_size .*degrees.*relative_step_size"):
+        build_config(settings)
+    method = settings["method"]
+    inner = {**method["inner"], "step_size": None, "relative_step_size": 0.25}
+    assert build_config({**settings, "method": {**method, "inner": inner}}).threat.kind == "rotation"
 
 
 def test_every_method_of_the_literature_is_there_for_both_data_sets() -> None:

@@ -109,7 +109,13 @@ def _stored(name: str, tensors: Mapping[str, NDArray[Any]]) -> StoredImages:
     ids, images, theta = (tensors.get(f"{name}.{part}") for part in ("ids", "images", "theta"))
     if ids is None or images is None:
         raise EvidenceError(f"{name}.ids and {name}.images should both be present")
-    for part, values in (("images", images), ("theta", theta)):
+    for part, values, kind in (
+        ("ids", ids, np.int64),
+        ("images", images, np.float32),
+        ("theta", theta, np.float32),
+    ):
+        if values is not None and values.dtype != kind:
+            raise EvidenceError(f"{name}.{part} should be {np.dtype(kind)}, but is {values.dtype}")
         if values is not None and (ids.ndim != 1 or len(values) != len(ids)):
             raise EvidenceError(f"{name}.{part} does not fit {name}.ids")
     return StoredImages(ids, images, theta)

@@ -19,7 +19,7 @@ from robustly.models import ModelConfig
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
 from robustly.settings import SettingsError, build, check, check_keys, choose, plain_values
-from robustly.threats import Threat, map_mask_files, parse_threat
+from robustly.threats import Threat, ThreatModel, map_mask_files, parse_threat
 from robustly.training import (
     INNER_MAXIMISERS,
     LABEL_SOURCES,
@@ -192,6 +192,7 @@ def build_config(settings: Settings) -> RunConfig:
         threat = parse_threat(given_threat)
     except ValueError as error:
         raise SettingsError(f"threat: {error}") from None
+    _check_step_size(plain["inner"] or {}, threat)
     evaluation = built["evaluation"]
     try:
         suite_from(evaluation.suite, evaluation.stages, threat.kind)
@@ -207,6 +208,19 @@ def build_config(settings: Settings) -> RunConfig:
         method_settings=plain,
         **built,
     )
+
+
+def _check_step_size(inner: Mapping[str, Any], threat: Threat) -> None:
+    """Refuse a step size in units of the images under a threat of another unit, where it would be far too short.
+
+    Raises:
+        SettingsError: such a step size.
+    """
+    if inner.get("step_size") is not None and not isinstance(threat, ThreatModel):
+        raise SettingsError(
+            f"method.inner.step_size is in units of the images, the size of {threat} in {threat.unit}: set it to "
+            "null and method.inner.relative_step_size, a share of the threat's size, instead"
+        )
 
 
 def _build_method(given_parts: Any) -> tuple[Method, dict[str, Any]]:

@@ -270,9 +270,10 @@ def _check_sizes(attack: Attack, threat: Threat) -> None:
             require(result.x_adv.shape == case.x.shape, f"{what} are returned in another shape")
             per_example = (
                 result.broken, result.distance, result.forwards, result.backwards, result.correct_iterates,
-                result.invalid,
+                result.invalid, result.margin, result.zero_gradients,
             )  # fmt: skip
-            require(all(value.shape == (count,) for value in per_example), f"{what} have results that are not (N,)")
+            shapes = [value.shape for value in per_example if value is not None]
+            require(all(shape == (count,) for shape in shapes), f"{what} have results that are not (N,)")
             spent = int(result.forwards.sum())
             require(spent >= seen, f"{what} cost {seen} forward passes, the attack reports {spent}")
 

@@ -30,7 +30,9 @@ def check_threat(threat: Threat, *, shape: tuple[int, ...] = IMAGES, count: int 
     _check_identity(allowed, x)
     _check_moves(threat, allowed, x)
     _check_sizes(allowed)
+    _check_limits(threat, allowed, x)
     _check_gradient(threat, x)
+    _check_ascent(threat, x)
     _check_independence(threat, x)
     _check_scaling(threat, x)
     _check_formats(threat, x)
@@ -105,6 +107,33 @@ def _check_sizes(allowed: ThreatSet) -> None:
     require((size <= allowed.radius * 1.00001 + 1e-5).all(), "an allowed perturbation is larger than the radius")
 
 
+def _check_limits(threat: Threat, allowed: ThreatSet, x: Tensor) -> None:
+    """Compare contains() with size() for allowed points of the threat in the set of half its extent."""
+    start = allowed.random_start(_draws(len(x)))
+    half = threat.scaled(0.5).around(x)
+    size, contained = half.size(start), half.contains(start)
+    require((size > 0).any(), "size() is 0 after a random start")
+    larger, smaller = size > half.radius * 1.01 + 1e-5, size < half.radius * 0.99 - 1e-5
+    require(not (contained & larger).any(), "contains() accepts a perturbation larger than the radius")
+    require(contained[smaller].all(), "contains() rejects a perturbation smaller than the radius")
+    require(not allowed.contains(torch.full_like(start, torch.nan)).any(), "contains() accepts NaN")
+
+
+def _check_ascent(threat: Threat, x: Tensor) -> None:
+    """Step along the gradient of a linear objective of the inputs, in double precision."""
+    allowed, draws = threat.around(x.double()), _draws(len(x))
+    theta = allowed.random_start(draws).detach().requires_grad_()
+    images = allowed.apply(theta)
+    weight = draws.fold("weight").normal(*x.shape[1:]).to(images)
+    (gradient,) = torch.autograd.grad((images * weight).sum(), theta)
+    start = theta.detach()
+    small, large = (allowed.step(start, gradient, share * allowed.radius) for share in (1e-3, 1.0))
+    rise = ((allowed.apply(small) - images.detach()) * weight).sum()
+    require(rise > 0, "a small step along the gradient does not raise the objective")
+    shorter = (small - start).abs().amax() < (large - start).abs().amax()
+    require(shorter, "a step of a thousandth of the radius is as long as one of the radius")
+
+
 def _check_gradient(threat: Threat, x: Tensor) -> None:
     """Compare the gradient through apply() with central differences, in double precision."""
     allowed, draws, distance = threat.around(x.double()), _draws(len(x)), 1e-6
@@ -117,7 +146,9 @@ def _check_gradient(threat: Threat, x: Tensor) -> None:
     def value(points: Tensor) -> Tensor:
         return (allowed.apply(points) * weight).flatten(1).sum(1)
 
-    (gradient,) = torch.autograd.grad(value(theta).sum(), theta, allow_unused=True)
+    total = value(theta).sum()
+    require(total.requires_grad, "no gradient flows through apply()")
+    (gradient,) = torch.autograd.grad(total, theta, allow_unused=True)
     require(gradient is not None, "no gradient flows through apply()")
     predicted = (gradient * along).flatten(1).sum(1)
     measured = (value(start + distance * along) - value(start - distance * along)) / (2 * distance)

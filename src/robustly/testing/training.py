@@ -160,7 +160,12 @@ def _check_values(setting: Setting, epoch: int, where: str) -> None:
         found = step.adversarial
         require(found.x_adv.shape == step.x.shape, f"adversarial images have another shape than images {where}")
         require(found.x_adv.isfinite().all(), f"adversarial images are not finite {where}")
-        require(found.x_adv.is_leaf, f"adversarial images carry a graph {where}")
+        # a part that shares the backward pass of the weights needs the graph from its parameters to the images
+        leaf = found.theta if method.shares_backward and found.theta is not None else found.x_adv
+        require(leaf.is_leaf, f"adversarial images carry a graph {where}")
+        low, high = step.threat.box
+        inside = bool(((found.x_adv >= low) & (found.x_adv <= high)).all())
+        require(inside, f"adversarial images leave the box {where}")
     step.compute([name for reads in declared.values() for name in reads])
     terms = method.loss(step)
     require(len(terms) > 0, f"the loss has no terms {where}")

@@ -5,7 +5,6 @@ A threat is a value. It alone defines its geometry: projection, random start, st
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 
 from torch import Tensor
 
@@ -27,10 +26,9 @@ THREATS: dict[str, Callable[[str, Box], Threat]] = {
 }
 """Threats by the word in front of the colon of their text form. A new threat adds a line here."""
 KINDS: tuple[str, ...] = (*THREATS, "chain")
-_NO_ARRAYS: Mapping[str, Tensor] = MappingProxyType({})
 
 
-def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] = _NO_ARRAYS) -> Threat:
+def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] | None = None) -> Threat:
     """Parse a threat from its text: KIND:SIZE, or several joined by "+" (applied in that order).
 
     For instance "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30" or "rotation:30+linf:8/255". A mask of the
@@ -40,6 +38,7 @@ def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] 
         text: the text.
         box: least and largest valid value of an input.
         arrays: masks by their digests, for texts such as "linf:8/255@3f2a9c81d0e4" that a threat itself printed.
+            With them no file is read, because such a text may come from a stranger.
 
     Raises:
         ThreatError: another form, an unknown kind, a size that the threat cannot have, or an unreadable mask.
@@ -59,7 +58,7 @@ def _split(text: str) -> list[str]:
     return re.split(r"\+(?=\s*\w+:)", text)
 
 
-def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor]) -> Threat:
+def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor] | None) -> Threat:
     kind, colon, rest = part.partition(":")
     kind = kind.strip().lower()
     if not colon or not rest.strip():
@@ -72,7 +71,9 @@ def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor]) ->
         return threat
     if not isinstance(threat, ThreatModel):
         raise ThreatError(f"a mask belongs to an Lp threat, got {part!r}")
-    values = arrays[mask] if mask in arrays else read_mask(mask)
+    if arrays is not None and mask not in arrays:
+        raise ThreatError(f"the mask {mask!r} of the threat {text!r} is not among its stored arrays")
+    values = read_mask(mask) if arrays is None else arrays[mask]
     return ThreatModel(threat.norm, threat.epsilon, threat.box, values)
 
 

@@ -129,8 +129,12 @@ class LpBall:
         raise NotImplementedError
 
     def _inside(self, theta: Images) -> Bool[Tensor, " n"]:
-        slack = 1e-6 * max(1.0, abs(self.box[0]), abs(self.box[1]))
-        return self.size(theta) <= self.radius * (1 + self.rounding) + slack
+        return self.size(theta) <= self.radius * (1 + self.rounding) + self._slack
+
+    @property
+    def _slack(self) -> float:
+        """Rounding of values of the box."""
+        return 1e-6 * max(1.0, abs(self.box[0]), abs(self.box[1]))
 
 
 class LinfBall(LpBall):
@@ -169,6 +173,13 @@ class LinfBall(LpBall):
         if self.mask is not None:
             change = change / torch.where(self.mask > 0, self.mask, 1.0)
         return change.flatten(1).abs().amax(1)
+
+    def _inside(self, theta: Images) -> Bool[Tensor, " n"]:
+        if self.mask is None:
+            return super()._inside(theta)
+        # per value: relative to a small share of the radius, the rounding of a pixel is large
+        within = (theta - self.x).abs() <= self._reach() * (1 + self.rounding) + self._slack
+        return within.flatten(1).all(1)
 
     def select(self, index: Tensor) -> "LinfBall":  # noqa: D102
         part = object.__new__(LinfBall)

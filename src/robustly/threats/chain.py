@@ -1,6 +1,6 @@
 """Chains: several threats applied one after the other, each within its own limits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
-from robustly.threats.balls import LpBall
+from robustly.threats.balls import L0Ball, LpBall
 from robustly.threats.contract import Images, Link, PerExample, Threat, ThreatError, ThreatSet
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.lp import ThreatModel
@@ -22,6 +22,9 @@ Flat = Float[Tensor, "n p"]
 @dataclass(frozen=True)
 class OffsetBall:
     """An Lp ball described by the perturbation that is added, so that it can act on inputs other than its own.
+
+    Moves are those of the ball around the inputs, cut by their box. A ball around zero would leave the box, where
+    the clip has no gradient, and searches would be much weaker than on the ball itself.
 
     Args:
         x: images `(N, ...)`.
@@ -48,13 +51,16 @@ class OffsetBall:
         return self.ball.x
 
     def random_start(self, generator: KeyedGenerator) -> Tensor:  # noqa: D102
-        return self.ball.random_start(generator)
+        return self._in_place.random_start(generator) - self.x
 
     def project(self, theta: Tensor) -> Tensor:  # noqa: D102
-        return self.ball.project(theta)
+        return self._in_place.project(self.x + theta) - self.x
 
-    def step(self, theta: Tensor, gradient: Tensor, step_size: Tensor) -> Tensor:  # noqa: D102
-        return self.ball.step(theta, gradient, step_size)
+    def step(self, theta: Tensor, gradient: Tensor, step_size: Tensor) -> Tensor:
+        """Projected step; under l0 a step of the whole radius has the l1 length of all values together."""
+        if isinstance(self.ball, L0Ball):
+            step_size = step_size / self.radius.clamp_min(1.0) * self.x[:1].numel()
+        return self._in_place.step(self.x + theta, gradient, step_size) - self.x
 
     def default_step_size(self, steps: int) -> Tensor:  # noqa: D102
         return self.ball.default_step_size(steps)
@@ -67,6 +73,15 @@ class OffsetBall:
 
     def select(self, index: Tensor) -> "OffsetBall":  # noqa: D102
         return OffsetBall(self.x[index], self.ball.select(index), self.box)
+
+    def moved_to(self, images: Tensor) -> "OffsetBall":
+        """The same perturbations of other inputs."""
+        return OffsetBall(images, self.ball, self.box)
+
+    @cached_property
+    def _in_place(self) -> LpBall:
+        """The ball around the inputs."""
+        return type(self.ball)(self.x, self.ball.radius, self.box, self.ball.mask)
 
 
 @dataclass(frozen=True)
@@ -217,21 +232,18 @@ class ChainSet:
 
     def random_start(self, generator: KeyedGenerator) -> Flat:
         """Independent random starts of the parts."""
-        starts = [link.random_start(generator.fold("part", place)) for place, link in enumerate(self.links)]
-        return self._join(starts)
+        return self._in_order(lambda place, link: link.random_start(generator.fold("part", place)))
 
     def project(self, theta: Flat) -> Flat:
         """Projected parameters of every part."""
-        parts = zip(self.links, self._split(theta), strict=True)
-        return self._join([link.project(part) for link, part in parts])
+        parts = self._split(theta)
+        return self._in_order(lambda place, link: link.project(parts[place]))
 
     def step(self, theta: Flat, gradient: Flat, step_size: PerExample) -> Flat:
         """Step of every part by the same share of its own radius."""
-        moved = []
-        for link, part, along in zip(self.links, self._split(theta), self._split(gradient), strict=True):
-            share = step_size / torch.where(self.radius > 0, self.radius, 1.0)
-            moved.append(link.step(part, along, share * link.radius))
-        return self._join(moved)
+        parts, along = self._split(theta), self._split(gradient)
+        share = step_size / torch.where(self.radius > 0, self.radius, 1.0)
+        return self._in_order(lambda place, link: link.step(parts[place], along[place], share * link.radius))
 
     def default_step_size(self, steps: int) -> PerExample:
         """2.5 radii over the number of steps."""
@@ -261,6 +273,14 @@ class ChainSet:
     def _split(self, theta: Flat) -> list[Tensor]:
         flat = torch.split(theta, [shape.numel() for shape in self._shapes], dim=1)
         return [part.reshape(len(theta), *shape) for part, shape in zip(flat, self._shapes, strict=True)]
+
+    def _in_order(self, move: Callable[[int, Link], Tensor]) -> Flat:
+        """Parameters of the parts in turn, each from its place and its set after the parts before it."""
+        images, parts = self.x, []
+        for place, link in enumerate(self.links):
+            parts.append(move(place, link.moved_to(images) if isinstance(link, OffsetBall) else link))
+            images = link.apply_to(images, parts[-1])
+        return self._join(parts)
 
     @staticmethod
     def _join(parts: Sequence[Tensor]) -> Flat:

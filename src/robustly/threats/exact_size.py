@@ -1,5 +1,6 @@
 """Sizes of threats as exact fractions, and their text: "8/255" stays 8/255."""
 
+import math
 from fractions import Fraction
 
 from robustly.threats.contract import ThreatError
@@ -16,7 +17,7 @@ def parse_epsilon(value: float | str | Fraction) -> Fraction:
     """
     try:
         if isinstance(value, str):
-            top, *bottom = (Fraction(part.strip()) for part in value.split("/"))
+            top, *bottom = (_exact(part.strip()) for part in value.split("/"))
             exact = top / bottom.pop() if bottom else top
             if bottom:
                 raise ValueError("more than one slash")
@@ -28,6 +29,12 @@ def parse_epsilon(value: float | str | Fraction) -> Fraction:
         raise ThreatError(
             f"epsilon must be a finite number of at least 0, such as 0.3 or 8/255, got {value!r}"
         ) from None
+
+
+def _exact(text: str) -> Fraction:
+    """The number that a text shows; 0 where it is below all floats, whose exact fraction could fill the memory."""
+    rounded = float(text)
+    return Fraction(text) if rounded and math.isfinite(rounded) else Fraction(rounded)
 
 
 def fraction_text(value: Fraction) -> str:

@@ -255,6 +255,8 @@ def read_mask(path: str) -> Tensor:
     """
     try:
         values = np.load(path, allow_pickle=False)
+        if np.iscomplexobj(values):
+            raise ValueError("its numbers are complex")
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     except (OSError, ValueError, TypeError, EOFError) as error:
         reason = " ".join(str(error).split())[:120]
@@ -269,17 +271,29 @@ def _split_per_pixel(norm: str, epsilon: Tensor, mask: Tensor | None) -> tuple[F
         epsilon.numel() and bool(epsilon.isfinite().all()) and float(epsilon.min()) >= 0 < float(epsilon.max())
     ):
         raise ThreatError("per-pixel epsilons must be finite numbers of at least 0, not all 0")
+    epsilon = epsilon if epsilon.dtype == torch.float64 else epsilon.float()
     largest = epsilon.max()
     share = epsilon / largest
-    return parse_epsilon(str(largest.cpu().numpy())), share if mask is None else share * mask
+    if mask is not None:
+        try:
+            share = share * _checked_mask(norm, mask)
+        except RuntimeError:
+            shapes = f"{tuple(mask.shape)} and {tuple(epsilon.shape)}"
+            raise ThreatError(
+                f"mask and per-pixel epsilons do not fit together: their shapes are {shapes}"
+            ) from None
+    return parse_epsilon(str(largest.cpu().numpy())), share
 
 
 def _checked_mask(norm: str, mask: Tensor) -> Tensor:
+    wrong = ThreatError(
+        "a mask must be a tensor of booleans, or of shares of epsilon in [0, 1], per value of an image"
+    )
+    if not isinstance(mask, Tensor) or mask.is_complex():
+        raise wrong
     share = mask.detach().to(torch.float32 if mask.dtype != torch.float64 else torch.float64)
     if share.ndim == 0 or not bool(((share >= 0) & (share <= 1)).all()):
-        raise ThreatError(
-            "a mask must be a tensor of booleans, or of shares of epsilon in [0, 1], per value of an image"
-        )
+        raise wrong
     if not bool((share > 0).any()):
         raise ThreatError("the mask allows no value to change")
     if norm != "linf" and not bool(((share == 0) | (share == 1)).all()):

@@ -116,6 +116,36 @@ def test_evidence_without_its_mask_is_refused(digit_net: nn.Module, digits: Spli
     assert MASKED.mask_digest in problems(audit(tmp_path, target, SUITE))
 
 
+def halved(images: Tensors) -> None:
+    images["pgd.images"] = images["pgd.images"][:, :, :14, :14]
+
+
+def flattened(images: Tensors) -> None:
+    images["pgd.images"] = images["pgd.images"].reshape(len(images["pgd.images"]), -1)
+
+
+def in_double(images: Tensors) -> None:
+    images["pgd.images"] = images["pgd.images"].astype(np.float64)
+
+
+def theta_in_double(images: Tensors) -> None:
+    images["pgd.theta"] = images["pgd.theta"].astype(np.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("threat", "change"),
+    [(MASKED, halved), (MASKED, flattened), (MASKED, in_double), (TURNED, halved), (TURNED, theta_in_double)],
+)
+def test_tensors_of_another_shape_or_type_fail(
+    digit_net: nn.Module, digits: Splits, tmp_path: Path, threat: Threat, change: Callable[[Tensors], None]
+) -> None:
+    target = evaluated(digit_net, digits, threat, tmp_path)
+    edit_images(tmp_path, change)
+    reseal(tmp_path)
+    assert "14, 14" in (found := problems(audit(tmp_path, target, SUITE))) or "784" in found or "float64" in found
+
+
 @pytest.mark.slow
 def test_a_smaller_threat_than_the_one_evaluated_fails(
     digit_net: nn.Module, digits: Splits, tmp_path: Path

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget, places
-from robustly.evidence import StoredImages
+from robustly.evidence import EvidenceError, StoredImages
 from robustly.evidence.schema import EvidenceTable, Flags, Whole
 from robustly.threats import LpBall, ThreatSet
 
@@ -93,8 +93,12 @@ def placed(stored: StoredImages, table: EvidenceTable, target: EvaluationTarget)
     """Stored images in the order of the data.
 
     Raises:
+        EvidenceError: the images have another shape than those of the data.
         KeyError: an id is not in the table.
     """
+    shape, expected = tuple(stored.images.shape[1:]), tuple(target.data.images.shape[1:])
+    if shape != expected:
+        raise EvidenceError(f"stored images have the shape {shape}, those of the data {expected}")
     position = {int(identity): row for row, identity in enumerate(table.examples.id.tolist())}
     rows = np.array([position[int(identity)] for identity in stored.ids], dtype=np.int64)
     order = rows.argsort(kind="stable")
