@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from robustly.randomness import KeyedGenerator, derive_seed, shuffled
 
 
+@pytest.mark.slow
 @given(st.integers(-(2**62), 2**62), st.lists(st.integers(0, 2**40), min_size=1, max_size=20, unique=True))
 def test_an_example_draws_the_same_alone_and_in_any_company(seed: int, ids: list[int]) -> None:
     together = KeyedGenerator(seed, torch.tensor(ids))

@@ -187,6 +187,7 @@ def test_both_directions_have_the_length_of_epsilon(norm: str) -> None:
         assert threat.distance(x + direction, x).tolist() == pytest.approx([0.3] * 4, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_random_direction_of_an_image_hangs_on_its_id_alone() -> None:
     net, threat = small_network((1, 4, 4)), ThreatModel("linf", 0.2)
     x, y, ids = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2]), torch.tensor([5, 9, 7])

@@ -253,6 +253,7 @@ def test_estimated_gradients_break_digits(
     assert float(found.broken.double().mean()) >= 0.8
 
 
+@pytest.mark.slow
 def test_square_and_decisions_break_digits(digits: Splits, digit_net: nn.Module) -> None:
     x, y = digits.test.floats()[:12], digits.test.labels[:12]
     square = Square(200)(digit_net, x, y, threat=ThreatModel("linf", 0.3), generator=keyed(12))

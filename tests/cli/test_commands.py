@@ -81,6 +81,7 @@ def test_audit_fails_loudly(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "evidence.parquet is damaged" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_audit_fails_with_other_weights(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "swapped"
     subprocess.run(["cp", "-r", str(run), str(copy)], check=True)

@@ -70,6 +70,7 @@ def test_inner_maximisations_keep_the_contract_under_any_threat(kind: type[Part]
         check_part(kind(**SETTINGS.get(kind.__name__, {})), threats=(parse_threat(threat),))
 
 
+@pytest.mark.slow
 def test_a_part_is_checked_in_the_method_that_it_needs() -> None:
     inner = GklInner(steps=2)
     with pytest.raises(MethodError, match="class prior of the gkl loss"):

@@ -15,6 +15,7 @@ from robustly.training.losses.helper import HatLoss
 Z, Z_ADV = (2.0, 0.0, 0.0), (0.0, 1.0, 0.0)
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract_of_a_part() -> None:
     check_part(HatLoss())
     check_part(HatLoss(beta=0))
