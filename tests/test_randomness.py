@@ -1,5 +1,6 @@
 """Keyed random numbers: a function of (seed, purpose, id, position) and of nothing else, and random."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
