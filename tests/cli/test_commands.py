@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -126,6 +127,25 @@ def test_markup_in_names_is_text(here: Path, capsys: pytest.CaptureFixture[str])
 def test_nothing_is_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "exists already" in refusal(capsys, "train", "mnist5k/standard", "--out", str(run))
     assert "--overwrite" in refusal(capsys, "evaluate", str(run))
+
+
+def test_an_evaluation_under_another_threat_is_not_kept_in_its_place(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), "--keep"]) == 0
+    assert "is kept" in capsys.readouterr().out
+    assert "not rotation:20" in refusal(capsys, "evaluate", str(run), "--keep", "--threat", "rotation:20")
+
+
+def test_a_mask_that_does_not_fit_is_refused_before_a_run_is_made(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(here / "colour.npy", np.ones((3, 28, 28), np.float32))
+    threat = f"linf:0.1@{here / 'colour.npy'}"
+    found = refusal(capsys, "train", "mnist5k/pgd_at", "--threat", threat, "--out", "never", "--dry-run")
+    assert "(3, 28, 28)" in found
+    assert "(3, 28, 28)" in refusal(capsys, "train", "mnist5k/pgd_at", "--threat", threat, "--out", "never")
+    assert not (here / "never").exists()
 
 
 def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite, settings
 from robustly.evaluation.target import Progress
-from robustly.evidence import Summary, write_evidence
+from robustly.evidence import Summary, read_summary, write_evidence
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_folder import (
@@ -66,6 +66,9 @@ def run_evaluation(
     config = _new_config(overrides) if is_new else _config_of(folder, overrides)
     target = evaluation_folder(folder, label)
     if keep and (target / "summary.json").is_file():
+        kept_threat = read_summary(target).threat.text
+        if kept_threat != str(config.threat):
+            raise RunError(f"{target} is under {kept_threat}, not {config.threat}: --as NAME gives another name")
         Console().print(f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False)
         return 0
     if target.exists() and not (overwrite or keep):

@@ -33,7 +33,7 @@ from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import ExampleColumns
 from robustly.evidence.summary import Metrics
 from robustly.objectives import ClassificationGoal, margin
-from robustly.threats.contract import Threat
+from robustly.threats import Chain, Threat
 
 GALLERY = 12
 
@@ -73,6 +73,8 @@ def evaluate(
     """
     if isinstance(threat.extent, Tensor):
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
+    if isinstance(threat, Chain):
+        threat = threat.whole()  # evidence states limits, not shares of others
     suite = suite_named(suite, threat.kind) if isinstance(suite, str) else suite
     _check_attacks(suite, threat)
     target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))

@@ -171,6 +171,10 @@ class Chain:
         shares = sorted({self.share * Fraction(factor).limit_denominator(1000) for factor in factors})
         return [share for share in shares if share > 0 and self._exists(share)]
 
+    def whole(self) -> "Chain":
+        """The same limits as a chain of share 1, to which its text form parses."""
+        return Chain(self._limited)
+
     def select(self, index: Tensor) -> "Chain":
         """The same threat: its extents do not differ between examples."""
         return self

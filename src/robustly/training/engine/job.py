@@ -110,6 +110,7 @@ class Job:
 
     Raises:
         MethodError: networks are missing or unused, or the run is too short for a part.
+        ThreatError: a threat that is not defined for such images, such as a mask of another shape.
         ValueError: there is no threat model, or the share of extra images leaves no image of one kind.
     """
 
@@ -129,6 +130,8 @@ class Job:
     def __post_init__(self) -> None:
         if not self.threats:
             raise ValueError("a training run needs at least one threat model")
+        for threat in self.threats:
+            threat.around(self.train.images[:0].float())
         check_networks(self.method, {name: network.frozen for name, network in self.networks.items()})
         self.method.check_epochs(self.training.epochs)
         if self.method.weights is not None:  # refuses weights for a term that the loss does not have
