@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.ascent import Ascent
+from robustly.attacks.core.ascent import Ascent, constant_step_size
 from robustly.attacks.core.contract import ANY_BUT_L0, AttackError, AttackResult, Images, Needs
 from robustly.attacks.core.gradient_estimators import GradientEstimator
 from robustly.attacks.core.model_access import input_gradient
@@ -18,7 +18,7 @@ from robustly.attacks.core.update_rules import Momentum
 from robustly.attacks.transfer import endless
 from robustly.objectives import Goal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator
-from robustly.threats.contract import Threat, ThreatSet, per_example
+from robustly.threats.contract import Threat, per_example
 
 MIMStart = Literal["none", "random"]
 Keep = Literal["best", "last"]
@@ -157,7 +157,7 @@ class MIM:
         ascent = Ascent(
             self.steps,
             self.objective,
-            lambda step, threat_set: self._step_sizes(threat_set),
+            constant_step_size(self.step_size, self.steps),
             Momentum(self.decay, self.smoothing),
             early_stop=self.early_stop,
             finish="evaluate" if self.keep == "best" else "keep",
@@ -171,11 +171,6 @@ class MIM:
             is_random = self.start == "random"
             start = threat_set.random_start(draws.fold("start")) if is_random else threat_set.identity()
             ascent.run(search, rows, start, search.goal.select(rows), draws)
-
-    def _step_sizes(self, threat_set: ThreatSet) -> Float[Tensor, " n"]:
-        if self.step_size is None:
-            return threat_set.radius / self.steps
-        return torch.full_like(threat_set.radius, self.step_size)
 
 
 def _shrinking(size: int, share: Float[Tensor, " n"], place: Float[Tensor, " n"]) -> Float[Tensor, "n size size"]:

@@ -1,17 +1,17 @@
 """Ascent with momentum and variance tuning: VMI-FGSM (Wang and He, CVPR 2021, algorithm 1)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.ascent import Ascent
+from robustly.attacks.core.ascent import Ascent, constant_step_size
 from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.run_search import run_search
 from robustly.attacks.core.search import Precision, Search
-from robustly.attacks.core.update_rules import Iterate, State
+from robustly.attacks.core.update_rules import Iterate, Momentum, State
 from robustly.attacks.transfer import endless
 from robustly.objectives import Goal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator
@@ -43,10 +43,8 @@ class VarianceTuned:
     def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
         """One projected step along the velocity."""
         velocity, variance = state
-        tuned = iterate.gradient + variance
-        length = tuned.flatten(1).abs().sum(1)
-        velocity = self.decay * velocity + tuned / per_example(torch.where(length > 0, length, 1.0), tuned)
-        moved = iterate.threat_set.step(iterate.theta, velocity, iterate.step_size)
+        tuned = replace(iterate, gradient=iterate.gradient + variance)
+        moved, (velocity,) = Momentum(self.decay).update((velocity,), tuned)
         return moved, (velocity, self._mean_gradient(iterate) - iterate.gradient)
 
     def _mean_gradient(self, iterate: Iterate) -> Theta:
@@ -120,11 +118,11 @@ class VMI:
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        size, rows = self.step_size, search.unbroken
+        rows = search.unbroken
         ascent = Ascent(
             self.steps,
             self.objective,
-            lambda step, ball: ball.radius / self.steps if size is None else torch.full_like(ball.radius, size),
+            constant_step_size(self.step_size, self.steps),
             VarianceTuned(self.decay, self.samples, self.reach),
             early_stop=self.early_stop,
             finish="evaluate" if self.keep == "best" else "keep",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from robustly.attacks.core.gradient_estimators import GradientEstimator
@@ -15,6 +16,16 @@ from robustly.threats.contract import PerExample, Theta, ThreatSet
 
 STEEPEST = Steepest()
 StepSize = Callable[[int, ThreatSet], PerExample]
+
+
+def constant_step_size(length: float | None, steps: int) -> StepSize:
+    """The same step size throughout: a length in units of the images, or the radius over the number of steps."""
+
+    def step_size(_: int, threat_set: ThreatSet) -> PerExample:
+        radius = threat_set.radius
+        return radius / steps if length is None else torch.full_like(radius, length)
+
+    return step_size
 
 
 @dataclass(frozen=True)

@@ -325,11 +325,10 @@ class Search:
         if settled is not None:
             moving = ~settled(rows, images.detach(), output.detach(), goal)
         value = objective(output, goal) if value_at is None else value_at(images, output, goal)
-        found = torch.zeros_like(theta)
-        if bool(moving.any()):
-            found = input_gradient((value if settled is None else value[moving]).sum(), here)
-            self.backwards[rows] += 1
-        return output, value, found, moving
+        if settled is not None and not bool(moving.any()):
+            return output, value, torch.zeros_like(theta), moving
+        self.backwards[rows] += 1
+        return output, value, input_gradient((value if settled is None else value[moving]).sum(), here), moving
 
     def _estimated(
         self,
