@@ -40,12 +40,9 @@ class OffsetBall:
     def radius(self) -> Float[Tensor, " n"]:  # noqa: D102
         return self.ball.radius
 
-    def apply(self, theta: Tensor) -> Tensor:  # noqa: D102
-        return self.apply_to(self.x, theta)
-
-    def apply_to(self, images: Tensor, theta: Tensor) -> Tensor:
+    def apply(self, theta: Tensor) -> Tensor:
         """Images plus the perturbation, clipped to the box."""
-        return (images + theta).clamp(*self.box)
+        return (self.x + theta).clamp(*self.box)
 
     def identity(self) -> Tensor:  # noqa: D102
         return self.ball.x
@@ -222,12 +219,9 @@ class ChainSet:
 
     def apply(self, theta: Flat) -> Images:
         """Inputs after all perturbations."""
-        return self.apply_to(self.x, theta)
-
-    def apply_to(self, images: Images, theta: Flat) -> Images:
-        """Other inputs after all perturbations."""
+        images = self.x
         for link, part in zip(self.links, self._split(theta), strict=True):
-            images = link.apply_to(images, part)
+            images = link.moved_to(images).apply(part)
         return images
 
     def identity(self) -> Flat:
@@ -280,10 +274,11 @@ class ChainSet:
 
     def _in_order(self, move: Callable[[int, Link], Tensor]) -> Flat:
         """Parameters of the parts in turn, each from its place and its set after the parts before it."""
-        images, parts = self.x, []
-        for place, link in enumerate(self.links):
-            parts.append(move(place, link.moved_to(images) if isinstance(link, OffsetBall) else link))
-            images = link.apply_to(images, parts[-1])
+        here = self.links[0]
+        parts = [move(0, here)]
+        for place, link in enumerate(self.links[1:], 1):
+            here = link.moved_to(here.apply(parts[-1]))
+            parts.append(move(place, here))
         return self._join(parts)
 
     @staticmethod

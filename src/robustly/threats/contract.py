@@ -148,8 +148,8 @@ class ThreatSet(Protocol):
 class Link(ThreatSet, Protocol):
     """Set whose perturbations can be applied to other inputs than its own: a part of a chain."""
 
-    def apply_to(self, images: Images, theta: Theta) -> Images:
-        """Apply the perturbation theta to any inputs of the same shape as `x`; differentiable in both."""
+    def moved_to(self, images: Images) -> "Link":
+        """The same perturbations of other inputs of the shape of `x`; `apply` is differentiable in these, too."""
         ...
 
     def select(self, index: Tensor) -> "Link":

@@ -1,7 +1,7 @@
 """Inputs described by a few bounded numbers per example: rotations, shifts, colour changes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,11 +38,11 @@ class ParameterBox:
 
     def apply(self, theta: Parameters) -> Images:
         """Transformed inputs."""
-        return self.apply_to(self.x, theta)
+        return self.transform(self.x, theta)
 
-    def apply_to(self, images: Images, theta: Parameters) -> Images:
-        """Other inputs, transformed."""
-        return self.transform(images, theta)
+    def moved_to(self, images: Images) -> "ParameterBox":
+        """The same transformations of other inputs."""
+        return replace(self, x=images)
 
     def identity(self) -> Parameters:
         """Neutral values, `(N, P)`."""
