@@ -15,7 +15,7 @@ from robustly.evaluation import evaluate
 from robustly.evidence import Evidence, EvidenceError, StoredImages, Verdict, read_evidence, write_evidence
 from robustly.evidence.records import to_json
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE, EvidenceTable
-from robustly.evidence.storage import read_images, read_pictures, read_table
+from robustly.evidence.storage import read_images, read_pictures, read_table, read_threat_arrays
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,9 @@ def test_parameters_of_the_change_and_arrays_of_the_threat_survive_the_disk(
     assert {"across.theta", "threat.mask"} <= set(load_file(tmp_path / IMAGES))
     back = read_evidence(tmp_path)
     assert_same(back, changed)
+    arrays = read_threat_arrays(tmp_path)
+    assert arrays.keys() == {"mask"}
+    np.testing.assert_array_equal(arrays["mask"], mask)
     assert back.images.attacks["halfway"].theta is None
     assert back.summary.threat.norm is None
     chosen = back.images.attacks["across"].only(np.arange(len(kept)) % 2 == 0)

@@ -18,14 +18,13 @@ from robustly.evaluation.recording import stored_threat
 from robustly.evidence import read_evidence, read_summary
 from robustly.evidence.records import to_json
 from robustly.evidence.schema import SUMMARY
-from robustly.evidence.storage import read_images
+from robustly.evidence.storage import read_threat_arrays
 from robustly.evidence.unions import union_of_threats
 from robustly.experiments.configuration import RunConfig, build_config
-from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, load_trained, open_run
+from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, load_on_device, open_run
 from robustly.files import write_json
 from robustly.models import weights_hash
 from robustly.randomness import KeyedGenerator, derive_seed
-from robustly.runtime import Runtime
 from robustly.threats.lp import ThreatModel
 
 ANALYSIS, SCHEMA = "analysis.json", 2
@@ -43,9 +42,7 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
         raise ValueError(f"--count must be at least 1, got {count}")
     config, threat = _evaluated(folder, open_run(folder))
     data = load_test(config.data)
-    model, _ = load_trained(folder, config, data, Trust(everything=trust_code).allows)
-    device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, _, device = load_on_device(folder, config, data, Trust(everything=trust_code).allows)
     sample = data.select(torch.arange(min(count, len(data)))).to(device)
     found = gradient_statistics(model, sample.floats(), sample.labels, threat)
     content: dict[str, Any] = {
@@ -80,7 +77,7 @@ def _evaluated(folder: Path, config: RunConfig) -> tuple[RunConfig, ThreatModel]
         if summary.data.settings is None:
             raise RunError(f"{folder / EVALUATION} does not state the settings of its data: evaluate the run again")
         data = build_config({"data": summary.data.settings}).data
-        threat = stored_threat(summary.threat, read_images(folder / EVALUATION).threat)
+        threat = stored_threat(summary.threat, read_threat_arrays(folder / EVALUATION))
     if not isinstance(threat, ThreatModel):
         raise RunError(f"analyse is defined for Lp threats, the threat of {folder} is {threat}")
     return replace(config, data=data), threat

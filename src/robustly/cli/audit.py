@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -13,8 +12,7 @@ from robustly.evaluation import Check, EvaluationTarget, Suite, audit
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evidence import EvidenceError, Summary, read_evidence
 from robustly.experiments.configuration import build_config
-from robustly.experiments.run_folder import evaluation_folder, load_trained, open_run
-from robustly.runtime import Runtime
+from robustly.experiments.run_folder import evaluation_folder, load_on_device, open_run
 
 
 def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = None) -> int:
@@ -40,9 +38,7 @@ def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = No
         return 1
     config = replace(config, data=build_config({"data": summary.data.settings}).data)
     data = load_test(config.data)
-    model, _ = load_trained(folder, config, data, Trust(everything=trust_code).allows)
-    device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, _, device = load_on_device(folder, config, data, Trust(everything=trust_code).allows)
     target = EvaluationTarget(model, data.to(device), config.threat)
     result = audit(kept, target, _suite(summary), rerun=rerun)
     for check in result.checks:

@@ -1,9 +1,8 @@
 """`robustly diagnose`."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,10 +14,9 @@ from robustly.evaluation.diagnostics import diagnose, masking_suspected
 from robustly.evidence import Finding
 from robustly.experiments.configuration import build_config
 from robustly.experiments.overrides import apply_overrides
-from robustly.experiments.run_folder import evaluation_data, load_trained, open_run
+from robustly.experiments.run_folder import evaluation_data, load_on_device, open_run
 from robustly.files import write_json
 from robustly.models import weights_hash
-from robustly.runtime import Runtime
 
 DIAGNOSTICS, SCHEMA, COUNT = "diagnostics.json", 1, 200
 _MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[yellow]open[/]"}
@@ -44,9 +42,7 @@ def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: 
     check_evaluation_overrides(overrides, stored.model_names)
     config = build_config(apply_overrides(stored.as_plain(), overrides))
     data = load_test(evaluation_data(config))
-    model, _ = load_trained(folder, config, data, trust.allows)
-    device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, _, device = load_on_device(folder, config, data, trust.allows)
     target = EvaluationTarget(
         model, data.to(device), config.threat, config.seed, config.evaluation.batch_size or 250
     )

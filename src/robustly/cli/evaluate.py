@@ -7,7 +7,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -30,12 +29,11 @@ from robustly.experiments.run_folder import (
     create_run,
     evaluation_data,
     evaluation_folder,
-    load_trained,
+    load_on_device,
     open_run,
 )
 from robustly.models import weights_hash
 from robustly.randomness import derive_seed
-from robustly.runtime import Runtime
 from robustly.statistics import Proportion
 
 
@@ -75,9 +73,7 @@ def run_evaluation(
         raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
     source = evaluation_data(config)
     data = load_test(source)
-    model, checkpoint = load_trained(folder, config, data, trust.allows)
-    device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, checkpoint, device = load_on_device(folder, config, data, trust.allows)
     suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
     unfinished = target.with_name(f"{target.name}.partial")
     kept = EvaluationCheckpoint(unfinished, _identity(config, suite, model, data))

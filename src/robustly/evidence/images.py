@@ -1,6 +1,6 @@
 """The stored tensors of an evaluation: adversarial images, counterexamples, originals, arrays of the threat."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,11 +91,7 @@ class EvidenceImages:
                 name.removeprefix(proofs): _stored(name, tensors) for name in owners if name.startswith(proofs)
             },
             curve=_stored(CURVE, tensors) if CURVE in owners else None,
-            threat={
-                name.removeprefix(f"{THREAT}."): values
-                for name, values in tensors.items()
-                if name.startswith(f"{THREAT}.")
-            },
+            threat=threat_arrays(tensors, tensors.__getitem__),
         )
 
 
@@ -103,6 +99,17 @@ def attack_names(tensors: Iterable[str]) -> list[str]:
     """Names of the attacks in names of tensors."""
     owners = [name.removesuffix(".ids") for name in tensors if name.endswith(".ids")]
     return [name for name in owners if name not in RESERVED and "." not in name]
+
+
+def threat_arrays(names: Iterable[str], tensor: Callable[[str], NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Arrays of the threat by their own names.
+
+    Args:
+        names: names of tensors in the file.
+        tensor: returns the tensor of a name.
+    """
+    prefix = f"{THREAT}."
+    return {name.removeprefix(prefix): tensor(name) for name in names if name.startswith(prefix)}
 
 
 def _stored(name: str, tensors: Mapping[str, NDArray[Any]]) -> StoredImages:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from robustly.evidence.images import EvidenceImages, StoredImages, attack_names
+from robustly.evidence.images import EvidenceImages, StoredImages, attack_names, threat_arrays
 from robustly.evidence.records import EvidenceError, from_json, read_object, to_json
 from robustly.evidence.schema import (
     CERTIFICATE,
@@ -139,6 +139,20 @@ def read_images(folder: Path) -> EvidenceImages:
     except (SafetensorError, OSError) as error:
         raise EvidenceError(f"{file} is damaged (cut off while it was written?): {error}") from error
     return _of_file(file, lambda: EvidenceImages.from_tensors(tensors))
+
+
+def read_threat_arrays(folder: Path) -> dict[str, NDArray[Any]]:
+    """Read the arrays that belong to the threat, such as a mask, and no images, because the file may be large.
+
+    Raises:
+        EvidenceError: the file is cut off.
+    """
+    file = folder / IMAGES
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return threat_arrays(tensors.keys(), tensors.get_tensor)
+    except (SafetensorError, OSError) as error:
+        raise EvidenceError(f"{file} is damaged (cut off while it was written?): {error}") from error
 
 
 def read_pictures(folder: Path) -> Pictures:

@@ -21,6 +21,7 @@ from robustly.files import write_text
 from robustly.models import ModelConfig, build_model, load_weights
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
+from robustly.runtime import Runtime
 from robustly.settings import SettingsError
 from robustly.training import AuxiliaryNetwork, Job
 from robustly.training.engine.job import check_networks
@@ -253,6 +254,15 @@ def load_trained(folder: Path, config: RunConfig, data: ImageData, trusts: Trust
     if config.model.weights is None:
         raise RunError(f"{folder} has no weights yet: train it, or name weights with --model.weights FILE")
     return build_network(config.model, data, seed, trusts).eval(), config.model.weights
+
+
+def load_on_device(
+    folder: Path, config: RunConfig, data: ImageData, trusts: Trusts
+) -> tuple[nn.Module, str, torch.device]:
+    """The network of `load_trained` on the device of the settings, the name of its file, and the device."""
+    model, name = load_trained(folder, config, data, trusts)
+    device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
+    return model.to(device, memory_format=torch.channels_last), name, device  # type: ignore[call-overload]
 
 
 def evaluation_data(config: RunConfig) -> DataConfig:
