@@ -1,24 +1,18 @@
 """The lint of sentences finds what it is for, and leaves good sentences alone."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from loading import load_module
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def lint() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plain_words", ROOT / "checks" / "plain_words.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["plain_words"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module("checks/plain_words.py")
 
 
 @pytest.mark.parametrize(

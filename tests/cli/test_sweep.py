@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from robustly.cli import main
 from robustly.cli.sweep import worker_places
 from robustly.cli.sweep_run import check_room
+from threads import one_thread  # noqa: F401 (used by every test here)
 
 SMALL = [
     "--threat", "linf:0.1", "--data.train_limit", "128", "--data.image_size", "16", "--data.validation", "60",
@@ -29,15 +29,6 @@ SMALL = [
 ]  # fmt: skip
 ONE_EPOCH = [*SMALL, "--training.epochs", "1"]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the workers of a sweep have, whose weights are compared with those of runs in this process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """The documentation lists every attack and every module of a part by itself."""
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from loading import load_module
 from robustly.attacks import ATTACK_KINDS
 from robustly.training import LOSSES
 
@@ -15,12 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("attack_tables", ROOT / "docs_build" / "attack_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module("docs_build/attack_tables.py")
 
 
 def test_every_attack_has_a_row_of_five_cells(tables: ModuleType) -> None:

@@ -1,24 +1,18 @@
 """Every recipe's method has a page, made of what its parts and recipes say."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from loading import load_module
 
 pytest.importorskip("mkdocs", reason="the documentation's tools are not installed")
 ROOT = Path(__file__).parents[2]
 
 
 def load_pages() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("method_pages", ROOT / "docs_build" / "method_pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["method_pages"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module("docs_build/method_pages.py")
 
 
 PAGES = load_pages()

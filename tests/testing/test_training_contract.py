@@ -33,6 +33,7 @@ from robustly.training import (
     Terms,
     WeightPerturbation,
 )
+from threads import one_thread  # noqa: F401 (used by every test here)
 
 SETTINGS: dict[str, dict[str, Any]] = {
     **{name: {"steps": 2} for name in ("PGDInner", "AdaadInner", "CurriculumInner")},
@@ -45,14 +46,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 TABLES = (LABEL_SOURCES, INNER_MAXIMISERS, LOSSES, WEIGHTS, PARAMETER_PARTS)
 SHIPPED = [kind for table in TABLES for kind in table.values() if kind is not GklInner]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow

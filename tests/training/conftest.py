@@ -1,20 +1,10 @@
 """Networks as small as those of these tests only lose by threads."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from training_tools import small_digits
 
 from robustly.data import Splits
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from threads import one_thread  # noqa: F401 (used by every test here)
 
 
 @pytest.fixture(scope="session")
