@@ -13,7 +13,7 @@ from typing import NoReturn, TypeAlias
 import robustly
 from robustly.cli.analyse import COUNT, run_analysis
 from robustly.cli.arguments import split_overrides
-from robustly.cli.audit import run_audit
+from robustly.cli.audit import AuditOptions, run_audit
 from robustly.cli.compare import add_compare, run_comparison
 from robustly.cli.diagnose import COUNT as DIAGNOSED
 from robustly.cli.diagnose import run_diagnostics
@@ -95,6 +95,13 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
         )
 
 
+def _audit(options: argparse.Namespace, overrides: list[str]) -> int:
+    chosen = AuditOptions(
+        options.rerun, options.share, options.confidence, options.label, options.sign, options.verify
+    )
+    return run_audit(options.run, chosen, options.trust_code)
+
+
 def _recipes(options: argparse.Namespace, overrides: list[str]) -> int:
     print(recipe_text(options.name) if options.name else "\n".join(recipe_names()))  # noqa: T201
     return 0
@@ -104,7 +111,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "train": _train,
     "sweep": run_sweep,
     "evaluate": _evaluate,
-    "audit": lambda options, _: run_audit(options.run, options.rerun, options.trust_code, options.label),
+    "audit": _audit,
     "diagnose": lambda options, overrides: run_diagnostics(
         options.run, options.count, overrides, options.trust_code
     ),
@@ -180,11 +187,33 @@ def _add_evaluate(commands: Commands, trust: _Parser) -> None:
 
 def _add_audit(commands: Commands, trust: _Parser) -> None:
     audit = commands.add_parser(
-        "audit", parents=[trust], allow_abbrev=False, help="re-check an evaluation from scratch"
+        "audit",
+        parents=[trust],
+        allow_abbrev=False,
+        help="re-check an evaluation from scratch",
+        description="Recompute every number of an evaluation from its rows, every row from images and weights, and "
+        "attack a sample of the standing examples again. The exit code is 1 if a check fails. "
+        "`openssl genpkey -algorithm ed25519 -out KEY` makes a key.",
     )
     audit.add_argument("run", type=Path)
     audit.add_argument("--as", dest="label", metavar="NAME", help="audit the folder evaluation_NAME")
-    audit.add_argument("--rerun", type=int, default=32, help="unbroken examples to attack again, per attack")
+    audit.add_argument(
+        "--rerun",
+        choices=("sample", "all"),
+        default="sample",
+        help="attack a sample of the standing examples again (default), or all",
+    )
+    audit.add_argument(
+        "--share",
+        type=float,
+        default=0.02,
+        help="the sample is so large that the audit fails if this share of the standing verdicts is false ...",
+    )
+    audit.add_argument("--confidence", type=float, default=0.99, help="... with this probability (default: 0.99)")
+    audit.add_argument(
+        "--sign", type=Path, metavar="KEY", help="sign the evidence with an Ed25519 key if it passes"
+    )
+    audit.add_argument("--verify", type=Path, metavar="KEY", help="the evidence must be signed by this public key")
 
 
 def _add_report(commands: Commands) -> None:

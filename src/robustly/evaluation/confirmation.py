@@ -54,12 +54,6 @@ def attack_rows(target: EvaluationTarget, attack: Attack, rows: Tensor, name: st
     return Confirmed(found.columns, StoredImages.joined(images), unconfirmed)
 
 
-def broken_by(target: EvaluationTarget, attack: Attack, rows: Tensor, name: str) -> Tensor:
-    """Mask of rows that an attack reports as broken, `(M,)` bool."""
-    parts = [_attacked(target, attack, chunk, name).broken for chunk in target.chunks(rows)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool, device=rows.device)
-
-
 def untried(target: EvaluationTarget) -> Confirmed:
     """The results of an attack that was not run on any image."""
     none = torch.zeros(0, dtype=torch.int64, device=target.data.images.device)

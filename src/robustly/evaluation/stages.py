@@ -149,20 +149,35 @@ def _add(done: Stages, name: str, found: AttackEvidence, wrong: Flags | None) ->
 
 def _watch(done: Stages, name: str, title: str, broken: Flags) -> None:
     """Record the finding of a sentinel on examples that the stages before it left unbroken."""
+    done.findings.append(sentinel_finding(name, title, broken))
+    done.suspicions += sentinel_suspicions(title, broken)
+
+
+def sentinel_finding(name: str, title: str, broken: Flags) -> Finding:
+    """The finding of a sentinel.
+
+    Args:
+        name: name of the attack.
+        title: its title.
+        broken: mask of the attacked examples that it broke; at least one was attacked.
+    """
     fooled, count = int(broken.sum()), len(broken)
     bound = Proportion(fooled, count).high
-    done.findings.append(
-        Finding(
-            id=f"sentinel:{name}",
-            title=f"{title}: a search of another kind breaks no more examples",
-            passed=fooled == 0,
-            value=fooled / count,
-            threshold="0 broken",
-            words=f"It broke {fooled} of {count} unbroken images. With 95 % confidence it breaks at most "
-            f"{100 * bound:.1f} % of the unbroken images.",
-        )
+    return Finding(
+        id=f"sentinel:{name}",
+        title=f"{title}: a search of another kind breaks no more examples",
+        passed=fooled == 0,
+        value=fooled / count,
+        threshold="0 broken",
+        words=f"It broke {fooled} of {count} unbroken images. With 95 % confidence it breaks at most "
+        f"{100 * bound:.1f} % of the unbroken images.",
     )
-    if fooled:
-        done.suspicions.append(
-            f"{title}, a search of another kind, broke {fooled} of {count} images that no attack before it broke."
-        )
+
+
+def sentinel_suspicions(title: str, broken: Flags) -> list[str]:
+    """Sentences on adversarial examples that only a sentinel found; none if it found none."""
+    fooled = int(broken.sum())
+    words = (
+        f"{title}, a search of another kind, broke {fooled} of {len(broken)} images that no attack before it broke."
+    )
+    return [words] if fooled else []

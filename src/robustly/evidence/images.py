@@ -80,11 +80,11 @@ class EvidenceImages:
         """Build from tensors with their names in the file.
 
         Raises:
-            EvidenceError: tensors are missing or do not fit together.
+            EvidenceError: tensors are missing, unknown, or do not fit together.
         """
         owners = [name.removesuffix(".ids") for name in tensors if name.endswith(".ids")]
         proofs = f"{CERTIFICATE}."
-        return cls(
+        found = cls(
             attacks={name: _stored(name, tensors) for name in attack_names(tensors)},
             gallery=_stored(GALLERY, tensors),
             certificates={
@@ -93,6 +93,11 @@ class EvidenceImages:
             curve=_stored(CURVE, tensors) if CURVE in owners else None,
             threat=threat_arrays(tensors, tensors.__getitem__),
         )
+        known = found.tensors()
+        unknown = [name for name in tensors if name not in known]
+        if unknown:
+            raise EvidenceError(f"the tensor {unknown[0][:80]!r} is not one of this schema")
+        return found
 
 
 def attack_names(tensors: Iterable[str]) -> list[str]:

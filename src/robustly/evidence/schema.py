@@ -223,13 +223,13 @@ class EvidenceTable:
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> "EvidenceTable":
-        """Build from columns with their names in the file; unknown columns are ignored.
+        """Build from columns with their names in the file.
 
         Raises:
-            EvidenceError: a column is missing or of another type.
+            EvidenceError: a column is missing, unknown, or of another type.
         """
         attacks, certificates = _owners(columns)
-        return cls(
+        table = cls(
             examples=_record(ExampleColumns, "", columns),
             attacks={name: _record(AttackColumns, f"{name}.", columns) for name in attacks},
             worst_case=_record(WorstCaseColumns, f"{WORST_CASE}.", columns),
@@ -238,6 +238,10 @@ class EvidenceTable:
             },
             curve=_record(CurveColumns, f"{CURVE}.", columns) if f"{CURVE}.distance" in columns else None,
         )
+        unknown = [name for name in columns if name not in table.columns()]
+        if unknown:
+            raise EvidenceError(f"the column {unknown[0][:80]!r} is not one of this schema")
+        return table
 
 
 def column_fields(record: type) -> dict[str, Column]:

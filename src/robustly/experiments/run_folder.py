@@ -15,7 +15,7 @@ from torch import nn
 
 from robustly.attacks.core.contract import check_output, frozen
 from robustly.data import DataConfig, ImageData, load_extra, load_splits
-from robustly.evaluation.evaluate import looks_like_probabilities
+from robustly.evaluation.derived import looks_like_probabilities
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.files import write_text
 from robustly.models import ModelConfig, build_model, load_weights

@@ -88,7 +88,7 @@ def _read_training(file: Path) -> Training | None:
         raise ReportError(f"{file} has a cell that is not a number: {error}.") from error
     columns = {name: table[:, i] for i, name in enumerate(header)}
     status = if_there(
-        file.with_name("status.json"), lambda found: from_json(Status, read_object(found), str(found))
+        file.with_name("status.json"), lambda found: from_json(Status, read_object(found), str(found), strict=False)
     )
     return Training(columns) if status is None else Training(columns, status)
 

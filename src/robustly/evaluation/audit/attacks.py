@@ -72,7 +72,20 @@ def _row_problem(
         differing = shown != found
         where = f", first id {first_id(table, differing)}" if differing.any() else ""
         return f"{int(differing.sum())} rows do not agree with the images{where}"
-    return ""
+    return _column_problem(columns, shown)
+
+
+def _column_problem(columns: AttackColumns, shown: Flags) -> str:
+    """The problem with values of rows that were not attacked or have no image, or an empty text."""
+    tried = columns.tried
+    untouched = AttackColumns.untried(len(tried))
+    for column in ("forwards", "backwards", "zero_gradients", "margin", "distance", "prediction"):
+        values, empty = getattr(columns, column), getattr(untouched, column)
+        if not np.array_equal(values[~tried], empty[~tried], equal_nan=column in ("margin", "distance")):
+            return f"{column} has values of examples that were not attacked"
+        if column not in ("margin", "distance", "prediction") and (values < 0).any():
+            return f"{column} is negative"
+    return "a prediction has no image" if (columns.prediction[~shown] != -1).any() else ""
 
 
 def _image_checks(
