@@ -127,7 +127,7 @@ def _read(field: _Field, values: Mapping[str, object], where: str, strict: bool)
     if isinstance(field.form, Inline):
         return from_json(field.kind, values, where, strict=False)
     if not isinstance(field.form, ShareObject):
-        return _value(field.kind, values[field.key], where, field.key)
+        return _value(field.kind, values[field.key], where, field.key, strict)
     inner, form = values[field.key], ShareKeys(field.form.hits)
     if not isinstance(inner, dict):
         raise _wrong(where, field.key, "an object", inner)
@@ -216,38 +216,38 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _value(kind: Any, value: object, where: str, key: str) -> Any:
+def _value(kind: Any, value: object, where: str, key: str, strict: bool = True) -> Any:
     """Convert a value to the type of a field."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         (kind,) = (one for one in inner if one is not NoneType)
         absent = value is None or (kind is float and isinstance(value, float) and not math.isfinite(value))
-        return None if absent else _value(kind, value, where, key)
+        return None if absent else _value(kind, value, where, key, strict)
     if origin is not None:
-        return _collection(kind, value, where, key)
+        return _collection(kind, value, where, key, strict)
     if kind is object:
         return value
     if is_dataclass(kind):
-        return from_json(kind, value, f"{where}: {key}")  # type: ignore[arg-type]
+        return from_json(kind, value, f"{where}: {key}", strict=strict)  # type: ignore[arg-type]
     if not _is_scalar(kind, value):
         raise _wrong(where, key, _wanted(kind), value)
     return kind(value)
 
 
-def _collection(kind: Any, value: object, where: str, key: str) -> Any:
+def _collection(kind: Any, value: object, where: str, key: str, strict: bool) -> Any:
     """Convert a list, a square of numbers, a mapping, or one of several words."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is np.ndarray and isinstance(value, list):
         return _grid(value, where, key)
     if origin is Mapping and isinstance(value, dict):
-        return {name: _value(inner[1], item, f"{where}: {key}", name) for name, item in value.items()}
+        return {name: _value(inner[1], item, f"{where}: {key}", name, strict) for name, item in value.items()}
     if origin is Literal and value in inner:
         return value
     if origin is tuple and isinstance(value, list):
         kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
         if len(kinds) == len(value):
             pairs = zip(kinds, value, strict=True)
-            return tuple(_value(one, item, where, f"{key}[{i}]") for i, (one, item) in enumerate(pairs))
+            return tuple(_value(one, item, where, f"{key}[{i}]", strict) for i, (one, item) in enumerate(pairs))
     raise _wrong(where, key, _wanted(kind), value)
 
 

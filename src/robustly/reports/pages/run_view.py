@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from robustly.evidence import EvidenceTable, Finding, Summary
+from robustly.evidence.schema import SCHEMA
 from robustly.evidence.summary import AttackOutcome
 from robustly.reports.figures.analysis_figures import (
     MeasureRow,
@@ -151,6 +152,11 @@ def _warnings(run: RunEvidence) -> tuple[str, ...]:
         found.append(f"The training was stopped before its end. {training.status.message}".strip())
     if evaluation is not None:
         found += evaluation.warnings
+    if evaluation is not None and evaluation.schema < SCHEMA:
+        found.append(
+            f"The evidence is of schema {evaluation.schema}, which an audit checks by older rules. Evaluate again "
+            "for all checks."
+        )
     return tuple(found)
 
 
