@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from robustly.evidence import EvidenceTable, Summary, read_summary
+from robustly.evidence.audit_record import read_audit, read_signature
 from robustly.evidence.records import from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.evidence.storage import read_pictures, read_table
@@ -49,7 +50,12 @@ def read_run(path: Path) -> RunEvidence:
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
     name = (evaluation.run if evaluation else "") or path.resolve().name
-    return RunEvidence(path, name, config, training, evaluation, table, pictures, tuple(notes), analysis)
+    audit = signature = None
+    if evaluation is not None:
+        audit, signature = read_audit(folder), read_signature(folder)
+    return RunEvidence(
+        path, name, config, training, evaluation, table, pictures, tuple(notes), analysis, audit, signature
+    )
 
 
 def if_there(file: Path, read: Callable[[Path], Content]) -> Content | None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly.evidence import EvidenceTable, Summary
+from robustly.evidence.audit_record import AuditRecord, Signature
 from robustly.evidence.storage import Pictures
 from robustly.reports.analysis import Analysis
 
@@ -54,6 +55,8 @@ class RunEvidence:
         pictures: some images of the evaluation.
         notes: contradictions between the files.
         analysis: gradients, loss surfaces, the union of threats.
+        audit: the last audit of the evaluation; None if it was not audited as it is now.
+        signature: the signature of the evaluation, which no report verifies.
     """
 
     path: Path
@@ -65,6 +68,8 @@ class RunEvidence:
     pictures: Pictures | None
     notes: tuple[str, ...] = ()
     analysis: Analysis | None = None
+    audit: AuditRecord | None = None
+    signature: Signature | None = None
 
 
 def distinct_names(named: Sequence[tuple[str, Path]]) -> list[str]:

@@ -21,7 +21,7 @@ from robustly.reports.figures.charts import Figure, Table
 from robustly.reports.figures.evaluation_figures import evaluation_figures
 from robustly.reports.figures.training_figures import metrics_table, training_figures
 from robustly.reports.formats import count, setting, tenths
-from robustly.reports.pages.facts import FactGroup, facts
+from robustly.reports.pages.facts import FactGroup, audit_words, facts
 from robustly.reports.pages.gallery import Gallery, gallery
 from robustly.reports.run import RunEvidence
 
@@ -83,6 +83,7 @@ class RunView:
     analysis: tuple[Figure, ...] = ()
     measures: tuple[MeasureRow, ...] = ()
     union: tuple[UnionCell, ...] = ()
+    audit: str = ""
 
 
 def view(run: RunEvidence, key: str) -> RunView:
@@ -113,6 +114,7 @@ def view(run: RunEvidence, key: str) -> RunView:
         analysis=() if analysis is None else analysis_figures(analysis, evaluation.threat if evaluation else None),
         measures=() if analysis is None or analysis.gradients is None else measure_rows(analysis.gradients),
         union=() if analysis is None or analysis.union is None else union_cells(analysis.union),
+        audit=audit_words(run),
     )
 
 
