@@ -10,6 +10,7 @@ from torch import Tensor
 from robustly.evaluation.audit.check import Check, disagree, first_id, tolerance
 from robustly.evaluation.derived import gallery
 from robustly.evaluation.recording import as_array, data_record, model_record, suite_record, threat_record
+from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.suite import Suite, settings
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence, EvidenceTable, Summary
@@ -107,4 +108,15 @@ def description_check(summary: Summary, target: EvaluationTarget, suite: Suite) 
         "model.parameters": (summary.model.parameters, model.parameters),
     }
     wrong = [name for name, (stated, derived) in pairs.items() if stated != derived]
+    if summary.composed is not None and not _is_composed(summary, target, suite):
+        wrong.append("composed")
     return Check("the record of threat, suite and data", f"wrong: {', '.join(wrong)}" if wrong else "")
+
+
+def _is_composed(summary: Summary, target: EvaluationTarget, suite: Suite) -> bool:
+    """Whether the stages in the evidence make the given suite."""
+    try:
+        own = suite_from(summary.suite.name, summary.composed, summary.threat.kind)
+    except ValueError:
+        return False
+    return suite_record(target, own, "worst_case") == suite_record(target, suite, "worst_case")

@@ -9,7 +9,7 @@ import torch
 from robustly.certification import Certificate
 from robustly.evaluation.audit.again import Again, attack_again, differences
 from robustly.evaluation.audit.check import Check
-from robustly.evaluation.audit.sampling import BROKEN_SHARE, Sampling, drawn
+from robustly.evaluation.audit.sampling import BROKEN_LEAST, BROKEN_SHARE, Sampling, drawn
 from robustly.evaluation.certificates import run_certificate
 from robustly.evaluation.curve import curve_radii
 from robustly.evaluation.recording import certificate_columns
@@ -64,7 +64,7 @@ def rerun_checks(evidence: Evidence, target: EvaluationTarget, suite: Suite, sam
 
 
 def _part(count: int, sampling: Sampling) -> int:
-    return count if sampling.everything else int(np.ceil(BROKEN_SHARE * count))
+    return count if sampling.everything else max(BROKEN_LEAST, int(np.ceil(BROKEN_SHARE * count)))
 
 
 def _same_margins(target: EvaluationTarget, table: EvidenceTable) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 from robustly.evidence.schema import Flags, Whole
 from robustly.randomness import shuffled
 
-BROKEN_SHARE = 0.1
-"""Share of the broken rows of an attack that are attacked again, for their margins and passes."""
+BROKEN_SHARE, BROKEN_LEAST = 0.1, 20
+"""Share and least number of the broken rows of an attack that are attacked again, for their passes."""
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ class Named:
 
     run: str
     model: str
-    checkpoint: str
+    checkpoint: str | None
     source: str
-    split: str = "test"
+    split: str | None = "test"
 
 
 def statement_checks(

@@ -6,7 +6,9 @@ from dataclasses import fields, replace
 from typing import Any
 
 from robustly.attacks import ATTACK_KINDS, ATTACKS, TITLES, Attack
-from robustly.evaluation import SUITES, Plan, Suite, suite_named
+from robustly.evaluation.suites import SUITES, suite_named
+from robustly.evaluation.suites.suite import Suite
+from robustly.evidence.provenance import Plan
 from robustly.objectives import OBJECTIVES
 from robustly.settings import SettingsError, build, changed, check_keys, choose
 
