@@ -168,7 +168,7 @@ def summary_table(summary: Summary) -> Table:
     table.add_column("attack")
     table.add_column("accuracy", justify="right")
     table.add_column("95 % interval", justify="right")
-    table.add_column("after 8-bit rounding", justify="right")
+    table.add_column("as 8-bit files", justify="right")
     table.add_column("passes per image", justify="right")
     table.add_row("clean", *_share(metrics.clean), "", "")
     for outcome in summary.outcomes:

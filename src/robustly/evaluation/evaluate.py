@@ -204,6 +204,7 @@ def _images(target: EvaluationTarget, found: _Found) -> EvidenceImages:
         certificates=found.certified.images,
         curve=None if found.curve is None else found.curve.images,
         threat={name: as_array(values) for name, values in target.threat.arrays.items()},
+        eight_bit=found.run.eight_bit,
     )
 
 

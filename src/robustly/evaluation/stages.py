@@ -10,10 +10,11 @@ from torch import Tensor
 from robustly.attacks import Attack
 from robustly.evaluation.checkpoint import AttackEvidence, EvaluationCheckpoint
 from robustly.evaluation.confirmation import attack_rows, untried
+from robustly.evaluation.eight_bit import nothing_saved, save_in_8_bits
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.suites.suite import Suite, planned_rows
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress
-from robustly.evidence import Finding, StoredImages
+from robustly.evidence import EightBitImages, Finding, StoredImages
 from robustly.evidence.provenance import Plan
 from robustly.evidence.schema import AttackColumns, ExampleColumns, Flags, Single, WorstCaseColumns
 from robustly.statistics import Proportion
@@ -32,6 +33,7 @@ class Stages:
         closeness: highest margin of each example so far.
         attacks: columns of each attack.
         images: images of each attack.
+        eight_bit: images of 8 bits of each attack.
         seconds: duration of each attack.
         unconfirmed: number of successes that a second forward pass did not confirm.
         failures: error messages of attacks that raised.
@@ -43,6 +45,7 @@ class Stages:
     closeness: Single
     attacks: dict[str, AttackColumns] = field(default_factory=dict)
     images: dict[str, StoredImages] = field(default_factory=dict)
+    eight_bit: dict[str, EightBitImages] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     unconfirmed: int = 0
     failures: dict[str, str] = field(default_factory=dict)
@@ -119,11 +122,13 @@ def _finished(
     began = time.perf_counter()
     try:
         found = attack_rows(target, attack, rows, name, progress)
+        saved = save_in_8_bits(target, name, found.columns, found.images)
     except Exception as error:
         failures[name] = f"{type(error).__name__}: {error}"
         found = untried(target)
-        return AttackEvidence(found.columns, found.images, 0, time.perf_counter() - began)
-    finished = AttackEvidence(found.columns, found.images, found.unconfirmed, time.perf_counter() - began)
+        return AttackEvidence(found.columns, found.images, 0, time.perf_counter() - began, nothing_saved(target))
+    seconds = time.perf_counter() - began
+    finished = AttackEvidence(found.columns, found.images, found.unconfirmed, seconds, saved)
     if checkpoint is not None:
         checkpoint.save(name, finished)
     return finished
@@ -144,6 +149,7 @@ def _add(done: Stages, name: str, found: AttackEvidence, wrong: Flags | None) ->
     done.worst_case = WorstCaseColumns(before.broken | own.broken, before.broken_8bit | own.broken_8bit)
     done.closeness = np.fmax(done.closeness, own.margin)
     done.attacks[name], done.images[name], done.seconds[name] = own, found.images, found.seconds
+    done.eight_bit[name] = found.eight_bit
     done.unconfirmed += found.unconfirmed
 
 

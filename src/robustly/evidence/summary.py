@@ -19,7 +19,7 @@ class AttackSummary:
 
     Args:
         robust: share of all examples that are unbroken after it.
-        robust_8bit: the same after rounding to 8 bits.
+        robust_8bit: the same for images of 8 bits: against an attacker who saves files.
         mean_forwards: forward passes per attacked example.
         mean_backwards: passes of the gradient to the input per attacked example.
         tried: number of attacked examples.
@@ -34,7 +34,7 @@ class AttackSummary:
 
 @dataclass(frozen=True)
 class WorstCaseSummary:
-    """Robust accuracy over all attacks, and the same after rounding to 8 bits."""
+    """Robust accuracy over all attacks, and the same for their images of 8 bits."""
 
     robust: Annotated[Proportion, ShareKeys("robust")]
     robust_8bit: EightBit

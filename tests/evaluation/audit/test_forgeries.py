@@ -133,6 +133,16 @@ def zero_gradients_everywhere(own: AttackColumns, _: EvidenceTable) -> None:
     own.zero_gradients[own.tried] = 10
 
 
+def passes_in_8_bits(own: AttackColumns, _: EvidenceTable) -> None:
+    own.passes_8bit[own.passes_8bit > 0] = 50
+
+
+def stands_in_8_bits(own: AttackColumns, table: EvidenceTable) -> None:
+    row = first(own.broken_8bit & own.tried)
+    for columns in (*table.attacks.values(), table.worst_case):
+        columns.broken_8bit[row] = False
+
+
 def another_class(own: AttackColumns, table: EvidenceTable) -> None:
     row = first(own.broken & own.tried)
     own.prediction[row] = (own.prediction[row] + 1) % 10
@@ -195,7 +205,8 @@ ROWS = {
         one.__name__: column("pgd_10", one)
         for one in (
             fewer_passes, more_passes, passes_of_broken_rows, negative_passes, passes_without_an_attack,
-            wide_margins, unknown_margins, margins_without_an_attack, zero_gradients_everywhere, another_class,
+            wide_margins, unknown_margins, margins_without_an_attack, zero_gradients_everywhere, passes_in_8_bits,
+            stands_in_8_bits, another_class,
             a_class_without_an_image, a_distance_without_an_image, farther, no_output, not_attacked,
         )
     },
@@ -231,7 +242,7 @@ def hide(table: EvidenceTable, rows: Any) -> None:
     for columns in (*table.attacks.values(), table.worst_case):
         columns.broken[rows] = columns.broken_8bit[rows] = False
     for own in table.attacks.values():
-        own.distance[rows], own.prediction[rows] = np.nan, -1
+        own.distance[rows], own.prediction[rows], own.passes_8bit[rows] = np.nan, -1, 0
         standing = own.tried & ~own.broken
         own.forwards[rows], own.backwards[rows] = own.forwards[standing].max(), own.backwards[standing].max()
         own.margin[rows] = -0.01
@@ -239,7 +250,7 @@ def hide(table: EvidenceTable, rows: Any) -> None:
 
 def without(rows_of: list[int]) -> Callable[[Tensors], None]:
     def drop(images: Tensors) -> None:
-        for name in {key.split(".")[0] for key in images if key.endswith(".ids")} - {"gallery", "curve"}:
+        for name in {key.removesuffix(".ids") for key in images if key.endswith(".ids")} - {"gallery", "curve"}:
             kept = ~np.isin(images[f"{name}.ids"], rows_of)
             for part in ("ids", "images"):
                 images[f"{name}.{part}"] = images[f"{name}.{part}"][kept]
@@ -468,6 +479,20 @@ def images_of_a_certificate(images: Tensors) -> None:
     images["certificate.proof.images"] = images["pgd_10.images"]
 
 
+def one_image_in_8_bits_less(images: Tensors) -> None:
+    for part in ("ids", "images"):
+        images[f"8bit.pgd_10.{part}"] = images[f"8bit.pgd_10.{part}"][1:]
+
+
+def clean_images_in_8_bits(images: Tensors) -> None:
+    images["8bit.pgd_10.images"] = np.zeros_like(images["8bit.pgd_10.images"])
+
+
+def images_in_8_bits_of_another_attack(images: Tensors) -> None:
+    for part in ("ids", "images"):
+        images[f"8bit.autoattack.{part}"] = images[f"8bit.pgd_10.{part}"]
+
+
 def parameters_of_a_ball(images: Tensors) -> None:
     images["pgd_10.theta"] = images["pgd_10.images"]
 
@@ -492,6 +517,9 @@ def other_images_of_the_curve(images: Tensors) -> None:
         another_tensor,
         images_of_another_attack,
         images_of_a_certificate,
+        one_image_in_8_bits_less,
+        clean_images_in_8_bits,
+        images_in_8_bits_of_another_attack,
         parameters_of_a_ball,
         not_a_number,
         arrays_of_the_threat,
