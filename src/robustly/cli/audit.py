@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from robustly.cli.arguments import Trust
+from robustly.cli.terminal import PlainConsole
 from robustly.data import load_test
 from robustly.evaluation import Check, EvaluationTarget, Suite, audit
 from robustly.evaluation.suites.composed import suite_from
@@ -21,7 +22,7 @@ def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = No
     Raises:
         ValueError: the folder has no run, or weights or data cannot be read.
     """
-    console = Console()
+    console = PlainConsole()
     if rerun < 1:
         raise ValueError(f"--rerun must be at least 1, got {rerun}")
     config = open_run(folder)

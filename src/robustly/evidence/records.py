@@ -5,7 +5,6 @@ another key, `Annotated[Proportion, ShareKeys("robust")]` writes a share into ke
 `Annotated[Metrics, Inline()]` does the same with a whole record. Fields with a default may be absent.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
+from robustly.documents import DocumentError, read_json
 from robustly.statistics import Proportion
 
 R = TypeVar("R")
@@ -127,9 +127,11 @@ def read_object(path: Path) -> dict[str, Any]:
         EvidenceError: the file is cut off or not a JSON object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EvidenceError(f"{path} is not readable JSON (cut off while it was written?): {error}.") from error
+        values = read_json(path)
+    except DocumentError as error:
+        raise EvidenceError(f"{error}.") from None
+    except OSError as error:
+        raise EvidenceError(f"{path} cannot be read: {error}.") from error
     if not isinstance(values, dict):
         raise EvidenceError(f"{path} should be one JSON object.")
     return values

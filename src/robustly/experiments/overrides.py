@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from robustly.documents import DocumentError, DocumentSyntaxError, parse_yaml
 from robustly.experiments.configuration import Settings
 from robustly.settings import SettingsError
 
@@ -46,9 +45,11 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
     # a new name clears the settings of the part it replaces, so names are applied first
     for key, value in sorted(given, key=lambda pair: not pair[0].endswith("name")):
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = parse_yaml(value, f"--{key}")
+        except DocumentSyntaxError:
             parsed = value
+        except DocumentError as error:
+            raise SettingsError(str(error)) from None
         _put(result, key.replace("-", "_").split("."), parsed, f"--{key}")
     return result
 
