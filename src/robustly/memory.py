@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 MOST_PIXELS = 50_000_000
 """Most pixels of one image."""
 VARIABLE = "ROBUSTLY_LARGEST_DATA_GIB"
 _USUAL_GIB = 16.0
+_ROWS = 1024
 
 
 class SizeError(ValueError):
@@ -77,6 +80,26 @@ def check_archive(file: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
         return
     check_bytes(size, str(file))
+
+
+def read_parquet(file: Path) -> pa.Table:
+    """Read a Parquet file part by part, within the limit of `most_bytes`.
+
+    A repeated value takes a few bytes in the file, and its full size in memory.
+
+    Raises:
+        SizeError: the table is larger.
+        pyarrow.ArrowException: the file is damaged.
+        OSError: the file cannot be read.
+    """
+    batches, size = [], 0
+    with pq.ParquetFile(file) as content:
+        check_bytes(content.metadata.num_rows * content.metadata.num_columns // 8, str(file))
+        for batch in content.iter_batches(batch_size=_ROWS):
+            size += batch.nbytes
+            check_bytes(size, str(file))
+            batches.append(batch)
+        return pa.Table.from_batches(batches, schema=content.schema_arrow)
 
 
 def check_npz(file: Path) -> None:
