@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from robustly.documents import DocumentError, DocumentSyntaxError, parse_yaml
+from robustly.documents import MOST_LEVELS, DocumentError, DocumentSyntaxError, parse_yaml
 from robustly.experiments.configuration import Settings
 from robustly.settings import SettingsError
 
@@ -50,7 +50,10 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
             parsed = value
         except DocumentError as error:
             raise SettingsError(str(error)) from None
-        _put(result, key.replace("-", "_").split("."), parsed, f"--{key}")
+        path = key.replace("-", "_").split(".")
+        if len(path) > MOST_LEVELS:
+            raise SettingsError(f"--{key[:40]}... has {len(path)} parts: at most {MOST_LEVELS} are possible")
+        _put(result, path, parsed, f"--{key}")
     return result
 
 
