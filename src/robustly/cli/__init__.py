@@ -31,6 +31,8 @@ from robustly.output_text import one_line
 from robustly.threats import parse_threat
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 3, 130
+LONGEST = 1000
+"""Most characters of a message."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,8 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("ROBUSTLY_TRACEBACK"):
             traceback.print_exc()
         is_fault = not isinstance(error, ValueError | OSError | ImportError | MemoryError | torch.OutOfMemoryError)
-        sentence = _report(error) if is_fault else _sentence(error)
-        print(f"robustly: {one_line(sentence)}", file=sys.stderr)  # noqa: T201
+        sentence = one_line(_report(error) if is_fault else _sentence(error))
+        shown = sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]}..."
+        print(f"robustly: {shown}", file=sys.stderr)  # noqa: T201
         return FAULT if is_fault else USER_ERROR
 
 

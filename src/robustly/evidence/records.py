@@ -218,7 +218,7 @@ def _is_scalar(kind: Any, value: object) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind is int:
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        whole = (isinstance(value, int) or (isinstance(value, float) and value.is_integer())) and abs(value) < 2**63
         return whole and not isinstance(value, bool)
     return kind in (str, bool) and isinstance(value, kind)
 

@@ -43,6 +43,9 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
     result: dict[str, Any] = _copied(settings)
     given = pairs_of(arguments)
     # a new name clears the settings of the part it replaces, so names are applied first
+    for key, value in given:
+        if not value.strip():
+            raise SettingsError(f"--{key[:80]} needs a value: write null for none")
     for key, value in sorted(given, key=lambda pair: not pair[0].endswith("name")):
         try:
             parsed = parse_yaml(value, f"--{key}")
