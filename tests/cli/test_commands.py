@@ -285,7 +285,7 @@ def test_a_file_cannot_import_code(here: Path, capsys: pytest.CaptureFixture[str
     (here / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert "not allowed" in refusal(capsys, "train", "recipe.yaml")
     (here / "recipe.yaml").write_text("model: !!python/object/apply:os.system ['touch pwned']\n")
-    assert "not readable YAML" in refusal(capsys, "train", "recipe.yaml")
+    assert "is not allowed: use plain values" in refusal(capsys, "train", "recipe.yaml")
     assert not (here / "pwned").exists()
 
 

@@ -4,11 +4,14 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
+
+import torch
 
 import robustly
 from robustly.cli.analyse import COUNT, run_analysis
@@ -24,9 +27,12 @@ from robustly.cli.suites import show_suites
 from robustly.cli.sweep import add_sweep, run_sweep
 from robustly.cli.train import run_training
 from robustly.experiments.run_folder import lock_run
+from robustly.output_text import one_line
 from robustly.threats import parse_threat
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, FAULT, INTERRUPTED = 2, 3, 130
+LONGEST = 1000
+"""Most characters of a message."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,7 +46,9 @@ Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0: success. 1: a failed audit or diagnostic. 2: wrong input, with one sentence on stderr. 130: Ctrl-C.
+    0: success. 1: the command ran, and its answer is negative: a failed audit or diagnostic. 2: wrong input, with
+    one sentence on stderr. 3: a fault of robustly itself; the sentence names a file with the traceback. 130:
+    Ctrl-C. With the variable `ROBUSTLY_TRACEBACK` set, the traceback of 2 and 3 is printed too.
     """
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -54,24 +62,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `robustly recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
         if os.environ.get("ROBUSTLY_TRACEBACK"):
             traceback.print_exc()
-        print(f"robustly: {_sentence(error)}", file=sys.stderr)  # noqa: T201
-        return USER_ERROR
+        is_fault = not isinstance(error, ValueError | OSError | ImportError | MemoryError | torch.OutOfMemoryError)
+        sentence = one_line(_report(error) if is_fault else _sentence(error))
+        shown = sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]}..."
+        print(f"robustly: {shown}", file=sys.stderr)  # noqa: T201
+        return FAULT if is_fault else USER_ERROR
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}; files written before are kept"
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"there is not enough memory: use smaller batches, models or images ({str(error)[:120]})"
+    return str(error).strip() or type(error).__name__
+
+
+def _report(error: Exception) -> str:
+    """The sentence on a fault of robustly itself; writes the traceback to a temporary file."""
+    with tempfile.NamedTemporaryFile("w", prefix="robustly-", suffix=".txt", encoding="utf-8", delete=False) as log:
+        log.write("".join(traceback.format_exception(error)).encode("utf-8", "replace").decode())
+    return (
+        f"this is a fault of robustly ({type(error).__name__}: {str(error)[:160]}): please report it with the file "
+        f"{log.name}; files written before are kept"
+    )
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     """Print warnings of the category UserWarning, without file and line."""
     if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+        print(f"warning: {one_line(str(message))}", file=sys.stderr)  # noqa: T201
 
 
 def _run(arguments: list[str]) -> int:

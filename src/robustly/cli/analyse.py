@@ -7,12 +7,12 @@ from shlex import quote
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from robustly.analysis.input_gradients import GradientStatistics, gradient_statistics, summarised
 from robustly.analysis.landscapes import input_landscapes, weight_landscape
 from robustly.cli.arguments import Trust
+from robustly.cli.terminal import PlainConsole
 from robustly.data import ImageData, load_test
 from robustly.evaluation.recording import stored_threat
 from robustly.evidence import read_evidence, read_summary
@@ -56,7 +56,7 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
         "union": _union(folder),
     }
     write_json(folder / ANALYSIS, content)
-    console = Console()
+    console = PlainConsole()
     for line in _summary_lines(content):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(

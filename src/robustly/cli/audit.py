@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from robustly.cli.arguments import Trust
+from robustly.cli.terminal import PlainConsole
 from robustly.data import load_test
 from robustly.evaluation import Audit, Check, EvaluationTarget, Sampling, Suite, audit
 from robustly.evaluation.audit.statements import Named
@@ -50,7 +51,7 @@ def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
         ValueError: the folder has no run, weights or data cannot be read, or a key is not one.
         OSError: a key cannot be read.
     """
-    console = Console()
+    console = PlainConsole()
     sampling = Sampling(options.share, options.confidence, options.rerun == "all")
     for key, read in ((options.sign, read_private_key), (options.verify, read_public_key)):
         if key is not None:

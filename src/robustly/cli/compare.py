@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from robustly.cli.terminal import PlainConsole
 from robustly.experiments.run_folder import CONFIG
 from robustly.experiments.sweep_folders import MANIFEST
 from robustly.files import write_text
@@ -42,7 +43,7 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
     """
     folders = [folder for run in runs for folder in _runs_in(run)]
     tables = method_tables([read_evaluated(folder) for folder in folders], by)
-    console = Console()
+    console = PlainConsole()
     if csv is not None:
         _check_target(csv)
         csv.parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +79,10 @@ def _check_target(file: Path) -> None:
 
 def _print(console: Console, table: MethodTable, title: str) -> None:
     """Print a table; intervals are left out if the terminal is too narrow for them."""
-    drawn, wide = _drawn(table, title), Console(width=2000)
+    drawn, wide = _drawn(table, title), PlainConsole(width=2000)
     needed = Measurement.get(wide, wide.options, drawn).maximum
     if not console.is_terminal:
-        Console(width=needed).print(drawn)
+        PlainConsole(width=needed).print(drawn)
     elif needed <= console.width:
         console.print(drawn)
     else:

@@ -3,11 +3,11 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from robustly.cli.arguments import check_evaluation_overrides, trust_in
+from robustly.cli.terminal import PlainConsole
 from robustly.data import load_test
 from robustly.evaluation import EvaluationTarget
 from robustly.evaluation.diagnostics import diagnose, masking_suspected
@@ -57,7 +57,7 @@ def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: 
         "masking": masking,
     }
     write_json(folder / DIAGNOSTICS, content)
-    console = Console()
+    console = PlainConsole()
     console.print(findings_table(findings, f"{folder.resolve().name}: {config.threat}"))
     if masking:
         console.print("[red]masking suspected:[/] robust accuracy is an upper bound", highlight=False)

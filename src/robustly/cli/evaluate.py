@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from robustly.cli.arguments import check_evaluation_overrides, is_model_name, trust_in
+from robustly.cli.terminal import PlainConsole
 from robustly.data import ImageData, load_test
 from robustly.evaluation import EvaluationCheckpoint, evaluate
 from robustly.evaluation.suites.composed import suite_from
@@ -33,6 +34,7 @@ from robustly.experiments.run_folder import (
     open_run,
 )
 from robustly.models import weights_hash
+from robustly.output_text import plain_text
 from robustly.randomness import derive_seed
 from robustly.statistics import Proportion
 
@@ -67,7 +69,7 @@ def run_evaluation(
         kept_threat = read_summary(target).threat.text
         if kept_threat != str(config.threat):
             raise RunError(f"{target} is under {kept_threat}, not {config.threat}: --as NAME gives another name")
-        Console().print(f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False)
+        PlainConsole().print(f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False)
         return 0
     if target.exists() and not (overwrite or keep):
         raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
@@ -79,7 +81,7 @@ def run_evaluation(
     kept = EvaluationCheckpoint(unfinished, _identity(config, suite, model, data))
     if is_new:
         create_run(folder, config)
-    console = Console()
+    console = PlainConsole()
     with _progress_bar(console) as progress:
         evidence = evaluate(
             model,
@@ -203,7 +205,7 @@ def _progress_bar(console: Console) -> Iterator[Progress]:
 
         def progress(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total)
+                tasks[name] = bar.add_task(plain_text(name), total=total)
             bar.update(tasks[name], completed=done, total=total)
 
         yield progress

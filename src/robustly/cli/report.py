@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robustly.cli.terminal import PlainConsole
 from robustly.experiments.run_folder import REPORT
 from robustly.reports import RunEvidence, read_run, write_report
 from robustly.statistics import Proportion
@@ -22,7 +22,7 @@ def run_report(runs: Sequence[Path], out: Path | None) -> int:
     """
     target = out or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
     written = write_report(runs, target)
-    console = Console()
+    console = PlainConsole()
     if len(runs) > 1:
         console.print(_comparison([read_run(run) for run in runs]))
     console.print(f"report: {written.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)

@@ -11,6 +11,7 @@ from robustly.cli.arguments import trust_in
 from robustly.cli.dry_run import show_composition, show_job
 from robustly.cli.progress import observer_for
 from robustly.cli.recipes import read_recipe
+from robustly.cli.terminal import PlainConsole
 from robustly.experiments.configuration import build_config, with_absolute_paths
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_folder import build_job, create_run, lock_run, open_run, refuse_existing
@@ -44,16 +45,16 @@ def run_training(
         if _is_first_process() and not dry_run:
             refuse_existing(folder)
     if dry_run:
-        show_composition(Console(), config)
+        show_composition(PlainConsole(), config)
     config.runtime.check()
     job = build_job(config, trust_in(overrides, trust_code).allows)
     if dry_run:
         job.check_processes(config.runtime.processes * config.runtime.nodes)
-        show_job(Console(), config, job)
+        show_job(PlainConsole(), config, job)
         return 0
     runtime = Runtime(config.runtime)
     job.check_processes(runtime.world_size)
-    console = Console(quiet=runtime.rank != 0)
+    console = PlainConsole(quiet=runtime.rank != 0)
     if runtime.rank == 0 and resume is None:
         create_run(folder, config)
     _print(

@@ -5,7 +5,6 @@ another key, `Annotated[Proportion, ShareKeys("robust")]` writes a share into ke
 `Annotated[Metrics, Inline()]` does the same with a whole record. Fields with a default may be absent.
 """
 
-import json
 import math
 from collections.abc import Container, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
+from robustly.documents import DocumentError, read_json
 from robustly.statistics import Proportion
 
 R = TypeVar("R")
@@ -166,9 +166,11 @@ def read_object(path: Path) -> dict[str, Any]:
         EvidenceError: the file is cut off or not a JSON object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EvidenceError(f"{path} is not readable JSON (cut off while it was written?): {error}.") from error
+        values = read_json(path)
+    except DocumentError as error:
+        raise EvidenceError(f"{error}.") from None
+    except OSError as error:
+        raise EvidenceError(f"{path} cannot be read: {error}.") from error
     if not isinstance(values, dict):
         raise EvidenceError(f"{path} should be one JSON object.")
     return values
@@ -255,7 +257,7 @@ def _is_scalar(kind: Any, value: object) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind is int:
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        whole = (isinstance(value, int) or (isinstance(value, float) and value.is_integer())) and abs(value) < 2**63
         return whole and not isinstance(value, bool)
     return kind in (str, bool) and isinstance(value, kind)
 

@@ -28,6 +28,7 @@ from robustly.evidence.schema_2 import columns_of_schema_2, summary_of_schema_2
 from robustly.evidence.schema_3 import columns_of_schema_3, summary_of_schema_3
 from robustly.evidence.summary import Summary
 from robustly.files import file_sha256, whole_file, write_json
+from robustly.memory import SizeError, read_parquet
 
 Found = TypeVar("Found")
 _VERDICT = ".verdict"
@@ -120,7 +121,9 @@ def read_table(folder: Path) -> EvidenceTable:
     values, version = _opened(folder)
     file = folder / TABLE
     try:
-        stored = pq.read_table(file)
+        stored = read_parquet(file)
+    except SizeError as error:
+        raise EvidenceError(str(error)) from None
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise EvidenceError(f"{file} is damaged (cut off while it was written?): {reason}") from error

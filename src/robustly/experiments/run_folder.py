@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from torch import nn
 
+from robustly import documents
 from robustly.attacks.core.contract import check_output, frozen
 from robustly.data import DataConfig, ImageData, load_extra, load_splits
+from robustly.documents import DocumentError
 from robustly.evaluation.derived import looks_like_probabilities
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.files import write_text
@@ -120,29 +121,12 @@ def read_yaml(path: Path) -> dict[str, object]:
     """Settings from a YAML file.
 
     Raises:
-        SettingsError: the file is not YAML or not a mapping, or has a key twice.
+        SettingsError: the file is not YAML or not a mapping, or breaks a limit of `robustly.documents`.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)  # a safe loader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not readable YAML ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(content, dict):
-        raise SettingsError(f"{path} has no settings: expected lines 'name: value'")
-    return content
-
-
-class _NoKeyTwice(yaml.SafeLoader):
-    """YAML loader that refuses equal keys, of which PyYAML keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; raises YAMLError if two keys are equal."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key.value!r} is given twice, the second time in line {line}")
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+        return documents.read_yaml(path)
+    except DocumentError as error:
+        raise SettingsError(str(error)) from None
 
 
 def build_job(config: RunConfig, trusts: Trusts) -> Job:

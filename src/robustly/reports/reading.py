@@ -1,13 +1,12 @@
 """Read run folders. Every part is optional, but a part that exists must be complete."""
 
-import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import yaml
 
+from robustly.documents import DocumentError, read_csv, read_yaml
 from robustly.evidence import EvidenceTable, Summary, read_summary
 from robustly.evidence.audit_record import read_audit, read_signature
 from robustly.evidence.records import from_json, read_object
@@ -70,17 +69,16 @@ def read_config(file: Path) -> Mapping[str, object]:
         ReportError: not YAML, or not a mapping.
     """
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ReportError(f"{file} is not readable YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(config, dict):
-        raise ReportError(f"{file} should be one YAML mapping.")
-    return config
+        return read_yaml(file)
+    except DocumentError as error:
+        raise ReportError(f"{error}.") from None
 
 
 def _read_training(file: Path) -> Training | None:
-    with file.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.reader(stream))
+    try:
+        rows = read_csv(file)
+    except DocumentError as error:
+        raise ReportError(f"{error}.") from None
     if len(rows) < 2:
         return None
     header = rows[0]

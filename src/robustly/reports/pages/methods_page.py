@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustly.files import write_text
+from robustly.output_text import csv_cell
 from robustly.reports.figures.charts import Figure
 from robustly.reports.figures.front import Point, Whiskers, clean_against_robust
 from robustly.reports.formats import deviating, interval, percent
@@ -97,10 +98,9 @@ def methods_csv(tables: Sequence[MethodTable]) -> str:
     """The tables as CSV with one line per row, accuracies in per cent; published rows have another `kind`."""
     titles = list(dict.fromkeys(title for table in tables for title in table.titles))
     stream = io.StringIO()
-    writer = csv.DictWriter(
-        stream, [*HEADER, *(title + part for title in titles for part in PARTS)], lineterminator="\n"
-    )
-    writer.writeheader()
+    columns = [*HEADER, *(title + part for title in titles for part in PARTS)]
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writerow({name: csv_cell(name) for name in columns})
     for table in tables:
         tested = {
             "data": table.data.source,
@@ -119,7 +119,7 @@ def methods_csv(tables: Sequence[MethodTable]) -> str:
             }
             for title, cell in zip(table.titles, row.cells, strict=True):
                 line |= _numbers(title, cell.value)
-            writer.writerow(line)
+            writer.writerow({name: csv_cell(value) for name, value in line.items()})
             if row.published is not None:
                 theirs = row.published
                 shown = {
@@ -129,7 +129,9 @@ def methods_csv(tables: Sequence[MethodTable]) -> str:
                 }
                 about = {"data": theirs.data, "threat": f"linf:{theirs.epsilon}", "kind": "published"}
                 source = f"{theirs.architecture}; {theirs.source}"
-                writer.writerow({**about, "name": theirs.name, "recipe": row.recipe, "source": source, **shown})
+                named = {"name": theirs.name, "recipe": row.recipe or "", "source": source}
+                published = {**about, **named, **shown}
+                writer.writerow({name: csv_cell(value) for name, value in published.items()})
     return stream.getvalue()
 
 

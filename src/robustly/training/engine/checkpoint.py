@@ -1,7 +1,5 @@
 """The full state of a training run in one file, from which a killed run continues exactly."""
 
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,8 @@ import torch
 from torch import Tensor
 
 from robustly.files import whole_file
+from robustly.memory import check_archive
+from robustly.training.engine.checkpoint_content import wrong_part
 from robustly.training.step import Memory
 
 FORMAT = "robustly-training-state-3"
@@ -67,15 +67,22 @@ def load_state(path: Path, config_digest: str) -> TrainingState:
     """Read a state; no code in the file is executed.
 
     Raises:
-        CheckpointError: the file is truncated, not a checkpoint, or of a run with another configuration.
+        CheckpointError: the file is truncated, not a checkpoint, has a part of another type, or is of a run with
+            another configuration.
+        SizeError: its tensors are larger than the limit of `robustly.memory`.
     """
+    check_archive(path)
+    # a damaged file raises many kinds of errors of pickle, zipfile and PyTorch
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
+    except Exception as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is truncated or not a checkpoint of robustly ({reason})") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not a training checkpoint of robustly (its format is not {FORMAT!r})")
+    wrong = wrong_part(content)
+    if wrong:
+        raise CheckpointError(f"{path} is not a whole training checkpoint: {wrong}")
     try:
         state = TrainingState(**content)
     except TypeError:

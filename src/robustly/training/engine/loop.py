@@ -220,7 +220,13 @@ class _Run:
             for name, network in self.stepper.networks.learning.items():
                 network.load_state_dict(state.networks[name])
             self.stepper.optimizers.load_state_dict(state.optimizers)
-        except (RuntimeError, KeyError, ValueError) as error:  # the code of a user's model may have changed
+        except (
+            RuntimeError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as error:  # the code of a user's model may have changed
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{self.folder / LAST} does not fit the networks of the run ({reason})") from None
         for name, network in self.stepper.networks.frozen.items():
