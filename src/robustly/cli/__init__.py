@@ -18,12 +18,12 @@ from robustly.cli.compare import add_compare, run_comparison
 from robustly.cli.diagnose import COUNT as DIAGNOSED
 from robustly.cli.diagnose import run_diagnostics
 from robustly.cli.evaluate import run_evaluation
+from robustly.cli.interruption import Stopped, lasting_output, stoppable
 from robustly.cli.recipes import recipe_names, recipe_text
 from robustly.cli.report import run_report
 from robustly.cli.suites import show_suites
 from robustly.cli.sweep import add_sweep, run_sweep
 from robustly.cli.train import run_training
-from robustly.experiments.run_folder import lock_run
 from robustly.threats import parse_threat
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -40,20 +40,29 @@ Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0: success. 1: a failed audit or diagnostic. 2: wrong input, with one sentence on stderr. 130: Ctrl-C.
+    0: success. 1: a failed audit or diagnostic. 2: wrong input, with one sentence on stderr. 130: Ctrl-C. 143:
+    SIGTERM. 129: SIGHUP. A closed pipe ends no command.
     """
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    with lasting_output():
+        return _exit_code(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _exit_code(arguments: list[str]) -> int:
     try:
-        with warnings.catch_warnings():
+        with stoppable(), warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
-            return _run(list(sys.argv[1:] if arguments is None else arguments))
+            code = _run(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a full disk is an error, unlike a closed pipe
+            return code
+    except Stopped as stop:
+        print(f"robustly: {stop}", file=sys.stderr)  # noqa: T201
+        return stop.exit_code
     except KeyboardInterrupt:
         print("robustly: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
-    except BrokenPipeError:  # `robustly recipes | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("ROBUSTLY_TRACEBACK"):
             traceback.print_exc()
@@ -89,10 +98,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.suite is not None:
         overrides = ["--evaluation.suite", options.suite, *overrides]
-    with lock_run(options.run):
-        return run_evaluation(
-            options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
-        )
+    return run_evaluation(
+        options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
+    )
 
 
 def _recipes(options: argparse.Namespace, overrides: list[str]) -> int:

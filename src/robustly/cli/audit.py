@@ -12,6 +12,7 @@ from robustly.evaluation import Check, EvaluationTarget, Suite, audit
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evidence import EvidenceError, Summary, read_evidence
 from robustly.experiments.configuration import build_config
+from robustly.experiments.locks import repair_evaluations
 from robustly.experiments.run_folder import evaluation_folder, load_on_device, open_run
 
 
@@ -25,6 +26,7 @@ def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = No
     if rerun < 1:
         raise ValueError(f"--rerun must be at least 1, got {rerun}")
     config = open_run(folder)
+    repair_evaluations(folder)
     kept = evaluation_folder(folder, label)
     try:
         summary = read_evidence(kept).summary
