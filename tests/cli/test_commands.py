@@ -48,7 +48,7 @@ def test_a_run_folder_is_complete(run: Path) -> None:
     assert names == {
         "config.yaml", "metrics.csv", "status.json", "model.safetensors", "checkpoints/last.pt",
         "checkpoints/best.safetensors", "evaluation/summary.json", "evaluation/evidence.parquet",
-        "evaluation/adversarial.safetensors", ".lock",
+        "evaluation/adversarial.safetensors", ".lock", ".evaluation.lock",
     }  # fmt: skip
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["recipe"] == "mnist5k/dynat"

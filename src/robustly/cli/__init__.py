@@ -21,12 +21,12 @@ from robustly.cli.compare import add_compare, run_comparison
 from robustly.cli.diagnose import COUNT as DIAGNOSED
 from robustly.cli.diagnose import run_diagnostics
 from robustly.cli.evaluate import run_evaluation
+from robustly.cli.interruption import Stopped, lasting_output, stoppable
 from robustly.cli.recipes import recipe_names, recipe_text
 from robustly.cli.report import run_report
 from robustly.cli.suites import show_suites
 from robustly.cli.sweep import add_sweep, run_sweep
 from robustly.cli.train import run_training
-from robustly.experiments.run_folder import lock_run
 from robustly.output_text import one_line
 from robustly.threats import parse_threat
 
@@ -48,14 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: success. 1: the command ran, and its answer is negative: a failed audit or diagnostic. 2: wrong input, with
     one sentence on stderr. 3: a fault of robustly itself; the sentence names a file with the traceback. 130:
-    Ctrl-C. With the variable `ROBUSTLY_TRACEBACK` set, the traceback of 2 and 3 is printed too.
+    Ctrl-C. 143: SIGTERM. 129: SIGHUP. A closed pipe ends no command. With the variable `ROBUSTLY_TRACEBACK` set,
+    the traceback of 2 and 3 is printed too.
     """
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    with lasting_output():
+        return _exit_code(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _exit_code(arguments: list[str]) -> int:
     try:
-        with warnings.catch_warnings():
+        with stoppable(), warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
-            return _run(list(sys.argv[1:] if arguments is None else arguments))
+            code = _run(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a full disk is an error, unlike a closed pipe
+            return code
+    except Stopped as stop:
+        print(f"robustly: {stop}", file=sys.stderr)  # noqa: T201
+        return stop.exit_code
     except KeyboardInterrupt:
         print("robustly: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
@@ -112,10 +124,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.suite is not None:
         overrides = ["--evaluation.suite", options.suite, *overrides]
-    with lock_run(options.run):
-        return run_evaluation(
-            options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
-        )
+    return run_evaluation(
+        options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
+    )
 
 
 def _audit(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -18,6 +18,7 @@ from robustly.evidence.audit_record import STATED, AuditRecord, write_audit
 from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import SUMMARY
 from robustly.experiments.configuration import RunConfig, build_config
+from robustly.experiments.locks import repair_evaluations
 from robustly.experiments.run_folder import RunError, evaluation_data, evaluation_folder, load_on_device, open_run
 from robustly.experiments.signature import read_private_key, read_public_key, sign, signature_check
 from robustly.files import file_sha256
@@ -57,6 +58,7 @@ def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
         if key is not None:
             read(key)  # a wrong file must not cost the user an audit
     config = open_run(folder)
+    repair_evaluations(folder)
     kept = evaluation_folder(folder, options.label)
     if not kept.is_dir():
         raise RunError(f"{kept} does not exist: evaluate first (robustly evaluate {folder})")

@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from robustly.cli.terminal import PlainConsole
+from robustly.experiments.locks import repair_evaluations
 from robustly.experiments.run_folder import CONFIG
 from robustly.experiments.sweep_folders import MANIFEST
 from robustly.files import write_text
@@ -42,6 +43,8 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
         OSError: a file cannot be written.
     """
     folders = [folder for run in runs for folder in _runs_in(run)]
+    for folder in folders:
+        repair_evaluations(folder)
     tables = method_tables([read_evaluated(folder) for folder in folders], by)
     console = PlainConsole()
     if csv is not None:

@@ -1,8 +1,9 @@
 """`robustly evaluate`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -18,25 +19,29 @@ from robustly.cli.arguments import check_evaluation_overrides, is_model_name, tr
 from robustly.cli.terminal import PlainConsole
 from robustly.data import ImageData, load_test
 from robustly.evaluation import EvaluationCheckpoint, evaluate
+from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
-from robustly.evaluation.suites.suite import Suite, settings
 from robustly.evaluation.target import Progress
 from robustly.evidence import Summary, read_summary, write_evidence
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
+from robustly.experiments.locks import lock_evaluation, partial_of
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_folder import (
+    CONFIG,
     RunError,
     create_run,
     evaluation_data,
     evaluation_folder,
     load_on_device,
     open_run,
+    refuse_existing,
 )
-from robustly.models import weights_hash
+from robustly.files import whole_folder
 from robustly.output_text import plain_text
-from robustly.randomness import derive_seed
 from robustly.statistics import Proportion
+
+UNTRAINED = "evaluation only"
 
 
 def run_evaluation(
@@ -62,56 +67,86 @@ def run_evaluation(
         OSError: files that cannot be read or written.
     """
     trust = trust_in(overrides, trust_code)
-    is_new = not folder.exists() and any(is_model_name(word) for word in overrides)
-    config = _new_config(overrides) if is_new else _config_of(folder, overrides)
     target = evaluation_folder(folder, label)
-    if keep and (target / "summary.json").is_file():
-        kept_threat = read_summary(target).threat.text
-        if kept_threat != str(config.threat):
-            raise RunError(f"{target} is under {kept_threat}, not {config.threat}: --as NAME gives another name")
-        PlainConsole().print(f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False)
-        return 0
-    if target.exists() and not (overwrite or keep):
-        raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
-    source = evaluation_data(config)
-    data = load_test(source)
-    model, checkpoint, device = load_on_device(folder, config, data, trust.allows)
-    suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
-    unfinished = target.with_name(f"{target.name}.partial")
-    kept = EvaluationCheckpoint(unfinished, _identity(config, suite, model, data))
-    if is_new:
-        create_run(folder, config)
-    console = PlainConsole()
-    with _progress_bar(console) as progress:
+    with ExitStack() as held:
+        held.enter_context(lock_evaluation(target))  # no lock if the folder is new
+        is_new = not (folder / CONFIG).is_file() and any(is_model_name(word) for word in overrides)
+        if is_new:
+            refuse_existing(folder)
+        config = _new_config(overrides) if is_new else _config_of(folder, overrides)
+        if keep and (target / "summary.json").is_file():
+            kept_threat = read_summary(target).threat.text
+            if kept_threat != str(config.threat):
+                raise RunError(
+                    f"{target} is under {kept_threat}, not {config.threat}: --as NAME gives another name"
+                )
+            PlainConsole().print(
+                f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False
+            )
+            return 0
+        if target.exists() and not (overwrite or keep):
+            raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
+        source = evaluation_data(config)
+        data = load_test(source)
+        model, checkpoint, device = load_on_device(folder, config, data, trust.allows)
+        data = data.to(device)
+        if is_new:
+            create_run(folder, config)
+            held.enter_context(lock_evaluation(target))
+        named = partial(_named, folder=folder, config=replace(config, data=source), checkpoint=checkpoint)
+        summary = _evaluated(config, model, data, target, named)
+    _print(PlainConsole(), summary, folder, target)
+    return 0
+
+
+def _evaluated(
+    config: RunConfig, model: nn.Module, data: ImageData, target: Path, named: Callable[[Summary], Summary]
+) -> Summary:
+    """Attack the model, replace the folder of the evaluation by the new evidence, and return its summary."""
+    settings = config.evaluation
+    suite = suite_from(settings.suite, settings.stages, config.threat.kind)
+    unfinished = partial_of(target)
+    identity = evaluation_identity(
+        model,
+        data,
+        config.threat,
+        suite,
+        mode=settings.mode,
+        seed=config.seed,
+        batch_size=settings.batch_size,
+        curve_count=settings.curve_count,
+    )
+    with _progress_bar(PlainConsole()) as progress:
         evidence = evaluate(
             model,
-            data.to(device),
+            data,
             config.threat,
             suite,
-            mode=config.evaluation.mode,
+            mode=settings.mode,
             seed=config.seed,
-            batch_size=config.evaluation.batch_size,
-            curve_count=config.evaluation.curve_count,
-            checkpoint=kept,
+            batch_size=settings.batch_size,
+            curve_count=settings.curve_count,
+            checkpoint=EvaluationCheckpoint(unfinished, identity),
             progress=progress,
         )
-    summary = _named(evidence.summary, folder, replace(config, data=source), checkpoint)
-    write_evidence(replace(evidence, summary=summary), target)
-    kept.remove()
-    _print(console, summary, folder, target)
-    return 0
+    summary = named(evidence.summary)
+    with whole_folder(target, spent=unfinished) as staging:
+        write_evidence(replace(evidence, summary=summary), staging)
+    return summary
 
 
 def _new_config(overrides: list[str]) -> RunConfig:
     """Settings of a model that was trained elsewhere."""
-    return with_absolute_paths(build_config(apply_overrides({"recipe": "evaluation only"}, overrides)))
+    return with_absolute_paths(build_config(apply_overrides({"recipe": UNTRAINED}, overrides)))
 
 
 def _config_of(folder: Path, overrides: list[str]) -> RunConfig:
-    """Settings of a run, with overrides."""
+    """Settings of a run, with overrides. The command that made a folder without training may be given again."""
     stored = open_run(folder)
-    check_evaluation_overrides(overrides, stored.model_names)
-    return build_config(apply_overrides(stored.as_plain(), overrides))
+    config = with_absolute_paths(build_config(apply_overrides(stored.as_plain(), overrides)))
+    if stored.recipe != UNTRAINED or config.digest() != stored.digest():
+        check_evaluation_overrides(overrides, stored.model_names)
+    return config
 
 
 def _print(console: Console, summary: Summary, folder: Path, target: Path) -> None:
@@ -137,14 +172,6 @@ def _named(found: Summary, folder: Path, config: RunConfig, checkpoint: str) -> 
         data=replace(found.data, source=config.data.source, split="test", settings=config.as_plain()["data"]),
         composed=config.evaluation.stages,
     )
-
-
-def _identity(config: RunConfig, suite: Suite, model: nn.Module, data: ImageData) -> str:
-    """The identity of an evaluation; a checkpoint must have the same."""
-    parts = [settings(attack) for attack in suite.attacks.values()]
-    plans = [suite.plan(name) for name in suite.attacks]
-    known = (weights_hash(model), data.digest(), str(config.threat), config.evaluation.mode, config.seed)
-    return f"{derive_seed(*map(str, known), suite.name, repr(parts), repr(plans)):016x}"
 
 
 def _spent(summary: Summary) -> str:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.cli.terminal import PlainConsole
+from robustly.experiments.locks import repair_evaluations
 from robustly.experiments.run_folder import REPORT
 from robustly.reports import RunEvidence, read_run, write_report
 from robustly.statistics import Proportion
@@ -20,6 +21,8 @@ def run_report(runs: Sequence[Path], out: Path | None) -> int:
         ValueError: a run that cannot be read.
         OSError: the page cannot be written.
     """
+    for run in runs:
+        repair_evaluations(run)
     target = out or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
     written = write_report(runs, target)
     console = PlainConsole()

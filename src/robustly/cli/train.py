@@ -13,8 +13,9 @@ from robustly.cli.progress import observer_for
 from robustly.cli.recipes import read_recipe
 from robustly.cli.terminal import PlainConsole
 from robustly.experiments.configuration import build_config, with_absolute_paths
+from robustly.experiments.locks import lock_run
 from robustly.experiments.overrides import apply_overrides
-from robustly.experiments.run_folder import build_job, create_run, lock_run, open_run, refuse_existing
+from robustly.experiments.run_folder import build_job, create_run, is_begun, open_run
 from robustly.runtime import Runtime
 from robustly.training import train
 
@@ -42,8 +43,8 @@ def run_training(
     else:
         config = with_absolute_paths(build_config(apply_overrides(read_recipe(recipe), overrides)))
         folder = out or Path("runs") / config.recipe.replace("/", "_")
-        if _is_first_process() and not dry_run:
-            refuse_existing(folder)
+        if _is_first_process() and not dry_run and is_begun(folder, config):
+            resume = folder
     if dry_run:
         show_composition(PlainConsole(), config)
     config.runtime.check()
@@ -57,8 +58,10 @@ def run_training(
     console = PlainConsole(quiet=runtime.rank != 0)
     if runtime.rank == 0 and resume is None:
         create_run(folder, config)
+    begins = "" if resume is None or recipe is None else " (continued)"
     _print(
-        console, f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat} -> {folder}"
+        console,
+        f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat} -> {folder}{begins}",
     )
     lock = lock_run(folder) if runtime.rank == 0 else nullcontext()
     with lock, observer_for(console) as observer:

@@ -10,7 +10,7 @@ from robustly.attacks import Attack
 from robustly.data import ImageData
 from robustly.evaluation.batch_size import measure
 from robustly.evaluation.certificates import Certified, run_certificates
-from robustly.evaluation.checkpoint import EvaluationCheckpoint
+from robustly.evaluation.checkpoint import EvaluationCheckpoint, Speed
 from robustly.evaluation.curve import Curve, curve_by_attack, curve_by_distances, curve_points, curve_radii
 from robustly.evaluation.derived import derived_warnings, gallery, unconfirmed_counterexamples, unconfirmed_warning
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
@@ -75,7 +75,7 @@ def evaluate(
     _check_attacks(suite, threat)
     target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))
     clean = _clean_logits(replace(target, batch_size=batch_size or 250))
-    target, tuned = (target, suite) if batch_size else _tuned(target, suite)
+    target, tuned = _tuned(target, suite, batch_size, checkpoint)
     mode = "worst_case" if suite.worst_case else mode
     progress = progress or no_progress
     examples, findings = _clean_columns(target, clean), cheap_findings(target)
@@ -137,10 +137,22 @@ def _clean_logits(target: EvaluationTarget) -> Tensor:
     return clean
 
 
-def _tuned(target: EvaluationTarget, suite: Suite) -> tuple[EvaluationTarget, Suite]:
-    """The target with a measured batch size, and the suite in the precision that is faster here."""
-    tuning = measure(target)
-    return replace(target, batch_size=tuning.batch_size), suite if tuning.half_pays else in_full_precision(suite)
+def _tuned(
+    target: EvaluationTarget, suite: Suite, batch_size: int | None, checkpoint: EvaluationCheckpoint | None
+) -> tuple[EvaluationTarget, Suite]:
+    """The target with its batch size, and the suite in the precision that is faster here, unless a size is given.
+
+    An evaluation that continues keeps the size and precision with which it began.
+    """
+
+    def speed() -> Speed:
+        if batch_size:
+            return Speed(batch_size, half_pays=True)
+        tuning = measure(target)
+        return Speed(tuning.batch_size, tuning.half_pays)
+
+    used = speed() if checkpoint is None else checkpoint.begin(speed)
+    return replace(target, batch_size=used.batch_size), suite if used.half_pays else in_full_precision(suite)
 
 
 def _clean_columns(target: EvaluationTarget, clean: Tensor) -> ExampleColumns:

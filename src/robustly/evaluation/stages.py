@@ -1,6 +1,7 @@
 """Run the attacks of a suite in order, each on the examples that its plan selects."""
 
 import time
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -118,7 +119,10 @@ def _finished(
     """Load the evidence of an attack from the checkpoint, or run the attack; empty if it raises an error."""
     stored = checkpoint.load(name) if checkpoint is not None else None
     if stored is not None:
-        return stored
+        if np.array_equal(np.flatnonzero(stored.columns.tried), as_array(rows)):
+            return stored
+        # an attack before it failed in one of the two processes
+        warnings.warn(f"the attack {name!r} runs again: before the stop it ran on other images", stacklevel=4)
     began = time.perf_counter()
     try:
         found = attack_rows(target, attack, rows, name, progress)

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,24 +104,29 @@ class _Run:
     def go(self) -> Outcome:
         """Train to the end."""
         self._recover()
-        self.observer.started(self.job, len(self.rows))
         try:
+            self.observer.started(self.job, len(self.rows))
             while len(self.rows) < self.job.training.epochs and not self._stopped_early():
                 self._epoch(len(self.rows))
-        except ValueError as error:
+            reason = self._stopped_early() if len(self.rows) < self.job.training.epochs else ""
+            self._finish(reason)
+        except KeyboardInterrupt as stop:
+            self._write_status("stopped", str(stop) or "interrupted by the user")
+            raise
+        except Exception as error:
             diverged = isinstance(error, DivergenceError | InstanceWeightsError)
-            self._write_status("diverged" if diverged else "failed", str(error))
+            with suppress(OSError):  # a full disk, which is the error then
+                self._write_status("diverged" if diverged else "failed", str(error))
             raise
-        except KeyboardInterrupt:
-            self._write_status("stopped", "interrupted by the user")
-            raise
+        self.runtime.wait_for_all()
+        return Outcome(self.best_epoch + 1, len(self.rows), self.seconds, self.rows, reason)
+
+    def _finish(self, reason: str) -> None:
+        """Write the selected weights; last, because a folder with them is a finished run."""
+        self._write_status("finished", reason)
         if self.runtime.rank == 0:
             with whole_file(self.folder / FINAL) as temporary:
                 shutil.copyfile(self.folder / BEST, temporary)
-        reason = self._stopped_early() if len(self.rows) < self.job.training.epochs else ""
-        self._write_status("finished", reason)
-        self.runtime.wait_for_all()
-        return Outcome(self.best_epoch + 1, len(self.rows), self.seconds, self.rows, reason)
 
     def _stopped_early(self) -> str:
         return reason_to_stop(self.job.training, self.rows, self.best_epoch)
@@ -193,8 +199,6 @@ class _Run:
     def _save(self, is_best: bool) -> None:
         if self.runtime.rank == 0:
             (self.folder / LAST).parent.mkdir(exist_ok=True)
-            if is_best:
-                save_weights(self._selected(), self.folder / BEST)
             state = TrainingState(
                 epoch=len(self.rows),
                 config_digest=self.config_digest,
@@ -208,6 +212,8 @@ class _Run:
                 seconds=self.seconds,
             )
             save_state(state, self.folder / LAST)
+            if is_best:
+                save_weights(self._selected(), self.folder / BEST)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
             self._write_status("running", "")
         self.runtime.wait_for_all()
@@ -237,6 +243,8 @@ class _Run:
         self.rows, self.seconds = list(state.rows), state.seconds
         self.best_epoch, self.best_score = state.best_epoch, (state.best_score[0], state.best_score[1])
         if self.runtime.rank == 0:
+            if self.best_epoch == len(self.rows) - 1:  # the process may have been killed before it wrote them
+                save_weights(self._selected(), self.folder / BEST)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
 
     def _write_status(self, state: str, message: str) -> None:
