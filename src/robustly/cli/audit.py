@@ -8,10 +8,11 @@ from rich.markup import escape
 
 from robustly.cli.arguments import Trust
 from robustly.data import load_test
-from robustly.evaluation import Check, EvaluationTarget, Suite, audit
+from robustly.evaluation import Audit, Check, EvaluationTarget, Suite, audit
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evidence import EvidenceError, Summary, read_evidence
 from robustly.experiments.configuration import build_config
+from robustly.experiments.rows_audit import rows_checks
 from robustly.experiments.run_folder import evaluation_folder, load_on_device, open_run
 
 
@@ -36,11 +37,13 @@ def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = No
             console, Check("the data can be loaded again", f"{kept} does not state the settings of its data")
         )
         return 1
+    stored = config
     config = replace(config, data=build_config({"data": summary.data.settings}).data)
     data = load_test(config.data)
+    rows = rows_checks(folder, stored, summary, data)
     model, _, device = load_on_device(folder, config, data, Trust(everything=trust_code).allows)
     target = EvaluationTarget(model, data.to(device), config.threat)
-    result = audit(kept, target, _suite(summary), rerun=rerun)
+    result = Audit((*audit(kept, target, _suite(summary), rerun=rerun).checks, *rows))
     for check in result.checks:
         _print_check(console, check)
     verdict = "[green]audit passed" if result.passed else "[red]AUDIT FAILED"

@@ -127,7 +127,7 @@ def _cell(score: Score | None, row: Row, best: bool, brief: bool) -> str:
 
 def _explain(console: Console, table: MethodTable) -> None:
     """Print the legend of a table and the sources of published numbers."""
-    lines = [f"! {note}" for note in table.notes]
+    lines = [f"! {note}" for note in (*table.notes, *table.remarks)]
     if any(row.suspected for row in table.rows):
         lines.append("(!) upper bound; masking suspected: not ranked")
     several = any(len(row.seeds) > 1 for row in table.rows)

@@ -24,6 +24,7 @@ from robustly.evaluation.target import Progress
 from robustly.evidence import Summary, read_summary, write_evidence
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.overrides import apply_overrides
+from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_weights, write_run_data
 from robustly.experiments.run_folder import (
     RunError,
     create_run,
@@ -73,12 +74,14 @@ def run_evaluation(
         raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
     source = evaluation_data(config)
     data = load_test(source)
+    seen = check_test_rows(folder, config, data)
     model, checkpoint, device = load_on_device(folder, config, data, trust.allows)
     suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
     unfinished = target.with_name(f"{target.name}.partial")
     kept = EvaluationCheckpoint(unfinished, _identity(config, suite, model, data))
     if is_new:
         create_run(folder, config)
+        write_run_data(folder, data_of_weights(config.model.weights))
     console = Console()
     with _progress_bar(console) as progress:
         evidence = evaluate(
@@ -93,7 +96,7 @@ def run_evaluation(
             checkpoint=kept,
             progress=progress,
         )
-    summary = _named(evidence.summary, folder, replace(config, data=source), checkpoint)
+    summary = _named(evidence.summary, folder, replace(config, data=source), checkpoint, seen)
     write_evidence(replace(evidence, summary=summary), target)
     kept.remove()
     _print(console, summary, folder, target)
@@ -116,6 +119,8 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path) -> No
     """Print the table, the passes, warnings about the result, and the next command."""
     console.print(summary_table(summary))
     console.print(_spent(summary), highlight=False, soft_wrap=True)
+    mark = "[red]![/] " if summary.data.seen else ""
+    console.print(f"{mark}seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
     for sentence in [*summary.masking, *summary.failures.values()]:
         console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
     console.print(
@@ -126,13 +131,20 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path) -> No
     )
 
 
-def _named(found: Summary, folder: Path, config: RunConfig, checkpoint: str) -> Summary:
+def _named(found: Summary, folder: Path, config: RunConfig, checkpoint: str, seen: SeenRows) -> Summary:
     """The summary with the names of run and model, and the settings that load the same data again."""
     return replace(
         found,
         run=folder.resolve().name,
         model=replace(found.model, name=config.model.name, checkpoint=checkpoint),
-        data=replace(found.data, source=config.data.source, split="test", settings=config.as_plain()["data"]),
+        data=replace(
+            found.data,
+            source=config.data.source,
+            split="test",
+            settings=config.as_plain()["data"],
+            trained_on=seen.trained_on,
+            selected_on=seen.selected_on,
+        ),
         composed=config.evaluation.stages,
     )
 

@@ -13,7 +13,8 @@ from robustly.cli.progress import observer_for
 from robustly.cli.recipes import read_recipe
 from robustly.experiments.configuration import build_config, with_absolute_paths
 from robustly.experiments.overrides import apply_overrides
-from robustly.experiments.run_folder import build_job, create_run, lock_run, open_run, refuse_existing
+from robustly.experiments.run_data import data_of_job, refuse_other_training_rows, write_run_data
+from robustly.experiments.run_folder import build_job_and_data, create_run, lock_run, open_run, refuse_existing
 from robustly.runtime import Runtime
 from robustly.training import train
 
@@ -46,11 +47,14 @@ def run_training(
     if dry_run:
         show_composition(Console(), config)
     config.runtime.check()
-    job = build_job(config, trust_in(overrides, trust_code).allows)
+    job, splits = build_job_and_data(config, trust_in(overrides, trust_code).allows)
     if dry_run:
         job.check_processes(config.runtime.processes * config.runtime.nodes)
         show_job(Console(), config, job)
         return 0
+    rows = data_of_job(config, job, splits.test)
+    if resume is not None:
+        refuse_other_training_rows(folder, config.data.source, rows)
     runtime = Runtime(config.runtime)
     job.check_processes(runtime.world_size)
     console = Console(quiet=runtime.rank != 0)
@@ -61,6 +65,8 @@ def run_training(
     )
     lock = lock_run(folder) if runtime.rank == 0 else nullcontext()
     with lock, observer_for(console) as observer:
+        if runtime.rank == 0:
+            write_run_data(folder, rows)
         runtime.wait_for_all()  # until the folder is there and locked
         try:
             outcome = train(job, runtime, folder, config_digest=config.digest(), observer=observer)

@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from robustly.attacks.core.contract import check_output, frozen
-from robustly.data import DataConfig, ImageData, load_extra, load_splits
+from robustly.data import DataConfig, ImageData, Splits, load_extra, load_splits
 from robustly.evaluation.evaluate import looks_like_probabilities
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.files import write_text
@@ -146,7 +146,12 @@ class _NoKeyTwice(yaml.SafeLoader):
 
 
 def build_job(config: RunConfig, trusts: Trusts) -> Job:
-    """Build everything that training needs, and check it.
+    """Build everything that training needs; see `build_job_and_data`."""
+    return build_job_and_data(config, trusts)[0]
+
+
+def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
+    """Build everything that training needs, and check it; returns the test images too, which training never uses.
 
     Args:
         config: the run's settings.
@@ -168,7 +173,7 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         )
         for name, network in config.networks.items()
     }
-    return Job(
+    job = Job(
         method=config.method,
         model=model,
         train=splits.train,
@@ -182,6 +187,7 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         networks=networks,
         extra=load_extra(config.data, splits),
     )
+    return job, splits
 
 
 def build_network(

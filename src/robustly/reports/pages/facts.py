@@ -50,6 +50,7 @@ def _data(evaluation: Summary) -> Pairs:
         ("Source", data.source),
         ("Split", data.split),
         ("Examples", count(data.count)),
+        ("Seen before", data.seen_words),
         ("Classes", count(len(data.classes)) if data.classes else None),
         ("SHA-256 of examples", data.sha256),
     ]

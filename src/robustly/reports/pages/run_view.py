@@ -151,6 +151,8 @@ def _warnings(run: RunEvidence) -> tuple[str, ...]:
         found.append(f"The training was stopped before its end. {training.status.message}".strip())
     if evaluation is not None:
         found += evaluation.warnings
+        if evaluation.data.seen:
+            found.append(f"{evaluation.data.seen_words.capitalize()}. Accuracies may be too high.")
     return tuple(found)
 
 

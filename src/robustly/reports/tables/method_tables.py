@@ -65,7 +65,17 @@ class Row:
 
 @dataclass(frozen=True)
 class MethodTable:
-    """Comparable rows: the same images, the same threat."""
+    """Comparable rows: the same images, the same threat.
+
+    Args:
+        threat: the threat model.
+        data: the test images.
+        columns: the columns in order.
+        titles: their titles.
+        rows: the rows.
+        notes: sentences on worst cases that are not comparable; empty if they are.
+        remarks: sentences on the rows, such as test images that a model was trained on.
+    """
 
     threat: ThreatRecord
     data: DataRecord
@@ -73,6 +83,7 @@ class MethodTable:
     titles: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -156,7 +167,16 @@ def _table(entries: Sequence[Measured], by: By) -> MethodTable:
         for g, group in enumerate(groups)
     )
     first = entries[0][1][0].evaluation
-    return MethodTable(first.threat, first.data, tuple(columns), tuple(titles), rows, notes)
+    remarks = [_seen_rows(row.name, [entries[i] for i in group]) for row, group in zip(rows, groups, strict=True)]
+    found = tuple(remark for remark in remarks if remark)
+    return MethodTable(first.threat, first.data, tuple(columns), tuple(titles), rows, notes, found)
+
+
+def _seen_rows(name: str, entries: Sequence[Measured]) -> str:
+    """A remark if a model of a row was trained or selected on test images; else empty."""
+    tested = [one.evaluation.data for _, kept, _ in entries for one in kept]
+    words = list(dict.fromkeys(data.seen_words for data in tested if data.seen))
+    return f"{name}: {'; '.join(words)}. Its accuracies may be too high." if words else ""
 
 
 def _score(parts: Sequence[Proportion | None]) -> Score | None:
