@@ -106,9 +106,10 @@ def test_a_run_records_its_rows_and_every_report_counts_those_seen(
 
 @pytest.mark.slow
 def test_a_folder_that_grew_by_one_file_is_refused_everywhere(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grow(run.parent / "images")
+    run = made / "run"
+    grow(made / "images")
     config = open_run(run)
     kept, moved = read_run_data(run), load_splits(config.data).test
     assert kept is not None
@@ -122,7 +123,7 @@ def test_a_folder_that_grew_by_one_file_is_refused_everywhere(
     assert f"the training images are not those that {run} was started with" in said
     assert "of 60 are missing and" in said
     assert "start a new run" in said
-    (run.parent / "images" / "cat" / "0005.png").unlink()
+    (made / "images" / "cat" / "0005.png").unlink()
     assert main(["audit", str(run), "--rerun", "1"]) == 0, "the data are restored"
 
 
@@ -143,7 +144,7 @@ def test_weights_in_a_new_folder_may_be_tested_on_other_data_and_overlaps_are_co
     stated = read_summary(new / "evaluation").data
     assert (stated.trained_on, stated.selected_on) == (found.trained_on, found.selected_on)
     sentence = f"{found.trained_on} of 18 test images were trained on, {found.selected_on} were selected on"
-    assert f"! seen before: {sentence}" in " ".join(capsys.readouterr().out.split())
+    assert f"! images seen before: {sentence}" in " ".join(capsys.readouterr().out.split())
     shutil.rmtree(run)  # the new folder has a record of its own
     checks = rows_checks(new, open_run(new), read_summary(new / "evaluation"), data)
     assert all(check.passed for check in checks)

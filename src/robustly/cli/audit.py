@@ -14,6 +14,7 @@ from robustly.evidence import EvidenceError, Summary, read_evidence
 from robustly.experiments.configuration import build_config
 from robustly.experiments.rows_audit import rows_checks
 from robustly.experiments.run_folder import evaluation_folder, load_on_device, open_run
+from robustly.experiments.seen_attacks import seen_attacks_check
 
 
 def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = None) -> int:
@@ -43,7 +44,9 @@ def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = No
     rows = rows_checks(folder, stored, summary, data)
     model, _, device = load_on_device(folder, config, data, Trust(everything=trust_code).allows)
     target = EvaluationTarget(model, data.to(device), config.threat)
-    result = Audit((*audit(kept, target, _suite(summary), rerun=rerun).checks, *rows))
+    suite = _suite(summary)
+    marks = seen_attacks_check(folder, stored, summary, suite)
+    result = Audit((*audit(kept, target, suite, rerun=rerun).checks, *rows, marks))
     for check in result.checks:
         _print_check(console, check)
     verdict = "[green]audit passed" if result.passed else "[red]AUDIT FAILED"

@@ -22,6 +22,7 @@ from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite, settings
 from robustly.evaluation.target import Progress
 from robustly.evidence import Summary, read_summary, write_evidence
+from robustly.evidence.collapse import collapse_words
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_weights, write_run_data
@@ -33,6 +34,7 @@ from robustly.experiments.run_folder import (
     load_on_device,
     open_run,
 )
+from robustly.experiments.seen_attacks import seen_attacks
 from robustly.models import weights_hash
 from robustly.randomness import derive_seed
 from robustly.statistics import Proportion
@@ -97,9 +99,11 @@ def run_evaluation(
             progress=progress,
         )
     summary = _named(evidence.summary, folder, replace(config, data=source), checkpoint, seen)
+    marks = seen_attacks(folder, config if is_new else open_run(folder), config.threat.kind, suite)
+    summary = replace(summary, seen_attacks=marks)
     write_evidence(replace(evidence, summary=summary), target)
     kept.remove()
-    _print(console, summary, folder, target)
+    _print(console, summary, folder, target, collapse_words(evidence.table.examples, data.classes))
     return 0
 
 
@@ -115,13 +119,14 @@ def _config_of(folder: Path, overrides: list[str]) -> RunConfig:
     return build_config(apply_overrides(stored.as_plain(), overrides))
 
 
-def _print(console: Console, summary: Summary, folder: Path, target: Path) -> None:
+def _print(console: Console, summary: Summary, folder: Path, target: Path, collapse: str) -> None:
     """Print the table, the passes, warnings about the result, and the next command."""
     console.print(summary_table(summary))
     console.print(_spent(summary), highlight=False, soft_wrap=True)
+    console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
     mark = "[red]![/] " if summary.data.seen else ""
-    console.print(f"{mark}seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
-    for sentence in [*summary.masking, *summary.failures.values()]:
+    console.print(f"{mark}images seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
+    for sentence in [*([collapse] if collapse else []), *summary.masking, *summary.failures.values()]:
         console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
     console.print(
         f"evidence: {target}\nnext: robustly report {quote(str(folder))}",
@@ -177,25 +182,30 @@ def summary_table(summary: Summary) -> Table:
     metrics = summary.metrics
     title = f"{summary.run}: {metrics.clean.count} images, {summary.threat.text}"
     table = Table(title=escape(title), title_justify="left")
+    marked = bool(summary.seen_attacks)
     table.add_column("attack")
+    if marked:
+        table.add_column("seen in")
     table.add_column("accuracy", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("after 8-bit rounding", justify="right")
     table.add_column("passes per image", justify="right")
-    table.add_row("clean", *_share(metrics.clean), "", "")
+    blank = ("",) if marked else ()
+    table.add_row("clean", *blank, *_share(metrics.clean), "", "")
     for outcome in summary.outcomes:
         if outcome.state:
-            table.add_row(escape(outcome.attack.title), outcome.state, "", "", "")
+            table.add_row(escape(outcome.attack.title), *blank, outcome.state, "", "", "")
             continue
         numbers = outcome.numbers
         passes = numbers.mean_forwards + numbers.mean_backwards
         rounded = f"{100 * numbers.robust_8bit.share:.1f} %"
-        table.add_row(escape(outcome.attack.title), *_share(numbers.robust), rounded, f"{passes:.0f}")
+        seen = (outcome.seen or "",) if marked else ()
+        table.add_row(escape(outcome.attack.title), *seen, *_share(numbers.robust), rounded, f"{passes:.0f}")
     worst = metrics.worst_case
     name = "upper bound; masking suspected" if summary.masking else "worst case"
-    table.add_row(name, *_share(worst.robust), f"{100 * worst.robust_8bit.share:.1f} %", "", style="bold")
+    table.add_row(name, *blank, *_share(worst.robust), f"{100 * worst.robust_8bit.share:.1f} %", "", style="bold")
     if metrics.certified is not None:
-        table.add_row("certified", *_share(metrics.certified.robust), "", "")
+        table.add_row("certified", *blank, *_share(metrics.certified.robust), "", "")
     return table
 
 

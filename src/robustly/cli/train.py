@@ -9,7 +9,7 @@ from rich.console import Console
 
 from robustly.cli.arguments import trust_in
 from robustly.cli.dry_run import show_composition, show_job
-from robustly.cli.progress import observer_for
+from robustly.cli.progress import collapse_line, observer_for
 from robustly.cli.recipes import read_recipe
 from robustly.experiments.configuration import build_config, with_absolute_paths
 from robustly.experiments.overrides import apply_overrides
@@ -74,11 +74,17 @@ def run_training(
             _print(console, f"\nstopped; continue with: robustly train --resume {quote(str(folder))}")
             raise
     runtime.close()
+    collapse = collapse_line(outcome.collapsed, job.train.classes)
     _print(
         console,
         (f"stopped early: {outcome.reason}\n" if outcome.reason else "")
         + f"finished {outcome.epochs} epochs in {outcome.seconds:.0f} s, best epoch {outcome.best_epoch}\n"
-        f"next: robustly evaluate {quote(str(folder))}",
+        + (
+            f"! in the best epoch, {collapse}; a lower learning rate or a longer ramp may help\n"
+            if collapse
+            else ""
+        )
+        + f"next: robustly evaluate {quote(str(folder))}",
     )
     return 0
 

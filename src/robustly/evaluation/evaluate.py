@@ -28,6 +28,7 @@ from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress
 from robustly.evidence import Evidence, EvidenceImages, EvidenceTable, Finding, StoredImages, Summary
+from robustly.evidence.collapse import collapse_words
 from robustly.evidence.metrics import contradictions, metrics
 from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import ExampleColumns
@@ -93,6 +94,8 @@ def evaluate(
     table, images = _table(found), _images(target, found)
     numbers = _numbers(table, target, suite, certified)
     sentences = _warn(clean, numbers.invalid, run, certified)
+    collapse = collapse_words(examples, data.classes)
+    sentences = (*sentences, collapse) if collapse else sentences
     precision = "full" if tuned is not suite else "as the suite says"
     summary = replace(_summary(target, suite, mode, numbers, found), warnings=sentences, precision=precision)
     return Evidence(table, images, summary)

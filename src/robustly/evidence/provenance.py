@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Literal
 
 Mode = Literal["every", "worst_case"]
+Seen = Literal["training", "selection"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from robustly.data.digests import RowDigests, joined_digests, row_digests
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import RunError
 from robustly.files import whole_file
+from robustly.randomness import derive_seed
 from robustly.training import Job
 from robustly.training.engine.loop import BEST, FINAL, LAST
 
@@ -36,10 +37,12 @@ class RunData:
         parts: digests by part: "train", "validation", "test", "extra"; "earlier_train" and "earlier_validation" are
             the rows of the run that trained the initial weights.
         complete: False if the initial weights were trained elsewhere, on rows that are not known.
+        settings: hash of the settings of the data; empty without them.
     """
 
     parts: Mapping[str, RowDigests] = field(default_factory=dict)
     complete: bool = True
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def data_of_job(config: RunConfig, job: Job, test: ImageData) -> RunData:
     if job.extra is not None:
         parts[EXTRA] = row_digests(job.extra.data)
     earlier = data_of_weights(config.model.weights)
-    return RunData({**parts, **earlier.parts}, earlier.complete)
+    settings = f"{derive_seed(repr(config.data)):016x}"
+    return RunData({**parts, **earlier.parts}, earlier.complete, settings)
 
 
 def data_of_weights(weights: str | None) -> RunData:
@@ -84,7 +88,8 @@ def write_run_data(folder: Path, data: RunData) -> None:
         return
     tensors = {f"{name}.{key}": getattr(part, key) for name, part in data.parts.items() for key in _COLUMNS}
     hashes = {f"{name}.sha256": part.sha256() for name, part in data.parts.items()}
-    about = {"format": FORMAT, "complete": str(data.complete).lower(), "parts": " ".join(data.parts), **hashes}
+    about = {"format": FORMAT, "complete": str(data.complete).lower(), "parts": " ".join(data.parts)}
+    about |= {"settings": data.settings, **hashes}
     with whole_file(folder / DATA) as temporary:
         try:
             temporary.write_bytes(save(tensors, metadata=about))
@@ -115,7 +120,7 @@ def read_run_data(folder: Path) -> RunData | None:
     wrong = [name for name, part in parts.items() if part.sha256() != about.get(f"{name}.sha256")]
     if wrong:
         raise RunError(f"{file} is damaged: the rows of {', '.join(wrong)} do not have the hash that it states")
-    return RunData(parts, about.get("complete") == "true")
+    return RunData(parts, about.get("complete") == "true", about.get("settings", ""))
 
 
 def refuse_other_training_rows(folder: Path, source: str, now: RunData) -> None:
@@ -127,11 +132,16 @@ def refuse_other_training_rows(folder: Path, source: str, now: RunData) -> None:
         now: digests of the rows that are loaded now.
 
     Raises:
-        RunError: rows differ from the record of the run.
+        RunError: rows, or the settings of the data, differ from the record of the run.
     """
     kept = read_run_data(folder)
     if kept is None:
         return
+    if kept.settings != now.settings:
+        raise RunError(
+            f"{folder} was started with another configuration of its data than config.yaml holds now: restore "
+            "config.yaml, or start a new run"
+        )
     for part, words in _FIXED.items():
         before, after = kept.parts.get(part), now.parts.get(part)
         if before is None and after is None:
