@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from robustly.statistics import Proportion, wilson_interval
+from robustly.statistics import Proportion, collapsed_class, wilson_interval
 
 
 @given(st.integers(1, 20_000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
@@ -37,3 +37,20 @@ def test_a_proportion_prints_its_interval() -> None:
 def test_a_proportion_of_nothing_or_of_more_than_all_is_refused(hits: int, count: int, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         Proportion(hits, count)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "found"),
+    [
+        ([0, 0, 9], [3, 3, 3], 2),
+        ([9, 0, 0], [8, 1], 0),
+        ([8, 0, 1], [3, 3, 3], None),
+        ([0, 0, 9], [0, 0, 9], None),
+        ([0, 9], [9, 0], None),
+        ([0, 0], [1, 1], None),
+    ],
+)
+def test_a_collapsed_network_predicts_one_class_of_several(
+    predicted: list[int], labels: list[int], found: int | None
+) -> None:
+    assert collapsed_class(predicted, labels) == found

@@ -1,6 +1,7 @@
 """Shares of examples and their confidence intervals."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
@@ -12,6 +13,18 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count)) / (1 + z2 / count)
     return 0.0 if hits == 0 else centre - half, 1.0 if hits == count else centre + half
+
+
+def collapsed_class(predicted: Sequence[int], labels: Sequence[int]) -> int | None:
+    """The class of all predictions, if there is one and the labels are of several classes; else None.
+
+    Args:
+        predicted: number of predictions of each class, from class 0.
+        labels: number of examples of each class, from class 0.
+    """
+    found = [number for number, count in enumerate(predicted) if count]
+    several = sum(count > 0 for count in labels) > 1
+    return found[0] if len(found) == 1 and several else None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_folder_is_complete(run: Path) -> None:
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names == {
-        "config.yaml", "metrics.csv", "status.json", "model.safetensors", "checkpoints/last.pt",
+        "config.yaml", "data.safetensors", "metrics.csv", "status.json", "model.safetensors", "checkpoints/last.pt",
         "checkpoints/best.safetensors", "evaluation/summary.json", "evaluation/evidence.parquet",
         "evaluation/adversarial.safetensors", ".lock", ".evaluation.lock",
     }  # fmt: skip

@@ -22,6 +22,7 @@ from robustly.evidence.storage import read_threat_arrays
 from robustly.evidence.unions import union_of_threats
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.locks import repair_evaluations
+from robustly.experiments.run_data import check_test_rows
 from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, load_on_device, open_run
 from robustly.files import write_json
 from robustly.models import weights_hash
@@ -44,6 +45,7 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
     repair_evaluations(folder)
     config, threat = _evaluated(folder, open_run(folder))
     data = load_test(config.data)
+    check_test_rows(folder, config, data)
     model, _, device = load_on_device(folder, config, data, Trust(everything=trust_code).allows)
     sample = data.select(torch.arange(min(count, len(data)))).to(device)
     found = gradient_statistics(model, sample.floats(), sample.labels, threat)

@@ -19,7 +19,9 @@ from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import SUMMARY
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.locks import repair_evaluations
+from robustly.experiments.rows_audit import rows_checks
 from robustly.experiments.run_folder import RunError, evaluation_data, evaluation_folder, load_on_device, open_run
+from robustly.experiments.seen_attacks import seen_attacks_check
 from robustly.experiments.signature import read_private_key, read_public_key, sign, signature_check
 from robustly.files import file_sha256
 
@@ -87,10 +89,14 @@ def _audited(
         return Audit((Check("the data can be loaded again", problem),), sampling.words()), ()
     used = replace(config, data=build_config({"data": summary.data.settings}).data)
     data = load_test(used.data)
+    rows = rows_checks(folder, config, summary, data)
     model, checkpoint, device = load_on_device(folder, used, data, Trust(everything=trust_code).allows)
     target = EvaluationTarget(model, data.to(device), config.threat)
     named = Named(folder.resolve().name, config.model.name, checkpoint, used.data.source)
-    result = audit(kept, target, _suite(summary), sampling=sampling, named=named)
+    suite = _suite(summary)
+    result = audit(kept, target, suite, sampling=sampling, named=named)
+    marks = seen_attacks_check(folder, config, summary, suite)
+    result = replace(result, checks=(*result.checks, *rows, marks))
     remarks = [f"{check.name}: {check.note}" for check in result.checks if check.note]
     return result, (*unlike_run(summary, config), *remarks)
 

@@ -88,7 +88,8 @@ def evaluate(
     found = _Found(examples, findings, run, certified, curve)
     table, images = _table(found), _images(target, found)
     numbers = _numbers(table, target, suite, certified)
-    sentences = _warn(clean, numbers.invalid, run, certified)
+    derived = derived_warnings(examples, data.classes, clean, numbers.invalid, run.failures)
+    sentences = _warn(derived, run, certified)
     precision = "full" if tuned is not suite else "as the suite says"
     summary = replace(_summary(target, suite, mode, numbers, found), warnings=sentences, precision=precision)
     return Evidence(table, images, summary)
@@ -237,9 +238,9 @@ def _summary(target: EvaluationTarget, suite: Suite, mode: Mode, numbers: Metric
     )
 
 
-def _warn(clean: Tensor, invalid: int, run: Stages, certified: Certified) -> tuple[str, ...]:
+def _warn(derived: tuple[str, ...], run: Stages, certified: Certified) -> tuple[str, ...]:
     """Warn the caller of `evaluate`; returns the sentences."""
-    found = list(derived_warnings(clean, invalid, run.failures))
+    found = list(derived)
     if run.unconfirmed:
         found.append(unconfirmed_warning(run.unconfirmed))
     found += [unconfirmed_counterexamples(count, name) for name, count in certified.unconfirmed.items() if count]

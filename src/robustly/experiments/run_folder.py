@@ -13,7 +13,7 @@ from torch import nn
 
 from robustly import documents
 from robustly.attacks.core.contract import check_output, frozen
-from robustly.data import DataConfig, ImageData, load_extra, load_splits
+from robustly.data import DataConfig, ImageData, Splits, load_extra, load_splits
 from robustly.documents import DocumentError
 from robustly.evaluation.derived import looks_like_probabilities
 from robustly.experiments.configuration import RunConfig, build_config
@@ -134,7 +134,12 @@ def read_yaml(path: Path) -> dict[str, object]:
 
 
 def build_job(config: RunConfig, trusts: Trusts) -> Job:
-    """Build everything that training needs, and check it.
+    """Build everything that training needs; see `build_job_and_data`."""
+    return build_job_and_data(config, trusts)[0]
+
+
+def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
+    """Build everything that training needs, and check it; returns the test images too, which training never uses.
 
     Args:
         config: the run's settings.
@@ -156,7 +161,7 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         )
         for name, network in config.networks.items()
     }
-    return Job(
+    job = Job(
         method=config.method,
         model=model,
         train=splits.train,
@@ -170,6 +175,7 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         networks=networks,
         extra=load_extra(config.data, splits),
     )
+    return job, splits
 
 
 def build_network(

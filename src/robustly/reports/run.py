@@ -40,6 +40,14 @@ class Training:
         values = self.columns.get(name)
         return None if values is None or not np.isfinite(values).any() else values
 
+    @property
+    def collapsed(self) -> int | None:
+        """The class that every validation image was predicted as in the best epoch; None if there were several."""
+        values, best = self.column("validation_collapsed_class"), self.status.best_epoch
+        if values is None or best is None or not 1 <= best <= len(values) or not np.isfinite(values[best - 1]):
+            return None
+        return int(values[best - 1])
+
 
 @dataclass(frozen=True)
 class RunEvidence:

@@ -55,7 +55,7 @@ def statement_checks(
     return [
         _findings_check(evidence, findings),
         _masking_check(evidence, findings),
-        _warnings_check(summary, clean),
+        _warnings_check(evidence, clean),
         Check("names of run, model and data", "" if named is None else _name_problem(summary, named)),
         Check("what is stated has its form", _form_problem(summary)),
     ]
@@ -121,10 +121,13 @@ def _masking_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
     return Check("the sentences on masked gradients follow from the findings", "" if same else "they differ")
 
 
-def _warnings_check(summary: Summary, clean: Tensor) -> Check:
+def _warnings_check(evidence: Evidence, clean: Tensor) -> Check:
     """Check that derived warnings are there, and others have the form of those that cannot be derived."""
     name = "the warnings are those of the evaluation"
-    expected = list(derived_warnings(clean, summary.metrics.invalid, summary.failures))
+    summary, examples = evidence.summary, evidence.table.examples
+    expected = list(
+        derived_warnings(examples, summary.data.classes, clean, summary.metrics.invalid, summary.failures)
+    )
     rest = [text for text in summary.warnings if text not in expected]
     if [text for text in summary.warnings if text in expected] != expected:
         return Check(name, "a warning is missing")

@@ -52,6 +52,7 @@ def _data(evaluation: Summary) -> Pairs:
         ("Source", data.source),
         ("Split", data.split),
         ("Examples", count(data.count)),
+        ("Images seen before", data.seen_words),
         ("Classes", count(len(data.classes)) if data.classes else None),
         ("SHA-256 of examples", data.sha256),
     ]
@@ -64,6 +65,7 @@ def _test(evaluation: Summary) -> Pairs:
         ("Threat model", evaluation.threat.text),
         ("Pixel range", f"{low:g} to {high:g}"),
         ("Suite", suite.name if evaluation.composed is None else f"{suite.name}, composed by its user"),
+        ("Attacks seen before", evaluation.seen_words),
         (
             "Mode",
             "every attack on every example" if suite.mode == "every" else "each attack on the unbroken examples",

@@ -152,8 +152,15 @@ def _warnings(run: RunEvidence) -> tuple[str, ...]:
         found.append(f"The training diverged. {training.status.message}".strip())
     if training is not None and training.status.state == "stopped":
         found.append(f"The training was stopped before its end. {training.status.message}".strip())
+    if training is not None and training.collapsed is not None:
+        found.append(
+            "In the best epoch of the training every validation image was predicted as class "
+            f"{training.collapsed}: the network had collapsed."
+        )
     if evaluation is not None:
         found += evaluation.warnings
+        if evaluation.data.seen:
+            found.append(f"{evaluation.data.seen_words.capitalize()}. Accuracies may be too high.")
     if evaluation is not None and evaluation.schema < SCHEMA:
         found.append(
             f"The evidence is of schema {evaluation.schema}, which an audit checks by older rules. Evaluate again "

@@ -47,7 +47,7 @@ class TrainingState:
     memory: Memory
     rows: list[Row]
     best_epoch: int
-    best_score: tuple[float, float]
+    best_score: tuple[float, ...]
     seconds: float
 
 
