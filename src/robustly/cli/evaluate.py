@@ -24,7 +24,8 @@ from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import Progress
-from robustly.evidence import Summary, read_summary, write_evidence
+from robustly.evidence import Evidence, Summary, read_summary, write_evidence
+from robustly.evidence.collapse import collapse_words
 from robustly.evidence.provenance import Seen
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.locks import lock_evaluation, partial_of
@@ -109,8 +110,9 @@ def run_evaluation(
             seen=seen,
             marks=marks,
         )
-        summary = _evaluated(config, suite, model, data, target, named)
-    _print(PlainConsole(), summary, folder, target)
+        evidence = _evaluated(config, suite, model, data, target, named)
+    collapse = collapse_words(evidence.table.examples, data.classes)
+    _print(PlainConsole(), evidence.summary, folder, target, collapse)
     return 0
 
 
@@ -121,8 +123,8 @@ def _evaluated(
     data: ImageData,
     target: Path,
     named: Callable[[Summary], Summary],
-) -> Summary:
-    """Attack the model, replace the folder of the evaluation by the new evidence, and return its summary."""
+) -> Evidence:
+    """Attack the model, and replace the folder of the evaluation by the new evidence, which is returned."""
     settings = config.evaluation
     unfinished = partial_of(target)
     identity = evaluation_identity(
@@ -148,10 +150,10 @@ def _evaluated(
             checkpoint=EvaluationCheckpoint(unfinished, identity),
             progress=progress,
         )
-    summary = named(evidence.summary)
+    evidence = replace(evidence, summary=named(evidence.summary))
     with whole_folder(target, spent=unfinished) as staging:
-        write_evidence(replace(evidence, summary=summary), staging)
-    return summary
+        write_evidence(evidence, staging)
+    return evidence
 
 
 def _new_config(overrides: list[str]) -> RunConfig:
@@ -168,14 +170,14 @@ def _config_of(folder: Path, overrides: list[str]) -> RunConfig:
     return config
 
 
-def _print(console: Console, summary: Summary, folder: Path, target: Path) -> None:
+def _print(console: Console, summary: Summary, folder: Path, target: Path, collapse: str) -> None:
     """Print the table, the passes, warnings about the result, and the next command."""
     console.print(summary_table(summary))
     console.print(_spent(summary), highlight=False, soft_wrap=True)
     console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
     mark = "[red]![/] " if summary.data.seen else ""
     console.print(f"{mark}images seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
-    for sentence in [*summary.masking, *summary.failures.values()]:
+    for sentence in [*([collapse] if collapse else []), *summary.masking, *summary.failures.values()]:
         console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
     console.print(
         f"evidence: {target}\nnext: robustly report {quote(str(folder))}",

@@ -1,6 +1,6 @@
-"""What a report shows and the rows determine: the gallery, the sentinels' findings, warning sentences."""
+"""Contents of a report that follow from the rows: the gallery, the sentinels' findings, warning sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -9,8 +9,6 @@ from torch import Tensor
 from robustly.evaluation.recording import as_array, stored_images
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import StoredImages
-from robustly.evidence.collapse import collapse_words
-from robustly.evidence.schema import ExampleColumns
 
 GALLERY = 12
 """Largest number of originals in the gallery."""
@@ -40,14 +38,10 @@ def looks_like_probabilities(logits: Tensor) -> bool:
     return bool((logits >= -1e-5).all() and (logits <= 1 + 1e-5).all() and ((sums - 1).abs() <= 1e-4).all())
 
 
-def derived_warnings(
-    examples: ExampleColumns, classes: Sequence[str], clean: Tensor, invalid: int, failures: Mapping[str, str]
-) -> tuple[str, ...]:
+def derived_warnings(clean: Tensor, invalid: int, failures: Mapping[str, str]) -> tuple[str, ...]:
     """Warning sentences that follow from the evidence and the clean pass; an audit derives them again.
 
     Args:
-        examples: the examples and their predictions.
-        classes: names of the classes.
         clean: logits of the clean images, `(N, K)`.
         invalid: number of examples with NaN outputs under attack.
         failures: error messages of attacks that raised.
@@ -63,8 +57,7 @@ def derived_warnings(
         )
     if invalid:
         found.append(f"The model returned NaN for {invalid} attacked images; they count as broken.")
-    collapse = collapse_words(examples, classes)
-    return (*found, collapse) if collapse else tuple(found)
+    return tuple(found)
 
 
 def unconfirmed_warning(count: int) -> str:

@@ -26,6 +26,7 @@ from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress
 from robustly.evidence import Evidence, EvidenceImages, EvidenceTable, Finding, Summary
+from robustly.evidence.collapse import collapse_words
 from robustly.evidence.metrics import contradictions, metrics
 from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import ExampleColumns
@@ -88,8 +89,10 @@ def evaluate(
     found = _Found(examples, findings, run, certified, curve)
     table, images = _table(found), _images(target, found)
     numbers = _numbers(table, target, suite, certified)
-    derived = derived_warnings(examples, data.classes, clean, numbers.invalid, run.failures)
+    derived = derived_warnings(clean, numbers.invalid, run.failures)
     sentences = _warn(derived, run, certified)
+    collapse = collapse_words(examples, data.classes)
+    sentences = (*sentences, collapse) if collapse else sentences
     precision = "full" if tuned is not suite else "as the suite says"
     summary = replace(_summary(target, suite, mode, numbers, found), warnings=sentences, precision=precision)
     return Evidence(table, images, summary)

@@ -28,7 +28,7 @@ class AuditRecord:
         passed: whether every check passed.
         checks: number of checks.
         failed: names of the checks that failed.
-        guarantee: what a passed audit says about the standing verdicts.
+        guarantee: the statement of a passed audit on the standing verdicts.
         notes: remarks, such as near-ties and settings that are not those of the run.
         created: time of the audit, in ISO format.
         evidence: SHA-256 of the summary that was audited.
@@ -88,7 +88,7 @@ def read_audit(folder: Path) -> AuditRecord | None:
 
 
 def read_signature(folder: Path) -> Signature | None:
-    """The signature of an evaluation, which nobody has verified yet; None without one.
+    """The signature of an evaluation, not verified; None without one.
 
     Raises:
         EvidenceError: the file is damaged.

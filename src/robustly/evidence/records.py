@@ -113,7 +113,7 @@ def from_json(kind: type[R], values: object, where: str, *, strict: bool = True)
 
 
 def _is_there(field: _Field, values: Mapping[str, object], where: str) -> bool:
-    """Whether a field has a value; raises EvidenceError if a required one has none."""
+    """Return True if a field has a value; raise EvidenceError if a required one has none."""
     there = isinstance(field.form, ShareKeys | Inline) or field.key in values
     if not there and field.required:
         raise EvidenceError(f"{where}: {field.key} is missing; it should be {_wanted(field.kind)}.")

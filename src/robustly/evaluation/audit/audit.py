@@ -37,7 +37,7 @@ class Audit:
 
     Args:
         checks: the checks.
-        guarantee: what a passed audit says about the standing verdicts, as a sentence.
+        guarantee: the statement of a passed audit on the standing verdicts, as a sentence.
     """
 
     checks: tuple[Check, ...]

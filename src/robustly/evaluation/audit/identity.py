@@ -114,7 +114,7 @@ def description_check(summary: Summary, target: EvaluationTarget, suite: Suite) 
 
 
 def _is_composed(summary: Summary, target: EvaluationTarget, suite: Suite) -> bool:
-    """Whether the stages in the evidence make the given suite."""
+    """Return True if the stages in the evidence make the given suite."""
     try:
         own = suite_from(summary.suite.name, summary.composed, summary.threat.kind)
     except ValueError:

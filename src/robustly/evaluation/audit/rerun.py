@@ -68,7 +68,7 @@ def _part(count: int, sampling: Sampling) -> int:
 
 
 def _same_margins(target: EvaluationTarget, table: EvidenceTable) -> bool:
-    """Whether the clean margins are the stated ones, bit by bit, for the first batch."""
+    """Return True if the clean margins are the stated ones, bit by bit, for the first batch."""
     rows = torch.arange(min(target.batch_size, len(table)), device=target.data.images.device)
     logits = target.logits(target.data.floats, rows).cpu()
     label = torch.from_numpy(table.examples.label[: len(rows)])

@@ -21,7 +21,7 @@ class Sampling:
         share: share of false verdicts among the standing ones, in (0, 1).
         confidence: probability that an audit fails if at least this share is false, in (0, 1).
         everything: whether all verdicts are checked instead of a sample.
-        seed: seed of the sample; None draws one from the operating system, so that nobody can foresee the sample.
+        seed: seed of the sample; None draws one from the operating system, so that the sample cannot be foreseen.
 
     Raises:
         ValueError: a share or confidence outside (0, 1).

@@ -86,7 +86,7 @@ def _training(training: Training) -> Pairs:
 
 
 def _evidence(run: RunEvidence) -> Pairs:
-    """What is known of the evidence itself; the last line says what no audit checks."""
+    """Status of audit and signature; the last line names the statements that no audit checks."""
     audit, signature = run.audit, run.signature
     found: Pairs = [("Audit", audit_words(run))]
     if audit is not None:
