@@ -40,6 +40,7 @@ def test_nothing_is_lost() -> None:
     assert proof.items() <= new["certificates"][0].items()
     assert (old.pop("warnings"), new["warnings"]) == ([], [OLD_RULE])
     assert {name: entry.pop("seconds") for name, entry in old["attacks"].items()} == new["seconds"]
+    assert {entry.pop("mean_passes_8bit") for entry in new["attacks"].values()} == {0.0}
     assert old.items() <= new.items()
 
 

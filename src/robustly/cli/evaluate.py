@@ -219,7 +219,8 @@ def _spent(summary: Summary) -> str:
         (numbers.mean_forwards + numbers.mean_backwards) * numbers.tried
         for numbers in summary.metrics.attacks.values()
     )
-    text = f"{spent:,.0f} passes through the model"
+    in_files = sum(one.mean_passes_8bit * one.tried for one in summary.metrics.attacks.values())
+    text = f"{spent:,.0f} passes through the model, {in_files:,.0f} more for images of 8 bits"
     unbroken = summary.metrics.worst_case.robust.hits
     if summary.threat.norm in ("linf", "l2") and unbroken and spent:
         theirs = unbroken * autoattack_passes(len(summary.data.classes))

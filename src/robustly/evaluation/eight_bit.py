@@ -126,14 +126,15 @@ class _Search:
         return EightBitImages(as_array(ids[self.found]), as_array(self.levels[self.found]), theta)
 
     def test(self, here: Tensor, theta: Tensor) -> None:
-        """Round and test points `(M, ...)` of the examples at the positions `here`."""
+        """Round points `(M, ...)` of the examples at the positions `here`; keep the misclassified images."""
         if len(here) == 0:
             return
         saved = in_8_bits(self.allowed.select(here), theta)
         with torch.no_grad():
             logits = logits_of(self.target.model, saved.images())
         self.passes[here] += 1
-        self._keep(here, theta, saved, logits)
+        hit = saved.inside & self.goal.select(here).reached(logits)
+        self.levels[here[hit]], self.theta[here[hit]], self.found[here[hit]] = saved.levels[hit], theta[hit], True
 
     def ascend(self, here: Tensor, theta: Tensor, sizes: tuple[float, ...]) -> None:
         """Gradient ascent on the margin of the rounded point; the point itself keeps the fractions of a level."""
@@ -144,16 +145,12 @@ class _Search:
             saved = in_8_bits(allowed, theta)
             logits, gradient = self._gradient(here, allowed, theta, saved)
             self.passes[here] += 2
-            self._keep(here, theta, saved, logits)
+            hit = saved.inside & self.goal.select(here).reached(logits)
+            self.test(here[hit], theta[hit])  # a verdict is that of a separate forward pass
             going = ~self.found[here] & gradient.flatten(1).any(1)
             allowed, theta, here = allowed.select(going), theta[going], here[going]
             theta = allowed.step(theta, gradient[going], size * allowed.default_step_size(_STEPS))
         self.test(here, theta)
-
-    def _keep(self, here: Tensor, theta: Tensor, saved: EightBit, logits: Tensor) -> None:
-        """Record the images that are allowed and misclassified."""
-        hit = saved.inside & self.goal.select(here).reached(logits)
-        self.levels[here[hit]], self.theta[here[hit]], self.found[here[hit]] = saved.levels[hit], theta[hit], True
 
     def _gradient(self, here: Tensor, allowed: ThreatSet, theta: Tensor, saved: EightBit) -> tuple[Tensor, Tensor]:
         """Logits of the rounded images, and the gradient of their margin, taken through the rounding to theta."""

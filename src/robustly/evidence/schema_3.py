@@ -16,12 +16,13 @@ OLD_RULE = (
 
 
 def summary_of_schema_3(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary with a warning that its 8-bit numbers have an older meaning.
+    """The summary with a warning that its 8-bit numbers have an older meaning, and no passes spent on them.
 
     Raises:
         KeyError: a field is missing.
     """
-    return {**values, "warnings": [*values["warnings"], OLD_RULE]}
+    attacks = {name: {**entry, "mean_passes_8bit": 0.0} for name, entry in values["attacks"].items()}
+    return {**values, "attacks": attacks, "warnings": [*values["warnings"], OLD_RULE]}
 
 
 def columns_of_schema_3(columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -22,6 +22,7 @@ class AttackSummary:
         robust_8bit: the same for images of 8 bits: against an attacker who saves files.
         mean_forwards: forward passes per attacked example.
         mean_backwards: passes of the gradient to the input per attacked example.
+        mean_passes_8bit: forward and backward passes per attacked example for its image of 8 bits.
         tried: number of attacked examples.
     """
 
@@ -29,6 +30,7 @@ class AttackSummary:
     robust_8bit: EightBit
     mean_forwards: float
     mean_backwards: float
+    mean_passes_8bit: float
     tried: int
 
 
