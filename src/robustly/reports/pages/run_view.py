@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from robustly.evidence import EvidenceTable, Finding, Summary
+from robustly.evidence.partial_unions import LeftOut
 from robustly.evidence.summary import AttackOutcome
 from robustly.reports.figures.analysis_figures import (
     MeasureRow,
@@ -82,6 +83,7 @@ class RunView:
     analysis: tuple[Figure, ...] = ()
     measures: tuple[MeasureRow, ...] = ()
     union: tuple[UnionCell, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def view(run: RunEvidence, key: str) -> RunView:
@@ -112,6 +114,7 @@ def view(run: RunEvidence, key: str) -> RunView:
         analysis=() if analysis is None else analysis_figures(analysis, evaluation.threat if evaluation else None),
         measures=() if analysis is None or analysis.gradients is None else measure_rows(analysis.gradients),
         union=() if analysis is None or analysis.union is None else union_cells(analysis.union),
+        left_out=() if analysis is None else analysis.left_out,
     )
 
 
