@@ -252,7 +252,7 @@ def _add_audit(commands: Commands, trust: _Parser) -> None:
 
 def _add_report(commands: Commands) -> None:
     report = commands.add_parser("report", allow_abbrev=False, help="write an HTML page about one or several runs")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sweeps")
     report.add_argument("--out", type=Path, help="file to write (default: report.html in the run, or here)")
 
 

@@ -10,10 +10,9 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from robustly.cli.runs import runs_in
 from robustly.cli.terminal import PlainConsole
 from robustly.experiments.locks import repair_evaluations
-from robustly.experiments.run_folder import CONFIG
-from robustly.experiments.sweep_folders import MANIFEST
 from robustly.files import write_text
 from robustly.reports import ReportError
 from robustly.reports.pages.methods_page import methods_csv, write_methods_page
@@ -45,7 +44,7 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
         ValueError: a run that cannot be read or is not evaluated yet.
         OSError: a file cannot be written.
     """
-    folders = [folder for run in runs for folder in _runs_in(run)]
+    folders = [folder for run in runs for folder in runs_in(run)]
     for folder in folders:
         repair_evaluations(folder)
     tables = method_tables([read_evaluated(folder) for folder in folders], by)
@@ -66,16 +65,6 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
         if file is not None:
             console.print(f"{kind}: {file.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
     return 0
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    """The run itself, or all runs of a sweep."""
-    if not (folder / MANIFEST).is_file():
-        return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG}") if not path.parent.name.startswith("."))
-    if not found:
-        raise ReportError(f"{folder} is a sweep without runs so far.")
-    return found
 
 
 def _check_target(file: Path) -> None:

@@ -57,6 +57,11 @@ def read_run(path: Path) -> RunEvidence:
     )
 
 
+def has_results(path: Path) -> bool:
+    """Return True if a run folder has metrics of its training or an evaluation."""
+    return (path / "metrics.csv").is_file() or (path / "evaluation" / SUMMARY).is_file()
+
+
 def if_there(file: Path, read: Callable[[Path], Content]) -> Content | None:
     """The content of a file, or None if there is no such file."""
     return read(file) if file.is_file() else None

@@ -13,7 +13,7 @@ from robustly.reports.figures.charts import Figure
 from robustly.reports.figures.front import Point, Whiskers, clean_against_robust
 from robustly.reports.formats import deviating, interval, percent
 from robustly.reports.pages.html import assembled
-from robustly.reports.tables.columns import WORST_CASE
+from robustly.reports.tables.columns import CLEAN, WORST_CASE
 from robustly.reports.tables.method_tables import MethodTable, Row, Score, distinguishing
 
 HEADER = (
@@ -75,16 +75,19 @@ def methods_page(tables: Sequence[MethodTable]) -> str:
 
 def front_of(table: MethodTable) -> Figure | None:
     """Clean against robust accuracy of a table's rows; None if too few rows have both."""
-    clean, robust = 0, table.robust_column
+    robust = table.robust_column
+    same = [i for i, column in enumerate(table.columns) if column.key == CLEAN.key]
+    clean = next((i for i in same if table.columns[i].count == table.columns[robust].count), same[0])
     comparable = all(row.cells[robust].value is not None for row in table.rows)
-    comparable = comparable and (table.columns[robust] != WORST_CASE or not table.notes)
+    comparable = comparable and (table.columns[robust].key != WORST_CASE.key or not table.notes)
     points = []
     for i, row in enumerate(table.rows):
         ends = row.cells[clean].value, row.cells[robust].value
         if ends[0] is not None and ends[1] is not None:
             ranked = comparable and not row.suspected
             points.append(Point(i, row.name, _whiskers(ends[0]), _whiskers(ends[1]), ranked))
-    measure = "worst case" if table.columns[robust] == WORST_CASE else table.titles[robust]
+    column = table.columns[robust]
+    measure = f"worst case{column.tested_on}" if column.key == WORST_CASE.key else table.titles[robust]
     several = any(len(row.seeds) > 1 for row in table.rows)
     bars = "Whiskers are 95 % intervals" + (", of several seeds one standard deviation" if several else "")
     return clean_against_robust(points, measure, bars)
@@ -108,8 +111,8 @@ def methods_csv(tables: Sequence[MethodTable]) -> str:
     for table in tables:
         tested = {
             "data": table.data.source,
-            "examples": table.data.count,
-            "images_sha256": table.data.sha256 or "",
+            "examples": " ".join(str(one.count) for one in table.tests),
+            "images_sha256": " ".join(one.sha256 or "" for one in table.tests),
             "threat": table.threat.text,
         }
         for row in table.rows:

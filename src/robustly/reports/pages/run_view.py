@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from robustly.evidence import EvidenceTable, Finding, Summary
+from robustly.evidence.partial_unions import LeftOut
 from robustly.evidence.schema import SCHEMA
 from robustly.evidence.summary import AttackOutcome
 from robustly.reports.figures.analysis_figures import (
@@ -84,6 +85,7 @@ class RunView:
     measures: tuple[MeasureRow, ...] = ()
     union: tuple[UnionCell, ...] = ()
     audit: str = ""
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def view(run: RunEvidence, key: str) -> RunView:
@@ -115,6 +117,7 @@ def view(run: RunEvidence, key: str) -> RunView:
         measures=() if analysis is None or analysis.gradients is None else measure_rows(analysis.gradients),
         union=() if analysis is None or analysis.union is None else union_cells(analysis.union),
         audit=audit_words(run),
+        left_out=() if analysis is None else analysis.left_out,
     )
 
 
