@@ -10,6 +10,7 @@ from torch import Tensor
 from robustly.attacks import Attack
 from robustly.evaluation.checkpoint import AttackEvidence, EvaluationCheckpoint
 from robustly.evaluation.confirmation import attack_rows, untried
+from robustly.evaluation.diagnostics.significance import TOLERATED, Excess, tolerated_among
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.suites.suite import Suite, planned_rows
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress
@@ -36,7 +37,8 @@ class Stages:
         unconfirmed: number of successes that a second forward pass did not confirm.
         failures: error messages of attacks that raised.
         findings: outcomes of sentinels.
-        suspicions: sentences on adversarial examples that only a sentinel found.
+        suspicions: sentences on sentinels that broke more examples than chance explains.
+        is_suspicious: whether a sentinel broke any example, so that the stages marked `on_suspicion` run.
     """
 
     worst_case: WorstCaseColumns
@@ -48,6 +50,7 @@ class Stages:
     failures: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     suspicions: list[str] = field(default_factory=list)
+    is_suspicious: bool = False
 
 
 def run_stages(
@@ -80,7 +83,7 @@ def run_stages(
     done = Stages(WorstCaseColumns(wrong, wrong), -examples.clean_margin)
     for name, attack in suite.attacks.items():
         plan = suite.plan(name)
-        suspected = bool(suspicions or done.suspicions)
+        suspected = bool(suspicions) or done.is_suspicious
         rows = _rows_to_attack(target, plan, examples, done, mode=mode, suspected=suspected)
         found = _finished(target, name, attack, rows, checkpoint, progress, done.failures)
         if plan.sentinel and len(rows):
@@ -147,22 +150,42 @@ def _add(done: Stages, name: str, found: AttackEvidence, wrong: Flags | None) ->
     done.unconfirmed += found.unconfirmed
 
 
+def sentinel_test(broken: int, tried: int, unbroken: int, total: int) -> Excess:
+    """Test whether the stages before a sentinel overestimate robust accuracy by more than 1 %.
+
+    A single success starts the stages marked `on_suspicion`, but is not a sign of masking: of two good searches,
+    each misses some examples. The test is exact, at the level of the diagnostics.
+
+    Args:
+        broken: examples that the sentinel broke.
+        tried: examples that it attacked, a sample of the unbroken ones.
+        unbroken: examples that the stages before it left unbroken.
+        total: all examples of the evaluation.
+    """
+    return Excess(broken, tried, tolerated_among(unbroken, total, TOLERATED))
+
+
 def _watch(done: Stages, name: str, title: str, broken: Flags) -> None:
-    """Record the finding of a sentinel on examples that the stages before it left unbroken."""
-    fooled, count = int(broken.sum()), len(broken)
+    """Record the finding of a sentinel on examples that the stages before it left unbroken.
+
+    One success makes the evaluation suspicious; only significantly many change the headline.
+    """
+    fooled, count, total = int(broken.sum()), len(broken), len(done.worst_case.broken)
+    test = sentinel_test(fooled, count, int((~done.worst_case.broken).sum()), total)
     bound = Proportion(fooled, count).high
     done.findings.append(
         Finding(
             id=f"sentinel:{name}",
             title=f"{title}: a search of another kind breaks no more examples",
-            passed=fooled == 0,
+            passed=test.passed,
             value=fooled / count,
-            threshold="0 broken",
-            words=f"It broke {fooled} of {count} unbroken images. With 95 % confidence it breaks at most "
-            f"{100 * bound:.1f} % of the unbroken images.",
+            threshold=f"not significantly above {100 * TOLERATED:.3g} % of all images",
+            words=f"It broke {fooled} of {count} unbroken images {test.words}. With 95 % confidence it breaks at "
+            f"most {100 * bound:.1f} % of the unbroken images.",
         )
     )
-    if fooled:
+    done.is_suspicious |= fooled > 0
+    if not test.passed:
         done.suspicions.append(
             f"{title}, a search of another kind, broke {fooled} of {count} images that no attack before it broke."
         )
