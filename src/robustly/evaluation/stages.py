@@ -13,12 +13,12 @@ from robustly.evaluation.checkpoint import AttackEvidence, EvaluationCheckpoint
 from robustly.evaluation.confirmation import attack_rows, untried
 from robustly.evaluation.eight_bit import nothing_saved, save_in_8_bits
 from robustly.evaluation.recording import as_array
+from robustly.evaluation.sentinel import SentinelOutcome
 from robustly.evaluation.suites.suite import Suite, planned_rows
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress
 from robustly.evidence import EightBitImages, Finding, StoredImages
 from robustly.evidence.provenance import Plan
 from robustly.evidence.schema import AttackColumns, ExampleColumns, Flags, Single, WorstCaseColumns
-from robustly.statistics import Proportion
 
 
 class EvaluationError(ValueError):
@@ -39,7 +39,8 @@ class Stages:
         unconfirmed: number of successes that a second forward pass did not confirm.
         failures: error messages of attacks that raised.
         findings: outcomes of sentinels.
-        suspicions: sentences on adversarial examples that only a sentinel found.
+        suspicions: sentences on sentinels that broke more examples than chance explains.
+        is_suspicious: whether a sentinel broke any example, so that the stages marked `on_suspicion` run.
     """
 
     worst_case: WorstCaseColumns
@@ -52,6 +53,7 @@ class Stages:
     failures: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     suspicions: list[str] = field(default_factory=list)
+    is_suspicious: bool = False
 
 
 def run_stages(
@@ -84,7 +86,7 @@ def run_stages(
     done = Stages(WorstCaseColumns(wrong, wrong), -examples.clean_margin)
     for name, attack in suite.attacks.items():
         plan = suite.plan(name)
-        suspected = bool(suspicions or done.suspicions)
+        suspected = bool(suspicions) or done.is_suspicious
         rows = _rows_to_attack(target, plan, examples, done, mode=mode, suspected=suspected)
         found = _finished(target, name, attack, rows, checkpoint, progress, done.failures)
         if plan.sentinel and len(rows):
@@ -158,36 +160,10 @@ def _add(done: Stages, name: str, found: AttackEvidence, wrong: Flags | None) ->
 
 
 def _watch(done: Stages, name: str, title: str, broken: Flags) -> None:
-    """Record the finding of a sentinel on examples that the stages before it left unbroken."""
-    done.findings.append(sentinel_finding(name, title, broken))
-    done.suspicions += sentinel_suspicions(title, broken)
-
-
-def sentinel_finding(name: str, title: str, broken: Flags) -> Finding:
-    """The finding of a sentinel.
-
-    Args:
-        name: name of the attack.
-        title: its title.
-        broken: mask of the attacked examples that it broke; at least one was attacked.
-    """
-    fooled, count = int(broken.sum()), len(broken)
-    bound = Proportion(fooled, count).high
-    return Finding(
-        id=f"sentinel:{name}",
-        title=f"{title}: a search of another kind breaks no more examples",
-        passed=fooled == 0,
-        value=fooled / count,
-        threshold="0 broken",
-        words=f"It broke {fooled} of {count} unbroken images. With 95 % confidence it breaks at most "
-        f"{100 * bound:.1f} % of the unbroken images.",
-    )
-
-
-def sentinel_suspicions(title: str, broken: Flags) -> list[str]:
-    """Sentences on adversarial examples that only a sentinel found; none if it found none."""
+    """Record the outcome of a sentinel on examples that the stages before it left unbroken."""
+    before = done.worst_case.broken
     fooled = int(broken.sum())
-    words = (
-        f"{title}, a search of another kind, broke {fooled} of {len(broken)} images that no attack before it broke."
-    )
-    return [words] if fooled else []
+    outcome = SentinelOutcome(name, title, fooled, len(broken), int((~before).sum()), len(before))
+    done.findings.append(outcome.finding)
+    done.suspicions += outcome.suspicions
+    done.is_suspicious |= fooled > 0

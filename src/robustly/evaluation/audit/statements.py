@@ -11,10 +11,10 @@ from torch import Tensor
 from robustly.evaluation.audit.check import Check
 from robustly.evaluation.derived import derived_warnings, unconfirmed_counterexamples, unconfirmed_warning
 from robustly.evaluation.diagnostics import masking_suspected
-from robustly.evaluation.stages import sentinel_finding, sentinel_suspicions
+from robustly.evaluation.sentinel import SentinelOutcome
 from robustly.evidence import Evidence, Finding, Summary
 from robustly.evidence.collapse import collapse_words
-from robustly.evidence.schema import SCHEMA, Flags
+from robustly.evidence.schema import SCHEMA
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _PRECISIONS = ("full", "as the suite says")
@@ -62,18 +62,23 @@ def statement_checks(
     ]
 
 
-def _sentinels(evidence: Evidence) -> list[tuple[str, str, Flags]]:
-    """Name and title of every sentinel that ran, and the mask of the attacked examples that it broke."""
-    found = []
+def _sentinels(evidence: Evidence) -> list[SentinelOutcome]:
+    """The outcome of every sentinel that ran, from the rows."""
+    table, found = evidence.table, []
+    before = ~table.correct
     for attack in evidence.summary.suite.attacks:
-        columns = evidence.table.attacks[attack.name]
-        if attack.plan.sentinel and columns.tried.any():
-            found.append((attack.name, attack.title, columns.broken[columns.tried]))
+        columns = table.attacks[attack.name]
+        tried = columns.tried
+        if attack.plan.sentinel and tried.any():
+            broken = int(columns.broken[tried].sum())
+            unbroken = int((~before).sum())
+            found.append(SentinelOutcome(attack.name, attack.title, broken, int(tried.sum()), unbroken, len(table)))
+        before = before | columns.broken
     return found
 
 
 def _findings_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
-    expected = [*cheap, *(sentinel_finding(*one) for one in _sentinels(evidence))]
+    expected = [*cheap, *(one.finding for one in _sentinels(evidence))]
     stated = evidence.summary.findings
     name = "the diagnostics are reproduced"
     if evidence.summary.schema < SCHEMA:
@@ -113,8 +118,8 @@ def similar(one: str, other: str) -> bool:
 
 def _masking_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
     expected = list(masking_suspected(cheap))
-    for _, title, broken in _sentinels(evidence):
-        expected += sentinel_suspicions(title, broken)
+    for outcome in _sentinels(evidence):
+        expected += outcome.suspicions
     stated = evidence.summary.masking
     same = len(stated) == len(expected) and all(map(similar, expected, stated))
     if evidence.summary.schema < SCHEMA:
