@@ -15,6 +15,7 @@ from robustly.evaluation.sentinel import SentinelOutcome
 from robustly.evidence import Evidence, Finding, Summary
 from robustly.evidence.collapse import collapse_words
 from robustly.evidence.schema import SCHEMA
+from robustly.evidence.schema_3 import OLD_RULE
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _PRECISIONS = ("full", "as the suite says")
@@ -139,6 +140,7 @@ def _warnings_check(evidence: Evidence, clean: Tensor) -> Check:
         return Check(name, "a warning is missing")
     forms = [unconfirmed_warning(1)]
     forms += [unconfirmed_counterexamples(1, one.name) for one in summary.suite.certificates]
+    forms += [OLD_RULE] if summary.schema < SCHEMA else []
     allowed = {_NUMBER.sub("#", form) for form in forms}
     stray = [text for text in rest if _NUMBER.sub("#", text) not in allowed]
     return Check(name, f"the evaluation does not write {stray[0][:60]!r}" if stray else "")
