@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from half_space import SUITE as WITH_PROOF
 from half_space import target
-from robustly.evaluation import audit, evaluate
+from robustly.attacks import PGD
+from robustly.evaluation import Suite, audit, evaluate
 from robustly.evaluation.audit.eight_bit import eight_bit_checks
 from robustly.evidence import Evidence, EvidenceTable, read_evidence, write_evidence
+from robustly.threats import parse_threat
 
 SUITE = replace(WITH_PROOF, certificates={})
 IDS, IMAGES = "8bit.across.ids", "8bit.across.images"
@@ -167,6 +169,44 @@ def test_images_that_were_left_out_are_found_again(folder: Path) -> None:
     assert "across: 8-bit images of 5 examples that have none searched again: 5 found" in problems(
         audit(folder, target(), SUITE)
     )
+
+
+TURNED = Suite("turned", {"pgd": PGD(8, precision="full")}, curve="pgd")
+
+
+def turn_further(images: Tensors) -> None:
+    images["8bit.pgd.theta"][:] = 80.0
+
+
+def turn_otherwise(images: Tensors) -> None:
+    images["8bit.pgd.theta"] *= -1
+
+
+def without_parameters(images: Tensors) -> None:
+    del images["8bit.pgd.theta"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (None, ""),
+        (turn_further, "images outside the threat set"),
+        (turn_otherwise, "images outside the threat set"),
+        (without_parameters, "parameters of the threat are missing"),
+    ],
+)
+def test_images_rendered_from_parameters(
+    tmp_path: Path, change: Callable[[Tensors], None] | None, reason: str
+) -> None:
+    turning = replace(target(), threat=parse_threat("rotation:70"))
+    evidence = evaluate(turning.model, turning.data, turning.threat, TURNED, batch_size=20, curve_count=None)
+    assert len(evidence.images.eight_bit["pgd"]) > 2
+    write_evidence(evidence, tmp_path)
+    if change is not None:
+        edit_images(tmp_path, change)
+    checks = eight_bit_checks(read_evidence(tmp_path), turning)
+    told = "; ".join(check.problem for check in checks)
+    assert (reason in told) if reason else not told.strip("; ")
 
 
 def test_pixels_of_another_type_are_refused(folder: Path) -> None:
