@@ -113,7 +113,7 @@ def test_a_folder_that_grew_by_one_file_is_refused_everywhere(
     config = open_run(run)
     kept, moved = read_run_data(run), load_splits(config.data).test
     assert kept is not None
-    trained_on = seen_rows(kept, moved).trained_on
+    trained_on = seen_rows(kept, row_digests(moved)).trained_on
     assert trained_on, "training images have moved into the test set"
     for words in (["evaluate", str(run), "--overwrite"], ["audit", str(run)]):
         said = refusal(capsys, *words)
@@ -138,7 +138,7 @@ def test_weights_in_a_new_folder_may_be_tested_on_other_data_and_overlaps_are_co
     assert main(["evaluate", str(new), *words]) == 0
     kept, data = read_run_data(run), load_splits(open_run(new).data).test
     assert kept is not None
-    found = seen_rows(kept, data)
+    found = seen_rows(kept, row_digests(data))
     assert found.trained_on
     assert found.selected_on
     stated = read_summary(new / "evaluation").data
@@ -167,10 +167,10 @@ def record(**parts: list[int]) -> RunData:
 def test_seen_rows_are_counted_by_image() -> None:
     kept = record(train=[1, 2, 3], extra=[3, 4], earlier_train=[5], validation=[6], earlier_validation=[7])
     relabelled = replace(images([1, 9, 3, 5, 6, 7, 8]), labels=torch.ones(7, dtype=torch.int64), classes=("a", "b"))
-    assert seen_rows(kept, relabelled) == SeenRows(trained_on=3, selected_on=2)
-    assert seen_rows(kept, images([8, 9])) == SeenRows(0, 0)
+    assert seen_rows(kept, row_digests(relabelled)) == SeenRows(trained_on=3, selected_on=2)
+    assert seen_rows(kept, row_digests(images([8, 9]))) == SeenRows(0, 0)
     incomplete = replace(kept, complete=False)
-    assert seen_rows(incomplete, images([8, 1])) == SeenRows(1, None), "a lower bound, or unknown"
+    assert seen_rows(incomplete, row_digests(images([8, 1]))) == SeenRows(1, None), "a lower bound, or unknown"
 
 
 def test_a_run_continues_on_its_own_rows_only(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_an_audit_counts_again_and_compares_with_the_record(run: Path) -> None:
     moved = load_splits(replace(config.data, split_seed=1)).test
     kept = read_run_data(run)
     assert kept is not None
-    seen = seen_rows(kept, moved)
+    seen = seen_rows(kept, row_digests(moved))
     found = problems(replace(summary, data=replace(summary.data, settings=settings)), moved)
     assert "are others" in found[0]
     assert f"stated 0 trained on, counted {seen.trained_on}" in found[1]

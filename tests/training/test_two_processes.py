@@ -173,6 +173,7 @@ def test_two_processes_train_the_network_of_one(
         "checkpoints/best.safetensors",
         "checkpoints/last.pt",
         "config.yaml",
+        "data.safetensors",
         "metrics.csv",
         "model.safetensors",
         "status.json",

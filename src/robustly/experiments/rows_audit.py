@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from robustly.data import DataConfig, ImageData
+from robustly.data import DataConfig, ImageData, row_digests
 from robustly.evaluation import Check
 from robustly.evidence import Summary
 from robustly.experiments.configuration import RunConfig
@@ -31,7 +31,8 @@ def rows_checks(folder: Path, config: RunConfig, summary: Summary, data: ImageDa
         other, found = "", SeenRows()
     else:
         name = "the test images are those that the run recorded at its start"
-        other, found = other_test_rows(kept, data), seen_rows(kept, data)
+        rows = row_digests(data)
+        other, found = other_test_rows(kept, rows), seen_rows(kept, rows)
     stated = SeenRows(summary.data.trained_on, summary.data.selected_on)
     pairs = {
         "trained on": (stated.trained_on, found.trained_on),

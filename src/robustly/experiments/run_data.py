@@ -189,33 +189,35 @@ def check_test_rows(folder: Path, config: RunConfig, data: ImageData) -> SeenRow
         RunError: rows that the run did not record.
     """
     kept = kept_rows(folder, config)
-    other = "" if kept is None else other_test_rows(kept, data)
+    if kept is None:
+        return SeenRows()
+    rows = row_digests(data)
+    other = other_test_rows(kept, rows)
     if other:
         raise RunError(
             f"the test images are not those that {folder} recorded at its start: {other}; restore the data of "
             f"{config.data.source}, or evaluate its weights in a new folder, which counts the images trained on"
         )
-    return SeenRows() if kept is None else seen_rows(kept, data)
+    return seen_rows(kept, rows)
 
 
-def other_test_rows(kept: RunData, data: ImageData) -> str:
+def other_test_rows(kept: RunData, rows: RowDigests) -> str:
     """A statement on test rows that the run did not record; empty if there are none, or no record of test rows."""
     recorded = kept.parts.get(TEST)
     if recorded is None:
         return ""
-    other = int(np.count_nonzero(~row_digests(data).same_in(recorded)))
+    other = int(np.count_nonzero(~rows.same_in(recorded)))
     if not other:
         return ""
-    trained = seen_rows(kept, data).trained_on
-    return f"{other} of {len(data)} are others" + (f", {trained} were trained on" if trained else "")
+    trained = seen_rows(kept, rows).trained_on
+    return f"{other} of {len(rows)} are others" + (f", {trained} were trained on" if trained else "")
 
 
-def seen_rows(kept: RunData, data: ImageData) -> SeenRows:
+def seen_rows(kept: RunData, rows: RowDigests) -> SeenRows:
     """Count the rows whose image was trained or selected on, under any label.
 
     Where a part of the earlier rows is not known, a number above 0 is a lower bound, and 0 becomes None.
     """
-    rows = row_digests(data)
 
     def number(*names: str) -> int | None:
         masks = [rows.found_in(kept.parts[name]) for name in names if name in kept.parts]
