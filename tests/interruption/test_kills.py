@@ -146,6 +146,7 @@ def test_train(commands: Commands, settings: list[str], tmp_path: Path) -> None:
     start = tmp_path / "start"
     start.mkdir()
     words = ["train", "mnist5k/pgd_at", "--out", "run", *settings, "--training.epochs=2"]
+    words.append("--method.parameters.ema.decay=0.8")
     killed_everywhere(commands, words, start, tmp_path)
 
 
