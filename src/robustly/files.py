@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -136,6 +137,8 @@ def _lives(process: int) -> bool:
     """Return True if another process of this number runs on this machine."""
     if process == os.getpid():
         return False  # of an earlier process with our number, as in a container that was started again
+    if sys.platform == "win32":
+        return True  # there os.kill has other meanings
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

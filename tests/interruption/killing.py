@@ -4,6 +4,7 @@ A server process imports the package once and forks for every command, so that a
 """
 
 import builtins
+import importlib
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,9 @@ def _import_everything() -> None:
 
     import robustly.cli  # noqa: F401
 
+    for name in ("pyarrow.dataset", "pandas"):  # pyarrow imports them at its first call, pandas if it is installed
+        with suppress(ImportError):
+            importlib.import_module(name)
     torch.set_num_threads(1)
 
 

@@ -74,8 +74,10 @@ def run_evaluation(
     trust = trust_in(overrides, trust_code)
     target = evaluation_folder(folder, label)
     with ExitStack() as held:
-        held.enter_context(lock_evaluation(target))  # no lock if the folder is new
-        is_new = not (folder / CONFIG).is_file() and any(is_model_name(word) for word in overrides)
+        is_run = (folder / CONFIG).is_file()
+        if is_run:
+            held.enter_context(lock_evaluation(target))
+        is_new = not is_run and any(is_model_name(word) for word in overrides)
         if is_new:
             refuse_existing(folder)
         config = _new_config(overrides) if is_new else _config_of(folder, overrides)
