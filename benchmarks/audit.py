@@ -2,9 +2,9 @@
 
     ROBUSTLY_SHARED_DATA=FOLDER python benchmarks/audit.py [--out FOLDER] [--count 1000] [--repeats 3]
 
-Trains `mnist5k/pgd_at` and a small network on `cifar10-jpeg/{train,test}.parquet` in FOLDER, where they are not there
-yet. Each repeat evaluates and audits both by the command line, in CPU time of one process and one thread. Writes the
-medians to `benchmarks/results/audit.md`.
+Trains `mnist5k/pgd_at` and a small network on `cifar10-jpeg/{train,test}.parquet` in FOLDER, where they are not yet
+there. Each repeat evaluates and audits both by the command line, in CPU time of one process and one thread. Writes
+the medians to `benchmarks/results/audit.md`.
 """
 
 import argparse
