@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from robustly.data.decoding import Decoding, EncodedImage, decode_images
-from robustly.data.images import number_names
+from robustly.data.images import class_numbers
 from robustly.data.rows import Rows
 from robustly.memory import read_parquet
 
@@ -110,15 +110,12 @@ def _table_rows(
 ) -> dict[str, Rows]:
     chosen = {part: _chosen_columns(table, columns, names[part]) for part, table in tables.items()}
     labels = {part: _labels(table, chosen[part][1], names[part]) for part, table in tables.items()}
-    is_empty = not any(len(values) for values in labels.values())
-    numbered = () if is_empty else number_names(list(labels.values()), next(iter(names.values())))
+    named = {part: _class_names(table, chosen[part][1]) for part, table in tables.items()}
+    needs_numbers = not all(named.values()) and any(len(values) for values in labels.values())
+    numbered = class_numbers(list(labels.values()), next(iter(names.values()))) if needs_numbers else ()
     return {
         part: _encoded_rows(
-            table.column(chosen[part][0]),
-            labels[part],
-            _class_names(table, chosen[part][1]) or numbered,
-            names[part],
-            decoding,
+            table.column(chosen[part][0]), labels[part], named[part] or numbered, names[part], decoding
         )
         for part, table in tables.items()
     }
