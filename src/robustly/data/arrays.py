@@ -24,9 +24,9 @@ _KEYS = "images and labels, or x_train, y_train, x_test and y_test"
 def npz_rows(file: Path) -> dict[str, Rows]:
     """Parts of an archive: `images`, `labels` (or `image`, `label`); or `x_train`, `y_train`, `x_test`, ...
 
-    Images are uint8, or floats in [0, 1] on the 8-bit grid, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)` with 1 or 3
-    channels, or fewer than the pixels of a side; labels are integers, `(N,)` or `(N, 1)`; a third array `classes` may
-    hold class names.
+    Images are uint8, or floats in [0, 1] on the 8-bit grid, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)` with 1 or
+    3 channels, or fewer than the pixels of a side; labels are integers, `(N,)` or `(N, 1)`; a third array `classes`
+    may hold class names.
 
     Raises:
         ValueError: if the file is damaged, larger than the limit of `robustly.memory`, holds Python objects, or
