@@ -23,6 +23,7 @@ TWO = Sweep(
     {"training.epochs": "2"},
 )
 FOLDER = Path("/nowhere")
+DEAD = 99_999_999  # number of no process
 
 
 def read(name: str) -> dict[str, object]:
@@ -211,8 +212,8 @@ def test_a_file_of_another_shape_is_refused(plain: dict[str, object]) -> None:
 
 def test_a_run_is_written_whole(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    (tmp_path / ".run.part").mkdir()  # of a sweep that was killed as it wrote
-    (tmp_path / ".run.part" / ".config.yaml.1.part").touch()
+    (tmp_path / f".run.{DEAD}.part").mkdir()  # of a sweep that was killed as it wrote
+    (tmp_path / f".run.{DEAD}.part" / ".config.yaml.1.part").touch()
     create_run(folder, configs_of(TWO)[0])
     assert open_run(folder).seed == 0
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

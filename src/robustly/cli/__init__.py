@@ -16,17 +16,17 @@ import torch
 import robustly
 from robustly.cli.analyse import COUNT, run_analysis
 from robustly.cli.arguments import split_overrides
-from robustly.cli.audit import run_audit
+from robustly.cli.audit import AuditOptions, run_audit
 from robustly.cli.compare import add_compare, run_comparison
 from robustly.cli.diagnose import COUNT as DIAGNOSED
 from robustly.cli.diagnose import run_diagnostics
 from robustly.cli.evaluate import run_evaluation
+from robustly.cli.interruption import Stopped, lasting_output, stoppable
 from robustly.cli.recipes import recipe_names, recipe_text
 from robustly.cli.report import run_report
 from robustly.cli.suites import show_suites
 from robustly.cli.sweep import add_sweep, run_sweep
 from robustly.cli.train import run_training
-from robustly.experiments.run_folder import lock_run
 from robustly.output_text import one_line
 from robustly.threats import parse_threat
 
@@ -48,14 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: success. 1: the command ran, and its answer is negative: a failed audit or diagnostic. 2: wrong input, with
     one sentence on stderr. 3: a fault of robustly itself; the sentence names a file with the traceback. 130:
-    Ctrl-C. With the variable `ROBUSTLY_TRACEBACK` set, the traceback of 2 and 3 is printed too.
+    Ctrl-C. 143: SIGTERM. 129: SIGHUP. A closed pipe ends no command. With the variable `ROBUSTLY_TRACEBACK` set,
+    the traceback of 2 and 3 is printed too.
     """
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    with lasting_output():
+        return _exit_code(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _exit_code(arguments: list[str]) -> int:
     try:
-        with warnings.catch_warnings():
+        with stoppable(), warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
-            return _run(list(sys.argv[1:] if arguments is None else arguments))
+            code = _run(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a full disk is an error, unlike a closed pipe
+            return code
+    except Stopped as stop:
+        print(f"robustly: {stop}", file=sys.stderr)  # noqa: T201
+        return stop.exit_code
     except KeyboardInterrupt:
         print("robustly: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
@@ -112,10 +124,16 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.suite is not None:
         overrides = ["--evaluation.suite", options.suite, *overrides]
-    with lock_run(options.run):
-        return run_evaluation(
-            options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
-        )
+    return run_evaluation(
+        options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
+    )
+
+
+def _audit(options: argparse.Namespace, overrides: list[str]) -> int:
+    chosen = AuditOptions(
+        options.rerun, options.share, options.confidence, options.label, options.sign, options.verify
+    )
+    return run_audit(options.run, chosen, options.trust_code)
 
 
 def _recipes(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -127,7 +145,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "train": _train,
     "sweep": run_sweep,
     "evaluate": _evaluate,
-    "audit": lambda options, _: run_audit(options.run, options.rerun, options.trust_code, options.label),
+    "audit": _audit,
     "diagnose": lambda options, overrides: run_diagnostics(
         options.run, options.count, overrides, options.trust_code
     ),
@@ -203,11 +221,33 @@ def _add_evaluate(commands: Commands, trust: _Parser) -> None:
 
 def _add_audit(commands: Commands, trust: _Parser) -> None:
     audit = commands.add_parser(
-        "audit", parents=[trust], allow_abbrev=False, help="re-check an evaluation from scratch"
+        "audit",
+        parents=[trust],
+        allow_abbrev=False,
+        help="re-check an evaluation from scratch",
+        description="Recompute every number of an evaluation from its rows, every row from images and weights, and "
+        "attack a sample of the standing examples again. The exit code is 1 if a check fails. "
+        "`openssl genpkey -algorithm ed25519 -out KEY` makes a key.",
     )
     audit.add_argument("run", type=Path)
     audit.add_argument("--as", dest="label", metavar="NAME", help="audit the folder evaluation_NAME")
-    audit.add_argument("--rerun", type=int, default=32, help="unbroken examples to attack again, per attack")
+    audit.add_argument(
+        "--rerun",
+        choices=("sample", "all"),
+        default="sample",
+        help="attack a sample of the standing examples again (default), or all",
+    )
+    audit.add_argument(
+        "--share",
+        type=float,
+        default=0.02,
+        help="the sample is so large that the audit fails if this share of the standing verdicts is false ...",
+    )
+    audit.add_argument("--confidence", type=float, default=0.99, help="... with this probability (default: 0.99)")
+    audit.add_argument(
+        "--sign", type=Path, metavar="KEY", help="sign the evidence with an Ed25519 key if it passes"
+    )
+    audit.add_argument("--verify", type=Path, metavar="KEY", help="the evidence must be signed by this public key")
 
 
 def _add_report(commands: Commands) -> None:

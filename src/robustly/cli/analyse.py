@@ -21,6 +21,8 @@ from robustly.evidence.records import to_json
 from robustly.evidence.schema import SUMMARY
 from robustly.evidence.storage import read_threat_arrays
 from robustly.experiments.configuration import RunConfig, build_config
+from robustly.experiments.locks import repair_evaluations
+from robustly.experiments.run_data import check_test_rows
 from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, load_on_device, open_run
 from robustly.files import write_json
 from robustly.models import weights_hash
@@ -40,8 +42,10 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
     """
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
+    repair_evaluations(folder)
     config, threat = _evaluated(folder, open_run(folder))
     data = load_test(config.data)
+    check_test_rows(folder, config, data)
     model, _, device = load_on_device(folder, config, data, Trust(everything=trust_code).allows)
     sample = data.select(torch.arange(min(count, len(data)))).to(device)
     found = gradient_statistics(model, sample.floats(), sample.labels, threat)

@@ -12,11 +12,15 @@ from rich.table import Table
 
 from robustly.cli.runs import runs_in
 from robustly.cli.terminal import PlainConsole
+from robustly.experiments.locks import repair_evaluations
 from robustly.files import write_text
 from robustly.reports import ReportError
 from robustly.reports.pages.methods_page import methods_csv, write_methods_page
 from robustly.reports.tables.evaluations import read_evaluated
 from robustly.reports.tables.method_tables import By, MethodTable, Row, Score, distinguishing, method_tables
+
+MARKS = {"training": "\u2020", "selection": "\u2021"}
+"""Signs of attacks of a kind that the model was trained, or its epoch selected, with."""
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +45,8 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
         OSError: a file cannot be written.
     """
     folders = [folder for run in runs for folder in runs_in(run)]
+    for folder in folders:
+        repair_evaluations(folder)
     tables = method_tables([read_evaluated(folder) for folder in folders], by)
     console = PlainConsole()
     if csv is not None:
@@ -90,7 +96,7 @@ def _drawn(table: MethodTable, title: str, brief: bool = False) -> Table:
         if brief:
             words = f"{len(row.seeds)} seeds" if len(row.seeds) > 1 else ""
         about = row.name + (" (!)" if row.suspected else "") + (f"\n  {words}" if words else "")
-        drawn.add_row(escape(about), *(_cell(cell.value, row, cell.best, brief) for cell in row.cells))
+        drawn.add_row(escape(about), *(_cell(cell.value, row, i, brief) for i, cell in enumerate(row.cells)))
         if row.published is not None:
             theirs = row.published
             shares = [theirs.accuracy.get(column.key) for column in table.columns]
@@ -102,7 +108,7 @@ def _drawn(table: MethodTable, title: str, brief: bool = False) -> Table:
     return drawn
 
 
-def _cell(score: Score | None, row: Row, best: bool, brief: bool) -> str:
+def _cell(score: Score | None, row: Row, column: int, brief: bool) -> str:
     if score is None:
         return "-"
     first, second = f"{100 * score.share:.1f}", f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
@@ -111,15 +117,18 @@ def _cell(score: Score | None, row: Row, best: bool, brief: bool) -> str:
         some = f" ({score.seeds} of {len(row.seeds)})" if score.seeds < len(row.seeds) else ""
         first += f"{between}{100 * score.deviation:.1f}{some}"
         second = f"worst {100 * score.worst:.1f}"
-    shown = f"[bold]{first}[/]" if best else first
+    first += MARKS.get(row.seen[column] or "", "") if row.seen else ""
+    shown = f"[bold]{first}[/]" if row.cells[column].best else first
     return shown if brief else f"{shown}\n{escape(second)}"
 
 
 def _explain(console: Console, table: MethodTable) -> None:
     """Print the legend of a table and the sources of published numbers."""
-    lines = [f"! {note}" for note in table.notes]
+    lines = [f"! {note}" for note in (*table.notes, *table.remarks)]
     if any(row.suspected for row in table.rows):
         lines.append("(!) upper bound; masking suspected: not ranked")
+    marks = {mark for row in table.rows for mark in row.seen if mark}
+    lines += [f"{sign}: seen in {mark}" for mark, sign in MARKS.items() if mark in marks]
     several = any(len(row.seeds) > 1 for row in table.rows)
     lines.append("[ ]: 95 % Wilson interval" + ("; \u00b1: standard deviation over seeds" if several else ""))
     sources = {row.published.words for row in table.rows if row.published is not None}

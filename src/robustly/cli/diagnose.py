@@ -14,6 +14,7 @@ from robustly.evaluation.diagnostics import diagnose, masking_suspected
 from robustly.evidence import Finding
 from robustly.experiments.configuration import build_config
 from robustly.experiments.overrides import apply_overrides
+from robustly.experiments.run_data import check_test_rows
 from robustly.experiments.run_folder import evaluation_data, load_on_device, open_run
 from robustly.files import write_json
 from robustly.models import weights_hash
@@ -42,6 +43,7 @@ def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: 
     check_evaluation_overrides(overrides, stored.model_names)
     config = build_config(apply_overrides(stored.as_plain(), overrides))
     data = load_test(evaluation_data(config))
+    check_test_rows(folder, config, data)
     model, _, device = load_on_device(folder, config, data, trust.allows)
     target = EvaluationTarget(
         model, data.to(device), config.threat, config.seed, config.evaluation.batch_size or 250

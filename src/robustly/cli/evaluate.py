@@ -1,8 +1,9 @@
 """`robustly evaluate`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -18,25 +19,34 @@ from robustly.cli.arguments import check_evaluation_overrides, is_model_name, tr
 from robustly.cli.terminal import PlainConsole
 from robustly.data import ImageData, load_test
 from robustly.evaluation import EvaluationCheckpoint, evaluate
+from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
-from robustly.evaluation.suites.suite import Suite, settings
+from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import Progress
-from robustly.evidence import Summary, read_summary, write_evidence
+from robustly.evidence import Evidence, Summary, read_summary, write_evidence
+from robustly.evidence.collapse import collapse_words
+from robustly.evidence.provenance import Seen
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
+from robustly.experiments.locks import lock_evaluation, partial_of
 from robustly.experiments.overrides import apply_overrides
+from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_weights, write_run_data
 from robustly.experiments.run_folder import (
+    CONFIG,
     RunError,
     create_run,
     evaluation_data,
     evaluation_folder,
     load_on_device,
     open_run,
+    refuse_existing,
 )
-from robustly.models import weights_hash
+from robustly.experiments.seen_attacks import seen_attacks
+from robustly.files import whole_folder
 from robustly.output_text import plain_text
-from robustly.randomness import derive_seed
 from robustly.statistics import Proportion
+
+UNTRAINED = "evaluation only"
 
 
 def run_evaluation(
@@ -62,63 +72,114 @@ def run_evaluation(
         OSError: files that cannot be read or written.
     """
     trust = trust_in(overrides, trust_code)
-    is_new = not folder.exists() and any(is_model_name(word) for word in overrides)
-    config = _new_config(overrides) if is_new else _config_of(folder, overrides)
     target = evaluation_folder(folder, label)
-    if keep and (target / "summary.json").is_file():
-        kept_threat = read_summary(target).threat.text
-        if kept_threat != str(config.threat):
-            raise RunError(f"{target} is under {kept_threat}, not {config.threat}: --as NAME gives another name")
-        PlainConsole().print(f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False)
-        return 0
-    if target.exists() and not (overwrite or keep):
-        raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
-    source = evaluation_data(config)
-    data = load_test(source)
-    model, checkpoint, device = load_on_device(folder, config, data, trust.allows)
-    suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
-    unfinished = target.with_name(f"{target.name}.partial")
-    kept = EvaluationCheckpoint(unfinished, _identity(config, suite, model, data))
-    if is_new:
-        create_run(folder, config)
-    console = PlainConsole()
-    with _progress_bar(console) as progress:
+    with ExitStack() as held:
+        is_run = (folder / CONFIG).is_file()
+        if is_run:
+            held.enter_context(lock_evaluation(target))
+        is_new = not is_run and any(is_model_name(word) for word in overrides)
+        if is_new:
+            refuse_existing(folder)
+        config = _new_config(overrides) if is_new else _config_of(folder, overrides)
+        if keep and (target / "summary.json").is_file():
+            kept_threat = read_summary(target).threat.text
+            if kept_threat != str(config.threat):
+                raise RunError(
+                    f"{target} is under {kept_threat}, not {config.threat}: --as NAME gives another name"
+                )
+            PlainConsole().print(
+                f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False
+            )
+            return 0
+        if target.exists() and not (overwrite or keep):
+            raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
+        source = evaluation_data(config)
+        data = load_test(source)
+        seen = check_test_rows(folder, config, data)
+        model, checkpoint, device = load_on_device(folder, config, data, trust.allows)
+        data = data.to(device)
+        if is_new:
+            create_run(folder, config)
+            write_run_data(folder, data_of_weights(config.model.weights))
+            held.enter_context(lock_evaluation(target))
+        suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
+        marks = seen_attacks(folder, config if is_new else open_run(folder), config.threat.kind, suite)
+        named = partial(
+            _named,
+            folder=folder,
+            config=replace(config, data=source),
+            checkpoint=checkpoint,
+            seen=seen,
+            marks=marks,
+        )
+        evidence = _evaluated(config, suite, model, data, target, named)
+    collapse = collapse_words(evidence.table.examples, data.classes)
+    _print(PlainConsole(), evidence.summary, folder, target, collapse)
+    return 0
+
+
+def _evaluated(
+    config: RunConfig,
+    suite: Suite,
+    model: nn.Module,
+    data: ImageData,
+    target: Path,
+    named: Callable[[Summary], Summary],
+) -> Evidence:
+    """Attack the model, and replace the folder of the evaluation by the new evidence, which is returned."""
+    settings = config.evaluation
+    unfinished = partial_of(target)
+    identity = evaluation_identity(
+        model,
+        data,
+        config.threat,
+        suite,
+        mode=settings.mode,
+        seed=config.seed,
+        batch_size=settings.batch_size,
+        curve_count=settings.curve_count,
+    )
+    with _progress_bar(PlainConsole()) as progress:
         evidence = evaluate(
             model,
-            data.to(device),
+            data,
             config.threat,
             suite,
-            mode=config.evaluation.mode,
+            mode=settings.mode,
             seed=config.seed,
-            batch_size=config.evaluation.batch_size,
-            curve_count=config.evaluation.curve_count,
-            checkpoint=kept,
+            batch_size=settings.batch_size,
+            curve_count=settings.curve_count,
+            checkpoint=EvaluationCheckpoint(unfinished, identity),
             progress=progress,
         )
-    summary = _named(evidence.summary, folder, replace(config, data=source), checkpoint)
-    write_evidence(replace(evidence, summary=summary), target)
-    kept.remove()
-    _print(console, summary, folder, target)
-    return 0
+    evidence = replace(evidence, summary=named(evidence.summary))
+    with whole_folder(target, spent=unfinished) as staging:
+        write_evidence(evidence, staging)
+    return evidence
 
 
 def _new_config(overrides: list[str]) -> RunConfig:
     """Settings of a model that was trained elsewhere."""
-    return with_absolute_paths(build_config(apply_overrides({"recipe": "evaluation only"}, overrides)))
+    return with_absolute_paths(build_config(apply_overrides({"recipe": UNTRAINED}, overrides)))
 
 
 def _config_of(folder: Path, overrides: list[str]) -> RunConfig:
-    """Settings of a run, with overrides."""
+    """Settings of a run, with overrides. The command that made a folder without training may be given again."""
     stored = open_run(folder)
-    check_evaluation_overrides(overrides, stored.model_names)
-    return build_config(apply_overrides(stored.as_plain(), overrides))
+    config = with_absolute_paths(build_config(apply_overrides(stored.as_plain(), overrides)))
+    if stored.recipe != UNTRAINED or config.digest() != stored.digest():
+        check_evaluation_overrides(overrides, stored.model_names)
+    return config
 
 
-def _print(console: Console, summary: Summary, folder: Path, target: Path) -> None:
+def _print(console: Console, summary: Summary, folder: Path, target: Path, collapse: str) -> None:
     """Print the table, the passes, warnings about the result, and the next command."""
     console.print(summary_table(summary))
     console.print(_spent(summary), highlight=False, soft_wrap=True)
-    for sentence in [*summary.masking, *summary.failures.values()]:
+    console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
+    mark = "[red]![/] " if summary.data.seen else ""
+    console.print(f"{mark}images seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
+    for sentence in [*([collapse] if collapse else []), *summary.masking, *summary.failures.values()]:
         console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
     console.print(
         f"evidence: {target}\nnext: robustly report {quote(str(folder))}",
@@ -128,23 +189,30 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path) -> No
     )
 
 
-def _named(found: Summary, folder: Path, config: RunConfig, checkpoint: str) -> Summary:
-    """The summary with the names of run and model, and the settings that load the same data again."""
+def _named(
+    found: Summary,
+    folder: Path,
+    config: RunConfig,
+    checkpoint: str,
+    seen: SeenRows,
+    marks: Mapping[str, Seen] | None,
+) -> Summary:
+    """The summary with the names of run and model, settings that load the same data again, and what was seen."""
     return replace(
         found,
         run=folder.resolve().name,
         model=replace(found.model, name=config.model.name, checkpoint=checkpoint),
-        data=replace(found.data, source=config.data.source, split="test", settings=config.as_plain()["data"]),
+        data=replace(
+            found.data,
+            source=config.data.source,
+            split="test",
+            settings=config.as_plain()["data"],
+            trained_on=seen.trained_on,
+            selected_on=seen.selected_on,
+        ),
         composed=config.evaluation.stages,
+        seen_attacks=marks,
     )
-
-
-def _identity(config: RunConfig, suite: Suite, model: nn.Module, data: ImageData) -> str:
-    """The identity of an evaluation; a checkpoint must have the same."""
-    parts = [settings(attack) for attack in suite.attacks.values()]
-    plans = [suite.plan(name) for name in suite.attacks]
-    known = (weights_hash(model), data.digest(), str(config.threat), config.evaluation.mode, config.seed)
-    return f"{derive_seed(*map(str, known), suite.name, repr(parts), repr(plans)):016x}"
 
 
 def _spent(summary: Summary) -> str:
@@ -153,7 +221,8 @@ def _spent(summary: Summary) -> str:
         (numbers.mean_forwards + numbers.mean_backwards) * numbers.tried
         for numbers in summary.metrics.attacks.values()
     )
-    text = f"{spent:,.0f} passes through the model"
+    in_files = sum(one.mean_passes_8bit * one.tried for one in summary.metrics.attacks.values())
+    text = f"{spent:,.0f} passes through the model, {in_files:,.0f} more for images of 8 bits"
     unbroken = summary.metrics.worst_case.robust.hits
     if summary.threat.norm in ("linf", "l2") and unbroken and spent:
         theirs = unbroken * autoattack_passes(len(summary.data.classes))
@@ -167,25 +236,30 @@ def summary_table(summary: Summary) -> Table:
     metrics = summary.metrics
     title = f"{summary.run}: {metrics.clean.count} images, {summary.threat.text}"
     table = Table(title=escape(title), title_justify="left")
+    marked = bool(summary.seen_attacks)
     table.add_column("attack")
+    if marked:
+        table.add_column("seen in")
     table.add_column("accuracy", justify="right")
     table.add_column("95 % interval", justify="right")
-    table.add_column("after 8-bit rounding", justify="right")
+    table.add_column("as 8-bit files", justify="right")
     table.add_column("passes per image", justify="right")
-    table.add_row("clean", *_share(metrics.clean), "", "")
+    blank = ("",) if marked else ()
+    table.add_row("clean", *blank, *_share(metrics.clean), "", "")
     for outcome in summary.outcomes:
         if outcome.state:
-            table.add_row(escape(outcome.attack.title), outcome.state, "", "", "")
+            table.add_row(escape(outcome.attack.title), *blank, outcome.state, "", "", "")
             continue
         numbers = outcome.numbers
         passes = numbers.mean_forwards + numbers.mean_backwards
         rounded = f"{100 * numbers.robust_8bit.share:.1f} %"
-        table.add_row(escape(outcome.attack.title), *_share(numbers.robust), rounded, f"{passes:.0f}")
+        seen = (outcome.seen or "",) if marked else ()
+        table.add_row(escape(outcome.attack.title), *seen, *_share(numbers.robust), rounded, f"{passes:.0f}")
     worst = metrics.worst_case
     name = "upper bound; masking suspected" if summary.masking else "worst case"
-    table.add_row(name, *_share(worst.robust), f"{100 * worst.robust_8bit.share:.1f} %", "", style="bold")
+    table.add_row(name, *blank, *_share(worst.robust), f"{100 * worst.robust_8bit.share:.1f} %", "", style="bold")
     if metrics.certified is not None:
-        table.add_row("certified", *_share(metrics.certified.robust), "", "")
+        table.add_row("certified", *blank, *_share(metrics.certified.robust), "", "")
     return table
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from robustly.cli.runs import runs_in
 from robustly.cli.terminal import PlainConsole
+from robustly.experiments.locks import repair_evaluations
 from robustly.experiments.run_folder import REPORT
 from robustly.reports import ReportError, RunEvidence, read_run, write_report
 from robustly.reports.reading import has_results
@@ -24,6 +25,8 @@ def run_report(runs: Sequence[Path], out: Path | None) -> int:
         ValueError: a run that cannot be read.
         OSError: the page cannot be written.
     """
+    for run in runs:
+        repair_evaluations(run)
     target = out or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
     console = PlainConsole()
     folders = []

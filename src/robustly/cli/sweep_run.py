@@ -32,7 +32,7 @@ def carry_out_all(
 ) -> None:
     """Carry out cells, as many at a time as there are places.
 
-    SIGTERM and SIGHUP stop all cells, as Ctrl-C does.
+    An exception in the main thread, as on Ctrl-C, SIGTERM and SIGHUP, stops all cells.
 
     Args:
         cells: the cells.
@@ -53,8 +53,7 @@ def carry_out_all(
             free.put(place)
 
     # a background job ignores SIGINT and its children inherit that, but SIGINT must stop them
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     pool = ThreadPoolExecutor(len(places))
     try:
         futures = {pool.submit(at_a_place, cell): cell for cell in cells}
@@ -64,8 +63,7 @@ def carry_out_all(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before)
 
 
 def carry_out(cell: Cell, stop: threading.Event, environment: Environment) -> str:
@@ -81,12 +79,13 @@ def carry_out(cell: Cell, stop: threading.Event, environment: Environment) -> st
     """
     # sums differ in their last bits with the number of threads
     variables = {**os.environ, "COLUMNS": "120", **environment, "OMP_NUM_THREADS": str(cell.threads)}
+    variables["PYTHONSAFEPATH"] = "1"  # -P for the processes that it starts in turn
     for words in cell.commands:
         with (cell.folder / LOG).open("ab") as log:
             log.write(f"\n$ robustly {' '.join(words)}\n".encode())
             log.flush()
             process = subprocess.Popen(
-                [sys.executable, "-m", "robustly", *words],
+                [sys.executable, "-P", "-m", "robustly", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

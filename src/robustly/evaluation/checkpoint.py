@@ -2,17 +2,23 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from robustly.evaluation.identity import differences
 from robustly.evidence import EvidenceError
-from robustly.evidence.images import StoredImages
+from robustly.evidence.images import EightBitImages, StoredImages
 from robustly.evidence.schema import AttackColumns, column_fields
-from robustly.files import whole_file
+from robustly.files import whole_file, write_json
+
+BEGUN = "begun.json"
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,27 @@ class AttackEvidence:
         images: stored images.
         unconfirmed: number of successes that a second forward pass did not confirm.
         seconds: duration.
+        eight_bit: images of 8 bits.
     """
 
     columns: AttackColumns
     images: StoredImages
     unconfirmed: int
     seconds: float
+    eight_bit: EightBitImages
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The batch size and precision of an evaluation, measured once.
+
+    Args:
+        batch_size: images per batch.
+        half_pays: whether searches in bfloat16 are faster.
+    """
+
+    batch_size: int
+    half_pays: bool
 
 
 @dataclass(frozen=True)
@@ -38,14 +59,40 @@ class EvaluationCheckpoint:
 
     Args:
         folder: folder, created on the first save.
-        identity: identity of the evaluation; files of another evaluation are ignored.
+        identity: identity of the evaluation; files of another evaluation are removed.
     """
 
     folder: Path
     identity: str
 
+    def begin(self, measured: Callable[[], Speed]) -> Speed:
+        """The batch size and precision of the evaluation: those with which it began, measured now if it begins.
+
+        Finished attacks of another evaluation are removed with a warning.
+
+        Raises:
+            OSError: the folder is read-only or the disk is full.
+        """
+        path = self.folder / BEGUN
+        if path.is_file():
+            with suppress(ValueError, KeyError, TypeError, AttributeError, OSError):
+                begun = json.loads(path.read_text(encoding="utf-8"))
+                if begun["identity"] == self.identity:
+                    return Speed(int(begun["batch_size"]), bool(begun["half_pays"]))
+                other = ", ".join(differences(self.identity, begun["identity"])) or "something"
+                warnings.warn(
+                    f"{self.folder} has parts of a stopped evaluation with another {other}: they are removed",
+                    stacklevel=3,
+                )
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)
+        speed = measured()
+        self.folder.mkdir(parents=True)
+        write_json(path, {"identity": self.identity, **asdict(speed)})
+        return speed
+
     def load(self, name: str) -> AttackEvidence | None:
-        """Load the evidence of a finished attack; None without one, or if it is of another evaluation."""
+        """Load the evidence of a finished attack; None without one, if damaged, or of another evaluation."""
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             return None
@@ -57,7 +104,8 @@ class EvaluationCheckpoint:
                 return None
             columns = AttackColumns(**{key: tensors[key] for key in column_fields(AttackColumns)})
             images = StoredImages(tensors["ids"], tensors["images"], tensors.get("theta"))
-            return AttackEvidence(columns, images, int(about["unconfirmed"]), float(about["seconds"]))
+            saved = EightBitImages(tensors["8bit.ids"], tensors["8bit.images"], tensors.get("8bit.theta"))
+            return AttackEvidence(columns, images, int(about["unconfirmed"]), float(about["seconds"]), saved)
         except (SafetensorError, EvidenceError, OSError, ValueError, KeyError):
             return None
 
@@ -71,6 +119,8 @@ class EvaluationCheckpoint:
         tensors = {key: getattr(found.columns, key) for key in column_fields(AttackColumns)}
         tensors |= {"ids": found.images.ids, "images": found.images.images}
         tensors |= {} if found.images.theta is None else {"theta": found.images.theta}
+        tensors |= {"8bit.ids": found.eight_bit.ids, "8bit.images": found.eight_bit.levels}
+        tensors |= {} if found.eight_bit.theta is None else {"8bit.theta": found.eight_bit.theta}
         about = {"identity": self.identity, "unconfirmed": found.unconfirmed, "seconds": found.seconds}
         with whole_file(self.folder / f"{name}.safetensors") as temporary:
             try:

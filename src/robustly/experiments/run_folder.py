@@ -1,10 +1,9 @@
 """Run folders: settings, networks and data from `config.yaml`."""
 
+import os
 import shutil
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +13,12 @@ from torch import nn
 
 from robustly import documents
 from robustly.attacks.core.contract import check_output, frozen
-from robustly.data import DataConfig, ImageData, load_extra, load_splits
+from robustly.data import DataConfig, ImageData, Splits, load_extra, load_splits
 from robustly.documents import DocumentError
-from robustly.evaluation.evaluate import looks_like_probabilities
+from robustly.evaluation.derived import looks_like_probabilities
 from robustly.experiments.configuration import RunConfig, build_config
-from robustly.files import write_text
+from robustly.experiments.locks import is_own_leftover
+from robustly.files import remove_stale_parts, write_text
 from robustly.models import ModelConfig, build_model, load_weights
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
@@ -28,11 +28,7 @@ from robustly.training import AuxiliaryNetwork, Job
 from robustly.training.engine.job import check_networks
 from robustly.training.engine.loop import BEST, FINAL
 
-if sys.platform != "win32":
-    import fcntl
-
 CONFIG = "config.yaml"
-LOCK = ".lock"
 EVALUATION = "evaluation"
 REPORT = "report.html"
 
@@ -51,45 +47,53 @@ def create_run(folder: Path, config: RunConfig) -> None:
         OSError: the folder cannot be written.
     """
     refuse_existing(folder)
-    staging = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    write_text(staging / CONFIG, yaml.safe_dump(config.as_plain(), sort_keys=False))
+    text = yaml.safe_dump(config.as_plain(), sort_keys=False)
     if folder.is_dir():
-        folder.rmdir()
-    staging.replace(folder)
-
-
-@contextmanager
-def lock_run(folder: Path) -> Iterator[None]:
-    """Lock a run's folder, so that two processes never train one run; wait while another process has the lock.
-
-    The lock ends with the process, also if it is killed. There is no lock in a folder that does not exist yet, or
-    where files cannot be locked (Windows, some network disks).
-    """
-    if sys.platform == "win32" or not folder.is_dir():
-        yield
+        remove_stale_parts(folder)
+        write_text(folder / CONFIG, text)
         return
-    with (folder / LOCK).open("w") as lock:
-        with suppress(OSError):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                warnings.warn(f"another process uses {folder}: waiting until it ends", stacklevel=3)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    remove_stale_parts(folder.parent, folder.name)
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        staging.mkdir(parents=True)
+        write_text(staging / CONFIG, text)
+        staging.rename(folder)
+    except OSError:
+        refuse_existing(folder)  # another process may have made it in the meantime
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def refuse_existing(folder: Path) -> None:
-    """Refuse a folder that is not empty. A run killed at its beginning leaves an empty one.
+    """Refuse a folder that is not empty. A run killed at its beginning leaves an empty one, or locks and parts.
 
     Raises:
         RunError: the folder has files, or is a file.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or not all(is_own_leftover(item) for item in folder.iterdir())):
         raise RunError(
             f"{folder} exists already: choose another name with --out, or continue it with --resume {folder}"
         )
+
+
+def is_begun(folder: Path, config: RunConfig) -> bool:
+    """Return True if a folder has a run of the same settings, to be continued; False if it is free for a new run.
+
+    Raises:
+        RunError: the folder has a run of other settings, or other files.
+    """
+    if not (folder / CONFIG).is_file():
+        refuse_existing(folder)
+        return False
+    there, here = open_run(folder).as_plain(), config.as_plain()
+    other = [key for key in here if here[key] != there.get(key)]
+    if other:
+        raise RunError(
+            f"{folder} exists already with other settings ({', '.join(other)}): choose another name with --out, or "
+            f"continue it with --resume {folder}"
+        )
+    return True
 
 
 def evaluation_folder(run: Path, label: str | None = None) -> Path:
@@ -130,7 +134,12 @@ def read_yaml(path: Path) -> dict[str, object]:
 
 
 def build_job(config: RunConfig, trusts: Trusts) -> Job:
-    """Build everything that training needs, and check it.
+    """Build everything that training needs; see `build_job_and_data`."""
+    return build_job_and_data(config, trusts)[0]
+
+
+def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
+    """Build everything that training needs, and check it; returns the test images too, which training never uses.
 
     Args:
         config: the run's settings.
@@ -152,7 +161,7 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         )
         for name, network in config.networks.items()
     }
-    return Job(
+    job = Job(
         method=config.method,
         model=model,
         train=splits.train,
@@ -166,6 +175,7 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         networks=networks,
         extra=load_extra(config.data, splits),
     )
+    return job, splits
 
 
 def build_network(

@@ -99,7 +99,7 @@ class Cell:
     @property
     def shell_command(self) -> str:
         """The same commands as one shell line that works from any folder."""
-        lines = [join([sys.executable, "-m", "robustly", *words]) for words in self.commands]
+        lines = [join([sys.executable, "-P", "-m", "robustly", *words]) for words in self.commands]
         return " && ".join([join(["cd", str(self.started_in)]), f"export OMP_NUM_THREADS={self.threads}", *lines])
 
     def config(self, read: Callable[[str], Settings]) -> RunConfig:

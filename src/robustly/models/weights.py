@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from robustly.files import whole_file
 from robustly.memory import check_archive
 from robustly.models.wide_resnet import WideResNet
 
@@ -112,17 +112,8 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
     state = _state(model)
     # safetensors rejects shared storage, so tied weights are copied
     blob = to_safetensors({name: _plain(value).clone() for name, value in state.items()}, metadata=_OURS)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(blob)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes the file readable for its owner only
-        Path(temporary).replace(file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(file) as temporary:
+        temporary.write_bytes(blob)
 
 
 def weights_hash(model: nn.Module | Mapping[str, Tensor]) -> str:

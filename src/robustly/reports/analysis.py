@@ -169,4 +169,4 @@ def read_analysis(file: Path) -> Analysis:
             f"{file} is written in schema {str(schema)[:20]}, but this robustly reads schema {SCHEMA}: "
             "run robustly analyse again."
         )
-    return from_json(Analysis, values, str(file))
+    return from_json(Analysis, values, str(file), strict=False)

@@ -8,6 +8,7 @@ import numpy as np
 
 from robustly.documents import DocumentError, read_csv, read_yaml
 from robustly.evidence import EvidenceTable, Summary, read_summary
+from robustly.evidence.audit_record import read_audit, read_signature
 from robustly.evidence.records import from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.evidence.storage import read_pictures, read_table
@@ -48,7 +49,12 @@ def read_run(path: Path) -> RunEvidence:
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
     name = (evaluation.run if evaluation else "") or path.resolve().name
-    return RunEvidence(path, name, config, training, evaluation, table, pictures, tuple(notes), analysis)
+    audit = signature = None
+    if evaluation is not None:
+        audit, signature = read_audit(folder), read_signature(folder)
+    return RunEvidence(
+        path, name, config, training, evaluation, table, pictures, tuple(notes), analysis, audit, signature
+    )
 
 
 def has_results(path: Path) -> bool:
@@ -91,7 +97,7 @@ def _read_training(file: Path) -> Training | None:
         raise ReportError(f"{file} has a cell that is not a number: {error}.") from error
     columns = {name: table[:, i] for i, name in enumerate(header)}
     status = if_there(
-        file.with_name("status.json"), lambda found: from_json(Status, read_object(found), str(found))
+        file.with_name("status.json"), lambda found: from_json(Status, read_object(found), str(found), strict=False)
     )
     return Training(columns) if status is None else Training(columns, status)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustly.evidence.provenance import Seen
 from robustly.files import write_text
 from robustly.output_text import csv_cell
 from robustly.reports.figures.charts import Figure
@@ -13,9 +14,12 @@ from robustly.reports.figures.front import Point, Whiskers, clean_against_robust
 from robustly.reports.formats import deviating, interval, percent
 from robustly.reports.pages.html import assembled
 from robustly.reports.tables.columns import CLEAN, WORST_CASE
-from robustly.reports.tables.method_tables import MethodTable, Score, distinguishing
+from robustly.reports.tables.method_tables import MethodTable, Row, Score, distinguishing
 
-HEADER = ("data", "examples", "images_sha256", "threat", "kind", "name", "recipe", "seeds", "masking", "source")
+HEADER = (
+    *("data", "examples", "images_sha256", "threat", "kind", "name", "recipe", "seeds", "masking", "trained_on"),
+    *("selected_on", "seen_in_training", "seen_in_selection", "source"),
+)
 PARTS = ("", " low", " high", " deviation", " worst")
 """Suffixes of each column: accuracy, its 95 % interval, and over seeds the standard deviation and the lowest."""
 
@@ -119,6 +123,10 @@ def methods_csv(tables: Sequence[MethodTable]) -> str:
                 "recipe": row.recipe or "",
                 "seeds": " ".join(str(seed) for seed in row.seeds if seed is not None),
                 "masking": "suspected" if row.suspected else "",
+                "trained_on": "" if row.trained_on is None else row.trained_on,
+                "selected_on": "" if row.selected_on is None else row.selected_on,
+                "seen_in_training": _seen_titles(table, row, "training"),
+                "seen_in_selection": _seen_titles(table, row, "selection"),
             }
             for title, cell in zip(table.titles, row.cells, strict=True):
                 line |= _numbers(title, cell.value)
@@ -136,6 +144,10 @@ def methods_csv(tables: Sequence[MethodTable]) -> str:
                 published = {**about, **named, **shown}
                 writer.writerow({name: csv_cell(value) for name, value in published.items()})
     return stream.getvalue()
+
+
+def _seen_titles(table: MethodTable, row: Row, seen: Seen) -> str:
+    return "; ".join(title for title, mark in zip(table.titles, row.seen, strict=True) if mark == seen)
 
 
 def _numbers(title: str, score: Score | None) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from robustly.evidence import Summary
-from robustly.evidence.provenance import SuiteAttack
+from robustly.evidence.provenance import Seen, SuiteAttack
 from robustly.reports.formats import count, setting
 from robustly.reports.tables.evaluations import KeptEvaluation, joint_worst_case
 from robustly.statistics import Proportion
@@ -73,6 +73,17 @@ def measured(kept: Sequence[KeptEvaluation]) -> dict[TableColumn, Proportion]:
         if certified is not None:
             found[TableColumn(CERTIFIED, f"Certified ({certified.name})")] = certified.robust
     return found
+
+
+def seen_columns(kept: Sequence[KeptEvaluation]) -> dict[TableColumn, Seen]:
+    """The columns of attacks that the model was trained, or its epoch selected, with."""
+    return {
+        _attack_column(outcome.attack): outcome.seen
+        for one in kept
+        if one.evaluation.suite.mode == "every"
+        for outcome in one.evaluation.outcomes
+        if outcome.seen is not None
+    }
 
 
 def ordered(columns: Iterable[TableColumn]) -> list[TableColumn]:

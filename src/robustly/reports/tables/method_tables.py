@@ -5,10 +5,18 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from robustly.evidence.provenance import DataRecord, ThreatRecord
+from robustly.evidence.provenance import DataRecord, Seen, ThreatRecord
 from robustly.reports.formats import count, short_hash
 from robustly.reports.run import ReportError
-from robustly.reports.tables.columns import CERTIFIED, CLEAN, WORST_CASE, TableColumn, ordered, titled
+from robustly.reports.tables.columns import (
+    CERTIFIED,
+    CLEAN,
+    WORST_CASE,
+    TableColumn,
+    ordered,
+    seen_columns,
+    titled,
+)
 from robustly.reports.tables.comparison import ComparedNumber, marked
 from robustly.reports.tables.evaluations import EvaluatedRun
 from robustly.reports.tables.mixed_counts import Measured, entries_by_table
@@ -42,7 +50,20 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: a run, or several that differ only in the seed. `suspected`: masking is suspected."""
+    """One method: a run, or several that differ only in the seed.
+
+    Args:
+        name: name of the row.
+        recipe: recipe of the runs.
+        seeds: their seeds.
+        cells: the numbers, one per column.
+        suspected: whether masking is suspected.
+        published: published numbers of the method, or None.
+        seen: per column "training" or "selection" if the model was trained, or its epoch selected, with this kind
+            of attack; None for others, and where it is unknown.
+        trained_on: number of test images that the model was trained on, the largest of the runs; None if unknown.
+        selected_on: number of test images that the model was selected on.
+    """
 
     name: str
     recipe: str | None
@@ -50,6 +71,9 @@ class Row:
     cells: tuple[ComparedNumber[Score], ...]
     suspected: bool = False
     published: Published | None = None
+    seen: tuple[Seen | None, ...] = ()
+    trained_on: int | None = None
+    selected_on: int | None = None
 
     @property
     def words(self) -> str:
@@ -67,7 +91,15 @@ class Row:
 class MethodTable:
     """Rows under the same threat, on images of one data set.
 
-    `tests` has the data of each set of images, the largest first.
+    Args:
+        threat: the threat model.
+        data: the test images of the first row.
+        columns: the columns in order.
+        titles: their titles.
+        rows: the rows.
+        notes: sentences on worst cases that are not comparable; empty if they are.
+        remarks: sentences on the rows, such as test images that a model was trained on.
+        tests: the data of each set of images, the largest first.
     """
 
     threat: ThreatRecord
@@ -76,6 +108,7 @@ class MethodTable:
     titles: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     tests: tuple[DataRecord, ...] = ()
 
     @property
@@ -156,14 +189,37 @@ def _table(entries: Sequence[Measured], by: By) -> MethodTable:
             cells=tuple(column[g] for column in marks),
             suspected=suspected[g],
             published=_published(entries[group[0]], [column.key for column in columns if _is_attack(column)]),
+            seen=_seen([entries[i] for i in group], columns),
+            trained_on=_largest([one.evaluation.data.trained_on for i in group for one in entries[i][1]]),
+            selected_on=_largest([one.evaluation.data.selected_on for i in group for one in entries[i][1]]),
         )
         for g, group in enumerate(groups)
     )
     first = entries[0][1][0].evaluation
+    remarks = [_seen_rows(row.name, [entries[i] for i in group]) for row, group in zip(rows, groups, strict=True)]
+    found = tuple(remark for remark in remarks if remark)
     data = [one.evaluation.data for _, kept, _ in entries for one in kept]
     distinct = {one.sha256: one for one in data}
     tests = tuple(sorted(distinct.values(), key=lambda one: -one.count))
-    return MethodTable(first.threat, first.data, tuple(columns), tuple(titles), rows, notes, tests)
+    return MethodTable(first.threat, first.data, tuple(columns), tuple(titles), rows, notes, found, tests)
+
+
+def _seen(entries: Sequence[Measured], columns: Sequence[TableColumn]) -> tuple[Seen | None, ...]:
+    marks = [seen_columns(kept) for _, kept, _ in entries]
+    found = [[one.get(column.everywhere) for one in marks] for column in columns]
+    return tuple("training" if "training" in some else next(filter(None, some), None) for some in found)
+
+
+def _largest(numbers: Sequence[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return max(known) if len(known) == len(numbers) or any(known) else None
+
+
+def _seen_rows(name: str, entries: Sequence[Measured]) -> str:
+    """A remark if a model of a row was trained or selected on test images; else empty."""
+    tested = [one.evaluation.data for _, kept, _ in entries for one in kept]
+    words = list(dict.fromkeys(data.seen_words for data in tested if data.seen))
+    return f"{name}: {'; '.join(words)}. Its accuracies may be too high." if words else ""
 
 
 def _score(parts: Sequence[Proportion | None]) -> Score | None:

@@ -1,5 +1,7 @@
 """The full state of a training run in one file, from which a killed run continues exactly."""
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from robustly.memory import check_archive
 from robustly.training.engine.checkpoint_content import wrong_part
 from robustly.training.step import Memory
 
-FORMAT = "robustly-training-state-3"
+FORMAT = "robustly-training-state-4"
 Row = dict[str, float | int | None]
 
 
@@ -45,7 +47,7 @@ class TrainingState:
     memory: Memory
     rows: list[Row]
     best_epoch: int
-    best_score: tuple[float, float]
+    best_score: tuple[float, ...]
     seconds: float
 
 
@@ -55,7 +57,8 @@ def save_state(state: TrainingState, path: Path) -> None:
     Raises:
         OSError: the folder is read-only or the disk is full.
     """
-    content = {"format": FORMAT, **{name: getattr(state, name) for name in state.__dataclass_fields__}}
+    content = {name: getattr(state, name) for name in state.__dataclass_fields__}
+    content = {"format": FORMAT, "sha256": content_sha256(content), **content}
     with whole_file(path) as temporary:
         try:
             torch.save(content, temporary)
@@ -67,8 +70,8 @@ def load_state(path: Path, config_digest: str) -> TrainingState:
     """Read a state; no code in the file is executed.
 
     Raises:
-        CheckpointError: the file is truncated, not a checkpoint, has a part of another type, or is of a run with
-            another configuration.
+        CheckpointError: the file is truncated, damaged, not a checkpoint, has a part of another type, or is of a
+            run with another configuration.
         SizeError: its tensors are larger than the limit of `robustly.memory`.
     """
     check_archive(path)
@@ -80,9 +83,15 @@ def load_state(path: Path, config_digest: str) -> TrainingState:
         raise CheckpointError(f"{path} is truncated or not a checkpoint of robustly ({reason})") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not a training checkpoint of robustly (its format is not {FORMAT!r})")
+    checksum = content.pop("sha256", None)
     wrong = wrong_part(content)
     if wrong:
         raise CheckpointError(f"{path} is not a whole training checkpoint: {wrong}")
+    if checksum != content_sha256(content):
+        raise CheckpointError(
+            f"{path} is damaged: its content does not match its checksum; put a copy of the file back, or remove "
+            f"{path.parent} to train from the start"
+        )
     try:
         state = TrainingState(**content)
     except TypeError:
@@ -90,3 +99,30 @@ def load_state(path: Path, config_digest: str) -> TrainingState:
     if state.config_digest != config_digest:
         raise CheckpointError(f"{path} belongs to a run with another configuration than config.yaml beside it")
     return state
+
+
+def content_sha256(content: object) -> str:
+    """SHA-256 of nested plain values and tensors, in hexadecimal; tensors on any device count by their values."""
+    found = hashlib.sha256()
+    _add(found, content)
+    return found.hexdigest()
+
+
+def _add(found: "hashlib._Hash", value: object) -> None:
+    """Add a value to a hash, with its type and length, so that different contents never give the same bytes."""
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        found.update(f"tensor {plain.dtype} {tuple(plain.shape)};".encode())
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        found.update(f"mapping {len(value)};".encode())
+        for key, item in value.items():
+            _add(found, key)
+            _add(found, item)
+    elif isinstance(value, list | tuple):
+        found.update(f"sequence {len(value)};".encode())
+        for item in value:
+            _add(found, item)
+    else:
+        text = repr(value).encode()
+        found.update(f"{type(value).__name__} {len(text)};".encode() + text)

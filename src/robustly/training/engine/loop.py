@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +19,15 @@ from robustly.training.engine.job import Job
 from robustly.training.engine.metrics import Totals, as_csv
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import DivergenceError, check_weights, reason_to_stop
-from robustly.training.engine.validation import accuracies, selected_network
+from robustly.training.engine.validation import Validation, selected_network, validate
 from robustly.training.parts import EpochEnd, InstanceWeightsError
 from robustly.training.step import Moment
 
 LAST = "checkpoints/last.pt"
 BEST = "checkpoints/best.safetensors"
 FINAL = "model.safetensors"
+COLLAPSED = "validation_collapsed_class"
+"""Column of `metrics.csv`: the class that every validation image is predicted as; empty if there are several."""
 
 
 class Observer:
@@ -50,6 +53,7 @@ class Outcome:
         seconds: training time, summed over resumed runs.
         rows: metrics by epoch.
         reason: reason for an early end; empty without one.
+        collapsed: the class that the selected weights predict for every validation image; None if they learn.
     """
 
     best_epoch: int
@@ -57,6 +61,7 @@ class Outcome:
     seconds: float
     rows: list[Row]
     reason: str = ""
+    collapsed: int | None = None
 
 
 def train(
@@ -97,30 +102,43 @@ class _Run:
         self.stepper = Stepper(job, runtime)
         self.validation_data = job.validation.to(runtime.device)
         self.rows: list[Row] = []
-        self.best_epoch, self.best_score = -1, (-1.0, -1.0)
+        self.best_epoch, self.best_score = -1, (-1.0, -1.0, -1.0)
         self.seconds = 0.0
 
     def go(self) -> Outcome:
         """Train to the end."""
         self._recover()
-        self.observer.started(self.job, len(self.rows))
         try:
+            self.observer.started(self.job, len(self.rows))
             while len(self.rows) < self.job.training.epochs and not self._stopped_early():
                 self._epoch(len(self.rows))
-        except ValueError as error:
+            reason = self._stopped_early() if len(self.rows) < self.job.training.epochs else ""
+            self._finish(reason)
+        except KeyboardInterrupt as stop:
+            self._write_status("stopped", str(stop) or "interrupted by the user")
+            raise
+        except Exception as error:
             diverged = isinstance(error, DivergenceError | InstanceWeightsError)
-            self._write_status("diverged" if diverged else "failed", str(error))
+            with suppress(OSError):  # a full disk, which is the error then
+                self._write_status("diverged" if diverged else "failed", str(error))
             raise
-        except KeyboardInterrupt:
-            self._write_status("stopped", "interrupted by the user")
-            raise
+        self.runtime.wait_for_all()
+        collapsed = self.rows[self.best_epoch].get(COLLAPSED)
+        return Outcome(
+            self.best_epoch + 1,
+            len(self.rows),
+            self.seconds,
+            self.rows,
+            reason,
+            None if collapsed is None else int(collapsed),
+        )
+
+    def _finish(self, reason: str) -> None:
+        """Write the selected weights; last, because a folder with them is a finished run."""
+        self._write_status("finished", reason)
         if self.runtime.rank == 0:
             with whole_file(self.folder / FINAL) as temporary:
                 shutil.copyfile(self.folder / BEST, temporary)
-        reason = self._stopped_early() if len(self.rows) < self.job.training.epochs else ""
-        self._write_status("finished", reason)
-        self.runtime.wait_for_all()
-        return Outcome(self.best_epoch + 1, len(self.rows), self.seconds, self.rows, reason)
 
     def _stopped_early(self) -> str:
         return reason_to_stop(self.job.training, self.rows, self.best_epoch)
@@ -149,7 +167,7 @@ class _Run:
         )
         trained = time.perf_counter() - began
         check_weights(self.stepper.networks.learning, epoch)
-        clean, robust = self._validate()
+        found = self._validate()
         row: Row = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * job.steps_per_epoch,
@@ -157,14 +175,15 @@ class _Run:
             "train_clean_accuracy": None,
             "train_robust_accuracy": None,
             **totals.means(self.runtime),
-            "validation_clean_accuracy": clean,
-            "validation_robust_accuracy": robust,
+            "validation_clean_accuracy": found.clean,
+            "validation_robust_accuracy": found.robust,
+            COLLAPSED: found.collapsed,
             "images_per_second": len(job.train) / trained,
         }
         self.seconds += time.perf_counter() - began
         row["seconds"] = self.seconds
         self.rows.append(row)
-        score = (robust, clean) if job.training.select_by == "robust" else (clean, robust)
+        score = found.score(job.training.select_by)
         is_best = score > self.best_score
         if is_best:
             self.best_epoch, self.best_score = epoch, score
@@ -174,11 +193,11 @@ class _Run:
     def _selected(self) -> nn.Module:
         return selected_network(self.job.model, self.job.method, self.stepper.memory)
 
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self) -> Validation:
         training = self.job.training
         selected = self._selected()
         self.runtime.follow_first(selected)
-        return accuracies(
+        return validate(
             selected,
             self.validation_data,
             dynat_pgd(training.validation_steps),
@@ -193,8 +212,6 @@ class _Run:
     def _save(self, is_best: bool) -> None:
         if self.runtime.rank == 0:
             (self.folder / LAST).parent.mkdir(exist_ok=True)
-            if is_best:
-                save_weights(self._selected(), self.folder / BEST)
             state = TrainingState(
                 epoch=len(self.rows),
                 config_digest=self.config_digest,
@@ -208,6 +225,8 @@ class _Run:
                 seconds=self.seconds,
             )
             save_state(state, self.folder / LAST)
+            if is_best:
+                save_weights(self._selected(), self.folder / BEST)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
             self._write_status("running", "")
         self.runtime.wait_for_all()
@@ -235,8 +254,13 @@ class _Run:
         for part, tensors in state.memory.items():
             self.stepper.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
         self.rows, self.seconds = list(state.rows), state.seconds
-        self.best_epoch, self.best_score = state.best_epoch, (state.best_score[0], state.best_score[1])
+        self.best_epoch = state.best_epoch
+        first, second = state.best_score[-2:]
+        learns = state.best_score[0] if len(state.best_score) == 3 else 1.0  # older states have two numbers
+        self.best_score = learns, first, second
         if self.runtime.rank == 0:
+            if self.best_epoch == len(self.rows) - 1:  # the process may have been killed before it wrote them
+                save_weights(self._selected(), self.folder / BEST)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
 
     def _write_status(self, state: str, message: str) -> None:
