@@ -1,7 +1,6 @@
 """Arrow tables of encoded images: Parquet files, and data sets of the Hugging Face hub."""
 
 import importlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from robustly.data.decoding import Decoding, EncodedImage, decode_images
 from robustly.data.images import class_numbers
 from robustly.data.rows import Rows
+from robustly.documents import parse_json
 from robustly.memory import read_parquet
 
 _USUAL_IMAGES = ("image", "img")
@@ -204,7 +204,7 @@ def _labels(table: pa.Table, column: str, name: str) -> Int64[Tensor, " n"]:
 def _class_names(table: pa.Table, column: str) -> tuple[str, ...]:
     """Class names that Hugging Face writes into the schema; empty without them."""
     try:
-        features = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((table.schema.metadata or {})[b"huggingface"].decode(), column)["info"]["features"]
         return tuple(str(name) for name in features[column]["names"])
     except (KeyError, TypeError, ValueError):
         return ()
