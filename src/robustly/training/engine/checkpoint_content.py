@@ -72,8 +72,8 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rows": (lambda value: isinstance(value, list) and all(map(_row, value)), "numbers by column for each epoch"),
     "best_epoch": (_whole, "a whole number"),
     "best_score": (
-        lambda value: isinstance(value, tuple | list) and len(value) == 2 and all(map(_number, value)),
-        "two numbers",
+        lambda value: isinstance(value, tuple | list) and len(value) in (2, 3) and all(map(_number, value)),
+        "two or three numbers",
     ),
     "seconds": (lambda value: _number(value) and value >= 0, "a time in seconds"),
 }
