@@ -92,8 +92,13 @@ def run_evaluation(
             create_run(folder, config)
             held.enter_context(lock_evaluation(target))
         named = partial(_named, folder=folder, config=replace(config, data=source), checkpoint=checkpoint)
-        summary = _evaluated(config, model, data, target, named)
-    _print(Console(), summary, folder, target)
+        console = Console()
+        try:
+            summary = _evaluated(config, model, data, target, named)
+        except KeyboardInterrupt:
+            console.print("\nstopped; the same command continues after the finished attacks", highlight=False)
+            raise
+    _print(console, summary, folder, target)
     return 0
 
 
