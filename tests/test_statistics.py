@@ -1,11 +1,11 @@
-"""Wilson intervals against scipy's."""
+"""Wilson intervals and exact tests against scipy's."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
-from robustly.statistics import Proportion, wilson_interval
+from robustly.statistics import Proportion, binomial_tail, collapsed_class, excess_p_value, wilson_interval
 
 
 @given(st.integers(1, 20_000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
@@ -37,3 +37,72 @@ def test_a_proportion_prints_its_interval() -> None:
 def test_a_proportion_of_nothing_or_of_more_than_all_is_refused(hits: int, count: int, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         Proportion(hits, count)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "found"),
+    [
+        ([0, 0, 9], [3, 3, 3], 2),
+        ([9, 0, 0], [8, 1], 0),
+        ([8, 0, 1], [3, 3, 3], None),
+        ([0, 0, 9], [0, 0, 9], None),
+        ([0, 9], [9, 0], None),
+        ([0, 0], [1, 1], None),
+    ],
+)
+def test_a_collapsed_network_predicts_one_class_of_several(
+    predicted: list[int], labels: list[int], found: int | None
+) -> None:
+    assert collapsed_class(predicted, labels) == found
+
+
+@given(
+    st.integers(0, 2000).flatmap(lambda count: st.tuples(st.integers(-2, count + 2), st.just(count))),
+    st.sampled_from([0.0, 1e-6, 0.005, 0.01, 0.1, 0.5, 0.9, 1.0]),
+)
+def test_the_binomial_tail_is_scipys(trial: tuple[int, int], share: float) -> None:
+    hits, count = trial
+    assert binomial_tail(hits, count, share) == pytest.approx(float(binom.sf(hits - 1, count, share)), rel=1e-8)
+
+
+def test_binomial_tails_in_closed_form() -> None:
+    assert binomial_tail(3, 3, 0.5) == pytest.approx(1 / 8, rel=1e-12)
+    assert binomial_tail(1, 50, 0.01) == pytest.approx(1 - 0.99**50, rel=1e-12)
+    assert binomial_tail(50, 50, 0.01) == pytest.approx(1e-100, rel=1e-9)
+    assert binomial_tail(0, 0, 0.3) == 1
+    assert binomial_tail(1, 0, 0.3) == 0
+
+
+@given(st.integers(1, 300).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_an_excess_is_the_one_sided_test_of_scipy(trial: tuple[int, int]) -> None:
+    hits, count = trial
+    expected = float(binomtest(hits, count, 0.01, alternative="greater").pvalue)
+    assert excess_p_value(hits, count, 0.01) == pytest.approx(expected, rel=1e-8)
+    sign = float(binomtest(hits, hits + 3, 0.5, alternative="greater").pvalue)
+    assert excess_p_value(hits, count, 0.01, opposite=3) == pytest.approx(max(expected, sign), rel=1e-8)
+
+
+def test_one_image_of_two_hundred_is_no_excess_and_thirty_are() -> None:
+    assert excess_p_value(1, 200, 0.01) > 0.8
+    assert excess_p_value(30, 200, 0.01) < 1e-20
+    assert excess_p_value(30, 200, 0.01, opposite=30) > 0.5
+    assert excess_p_value(0, 0, 0.01) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((3, -1, 0.1), "count"),
+        ((1, 2, 1.5), "share should be between 0 and 1"),
+        ((1, 2, float("nan")), "share should be between 0 and 1"),
+    ],
+)
+def test_a_tail_outside_its_range_is_refused(arguments: tuple[int, int, float], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        binomial_tail(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [(3, 2, 0.1), (-1, 2, 0.1), (1, 2, 0.1, -1)])
+def test_more_hits_than_examples_are_refused(arguments: tuple[int, int, float]) -> None:
+    with pytest.raises(ValueError, match=r"hits should be in 0\.\.2"):
+        excess_p_value(*arguments)

@@ -16,6 +16,10 @@ T = TypeVar("T")
 Ratio = Annotated[float, "ratio"]
 """A number that may also be written as a quotient, such as `8/255`."""
 
+MOST = 1e9
+"""Largest size of a number with a fraction."""
+MOST_WHOLE = 2**63
+"""First whole number that is too large."""
 _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -89,7 +93,8 @@ def check(hint: Any, value: Any, where: str) -> Any:
         near = ""
         if get_origin(hint) is Literal and isinstance(value, str):
             near = nearest(value, [str(choice) for choice in get_args(hint)])
-        raise SettingsError(f"{where}: expected {_words(hint)}, got {value!r}{near}") from None
+        limits = f" (numbers lie between -{MOST:g} and {MOST:g})" if _is_too_large(value) else ""
+        raise SettingsError(f"{where}: expected {_words(hint)}{limits}, got {_shown(value)}{near}") from None
 
 
 def check_keys(settings: Any, allowed: Collection[str], where: str) -> Mapping[str, Any]:
@@ -101,12 +106,12 @@ def check_keys(settings: Any, allowed: Collection[str], where: str) -> Mapping[s
     if settings is None:
         return {}
     if not isinstance(settings, Mapping):
-        raise SettingsError(f"{where or 'a configuration'}: expected settings by name, got {settings!r}")
+        raise SettingsError(f"{where or 'a configuration'}: expected settings by name, got {_shown(settings)}")
     for key in settings:
         if key not in allowed:
             names = ", ".join(allowed) or "nothing"
             near = nearest(str(key), allowed)
-            raise SettingsError(f"unknown key {_join(where, key)!r}{near}; allowed: {names}")
+            raise SettingsError(f"unknown key {_shown(_join(where, key))}{near}; allowed: {names}")
     return settings
 
 
@@ -125,7 +130,9 @@ def choose(table: Mapping[str, T], name: Any, where: str, also: str = "") -> T:
     if isinstance(name, str) and name in table:
         return table[name]
     near = nearest(name, table) if isinstance(name, str) else ""
-    raise SettingsError(f"{where}: unknown name {name!r}{near}; allowed: {', '.join(table) or 'none yet'}{also}")
+    raise SettingsError(
+        f"{where}: unknown name {_shown(name)}{near}; allowed: {', '.join(table) or 'none yet'}{also}"
+    )
 
 
 def nearest(word: str, allowed: Collection[str]) -> str:
@@ -177,7 +184,7 @@ def _fitted(hint: Any, value: Any) -> Any:
         return _number(value, as_quotient=hint is not float)
     if origin is Literal and any(value == choice and type(value) is type(choice) for choice in arguments):
         return value
-    if hint is Any or (hint in _WORDS and type(value) is hint):
+    if hint is Any or (hint in _WORDS and type(value) is hint and not (hint is int and abs(value) >= MOST_WHOLE)):
         return value
     raise _MisfitError
 
@@ -191,9 +198,25 @@ def _number(value: Any, as_quotient: bool) -> float:
         number = float(above) / float(below) if slash else float(above)
     except (ValueError, OverflowError, ZeroDivisionError):
         raise _MisfitError from None
-    if not math.isfinite(number):
+    if not abs(number) <= MOST:
         raise _MisfitError
     return number
+
+
+def _is_too_large(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and MOST < abs(float(value)) < math.inf
+    except (TypeError, ValueError, OverflowError):
+        return isinstance(value, int)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, at most 80 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python prints
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _words(hint: Any) -> str:

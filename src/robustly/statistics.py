@@ -1,6 +1,7 @@
-"""Shares of examples and their confidence intervals."""
+"""Shares of examples: confidence intervals and exact tests."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
@@ -12,6 +13,18 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count)) / (1 + z2 / count)
     return 0.0 if hits == 0 else centre - half, 1.0 if hits == count else centre + half
+
+
+def collapsed_class(predicted: Sequence[int], labels: Sequence[int]) -> int | None:
+    """The class of all predictions, if there is one and the labels are of several classes; else None.
+
+    Args:
+        predicted: number of predictions of each class, from class 0.
+        labels: number of examples of each class, from class 0.
+    """
+    found = [number for number, count in enumerate(predicted) if count]
+    several = sum(count > 0 for count in labels) > 1
+    return found[0] if len(found) == 1 and several else None
 
 
 @dataclass(frozen=True)
@@ -57,3 +70,55 @@ class Proportion:
 
     def __str__(self) -> str:
         return f"{100 * self.share:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def binomial_tail(hits: int, count: int, share: float) -> float:
+    """P(X >= hits) for X binomial with `count` trials and success probability `share`.
+
+    Args:
+        hits: any integer; 0 or less gives 1, more than `count` gives 0.
+        count: number of trials, at least 0.
+        share: success probability, in [0, 1].
+
+    Raises:
+        ValueError: a negative count, or a share outside [0, 1].
+    """
+    if count < 0:
+        raise ValueError(f"count should be at least 0, but is {count}")
+    if not 0 <= share <= 1:
+        raise ValueError(f"share should be between 0 and 1, but is {share:g}")
+    if hits <= 0 or share == 1:
+        return float(hits <= count)
+    if hits > count or share == 0:
+        return 0.0
+    successes, failures, constant = math.log(share), math.log1p(-share), math.lgamma(count + 1)
+    terms: list[float] = []
+    for number in range(hits, count + 1):
+        choices = constant - math.lgamma(number + 1) - math.lgamma(count - number + 1)
+        terms.append(math.exp(choices + number * successes + (count - number) * failures))
+        if number > count * share and terms[-1] < 1e-18 * terms[0]:
+            break  # the rest, which falls geometrically, is below the precision
+    return min(1.0, math.fsum(terms))
+
+
+def excess_p_value(hits: int, count: int, allowed: float, opposite: int | None = None) -> float:
+    """The p-value of the hypothesis that at most an `allowed` share of all examples are hits.
+
+    The test is exact: the hits of independent examples are binomial, and the tail is largest at the allowed share.
+    With `opposite`, the hypothesis also holds if hits are not more frequent than opposite hits. Two attacks that
+    are equally good break some examples each that the other does not (sign test, as in McNemar's). The p-value is
+    the larger of the two, so that the level holds (intersection-union test).
+
+    Args:
+        hits: number of examples that count against the hypothesis, in 0..count.
+        count: number of examples, at least 0.
+        allowed: share of hits that is tolerated, in [0, 1].
+        opposite: number of examples that count for the other side, at least 0; None omits the sign test.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+    if not 0 <= hits <= max(count, 0) or (opposite is not None and opposite < 0):
+        raise ValueError(f"hits should be in 0..{count} and opposite at least 0, got {hits} and {opposite}")
+    excess = binomial_tail(hits, count, allowed)
+    return excess if opposite is None else max(excess, binomial_tail(hits, hits + opposite, 0.5))

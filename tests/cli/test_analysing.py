@@ -13,7 +13,7 @@ from robustly.attacks import PGD
 from robustly.cli.analyse import run_analysis
 from robustly.data import load_test
 from robustly.evaluation import Suite, evaluate
-from robustly.evidence import EvidenceError, write_evidence
+from robustly.evidence import write_evidence
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_folder import create_run, load_trained
@@ -34,8 +34,9 @@ def run(tmp_path: Path, digit_net: nn.Module) -> Path:
     return tmp_path / "run"
 
 
-def evaluated(run: Path, folder: str, threat: str) -> None:
-    config: RunConfig = build_config(apply_overrides({"recipe": "analysed"}, [*SETTINGS, *MODEL]))
+def evaluated(run: Path, folder: str, threat: str, count: int = 40) -> None:
+    changes = [*SETTINGS, *MODEL, "--data.test_limit", str(count)]
+    config: RunConfig = build_config(apply_overrides({"recipe": "analysed"}, changes))
     data = load_test(config.data)
     model, _ = load_trained(run, config, data, lambda name: False)
     found = evaluate(model, data, parse_threat(threat), Suite("pgd", {"pgd": PGD(3)}), batch_size=40)
@@ -79,13 +80,38 @@ def test_what_cannot_be_analysed_is_refused(run: Path) -> None:
     with pytest.raises(ValueError, match="--count must be at least 1"):
         run_analysis(run, 0, trust_code=False)
     evaluated(run, "evaluation", "linf:0.05")
-    evaluated(run, "evaluation_again", "linf:0.05")
-    with pytest.raises(EvidenceError, match="one evaluation for each threat"):
-        run_analysis(run, 4, trust_code=False)
-    assert not (run / "analysis.json").exists()
     (run / "evaluation" / "summary.json").write_text(json.dumps({"threat": {}}))
     with pytest.raises(ValueError, match=r"summary\.json is written in schema None"):
         run_analysis(run, 4, trust_code=False)
+    assert not (run / "analysis.json").exists()
+
+
+@pytest.mark.slow
+def test_evaluations_that_do_not_fit_are_left_out_with_the_reason(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated(run, "evaluation", "linf:0.05")
+    evaluated(run, "evaluation_again", "linf:0.05")
+    evaluated(run, "evaluation_fewer", "l2:1", count=10)
+    evaluated(run, "evaluation_l1", "l1:3")
+    (run / "evaluation_l1/evidence.parquet").write_bytes(b"PAR1")
+    assert run_analysis(run, 4, trust_code=False) == 0
+    content = json.loads((run / "analysis.json").read_text())
+    assert content["union"] is None
+    assert "evaluation_fewer is left out of the union: it has 10 images, not the 40 of" in capsys.readouterr().out
+    page = " ".join(render([read_run(run)]).split())
+    assert "No two threats were evaluated on the same images" in page
+    assert "<strong>evaluation_fewer</strong> is left out: it has 10 images, not the 40 of evaluation." in page
+    assert "<strong>evaluation_l1</strong> is left out: it cannot be read:" in page
+
+    evaluated(run, "evaluation_l2", "l2:1")
+    assert run_analysis(run, 4, trust_code=False) == 0
+    content = json.loads((run / "analysis.json").read_text())
+    assert [one["text"] for one in content["union"]["threats"]] == ["linf:0.05", "l2:1"]
+    assert [one["evaluation"] for one in content["left_out"]] == ["evaluation_fewer", "evaluation_l1"]
+    page = " ".join(render([read_run(run)]).split())
+    assert "All at once" in page
+    assert "<strong>evaluation_fewer</strong> is left out" in page
 
 
 @pytest.mark.slow

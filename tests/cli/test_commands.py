@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_folder_is_complete(run: Path) -> None:
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names == {
-        "config.yaml", "metrics.csv", "status.json", "model.safetensors", "checkpoints/last.pt",
+        "config.yaml", "data.safetensors", "metrics.csv", "status.json", "model.safetensors", "checkpoints/last.pt",
         "checkpoints/best.safetensors", "evaluation/summary.json", "evaluation/evidence.parquet",
         "evaluation/adversarial.safetensors", ".lock", ".evaluation.lock",
     }  # fmt: skip
@@ -58,7 +58,7 @@ def test_a_run_folder_is_complete(run: Path) -> None:
 
 @pytest.mark.slow
 def test_audit_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", str(run), "--rerun", "4"]) == 0
+    assert main(["audit", str(run)]) == 0
     assert "audit passed" in capsys.readouterr().out
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
@@ -100,7 +100,7 @@ def test_a_run_is_evaluated_as_it_is(run: Path, capsys: pytest.CaptureFixture[st
         main(["evaluate", str(run), "--overwrite", "--evaluation.count", "20", "--evaluation.mode", "worst_case"])
         == 0
     )
-    assert main(["audit", str(run), "--rerun", "4"]) == 0
+    assert main(["audit", str(run)]) == 0
     assert "20 images" in capsys.readouterr().out
     assert main(["evaluate", str(run), "--overwrite"]) == 0
 
@@ -210,7 +210,7 @@ REFUSED = [
     (["train", "mnist5k/dynat", "--resume", "nowhere"], "give no recipe"),
     (["evaluate", "nowhere"], "not a run folder"),
     (["audit", "nowhere"], "not a run folder"),
-    (["audit", "nowhere", "--rerun", "-5"], "--rerun must be at least 1"),
+    (["audit", "nowhere", "--share", "0"], "share must lie between 0 and 1"),
     (["report", "nowhere"], "nowhere"),
     (["report", "a", "--training.epochs", "3"], "takes no settings"),
     (["recipes", "mnist5k/none"], "unknown recipe"),
@@ -285,7 +285,7 @@ def test_a_file_cannot_import_code(here: Path, capsys: pytest.CaptureFixture[str
     (here / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert "not allowed" in refusal(capsys, "train", "recipe.yaml")
     (here / "recipe.yaml").write_text("model: !!python/object/apply:os.system ['touch pwned']\n")
-    assert "not readable YAML" in refusal(capsys, "train", "recipe.yaml")
+    assert "is not allowed: use plain values" in refusal(capsys, "train", "recipe.yaml")
     assert not (here / "pwned").exists()
 
 
@@ -302,7 +302,7 @@ def test_a_model_of_ones_own_is_trained_evaluated_and_audited(
     assert main(["train", "mnist5k/standard", "--model.name", "mine:make", "--out", "own", *small]) == 0
     assert "not allowed" in refusal(capsys, "evaluate", "own")
     assert main(["evaluate", "own", "--trust-code"]) == 0
-    assert main(["audit", "own", "--trust-code", "--rerun", "2"]) == 0
+    assert main(["audit", "own", "--trust-code"]) == 0
     # and as weights trained elsewhere, from a plain state dict
     from safetensors.torch import load_file
 

@@ -96,7 +96,7 @@ def test_a_failing_run_stops_no_other_and_finished_ones_stay(
     assert main([*words, "--dry-run"]) == 0
     assert "waiting" in capsys.readouterr().out
     assert not Path("s").exists()
-    assert main(words) == 1
+    assert main(words) == 2
     said = capsys.readouterr().out
     bad, good = "mnist5k_pgd_at__learning_rate=1e9__seed=0", "mnist5k_pgd_at__learning_rate=0.004__seed=0"
     assert f"! {bad}: training diverged in epoch 1" in said
@@ -107,7 +107,7 @@ def test_a_failing_run_stops_no_other_and_finished_ones_stay(
     assert manifest["over"] == {"optimizer.learning_rate": ["1e9", "0.004"]}
 
     before = (here / "s" / good / "model.safetensors").stat().st_mtime_ns
-    assert main(["sweep", "--resume", "s", "--evaluate"]) == 1  # what was trained is evaluated, nothing more
+    assert main(["sweep", "--resume", "s", "--evaluate"]) == 2  # what was trained is evaluated, nothing more
     said = capsys.readouterr().out
     assert "evaluated robust" in said
     assert "1 of 2 runs to do" in said
@@ -244,7 +244,7 @@ def test_a_child_that_dies_without_a_word_is_reported(here: Path, capsys: pytest
     for child in children_of(process.pid):
         os.kill(child, signal.SIGKILL)
     out, _ = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "ended by SIGKILL: was there too little memory?" in out
     assert "failed (unfinished)" in out
 
@@ -344,7 +344,7 @@ def test_a_sweep_on_a_local_ray_cluster(tmp_path: Path) -> None:
     ]
     process = started([*words, "--ray", "local"])
     out, err = process.communicate()
-    assert process.returncode == 1, err
+    assert process.returncode == 2, err
     assert "1 of 2 runs finished" in out
     assert "learning_rate=1e9__seed=0: training diverged" in out
     folder = tmp_path / "s/mnist5k_pgd_at__learning_rate=0.004__seed=0"

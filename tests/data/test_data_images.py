@@ -72,9 +72,9 @@ def test_what_is_refused(changes: dict[str, Tensor], words: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_floats_on_the_grid_become_the_same_pixels(dtype: torch.dtype) -> None:
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    data = ImageData.from_floats(levels.to(dtype) / 255, torch.tensor([1]))
+    data = ImageData.from_floats(levels.to(dtype) / 255, torch.tensor([0]))
     assert torch.equal(data.images, levels)
-    assert (data.classes, data.ids.tolist(), data.source) == (("0", "1"), [0], "memory")
+    assert (data.classes, data.ids.tolist(), data.source) == (("0",), [0], "memory")
     assert torch.equal(data.floats(), levels.float() / 255)
 
 

@@ -26,7 +26,7 @@ from robustly.evaluation import (
 from robustly.evaluation.batch_size import measure
 from robustly.evaluation.checkpoint import AttackEvidence
 from robustly.evaluation.suites.suite import in_full_precision, planned_rows
-from robustly.evidence import StoredImages, write_evidence
+from robustly.evidence import EightBitImages, StoredImages, write_evidence
 from robustly.evidence.schema import AttackColumns
 from robustly.objectives import margin
 from robustly.randomness import KeyedGenerator
@@ -225,11 +225,15 @@ def test_where_bfloat16_does_not_pay_it_is_not_used() -> None:
 def test_parameters_of_a_change_survive_an_interruption(tmp_path: Path) -> None:
     """Room for threats whose search does not move the image itself."""
     images = StoredImages(np.arange(3), np.zeros((3, 1, 2, 2), np.float32), np.ones((3, 5), np.float32))
+    levels = np.full((2, 1, 2, 2), 7, np.uint8)
+    saved = EightBitImages(np.arange(2), levels, np.ones((2, 5), np.float32))
     checkpoint = EvaluationCheckpoint(tmp_path, "this one")
-    checkpoint.save("turned", AttackEvidence(AttackColumns.untried(4), images, 2, 1.5))
+    checkpoint.save("turned", AttackEvidence(AttackColumns.untried(4), images, 2, 1.5, saved))
     back = checkpoint.load("turned")
     assert back is not None
     assert (back.unconfirmed, back.seconds) == (2, 1.5)
     assert back.images.theta is not None
     np.testing.assert_array_equal(back.images.theta, images.theta)
+    np.testing.assert_array_equal(back.eight_bit.levels, levels)
+    assert back.eight_bit.theta is not None
     np.testing.assert_array_equal(back.columns.margin, AttackColumns.untried(4).margin)

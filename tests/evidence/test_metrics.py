@@ -23,6 +23,7 @@ TABLE = EvidenceTable(
         "pgd": attack(
             5, broken=[1, 1, 0, 0, 0], broken_8bit=[0, 1, 0, 0, 0], tried=[1, 0, 1, 1, 1],
             distance=[0.1] + [NAN] * 4, forwards=[2, 0, 4, 4, 4], backwards=[1, 0, 3, 3, 3],
+            passes_8bit=[3, 0, 0, 0, 0],
         ),
         "cw": attack(
             5, broken=[1, 1, 0, 0, 1], broken_8bit=[1, 1, 0, 0, 1], tried=[1, 0, 1, 1, 1], invalid=[0, 0, 0, 0, 1],
@@ -51,7 +52,7 @@ def test_the_numbers_of_a_table_made_by_hand() -> None:
     assert (found.worst_case.robust, found.worst_case.robust_8bit) == (Proportion(2, 5), Proportion(2, 5))
     pgd = found.attacks["pgd"]
     assert (pgd.robust, pgd.robust_8bit, pgd.tried) == (Proportion(3, 5), Proportion(4, 5), 4)
-    assert (pgd.mean_forwards, pgd.mean_backwards) == (3.5, 2.5)
+    assert (pgd.mean_forwards, pgd.mean_backwards, pgd.mean_passes_8bit) == (3.5, 2.5, 0.75)
     assert found.invalid == 1
     assert [(one.name, one.clean, one.robust) for one in found.per_class] == [
         ("cat", Proportion(2, 3), Proportion(1, 3)),

@@ -82,7 +82,7 @@ def test_fields_with_a_default_may_be_absent_and_null_is_none() -> None:
     values = to_json(outer())
     for key in ("seconds", "settings", "flag"):
         del values[key]
-    back = from_json(Outer, values | {"unknown": 1, "seconds": math.nan}, "file")
+    back = from_json(Outer, values | {"unknown": 1, "seconds": math.nan}, "file", strict=False)
     assert (back.seconds, back.settings, back.flag) == (None, None, False)
     grid = from_json(Outer, values | {"grid": [[None, 1], [2, 3]]}, "file").grid
     assert math.isnan(grid[0, 0])
@@ -131,3 +131,11 @@ def test_a_file_that_is_cut_off_or_holds_something_else_is_named(tmp_path: Path)
             read_object(file)
     with pytest.raises(EvidenceError, match=r"missing\.json"):
         read_object(tmp_path / "missing.json")
+
+
+def test_unknown_keys_are_refused_in_the_record_and_in_its_parts() -> None:
+    values = to_json(outer())
+    with pytest.raises(EvidenceError, match="'unknown' is not a key"):
+        from_json(Outer, values | {"unknown": 1}, "file")
+    with pytest.raises(EvidenceError, match="clean: 'note' is not a key"):
+        from_json(Outer, values | {"clean": values["clean"] | {"note": "x"}}, "file")

@@ -11,6 +11,7 @@ from half_space import SUITE, target
 from robustly.evaluation import audit
 from robustly.evidence import EvidenceError, read_evidence, read_summary
 from robustly.evidence.records import to_json
+from robustly.evidence.schema_3 import OLD_RULE
 from robustly.reports import read_run, render
 
 SAMPLE = Path(__file__).with_name("schema_2")
@@ -31,12 +32,15 @@ def test_nothing_is_lost() -> None:
     assert new["threat"].pop("limit") == threat.pop("epsilon")
     assert new["threat"].pop("limit_text") == threat.pop("epsilon_text")
     assert threat.items() <= new["threat"].items()
+    assert old.pop("data").items() <= new["data"].items()
     assert curve.pop("attack") == read_summary(SAMPLE / "evaluation").suite.title("across")
     assert curve == new["security_curve"]
     (proof,) = certificates
     assert new["certificates"][0].pop("certifies") == proof.pop("of")
     assert proof.items() <= new["certificates"][0].items()
+    assert (old.pop("warnings"), new["warnings"]) == ([], [OLD_RULE])
     assert {name: entry.pop("seconds") for name, entry in old["attacks"].items()} == new["seconds"]
+    assert {entry.pop("mean_passes_8bit") for entry in new["attacks"].values()} == {0.0}
     assert old.items() <= new.items()
 
 
@@ -69,13 +73,13 @@ def test_it_is_reported(run: Path) -> None:
     assert not read_run(run).notes
 
 
-@pytest.mark.parametrize("schema", [1, 4, "2", None])
+@pytest.mark.parametrize("schema", [1, 5, "2", None])
 def test_any_other_version_is_refused_with_its_number(run: Path, schema: object) -> None:
     file = run / "evaluation" / "summary.json"
     summary = json.loads(file.read_text())
     file.write_text(json.dumps(summary | {"schema": schema}))
     for read in (read_summary, read_evidence):
-        with pytest.raises(EvidenceError, match=rf"summary\.json is written in schema {schema}, .* reads schema 3"):
+        with pytest.raises(EvidenceError, match=rf"summary\.json is written in schema {schema}, .* reads schema 4"):
             read(run / "evaluation")
 
 

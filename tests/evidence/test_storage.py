@@ -111,10 +111,20 @@ def test_a_wrong_column_is_named(folder: Path, name: str, values: object, words:
         assert word in str(error.value)
 
 
-def test_columns_and_tensors_that_the_schema_does_not_have_are_left_aside(folder: Path, evidence: Evidence) -> None:
+@pytest.mark.parametrize("name", ["depth", "worst_case.depth", "certificate.proof.depth", "other.broken"])
+def test_a_column_that_the_schema_does_not_have_is_refused(folder: Path, name: str) -> None:
     table = pq.read_table(folder / TABLE)
-    pq.write_table(table.append_column("depth", pa.array([1.0] * 20)), folder / TABLE)
-    assert_same(read_evidence(folder), evidence)
+    pq.write_table(table.append_column(name, pa.array([1.0] * 20)), folder / TABLE)
+    with pytest.raises(EvidenceError, match=f"{name}|other"):
+        read_evidence(folder)
+
+
+@pytest.mark.parametrize("name", ["depth", "across.depth", "curve.depth"])
+def test_a_tensor_that_the_schema_does_not_have_is_refused(folder: Path, name: str) -> None:
+    tensors = load_file(folder / IMAGES)
+    save_file(tensors | {name: np.zeros(1, np.float32)}, folder / IMAGES)
+    with pytest.raises(EvidenceError, match=f"{name}.*is not one of this schema"):
+        read_evidence(folder)
 
 
 @pytest.mark.parametrize("part", ["ids", "images"])

@@ -246,6 +246,7 @@ def _write_evaluation(path: Path, options: Synthetic) -> None:
             prediction=np.where(broken, wrong, -1),
             forwards=rng.integers(2, 40, n),
             backwards=rng.integers(1, 39, n),
+            passes_8bit=broken.astype(np.int64),
             invalid=np.zeros(n, bool),
             tried=clean_right,
             margin=np.full(n, np.nan, np.float32),

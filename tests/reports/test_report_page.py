@@ -296,7 +296,7 @@ def test_no_runs_and_bad_runs_write_nothing(tmp_path):
 def test_an_attack_without_settings_or_costs_is_shown(run):
     evidence = read_run(run)
     suite, metrics = evidence.evaluation.suite, evidence.evaluation.metrics
-    numbers = AttackSummary(Proportion(150, 200), Proportion(160, 200), 0.0, 0.0, 0)
+    numbers = AttackSummary(Proportion(150, 200), Proportion(160, 200), 0.0, 0.0, 0.0, 0)
     evaluation = dataclasses.replace(
         evidence.evaluation,
         suite=dataclasses.replace(suite, attacks=(SuiteAttack("mine", "Mine", {}, Plan()),)),

@@ -20,7 +20,7 @@ from robustly.data import load_splits
 from robustly.experiments.run_folder import build_network, open_run
 from robustly.models import load_weights
 from robustly.randomness import derive_seed
-from robustly.training.engine.validation import accuracies
+from robustly.training.engine.validation import validate
 
 SMALL = {
     "--threat": "linf:0.1",
@@ -173,6 +173,7 @@ def test_two_processes_train_the_network_of_one(
         "checkpoints/best.safetensors",
         "checkpoints/last.pt",
         "config.yaml",
+        "data.safetensors",
         "metrics.csv",
         "model.safetensors",
         "status.json",
@@ -219,11 +220,11 @@ def test_with_batch_normalisation_what_is_saved_is_what_was_validated(
     model = build_network(config.model, splits.train, 0, trusts=lambda name: True)
     load_weights(model, two / "norm/model.safetensors")
     seed = derive_seed(config.seed, "validation")
-    clean, robust = accuracies(model, splits.validation, dynat_pgd(2), config.threat, seed=seed, batch_size=61)
+    found = validate(model, splits.validation, dynat_pgd(2), config.threat, seed=seed, batch_size=61)
     content = state(two / "norm")
     row = content["rows"][content["best_epoch"]]
-    assert clean == row["validation_clean_accuracy"] > 0.3
-    assert robust == row["validation_robust_accuracy"]
+    assert found.clean == row["validation_clean_accuracy"] > 0.3
+    assert found.robust == row["validation_robust_accuracy"]
 
 
 def test_ctrl_c_leaves_a_run_that_two_processes_resume(two: Path, tmp_path: Path) -> None:

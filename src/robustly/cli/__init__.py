@@ -4,16 +4,19 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+import torch
+
 import robustly
 from robustly.cli.analyse import COUNT, run_analysis
 from robustly.cli.arguments import split_overrides
-from robustly.cli.audit import run_audit
+from robustly.cli.audit import AuditOptions, run_audit
 from robustly.cli.compare import add_compare, run_comparison
 from robustly.cli.diagnose import COUNT as DIAGNOSED
 from robustly.cli.diagnose import run_diagnostics
@@ -24,9 +27,12 @@ from robustly.cli.report import run_report
 from robustly.cli.suites import show_suites
 from robustly.cli.sweep import add_sweep, run_sweep
 from robustly.cli.train import run_training
+from robustly.output_text import one_line
 from robustly.threats import parse_threat
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, FAULT, INTERRUPTED = 2, 3, 130
+LONGEST = 1000
+"""Most characters of a message."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,8 +46,10 @@ Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0: success. 1: a failed audit or diagnostic. 2: wrong input, with one sentence on stderr. 130: Ctrl-C. 143:
-    SIGTERM. 129: SIGHUP. A closed pipe ends no command.
+    0: success. 1: the command ran, and its answer is negative: a failed audit or diagnostic. 2: wrong input, with
+    one sentence on stderr. 3: a fault of robustly itself; the sentence names a file with the traceback. 130:
+    Ctrl-C. 143: SIGTERM. 129: SIGHUP. A closed pipe ends no command. With the variable `ROBUSTLY_TRACEBACK` set,
+    the traceback of 2 and 3 is printed too.
     """
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -63,24 +71,42 @@ def _exit_code(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("robustly: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
-    except (ValueError, OSError, ImportError) as error:
+    except BrokenPipeError:  # `robustly recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
         if os.environ.get("ROBUSTLY_TRACEBACK"):
             traceback.print_exc()
-        print(f"robustly: {_sentence(error)}", file=sys.stderr)  # noqa: T201
-        return USER_ERROR
+        is_fault = not isinstance(error, ValueError | OSError | ImportError | MemoryError | torch.OutOfMemoryError)
+        sentence = one_line(_report(error) if is_fault else _sentence(error))
+        shown = sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]}..."
+        print(f"robustly: {shown}", file=sys.stderr)  # noqa: T201
+        return FAULT if is_fault else USER_ERROR
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}; files written before are kept"
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"there is not enough memory: use smaller batches, models or images ({str(error)[:120]})"
+    return str(error).strip() or type(error).__name__
+
+
+def _report(error: Exception) -> str:
+    """The sentence on a fault of robustly itself; writes the traceback to a temporary file."""
+    with tempfile.NamedTemporaryFile("w", prefix="robustly-", suffix=".txt", encoding="utf-8", delete=False) as log:
+        log.write("".join(traceback.format_exception(error)).encode("utf-8", "replace").decode())
+    return (
+        f"this is a fault of robustly ({type(error).__name__}: {str(error)[:160]}): please report it with the file "
+        f"{log.name}; files written before are kept"
+    )
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     """Print warnings of the category UserWarning, without file and line."""
     if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+        print(f"warning: {one_line(str(message))}", file=sys.stderr)  # noqa: T201
 
 
 def _run(arguments: list[str]) -> int:
@@ -103,6 +129,13 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     )
 
 
+def _audit(options: argparse.Namespace, overrides: list[str]) -> int:
+    chosen = AuditOptions(
+        options.rerun, options.share, options.confidence, options.label, options.sign, options.verify
+    )
+    return run_audit(options.run, chosen, options.trust_code)
+
+
 def _recipes(options: argparse.Namespace, overrides: list[str]) -> int:
     print(recipe_text(options.name) if options.name else "\n".join(recipe_names()))  # noqa: T201
     return 0
@@ -112,7 +145,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "train": _train,
     "sweep": run_sweep,
     "evaluate": _evaluate,
-    "audit": lambda options, _: run_audit(options.run, options.rerun, options.trust_code, options.label),
+    "audit": _audit,
     "diagnose": lambda options, overrides: run_diagnostics(
         options.run, options.count, overrides, options.trust_code
     ),
@@ -188,16 +221,38 @@ def _add_evaluate(commands: Commands, trust: _Parser) -> None:
 
 def _add_audit(commands: Commands, trust: _Parser) -> None:
     audit = commands.add_parser(
-        "audit", parents=[trust], allow_abbrev=False, help="re-check an evaluation from scratch"
+        "audit",
+        parents=[trust],
+        allow_abbrev=False,
+        help="re-check an evaluation from scratch",
+        description="Recompute every number of an evaluation from its rows, every row from images and weights, and "
+        "attack a sample of the standing examples again. The exit code is 1 if a check fails. "
+        "`openssl genpkey -algorithm ed25519 -out KEY` makes a key.",
     )
     audit.add_argument("run", type=Path)
     audit.add_argument("--as", dest="label", metavar="NAME", help="audit the folder evaluation_NAME")
-    audit.add_argument("--rerun", type=int, default=32, help="unbroken examples to attack again, per attack")
+    audit.add_argument(
+        "--rerun",
+        choices=("sample", "all"),
+        default="sample",
+        help="attack a sample of the standing examples again (default), or all",
+    )
+    audit.add_argument(
+        "--share",
+        type=float,
+        default=0.02,
+        help="the sample is so large that the audit fails if this share of the standing verdicts is false ...",
+    )
+    audit.add_argument("--confidence", type=float, default=0.99, help="... with this probability (default: 0.99)")
+    audit.add_argument(
+        "--sign", type=Path, metavar="KEY", help="sign the evidence with an Ed25519 key if it passes"
+    )
+    audit.add_argument("--verify", type=Path, metavar="KEY", help="the evidence must be signed by this public key")
 
 
 def _add_report(commands: Commands) -> None:
     report = commands.add_parser("report", allow_abbrev=False, help="write an HTML page about one or several runs")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sweeps")
     report.add_argument("--out", type=Path, help="file to write (default: report.html in the run, or here)")
 
 

@@ -7,21 +7,22 @@ from shlex import quote
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from robustly.analysis.input_gradients import GradientStatistics, gradient_statistics, summarised
 from robustly.analysis.landscapes import input_landscapes, weight_landscape
 from robustly.cli.arguments import Trust
+from robustly.cli.terminal import PlainConsole
 from robustly.data import ImageData, load_test
 from robustly.evaluation.recording import stored_threat
-from robustly.evidence import read_evidence, read_summary
+from robustly.evidence import EvidenceError, read_evidence, read_summary
+from robustly.evidence.partial_unions import LeftOut, largest_union
 from robustly.evidence.records import to_json
 from robustly.evidence.schema import SUMMARY
 from robustly.evidence.storage import read_threat_arrays
-from robustly.evidence.unions import union_of_threats
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.locks import repair_evaluations
+from robustly.experiments.run_data import check_test_rows
 from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, load_on_device, open_run
 from robustly.files import write_json
 from robustly.models import weights_hash
@@ -36,7 +37,7 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
     """Measure gradients and loss landscapes of a run, and the union over its evaluations; returns the exit code.
 
     Raises:
-        ValueError: the folder has no run, weights or data cannot be read, or evaluations do not fit together.
+        ValueError: the folder has no run, or weights, data or the first evaluation cannot be read.
         OSError: the file cannot be written.
     """
     if count < 1:
@@ -44,6 +45,7 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
     repair_evaluations(folder)
     config, threat = _evaluated(folder, open_run(folder))
     data = load_test(config.data)
+    check_test_rows(folder, config, data)
     model, _, device = load_on_device(folder, config, data, Trust(everything=trust_code).allows)
     sample = data.select(torch.arange(min(count, len(data)))).to(device)
     found = gradient_statistics(model, sample.floats(), sample.labels, threat)
@@ -55,10 +57,10 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
         "threat": {"text": str(threat), "norm": threat.norm, "epsilon_text": threat.epsilon_text},
         "gradients": summarised(found, threat),
         "landscapes": _landscapes(model, sample, threat, found, config.seed),
-        "union": _union(folder),
+        **_union(folder),
     }
     write_json(folder / ANALYSIS, content)
-    console = Console()
+    console = PlainConsole()
     for line in _summary_lines(content):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(
@@ -115,12 +117,23 @@ def _shown(found: GradientStatistics) -> Tensor:
     return order[torch.unique(places.round().long())]
 
 
-def _union(folder: Path) -> dict[str, Any] | None:
-    """The union over the evaluations of a run; None if fewer than two are complete."""
-    places = sorted(path for path in folder.glob(f"{EVALUATION}*") if (path / SUMMARY).is_file())
-    if len(places) < 2:
-        return None
-    return to_json(union_of_threats([read_evidence(path) for path in places]))
+def _union(folder: Path) -> dict[str, Any]:
+    """The union over the evaluations of a run that fit together, None without two threats; and those left out."""
+    places = [folder / EVALUATION, *sorted(folder.glob(f"{EVALUATION}_*"))]
+    complete = [path for path in places if (path / SUMMARY).is_file()]
+    if len(complete) < 2:
+        return {"union": None, "left_out": []}
+    found, damaged = {}, []
+    for path in complete:
+        try:
+            found[path.name] = read_evidence(path)
+        except EvidenceError as error:
+            damaged.append(LeftOut(path.name, f"it cannot be read: {str(error).rstrip('.')}"))
+    union, left_out = largest_union(found)
+    return {
+        "union": None if union is None else to_json(union),
+        "left_out": [to_json(one) for one in (*left_out, *damaged)],
+    }
 
 
 def _summary_lines(content: dict[str, Any]) -> list[str]:
@@ -137,4 +150,5 @@ def _summary_lines(content: dict[str, Any]) -> list[str]:
     if content["union"] is not None:
         union, names = content["union"]["union"], [one["text"] for one in content["union"]["threats"]]
         lines.append(f"robust to all of {', '.join(names)}: {100 * union['accuracy']:.1f} %")
+    lines += [f"! {one['evaluation']} is left out of the union: {one['reason']}" for one in content["left_out"]]
     return lines

@@ -1,53 +1,141 @@
 """`robustly audit`."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 
 from robustly.cli.arguments import Trust
+from robustly.cli.terminal import PlainConsole
 from robustly.data import load_test
-from robustly.evaluation import Check, EvaluationTarget, Suite, audit
+from robustly.evaluation import Audit, Check, EvaluationTarget, Sampling, Suite, audit
+from robustly.evaluation.audit.statements import Named
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evidence import EvidenceError, Summary, read_evidence
-from robustly.experiments.configuration import build_config
+from robustly.evidence.audit_record import STATED, AuditRecord, write_audit
+from robustly.evidence.provenance import now, software_versions
+from robustly.evidence.schema import SUMMARY
+from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.locks import repair_evaluations
-from robustly.experiments.run_folder import evaluation_folder, load_on_device, open_run
+from robustly.experiments.rows_audit import rows_checks
+from robustly.experiments.run_folder import RunError, evaluation_data, evaluation_folder, load_on_device, open_run
+from robustly.experiments.seen_attacks import seen_attacks_check
+from robustly.experiments.signature import read_private_key, read_public_key, sign, signature_check
+from robustly.files import file_sha256
 
 
-def run_audit(folder: Path, rerun: int, trust_code: bool, label: str | None = None) -> int:
+@dataclass(frozen=True)
+class AuditOptions:
+    """The options of `robustly audit`.
+
+    Args:
+        rerun: "sample" or "all" of the standing verdicts.
+        share: see `Sampling`.
+        confidence: see `Sampling`.
+        label: name of the evaluation if the run has several.
+        sign: file of a private key, with which a passed evaluation is signed.
+        verify: file of a public key, with which the evaluation must be signed.
+    """
+
+    rerun: Literal["sample", "all"] = "sample"
+    share: float = 0.02
+    confidence: float = 0.99
+    label: str | None = None
+    sign: Path | None = None
+    verify: Path | None = None
+
+
+def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
     """Re-check the evaluation of a run; 0 if every check passed, else 1.
 
     Raises:
-        ValueError: the folder has no run, or weights or data cannot be read.
+        ValueError: the folder has no run, weights or data cannot be read, or a key is not one.
+        OSError: a key cannot be read.
     """
-    console = Console()
-    if rerun < 1:
-        raise ValueError(f"--rerun must be at least 1, got {rerun}")
+    console = PlainConsole()
+    sampling = Sampling(options.share, options.confidence, options.rerun == "all")
+    for key, read in ((options.sign, read_private_key), (options.verify, read_public_key)):
+        if key is not None:
+            read(key)  # a wrong file must not cost the user an audit
     config = open_run(folder)
     repair_evaluations(folder)
-    kept = evaluation_folder(folder, label)
+    kept = evaluation_folder(folder, options.label)
+    if not kept.is_dir():
+        raise RunError(f"{kept} does not exist: evaluate first (robustly evaluate {folder})")
+    result, notes = _audited(folder, kept, config, sampling, trust_code)
+    if options.verify is not None:
+        result = replace(result, checks=(*result.checks, signature_check(folder, kept, options.verify)))
+    if (kept / SUMMARY).is_file():
+        write_audit(kept, _record(kept, result, notes))
+    _print(console, result, notes)
+    if options.sign is not None and result.passed:
+        signed = sign(folder, kept, options.sign)
+        console.print(f"signed by the key {signed.fingerprint}...", highlight=False)
+    return 0 if result.passed else 1
+
+
+def _audited(
+    folder: Path, kept: Path, config: RunConfig, sampling: Sampling, trust_code: bool
+) -> tuple[Audit, tuple[str, ...]]:
+    """The audit, and remarks for readers."""
     try:
         summary = read_evidence(kept).summary
     except EvidenceError as error:
-        _print_check(console, Check("the evidence is complete and readable", str(error)))
-        return 1
+        return Audit((Check("the evidence is complete and readable", str(error)),), sampling.words()), ()
     if summary.data.settings is None:
-        _print_check(
-            console, Check("the data can be loaded again", f"{kept} does not state the settings of its data")
-        )
-        return 1
-    config = replace(config, data=build_config({"data": summary.data.settings}).data)
-    data = load_test(config.data)
-    model, _, device = load_on_device(folder, config, data, Trust(everything=trust_code).allows)
+        problem = f"{kept} does not state the settings of its data"
+        return Audit((Check("the data can be loaded again", problem),), sampling.words()), ()
+    used = replace(config, data=build_config({"data": summary.data.settings}).data)
+    data = load_test(used.data)
+    rows = rows_checks(folder, config, summary, data)
+    model, checkpoint, device = load_on_device(folder, used, data, Trust(everything=trust_code).allows)
     target = EvaluationTarget(model, data.to(device), config.threat)
-    result = audit(kept, target, _suite(summary), rerun=rerun)
-    for check in result.checks:
-        _print_check(console, check)
-    verdict = "[green]audit passed" if result.passed else "[red]AUDIT FAILED"
-    console.print(f"{verdict}[/]: {sum(check.passed for check in result.checks)} of {len(result.checks)} checks")
-    return 0 if result.passed else 1
+    named = Named(folder.resolve().name, config.model.name, checkpoint, used.data.source)
+    suite = _suite(summary)
+    result = audit(kept, target, suite, sampling=sampling, named=named)
+    marks = seen_attacks_check(folder, config, summary, suite)
+    result = replace(result, checks=(*result.checks, *rows, marks))
+    remarks = [f"{check.name}: {check.note}" for check in result.checks if check.note]
+    return result, (*unlike_run(summary, config), *remarks)
+
+
+def unlike_run(summary: Summary, config: RunConfig) -> list[str]:
+    """Settings of an evaluation that are not those of its run, as sentences.
+
+    Evaluations may have settings of their own, such as another threat. A reader should see them.
+    """
+    evaluation, own = config.evaluation, evaluation_data(config)
+    stated = summary.data.settings or {}
+    data = replace(config, data=own).as_plain()["data"]
+    pairs = {f"data.{key}": (data.get(key), stated.get(key)) for key in {**data, **stated}}
+    composed = None if summary.composed is None else {key: dict(value) for key, value in summary.composed.items()}
+    stages = None if evaluation.stages is None else {key: dict(value) for key, value in evaluation.stages.items()}
+    mode = {evaluation.mode, "worst_case"}  # suites in stages always use the second
+    pairs |= {
+        "threat": (str(config.threat), summary.threat.text),
+        "evaluation.suite": (evaluation.suite, summary.suite.name),
+        "evaluation.stages": (stages, composed),
+        "evaluation.mode": (evaluation.mode, summary.suite.mode)
+        if summary.suite.mode not in mode
+        else (None, None),
+        "seed": (config.seed, summary.suite.seed),
+    }
+    curve = summary.metrics.security_curve
+    expected = min(evaluation.curve_count or summary.data.count, summary.data.count)
+    if curve is not None and curve.count < expected:
+        pairs["evaluation.curve_count"] = (expected, curve.count)
+    return [
+        f"{key} is {_short(stated)} in this evaluation, {_short(own)} in the run's settings"
+        for key, (own, stated) in sorted(pairs.items())
+        if own != stated
+    ]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _suite(summary: Summary) -> Suite | None:
@@ -58,7 +146,28 @@ def _suite(summary: Summary) -> Suite | None:
         return None
 
 
-def _print_check(console: Console, check: Check) -> None:
-    mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
-    tail = f": {check.problem}" if check.problem else ""
-    console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)
+def _record(kept: Path, result: Audit, notes: tuple[str, ...]) -> AuditRecord:
+    return AuditRecord(
+        passed=result.passed,
+        checks=len(result.checks),
+        failed=tuple(check.name for check in result.checks if not check.passed),
+        guarantee=result.guarantee,
+        notes=notes,
+        created=now(),
+        evidence=file_sha256(kept / SUMMARY),
+        version=software_versions()["robustly"],
+    )
+
+
+def _print(console: Console, result: Audit, notes: tuple[str, ...]) -> None:
+    for check in result.checks:
+        mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
+        tail = f": {check.problem}" if check.problem else ""
+        console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)
+    for note in notes:
+        console.print(f"[yellow]note  [/] {escape(note)}", highlight=False, soft_wrap=True)
+    verdict = "[green]audit passed" if result.passed else "[red]AUDIT FAILED"
+    console.print(f"{verdict}[/]: {sum(check.passed for check in result.checks)} of {len(result.checks)} checks")
+    if result.passed:
+        console.print(result.guarantee, highlight=False, soft_wrap=True)
+    console.print(f"stated, not checked: {'; '.join(STATED[:-1])}", highlight=False, soft_wrap=True)

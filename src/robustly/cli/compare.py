@@ -10,14 +10,17 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from robustly.cli.runs import runs_in
+from robustly.cli.terminal import PlainConsole
 from robustly.experiments.locks import repair_evaluations
-from robustly.experiments.run_folder import CONFIG
-from robustly.experiments.sweep_folders import MANIFEST
 from robustly.files import write_text
 from robustly.reports import ReportError
 from robustly.reports.pages.methods_page import methods_csv, write_methods_page
 from robustly.reports.tables.evaluations import read_evaluated
 from robustly.reports.tables.method_tables import By, MethodTable, Row, Score, distinguishing, method_tables
+
+MARKS = {"training": "\u2020", "selection": "\u2021"}
+"""Signs of attacks of a kind that the model was trained, or its epoch selected, with."""
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +44,11 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
         ValueError: a run that cannot be read or is not evaluated yet.
         OSError: a file cannot be written.
     """
-    folders = [folder for run in runs for folder in _runs_in(run)]
+    folders = [folder for run in runs for folder in runs_in(run)]
     for folder in folders:
         repair_evaluations(folder)
     tables = method_tables([read_evaluated(folder) for folder in folders], by)
-    console = Console()
+    console = PlainConsole()
     if csv is not None:
         _check_target(csv)
         csv.parent.mkdir(parents=True, exist_ok=True)
@@ -64,16 +67,6 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
     return 0
 
 
-def _runs_in(folder: Path) -> list[Path]:
-    """The run itself, or all runs of a sweep."""
-    if not (folder / MANIFEST).is_file():
-        return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG}") if not path.parent.name.startswith("."))
-    if not found:
-        raise ReportError(f"{folder} is a sweep without runs so far.")
-    return found
-
-
 def _check_target(file: Path) -> None:
     if file.is_dir():
         raise ReportError(f"{file} is a folder: name a file to write.")
@@ -81,10 +74,10 @@ def _check_target(file: Path) -> None:
 
 def _print(console: Console, table: MethodTable, title: str) -> None:
     """Print a table; intervals are left out if the terminal is too narrow for them."""
-    drawn, wide = _drawn(table, title), Console(width=2000)
+    drawn, wide = _drawn(table, title), PlainConsole(width=2000)
     needed = Measurement.get(wide, wide.options, drawn).maximum
     if not console.is_terminal:
-        Console(width=needed).print(drawn)
+        PlainConsole(width=needed).print(drawn)
     elif needed <= console.width:
         console.print(drawn)
     else:
@@ -103,7 +96,7 @@ def _drawn(table: MethodTable, title: str, brief: bool = False) -> Table:
         if brief:
             words = f"{len(row.seeds)} seeds" if len(row.seeds) > 1 else ""
         about = row.name + (" (!)" if row.suspected else "") + (f"\n  {words}" if words else "")
-        drawn.add_row(escape(about), *(_cell(cell.value, row, cell.best, brief) for cell in row.cells))
+        drawn.add_row(escape(about), *(_cell(cell.value, row, i, brief) for i, cell in enumerate(row.cells)))
         if row.published is not None:
             theirs = row.published
             shares = [theirs.accuracy.get(column.key) for column in table.columns]
@@ -115,7 +108,7 @@ def _drawn(table: MethodTable, title: str, brief: bool = False) -> Table:
     return drawn
 
 
-def _cell(score: Score | None, row: Row, best: bool, brief: bool) -> str:
+def _cell(score: Score | None, row: Row, column: int, brief: bool) -> str:
     if score is None:
         return "-"
     first, second = f"{100 * score.share:.1f}", f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
@@ -124,15 +117,18 @@ def _cell(score: Score | None, row: Row, best: bool, brief: bool) -> str:
         some = f" ({score.seeds} of {len(row.seeds)})" if score.seeds < len(row.seeds) else ""
         first += f"{between}{100 * score.deviation:.1f}{some}"
         second = f"worst {100 * score.worst:.1f}"
-    shown = f"[bold]{first}[/]" if best else first
+    first += MARKS.get(row.seen[column] or "", "") if row.seen else ""
+    shown = f"[bold]{first}[/]" if row.cells[column].best else first
     return shown if brief else f"{shown}\n{escape(second)}"
 
 
 def _explain(console: Console, table: MethodTable) -> None:
     """Print the legend of a table and the sources of published numbers."""
-    lines = [f"! {note}" for note in table.notes]
+    lines = [f"! {note}" for note in (*table.notes, *table.remarks)]
     if any(row.suspected for row in table.rows):
         lines.append("(!) upper bound; masking suspected: not ranked")
+    marks = {mark for row in table.rows for mark in row.seen if mark}
+    lines += [f"{sign}: seen in {mark}" for mark, sign in MARKS.items() if mark in marks]
     several = any(len(row.seeds) > 1 for row in table.rows)
     lines.append("[ ]: 95 % Wilson interval" + ("; \u00b1: standard deviation over seeds" if several else ""))
     sources = {row.published.words for row in table.rows if row.published is not None}

@@ -3,17 +3,18 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from robustly.cli.arguments import check_evaluation_overrides, trust_in
+from robustly.cli.terminal import PlainConsole
 from robustly.data import load_test
 from robustly.evaluation import EvaluationTarget
 from robustly.evaluation.diagnostics import diagnose, masking_suspected
 from robustly.evidence import Finding
 from robustly.experiments.configuration import build_config
 from robustly.experiments.overrides import apply_overrides
+from robustly.experiments.run_data import check_test_rows
 from robustly.experiments.run_folder import evaluation_data, load_on_device, open_run
 from robustly.files import write_json
 from robustly.models import weights_hash
@@ -42,6 +43,7 @@ def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: 
     check_evaluation_overrides(overrides, stored.model_names)
     config = build_config(apply_overrides(stored.as_plain(), overrides))
     data = load_test(evaluation_data(config))
+    check_test_rows(folder, config, data)
     model, _, device = load_on_device(folder, config, data, trust.allows)
     target = EvaluationTarget(
         model, data.to(device), config.threat, config.seed, config.evaluation.batch_size or 250
@@ -57,7 +59,7 @@ def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: 
         "masking": masking,
     }
     write_json(folder / DIAGNOSTICS, content)
-    console = Console()
+    console = PlainConsole()
     console.print(findings_table(findings, f"{folder.resolve().name}: {config.threat}"))
     if masking:
         console.print("[red]masking suspected:[/] robust accuracy is an upper bound", highlight=False)

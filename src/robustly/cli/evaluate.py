@@ -1,6 +1,6 @@
 """`robustly evaluate`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,16 +16,21 @@ from rich.table import Table
 from torch import nn
 
 from robustly.cli.arguments import check_evaluation_overrides, is_model_name, trust_in
+from robustly.cli.terminal import PlainConsole
 from robustly.data import ImageData, load_test
 from robustly.evaluation import EvaluationCheckpoint, evaluate
 from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
+from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import Progress
-from robustly.evidence import Summary, read_summary, write_evidence
+from robustly.evidence import Evidence, Summary, read_summary, write_evidence
+from robustly.evidence.collapse import collapse_words
+from robustly.evidence.provenance import Seen
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.locks import lock_evaluation, partial_of
 from robustly.experiments.overrides import apply_overrides
+from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_weights, write_run_data
 from robustly.experiments.run_folder import (
     CONFIG,
     RunError,
@@ -36,7 +41,9 @@ from robustly.experiments.run_folder import (
     open_run,
     refuse_existing,
 )
+from robustly.experiments.seen_attacks import seen_attacks
 from robustly.files import whole_folder
+from robustly.output_text import plain_text
 from robustly.statistics import Proportion
 
 UNTRAINED = "evaluation only"
@@ -80,34 +87,53 @@ def run_evaluation(
                 raise RunError(
                     f"{target} is under {kept_threat}, not {config.threat}: --as NAME gives another name"
                 )
-            Console().print(f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False)
+            PlainConsole().print(
+                f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False
+            )
             return 0
         if target.exists() and not (overwrite or keep):
             raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
         source = evaluation_data(config)
         data = load_test(source)
+        seen = check_test_rows(folder, config, data)
         model, checkpoint, device = load_on_device(folder, config, data, trust.allows)
         data = data.to(device)
         if is_new:
             create_run(folder, config)
             held.enter_context(lock_evaluation(target))
-        named = partial(_named, folder=folder, config=replace(config, data=source), checkpoint=checkpoint)
-        console = Console()
+        if config.recipe == UNTRAINED:  # an earlier process may have been killed before it wrote them
+            write_run_data(folder, data_of_weights(config.model.weights))
+        suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
+        marks = seen_attacks(folder, config if is_new else open_run(folder), config.threat.kind, suite)
+        named = partial(
+            _named,
+            folder=folder,
+            config=replace(config, data=source),
+            checkpoint=checkpoint,
+            seen=seen,
+            marks=marks,
+        )
+        console = PlainConsole()
         try:
-            summary = _evaluated(config, model, data, target, named)
+            evidence = _evaluated(config, suite, model, data, target, named)
         except KeyboardInterrupt:
             console.print("\nstopped; the same command continues after the finished attacks", highlight=False)
             raise
-    _print(console, summary, folder, target)
+    collapse = collapse_words(evidence.table.examples, data.classes)
+    _print(console, evidence.summary, folder, target, collapse)
     return 0
 
 
 def _evaluated(
-    config: RunConfig, model: nn.Module, data: ImageData, target: Path, named: Callable[[Summary], Summary]
-) -> Summary:
-    """Attack the model, replace the folder of the evaluation by the new evidence, and return its summary."""
+    config: RunConfig,
+    suite: Suite,
+    model: nn.Module,
+    data: ImageData,
+    target: Path,
+    named: Callable[[Summary], Summary],
+) -> Evidence:
+    """Attack the model, and replace the folder of the evaluation by the new evidence, which is returned."""
     settings = config.evaluation
-    suite = suite_from(settings.suite, settings.stages, config.threat.kind)
     unfinished = partial_of(target)
     identity = evaluation_identity(
         model,
@@ -119,7 +145,7 @@ def _evaluated(
         batch_size=settings.batch_size,
         curve_count=settings.curve_count,
     )
-    with _progress_bar(Console()) as progress:
+    with _progress_bar(PlainConsole()) as progress:
         evidence = evaluate(
             model,
             data,
@@ -132,10 +158,10 @@ def _evaluated(
             checkpoint=EvaluationCheckpoint(unfinished, identity),
             progress=progress,
         )
-    summary = named(evidence.summary)
+    evidence = replace(evidence, summary=named(evidence.summary))
     with whole_folder(target, spent=unfinished) as staging:
-        write_evidence(replace(evidence, summary=summary), staging)
-    return summary
+        write_evidence(evidence, staging)
+    return evidence
 
 
 def _new_config(overrides: list[str]) -> RunConfig:
@@ -152,11 +178,14 @@ def _config_of(folder: Path, overrides: list[str]) -> RunConfig:
     return config
 
 
-def _print(console: Console, summary: Summary, folder: Path, target: Path) -> None:
+def _print(console: Console, summary: Summary, folder: Path, target: Path, collapse: str) -> None:
     """Print the table, the passes, warnings about the result, and the next command."""
     console.print(summary_table(summary))
     console.print(_spent(summary), highlight=False, soft_wrap=True)
-    for sentence in [*summary.masking, *summary.failures.values()]:
+    console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
+    mark = "[red]![/] " if summary.data.seen else ""
+    console.print(f"{mark}images seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
+    for sentence in [*([collapse] if collapse else []), *summary.masking, *summary.failures.values()]:
         console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
     console.print(
         f"evidence: {target}\nnext: robustly report {quote(str(folder))}",
@@ -166,14 +195,29 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path) -> No
     )
 
 
-def _named(found: Summary, folder: Path, config: RunConfig, checkpoint: str) -> Summary:
-    """The summary with the names of run and model, and the settings that load the same data again."""
+def _named(
+    found: Summary,
+    folder: Path,
+    config: RunConfig,
+    checkpoint: str,
+    seen: SeenRows,
+    marks: Mapping[str, Seen] | None,
+) -> Summary:
+    """The summary with the names of run and model, settings that load the same data again, and what was seen."""
     return replace(
         found,
         run=folder.resolve().name,
         model=replace(found.model, name=config.model.name, checkpoint=checkpoint),
-        data=replace(found.data, source=config.data.source, split="test", settings=config.as_plain()["data"]),
+        data=replace(
+            found.data,
+            source=config.data.source,
+            split="test",
+            settings=config.as_plain()["data"],
+            trained_on=seen.trained_on,
+            selected_on=seen.selected_on,
+        ),
         composed=config.evaluation.stages,
+        seen_attacks=marks,
     )
 
 
@@ -183,7 +227,8 @@ def _spent(summary: Summary) -> str:
         (numbers.mean_forwards + numbers.mean_backwards) * numbers.tried
         for numbers in summary.metrics.attacks.values()
     )
-    text = f"{spent:,.0f} passes through the model"
+    in_files = sum(one.mean_passes_8bit * one.tried for one in summary.metrics.attacks.values())
+    text = f"{spent:,.0f} passes through the model, {in_files:,.0f} more for images of 8 bits"
     unbroken = summary.metrics.worst_case.robust.hits
     if summary.threat.norm in ("linf", "l2") and unbroken and spent:
         theirs = unbroken * autoattack_passes(len(summary.data.classes))
@@ -197,25 +242,30 @@ def summary_table(summary: Summary) -> Table:
     metrics = summary.metrics
     title = f"{summary.run}: {metrics.clean.count} images, {summary.threat.text}"
     table = Table(title=escape(title), title_justify="left")
+    marked = bool(summary.seen_attacks)
     table.add_column("attack")
+    if marked:
+        table.add_column("seen in")
     table.add_column("accuracy", justify="right")
     table.add_column("95 % interval", justify="right")
-    table.add_column("after 8-bit rounding", justify="right")
+    table.add_column("as 8-bit files", justify="right")
     table.add_column("passes per image", justify="right")
-    table.add_row("clean", *_share(metrics.clean), "", "")
+    blank = ("",) if marked else ()
+    table.add_row("clean", *blank, *_share(metrics.clean), "", "")
     for outcome in summary.outcomes:
         if outcome.state:
-            table.add_row(escape(outcome.attack.title), outcome.state, "", "", "")
+            table.add_row(escape(outcome.attack.title), *blank, outcome.state, "", "", "")
             continue
         numbers = outcome.numbers
         passes = numbers.mean_forwards + numbers.mean_backwards
         rounded = f"{100 * numbers.robust_8bit.share:.1f} %"
-        table.add_row(escape(outcome.attack.title), *_share(numbers.robust), rounded, f"{passes:.0f}")
+        seen = (outcome.seen or "",) if marked else ()
+        table.add_row(escape(outcome.attack.title), *seen, *_share(numbers.robust), rounded, f"{passes:.0f}")
     worst = metrics.worst_case
     name = "upper bound; masking suspected" if summary.masking else "worst case"
-    table.add_row(name, *_share(worst.robust), f"{100 * worst.robust_8bit.share:.1f} %", "", style="bold")
+    table.add_row(name, *blank, *_share(worst.robust), f"{100 * worst.robust_8bit.share:.1f} %", "", style="bold")
     if metrics.certified is not None:
-        table.add_row("certified", *_share(metrics.certified.robust), "", "")
+        table.add_row("certified", *blank, *_share(metrics.certified.robust), "", "")
     return table
 
 
@@ -235,7 +285,7 @@ def _progress_bar(console: Console) -> Iterator[Progress]:
 
         def progress(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total)
+                tasks[name] = bar.add_task(plain_text(name), total=total)
             bar.update(tasks[name], completed=done, total=total)
 
         yield progress

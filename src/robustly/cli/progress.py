@@ -1,7 +1,7 @@
 """Training progress: a live bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from robustly.training import Job, Moment, Observer
 from robustly.training.engine.checkpoint import Row
+from robustly.training.engine.loop import COLLAPSED
 
 
 @contextmanager
@@ -43,6 +44,13 @@ def epoch_line(row: Row, is_best: bool) -> str:
     return "  ".join(parts) + ("  best" if is_best else "")
 
 
+def collapse_line(collapsed: float | int | None, classes: Sequence[str]) -> str:
+    """A warning that every validation image is predicted as one class; empty if it is not so."""
+    if collapsed is None:
+        return ""
+    return f"every validation image is predicted as class {classes[int(collapsed)]}: the network has collapsed"
+
+
 def _percent(share: float | int | None) -> str:
     return "   -  " if share is None else f"{100 * share:5.1f} %"
 
@@ -55,9 +63,11 @@ class PlainLines(Observer):
         self._began = time.perf_counter()
         self._at_start = 0
         self._epochs = 0
+        self._classes: tuple[str, ...] = ()
 
     def started(self, job: Job, finished_epochs: int) -> None:
-        """Store the epochs to run and the start time."""
+        """Store the epochs to run, the names of the classes and the start time."""
+        self._classes = job.train.classes
         self._began, self._at_start, self._epochs = time.perf_counter(), finished_epochs, job.training.epochs
 
     def epoch_finished(self, row: Row, is_best: bool) -> None:
@@ -66,6 +76,7 @@ class PlainLines(Observer):
         per_epoch = (time.perf_counter() - self._began) / max(1, epoch - self._at_start)
         left = per_epoch * (self._epochs - epoch)
         self._console.print(f"{epoch_line(row, is_best)}  {left:.0f} s left", highlight=False, soft_wrap=True)
+        _print_collapse(self._console, row, self._classes)
 
 
 class LiveBar(Observer):
@@ -76,9 +87,11 @@ class LiveBar(Observer):
         self._task = TaskID(0)
         self._began = time.perf_counter()
         self._images = 0
+        self._classes: tuple[str, ...] = ()
 
     def started(self, job: Job, finished_epochs: int) -> None:
         """Create the bar."""
+        self._classes = job.train.classes
         self._began = time.perf_counter()
         steps = job.steps_per_epoch
         self._task = self._progress.add_task(
@@ -101,6 +114,13 @@ class LiveBar(Observer):
     def epoch_finished(self, row: Row, is_best: bool) -> None:
         """Print the epoch."""
         self._console.print(epoch_line(row, is_best), highlight=False)
+        _print_collapse(self._console, row, self._classes)
         clean, robust = row["validation_clean_accuracy"], row["validation_robust_accuracy"]
         validated = f"clean {_percent(clean).strip()} robust {_percent(robust).strip()}"
         self._progress.update(self._task, validated=validated)
+
+
+def _print_collapse(console: Console, row: Row, classes: Sequence[str]) -> None:
+    line = collapse_line(row.get(COLLAPSED), classes)
+    if line:
+        console.print(f"! {line}", highlight=False, soft_wrap=True, markup=False)

@@ -4,8 +4,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-import yaml
-
+from robustly.documents import parse_yaml
 from robustly.experiments.configuration import TOP_LEVEL
 from robustly.experiments.overrides import overlay
 from robustly.experiments.run_folder import read_yaml
@@ -50,7 +49,7 @@ def read_recipe(name: str) -> dict[str, object]:
         if not Path(name).is_file():
             raise SettingsError(f"there is no file {name}")
         return _of_file(Path(name))
-    settings: dict[str, object] = yaml.safe_load(recipe_text(name))
+    settings: dict[str, object] = parse_yaml(recipe_text(name), name)
     return {"recipe": name, **settings}
 
 

@@ -4,18 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robustly.cli.runs import runs_in
+from robustly.cli.terminal import PlainConsole
 from robustly.experiments.locks import repair_evaluations
 from robustly.experiments.run_folder import REPORT
-from robustly.reports import RunEvidence, read_run, write_report
+from robustly.reports import ReportError, RunEvidence, read_run, write_report
+from robustly.reports.reading import has_results
 from robustly.statistics import Proportion
 
 
 def run_report(runs: Sequence[Path], out: Path | None) -> int:
-    """Write the page of one run, or of a comparison; returns the exit code.
+    """Write the page of one run, or of a comparison; a sweep stands for all of its runs with results.
+
+    Returns the exit code.
 
     Raises:
         ValueError: a run that cannot be read.
@@ -24,10 +28,19 @@ def run_report(runs: Sequence[Path], out: Path | None) -> int:
     for run in runs:
         repair_evaluations(run)
     target = out or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
-    written = write_report(runs, target)
-    console = Console()
-    if len(runs) > 1:
-        console.print(_comparison([read_run(run) for run in runs]))
+    console = PlainConsole()
+    folders = []
+    for folder in (one for run in runs for one in runs_in(run)):
+        if folder in runs or has_results(folder):
+            folders.append(folder)
+        else:
+            console.print(f"left out: {folder} has no results yet", soft_wrap=True, highlight=False, markup=False)
+    if not folders:
+        raise ReportError(f"{runs[0]} is a sweep without results so far.")
+    folders = list({folder.resolve(): folder for folder in folders}.values())
+    written = write_report(folders, target)
+    if len(folders) > 1:
+        console.print(_comparison([read_run(folder) for folder in folders]))
     console.print(f"report: {written.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
     return 0
 

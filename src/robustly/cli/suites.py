@@ -1,9 +1,9 @@
 """`robustly suites`."""
 
-from rich.console import Console
 from rich.table import Table
 
 from robustly.attacks import Attack
+from robustly.cli.terminal import PlainConsole
 from robustly.evaluation import SUITES, Plan, suite_named
 from robustly.evaluation.suites.passes import suite_passes
 from robustly.evaluation.suites.suite import settings
@@ -16,7 +16,7 @@ def show_suites(name: str | None, threat: Threat) -> int:
     Raises:
         ValueError: an unknown suite, or a threat for which it is not defined.
     """
-    console = Console()
+    console = PlainConsole()
     if name is None:
         console.print("\n".join(SUITES), highlight=False)
         return 0

@@ -17,6 +17,7 @@ from rich.table import Table
 from robustly.cli.arguments import Trust
 from robustly.cli.recipes import read_recipe
 from robustly.cli.sweep_run import LOG, carry_out, carry_out_all, on_ray
+from robustly.cli.terminal import PlainConsole
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.overrides import pairs_of
 from robustly.experiments.run_folder import CONFIG, RunError, build_job, create_run, read_yaml
@@ -32,7 +33,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Train every recipe with every combination of values and every seed, each in its own folder. The same "
         "command again, or --resume, continues a stopped sweep. Settings for all runs are given as for train: "
-        "--training.epochs 5. The exit code is 1 if a run fails."
+        "--training.epochs 5. The exit code is 2 if a run fails."
     )
     add = parser.add_argument
     add("recipes", nargs="*", metavar="RECIPE", help="recipes, or the .yaml file of a sweep")
@@ -61,7 +62,7 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     configs = {cell.name: cell.config(read_recipe) for cell in cells}
     _refuse_equal(configs)
     states = _states(cells)
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console = PlainConsole() if sys.stdout.isatty() else PlainConsole(width=WIDTH)
     if options.dry_run:
         console.print(_table(folder, cells, {}))
         return 0
@@ -92,7 +93,7 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     for name, reason in reasons.items():
         _print(console, f"! {name}: {reason} ({folder / name / LOG})")
     _print(console, f"{len(cells) - len(reasons)} of {len(cells)} runs finished")
-    return 1 if reasons else 0
+    return 2 if reasons else 0
 
 
 def _check_options(options: argparse.Namespace, overrides: Sequence[str]) -> None:

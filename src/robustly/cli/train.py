@@ -9,12 +9,14 @@ from rich.console import Console
 
 from robustly.cli.arguments import trust_in
 from robustly.cli.dry_run import show_composition, show_job
-from robustly.cli.progress import observer_for
+from robustly.cli.progress import collapse_line, observer_for
 from robustly.cli.recipes import read_recipe
+from robustly.cli.terminal import PlainConsole
 from robustly.experiments.configuration import build_config, with_absolute_paths
 from robustly.experiments.locks import lock_run
 from robustly.experiments.overrides import apply_overrides
-from robustly.experiments.run_folder import build_job, create_run, is_begun, open_run
+from robustly.experiments.run_data import data_of_job, refuse_other_training_rows, write_run_data
+from robustly.experiments.run_folder import build_job_and_data, create_run, is_begun, open_run
 from robustly.runtime import Runtime
 from robustly.training import train
 
@@ -45,16 +47,19 @@ def run_training(
         if _is_first_process() and not dry_run and is_begun(folder, config):
             resume = folder
     if dry_run:
-        show_composition(Console(), config)
+        show_composition(PlainConsole(), config)
     config.runtime.check()
-    job = build_job(config, trust_in(overrides, trust_code).allows)
+    job, splits = build_job_and_data(config, trust_in(overrides, trust_code).allows)
     if dry_run:
         job.check_processes(config.runtime.processes * config.runtime.nodes)
-        show_job(Console(), config, job)
+        show_job(PlainConsole(), config, job)
         return 0
+    rows = data_of_job(config, job, splits.test)
+    if resume is not None:
+        refuse_other_training_rows(folder, config.data.source, rows)
     runtime = Runtime(config.runtime)
     job.check_processes(runtime.world_size)
-    console = Console(quiet=runtime.rank != 0)
+    console = PlainConsole(quiet=runtime.rank != 0)
     if runtime.rank == 0 and resume is None:
         create_run(folder, config)
     begins = "" if resume is None or recipe is None else " (continued)"
@@ -64,6 +69,8 @@ def run_training(
     )
     lock = lock_run(folder) if runtime.rank == 0 else nullcontext()
     with lock, observer_for(console) as observer:
+        if runtime.rank == 0:
+            write_run_data(folder, rows)
         runtime.wait_for_all()  # until the folder is there and locked
         try:
             outcome = train(job, runtime, folder, config_digest=config.digest(), observer=observer)
@@ -71,11 +78,17 @@ def run_training(
             _print(console, f"\nstopped; continue with: robustly train --resume {quote(str(folder))}")
             raise
     runtime.close()
+    collapse = collapse_line(outcome.collapsed, job.train.classes)
     _print(
         console,
         (f"stopped early: {outcome.reason}\n" if outcome.reason else "")
         + f"finished {outcome.epochs} epochs in {outcome.seconds:.0f} s, best epoch {outcome.best_epoch}\n"
-        f"next: robustly evaluate {quote(str(folder))}",
+        + (
+            f"! in the best epoch, {collapse}; a lower learning rate or a longer ramp may help\n"
+            if collapse
+            else ""
+        )
+        + f"next: robustly evaluate {quote(str(folder))}",
     )
     return 0
 

@@ -2,6 +2,7 @@
 
 from robustly.data.augmentation import Augmentation
 from robustly.data.batches import Batch, batch_count, batches
+from robustly.data.digests import RowDigests, row_digests
 from robustly.data.images import ImageData
 from robustly.data.mixing import Extra, mixed_batches
 from robustly.data.sources import DataConfig, load_extra, load_splits, load_test
@@ -13,6 +14,7 @@ __all__ = [
     "DataConfig",
     "Extra",
     "ImageData",
+    "RowDigests",
     "Splits",
     "batch_count",
     "batches",
@@ -20,4 +22,5 @@ __all__ = [
     "load_splits",
     "load_test",
     "mixed_batches",
+    "row_digests",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustly.data.images import number_names, to_pixels
 from robustly.data.rows import Rows, rows_in_memory
+from robustly.memory import SizeError, check_npz
 
 _LAYOUTS = {
     "all": ("images", "labels"),
@@ -27,7 +28,8 @@ def npz_rows(file: Path) -> dict[str, Rows]:
     labels are integers, `(N,)` or `(N, 1)`; a third array `classes` may hold class names.
 
     Raises:
-        ValueError: if the file is damaged, holds Python objects, or lacks an array, or an array is invalid.
+        ValueError: if the file is damaged, larger than the limit of `robustly.memory`, holds Python objects, or
+            lacks an array, or an array is invalid.
     """
     arrays = _read(file)
     parts: dict[str, tuple[Tensor, Tensor]] = {}
@@ -39,7 +41,7 @@ def npz_rows(file: Path) -> dict[str, Rows]:
         raise ValueError(f"{file}: holds the arrays {', '.join(sorted(arrays)) or 'none'}: it needs {_KEYS}")
     names = arrays.get("classes")
     classes = (
-        number_names([labels for _, labels in parts.values()])
+        number_names([labels for _, labels in parts.values()], str(file))
         if names is None
         else tuple(str(name) for name in names.reshape(-1))
     )
@@ -52,8 +54,11 @@ def npz_rows(file: Path) -> dict[str, Rows]:
 def _read(file: Path) -> dict[str, NDArray[np.generic]]:
     # a damaged archive raises many kinds of errors of zipfile, zlib and NumPy
     try:
+        check_npz(file)
         with np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
+    except SizeError:
+        raise
     except Exception as error:
         raise ValueError(
             f"{file}: is damaged, not a NumPy archive, or holds Python objects, which are never unpickled ({error})"
@@ -81,4 +86,6 @@ def _labels(array: NDArray[np.generic], where: str) -> Int64[Tensor, " n"]:
         raise ValueError(f"{where}: holds {array.dtype}: labels are integers 0..K-1")
     if array.ndim != 1 and array.shape[1:] != (1,):
         raise ValueError(f"{where}: has the shape {array.shape}: labels are one integer for each image, (N,)")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{where}: holds the label {array.max()}: labels are integers 0..K-1")
     return torch.from_numpy(array.reshape(-1).astype(np.int64))

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from robustly.memory import SizeError, check_bytes, check_pixels
+
 _GREY_MODES = ("1", "L", "LA", "La")
 _DEEP_MODES = ("I", "F")  # and I;16, I;16B, ...: more than 8 bits a channel
 _ORIENTATION = 0x0112
@@ -37,6 +39,11 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}: give a side in pixels, or leave it out")
+        if self.image_size is not None:
+            try:
+                check_pixels(self.image_size, self.image_size)
+            except SizeError as error:
+                raise ValueError(f"image_size is {self.image_size}: {error}") from None
         if self.channels not in (None, 1, 3):
             raise ValueError(f"channels is {self.channels}: use 1 (grey), 3 (colour), or leave it out")
 
@@ -53,15 +60,19 @@ def decode_images(encoded: Iterable[EncodedImage], decoding: Decoding) -> UInt8[
     """Decode files of any format of Pillow, by threads, in the order given.
 
     Raises:
-        ValueError: naming the file, if one cannot be read or has more than 8 bits a channel, or if shapes
-            differ.
+        ValueError: naming the file, if one cannot be read or has more than 8 bits a channel, if shapes differ, or
+            if an image or all of them are larger than the limits of `robustly.memory`.
     """
     files = list(encoded)
+    if not files:
+        raise ValueError("there is no image to decode")
+    first = _decode(files[0], decoding)
+    check_bytes(first.nbytes * len(files), f"{files[0].name} and {len(files) - 1} more images of its size")
     # one task per image would cost as much as decoding a small one
-    chunks = [files[place : place + _CHUNK] for place in range(0, len(files), _CHUNK)]
+    chunks = [files[place : place + _CHUNK] for place in range(1, len(files), _CHUNK)]
     with ThreadPoolExecutor(_WORKERS) as pool:
         decoded = pool.map(lambda chunk: [_decode(file, decoding) for file in chunk], chunks)
-        arrays = [array for chunk in decoded for array in chunk]
+        arrays = [first, *(array for chunk in decoded for array in chunk)]
     return _stacked(arrays, files)
 
 
@@ -79,6 +90,8 @@ def refit(images: UInt8[Tensor, "n c h w"], decoding: Decoding, source: str) -> 
         return images
     if channels not in (1, 3):
         raise ValueError(f"{source}: image_size and channels can only be set for 1 or 3 channels, not {channels}")
+    side = decoding.image_size or min(height, width)
+    check_bytes(len(images) * side * side * (decoding.channels or channels), source)
     arrays = [_fitted(_to_image(array), decoding) for array in images.permute(0, 2, 3, 1).numpy()]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
@@ -92,6 +105,7 @@ def _decode(file: EncodedImage, decoding: Decoding) -> NDArray[np.uint8]:
     # Pillow's decoders raise OSError, SyntaxError, struct.error and more for a damaged file
     try:
         with Image.open(source) as image:
+            check_pixels(*image.size)
             image.load()
             upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION) else image
             if upright.mode.startswith(_DEEP_MODES):

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib.resources
 import lzma
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from robustly.data.images import number_names
 from robustly.data.rows import Rows, rows_in_memory
+from robustly.memory import check_bytes
 
 MNIST5K_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 _DIGITS = tuple(str(digit) for digit in range(10))
@@ -70,7 +72,7 @@ def idx_rows(folder: Path) -> dict[str, Rows]:
         if labels_file is None:
             raise FileNotFoundError(f"{folder}: holds {images_file.name} but not {prefix}-labels-idx1-ubyte[.gz]")
         parts[part] = _read_idx_images(images_file), _read_idx_labels(labels_file)
-    classes = number_names([labels for _, labels in parts.values()])
+    classes = number_names([labels for _, labels in parts.values()], str(folder))
     return {
         part: rows_in_memory(images, labels, classes, f"{folder} ({part})")
         for part, (images, labels) in parts.items()
@@ -92,16 +94,26 @@ def _read_idx_labels(file: Path) -> Int64[Tensor, " n"]:
 
 
 def _read_idx(file: Path, kind: str, dimensions: int) -> tuple[tuple[int, ...], UInt8[Tensor, " bytes"]]:
-    content = file.read_bytes()
+    header = 4 + 4 * dimensions
     if file.suffix == ".gz":
         try:
-            content = gzip.decompress(content)
+            content = _unpacked(file, header)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{file}: is damaged or not a gzip file ({error})") from error
-    header = 4 + 4 * dimensions
+    else:
+        content = file.read_bytes()
     if len(content) < header or struct.unpack(">i", content[:4])[0] != _IDX_MAGIC[kind]:
         raise ValueError(f"{file}: is not an IDX file of {kind} (its magic number is not {_IDX_MAGIC[kind]})")
     shape = struct.unpack(f">{dimensions}i", content[4:header])
     if min(shape) < 0 or len(content) - header != int(np.prod(shape, dtype=np.int64)):
         raise ValueError(f"{file}: is damaged: its header gives {shape} bytes but {len(content) - header} follow")
     return shape, torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy())
+
+
+def _unpacked(file: Path, header: int) -> bytes:
+    """Decompress as many bytes as the header states, and one more, which shows that it is wrong."""
+    with gzip.open(file) as stream:
+        start = stream.read(header)
+        shape = [max(0, size) for size in struct.unpack(f">{len(start) // 4}i", start[: len(start) // 4 * 4])[1:]]
+        check_bytes(math.prod(shape), str(file))
+        return start + stream.read(math.prod(shape) + 1)

@@ -70,7 +70,8 @@ class ImageData:
         Args:
             images: `(N, C, H, W)`, each value within 0.001/255 of a multiple of 1/255.
             labels: class indices, `(N,)`.
-            classes: class names; None names the classes "0", "1", ... up to the largest label.
+            classes: class names; None names the classes "0", "1", ... up to the largest label, which must be less
+                than the number of images.
             source: origin of the images.
             ids: the examples' ids, `(N,)`; None numbers them from 0.
 
@@ -78,7 +79,7 @@ class ImageData:
             ValueError: if a pixel is outside [0, 1] or off the 8-bit grid, and as `ImageData` does.
         """
         pixels = to_pixels(images, source)
-        names = number_names([labels]) if classes is None else tuple(classes)
+        names = number_names([labels], source) if classes is None else tuple(classes)
         numbers = torch.arange(len(images), device=images.device) if ids is None else ids
         return cls(pixels, labels, numbers, names, source)
 
@@ -174,6 +175,26 @@ def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str], source: st
         )
 
 
-def number_names(labels: Sequence[Int64[Tensor, " _"]]) -> tuple[str, ...]:
-    """Names "0", "1", ... of classes without names, up to the largest label of all parts."""
-    return tuple(str(number) for number in range(max(int(part.max()) for part in labels if len(part)) + 1))
+def number_names(labels: Sequence[Int64[Tensor, " _"]], source: str) -> tuple[str, ...]:
+    """Names "0", "1", ... of classes without names, up to the largest label of all parts.
+
+    Args:
+        labels: labels of the parts.
+        source: the file or data set, for error messages.
+
+    Raises:
+        ValueError: if there are no rows, a label is negative, or there would be more classes than rows.
+    """
+    rows = sum(len(part) for part in labels)
+    if rows == 0:
+        raise ValueError(f"{source}: is empty, there is no example in it")
+    lowest = min(int(part.min()) for part in labels if len(part))
+    largest = max(int(part.max()) for part in labels if len(part))
+    if lowest < 0:
+        raise ValueError(f"{source}: holds the label {lowest}: labels are integers 0..K-1")
+    if largest >= rows:
+        raise ValueError(
+            f"{source}: holds the label {largest} but only {rows} examples: labels are integers 0..K-1, with at "
+            "most as many classes as examples unless the class names are given"
+        )
+    return tuple(str(number) for number in range(largest + 1))

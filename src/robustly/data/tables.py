@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from robustly.data.decoding import Decoding, EncodedImage, decode_images
 from robustly.data.images import number_names
 from robustly.data.rows import Rows
+from robustly.memory import read_parquet
 
 _USUAL_IMAGES = ("image", "img")
 _USUAL_LABELS = ("label", "labels", "fine_label")
@@ -100,7 +100,7 @@ def hub_rows(name: str, config: str | None, columns: Columns, decoding: Decoding
 
 def _read_parquet(file: Path) -> pa.Table:
     try:
-        return pq.read_table(file)
+        return read_parquet(file)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file}: is damaged or not a Parquet file ({error})") from error
 
@@ -110,7 +110,8 @@ def _table_rows(
 ) -> dict[str, Rows]:
     chosen = {part: _chosen_columns(table, columns, names[part]) for part, table in tables.items()}
     labels = {part: _labels(table, chosen[part][1], names[part]) for part, table in tables.items()}
-    numbered = number_names(list(labels.values())) if any(len(values) for values in labels.values()) else ()
+    is_empty = not any(len(values) for values in labels.values())
+    numbered = () if is_empty else number_names(list(labels.values()), next(iter(names.values())))
     return {
         part: _encoded_rows(
             table.column(chosen[part][0]),
@@ -195,7 +196,12 @@ def _labels(table: pa.Table, column: str, name: str) -> Int64[Tensor, " n"]:
     values = table.column(column)
     if values.null_count:
         raise ValueError(f"{name}: the column {column!r} lacks {values.null_count} labels")
-    return torch.from_numpy(values.to_numpy().astype(np.int64))
+    numbers = values.to_numpy()
+    if numbers.dtype == np.uint64 and numbers.size and numbers.max() > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"{name}: the column {column!r} holds the label {numbers.max()}: labels are integers 0..K-1"
+        )
+    return torch.from_numpy(numbers.astype(np.int64))
 
 
 def _class_names(table: pa.Table, column: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Evaluation: suites of attacks and certificates, recorded evidence, diagnostics, and the audit."""
 
-from robustly.evaluation.audit import Audit, Check, audit
+from robustly.evaluation.audit import Audit, Check, Sampling, audit
 from robustly.evaluation.checkpoint import EvaluationCheckpoint
 from robustly.evaluation.evaluate import evaluate
 from robustly.evaluation.stages import EvaluationError
@@ -17,6 +17,7 @@ __all__ = [
     "EvaluationError",
     "EvaluationTarget",
     "Plan",
+    "Sampling",
     "Suite",
     "audit",
     "evaluate",

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from robustly.evaluation.identity import differences
 from robustly.evidence import EvidenceError
-from robustly.evidence.images import StoredImages
+from robustly.evidence.images import EightBitImages, StoredImages
 from robustly.evidence.schema import AttackColumns, column_fields
 from robustly.files import whole_file, write_json
 
@@ -30,12 +30,14 @@ class AttackEvidence:
         images: stored images.
         unconfirmed: number of successes that a second forward pass did not confirm.
         seconds: duration.
+        eight_bit: images of 8 bits.
     """
 
     columns: AttackColumns
     images: StoredImages
     unconfirmed: int
     seconds: float
+    eight_bit: EightBitImages
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class EvaluationCheckpoint:
                 return None
             columns = AttackColumns(**{key: tensors[key] for key in column_fields(AttackColumns)})
             images = StoredImages(tensors["ids"], tensors["images"], tensors.get("theta"))
-            return AttackEvidence(columns, images, int(about["unconfirmed"]), float(about["seconds"]))
+            saved = EightBitImages(tensors["8bit.ids"], tensors["8bit.images"], tensors.get("8bit.theta"))
+            return AttackEvidence(columns, images, int(about["unconfirmed"]), float(about["seconds"]), saved)
         except (SafetensorError, EvidenceError, OSError, ValueError, KeyError):
             return None
 
@@ -116,6 +119,8 @@ class EvaluationCheckpoint:
         tensors = {key: getattr(found.columns, key) for key in column_fields(AttackColumns)}
         tensors |= {"ids": found.images.ids, "images": found.images.images}
         tensors |= {} if found.images.theta is None else {"theta": found.images.theta}
+        tensors |= {"8bit.ids": found.eight_bit.ids, "8bit.images": found.eight_bit.levels}
+        tensors |= {} if found.eight_bit.theta is None else {"8bit.theta": found.eight_bit.theta}
         about = {"identity": self.identity, "unconfirmed": found.unconfirmed, "seconds": found.seconds}
         with whole_file(self.folder / f"{name}.safetensors") as temporary:
             try:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustly.attacks import Attack, AttackResult
 from robustly.evaluation.recording import as_array, stored_images
-from robustly.evaluation.target import EvaluationTarget, Progress, attack_generator, round_to_8_bits
+from robustly.evaluation.target import EvaluationTarget, Progress, attack_generator
 from robustly.evidence import StoredImages
 from robustly.evidence.schema import AttackColumns
 
@@ -32,7 +32,8 @@ def attack_rows(target: EvaluationTarget, attack: Attack, rows: Tensor, name: st
     """Run an attack batch by batch; memory holds one batch and the adversarial images.
 
     An example is broken if the stored image lies in the threat set and a separate forward pass misclassifies it.
-    Images that a minimum-norm attack found beyond epsilon are confirmed and stored too.
+    Images that a minimum-norm attack found beyond epsilon are confirmed and stored too. Images of 8 bits are a task
+    of `save_in_8_bits`; only NaN outputs count as broken in 8 bits here.
 
     Args:
         target: the model, the data and the threat.
@@ -52,12 +53,6 @@ def attack_rows(target: EvaluationTarget, attack: Attack, rows: Tensor, name: st
         done += len(chunk)
     progress(name, done, len(rows))
     return Confirmed(found.columns, StoredImages.joined(images), unconfirmed)
-
-
-def broken_by(target: EvaluationTarget, attack: Attack, rows: Tensor, name: str) -> Tensor:
-    """Mask of rows that an attack reports as broken, `(M,)` bool."""
-    parts = [_attacked(target, attack, chunk, name).broken for chunk in target.chunks(rows)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool, device=rows.device)
 
 
 def untried(target: EvaluationTarget) -> Confirmed:
@@ -96,12 +91,10 @@ def _confirm(
     prediction = target.verdict(images, label).argmax(1)
     holds = in_box & (prediction != label)
     broken = holds & inside
-    rounded = target.verdict(round_to_8_bits(images[broken], x[broken]), label[broken]).argmax(1)
     here, stored = as_array(rows), as_array(wanted[holds])
     # NaN outputs count as misclassified
     columns.broken[here] = columns.broken_8bit[here] = columns.invalid[here] = as_array(found.invalid)
     columns.broken[as_array(wanted[broken])] = True
-    columns.broken_8bit[as_array(wanted[broken])] = as_array(rounded != label[broken])
     columns.distance[stored] = as_array(measured[holds], torch.float32)
     columns.prediction[stored] = as_array(prediction[holds])
     columns.forwards[here], columns.backwards[here] = as_array(found.forwards), as_array(found.backwards)

@@ -1,10 +1,8 @@
 """Attack and certify a model on a data set, and return the evidence."""
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +12,12 @@ from robustly.evaluation.batch_size import measure
 from robustly.evaluation.certificates import Certified, run_certificates
 from robustly.evaluation.checkpoint import EvaluationCheckpoint, Speed
 from robustly.evaluation.curve import Curve, curve_by_attack, curve_by_distances, curve_points, curve_radii
+from robustly.evaluation.derived import derived_warnings, gallery, unconfirmed_counterexamples, unconfirmed_warning
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
 from robustly.evaluation.recording import (
     as_array,
     data_record,
     model_record,
-    stored_images,
     suite_record,
     threat_record,
 )
@@ -27,15 +25,14 @@ from robustly.evaluation.stages import EvaluationError, Stages, run_stages
 from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress
-from robustly.evidence import Evidence, EvidenceImages, EvidenceTable, Finding, StoredImages, Summary
+from robustly.evidence import Evidence, EvidenceImages, EvidenceTable, Finding, Summary
+from robustly.evidence.collapse import collapse_words
 from robustly.evidence.metrics import contradictions, metrics
 from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import ExampleColumns
 from robustly.evidence.summary import Metrics
 from robustly.objectives import ClassificationGoal, margin
 from robustly.threats import Chain, Threat
-
-GALLERY = 12
 
 
 def evaluate(
@@ -92,7 +89,10 @@ def evaluate(
     found = _Found(examples, findings, run, certified, curve)
     table, images = _table(found), _images(target, found)
     numbers = _numbers(table, target, suite, certified)
-    sentences = _warn(clean, numbers.invalid, run, certified)
+    derived = derived_warnings(clean, numbers.invalid, run.failures)
+    sentences = _warn(derived, run, certified)
+    collapse = collapse_words(examples, data.classes)
+    sentences = (*sentences, collapse) if collapse else sentences
     precision = "full" if tuned is not suite else "as the suite says"
     summary = replace(_summary(target, suite, mode, numbers, found), warnings=sentences, precision=precision)
     return Evidence(table, images, summary)
@@ -216,10 +216,11 @@ def _table(found: _Found) -> EvidenceTable:
 def _images(target: EvaluationTarget, found: _Found) -> EvidenceImages:
     return EvidenceImages(
         attacks=found.run.images,
-        gallery=_gallery(target, found.run.images),
+        gallery=gallery(target, found.run.images),
         certificates=found.certified.images,
         curve=None if found.curve is None else found.curve.images,
         threat={name: as_array(values) for name, values in target.threat.arrays.items()},
+        eight_bit=found.run.eight_bit,
     )
 
 
@@ -240,48 +241,12 @@ def _summary(target: EvaluationTarget, suite: Suite, mode: Mode, numbers: Metric
     )
 
 
-def _gallery(target: EvaluationTarget, images: Mapping[str, StoredImages]) -> StoredImages:
-    """Originals of some broken examples of each class, for the report's pictures."""
-    data = target.data
-    ids, labels = as_array(data.ids), as_array(data.labels)
-    broken = np.isin(ids, np.concatenate([ids[:0], *(kept.ids for kept in images.values())]))
-    by_class = [np.flatnonzero((labels == label) & broken).tolist() for label in range(data.num_classes)]
-    rows: list[int] = []
-    for turn in range(GALLERY):
-        rows += [members[turn] for members in by_class if turn < len(members)]
-    chosen = torch.tensor(rows[:GALLERY], dtype=torch.int64, device=data.images.device)
-    return stored_images(data.ids[chosen], data.floats(chosen))
-
-
-def looks_like_probabilities(logits: Tensor) -> bool:
-    """Return True if every row is non-negative and adds up to one."""
-    sums = logits.sum(1)
-    return bool((logits >= -1e-5).all() and (logits <= 1 + 1e-5).all() and ((sums - 1).abs() <= 1e-4).all())
-
-
-def _warn(clean: Tensor, invalid: int, run: Stages, certified: Certified) -> tuple[str, ...]:
+def _warn(derived: tuple[str, ...], run: Stages, certified: Certified) -> tuple[str, ...]:
     """Warn the caller of `evaluate`; returns the sentences."""
-    found = [
-        f"The attack {name!r} failed ({message}). Robust accuracy is an upper bound without it."
-        for name, message in run.failures.items()
-    ]
-    if looks_like_probabilities(clean):
-        found.append(
-            "The model seems to return probabilities, not logits: gradients vanish, and robust accuracy may be "
-            "overestimated. Remove the final softmax."
-        )
-    if invalid:
-        found.append(f"The model returned NaN for {invalid} attacked images; they count as broken.")
+    found = list(derived)
     if run.unconfirmed:
-        found.append(
-            f"A second forward pass did not confirm {run.unconfirmed} attack successes; they are not counted."
-        )
-    found += [
-        f"A forward pass did not confirm {count} counterexamples of the certificate {name!r}; these examples "
-        "count as unknown."
-        for name, count in certified.unconfirmed.items()
-        if count
-    ]
+        found.append(unconfirmed_warning(run.unconfirmed))
+    found += [unconfirmed_counterexamples(count, name) for name, count in certified.unconfirmed.items() if count]
     for text in found:
         warnings.warn(text, stacklevel=3)
     return tuple(found)

@@ -92,6 +92,9 @@ def stored_threat(record: ThreatRecord, arrays: Mapping[str, NDArray[Any]]) -> T
     threat = parse_threat(
         record.text, record.box, {name: torch.from_numpy(array) for name, array in arrays.items()}
     )
+    stray = sorted(set(arrays) - set(threat.arrays))
+    if stray:
+        raise EvidenceError(f"arrays are stored that the threat {record.text} does not have: {', '.join(stray)}")
     if str(threat) != record.text:
         raise EvidenceError(f"the summary states the threat {record.text}, its stored arrays give {threat}")
     return threat

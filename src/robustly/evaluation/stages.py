@@ -11,13 +11,14 @@ from torch import Tensor
 from robustly.attacks import Attack
 from robustly.evaluation.checkpoint import AttackEvidence, EvaluationCheckpoint
 from robustly.evaluation.confirmation import attack_rows, untried
+from robustly.evaluation.eight_bit import nothing_saved, save_in_8_bits
 from robustly.evaluation.recording import as_array
+from robustly.evaluation.sentinel import SentinelOutcome
 from robustly.evaluation.suites.suite import Suite, planned_rows
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress
-from robustly.evidence import Finding, StoredImages
+from robustly.evidence import EightBitImages, Finding, StoredImages
 from robustly.evidence.provenance import Plan
 from robustly.evidence.schema import AttackColumns, ExampleColumns, Flags, Single, WorstCaseColumns
-from robustly.statistics import Proportion
 
 
 class EvaluationError(ValueError):
@@ -33,22 +34,26 @@ class Stages:
         closeness: highest margin of each example so far.
         attacks: columns of each attack.
         images: images of each attack.
+        eight_bit: images of 8 bits of each attack.
         seconds: duration of each attack.
         unconfirmed: number of successes that a second forward pass did not confirm.
         failures: error messages of attacks that raised.
         findings: outcomes of sentinels.
-        suspicions: sentences on adversarial examples that only a sentinel found.
+        suspicions: sentences on sentinels that broke more examples than chance explains.
+        is_suspicious: whether a sentinel broke any example, so that the stages marked `on_suspicion` run.
     """
 
     worst_case: WorstCaseColumns
     closeness: Single
     attacks: dict[str, AttackColumns] = field(default_factory=dict)
     images: dict[str, StoredImages] = field(default_factory=dict)
+    eight_bit: dict[str, EightBitImages] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     unconfirmed: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     suspicions: list[str] = field(default_factory=list)
+    is_suspicious: bool = False
 
 
 def run_stages(
@@ -81,7 +86,7 @@ def run_stages(
     done = Stages(WorstCaseColumns(wrong, wrong), -examples.clean_margin)
     for name, attack in suite.attacks.items():
         plan = suite.plan(name)
-        suspected = bool(suspicions or done.suspicions)
+        suspected = bool(suspicions) or done.is_suspicious
         rows = _rows_to_attack(target, plan, examples, done, mode=mode, suspected=suspected)
         found = _finished(target, name, attack, rows, checkpoint, progress, done.failures)
         if plan.sentinel and len(rows):
@@ -123,11 +128,13 @@ def _finished(
     began = time.perf_counter()
     try:
         found = attack_rows(target, attack, rows, name, progress)
+        saved = save_in_8_bits(target, name, found.columns, found.images)
     except Exception as error:
         failures[name] = f"{type(error).__name__}: {error}"
         found = untried(target)
-        return AttackEvidence(found.columns, found.images, 0, time.perf_counter() - began)
-    finished = AttackEvidence(found.columns, found.images, found.unconfirmed, time.perf_counter() - began)
+        return AttackEvidence(found.columns, found.images, 0, time.perf_counter() - began, nothing_saved(target))
+    seconds = time.perf_counter() - began
+    finished = AttackEvidence(found.columns, found.images, found.unconfirmed, seconds, saved)
     if checkpoint is not None:
         checkpoint.save(name, finished)
     return finished
@@ -148,25 +155,15 @@ def _add(done: Stages, name: str, found: AttackEvidence, wrong: Flags | None) ->
     done.worst_case = WorstCaseColumns(before.broken | own.broken, before.broken_8bit | own.broken_8bit)
     done.closeness = np.fmax(done.closeness, own.margin)
     done.attacks[name], done.images[name], done.seconds[name] = own, found.images, found.seconds
+    done.eight_bit[name] = found.eight_bit
     done.unconfirmed += found.unconfirmed
 
 
 def _watch(done: Stages, name: str, title: str, broken: Flags) -> None:
-    """Record the finding of a sentinel on examples that the stages before it left unbroken."""
-    fooled, count = int(broken.sum()), len(broken)
-    bound = Proportion(fooled, count).high
-    done.findings.append(
-        Finding(
-            id=f"sentinel:{name}",
-            title=f"{title}: a search of another kind breaks no more examples",
-            passed=fooled == 0,
-            value=fooled / count,
-            threshold="0 broken",
-            words=f"It broke {fooled} of {count} unbroken images. With 95 % confidence it breaks at most "
-            f"{100 * bound:.1f} % of the unbroken images.",
-        )
-    )
-    if fooled:
-        done.suspicions.append(
-            f"{title}, a search of another kind, broke {fooled} of {count} images that no attack before it broke."
-        )
+    """Record the outcome of a sentinel on examples that the stages before it left unbroken."""
+    before = done.worst_case.broken
+    fooled = int(broken.sum())
+    outcome = SentinelOutcome(name, title, fooled, len(broken), int((~before).sum()), len(before))
+    done.findings.append(outcome.finding)
+    done.suspicions += outcome.suspicions
+    done.is_suspicious |= fooled > 0

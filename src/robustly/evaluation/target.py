@@ -68,9 +68,3 @@ def places(rows: Tensor, total: int) -> Tensor:
 def attack_generator(target: EvaluationTarget, name: str, rows: Tensor) -> KeyedGenerator:
     """The random numbers of an attack in an evaluation."""
     return KeyedGenerator(derive_seed(target.seed, "evaluation", name), target.data.ids[rows])
-
-
-def round_to_8_bits(x_adv: Tensor, x: Tensor) -> Tensor:
-    """Images with every change rounded towards zero to 8 bits, so that they stay inside every ball."""
-    change = ((x_adv - x) * 255).double()
-    return (x * 255 + (change + change.sign() * 1e-4).trunc()).round().clamp(0, 255).to(x.dtype) / 255

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly.evidence.records import EvidenceError
-from robustly.evidence.schema import CERTIFICATE, CURVE, GALLERY, RESERVED, THREAT, Flags, Single, Whole
+from robustly.evidence.schema import CERTIFICATE, CURVE, EIGHT_BIT, GALLERY, RESERVED, THREAT, Flags, Single, Whole
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,38 @@ class StoredImages:
 
 
 @dataclass(frozen=True)
+class EightBitImages:
+    """Images of M examples as 8-bit files hold them.
+
+    Args:
+        ids: ids of the examples, `(M,)`.
+        levels: pixels, 255 times the inputs of the model, `(M, C, H, W)` uint8.
+        theta: as in `StoredImages`; the images are rendered from these parameters and rounded to the nearest level.
+    """
+
+    ids: Whole
+    levels: NDArray[np.uint8]
+    theta: Single | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def joined(cls, parts: Sequence["EightBitImages"]) -> "EightBitImages":
+        """At least one set of images, joined; all that are not empty have parameters or none has."""
+        theta = [part.theta for part in parts if part.theta is not None]
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.levels for part in parts]),
+            np.concatenate(theta) if theta else None,
+        )
+
+    def inputs(self) -> StoredImages:
+        """The images as inputs of the model."""
+        return StoredImages(self.ids, self.levels.astype(np.float32) / np.float32(255), self.theta)
+
+
+@dataclass(frozen=True)
 class EvidenceImages:
     """All stored tensors of an evaluation.
 
@@ -56,6 +88,7 @@ class EvidenceImages:
         certificates: counterexamples of the falsified rows, by certificate.
         curve: adversarial images of the security curve.
         threat: arrays of the threat by name, such as a mask of the pixels that may change.
+        eight_bit: adversarial images of 8 bits, by attack; without an attack in evidence of schemas before 4.
     """
 
     attacks: Mapping[str, StoredImages]
@@ -63,6 +96,7 @@ class EvidenceImages:
     certificates: Mapping[str, StoredImages] = field(default_factory=dict)
     curve: StoredImages | None = None
     threat: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    eight_bit: Mapping[str, EightBitImages] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """All tensors by their names in the file."""
@@ -73,6 +107,10 @@ class EvidenceImages:
         for name, kept in owners:
             found |= {f"{name}.ids": kept.ids, f"{name}.images": kept.images}
             found |= {} if kept.theta is None else {f"{name}.theta": kept.theta}
+        for name, saved in self.eight_bit.items():
+            prefix = f"{EIGHT_BIT}.{name}"
+            found |= {f"{prefix}.ids": saved.ids, f"{prefix}.images": saved.levels}
+            found |= {} if saved.theta is None else {f"{prefix}.theta": saved.theta}
         return found | {f"{THREAT}.{name}": values for name, values in self.threat.items()}
 
     @classmethod
@@ -80,11 +118,11 @@ class EvidenceImages:
         """Build from tensors with their names in the file.
 
         Raises:
-            EvidenceError: tensors are missing or do not fit together.
+            EvidenceError: tensors are missing, unknown, or do not fit together.
         """
         owners = [name.removesuffix(".ids") for name in tensors if name.endswith(".ids")]
-        proofs = f"{CERTIFICATE}."
-        return cls(
+        proofs, files = f"{CERTIFICATE}.", f"{EIGHT_BIT}."
+        found = cls(
             attacks={name: _stored(name, tensors) for name in attack_names(tensors)},
             gallery=_stored(GALLERY, tensors),
             certificates={
@@ -92,7 +130,15 @@ class EvidenceImages:
             },
             curve=_stored(CURVE, tensors) if CURVE in owners else None,
             threat=threat_arrays(tensors, tensors.__getitem__),
+            eight_bit={
+                name.removeprefix(files): _stored_8bit(name, tensors) for name in owners if name.startswith(files)
+            },
         )
+        known = found.tensors()
+        unknown = [name for name in tensors if name not in known]
+        if unknown:
+            raise EvidenceError(f"the tensor {unknown[0][:80]!r} is not one of this schema")
+        return found
 
 
 def attack_names(tensors: Iterable[str]) -> list[str]:
@@ -113,16 +159,27 @@ def threat_arrays(names: Iterable[str], tensor: Callable[[str], NDArray[Any]]) -
 
 
 def _stored(name: str, tensors: Mapping[str, NDArray[Any]]) -> StoredImages:
+    return StoredImages(*_checked(name, tensors, np.float32))
+
+
+def _stored_8bit(name: str, tensors: Mapping[str, NDArray[Any]]) -> EightBitImages:
+    return EightBitImages(*_checked(name, tensors, np.uint8))
+
+
+def _checked(
+    name: str, tensors: Mapping[str, NDArray[Any]], pixels: type[np.generic]
+) -> tuple[Whole, NDArray[Any], Single | None]:
+    """Ids, images and parameters of an owner."""
     ids, images, theta = (tensors.get(f"{name}.{part}") for part in ("ids", "images", "theta"))
     if ids is None or images is None:
         raise EvidenceError(f"{name}.ids and {name}.images should both be present")
     for part, values, kind in (
         ("ids", ids, np.int64),
-        ("images", images, np.float32),
+        ("images", images, pixels),
         ("theta", theta, np.float32),
     ):
         if values is not None and values.dtype != kind:
             raise EvidenceError(f"{name}.{part} should be {np.dtype(kind)}, but is {values.dtype}")
         if values is not None and (ids.ndim != 1 or len(values) != len(ids)):
             raise EvidenceError(f"{name}.{part} does not fit {name}.ids")
-    return StoredImages(ids, images, theta)
+    return ids, images, theta

@@ -98,6 +98,7 @@ def _attack(columns: AttackColumns) -> AttackSummary:
         robust_8bit=_share(~columns.broken_8bit),
         mean_forwards=int(columns.forwards.sum()) / max(tried, 1),
         mean_backwards=int(columns.backwards.sum()) / max(tried, 1),
+        mean_passes_8bit=int(columns.passes_8bit.sum()) / max(tried, 1),
         tried=tried,
     )
 

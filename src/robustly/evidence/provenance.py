@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Literal
 
 Mode = Literal["every", "worst_case"]
+Seen = Literal["training", "selection"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class DataRecord:
         split: part of the data set, such as "test".
         note: a sentence for readers of the report.
         settings: settings with which an audit loads the same examples.
+        trained_on: number of examples whose image the model was trained on; None if unknown.
+        selected_on: number of examples whose image the model was selected on; None if unknown.
+
+    Raises:
+        ValueError: one of these numbers is not between 0 and the number of examples.
     """
 
     source: str
@@ -48,6 +54,30 @@ class DataRecord:
     split: str | None = None
     note: str | None = None
     settings: Mapping[str, object] | None = None
+    trained_on: int | None = None
+    selected_on: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("trained_on", "selected_on"):
+            number = getattr(self, name)
+            if number is not None and not 0 <= number <= self.count:
+                raise ValueError(f"{name} should be between 0 and {self.count} examples, but is {number}")
+
+    @property
+    def seen_words(self) -> str:
+        """A statement on the examples that were trained or selected on."""
+        if self.trained_on is None or self.selected_on is None:
+            known = [f"at least {self.trained_on} trained on"] if self.trained_on else []
+            known += [f"at least {self.selected_on} selected on"] if self.selected_on else []
+            return f"{', '.join(known) or 'unknown'}: there is no full record of the images that were trained on"
+        if not self.trained_on and not self.selected_on:
+            return f"0 of {self.count} test images were trained or selected on"
+        return f"{self.trained_on} of {self.count} test images were trained on, {self.selected_on} were selected on"
+
+    @property
+    def seen(self) -> bool:
+        """True if an example is known to have been trained or selected on."""
+        return bool(self.trained_on or self.selected_on)
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number if it is not one of the classes."""

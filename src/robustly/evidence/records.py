@@ -5,9 +5,8 @@ another key, `Annotated[Proportion, ShareKeys("robust")]` writes a share into ke
 `Annotated[Metrics, Inline()]` does the same with a whole record. Fields with a default may be absent.
 """
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
+from robustly.documents import DocumentError, read_json
 from robustly.statistics import Proportion
 
 R = TypeVar("R")
@@ -83,41 +83,80 @@ def to_json(record: object) -> dict[str, Any]:
     return found
 
 
-def from_json(kind: type[R], values: object, where: str) -> R:
+def from_json(kind: type[R], values: object, where: str, *, strict: bool = True) -> R:
     """Build a record from an object.
 
     Args:
         kind: class of the record.
-        values: the object; unknown keys are ignored.
+        values: the object.
         where: file and place in it, for error messages.
+        strict: whether keys that the record does not have are refused; else they are ignored.
 
     Raises:
-        EvidenceError: a field is missing or of the wrong kind.
+        EvidenceError: a field is missing or of the wrong kind, or a key is unknown.
     """
     if not isinstance(values, dict):
         raise EvidenceError(f"{where} should be an object, but is {_shown(values)}.")
-    found: dict[str, Any] = {}
-    for field in _fields(kind):
-        if isinstance(field.form, ShareKeys):
-            found[field.name] = _share(values, field.form, where)
-        elif isinstance(field.form, Inline):
-            found[field.name] = from_json(field.kind, values, where)
-        elif field.key not in values:
-            if field.required:
-                raise EvidenceError(f"{where}: {field.key} is missing; it should be {_wanted(field.kind)}.")
-        elif isinstance(field.form, ShareObject):
-            inner = values[field.key]
-            if not isinstance(inner, dict):
-                raise _wrong(where, field.key, "an object", inner)
-            found[field.name] = _share(inner, ShareKeys(field.form.hits), f"{where}: {field.key}")
-        else:
-            found[field.name] = _value(field.kind, values[field.key], where, field.key)
+    if strict:
+        _refuse_unknown(values, _keys(kind), where)
+    found = {
+        field.name: _read(field, values, where, strict)
+        for field in _fields(kind)
+        if _is_there(field, values, where)
+    }
     try:
         return kind(**found)
     except EvidenceError:
         raise
     except ValueError as error:
         raise EvidenceError(f"{where}: {error}.") from error
+
+
+def _is_there(field: _Field, values: Mapping[str, object], where: str) -> bool:
+    """Return True if a field has a value; raise EvidenceError if a required one has none."""
+    there = isinstance(field.form, ShareKeys | Inline) or field.key in values
+    if not there and field.required:
+        raise EvidenceError(f"{where}: {field.key} is missing; it should be {_wanted(field.kind)}.")
+    return there
+
+
+def _read(field: _Field, values: Mapping[str, object], where: str, strict: bool) -> Any:
+    """The value of a field."""
+    if isinstance(field.form, ShareKeys):
+        return _share(values, field.form, where)
+    if isinstance(field.form, Inline):
+        return from_json(field.kind, values, where, strict=False)
+    if not isinstance(field.form, ShareObject):
+        return _value(field.kind, values[field.key], where, field.key, strict)
+    inner, form = values[field.key], ShareKeys(field.form.hits)
+    if not isinstance(inner, dict):
+        raise _wrong(where, field.key, "an object", inner)
+    if strict:
+        _refuse_unknown(inner, _share_names(form), f"{where}: {field.key}")
+    return _share(inner, form, f"{where}: {field.key}")
+
+
+def _refuse_unknown(values: Mapping[str, object], known: Container[str], where: str) -> None:
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise EvidenceError(f"{where}: {_shown(unknown[0])} is not a key of this schema.")
+
+
+def _keys(kind: Any) -> frozenset[str]:
+    """All keys of a record's object, those of inner records and shares in it included."""
+    found: set[str] = set()
+    for field in _fields(kind):
+        if isinstance(field.form, ShareKeys):
+            found |= _share_names(field.form)
+        elif isinstance(field.form, Inline):
+            found |= _keys(field.kind)
+        else:
+            found.add(field.key)
+    return frozenset(found)
+
+
+def _share_names(form: ShareKeys) -> set[str]:
+    return {"count", form.accuracy, form.interval, *([] if form.hits is None else [form.hits])}
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -127,9 +166,11 @@ def read_object(path: Path) -> dict[str, Any]:
         EvidenceError: the file is cut off or not a JSON object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EvidenceError(f"{path} is not readable JSON (cut off while it was written?): {error}.") from error
+        values = read_json(path)
+    except DocumentError as error:
+        raise EvidenceError(f"{error}.") from None
+    except OSError as error:
+        raise EvidenceError(f"{path} cannot be read: {error}.") from error
     if not isinstance(values, dict):
         raise EvidenceError(f"{path} should be one JSON object.")
     return values
@@ -177,38 +218,38 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _value(kind: Any, value: object, where: str, key: str) -> Any:
+def _value(kind: Any, value: object, where: str, key: str, strict: bool = True) -> Any:
     """Convert a value to the type of a field."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         (kind,) = (one for one in inner if one is not NoneType)
         absent = value is None or (kind is float and isinstance(value, float) and not math.isfinite(value))
-        return None if absent else _value(kind, value, where, key)
+        return None if absent else _value(kind, value, where, key, strict)
     if origin is not None:
-        return _collection(kind, value, where, key)
+        return _collection(kind, value, where, key, strict)
     if kind is object:
         return value
     if is_dataclass(kind):
-        return from_json(kind, value, f"{where}: {key}")  # type: ignore[arg-type]
+        return from_json(kind, value, f"{where}: {key}", strict=strict)  # type: ignore[arg-type]
     if not _is_scalar(kind, value):
         raise _wrong(where, key, _wanted(kind), value)
     return kind(value)
 
 
-def _collection(kind: Any, value: object, where: str, key: str) -> Any:
+def _collection(kind: Any, value: object, where: str, key: str, strict: bool) -> Any:
     """Convert a list, a square of numbers, a mapping, or one of several words."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is np.ndarray and isinstance(value, list):
         return _grid(value, where, key)
     if origin is Mapping and isinstance(value, dict):
-        return {name: _value(inner[1], item, f"{where}: {key}", name) for name, item in value.items()}
+        return {name: _value(inner[1], item, f"{where}: {key}", name, strict) for name, item in value.items()}
     if origin is Literal and value in inner:
         return value
     if origin is tuple and isinstance(value, list):
         kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
         if len(kinds) == len(value):
             pairs = zip(kinds, value, strict=True)
-            return tuple(_value(one, item, where, f"{key}[{i}]") for i, (one, item) in enumerate(pairs))
+            return tuple(_value(one, item, where, f"{key}[{i}]", strict) for i, (one, item) in enumerate(pairs))
     raise _wrong(where, key, _wanted(kind), value)
 
 
@@ -216,7 +257,7 @@ def _is_scalar(kind: Any, value: object) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind is int:
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        whole = (isinstance(value, int) or (isinstance(value, float) and value.is_integer())) and abs(value) < 2**63
         return whole and not isinstance(value, bool)
     return kind in (str, bool) and isinstance(value, kind)
 

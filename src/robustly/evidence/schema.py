@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from robustly.evidence.records import EvidenceError
 
-SCHEMA = 3
+SCHEMA = 4
 TABLE, IMAGES, SUMMARY = "evidence.parquet", "adversarial.safetensors", "summary.json"
 WORST_CASE, CERTIFICATE, CURVE, GALLERY, THREAT = "worst_case", "certificate", "curve", "gallery", "threat"
-RESERVED = (WORST_CASE, CERTIFICATE, CURVE, GALLERY, THREAT)
+EIGHT_BIT = "8bit"
+RESERVED = (WORST_CASE, CERTIFICATE, CURVE, GALLERY, THREAT, EIGHT_BIT)
 """Names of columns or tensors, which attacks and certificates cannot have."""
 CLASSIFICATION = "classification"
 
@@ -98,7 +99,12 @@ class AttackColumns:
         Flags, Column("bool", "misclassified without an attack, broken by an earlier attack, or broken by this one")
     ]
     broken_8bit: Annotated[
-        Flags, Column("bool", "the same after every change was rounded towards zero to a multiple of 1/255")
+        Flags,
+        Column(
+            "bool",
+            "misclassified without an attack, broken in 8 bits by an earlier attack, or by this one: a "
+            "misclassified image of multiples of 1/255 in the threat set is stored, or the output was invalid",
+        ),
     ]
     distance: Annotated[
         Single,
@@ -109,6 +115,10 @@ class AttackColumns:
     ]
     forwards: Annotated[Whole, Column("int64", "forward passes spent on the example")]
     backwards: Annotated[Whole, Column("int64", "passes of the gradient to the input spent on the example")]
+    passes_8bit: Annotated[
+        Whole,
+        Column("int64", "forward and backward passes spent on the image of 8 bits, not counted in the two above"),
+    ]
     invalid: Annotated[Flags, Column("bool", "whether the model's output was NaN or infinite; counts as broken")]
     tried: Annotated[Flags, Column("bool", "whether this attack was run on the example")]
     margin: Annotated[
@@ -130,7 +140,7 @@ class WorstCaseColumns:
     """The union over all attacks."""
 
     broken: Annotated[Flags, Column("bool", "misclassified without an attack, or broken by any attack")]
-    broken_8bit: Annotated[Flags, Column("bool", "the same after rounding to 8 bits")]
+    broken_8bit: Annotated[Flags, Column("bool", "the same for the attacks' images of 8 bits")]
 
 
 @dataclass(frozen=True)
@@ -223,13 +233,13 @@ class EvidenceTable:
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> "EvidenceTable":
-        """Build from columns with their names in the file; unknown columns are ignored.
+        """Build from columns with their names in the file.
 
         Raises:
-            EvidenceError: a column is missing or of another type.
+            EvidenceError: a column is missing, unknown, or of another type.
         """
         attacks, certificates = _owners(columns)
-        return cls(
+        table = cls(
             examples=_record(ExampleColumns, "", columns),
             attacks={name: _record(AttackColumns, f"{name}.", columns) for name in attacks},
             worst_case=_record(WorstCaseColumns, f"{WORST_CASE}.", columns),
@@ -238,6 +248,10 @@ class EvidenceTable:
             },
             curve=_record(CurveColumns, f"{CURVE}.", columns) if f"{CURVE}.distance" in columns else None,
         )
+        unknown = [name for name in columns if name not in table.columns()]
+        if unknown:
+            raise EvidenceError(f"the column {unknown[0][:80]!r} is not one of this schema")
+        return table
 
 
 def column_fields(record: type) -> dict[str, Column]:

@@ -25,8 +25,10 @@ from robustly.evidence.schema import (
     Verdict,
 )
 from robustly.evidence.schema_2 import columns_of_schema_2, summary_of_schema_2
+from robustly.evidence.schema_3 import columns_of_schema_3, summary_of_schema_3
 from robustly.evidence.summary import Summary
 from robustly.files import file_sha256, whole_file, write_json
+from robustly.memory import SizeError, read_parquet
 
 Found = TypeVar("Found")
 _VERDICT = ".verdict"
@@ -105,7 +107,9 @@ def read_summary_fields(folder: Path) -> dict[str, Any]:
         EvidenceError: the file is cut off or of another schema.
     """
     values, version = _opened(folder)
-    return values if version == SCHEMA else _of_file(folder / SUMMARY, lambda: summary_of_schema_2(values))
+    if version == 2:
+        values = _of_file(folder / SUMMARY, lambda: summary_of_schema_2(values))
+    return values if version == SCHEMA else _of_file(folder / SUMMARY, lambda: summary_of_schema_3(values))
 
 
 def read_table(folder: Path) -> EvidenceTable:
@@ -117,13 +121,17 @@ def read_table(folder: Path) -> EvidenceTable:
     values, version = _opened(folder)
     file = folder / TABLE
     try:
-        stored = pq.read_table(file)
+        stored = read_parquet(file)
+    except SizeError as error:
+        raise EvidenceError(str(error)) from None
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise EvidenceError(f"{file} is damaged (cut off while it was written?): {reason}") from error
     columns = {name: _column(file, name, stored[name]) for name in stored.column_names}
-    if version != SCHEMA:
+    if version == 2:
         columns = _of_file(folder / SUMMARY, lambda: columns_of_schema_2(columns, values))
+    if version != SCHEMA:
+        columns = columns_of_schema_3(columns)
     return _of_file(file, lambda: EvidenceTable.from_columns(columns))
 
 
@@ -191,10 +199,11 @@ def _opened(folder: Path) -> tuple[dict[str, Any], int]:
     """The fields of a summary as written, and the version of their schema."""
     values = read_object(folder / SUMMARY)
     version = values.get("schema")
-    if version not in (SCHEMA, 2):
+    if version not in (SCHEMA, 3, 2):
         raise EvidenceError(
             f"{folder / SUMMARY} is written in schema {str(version)[:20]}, but this version reads schema {SCHEMA} "
-            "and 2: evaluate again, or use the robustly that wrote it"
+            "and, with the older meaning of their columns, 3 and 2: evaluate again, or use the robustly that wrote "
+            "it"
         )
     return values, int(version)
 

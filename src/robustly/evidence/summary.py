@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from robustly.evidence.provenance import DataRecord, ModelRecord, SuiteAttack, SuiteRecord, ThreatRecord
+from robustly.evidence.provenance import DataRecord, ModelRecord, Seen, SuiteAttack, SuiteRecord, ThreatRecord
 from robustly.evidence.records import Inline, Key, ShareKeys, ShareObject, to_json
 from robustly.evidence.schema import SCHEMA
 from robustly.statistics import Proportion
@@ -19,9 +19,10 @@ class AttackSummary:
 
     Args:
         robust: share of all examples that are unbroken after it.
-        robust_8bit: the same after rounding to 8 bits.
+        robust_8bit: the same for images of 8 bits: against an attacker who saves files.
         mean_forwards: forward passes per attacked example.
         mean_backwards: passes of the gradient to the input per attacked example.
+        mean_passes_8bit: forward and backward passes per attacked example for its image of 8 bits.
         tried: number of attacked examples.
     """
 
@@ -29,12 +30,13 @@ class AttackSummary:
     robust_8bit: EightBit
     mean_forwards: float
     mean_backwards: float
+    mean_passes_8bit: float
     tried: int
 
 
 @dataclass(frozen=True)
 class WorstCaseSummary:
-    """Robust accuracy over all attacks, and the same after rounding to 8 bits."""
+    """Robust accuracy over all attacks, and the same for their images of 8 bits."""
 
     robust: Annotated[Proportion, ShareKeys("robust")]
     robust_8bit: EightBit
@@ -175,12 +177,14 @@ class AttackOutcome:
         numbers: numbers of the attack.
         seconds: duration; None if it was not recorded.
         state: "failed" or "not needed" if the numbers have no meaning; else empty.
+        seen: "training" or "selection" if the model was trained, or its epoch selected, with this kind of attack.
     """
 
     attack: SuiteAttack
     numbers: AttackSummary
     seconds: float | None = None
     state: State = ""
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,8 @@ class Summary:
         device: device of the model.
         versions: versions of the software.
         composed: stages of a composed suite, as the user wrote them.
+        seen_attacks: by name, the attacks of a kind that the model was trained, or its epoch selected, with; None
+            if unknown.
         files: hashes of the other two files; filled in on writing.
         schema: version of the format.
 
@@ -227,6 +233,7 @@ class Summary:
     device: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     composed: Mapping[str, Mapping[str, object]] | None = None
+    seen_attacks: Mapping[str, Seen] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -257,4 +264,17 @@ class Summary:
         numbers = self.metrics.attacks[attack.name]
         state: State = "not needed" if attack.plan.on_suspicion and numbers.tried == 0 else ""
         state = "failed" if attack.name in self.failures else state
-        return AttackOutcome(attack, numbers, self.seconds.get(attack.name), state)
+        seen = (self.seen_attacks or {}).get(attack.name)
+        return AttackOutcome(attack, numbers, self.seconds.get(attack.name), state, seen)
+
+    @property
+    def seen_words(self) -> str:
+        """A statement on the attacks that the model has seen in training or selection."""
+        if self.seen_attacks is None:
+            return "unknown: the model was trained elsewhere"
+        groups = {
+            "in training": [one.attack.title for one in self.outcomes if one.seen == "training"],
+            "in the selection of the epoch": [one.attack.title for one in self.outcomes if one.seen == "selection"],
+        }
+        found = [f"{', '.join(titles)} ({where})" for where, titles in groups.items() if titles]
+        return "; ".join(found) or "none of the suite"

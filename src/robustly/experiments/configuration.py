@@ -187,7 +187,7 @@ def build_config(settings: Settings) -> RunConfig:
     networks = build_networks(settings)
     method, plain = _build_method(settings.get("method"))
     seed = check(int, settings.get("seed", 0), "seed")
-    given_threat = str(settings.get("threat", "linf:8/255"))
+    given_threat = check(str, settings.get("threat", "linf:8/255"), "threat")
     try:
         threat = parse_threat(given_threat)
     except ValueError as error:
@@ -199,7 +199,7 @@ def build_config(settings: Settings) -> RunConfig:
     except ValueError as error:
         raise SettingsError(f"evaluation: {error}") from None
     return RunConfig(
-        recipe=str(settings.get("recipe", "custom")),
+        recipe=check(str, settings.get("recipe", "custom"), "recipe"),
         seed=seed,
         threat=threat,
         threat_text=given_threat if threat.arrays else str(threat),

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from robustly.documents import MOST_LEVELS, DocumentError, DocumentSyntaxError, parse_yaml
 from robustly.experiments.configuration import Settings
 from robustly.settings import SettingsError
 
@@ -44,12 +43,20 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
     result: dict[str, Any] = _copied(settings)
     given = pairs_of(arguments)
     # a new name clears the settings of the part it replaces, so names are applied first
+    for key, value in given:
+        if not value.strip():
+            raise SettingsError(f"--{key[:80]} needs a value: write null for none")
     for key, value in sorted(given, key=lambda pair: not pair[0].endswith("name")):
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = parse_yaml(value, f"--{key}")
+        except DocumentSyntaxError:
             parsed = value
-        _put(result, key.replace("-", "_").split("."), parsed, f"--{key}")
+        except DocumentError as error:
+            raise SettingsError(str(error)) from None
+        path = key.replace("-", "_").split(".")
+        if len(path) > MOST_LEVELS:
+            raise SettingsError(f"--{key[:40]}... has {len(path)} parts: at most {MOST_LEVELS} are possible")
+        _put(result, path, parsed, f"--{key}")
     return result
 
 

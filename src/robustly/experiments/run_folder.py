@@ -6,15 +6,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from torch import nn
 
+from robustly import documents
 from robustly.attacks.core.contract import check_output, frozen
-from robustly.data import DataConfig, ImageData, load_extra, load_splits
-from robustly.evaluation.evaluate import looks_like_probabilities
+from robustly.data import DataConfig, ImageData, Splits, load_extra, load_splits
+from robustly.documents import DocumentError
+from robustly.evaluation.derived import looks_like_probabilities
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.locks import is_own_leftover
 from robustly.files import remove_stale_parts, write_text
@@ -124,33 +125,21 @@ def read_yaml(path: Path) -> dict[str, object]:
     """Settings from a YAML file.
 
     Raises:
-        SettingsError: the file is not YAML or not a mapping, or has a key twice.
+        SettingsError: the file is not YAML or not a mapping, or breaks a limit of `robustly.documents`.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)  # a safe loader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not readable YAML ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(content, dict):
-        raise SettingsError(f"{path} has no settings: expected lines 'name: value'")
-    return content
-
-
-class _NoKeyTwice(yaml.SafeLoader):
-    """YAML loader that refuses equal keys, of which PyYAML keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; raises YAMLError if two keys are equal."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key.value!r} is given twice, the second time in line {line}")
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+        return documents.read_yaml(path)
+    except DocumentError as error:
+        raise SettingsError(str(error)) from None
 
 
 def build_job(config: RunConfig, trusts: Trusts) -> Job:
-    """Build everything that training needs, and check it.
+    """Build everything that training needs; see `build_job_and_data`."""
+    return build_job_and_data(config, trusts)[0]
+
+
+def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
+    """Build everything that training needs, and check it; returns the test images too, which training never uses.
 
     Args:
         config: the run's settings.
@@ -172,7 +161,7 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         )
         for name, network in config.networks.items()
     }
-    return Job(
+    job = Job(
         method=config.method,
         model=model,
         train=splits.train,
@@ -186,6 +175,7 @@ def build_job(config: RunConfig, trusts: Trusts) -> Job:
         networks=networks,
         extra=load_extra(config.data, splits),
     )
+    return job, splits
 
 
 def build_network(

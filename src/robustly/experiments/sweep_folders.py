@@ -1,13 +1,12 @@
 """Files of a sweep: `sweep.yaml`, and beside it a run folder for each cell."""
 
-import csv
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
+from robustly.documents import read_csv, read_json
 from robustly.experiments.run_folder import EVALUATION, RunError, read_yaml
 from robustly.experiments.sweeps import Sweep, as_plain, sweep_from
 from robustly.files import write_text
@@ -90,13 +89,13 @@ def state_of(folder: Path, evaluate: bool) -> RunState:
     if not (folder / LAST).is_file() and not (folder / "status.json").is_file():
         return RunState("waiting")
     try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        status = read_json(folder / "status.json")
         best = _row(folder / "metrics.csv", status["best_epoch"])
         clean, robust = (best.get(f"validation_{kind}_accuracy") for kind in ("clean", "robust"))
         summary = folder / EVALUATION / "summary.json"
         evaluated = None
         if summary.is_file():
-            evaluated = json.loads(summary.read_text(encoding="utf-8"))["worst_case"]["accuracy"]
+            evaluated = read_json(summary)["worst_case"]["accuracy"]
         found = RunState(
             "diverged" if status["state"] == "diverged" else "unfinished",
             status["best_epoch"] or None,
@@ -121,5 +120,6 @@ def state_of(folder: Path, evaluate: bool) -> RunState:
 def _row(path: Path, epoch: int) -> dict[str, str]:
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as content:
-        return next((row for row in csv.DictReader(content) if int(row["epoch"]) == epoch), {})
+    header, *rows = read_csv(path)
+    named = (dict(zip(header, row, strict=False)) for row in rows)
+    return next((row for row in named if int(row["epoch"]) == epoch), {})

@@ -1,6 +1,5 @@
 """Models by name: their settings in a configuration file, and the networks built from them."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,9 @@ from robustly.models.weights import load_weights
 from robustly.models.wide_resnet import WideResNet
 from robustly.settings import Ratio, nearest
 
+WIDEST = 64
+"""Largest factor of the hidden widths."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -25,7 +27,7 @@ class ModelConfig:
         classes: number of logits, at least 2; None is 10.
         channels: channels of the images; None is 1 for `small_cnn` and 3 for the others.
         image_size: height and width in pixels; None is 28x28 for `small_cnn` and 32x32 for the others.
-        width: factor of the hidden widths, positive, such as 0.25 for small machines.
+        width: factor of the hidden widths, in (0, 64], such as 0.25 for small machines.
         activation: a name in `ACTIVATIONS`; None is silu for the `_silu` networks and relu for the others.
         mean: per-channel mean on the [0, 1] scale for the input normalisation, such as 125.3/255; None for none.
         std: per-channel standard deviation on the [0, 1] scale; None for none.
@@ -60,8 +62,10 @@ class ModelConfig:
             raise ValueError(f"channels is {self.channels}: an image has at least 1")
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
             raise ValueError(f"image_size is {self.image_size}: give height and width in pixels")
-        if not (math.isfinite(self.width) and self.width > 0):
-            raise ValueError(f"width is {self.width}: use a positive number, 1 for the network of the paper")
+        if not 0 < self.width <= WIDEST:
+            raise ValueError(
+                f"width is {self.width}: use a positive number of at most {WIDEST}, 1 for the network of the paper"
+            )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: use a probability in [0, 1)")
         if self.activation is not None and self.activation not in ACTIVATIONS:

@@ -13,6 +13,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from robustly.files import whole_file
+from robustly.memory import check_archive
 from robustly.models.wide_resnet import WideResNet
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -75,6 +76,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{file}: there is no such file of weights")
     if file.suffix not in (".safetensors", ".pt", ".pth"):
         raise WeightsError(f"{file}: the name must end in .safetensors, .pt or .pth")
+    check_archive(file)
     # the parsers of other formats raise many kinds of errors; the reason goes into the message
     if file.suffix == ".safetensors":
         try:

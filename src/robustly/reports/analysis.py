@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly.evidence import EvidenceError
+from robustly.evidence.partial_unions import LeftOut
 from robustly.evidence.records import Inline, from_json, read_object
 from robustly.evidence.unions import ThreatUnion
 
@@ -152,6 +153,7 @@ class Analysis:
     gradients: Gradients | None = None
     landscapes: Landscapes | None = field(default=None)
     union: ThreatUnion | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def read_analysis(file: Path) -> Analysis:
@@ -167,4 +169,4 @@ def read_analysis(file: Path) -> Analysis:
             f"{file} is written in schema {str(schema)[:20]}, but this robustly reads schema {SCHEMA}: "
             "run robustly analyse again."
         )
-    return from_json(Analysis, values, str(file))
+    return from_json(Analysis, values, str(file), strict=False)

@@ -1,14 +1,14 @@
 """Read run folders. Every part is optional, but a part that exists must be complete."""
 
-import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import yaml
 
+from robustly.documents import DocumentError, read_csv, read_yaml
 from robustly.evidence import EvidenceTable, Summary, read_summary
+from robustly.evidence.audit_record import read_audit, read_signature
 from robustly.evidence.records import from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.evidence.storage import read_pictures, read_table
@@ -49,7 +49,17 @@ def read_run(path: Path) -> RunEvidence:
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
     name = (evaluation.run if evaluation else "") or path.resolve().name
-    return RunEvidence(path, name, config, training, evaluation, table, pictures, tuple(notes), analysis)
+    audit = signature = None
+    if evaluation is not None:
+        audit, signature = read_audit(folder), read_signature(folder)
+    return RunEvidence(
+        path, name, config, training, evaluation, table, pictures, tuple(notes), analysis, audit, signature
+    )
+
+
+def has_results(path: Path) -> bool:
+    """Return True if a run folder has metrics of its training or an evaluation."""
+    return (path / "metrics.csv").is_file() or (path / "evaluation" / SUMMARY).is_file()
 
 
 def if_there(file: Path, read: Callable[[Path], Content]) -> Content | None:
@@ -64,17 +74,16 @@ def read_config(file: Path) -> Mapping[str, object]:
         ReportError: not YAML, or not a mapping.
     """
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ReportError(f"{file} is not readable YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(config, dict):
-        raise ReportError(f"{file} should be one YAML mapping.")
-    return config
+        return read_yaml(file)
+    except DocumentError as error:
+        raise ReportError(f"{error}.") from None
 
 
 def _read_training(file: Path) -> Training | None:
-    with file.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.reader(stream))
+    try:
+        rows = read_csv(file)
+    except DocumentError as error:
+        raise ReportError(f"{error}.") from None
     if len(rows) < 2:
         return None
     header = rows[0]
@@ -88,7 +97,7 @@ def _read_training(file: Path) -> Training | None:
         raise ReportError(f"{file} has a cell that is not a number: {error}.") from error
     columns = {name: table[:, i] for i, name in enumerate(header)}
     status = if_there(
-        file.with_name("status.json"), lambda found: from_json(Status, read_object(found), str(found))
+        file.with_name("status.json"), lambda found: from_json(Status, read_object(found), str(found), strict=False)
     )
     return Training(columns) if status is None else Training(columns, status)
 

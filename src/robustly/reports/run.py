@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly.evidence import EvidenceTable, Summary
+from robustly.evidence.audit_record import AuditRecord, Signature
 from robustly.evidence.storage import Pictures
 from robustly.reports.analysis import Analysis
 
@@ -39,6 +40,14 @@ class Training:
         values = self.columns.get(name)
         return None if values is None or not np.isfinite(values).any() else values
 
+    @property
+    def collapsed(self) -> int | None:
+        """The class that every validation image was predicted as in the best epoch; None if there were several."""
+        values, best = self.column("validation_collapsed_class"), self.status.best_epoch
+        if values is None or best is None or not 1 <= best <= len(values) or not np.isfinite(values[best - 1]):
+            return None
+        return int(values[best - 1])
+
 
 @dataclass(frozen=True)
 class RunEvidence:
@@ -54,6 +63,8 @@ class RunEvidence:
         pictures: some images of the evaluation.
         notes: contradictions between the files.
         analysis: gradients, loss surfaces, the union of threats.
+        audit: the last audit of the evaluation; None if it was not audited as it is now.
+        signature: the signature of the evaluation, which no report verifies.
     """
 
     path: Path
@@ -65,6 +76,8 @@ class RunEvidence:
     pictures: Pictures | None
     notes: tuple[str, ...] = ()
     analysis: Analysis | None = None
+    audit: AuditRecord | None = None
+    signature: Signature | None = None
 
 
 def distinct_names(named: Sequence[tuple[str, Path]]) -> list[str]:

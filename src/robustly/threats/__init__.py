@@ -26,6 +26,8 @@ THREATS: dict[str, Callable[[str, Box], Threat]] = {
 }
 """Threats by the word in front of the colon of their text form. A new threat adds a line here."""
 KINDS: tuple[str, ...] = (*THREATS, "chain")
+LONGEST_CHAIN = 16
+"""Most parts of a chain."""
 
 
 def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] | None = None) -> Threat:
@@ -41,9 +43,13 @@ def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] 
             With them no file is read, because such a text may come from a stranger.
 
     Raises:
-        ThreatError: another form, an unknown kind, a size that the threat cannot have, or an unreadable mask.
+        ThreatError: another form, an unknown kind, a size that the threat cannot have, more than `LONGEST_CHAIN`
+            parts, or an unreadable mask.
     """
-    parts = [_parse_part(part, str(text), box, arrays) for part in _split(str(text))]
+    pieces = _split(str(text))
+    if len(pieces) > LONGEST_CHAIN:
+        raise ThreatError(f"a chain has at most {LONGEST_CHAIN} parts, got {len(pieces)}")
+    parts = [_parse_part(part, str(text), box, arrays) for part in pieces]
     return parts[0] if len(parts) == 1 else Chain(parts)
 
 

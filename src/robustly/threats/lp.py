@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from robustly.memory import check_npy
 from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall, Mask
 from robustly.threats.contract import ThreatError
 from robustly.threats.exact_size import fraction_text, parse_epsilon
@@ -254,6 +256,7 @@ def read_mask(path: str) -> Tensor:
         ThreatError: a file that is missing or not a NumPy array of numbers.
     """
     try:
+        check_npy(Path(path))
         values = np.load(path, allow_pickle=False)
         if np.iscomplexobj(values):
             raise ValueError("its numbers are complex")

@@ -32,9 +32,16 @@ def reseal(folder: Path) -> None:
         certificates={},
         classes=summary["data"]["classes"],
         limit=summary["threat"]["limit"],
-        curve=list(zip(curve["epsilon_text"], curve["epsilon"], strict=True)),
+        curve=[] if curve is None else list(zip(curve["epsilon_text"], curve["epsilon"], strict=True)),
     )
     summary |= to_json(numbers)
+    summary["files"] = {name: file_sha256(folder / name) for name in (TABLE, IMAGES)}
+    write_json(folder / SUMMARY, summary)
+
+
+def reseal_hashes(folder: Path) -> None:
+    """New hashes of the files, and nothing else."""
+    summary = json.loads((folder / SUMMARY).read_text())
     summary["files"] = {name: file_sha256(folder / name) for name in (TABLE, IMAGES)}
     write_json(folder / SUMMARY, summary)
 

@@ -102,7 +102,8 @@ def test_cheap_tests_are_silent_on_a_trained_network(norm: str, digit_net: nn.Mo
     threat = ThreatModel(norm, {"linf": 0.1, "l2": 1.0, "l1": 8, "l0": 10}[norm])
     found = cheap_findings(EvaluationTarget(digit_net, digits.test, threat))
     assert [finding.id for finding in found] == list(CHEAP)
-    assert all(finding.passed for finding in found), fired(found)
+    assert fired(found) == set()
+    assert by_id(found)["catastrophic_overfitting"].passed is (True if norm in ("linf", "l2") else None)
 
 
 def test_saturated_logits_fire_d6_and_d10() -> None:
@@ -115,15 +116,26 @@ def test_saturated_logits_fire_d6_and_d10() -> None:
     assert len(masking_suspected(found)) == 2
 
 
-def test_dead_units_fire_what_gradient_free_search_sees() -> None:
-    """R6 at linf 0.12: Square 0.625 a run, a random point 0.0139, one random start of PGD 0.17, from x never."""
+def test_dead_units_have_no_gradient_but_random_starts_break_them() -> None:
+    """R6 at linf 0.12: one random start of PGD 0.17, of APGD 0.29, from x never.
+
+    The reference has eight starts, which break 19 of 20 images: its verdict is right, so that D2 and D5 pass.
+    """
     tests = ("zero_gradient", "D2", "D5", "D6", "D9", "D7", "D12", "quantised_input")
     found = diagnose(subject_of(r6, ThreatModel("linf", 0.12)), tests=tests, budget=SMALL)
-    assert {"zero_gradient", "D2", "D5", "D6", "D9"} == fired(found)
-    assert by_id(found)["D5"].value == 20
+    assert {"zero_gradient", "D6", "D9"} == fired(found)
     assert by_id(found)["D7"].passed is None, "around x, model and gradient agree that nothing changes"
     assert by_id(found)["D12"].passed is None
     assert "No objective has a gradient" in by_id(found)["D6"].words
+
+
+def test_queries_and_random_points_beat_gradients_that_are_blocked() -> None:
+    """R1 without a gradient at linf 0.13: a random point is adversarial with probability 0.0019 (0.46^4 / 24)."""
+    target = subject_of(lambda x: r1(x.detach()), ThreatModel("linf", 0.13))
+    found = diagnose(target, tests=("D2", "D5"), budget=SMALL)
+    assert fired(found) == {"D2", "D5"}
+    assert by_id(found)["D5"].value == 20
+    assert (by_id(found)["D2"].value or 0) > 0.3
 
 
 @pytest.mark.slow
@@ -286,9 +298,8 @@ def test_a_backward_pass_that_lies_fires_d7() -> None:
 def test_the_same_answer_to_every_image_is_no_robustness(digits: Splits) -> None:
     label = int(digits.test.labels.bincount().argmax())
     constant = Toy(lambda x: nn.functional.one_hot(torch.full((len(x),), label), 10) + 0.0 * x.flatten(1)[:, :1])
-    found = diagnose(
-        EvaluationTarget(constant, digits.test, LINF), count=60, tests=("constant_output", "D3"), budget=SMALL
-    )
+    half = digits.test.select((digits.test.labels == label) | (torch.arange(200) < 20))
+    found = diagnose(EvaluationTarget(constant, half, LINF), tests=("constant_output", "D3"), budget=SMALL)
     assert fired(found) == {"constant_output", "D3"}
     alike = diagnose(subject_of(r1), tests=("constant_output",))
     assert alike[0].passed is None, "one image cannot tell"
@@ -316,6 +327,26 @@ def test_one_step_that_beats_many_fires_d1() -> None:
 
     found = diagnose(subject_of(ridge), tests=("D1",), budget=SMALL)
     assert fired(found) == {"D1"}
+
+
+@pytest.mark.parametrize(("count", "overfitted"), [(40, True), (6, False)])
+def test_one_step_that_jumps_over_a_ridge_is_catastrophic_overfitting(count: int, overfitted: bool) -> None:
+    """The margin rises until 0.07 and is negative beyond: half a step and PGD break all images, FGSM none."""
+
+    def ridge(x: Tensor) -> Tensor:
+        offset = (x.flatten(1) - GREY).sum(1) / 4
+        height = torch.where(offset < 0.07, 4 * offset - 0.1, -0.1)
+        return torch.stack([torch.zeros_like(height), height, height - 5, height - 5], 1)
+
+    target = EvaluationTarget(Toy(ridge), centres(count), LINF)
+    found = diagnose(target, tests=("catastrophic_overfitting",), budget=SMALL)[0]
+    assert found.passed is not overfitted, "six images are too few for a verdict"
+    assert found.value == 1.0
+    assert bool(masking_suspected([found])) is overfitted
+    honest = diagnose(subject_of(r1, ThreatModel("linf", 0.2)), tests=("catastrophic_overfitting",), budget=SMALL)
+    assert (honest[0].passed, honest[0].value) == (True, 0.0)
+    beyond = diagnose(subject_of(r1, ThreatModel("l1", 0.2)), tests=("catastrophic_overfitting",), budget=SMALL)
+    assert beyond[0].passed is None
 
 
 def test_nothing_right_or_nothing_allowed_is_open() -> None:

@@ -30,7 +30,7 @@ from robustly.training import (
     TrainingConfig,
 )
 from robustly.training.engine.checkpoint import CheckpointError, load_state
-from robustly.training.engine.validation import accuracies
+from robustly.training.engine.validation import validate
 
 ROBUST = Method(inner=PGDInner(steps=3), loss=AdversarialLoss())
 
@@ -77,11 +77,14 @@ def test_the_released_weights_have_the_accuracies_of_the_best_row(
     model = NormNet()
     load_weights(model, tmp_path / "model.safetensors")
     seed = derive_seed(0, "validation")
-    found = accuracies(model, little.validation, dynat_pgd(2), THREAT, seed=seed, batch_size=7)
+    found = validate(model, little.validation, dynat_pgd(2), THREAT, seed=seed, batch_size=7)
     best = outcome.rows[outcome.best_epoch - 1]
-    assert found == (best["validation_clean_accuracy"], best["validation_robust_accuracy"])
+    assert (found.clean, found.robust) == (best["validation_clean_accuracy"], best["validation_robust_accuracy"])
     order = ("robust", "clean") if select_by == "robust" else ("clean", "robust")
-    scores = [tuple(row[f"validation_{name}_accuracy"] for name in order) for row in outcome.rows]
+    scores = [
+        (row["validation_collapsed_class"] is None, *(row[f"validation_{name}_accuracy"] for name in order))
+        for row in outcome.rows
+    ]
     assert outcome.best_epoch == 1 + scores.index(max(scores))
     assert len(set(scores)) > 1
 
@@ -103,6 +106,7 @@ def test_metrics_and_status_of_a_run(little: Splits, tmp_path: Path) -> None:
         "guide_accuracy",
         "validation_clean_accuracy",
         "validation_robust_accuracy",
+        "validation_collapsed_class",
         "images_per_second",
         "seconds",
     ]

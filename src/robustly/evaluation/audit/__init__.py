@@ -2,5 +2,6 @@
 
 from robustly.evaluation.audit.audit import Audit, audit
 from robustly.evaluation.audit.check import Check
+from robustly.evaluation.audit.sampling import Sampling
 
-__all__ = ["Audit", "Check", "audit"]
+__all__ = ["Audit", "Check", "Sampling", "audit"]

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from robustly.evaluation.audit.check import Check, Placed, disagree, first_id, placed, tied
+from robustly.evaluation.audit.check import Check, Placed, disagree, first_id, placed
+from robustly.evaluation.audit.eight_bit import eight_bit_checks
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.suites.suite import planned_rows
-from robustly.evaluation.target import EvaluationTarget, places, round_to_8_bits
+from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence, EvidenceTable, StoredImages, Summary
 from robustly.evidence.schema import AttackColumns, Flags
 
@@ -31,6 +32,7 @@ def attacks_checks(evidence: Evidence, target: EvaluationTarget, is_suspicious: 
         yield Check(f"{name}: rows and images agree", problem)
         if not problem:
             yield from _image_checks(name, columns, placed(stored, table, target), table, target)
+    yield from eight_bit_checks(evidence, target)
     yield _worst_case(table)
 
 
@@ -72,13 +74,26 @@ def _row_problem(
         differing = shown != found
         where = f", first id {first_id(table, differing)}" if differing.any() else ""
         return f"{int(differing.sum())} rows do not agree with the images{where}"
-    return ""
+    return _column_problem(columns, shown)
+
+
+def _column_problem(columns: AttackColumns, shown: Flags) -> str:
+    """The problem with values of rows that were not attacked or have no image, or an empty text."""
+    tried = columns.tried
+    untouched = AttackColumns.untried(len(tried))
+    for column in ("forwards", "backwards", "passes_8bit", "zero_gradients", "margin", "distance", "prediction"):
+        values, empty = getattr(columns, column), getattr(untouched, column)
+        if not np.array_equal(values[~tried], empty[~tried], equal_nan=column in ("margin", "distance")):
+            return f"{column} has values of examples that were not attacked"
+        if column not in ("margin", "distance", "prediction") and (values < 0).any():
+            return f"{column} is negative"
+    return "a prediction has no image" if (columns.prediction[~shown] != -1).any() else ""
 
 
 def _image_checks(
     name: str, columns: AttackColumns, shown: Placed, table: EvidenceTable, target: EvaluationTarget
 ) -> Iterator[Check]:
-    """Check position, prediction, distance and rounding of every stored image of an attack."""
+    """Check position, prediction and distance of every stored image of an attack."""
     here, x = shown.here, target.data.floats(shown.rows)
     broken, label = columns.broken[here], table.examples.label[here]
     allowed = target.threat.around(x)
@@ -102,23 +117,6 @@ def _image_checks(
     measured = as_array(allowed.size(shown.points), torch.float32)
     off = ~np.isclose(columns.distance[here], measured, rtol=1e-4, atol=1e-5)
     yield Check(f"{name}: distances", f"{int(off.sum())} differ" if off.any() else "")
-    yield _rounding(name, columns, shown, table, target)
-
-
-def _rounding(
-    name: str, columns: AttackColumns, shown: Placed, table: EvidenceTable, target: EvaluationTarget
-) -> Check:
-    """Check the verdicts after rounding to 8 bits."""
-    here, data = shown.here, target.data
-    place = places(shown.rows, len(data))
-    rounded = target.logits(
-        lambda chunk: round_to_8_bits(shown.images[place[chunk]], data.floats(chunk)), shown.rows
-    )
-    truth = (as_array(rounded.argmax(1)) != table.examples.label[here]) & columns.broken[here]
-    differ = (columns.broken_8bit[here] != truth) & ~tied(rounded)
-    unfounded = columns.broken_8bit & ~columns.broken
-    count = int(differ.sum()) + int(unfounded.sum())
-    return Check(f"{name}: verdicts after rounding to 8 bits", f"{count} differ" if count else "")
 
 
 def _worst_case(table: EvidenceTable) -> Check:

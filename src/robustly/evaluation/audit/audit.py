@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from robustly.evaluation.audit.attacks import attacks_checks
 from robustly.evaluation.audit.certificates import certificates_checks
 from robustly.evaluation.audit.check import Check
@@ -12,13 +14,15 @@ from robustly.evaluation.audit.identity import (
     clean_check,
     description_check,
     files_check,
-    findings_check,
     gallery_check,
     identity_checks,
+    parts_check,
     suite_check,
 )
 from robustly.evaluation.audit.numbers import numbers_check
 from robustly.evaluation.audit.rerun import rerun_checks
+from robustly.evaluation.audit.sampling import Sampling
+from robustly.evaluation.audit.statements import Named, statement_checks
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
 from robustly.evaluation.recording import stored_threat
 from robustly.evaluation.suites.suite import Suite
@@ -29,9 +33,15 @@ from robustly.evidence.storage import read_summary_fields
 
 @dataclass(frozen=True)
 class Audit:
-    """All checks of an evaluation, in order."""
+    """All checks of an evaluation, in order.
+
+    Args:
+        checks: the checks.
+        guarantee: the statement of a passed audit on the standing verdicts, as a sentence.
+    """
 
     checks: tuple[Check, ...]
+    guarantee: str
 
     @property
     def passed(self) -> bool:
@@ -39,13 +49,21 @@ class Audit:
         return all(check.passed for check in self.checks)
 
 
-def audit(folder: Path, target: EvaluationTarget, suite: Suite | None, *, rerun: int = 32) -> Audit:
+def audit(
+    folder: Path,
+    target: EvaluationTarget,
+    suite: Suite | None,
+    *,
+    sampling: Sampling | None = None,
+    named: Named | None = None,
+) -> Audit:
     """Recompute all numbers and verdicts of an evaluation.
 
     The files must have the hashes of the summary, and data and weights must be the named ones. Every image of a
     broken example must lie in the threat set and be misclassified. Rows must agree with the images, and numbers
-    with the rows. Counterexamples of certificates must break the model. Certificates are computed again. A random
-    sample of the unbroken examples is attacked again, a new one in each audit.
+    and sentences with the rows. Counterexamples of certificates must break the model. Certificates are computed
+    again. A random sample of the standing examples is attacked again, another one in each audit; its size follows
+    from the guarantee, and nothing in the evidence changes how hard the audit searches.
 
     Args:
         folder: folder of the evaluation.
@@ -53,33 +71,43 @@ def audit(folder: Path, target: EvaluationTarget, suite: Suite | None, *, rerun:
             from the evidence.
         suite: the suite of the evaluation, from a source other than the evidence. None fails the audit, because
             unbroken and certified examples could not be checked again.
-        rerun: number of unbroken examples to attack again with each attack.
+        sampling: the guarantee; None for the default, 2 % with 99 %.
+        named: names that the run gives to model and data; None without a run.
     """
+    sampling = sampling or Sampling()
     try:
         evidence = read_evidence(folder)
-        checks = tuple(_checks(folder, evidence, target, suite, rerun))
+        checks = tuple(_checks(folder, evidence, target, suite, sampling, named))
     except EvidenceError as error:
         checks = (Check("the evidence is complete and readable", str(error)),)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         checks = (Check("the evidence has the form it should", f"{type(error).__name__}: {error}"),)
-    return Audit(checks)
+    return Audit(checks, sampling.words())
 
 
 def _checks(
-    folder: Path, evidence: Evidence, target: EvaluationTarget, suite: Suite | None, rerun: int
+    folder: Path,
+    evidence: Evidence,
+    target: EvaluationTarget,
+    suite: Suite | None,
+    sampling: Sampling,
+    named: Named | None,
 ) -> Iterator[Check]:
     summary, table = evidence.summary, evidence.table
     target = _as_evaluated(target, evidence)
     yield files_check(folder, summary)
+    parts = parts_check(evidence)
+    yield parts
     identity = tuple(identity_checks(evidence, target))
     yield from identity
-    if not identity[-1].passed:
+    if not (identity[-1].passed and parts.passed):
         return  # rows of another model or of other images cannot be compared
-    yield clean_check(table, target)
+    clean = target.logits(target.data.floats, torch.arange(len(target.data), device=target.data.images.device))
+    yield clean_check(table, clean)
     findings = cheap_findings(target)
-    yield findings_check(summary, findings)
+    yield from statement_checks(evidence, clean, findings, named)
     yield from attacks_checks(evidence, target, bool(masking_suspected(findings)))
-    curve = curve_check(evidence, target)
+    curve = curve_check(evidence, target, suite)
     if curve is not None:
         yield curve
     yield numbers_check(evidence, read_summary_fields(folder))
@@ -88,7 +116,7 @@ def _checks(
     yield gallery_check(evidence, target)
     if suite is not None:
         yield description_check(summary, target, suite)
-        yield from rerun_checks(evidence, target, suite, rerun)
+        yield from rerun_checks(evidence, target, suite, sampling)
 
 
 def _as_evaluated(target: EvaluationTarget, evidence: Evidence) -> EvaluationTarget:

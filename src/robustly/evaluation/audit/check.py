@@ -23,10 +23,12 @@ class Check:
     Args:
         name: the checked property, in a few words.
         problem: the difference found, or an empty text.
+        note: a remark for readers if the check passed, such as near-ties.
     """
 
     name: str
     problem: str = ""
+    note: str = ""
 
     @property
     def passed(self) -> bool:
@@ -113,18 +115,26 @@ def placed(stored: StoredImages, table: EvidenceTable, target: EvaluationTarget)
     return Placed(rows_of_data, rows[order], images, theta)
 
 
+def tolerance(logits: Tensor) -> Tensor:
+    """Differences of logits that rounding may cause, relative to the largest logit of each row, `(M,)`.
+
+    There is no absolute part: a network with tiny logits has tiny tolerances.
+    """
+    return _TIE * logits.abs().amax(1)
+
+
 def disagree(logits: Tensor, stated: Whole) -> Flags:
     """Mask of rows whose largest logit is not that of the stated class, except for ties by rounding, `(M,)`."""
     claimed = torch.from_numpy(stated).to(logits.device)
     own = logits.gather(1, claimed.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-    behind = logits.amax(1) - own > _TIE * logits.abs().amax(1).clamp_min(1.0)
+    behind = logits.amax(1) - own > tolerance(logits)
     return as_array(behind | (claimed < 0) | (claimed >= logits.shape[1]))
 
 
 def tied(logits: Tensor) -> Flags:
     """Mask of rows whose two largest logits are equal up to rounding, `(M,)`."""
     gap = logits.topk(2, dim=1).values.diff(dim=1).abs()[:, 0]
-    return as_array(gap <= _TIE * logits.abs().amax(1).clamp_min(1.0))
+    return as_array(gap <= tolerance(logits))
 
 
 def first_id(table: EvidenceTable, wrong: Flags) -> int:

@@ -4,7 +4,9 @@ import numpy as np
 import torch
 
 from robustly.evaluation.audit.check import Check, placed, tied
+from robustly.evaluation.curve import curve_by_distances, curve_points, curve_radii
 from robustly.evaluation.recording import as_array
+from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence, StoredImages
 from robustly.evidence.schema import CurveColumns, EvidenceTable, Flags, Single
@@ -12,16 +14,44 @@ from robustly.evidence.schema import CurveColumns, EvidenceTable, Flags, Single
 _NAME = "security curve"
 
 
-def curve_check(evidence: Evidence, target: EvaluationTarget) -> Check | None:
-    """Check the curve against the rows of its attack and its images; None without a curve."""
+def curve_check(evidence: Evidence, target: EvaluationTarget, suite: Suite | None) -> Check | None:
+    """Check the curve against the suite, the rows of its attack and its images; None if there should be none.
+
+    Args:
+        evidence: the evidence.
+        target: the model, the data and the threat.
+        suite: the suite of the evaluation; None if it is not known.
+    """
     curve, table, stored = evidence.summary.metrics.security_curve, evidence.table, evidence.images.curve
-    if curve is None:
-        return None
-    if table.curve is None or stored is None:
-        return Check(_NAME, "its column or its images are missing")
+    parts = [curve is not None, table.curve is not None, stored is not None]
+    if suite is not None:
+        radii = curve_radii(target.threat, suite)
+        expected = bool(radii) and suite.curve not in evidence.summary.failures
+        if any(part is not expected for part in parts):
+            return Check(_NAME, "it is missing" if expected else "the suite has none")
+        if curve is not None and curve_points(radii) != list(zip(curve.epsilon_text, curve.epsilon, strict=True)):
+            return Check(_NAME, "its sizes are not those of the suite")
+    if curve is None or table.curve is None or stored is None:
+        return Check(_NAME, "its column or its images are missing") if any(parts) else None
     sizes = list(curve.epsilon[1:])
-    problem = _row_problem(evidence, table.curve, stored, sizes)
+    problem = "" if suite is None else _derived_problem(evidence, table.curve, stored, target, suite)
+    problem = problem or _row_problem(evidence, table.curve, stored, sizes)
     return Check(_NAME, problem or _image_problem(table, table.curve.distance, stored, target, sizes))
+
+
+def _derived_problem(
+    evidence: Evidence, curve: CurveColumns, stored: StoredImages, target: EvaluationTarget, suite: Suite
+) -> str:
+    """The problem with a curve that follows from the distances of a minimum-norm attack, or an empty text."""
+    table, name = evidence.table, suite.curve or ""
+    columns, wrong = table.attacks[name], ~table.correct
+    if not suite.attacks[name].minimum_norm or not bool((columns.tried | wrong).all()):
+        return ""
+    radii, images = curve_radii(target.threat, suite), evidence.images.attacks[name]
+    expected = curve_by_distances(columns, images, table.examples.id, wrong, radii)
+    same = np.array_equal(curve.distance, expected.columns.distance)
+    same = same and np.array_equal(stored.images, expected.images.images)
+    return "" if same else "it does not follow from the distances of its attack"
 
 
 def _row_problem(evidence: Evidence, curve: CurveColumns, stored: StoredImages, sizes: list[float]) -> str:

@@ -1,19 +1,23 @@
-"""Audit of the provenance: files, weights, images, diagnostics, threat, suite and originals."""
+"""Audit of the provenance: files, weights, images, threat, suite and originals."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from robustly.evaluation.audit.check import Check, disagree, first_id, placed
+from robustly.evaluation.audit.check import Check, disagree, first_id, tolerance
+from robustly.evaluation.derived import gallery
 from robustly.evaluation.recording import as_array, data_record, model_record, suite_record, threat_record
+from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.suite import Suite, settings
 from robustly.evaluation.target import EvaluationTarget
-from robustly.evidence import Evidence, EvidenceTable, Finding, Summary
+from robustly.evidence import Evidence, EvidenceTable, Summary
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.files import file_sha256
 from robustly.models import weights_hash
+from robustly.objectives import ClassificationGoal, margin
 
 
 def files_check(folder: Path, summary: Summary) -> Check:
@@ -37,19 +41,36 @@ def identity_checks(evidence: Evidence, target: EvaluationTarget) -> Iterator[Ch
     yield Check("one row per image, with its label", "" if same_rows else "ids or labels differ from the data")
 
 
-def clean_check(table: EvidenceTable, target: EvaluationTarget) -> Check:
-    """Check the predictions of the clean images."""
-    rows = torch.arange(len(target.data), device=target.data.images.device)
-    wrong = disagree(target.logits(target.data.floats, rows), table.examples.clean_prediction)
+def parts_check(evidence: Evidence) -> Check:
+    """Check that table and images have the attacks and certificates of the summary, and no others."""
+    summary, table, images = evidence.summary, evidence.table, evidence.images
+    attacks = set(summary.suite.names)
+    certificates = {one.name for one in summary.suite.certificates}
+    pairs = {
+        "rows of attacks": (set(table.attacks), attacks),
+        "images of attacks": (set(images.attacks), attacks),
+        "rows of certificates": (set(table.certificates), certificates),
+        "numbers of certificates": ({one.name for one in summary.metrics.certificates}, certificates),
+    }
+    wrong = [name for name, (found, expected) in pairs.items() if found != expected]
+    if set(images.certificates) - certificates:
+        wrong.append("counterexamples")
+    return Check("table and images have the parts of the suite", f"not those: {', '.join(wrong)}" if wrong else "")
+
+
+def clean_check(table: EvidenceTable, clean: Tensor) -> Check:
+    """Check the predictions and margins of the clean images.
+
+    Args:
+        table: the rows.
+        clean: logits of the clean images, `(N, K)`.
+    """
+    wrong = disagree(clean, table.examples.clean_prediction)
+    own = -margin(clean, ClassificationGoal(torch.from_numpy(table.examples.label).to(clean.device)))
+    allowed = 10 * as_array(tolerance(clean))  # a margin is a difference of two logits
+    wrong |= ~(np.abs(as_array(own) - table.examples.clean_margin) <= allowed)
     problem = f"{int(wrong.sum())} differ, first id {first_id(table, wrong)}" if wrong.any() else ""
-    return Check("clean predictions", problem)
-
-
-def findings_check(summary: Summary, findings: list[Finding]) -> Check:
-    """Check that the cheap diagnostics have the same outcomes again."""
-    stated = {finding.id: finding.passed for finding in summary.findings}
-    wrong = [finding.id for finding in findings if stated.get(finding.id) != finding.passed]
-    return Check("the diagnostics are reproduced", f"other outcome: {', '.join(wrong)}" if wrong else "")
+    return Check("clean predictions and margins", problem)
 
 
 def suite_check(summary: Summary, suite: Suite | None) -> Check:
@@ -66,21 +87,36 @@ def suite_check(summary: Summary, suite: Suite | None) -> Check:
 
 
 def gallery_check(evidence: Evidence, target: EvaluationTarget) -> Check:
-    """Check that the originals of the report's pictures are images of the data."""
-    shown = placed(evidence.images.gallery, evidence.table, target)
-    same = len(shown.rows) == 0 or torch.equal(shown.images, target.data.floats(shown.rows))
-    return Check("the originals shown are those of the data", "" if same else "they differ")
+    """Check that the originals of the report's pictures are those that the evaluation selects."""
+    name, shown = "the originals shown are those of the data", evidence.images.gallery
+    expected = gallery(target, evidence.images.attacks)
+    if shown.theta is not None:
+        return Check(name, "originals have no parameters")
+    same = np.array_equal(shown.ids, expected.ids) and np.array_equal(shown.images, expected.images)
+    return Check(name, "" if same else "they differ")
 
 
 def description_check(summary: Summary, target: EvaluationTarget, suite: Suite) -> Check:
     """Check that threat, suite, classes, titles and counts are those of the target and the given suite."""
     data, model = data_record(target), model_record(target)
+    mode = "worst_case" if suite.worst_case else summary.suite.mode
     pairs = {
         "threat": (summary.threat, threat_record(target.threat)),
-        "suite": (summary.suite, suite_record(target, suite, summary.suite.mode)),
+        "suite": (summary.suite, suite_record(target, suite, mode)),
         "data.classes": (summary.data.classes, data.classes),
         "data.count": (summary.data.count, data.count),
         "model.parameters": (summary.model.parameters, model.parameters),
     }
     wrong = [name for name, (stated, derived) in pairs.items() if stated != derived]
+    if summary.composed is not None and not _is_composed(summary, target, suite):
+        wrong.append("composed")
     return Check("the record of threat, suite and data", f"wrong: {', '.join(wrong)}" if wrong else "")
+
+
+def _is_composed(summary: Summary, target: EvaluationTarget, suite: Suite) -> bool:
+    """Return True if the stages in the evidence make the given suite."""
+    try:
+        own = suite_from(summary.suite.name, summary.composed, summary.threat.kind)
+    except ValueError:
+        return False
+    return suite_record(target, own, "worst_case") == suite_record(target, suite, "worst_case")

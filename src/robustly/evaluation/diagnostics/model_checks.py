@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.evaluation.diagnostics.probe import VARIES, Probe, spread_of_outputs
+from robustly.evaluation.diagnostics.significance import TOLERATED, Excess
 from robustly.evidence import Finding
 from robustly.objectives import ClassificationGoal, cross_entropy, difference_of_logits_ratio, margin
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.balls import LpBall
 
 NO_IMAGE = "The model misclassifies all images: there is nothing to test."
-ONE_PERCENT = 0.01
+VANISHING = 0.01  # share of images whose gradient of cross-entropy may be useless
 LEAST_COSINE = 0.5  # smaller cosine: the directions of two gradients differ
 
 
@@ -147,9 +148,9 @@ def blocked_gradient(probe: Probe) -> Finding:
 
 def zero_gradient(probe: Probe) -> Finding:
     """Find exactly zero gradients of DLR at the first point of APGD."""
-    title, threshold = "gradients are not zero at the start of APGD", "0 images"
+    title = "gradients are not zero at the start of APGD"
     if len(probe.correct) == 0:
-        return Finding("zero_gradient", title, None, None, threshold, NO_IMAGE)
+        return Finding("zero_gradient", title, None, None, "", NO_IMAGE)
     seed = derive_seed(probe.target.seed, "diagnostics", "zero_gradient")
     generator = KeyedGenerator(seed, probe.target.data.ids[probe.correct])
     allowed = probe.target.threat.around(probe.x)
@@ -157,16 +158,19 @@ def zero_gradient(probe: Probe) -> Finding:
     gradient, value, _ = probe.gradients(start, probe.correct, difference_of_logits_ratio, allowed)
     # an adversarial start may be a maximum of DLR, with zero gradient
     flat = int(((gradient == 0).flatten(1).all(1) & ~(value > 0)).sum())
-    words = f"{flat} of {len(start)} images have exactly zero gradient at a random point of the threat set"
-    words += ", so that gradient attacks do not move: use BPDA, many random starts and Square." if flat else "."
-    return Finding("zero_gradient", title, flat == 0, flat / len(start), threshold, words)
+    found = Excess(flat, len(start), TOLERATED)
+    words = f"{flat} of {len(start)} images have exactly zero gradient at a random point of the threat set "
+    words += f"{found.words}."
+    if not found.passed:
+        words += " Gradient attacks do not move: use BPDA, many random starts and Square."
+    return Finding("zero_gradient", title, found.passed, found.share, found.threshold, words)
 
 
 def quantised_input(probe: Probe) -> Finding:
     """Find images whose gradient is exactly zero although one grey level of noise changes the logits."""
-    title, threshold = "changes of the logits have a gradient", "at most 1 % of images"
+    title = "changes of the logits have a gradient"
     if len(probe.correct) == 0:
-        return Finding("quantised_input", title, None, None, threshold, NO_IMAGE)
+        return Finding("quantised_input", title, None, None, "", NO_IMAGE)
     low, high = probe.target.threat.box
     seed = derive_seed(probe.target.seed, "diagnostics", "noise")
     noise = KeyedGenerator(seed, probe.target.data.ids[probe.correct]).uniform(*probe.x.shape[1:]) < 0.5
@@ -175,10 +179,12 @@ def quantised_input(probe: Probe) -> Finding:
     there = probe.values(near, probe.correct, margin)
     moved = (there - here).abs() > 1e-6 * here.abs().clamp_min(1e-30)
     count = int(((gradient == 0).flatten(1).all(1) & moved).sum())
-    share = count / len(here)
-    words = f"{count} of {len(here)} images have no gradient although noise of one grey level changes their logits"
-    words += ": the model has a step function (rounding, thresholds). Attack through BPDA(stage)." if count else "."
-    return Finding("quantised_input", title, share <= ONE_PERCENT, share, threshold, words)
+    found = Excess(count, len(here), TOLERATED)
+    words = f"{count} of {len(here)} images have no gradient although noise of one grey level changes their logits "
+    words += f"{found.words}."
+    if not found.passed:
+        words += " The model has a step function (rounding, thresholds): attack through BPDA(stage)."
+    return Finding("quantised_input", title, found.passed, found.share, found.threshold, words)
 
 
 def vanishing_gradients(probe: Probe) -> Finding:
@@ -187,27 +193,27 @@ def vanishing_gradients(probe: Probe) -> Finding:
     Once a probability is 1 in float32, the gradient lacks the part of the label. This is harmless if its direction
     is still that of the gradient computed in float64.
     """
-    title, threshold = "gradients do not vanish", "at most 1 % of images"
+    title = "gradients do not vanish"
     if len(probe.correct) == 0:
-        return Finding("D6", title, None, None, threshold, NO_IMAGE)
+        return Finding("D6", title, None, None, "", NO_IMAGE)
     gradient, _, _ = probe.gradients(probe.x, probe.correct, cross_entropy)
     exact, _, _ = probe.gradients(probe.x, probe.correct, _cross_entropy_in_float64)
     useless = ~(_cosine(gradient, exact) >= LEAST_COSINE)  # true for NaN
     flat = (gradient == 0).flatten(1).all(1)
     ones = int((probe.logits[torch.isin(probe.rows, probe.correct)].softmax(1).amax(1) == 1).sum())
     by_margin = (probe.gradients(probe.x, probe.correct, margin)[0] == 0).flatten(1).all(1)
-    share = float(useless.float().mean())
+    found = Excess(int(useless.sum()), len(useless), VANISHING)
     words = (
         f"The gradient of cross-entropy is useless for {int(useless.sum())} of {len(gradient)} images "
-        f"(exactly zero for {int(flat.sum())}); a probability is 1 in float32 for {ones}."
+        f"(exactly zero for {int(flat.sum())}); a probability is 1 in float32 for {ones} {found.words}."
     )
-    if share > ONE_PERCENT:
+    if not found.passed:
         words += (
             " No objective has a gradient there: use BPDA, random starts and Square."
             if bool((by_margin | ~useless).all())
             else " Use margin, DLR or scaled_cross_entropy, which do not saturate."
         )
-    return Finding("D6", title, share <= ONE_PERCENT, share, threshold, words)
+    return Finding("D6", title, found.passed, found.share, found.threshold, words)
 
 
 def _cross_entropy_in_float64(logits: Tensor, goal: ClassificationGoal) -> Tensor:
@@ -226,7 +232,8 @@ def _cosine(first: Tensor, second: Tensor) -> Tensor:
 
 def linearity(probe: Probe) -> Finding:
     """D12: rise of the margin over a step of length epsilon, divided by the rise that the gradient predicts."""
-    title, threshold = "gradients predict the effect of a step", "median ratio in [0.1, 10]"
+    title = "gradients predict the effect of a step"
+    threshold = "ratio not significantly outside [0.1, 10] for more than half of the images"
     threat = probe.target.threat
     if len(probe.correct) == 0:
         return Finding("D12", title, None, None, threshold, NO_IMAGE)
@@ -243,12 +250,16 @@ def linearity(probe: Probe) -> Finding:
     if not bool(known.any()):
         words = "No gradient predicts a rise of the margin: see D6 and zero_gradient."
         return Finding("D12", title, None, None, threshold, words)
-    ratio = float((actual[known] / predicted[known]).median())
-    passed = 0.1 <= ratio <= 10
-    words = f"A step of length epsilon raises the margin by {ratio:.2g} times the predicted rise (median)."
-    if not passed:
+    ratios = actual[known] / predicted[known]
+    ratio = float(ratios.median())
+    found = Excess(int(((ratios < 0.1) | (ratios > 10)).sum()), len(ratios), 0.5)
+    words = (
+        f"A step of length epsilon raises the margin by {ratio:.2g} times the predicted rise (median); the ratio "
+    )
+    words += f"is outside [0.1, 10] for {found.hits} of {found.count} {found.words}."
+    if not found.passed:
         words += " Gradients are poor predictions at this scale: use smaller steps, restarts, and Square."
-    return Finding("D12", title, passed, ratio, threshold, words)
+    return Finding("D12", title, found.passed, ratio, threshold, words)
 
 
 def model_is_training(model: nn.Module) -> bool:

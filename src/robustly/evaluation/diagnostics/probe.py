@@ -11,12 +11,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from robustly.attacks.adaptive import forked_randomness, reseed
-from robustly.attacks.apgd import APGD
 from robustly.attacks.core.contract import Attack, AttackResult, Images, frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.attacks.pgd import PGD, Keep
+from robustly.attacks.registry import fgsm
+from robustly.evaluation.diagnostics.reference import reference_attacks
 from robustly.evaluation.target import EvaluationTarget
-from robustly.objectives import ClassificationGoal, Objective, cross_entropy, difference_of_logits_ratio
+from robustly.objectives import ClassificationGoal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.contract import Theta, Threat, ThreatSet
 
@@ -28,7 +29,7 @@ class Budget:
     """The budget of the expensive diagnostics.
 
     Args:
-        steps: steps of each PGD and APGD run.
+        steps: steps of each PGD run.
         unbounded_steps: steps of PGD without a bound.
         restarts: starts of D9, in total.
         queries: queries per image of Square, or of sparse-RS under l0.
@@ -190,14 +191,17 @@ class Probe:
         return self.attack(self.pgd(), "pgd", self.correct)[0]
 
     @cached_property
+    def broken_by_fgsm(self) -> Bool[Tensor, " m"]:
+        """Mask of rows that one step of length epsilon breaks."""
+        return self.attack(fgsm(), "fgsm", self.correct)[0]
+
+    @cached_property
     def unbroken(self) -> Int64[Tensor, " m"]:
-        """The rows that PGD with cross-entropy and APGD with DLR (under l0: PGD with DLR) leave unbroken."""
+        """The rows that neither PGD nor any gradient attack of the suite `standard` breaks."""
         rows = self.correct[~self.broken_by_pgd]
-        dlr = difference_of_logits_ratio
-        second: Attack = self.pgd(objective=dlr)
-        if self.target.threat.kind != "l0":
-            second = APGD(self.budget.steps, objective=dlr, large_epsilon=self.target.threat.kind == "l1")
-        return rows[~self.attack(second, "apgd", rows)[0]]
+        for name, attack in reference_attacks(self.target.threat.kind).items():
+            rows = rows[~self.attack(attack, name, rows)[0]]
+        return rows
 
 
 def _part_of(allowed: ThreatSet, part: slice) -> ThreatSet:

@@ -1,11 +1,14 @@
 """Suites written in YAML: stages by name, each an attack with its settings and its plan."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from robustly.attacks import ATTACK_KINDS, ATTACKS, TITLES, Attack
-from robustly.evaluation import SUITES, Plan, Suite, suite_named
+from robustly.evaluation.suites import SUITES, suite_named
+from robustly.evaluation.suites.suite import Suite
+from robustly.evidence.provenance import Plan
 from robustly.objectives import OBJECTIVES
 from robustly.settings import SettingsError, build, changed, check_keys, choose
 
@@ -28,10 +31,10 @@ def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, kind: 
     try:
         if stages is None:
             return suite_named(name, kind)
-        if name in SUITES:
-            raise SettingsError(f"{name!r} is a known suite: a suite with stages needs another name")
+        if _plain(name) in {_plain(known) for known in SUITES}:
+            raise SettingsError(f"{name!r} is the name of a known suite: a suite with stages needs another name")
         built = {stage: _stage(f"stages.{stage}", settings) for stage, settings in stages.items()}
-        titles = {stage: TITLES.get(str(settings["attack"]), stage) for stage, settings in stages.items()}
+        titles = {stage: _title(stage, settings, built[stage][0]) for stage, settings in stages.items()}
         return Suite(
             name,
             {stage: attack for stage, (attack, _) in built.items()},
@@ -43,6 +46,17 @@ def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, kind: 
         raise
     except ValueError as error:
         raise SettingsError(str(error)) from None
+
+
+def _plain(name: str) -> str:
+    """A name without what readers overlook: case, `_`, `-` and spaces."""
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+def _title(stage: str, settings: Mapping[str, Any], attack: Attack) -> str:
+    """The title of a preset as it is; of any other attack, the name of the stage with the kind of the attack."""
+    preset = ATTACKS.get(str(settings["attack"]))
+    return TITLES.get(settings["attack"], stage) if attack == preset else f"{stage} ({type(attack).__name__})"
 
 
 def _stage(where: str, settings: Any) -> tuple[Attack, Plan]:

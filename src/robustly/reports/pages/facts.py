@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from robustly.evidence import Summary
+from robustly.evidence.audit_record import STATED
 from robustly.reports.formats import count, duration, moment
 from robustly.reports.run import RunEvidence, Training
 
@@ -30,6 +31,7 @@ def facts(run: RunEvidence) -> tuple[FactGroup, ...]:
         groups.append(("Training", _training(run.training)))
     if run.evaluation is not None:
         groups.append(("Software", [*run.evaluation.versions.items(), ("Device", run.evaluation.device)]))
+        groups.append(("Evidence", _evidence(run)))
     found = [(title, tuple((name, value) for name, value in pairs if value)) for title, pairs in groups]
     return tuple(FactGroup(title, pairs) for title, pairs in found if pairs)
 
@@ -50,6 +52,7 @@ def _data(evaluation: Summary) -> Pairs:
         ("Source", data.source),
         ("Split", data.split),
         ("Examples", count(data.count)),
+        ("Images seen before", data.seen_words),
         ("Classes", count(len(data.classes)) if data.classes else None),
         ("SHA-256 of examples", data.sha256),
     ]
@@ -61,7 +64,8 @@ def _test(evaluation: Summary) -> Pairs:
     return [
         ("Threat model", evaluation.threat.text),
         ("Pixel range", f"{low:g} to {high:g}"),
-        ("Suite", suite.name),
+        ("Suite", suite.name if evaluation.composed is None else f"{suite.name}, composed by its user"),
+        ("Attacks seen before", evaluation.seen_words),
         (
             "Mode",
             "every attack on every example" if suite.mode == "every" else "each attack on the unbroken examples",
@@ -79,3 +83,26 @@ def _training(training: Training) -> Pairs:
         ("Best epoch", None if status.best_epoch is None else str(status.best_epoch)),
         ("Time", None if status.seconds is None else duration(status.seconds)),
     ]
+
+
+def _evidence(run: RunEvidence) -> Pairs:
+    """Status of audit and signature; the last line names the statements that no audit checks."""
+    audit, signature = run.audit, run.signature
+    found: Pairs = [("Audit", audit_words(run))]
+    if audit is not None:
+        found += [("Guarantee", audit.guarantee if audit.passed else None), ("Failed", "; ".join(audit.failed))]
+        found += [("Note", note) for note in audit.notes]
+    if signature is not None:
+        found.append(
+            ("Signature", f"names the key {signature.fingerprint}...; robustly audit --verify KEY checks it")
+        )
+    return [*found, ("Stated, not checked", "; ".join(STATED[:-1]))]
+
+
+def audit_words(run: RunEvidence) -> str:
+    """The status of the audit in a few words."""
+    audit = run.audit
+    if audit is None:
+        return "not audited"
+    passed = audit.checks - len(audit.failed)
+    return f"{'passed' if audit.passed else 'FAILED'}, {passed} of {audit.checks} checks, {moment(audit.created)}"

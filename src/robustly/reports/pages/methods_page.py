@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustly.evidence.provenance import Seen
 from robustly.files import write_text
+from robustly.output_text import csv_cell
 from robustly.reports.figures.charts import Figure
 from robustly.reports.figures.front import Point, Whiskers, clean_against_robust
 from robustly.reports.formats import deviating, interval, percent
 from robustly.reports.pages.html import assembled
-from robustly.reports.tables.columns import WORST_CASE
-from robustly.reports.tables.method_tables import MethodTable, Score, distinguishing
+from robustly.reports.tables.columns import CLEAN, WORST_CASE
+from robustly.reports.tables.method_tables import MethodTable, Row, Score, distinguishing
 
-HEADER = ("data", "examples", "images_sha256", "threat", "kind", "name", "recipe", "seeds", "masking", "source")
+HEADER = (
+    *("data", "examples", "images_sha256", "threat", "kind", "name", "recipe", "seeds", "masking", "trained_on"),
+    *("selected_on", "seen_in_training", "seen_in_selection", "source"),
+)
 PARTS = ("", " low", " high", " deviation", " worst")
 """Suffixes of each column: accuracy, its 95 % interval, and over seeds the standard deviation and the lowest."""
 
@@ -70,16 +75,19 @@ def methods_page(tables: Sequence[MethodTable]) -> str:
 
 def front_of(table: MethodTable) -> Figure | None:
     """Clean against robust accuracy of a table's rows; None if too few rows have both."""
-    clean, robust = 0, table.robust_column
+    robust = table.robust_column
+    same = [i for i, column in enumerate(table.columns) if column.key == CLEAN.key]
+    clean = next((i for i in same if table.columns[i].count == table.columns[robust].count), same[0])
     comparable = all(row.cells[robust].value is not None for row in table.rows)
-    comparable = comparable and (table.columns[robust] != WORST_CASE or not table.notes)
+    comparable = comparable and (table.columns[robust].key != WORST_CASE.key or not table.notes)
     points = []
     for i, row in enumerate(table.rows):
         ends = row.cells[clean].value, row.cells[robust].value
         if ends[0] is not None and ends[1] is not None:
             ranked = comparable and not row.suspected
             points.append(Point(i, row.name, _whiskers(ends[0]), _whiskers(ends[1]), ranked))
-    measure = "worst case" if table.columns[robust] == WORST_CASE else table.titles[robust]
+    column = table.columns[robust]
+    measure = f"worst case{column.tested_on}" if column.key == WORST_CASE.key else table.titles[robust]
     several = any(len(row.seeds) > 1 for row in table.rows)
     bars = "Whiskers are 95 % intervals" + (", of several seeds one standard deviation" if several else "")
     return clean_against_robust(points, measure, bars)
@@ -97,15 +105,14 @@ def methods_csv(tables: Sequence[MethodTable]) -> str:
     """The tables as CSV with one line per row, accuracies in per cent; published rows have another `kind`."""
     titles = list(dict.fromkeys(title for table in tables for title in table.titles))
     stream = io.StringIO()
-    writer = csv.DictWriter(
-        stream, [*HEADER, *(title + part for title in titles for part in PARTS)], lineterminator="\n"
-    )
-    writer.writeheader()
+    columns = [*HEADER, *(title + part for title in titles for part in PARTS)]
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writerow({name: csv_cell(name) for name in columns})
     for table in tables:
         tested = {
             "data": table.data.source,
-            "examples": table.data.count,
-            "images_sha256": table.data.sha256 or "",
+            "examples": " ".join(str(one.count) for one in table.tests),
+            "images_sha256": " ".join(one.sha256 or "" for one in table.tests),
             "threat": table.threat.text,
         }
         for row in table.rows:
@@ -116,10 +123,14 @@ def methods_csv(tables: Sequence[MethodTable]) -> str:
                 "recipe": row.recipe or "",
                 "seeds": " ".join(str(seed) for seed in row.seeds if seed is not None),
                 "masking": "suspected" if row.suspected else "",
+                "trained_on": "" if row.trained_on is None else row.trained_on,
+                "selected_on": "" if row.selected_on is None else row.selected_on,
+                "seen_in_training": _seen_titles(table, row, "training"),
+                "seen_in_selection": _seen_titles(table, row, "selection"),
             }
             for title, cell in zip(table.titles, row.cells, strict=True):
                 line |= _numbers(title, cell.value)
-            writer.writerow(line)
+            writer.writerow({name: csv_cell(value) for name, value in line.items()})
             if row.published is not None:
                 theirs = row.published
                 shown = {
@@ -129,8 +140,14 @@ def methods_csv(tables: Sequence[MethodTable]) -> str:
                 }
                 about = {"data": theirs.data, "threat": f"linf:{theirs.epsilon}", "kind": "published"}
                 source = f"{theirs.architecture}; {theirs.source}"
-                writer.writerow({**about, "name": theirs.name, "recipe": row.recipe, "source": source, **shown})
+                named = {"name": theirs.name, "recipe": row.recipe or "", "source": source}
+                published = {**about, **named, **shown}
+                writer.writerow({name: csv_cell(value) for name, value in published.items()})
     return stream.getvalue()
+
+
+def _seen_titles(table: MethodTable, row: Row, seen: Seen) -> str:
+    return "; ".join(title for title, mark in zip(table.titles, row.seen, strict=True) if mark == seen)
 
 
 def _numbers(title: str, score: Score | None) -> dict[str, str]:

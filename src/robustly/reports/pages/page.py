@@ -117,7 +117,7 @@ def _has(one: RunView, section: str) -> bool:
     parts = {
         "attacks": one.run.evaluation is not None,
         "trust": bool(one.checks),
-        "union": bool(one.union),
+        "union": bool(one.union or one.left_out),
         "robustness": bool(one.charts),
         "inside": bool(one.analysis or one.measures),
         "pictures": one.gallery is not None,

@@ -8,6 +8,8 @@ import numpy as np
 import yaml
 
 from robustly.evidence import EvidenceTable, Finding, Summary
+from robustly.evidence.partial_unions import LeftOut
+from robustly.evidence.schema import SCHEMA
 from robustly.evidence.summary import AttackOutcome
 from robustly.reports.figures.analysis_figures import (
     MeasureRow,
@@ -20,7 +22,7 @@ from robustly.reports.figures.charts import Figure, Table
 from robustly.reports.figures.evaluation_figures import evaluation_figures
 from robustly.reports.figures.training_figures import metrics_table, training_figures
 from robustly.reports.formats import count, setting, tenths
-from robustly.reports.pages.facts import FactGroup, facts
+from robustly.reports.pages.facts import FactGroup, audit_words, facts
 from robustly.reports.pages.gallery import Gallery, gallery
 from robustly.reports.run import RunEvidence
 
@@ -82,6 +84,8 @@ class RunView:
     analysis: tuple[Figure, ...] = ()
     measures: tuple[MeasureRow, ...] = ()
     union: tuple[UnionCell, ...] = ()
+    audit: str = ""
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def view(run: RunEvidence, key: str) -> RunView:
@@ -112,6 +116,8 @@ def view(run: RunEvidence, key: str) -> RunView:
         analysis=() if analysis is None else analysis_figures(analysis, evaluation.threat if evaluation else None),
         measures=() if analysis is None or analysis.gradients is None else measure_rows(analysis.gradients),
         union=() if analysis is None or analysis.union is None else union_cells(analysis.union),
+        audit=audit_words(run),
+        left_out=() if analysis is None else analysis.left_out,
     )
 
 
@@ -149,8 +155,20 @@ def _warnings(run: RunEvidence) -> tuple[str, ...]:
         found.append(f"The training diverged. {training.status.message}".strip())
     if training is not None and training.status.state == "stopped":
         found.append(f"The training was stopped before its end. {training.status.message}".strip())
+    if training is not None and training.collapsed is not None:
+        found.append(
+            "In the best epoch of the training every validation image was predicted as class "
+            f"{training.collapsed}: the network had collapsed."
+        )
     if evaluation is not None:
         found += evaluation.warnings
+        if evaluation.data.seen:
+            found.append(f"{evaluation.data.seen_words.capitalize()}. Accuracies may be too high.")
+    if evaluation is not None and evaluation.schema < SCHEMA:
+        found.append(
+            f"The evidence is of schema {evaluation.schema}, which an audit checks by older rules. Evaluate again "
+            "for all checks."
+        )
     return tuple(found)
 
 

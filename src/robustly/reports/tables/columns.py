@@ -3,11 +3,11 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from robustly.evidence import Summary
-from robustly.evidence.provenance import SuiteAttack
-from robustly.reports.formats import setting
+from robustly.evidence.provenance import Seen, SuiteAttack
+from robustly.reports.formats import count, setting
 from robustly.reports.tables.evaluations import KeptEvaluation, joint_worst_case
 from robustly.statistics import Proportion
 
@@ -27,12 +27,27 @@ class TableColumn:
         title: title in tables.
         settings: settings of the attack or of the stages as JSON; columns with other settings are other columns.
         stages: whether it is the outcome of a suite whose stages attack the unbroken examples only.
+        count: number of images, in a table with several; else None.
+        images: hash of the images, if the table has other images of this number; else empty.
     """
 
     key: str
     title: str
     settings: str = ""
     stages: bool = False
+    count: int | None = None
+    images: str = ""
+
+    @property
+    def everywhere(self) -> "TableColumn":
+        """The same column without its images."""
+        return replace(self, count=None, images="")
+
+    @property
+    def tested_on(self) -> str:
+        """The images in brackets, for the title; empty if all columns have the same."""
+        images = f", images {self.images}" if self.images else ""
+        return "" if self.count is None else f" (n = {count(self.count)}{images})"
 
 
 CLEAN, WORST_CASE, CERTIFIED = TableColumn("clean", "Clean"), TableColumn("worst_case", "Worst case"), "certified"
@@ -60,6 +75,17 @@ def measured(kept: Sequence[KeptEvaluation]) -> dict[TableColumn, Proportion]:
     return found
 
 
+def seen_columns(kept: Sequence[KeptEvaluation]) -> dict[TableColumn, Seen]:
+    """The columns of attacks that the model was trained, or its epoch selected, with."""
+    return {
+        _attack_column(outcome.attack): outcome.seen
+        for one in kept
+        if one.evaluation.suite.mode == "every"
+        for outcome in one.evaluation.outcomes
+        if outcome.seen is not None
+    }
+
+
 def ordered(columns: Iterable[TableColumn]) -> list[TableColumn]:
     """Columns in order: clean, single steps, PGD by its steps, C&W, others, suites, the worst case."""
     distinct = list(dict.fromkeys(columns))
@@ -72,12 +98,13 @@ def titled(columns: Sequence[TableColumn]) -> list[str]:
     for column in columns:
         alike = [json.loads(other.settings) for other in columns if other.title == column.title and other.settings]
         if len(alike) < 2:
-            titles.append(column.title)
+            titles.append(column.title + column.tested_on)
             continue
         own = json.loads(column.settings)
         keys = [key for key in own if any(other.get(key) != own[key] for other in alike)]
         apart = ", ".join(f"{key.replace('_', ' ')} {setting(own[key])}" for key in keys)
-        titles.append(f"{column.title} ({apart})" if 0 < len(apart) < 40 else column.title)
+        title = f"{column.title} ({apart})" if 0 < len(apart) < 40 else column.title
+        titles.append(title + column.tested_on)
     often = [titles.count(title) for title in titles]
     return [
         title if often[i] == 1 else f"{title} ({titles[: i + 1].count(title)})" for i, title in enumerate(titles)
@@ -111,9 +138,9 @@ def _plain(settings: Mapping[str, object]) -> dict[str, object]:
 
 
 def _rank(column: TableColumn) -> tuple[int, int]:
-    if column == CLEAN:
+    if column.key == CLEAN.key:
         return 0, 0
-    if column == WORST_CASE:
+    if column.key == WORST_CASE.key:
         return 6, 0
     if column.key == CERTIFIED:
         return 7, 0

@@ -5,18 +5,26 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from robustly.evidence.provenance import DataRecord, ThreatRecord
+from robustly.evidence.provenance import DataRecord, Seen, ThreatRecord
 from robustly.reports.formats import count, short_hash
 from robustly.reports.run import ReportError
-from robustly.reports.tables.columns import CERTIFIED, CLEAN, WORST_CASE, TableColumn, measured, ordered, titled
+from robustly.reports.tables.columns import (
+    CERTIFIED,
+    CLEAN,
+    WORST_CASE,
+    TableColumn,
+    ordered,
+    seen_columns,
+    titled,
+)
 from robustly.reports.tables.comparison import ComparedNumber, marked
-from robustly.reports.tables.evaluations import EvaluatedRun, KeptEvaluation
+from robustly.reports.tables.evaluations import EvaluatedRun
+from robustly.reports.tables.mixed_counts import Measured, entries_by_table
 from robustly.reports.tables.published import Published, published_row
 from robustly.reports.tables.seeds import group_names, seed_groups, seed_of
 from robustly.statistics import Proportion
 
 By = Literal["method", "run"]
-Measured = tuple[EvaluatedRun, tuple[KeptEvaluation, ...], dict[TableColumn, Proportion]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,20 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: a run, or several that differ only in the seed. `suspected`: masking is suspected."""
+    """One method: a run, or several that differ only in the seed.
+
+    Args:
+        name: name of the row.
+        recipe: recipe of the runs.
+        seeds: their seeds.
+        cells: the numbers, one per column.
+        suspected: whether masking is suspected.
+        published: published numbers of the method, or None.
+        seen: per column "training" or "selection" if the model was trained, or its epoch selected, with this kind
+            of attack; None for others, and where it is unknown.
+        trained_on: number of test images that the model was trained on, the largest of the runs; None if unknown.
+        selected_on: number of test images that the model was selected on.
+    """
 
     name: str
     recipe: str | None
@@ -50,6 +71,9 @@ class Row:
     cells: tuple[ComparedNumber[Score], ...]
     suspected: bool = False
     published: Published | None = None
+    seen: tuple[Seen | None, ...] = ()
+    trained_on: int | None = None
+    selected_on: int | None = None
 
     @property
     def words(self) -> str:
@@ -65,7 +89,18 @@ class Row:
 
 @dataclass(frozen=True)
 class MethodTable:
-    """Comparable rows: the same images, the same threat."""
+    """Rows under the same threat, on images of one data set.
+
+    Args:
+        threat: the threat model.
+        data: the test images of the first row.
+        columns: the columns in order.
+        titles: their titles.
+        rows: the rows.
+        notes: sentences on worst cases that are not comparable; empty if they are.
+        remarks: sentences on the rows, such as test images that a model was trained on.
+        tests: the data of each set of images, the largest first.
+    """
 
     threat: ThreatRecord
     data: DataRecord
@@ -73,11 +108,14 @@ class MethodTable:
     titles: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    tests: tuple[DataRecord, ...] = ()
 
     @property
     def title(self) -> str:
         """Text about data and threat."""
-        examples = f"{count(self.data.count)} {self.data.split or ''} examples".replace("  ", " ")
+        numbers = " and ".join(count(one.count) for one in self.tests or (self.data,))
+        examples = f"{numbers} {self.data.split or ''} examples".replace("  ", " ")
         return f"{examples} of {self.data.source}, {self.threat.text}"
 
     @property
@@ -86,7 +124,7 @@ class MethodTable:
 
         It is the worst case if that is over the same attacks in all rows, else the strongest column of all rows.
         """
-        worst = self.columns.index(WORST_CASE)
+        worst = self._lowest_worst_case
         if not self.notes:
             return worst
         shared = [
@@ -96,9 +134,21 @@ class MethodTable:
         ]
         return shared[-1] if shared else worst
 
+    @property
+    def _lowest_worst_case(self) -> int:
+        """Index of the worst case that most rows have; of several, of the lowest."""
+        places = [i for i, column in enumerate(self.columns) if column.key == WORST_CASE.key]
+
+        def rank(place: int) -> tuple[int, float]:
+            known = [row.cells[place].value for row in self.rows]
+            shares = [score.share for score in known if score is not None]
+            return -len(shares), fmean(shares)
+
+        return min(places, key=rank)
+
 
 def method_tables(runs: Sequence[EvaluatedRun], by: By = "method") -> tuple[MethodTable, ...]:
-    """Tables of evaluated runs, one for every threat and set of test images.
+    """Tables of evaluated runs, one for every threat and data set; see `entries_by_table`.
 
     Args:
         runs: the runs, in the order of the rows.
@@ -111,20 +161,7 @@ def method_tables(runs: Sequence[EvaluatedRun], by: By = "method") -> tuple[Meth
     if not runs:
         raise ReportError("A comparison needs at least one run.")
     distinct = list({run.path.resolve(): run for run in runs}.values())
-    tested: dict[tuple[object, ...], list[Measured]] = {}
-    for run in distinct:
-        own: dict[tuple[object, ...], list[KeptEvaluation]] = {}
-        for one in run.evaluations:
-            own.setdefault(_test(one), []).append(one)
-        for test, kept in own.items():
-            tested.setdefault(test, []).append((run, tuple(kept), measured(kept)))
-    return tuple(_table(entries, by) for entries in tested.values())
-
-
-def _test(one: KeptEvaluation) -> tuple[object, ...]:
-    """Key of the images and the threat, equal for evaluations in one table."""
-    data, threat = one.evaluation.data, one.evaluation.threat
-    return data.sha256, threat.kind, round(threat.limit, 7), threat.box
+    return tuple(_table(entries, by) for entries in entries_by_table(distinct))
 
 
 def _table(entries: Sequence[Measured], by: By) -> MethodTable:
@@ -139,8 +176,8 @@ def _table(entries: Sequence[Measured], by: By) -> MethodTable:
     marks = [
         marked(
             [row[i] for row in scores],
-            [column == CLEAN or not masked for masked in suspected],
-            comparable=column != WORST_CASE or not notes,
+            [column.key == CLEAN.key or not masked for masked in suspected],
+            comparable=column.key != WORST_CASE.key or not notes,
         )
         for i, column in enumerate(columns)
     ]
@@ -152,11 +189,37 @@ def _table(entries: Sequence[Measured], by: By) -> MethodTable:
             cells=tuple(column[g] for column in marks),
             suspected=suspected[g],
             published=_published(entries[group[0]], [column.key for column in columns if _is_attack(column)]),
+            seen=_seen([entries[i] for i in group], columns),
+            trained_on=_largest([one.evaluation.data.trained_on for i in group for one in entries[i][1]]),
+            selected_on=_largest([one.evaluation.data.selected_on for i in group for one in entries[i][1]]),
         )
         for g, group in enumerate(groups)
     )
     first = entries[0][1][0].evaluation
-    return MethodTable(first.threat, first.data, tuple(columns), tuple(titles), rows, notes)
+    remarks = [_seen_rows(row.name, [entries[i] for i in group]) for row, group in zip(rows, groups, strict=True)]
+    found = tuple(remark for remark in remarks if remark)
+    data = [one.evaluation.data for _, kept, _ in entries for one in kept]
+    distinct = {one.sha256: one for one in data}
+    tests = tuple(sorted(distinct.values(), key=lambda one: -one.count))
+    return MethodTable(first.threat, first.data, tuple(columns), tuple(titles), rows, notes, found, tests)
+
+
+def _seen(entries: Sequence[Measured], columns: Sequence[TableColumn]) -> tuple[Seen | None, ...]:
+    marks = [seen_columns(kept) for _, kept, _ in entries]
+    found = [[one.get(column.everywhere) for one in marks] for column in columns]
+    return tuple("training" if "training" in some else next(filter(None, some), None) for some in found)
+
+
+def _largest(numbers: Sequence[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return max(known) if len(known) == len(numbers) or any(known) else None
+
+
+def _seen_rows(name: str, entries: Sequence[Measured]) -> str:
+    """A remark if a model of a row was trained or selected on test images; else empty."""
+    tested = [one.evaluation.data for _, kept, _ in entries for one in kept]
+    words = list(dict.fromkeys(data.seen_words for data in tested if data.seen))
+    return f"{name}: {'; '.join(words)}. Its accuracies may be too high." if words else ""
 
 
 def _score(parts: Sequence[Proportion | None]) -> Score | None:
@@ -195,7 +258,7 @@ def _seeds(score: Score | None) -> int:
 
 
 def _is_attack(column: TableColumn) -> bool:
-    return column not in (CLEAN, WORST_CASE) and column.key != CERTIFIED
+    return column.key not in (CLEAN.key, WORST_CASE.key, CERTIFIED)
 
 
 def _published(entry: Measured, attacks: Sequence[str]) -> Published | None:

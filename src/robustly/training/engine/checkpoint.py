@@ -1,8 +1,6 @@
 """The full state of a training run in one file, from which a killed run continues exactly."""
 
 import hashlib
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,8 @@ import torch
 from torch import Tensor
 
 from robustly.files import whole_file
+from robustly.memory import check_archive
+from robustly.training.engine.checkpoint_content import wrong_part
 from robustly.training.step import Memory
 
 FORMAT = "robustly-training-state-4"
@@ -47,7 +47,7 @@ class TrainingState:
     memory: Memory
     rows: list[Row]
     best_epoch: int
-    best_score: tuple[float, float]
+    best_score: tuple[float, ...]
     seconds: float
 
 
@@ -70,16 +70,24 @@ def load_state(path: Path, config_digest: str) -> TrainingState:
     """Read a state; no code in the file is executed.
 
     Raises:
-        CheckpointError: the file is truncated, damaged, not a checkpoint, or of a run with another configuration.
+        CheckpointError: the file is truncated, damaged, not a checkpoint, has a part of another type, or is of a
+            run with another configuration.
+        SizeError: its tensors are larger than the limit of `robustly.memory`.
     """
+    check_archive(path)
+    # a damaged file raises many kinds of errors of pickle, zipfile and PyTorch
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
+    except Exception as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is truncated or not a checkpoint of robustly ({reason})") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not a training checkpoint of robustly (its format is not {FORMAT!r})")
-    if content.pop("sha256", None) != content_sha256(content):
+    checksum = content.pop("sha256", None)
+    wrong = wrong_part(content)
+    if wrong:
+        raise CheckpointError(f"{path} is not a whole training checkpoint: {wrong}")
+    if checksum != content_sha256(content):
         raise CheckpointError(
             f"{path} is damaged: its content does not match its checksum; put a copy of the file back, or remove "
             f"{path.parent} to train from the start"

@@ -26,7 +26,7 @@ class TrainingConfig:
         validation_batch_size: images of a validation pass.
         validation_steps: steps of the validation attack (PGD, steps of epsilon / 4), at least 1.
         select_by: accuracy on the validation images that selects the best epoch: "robust" or "clean"; the other one
-            breaks ties.
+            breaks ties. An epoch that predicts one class for all of them is never selected over one that does not.
         patience: epochs without improvement after which training stops; None for no limit.
         epsilon_ramp: epochs during which the training attack's epsilon grows linearly from 0.
         epsilon_ramp_by: unit of growth: "step", or "epoch" (constant within an epoch, full size in the last epoch

@@ -19,13 +19,15 @@ from robustly.training.engine.job import Job
 from robustly.training.engine.metrics import Totals, as_csv
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import DivergenceError, check_weights, reason_to_stop
-from robustly.training.engine.validation import accuracies, selected_network
+from robustly.training.engine.validation import Validation, selected_network, validate
 from robustly.training.parts import EpochEnd, InstanceWeightsError
 from robustly.training.step import Moment
 
 LAST = "checkpoints/last.pt"
 BEST = "checkpoints/best.safetensors"
 FINAL = "model.safetensors"
+COLLAPSED = "validation_collapsed_class"
+"""Column of `metrics.csv`: the class that every validation image is predicted as; empty if there are several."""
 
 
 class Observer:
@@ -51,6 +53,7 @@ class Outcome:
         seconds: training time, summed over resumed runs.
         rows: metrics by epoch.
         reason: reason for an early end; empty without one.
+        collapsed: the class that the selected weights predict for every validation image; None if they learn.
     """
 
     best_epoch: int
@@ -58,6 +61,7 @@ class Outcome:
     seconds: float
     rows: list[Row]
     reason: str = ""
+    collapsed: int | None = None
 
 
 def train(
@@ -98,7 +102,7 @@ class _Run:
         self.stepper = Stepper(job, runtime)
         self.validation_data = job.validation.to(runtime.device)
         self.rows: list[Row] = []
-        self.best_epoch, self.best_score = -1, (-1.0, -1.0)
+        self.best_epoch, self.best_score = -1, (-1.0, -1.0, -1.0)
         self.seconds = 0.0
 
     def go(self) -> Outcome:
@@ -124,7 +128,15 @@ class _Run:
                 self._write_status("diverged" if diverged else "failed", str(error))
             raise
         self.runtime.wait_for_all()
-        return Outcome(self.best_epoch + 1, len(self.rows), self.seconds, self.rows, reason)
+        collapsed = self.rows[self.best_epoch].get(COLLAPSED)
+        return Outcome(
+            self.best_epoch + 1,
+            len(self.rows),
+            self.seconds,
+            self.rows,
+            reason,
+            None if collapsed is None else int(collapsed),
+        )
 
     def _finish(self, reason: str) -> None:
         """Write the selected weights; last, because a folder with them is a finished run."""
@@ -160,7 +172,7 @@ class _Run:
         )
         trained = time.perf_counter() - began
         check_weights(self.stepper.networks.learning, epoch)
-        clean, robust = self._validate()
+        found = self._validate()
         row: Row = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * job.steps_per_epoch,
@@ -168,12 +180,13 @@ class _Run:
             "train_clean_accuracy": None,
             "train_robust_accuracy": None,
             **totals.means(self.runtime),
-            "validation_clean_accuracy": clean,
-            "validation_robust_accuracy": robust,
+            "validation_clean_accuracy": found.clean,
+            "validation_robust_accuracy": found.robust,
+            COLLAPSED: found.collapsed,
             "images_per_second": len(job.train) / trained,
         }
         row["seconds"] = self.seconds + time.perf_counter() - began
-        score = (robust, clean) if job.training.select_by == "robust" else (clean, robust)
+        score = found.score(job.training.select_by)
         is_best = score > self.best_score
         self._save(row, score if is_best else None)
         self.observer.epoch_finished(row, is_best)
@@ -181,11 +194,11 @@ class _Run:
     def _selected(self) -> nn.Module:
         return selected_network(self.job.model, self.job.method, self.stepper.memory)
 
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self) -> Validation:
         training = self.job.training
         selected = self._selected()
         self.runtime.follow_first(selected)
-        return accuracies(
+        return validate(
             selected,
             self.validation_data,
             dynat_pgd(training.validation_steps),
@@ -197,7 +210,7 @@ class _Run:
             total=self.runtime.sum,
         )
 
-    def _save(self, row: Row, best_score: tuple[float, float] | None) -> None:
+    def _save(self, row: Row, best_score: tuple[float, float, float] | None) -> None:
         """Save the state after an epoch, with its score if it is the best; the epoch counts once it is saved."""
         rows, seconds = [*self.rows, row], float(row["seconds"] or 0.0)
         best = (self.best_epoch, self.best_score) if best_score is None else (len(self.rows), best_score)
@@ -229,12 +242,21 @@ class _Run:
             return
         state = load_state(self.folder / LAST, self.config_digest)
         self.rows, self.seconds = list(state.rows), state.seconds
-        self.best_epoch, self.best_score = state.best_epoch, (state.best_score[0], state.best_score[1])
+        self.best_epoch = state.best_epoch
+        first, second = state.best_score[-2:]
+        learns = state.best_score[0] if len(state.best_score) == 3 else 1.0  # older states have two numbers
+        self.best_score = learns, first, second
         try:
             for name, network in self.stepper.networks.learning.items():
                 network.load_state_dict(state.networks[name])
             self.stepper.optimizers.load_state_dict(state.optimizers)
-        except (RuntimeError, KeyError, ValueError) as error:  # the code of a user's model may have changed
+        except (
+            RuntimeError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as error:  # the code of a user's model may have changed
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{self.folder / LAST} does not fit the networks of the run ({reason})") from None
         for name, network in self.stepper.networks.frozen.items():

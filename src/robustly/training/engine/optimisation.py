@@ -9,6 +9,8 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from robustly.training.engine.checkpoint_content import unfitting_state
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -187,3 +189,5 @@ class Optimizers:
         """
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(states[name])
+            if unfitting_state(optimizer):
+                raise ValueError(f"the state of the optimiser of the {name} has tensors of other shapes")

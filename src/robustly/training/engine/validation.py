@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,37 @@ from robustly.attacks import Attack
 from robustly.attacks.core.contract import frozen
 from robustly.data import ImageData
 from robustly.randomness import KeyedGenerator
+from robustly.statistics import collapsed_class
 from robustly.threats import Threat
 from robustly.training.method import Method
 from robustly.training.step import Memory
 
 
-def accuracies(
+@dataclass(frozen=True)
+class Validation:
+    """Results on held-out images.
+
+    Args:
+        clean: clean accuracy, in [0, 1].
+        robust: accuracy under the attack, in [0, 1].
+        collapsed: the class that every clean image is predicted as, if there is one and the labels are of several
+            classes; else None.
+    """
+
+    clean: float
+    robust: float
+    collapsed: int | None = None
+
+    def score(self, select_by: str) -> tuple[float, float, float]:
+        """Order of selection: a network that learns before a collapsed one, then "robust" or "clean" accuracy.
+
+        The accuracy that is not `select_by` breaks ties.
+        """
+        learns = float(self.collapsed is None)
+        return (learns, self.robust, self.clean) if select_by == "robust" else (learns, self.clean, self.robust)
+
+
+def validate(
     model: nn.Module,
     data: ImageData,
     attack: Attack,
@@ -26,8 +52,8 @@ def accuracies(
     rank: int = 0,
     world_size: int = 1,
     total: Callable[[Tensor], Tensor] = lambda value: value,
-) -> tuple[float, float]:
-    """Clean accuracy, and accuracy under one attack, as shares in [0, 1].
+) -> Validation:
+    """Clean accuracy, accuracy under one attack, and whether the network has collapsed.
 
     Args:
         model: network on the data's device.
@@ -43,15 +69,19 @@ def accuracies(
     device = data.images.device
     rows = torch.arange(rank, len(data), world_size, device=device)
     correct = torch.zeros(2, dtype=torch.float64, device=device)
+    predicted = torch.zeros(data.num_classes, dtype=torch.float64, device=device)
     for first in range(0, len(rows), batch_size):
         chunk = rows[first : first + batch_size]
         x, y = data.floats(chunk), data.labels[chunk]
         with frozen(model), torch.no_grad():
-            correct[0] += (model(x).argmax(1) == y).sum()
+            classes = model(x).argmax(1)
+        correct[0] += (classes == y).sum()
+        predicted += classes.bincount(minlength=data.num_classes)
         found = attack(model, x, y, threat=threat, generator=KeyedGenerator(seed, data.ids[chunk]))
         correct[1] += (~found.broken).sum()
     clean, robust = (total(correct) / len(data)).tolist()
-    return clean, robust
+    counts = [int(count) for count in total(predicted).tolist()]
+    return Validation(clean, robust, collapsed_class(counts, data.labels.bincount().tolist()))
 
 
 def selected_network(model: nn.Module, method: Method, memory: Memory) -> nn.Module:

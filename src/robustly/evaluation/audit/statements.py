@@ -1,0 +1,187 @@
+"""Audit of what is neither a row nor an image: findings, sentences, names, and the form of mere statements."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from torch import Tensor
+
+from robustly.evaluation.audit.check import Check
+from robustly.evaluation.derived import derived_warnings, unconfirmed_counterexamples, unconfirmed_warning
+from robustly.evaluation.diagnostics import masking_suspected
+from robustly.evaluation.sentinel import SentinelOutcome
+from robustly.evidence import Evidence, Finding, Summary
+from robustly.evidence.collapse import collapse_words
+from robustly.evidence.schema import SCHEMA
+from robustly.evidence.schema_3 import OLD_RULE
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_PRECISIONS = ("full", "as the suite says")
+_LARGEST_BATCH = 1_000_000
+_VERSIONS = ("robustly", "torch", "python")
+
+
+@dataclass(frozen=True)
+class Named:
+    """The names that a run gives to model and data; evidence must state the same.
+
+    Args:
+        run: name of the run's folder.
+        model: name of the architecture.
+        checkpoint: file of the weights.
+        source: source of the data.
+        split: part of the data set.
+    """
+
+    run: str
+    model: str
+    checkpoint: str | None
+    source: str
+    split: str | None = "test"
+
+
+def statement_checks(
+    evidence: Evidence, clean: Tensor, findings: Sequence[Finding], named: Named | None
+) -> list[Check]:
+    """All checks of statements.
+
+    Args:
+        evidence: the evidence.
+        clean: logits of the clean images, `(N, K)`.
+        findings: the cheap diagnostics, computed again.
+        named: names that the run gives; None without a run.
+    """
+    summary = evidence.summary
+    return [
+        _findings_check(evidence, findings),
+        _masking_check(evidence, findings),
+        _warnings_check(evidence, clean),
+        Check("names of run, model and data", "" if named is None else _name_problem(summary, named)),
+        Check("what is stated has its form", _form_problem(summary)),
+    ]
+
+
+def _sentinels(evidence: Evidence) -> list[SentinelOutcome]:
+    """The outcome of every sentinel that ran, from the rows."""
+    table, found = evidence.table, []
+    before = ~table.correct
+    for attack in evidence.summary.suite.attacks:
+        columns = table.attacks[attack.name]
+        tried = columns.tried
+        if attack.plan.sentinel and tried.any():
+            broken = int(columns.broken[tried].sum())
+            unbroken = int((~before).sum())
+            found.append(SentinelOutcome(attack.name, attack.title, broken, int(tried.sum()), unbroken, len(table)))
+        before = before | columns.broken
+    return found
+
+
+def _findings_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
+    expected = [*cheap, *(one.finding for one in _sentinels(evidence))]
+    stated = evidence.summary.findings
+    name = "the diagnostics are reproduced"
+    if evidence.summary.schema < SCHEMA:
+        return Check(name, _older_problem(stated, expected), _older_note(evidence.summary))
+    if [one.id for one in stated] != [one.id for one in expected]:
+        return Check(name, "other tests are stated than the evaluation makes")
+    wrong = [one.id for one, other in zip(expected, stated, strict=True) if not _same_finding(one, other)]
+    return Check(name, f"other outcome: {', '.join(wrong)}" if wrong else "")
+
+
+def _older_problem(stated: Sequence[Finding], expected: Sequence[Finding]) -> str:
+    """The problem with findings of an older schema, whose tests had other words and limits, or an empty text."""
+    again = {one.id: one.passed for one in expected}
+    wrong = [one.id for one in stated if again.get(one.id, one.passed) != one.passed]
+    return f"other outcome: {', '.join(wrong)}" if wrong else ""
+
+
+def _older_note(summary: Summary) -> str:
+    return f"the evidence is of schema {summary.schema}: the words of its diagnostics are stated, not checked"
+
+
+def _same_finding(one: Finding, other: Finding) -> bool:
+    same = (one.passed, one.title, one.threshold) == (other.passed, other.title, other.threshold)
+    if one.value is None or other.value is None:
+        return same and one.value == other.value and similar(one.words, other.words)
+    close = math.isclose(one.value, other.value, rel_tol=0.02, abs_tol=1e-3)
+    return same and close and similar(one.words, other.words)
+
+
+def similar(one: str, other: str) -> bool:
+    """Return True if two sentences differ by no more than rounding in their numbers."""
+    if _NUMBER.split(one) != _NUMBER.split(other):
+        return False
+    pairs = zip(_NUMBER.findall(one), _NUMBER.findall(other), strict=True)
+    return all(math.isclose(float(a), float(b), rel_tol=0.02, abs_tol=0.11) for a, b in pairs)
+
+
+def _masking_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
+    expected = list(masking_suspected(cheap))
+    for outcome in _sentinels(evidence):
+        expected += outcome.suspicions
+    stated = evidence.summary.masking
+    same = len(stated) == len(expected) and all(map(similar, expected, stated))
+    if evidence.summary.schema < SCHEMA:
+        same = bool(stated) == bool(expected)
+    return Check("the sentences on masked gradients follow from the findings", "" if same else "they differ")
+
+
+def _warnings_check(evidence: Evidence, clean: Tensor) -> Check:
+    """Check that derived warnings are there, and others have the form of those that cannot be derived."""
+    name = "the warnings are those of the evaluation"
+    summary = evidence.summary
+    expected = list(derived_warnings(clean, summary.metrics.invalid, summary.failures))
+    collapse = collapse_words(evidence.table.examples, summary.data.classes)
+    expected += [collapse] if collapse else []
+    rest = [text for text in summary.warnings if text not in expected]
+    if [text for text in summary.warnings if text in expected] != expected:  # none missing, none twice
+        return Check(name, "a warning is missing")
+    forms = [unconfirmed_warning(1)]
+    forms += [unconfirmed_counterexamples(1, one.name) for one in summary.suite.certificates]
+    forms += [OLD_RULE] if summary.schema < SCHEMA else []
+    allowed = {_NUMBER.sub("#", form) for form in forms}
+    stray = [text for text in rest if _NUMBER.sub("#", text) not in allowed]
+    return Check(name, f"the evaluation does not write {stray[0][:60]!r}" if stray else "")
+
+
+def _name_problem(summary: Summary, named: Named) -> str:
+    pairs = {
+        "run": (summary.run, named.run),
+        "model": (summary.model.name, named.model),
+        "checkpoint": (summary.model.checkpoint, named.checkpoint),
+        "data source": (summary.data.source, named.source),
+        "split": (summary.data.split, named.split),
+    }
+    wrong = [f"{key} is {own!r}, stated {stated!r}" for key, (stated, own) in pairs.items() if stated != own]
+    return "; ".join(wrong)
+
+
+def _form_problem(summary: Summary) -> str:
+    """The problem with the statements that an audit cannot derive, or an empty text."""
+    versions = summary.versions.values()
+    known = set(summary.suite.names)
+    wrong = {
+        f"precision should be one of {', '.join(_PRECISIONS)}": summary.precision not in _PRECISIONS,
+        "the evaluation writes no note on the data": summary.data.note is not None,
+        "the device is not one of PyTorch's": not re.fullmatch(r"[a-z]+(:\d+)?", summary.device),
+        f"versions should be those of {', '.join(_VERSIONS)}": bool(set(summary.versions) - set(_VERSIONS))
+        or not all(re.fullmatch(r"[\w.+-]{1,40}", text, re.ASCII) for text in versions),
+        "durations should be non-negative, one for each attack": bool(set(summary.seconds) - known)
+        or not all(value is None or 0 <= value < 1e9 for value in summary.seconds.values()),
+        "a failure of an attack that the suite does not have": bool(set(summary.failures) - known),
+        f"the batch size should be 1 to {_LARGEST_BATCH:,}": not 1 <= summary.suite.batch_size <= _LARGEST_BATCH,
+    }
+    found = [problem for problem, is_wrong in wrong.items() if is_wrong]
+    return "; ".join(found) or _date_problem(summary.created)
+
+
+def _date_problem(text: str) -> str:
+    try:
+        date = datetime.fromisoformat(text)
+    except ValueError:
+        return f"the date {text[:40]!r} is not in ISO format"
+    if date.tzinfo is None or date > datetime.now(UTC) + timedelta(days=1):
+        return f"the date {text[:40]} lies in the future or has no time zone"
+    return ""

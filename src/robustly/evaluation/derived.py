@@ -1,0 +1,73 @@
+"""Contents of a report that follow from the rows: the gallery, the sentinels' findings, warning sentences."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustly.evaluation.recording import as_array, stored_images
+from robustly.evaluation.target import EvaluationTarget
+from robustly.evidence import StoredImages
+
+GALLERY = 12
+"""Largest number of originals in the gallery."""
+
+
+def gallery(target: EvaluationTarget, images: Mapping[str, StoredImages]) -> StoredImages:
+    """Originals of some broken examples of each class, for the report's pictures.
+
+    Args:
+        target: the data.
+        images: stored images of each attack.
+    """
+    data = target.data
+    ids, labels = as_array(data.ids), as_array(data.labels)
+    broken = np.isin(ids, np.concatenate([ids[:0], *(kept.ids for kept in images.values())]))
+    by_class = [np.flatnonzero((labels == label) & broken).tolist() for label in range(data.num_classes)]
+    rows: list[int] = []
+    for turn in range(GALLERY):
+        rows += [members[turn] for members in by_class if turn < len(members)]
+    chosen = torch.tensor(rows[:GALLERY], dtype=torch.int64, device=data.images.device)
+    return stored_images(data.ids[chosen], data.floats(chosen))
+
+
+def looks_like_probabilities(logits: Tensor) -> bool:
+    """Return True if every row is non-negative and adds up to one."""
+    sums = logits.sum(1)
+    return bool((logits >= -1e-5).all() and (logits <= 1 + 1e-5).all() and ((sums - 1).abs() <= 1e-4).all())
+
+
+def derived_warnings(clean: Tensor, invalid: int, failures: Mapping[str, str]) -> tuple[str, ...]:
+    """Warning sentences that follow from the evidence and the clean pass; an audit derives them again.
+
+    Args:
+        clean: logits of the clean images, `(N, K)`.
+        invalid: number of examples with NaN outputs under attack.
+        failures: error messages of attacks that raised.
+    """
+    found = [
+        f"The attack {name!r} failed ({message}). Robust accuracy is an upper bound without it."
+        for name, message in failures.items()
+    ]
+    if looks_like_probabilities(clean):
+        found.append(
+            "The model seems to return probabilities, not logits: gradients vanish, and robust accuracy may be "
+            "overestimated. Remove the final softmax."
+        )
+    if invalid:
+        found.append(f"The model returned NaN for {invalid} attacked images; they count as broken.")
+    return tuple(found)
+
+
+def unconfirmed_warning(count: int) -> str:
+    """The sentence on attack successes that a second forward pass did not confirm."""
+    return f"A second forward pass did not confirm {count} attack successes; they are not counted."
+
+
+def unconfirmed_counterexamples(count: int, name: str) -> str:
+    """The sentence on counterexamples of a certificate that a forward pass did not confirm."""
+    return (
+        f"A forward pass did not confirm {count} counterexamples of the certificate {name!r}; these examples "
+        "count as unknown."
+    )

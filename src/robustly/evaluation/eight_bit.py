@@ -1,0 +1,202 @@
+"""Adversarial images of 8 bits: the search from a success to a misclassified image that a file can hold.
+
+The first success of an attack often lies just behind the boundary, and rounding moves it back. An attacker who
+saves files searches until the rounded image is misclassified.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustly.attacks.core.contract import frozen
+from robustly.attacks.core.model_access import input_gradient, logits_of
+from robustly.evaluation.recording import as_array
+from robustly.evaluation.target import EvaluationTarget, attack_generator
+from robustly.evidence import EightBitImages, StoredImages
+from robustly.evidence.schema import AttackColumns, Flags, Whole
+from robustly.objectives import ClassificationGoal, margin
+from robustly.randomness import KeyedGenerator
+from robustly.threats import LpBall, ThreatSet
+from robustly.threats.eight_bit import WHITE, EightBit, in_8_bits
+
+_STEPS = 20  # the step sizes below are relative to a set's own for so many steps
+_NEAR = (0.25, 0.5) * 5
+_FAR = (2.0,) * 5 + (1.0,) * 5 + (0.5,) * 5 + (0.25,) * 5
+_SHARES = (1.0, 1.05, 1.0, 1.15, 1.0, 1.4, 1.0, 2.0)  # of the change of the success, before it is rounded at random
+
+
+def save_in_8_bits(
+    target: EvaluationTarget, name: str, columns: AttackColumns, images: StoredImages
+) -> EightBitImages:
+    """Search for a misclassified 8-bit image of each example that an attack broke.
+
+    The success is rounded into the threat set. Where that image is classified correctly, gradient ascent on the
+    margin starts at the success, and then at a random point; every iterate is rounded and tested. At last points
+    on the ray through the success are rounded at random, for models without gradients.
+
+    Args:
+        target: the model, the data and the threat.
+        name: name of the attack, on which random numbers depend.
+        columns: columns of the attack, `broken` by it alone; `broken_8bit` and `passes_8bit` are filled in.
+        images: its adversarial images; those outside the threat set are not used.
+    """
+    data = target.data
+    row_of = {identity: row for row, identity in enumerate(as_array(data.ids).tolist())}
+    rows = np.array([row_of[identity] for identity in images.ids.tolist()], dtype=np.int64)
+    kept = images.only(columns.broken[rows])
+    rows = rows[columns.broken[rows]]
+    points = torch.from_numpy(kept.images if kept.theta is None else kept.theta)
+    parts = [nothing_saved(target)]
+    for place in target.chunks(torch.arange(len(rows))):
+        here = torch.from_numpy(rows[as_array(place)]).to(data.images.device)
+        search = _search(target, name, here, points[place].to(data.images.device))
+        columns.passes_8bit[as_array(here)] = as_array(search.passes)
+        columns.broken_8bit[as_array(here[search.found])] = True
+        parts.append(search.result(data.ids[here], with_theta=kept.theta is not None))
+    return EightBitImages.joined(parts)
+
+
+@dataclass(frozen=True)
+class SearchedAgain:
+    """A repeated search.
+
+    Args:
+        found: mask of the examples that have a misclassified 8-bit image, `(M,)`.
+        passes: forward and backward passes spent on each example, `(M,)`.
+    """
+
+    found: Flags
+    passes: Whole
+
+
+def search_again(target: EvaluationTarget, name: str, rows: Tensor, points: Tensor) -> SearchedAgain:
+    """Repeat the search, batch by batch.
+
+    Args:
+        target: the model, the data and the threat.
+        name: name of the attack.
+        rows: rows of the examples, `(M,)`.
+        points: parameters of its successes, `(M, ...)`.
+    """
+    places = target.chunks(torch.arange(len(rows), device=rows.device))
+    parts = [_search(target, name, rows[place], points[place]) for place in places]
+    return SearchedAgain(
+        np.concatenate([np.zeros(0, dtype=bool), *(as_array(one.found) for one in parts)]),
+        np.concatenate([np.zeros(0, dtype=np.int64), *(as_array(one.passes) for one in parts)]),
+    )
+
+
+def nothing_saved(target: EvaluationTarget) -> EightBitImages:
+    """The 8-bit images of an attack without successes."""
+    return EightBitImages(np.zeros(0, np.int64), np.zeros((0, *target.data.images.shape[1:]), np.uint8))
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The search on a batch; the tensors of results are filled in while it runs.
+
+    Args:
+        target: the model, the data and the threat.
+        allowed: threat sets of the examples.
+        goal: misclassification.
+        levels: the 8-bit images found so far, `(N, ...)` uint8.
+        theta: their parameters.
+        found: mask of the examples that have one, `(N,)`.
+        passes: forward and backward passes spent on each example, `(N,)`.
+    """
+
+    target: EvaluationTarget
+    allowed: ThreatSet
+    goal: ClassificationGoal
+    levels: Tensor
+    theta: Tensor
+    found: Tensor
+    passes: Tensor
+
+    @property
+    def open(self) -> Tensor:
+        """Positions of the examples without an image, `(M,)`."""
+        return (~self.found).nonzero()[:, 0]
+
+    def result(self, ids: Tensor, with_theta: bool) -> EightBitImages:
+        """The images found; `ids` are those of the examples, `(N,)`."""
+        theta = as_array(self.theta[self.found], torch.float32) if with_theta else None
+        return EightBitImages(as_array(ids[self.found]), as_array(self.levels[self.found]), theta)
+
+    def test(self, here: Tensor, theta: Tensor) -> None:
+        """Round points `(M, ...)` of the examples at the positions `here`; keep the misclassified images."""
+        if len(here) == 0:
+            return
+        saved = in_8_bits(self.allowed.select(here), theta)
+        with torch.no_grad():
+            logits = logits_of(self.target.model, saved.images())
+        self.passes[here] += 1
+        hit = saved.inside & self.goal.select(here).reached(logits)
+        self.levels[here[hit]], self.theta[here[hit]], self.found[here[hit]] = saved.levels[hit], theta[hit], True
+
+    def ascend(self, here: Tensor, theta: Tensor, sizes: tuple[float, ...]) -> None:
+        """Gradient ascent on the margin of the rounded point; the point itself keeps the fractions of a level."""
+        for size in sizes:
+            if len(here) == 0:
+                return
+            allowed = self.allowed.select(here)
+            saved = in_8_bits(allowed, theta)
+            logits, gradient = self._gradient(here, allowed, theta, saved)
+            self.passes[here] += 2
+            hit = saved.inside & self.goal.select(here).reached(logits)
+            self.test(here[hit], theta[hit])  # a verdict is that of a separate forward pass
+            going = ~self.found[here] & gradient.flatten(1).any(1)
+            allowed, theta, here = allowed.select(going), theta[going], here[going]
+            theta = allowed.step(theta, gradient[going], size * allowed.default_step_size(_STEPS))
+        self.test(here, theta)
+
+    def _gradient(self, here: Tensor, allowed: ThreatSet, theta: Tensor, saved: EightBit) -> tuple[Tensor, Tensor]:
+        """Logits of the rounded images, and the gradient of their margin, taken through the rounding to theta."""
+        images = saved.images().requires_grad_()
+        logits = logits_of(self.target.model, images)
+        gradient = input_gradient(margin(logits, self.goal.select(here)).sum(), images)
+        if not isinstance(allowed, LpBall):
+            theta = theta.detach().requires_grad_()
+            rendered = allowed.apply(theta)
+            gradient = input_gradient((rendered * gradient.to(rendered)).sum(), theta)
+        return logits.detach(), gradient.to(theta)
+
+
+def _search(target: EvaluationTarget, name: str, rows: Tensor, start: Tensor) -> _Search:
+    """Search from the parameters `(M, ...)` of successes."""
+    data = target.data
+    x, generator = data.floats(rows), attack_generator(target, name, rows).fold("8bit")
+    allowed, start = target.threat.around(x), start.to(x)
+    search = _Search(
+        target,
+        allowed,
+        ClassificationGoal(data.labels[rows]),
+        levels=torch.zeros_like(x, dtype=torch.uint8),
+        theta=start.clone(),
+        found=torch.zeros_like(rows, dtype=torch.bool),
+        passes=torch.zeros_like(rows),
+    )
+    with frozen(target.model):
+        search.test(search.open, start)
+        search.ascend(search.open, start[search.open], _NEAR)
+        search.ascend(search.open, start[search.open], _FAR)
+        if not bool(search.found.all()):
+            anywhere = allowed.random_start(generator.fold("start"))
+            search.ascend(search.open, anywhere[search.open], _FAR)
+        for turn, share in enumerate(_SHARES):
+            here = search.open
+            if len(here):
+                draws = generator.fold("rounding", turn).select(here)
+                search.test(here, _rounded_at_random(allowed.select(here), start[here], share, draws))
+    return search
+
+
+def _rounded_at_random(allowed: ThreatSet, theta: Tensor, share: float, draws: KeyedGenerator) -> Tensor:
+    """A point on the ray from the clean image through theta, with noise that makes its rounding random."""
+    point = allowed.identity() + share * (theta - allowed.identity())
+    if isinstance(allowed, LpBall):
+        return allowed.project(point + (draws.uniform(*theta.shape[1:]).to(theta) - 0.5) / WHITE)
+    point = allowed.project(point)
+    return allowed.step(point, draws.normal(*theta.shape[1:]).to(theta), allowed.default_step_size(5 * _STEPS))

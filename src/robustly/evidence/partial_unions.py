@@ -1,0 +1,87 @@
+"""The union over those evaluations of a run that fit together, and the reasons why others are left out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from robustly.evidence.schema import WorstCaseColumns, column_fields
+from robustly.evidence.storage import Evidence
+from robustly.evidence.unions import ThreatUnion, union_of_threats
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An evaluation that is not part of a union, and the reason as the end of a sentence."""
+
+    evaluation: str
+    reason: str
+
+
+def largest_union(evidences: Mapping[str, Evidence]) -> tuple[ThreatUnion | None, tuple[LeftOut, ...]]:
+    """The union over the evaluations of one model on the same images that has the most threats.
+
+    Of several such sets, the one with the most images is used. Evaluations under one threat count together: an
+    example is unbroken if none of their attacks broke it.
+
+    Args:
+        evidences: evaluations by name.
+
+    Returns:
+        The union, or None if no two threats were evaluated on the same images; and the evaluations that are left
+        out. With a single evaluation nothing is left out.
+    """
+    groups: list[list[str]] = []
+    for name, one in evidences.items():
+        group = next((group for group in groups if not _difference(evidences[group[0]], one)), None)
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    if not groups:
+        return None, ()
+    chosen = max(groups, key=lambda group: (len(_by_threat(evidences, group)), len(evidences[group[0]].table)))
+    first = evidences[chosen[0]]
+    left_out = tuple(
+        LeftOut(name, f"{_difference(first, one)} {chosen[0]}")
+        for name, one in evidences.items()
+        if name not in chosen
+    )
+    threats = _by_threat(evidences, chosen)
+    union = union_of_threats([_joint(group) for group in threats.values()]) if len(threats) > 1 else None
+    return union, left_out
+
+
+def _by_threat(evidences: Mapping[str, Evidence], names: Sequence[str]) -> dict[str, list[Evidence]]:
+    found: dict[str, list[Evidence]] = {}
+    for name in names:
+        found.setdefault(evidences[name].summary.threat.text, []).append(evidences[name])
+    return found
+
+
+def _difference(one: Evidence, other: Evidence) -> str:
+    """The difference of two evaluations, in words that the name of the first follows; empty without one."""
+    if one.summary.model.weights_sha256 != other.summary.model.weights_sha256:
+        return "its weights are not those of"
+    if len(one.table) != len(other.table):
+        return f"it has {len(other.table):,} images, not the {len(one.table):,} of"
+    same = one.summary.data.sha256 == other.summary.data.sha256
+    columns = [(table.examples.id, table.examples.label) for table in (one.table, other.table)]
+    if not same or not all(np.array_equal(mine, theirs) for mine, theirs in zip(*columns, strict=True)):
+        return "its images or labels are not those of"
+    return ""
+
+
+def _joint(evidences: Sequence[Evidence]) -> Evidence:
+    """Several evaluations under one threat as one: broken is what any of them broke."""
+    first = evidences[0]
+    if len(evidences) == 1:
+        return first
+    flags = {
+        name: np.any([getattr(one.table.worst_case, name) for one in evidences], axis=0)
+        for name in column_fields(WorstCaseColumns)
+    }
+    suites = ", ".join(dict.fromkeys(one.summary.suite.name for one in evidences))
+    masking = tuple(dict.fromkeys(sentence for one in evidences for sentence in one.summary.masking))
+    summary = replace(first.summary, suite=replace(first.summary.suite, name=suites), masking=masking)
+    return replace(first, table=replace(first.table, worst_case=WorstCaseColumns(**flags)), summary=summary)

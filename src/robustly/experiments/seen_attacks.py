@@ -1,0 +1,79 @@
+"""Attacks of a suite that a network has seen: those of the kind that it was trained, or its epoch selected, with.
+
+Two attacks are of one kind if they have the same search, the same objective and the same kind of threat. Steps,
+step size, start, restarts and epsilon may differ. The search of all inner maximisations and of the validation is
+projected gradient ascent with steepest steps (FGSM and PGD); APGD, MIM and others with momentum are other searches.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from robustly.attacks import Attack
+from robustly.attacks.pgd import PGD
+from robustly.evaluation import Check, Suite
+from robustly.evidence import Summary
+from robustly.evidence.provenance import Seen
+from robustly.experiments.configuration import RunConfig
+from robustly.objectives import OBJECTIVES
+from robustly.training import CurriculumInner, FreeInner, FriendlyInner, InnerMaximiser, NoisyFGSMInner, PGDInner
+from robustly.training.engine.loop import BEST, FINAL
+
+SELECTION = "cross_entropy"
+"""Objective of the attack on the validation images, on which the best epoch is selected."""
+_CROSS_ENTROPY = (CurriculumInner, FreeInner, NoisyFGSMInner)
+
+
+def seen_attacks(folder: Path, config: RunConfig, kind: str, suite: Suite) -> dict[str, Seen] | None:
+    """Attacks of a suite that the network of a run has seen; None if the network was trained elsewhere.
+
+    Args:
+        folder: the run.
+        config: its settings.
+        kind: kind of the threat of the evaluation, such as "linf".
+        suite: the suite.
+
+    Returns:
+        By name of the attack "training", or "selection" for those that only the selection of the epoch has used.
+    """
+    if not any((folder / name).is_file() for name in (BEST, FINAL)):
+        return None
+    return seen_in_run(config, kind, suite.attacks)
+
+
+def seen_in_run(config: RunConfig, kind: str, attacks: Mapping[str, Attack]) -> dict[str, Seen]:
+    """Attacks of the kinds that a run with these settings uses; see `seen_attacks`."""
+    if kind != config.threat.kind:
+        return {}
+    used: dict[str, Seen] = {SELECTION: "selection"}
+    trained = inner_objective(config.method.inner)
+    if trained is not None:
+        used[trained] = "training"
+    objectives = {name: ascent_objective(attack) for name, attack in attacks.items()}
+    return {name: used[objective] for name, objective in objectives.items() if objective in used}
+
+
+def inner_objective(inner: InnerMaximiser | None) -> str | None:
+    """Name of the objective of an inner maximisation; None if no attack of a suite has it (AdaAD, GKL, RSLAD)."""
+    if isinstance(inner, PGDInner):
+        return inner.objective if inner.reference == "clean" else None
+    if isinstance(inner, FriendlyInner):
+        return inner.objective
+    return "cross_entropy" if isinstance(inner, _CROSS_ENTROPY) else None
+
+
+def ascent_objective(attack: Attack) -> str | None:
+    """Name of the objective of an attack by steepest ascent; None for another search or objective."""
+    if not isinstance(attack, PGD) or attack.update != "steepest" or attack.estimator is not None:
+        return None
+    return next((name for name, objective in OBJECTIVES.items() if objective is attack.objective), None)
+
+
+def seen_attacks_check(folder: Path, config: RunConfig, summary: Summary, suite: Suite | None) -> Check:
+    """Check the attacks that are marked as seen; evidence without marks states that they are unknown."""
+    stated = summary.seen_attacks
+    if suite is None or stated is None:
+        return Check("no attack is marked as seen in training")
+    expected = seen_attacks(folder, config, summary.threat.kind, suite) or {}
+    names = dict.fromkeys([*stated, *expected])
+    wrong = [name for name in names if stated.get(name) != expected.get(name)]
+    return Check("the attacks marked as seen in training", f"wrong: {', '.join(wrong)}" if wrong else "")
