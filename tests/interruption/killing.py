@@ -61,7 +61,14 @@ class Commands:
         )
 
     def run(
-        self, words: list[str], folder: Path, *, kill_at: int = -1, cut: bool = False, batch_size: int = 8
+        self,
+        words: list[str],
+        folder: Path,
+        *,
+        kill_at: int = -1,
+        cut: bool = False,
+        by: int = signal.SIGKILL,
+        batch_size: int = 8,
     ) -> Ended:
         """Run a command in a folder.
 
@@ -70,9 +77,11 @@ class Commands:
             folder: working folder.
             kill_at: number of the file operation before which it is killed; none if negative.
             cut: whether the file of that operation is cut in half first, as if it were killed while it is written.
+            by: number of the signal that it gets there.
             batch_size: the batch size that a measurement finds; other sizes and precisions give other numbers.
         """
-        asked = {"words": words, "folder": str(folder), "kill_at": kill_at, "cut": cut, "batch_size": batch_size}
+        asked = {"words": words, "folder": str(folder), "batch_size": batch_size}
+        asked |= {"kill_at": kill_at, "cut": cut, "by": by}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(asked) + "\n")
@@ -118,7 +127,7 @@ def _import_everything() -> None:
     torch.set_num_threads(1)
 
 
-def _forked(words: list[str], folder: str, kill_at: int, cut: bool, batch_size: int) -> dict[str, Any]:
+def _forked(words: list[str], folder: str, batch_size: int, kill_at: int, cut: bool, by: int) -> dict[str, Any]:
     log, output = (os.memfd_create(name) for name in ("log", "output"))
     child = os.fork()
     if child == 0:
@@ -127,7 +136,7 @@ def _forked(words: list[str], folder: str, kill_at: int, cut: bool, batch_size: 
             os.chdir(folder)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            code = _command(words, batch_size, _Counter(log, kill_at, cut))
+            code = _command(words, batch_size, _Counter(log, kill_at, cut, by))
             sys.stdout.flush()
         except BaseException:
             import traceback
@@ -170,8 +179,8 @@ def _command(words: list[str], batch_size: int, counter: "_Counter") -> int:
 class _Counter:
     """Count file operations, write them down, and kill the process before one of them."""
 
-    def __init__(self, log: int, kill_at: int, cut: bool) -> None:
-        self._log, self._kill_at, self._cut = log, kill_at, cut
+    def __init__(self, log: int, kill_at: int, cut: bool, by: int) -> None:
+        self._log, self._kill_at, self._cut, self._by = log, kill_at, cut, by
         self._count = 0
         self._write, self._truncate, self._stat = os.write, os.truncate, os.stat
 
@@ -201,7 +210,8 @@ class _Counter:
             if self._count == self._kill_at:
                 if self._cut:
                     self._truncate(where, self._stat(where).st_size // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
+                self._count += 1
+                os.kill(os.getpid(), self._by)
             self._count += 1
             had_effect = name != "fsync" and not where.endswith(".lock")
             try:

@@ -153,6 +153,37 @@ def test_train(commands: Commands, settings: list[str], tmp_path: Path) -> None:
     killed_everywhere(commands, words, start, tmp_path)
 
 
+def test_sigterm_at_every_file_operation_of_train_leaves_a_true_status(
+    commands: Commands, settings: list[str], tmp_path: Path
+) -> None:
+    words = ["train", "mnist5k/pgd_at", "--out", "run", *settings, "--training.epochs=2"]
+    (tmp_path / "whole").mkdir()
+    unbroken = commands.run(words, tmp_path / "whole")
+    assert unbroken.code == 0, unbroken.output
+    states = []
+    for number, one in enumerate(unbroken.operations):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        stopped = commands.run(words, folder, kill_at=number, by=signal.SIGTERM)
+        assert stopped.code == 128 + signal.SIGTERM, f"{number}, {one}: {stopped.output}"
+        assert "Traceback" not in stopped.output
+        assert not list(folder.rglob("*.part")), f"{number}, {one}"
+        states.append("")
+        if (folder / "run/status.json").is_file():
+            status = json.loads((folder / "run/status.json").read_text())
+            has_ended = (folder / "run/model.safetensors").is_file()
+            last = folder / "run/checkpoints/last.pt"
+            saved = torch.load(last, weights_only=True)["epoch"] if last.is_file() else 0
+            assert status["state"] == ("finished" if has_ended else "stopped"), f"{number}, {one}"
+            # an epoch counts from the moment when its name is on the disk
+            assert status["epochs"] == saved - (".last.pt." in one.file and one.name == "unlink"), (
+                f"{number}, {one}"
+            )
+            states[-1] = status["state"]
+        shutil.rmtree(folder)
+    assert list(dict.fromkeys(states)) == ["", "stopped", "finished"]
+
+
 def test_evaluate(commands: Commands, trained: Path, tmp_path: Path) -> None:
     killed_everywhere(commands, ["evaluate", "run"], trained, tmp_path, complete="run/evaluation exists already")
 

@@ -100,8 +100,9 @@ def run_evaluation(
         data = data.to(device)
         if is_new:
             create_run(folder, config)
-            write_run_data(folder, data_of_weights(config.model.weights))
             held.enter_context(lock_evaluation(target))
+        if config.recipe == UNTRAINED:  # an earlier process may have been killed before it wrote them
+            write_run_data(folder, data_of_weights(config.model.weights))
         suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
         marks = seen_attacks(folder, config if is_new else open_run(folder), config.threat.kind, suite)
         named = partial(
@@ -112,9 +113,14 @@ def run_evaluation(
             seen=seen,
             marks=marks,
         )
-        evidence = _evaluated(config, suite, model, data, target, named)
+        console = PlainConsole()
+        try:
+            evidence = _evaluated(config, suite, model, data, target, named)
+        except KeyboardInterrupt:
+            console.print("\nstopped; the same command continues after the finished attacks", highlight=False)
+            raise
     collapse = collapse_words(evidence.table.examples, data.classes)
-    _print(PlainConsole(), evidence.summary, folder, target, collapse)
+    _print(console, evidence.summary, folder, target, collapse)
     return 0
 
 

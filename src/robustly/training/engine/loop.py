@@ -107,16 +107,21 @@ class _Run:
 
     def go(self) -> Outcome:
         """Train to the end."""
-        self._recover()
+        try:
+            self._recover()
+            return self._to_the_end()
+        except KeyboardInterrupt as stop:
+            if not (self.folder / FINAL).is_file():
+                self._write_status("stopped", str(stop) or "interrupted by the user")
+            raise
+
+    def _to_the_end(self) -> Outcome:
         try:
             self.observer.started(self.job, len(self.rows))
             while len(self.rows) < self.job.training.epochs and not self._stopped_early():
                 self._epoch(len(self.rows))
             reason = self._stopped_early() if len(self.rows) < self.job.training.epochs else ""
             self._finish(reason)
-        except KeyboardInterrupt as stop:
-            self._write_status("stopped", str(stop) or "interrupted by the user")
-            raise
         except Exception as error:
             diverged = isinstance(error, DivergenceError | InstanceWeightsError)
             with suppress(OSError):  # a full disk, which is the error then
@@ -180,14 +185,10 @@ class _Run:
             COLLAPSED: found.collapsed,
             "images_per_second": len(job.train) / trained,
         }
-        self.seconds += time.perf_counter() - began
-        row["seconds"] = self.seconds
-        self.rows.append(row)
+        row["seconds"] = self.seconds + time.perf_counter() - began
         score = found.score(job.training.select_by)
         is_best = score > self.best_score
-        if is_best:
-            self.best_epoch, self.best_score = epoch, score
-        self._save(is_best)
+        self._save(row, score if is_best else None)
         self.observer.epoch_finished(row, is_best)
 
     def _selected(self) -> nn.Module:
@@ -209,23 +210,28 @@ class _Run:
             total=self.runtime.sum,
         )
 
-    def _save(self, is_best: bool) -> None:
+    def _save(self, row: Row, best_score: tuple[float, float, float] | None) -> None:
+        """Save the state after an epoch, with its score if it is the best; the epoch counts once it is saved."""
+        rows, seconds = [*self.rows, row], float(row["seconds"] or 0.0)
+        best = (self.best_epoch, self.best_score) if best_score is None else (len(self.rows), best_score)
         if self.runtime.rank == 0:
             (self.folder / LAST).parent.mkdir(exist_ok=True)
             state = TrainingState(
-                epoch=len(self.rows),
+                epoch=len(rows),
                 config_digest=self.config_digest,
                 networks={name: network.state_dict() for name, network in self.stepper.networks.learning.items()},
                 frozen={name: weights_hash(network) for name, network in self.stepper.networks.frozen.items()},
                 optimizers=self.stepper.optimizers.state_dict(),
                 memory=self.stepper.memory,
-                rows=self.rows,
-                best_epoch=self.best_epoch,
-                best_score=self.best_score,
-                seconds=self.seconds,
+                rows=rows,
+                best_epoch=best[0],
+                best_score=best[1],
+                seconds=seconds,
             )
             save_state(state, self.folder / LAST)
-            if is_best:
+        self.rows, self.seconds, (self.best_epoch, self.best_score) = rows, seconds, best
+        if self.runtime.rank == 0:
+            if best_score is not None:
                 save_weights(self._selected(), self.folder / BEST)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
             self._write_status("running", "")
@@ -235,6 +241,11 @@ class _Run:
         if not (self.folder / LAST).exists():
             return
         state = load_state(self.folder / LAST, self.config_digest)
+        self.rows, self.seconds = list(state.rows), state.seconds
+        self.best_epoch = state.best_epoch
+        first, second = state.best_score[-2:]
+        learns = state.best_score[0] if len(state.best_score) == 3 else 1.0  # older states have two numbers
+        self.best_score = learns, first, second
         try:
             for name, network in self.stepper.networks.learning.items():
                 network.load_state_dict(state.networks[name])
@@ -253,11 +264,6 @@ class _Run:
                 raise CheckpointError(f"the weights of the {name} differ from those at the start of the run")
         for part, tensors in state.memory.items():
             self.stepper.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
-        self.rows, self.seconds = list(state.rows), state.seconds
-        self.best_epoch = state.best_epoch
-        first, second = state.best_score[-2:]
-        learns = state.best_score[0] if len(state.best_score) == 3 else 1.0  # older states have two numbers
-        self.best_score = learns, first, second
         if self.runtime.rank == 0:
             if self.best_epoch == len(self.rows) - 1:  # the process may have been killed before it wrote them
                 save_weights(self._selected(), self.folder / BEST)
