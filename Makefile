@@ -44,6 +44,7 @@ wheel: .venv/installed-dev
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/pgd_peers.py
 	$(BIN)/python benchmarks/suites.py
+	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/training_memory.py

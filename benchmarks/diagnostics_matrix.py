@@ -26,8 +26,7 @@ from torch import nn
 from robustly.cli import main as robustly
 from robustly.data import DataConfig, ImageData, load_test
 from robustly.evaluation import EvaluationTarget
-from robustly.evaluation.diagnostics import Budget, diagnose
-from robustly.evaluation.diagnostics.diagnose import MASKING
+from robustly.evaluation.diagnostics import ALL, CHEAP, MASKING, Budget, diagnose
 from robustly.evaluation.diagnostics.probe import Probe
 from robustly.evaluation.diagnostics.significance import LEVEL
 from robustly.experiments.configuration import build_config
@@ -40,6 +39,9 @@ RESULTS = Path(__file__).parent / "results" / "diagnostics.md"
 COUNTS = (50, 200, 1000)
 SMALLER = Budget(steps=20, unbounded_steps=50, restarts=5, queries=300, points=1_000)
 """The budget at 50 and 1,000 images; at 200, the number of images of `robustly diagnose`, it is the default."""
+CHEAP_AND_D7 = (*CHEAP, "D7")
+GROUPS = [CHEAP_AND_D7, ("D1", "D3", "D10"), tuple(name for name in ALL if name not in CHEAP_AND_D7)]
+"""Checks by cost. For masked networks beyond 50 images, the first group with an alarm is the last to run."""
 SIDE = "16"
 
 
@@ -183,8 +185,12 @@ def test_data(network: Network) -> ImageData:
 def diagnosed(row: Row, model: nn.Module, data: ImageData, count: int) -> dict[str, Any]:
     """The outcome of the diagnostics on the first images."""
     budget = Budget() if count == 200 else SMALLER
-    findings = diagnose(EvaluationTarget(model, data, threat_of(row)), count=count, budget=budget)
-    failed = {finding.id: p_value(finding.words) for finding in findings if finding.passed is False}
+    target, failed = EvaluationTarget(model, data, threat_of(row)), dict[str, float | None]()
+    for tests in GROUPS if row.masked and count > COUNTS[0] else [ALL]:
+        findings = diagnose(target, count=count, tests=tests, budget=budget)
+        failed |= {finding.id: p_value(finding.words) for finding in findings if finding.passed is False}
+        if any(name in MASKING for name in failed):
+            break
     return {
         "alarms": {name: p for name, p in failed.items() if name in MASKING},
         "hints": [name for name in failed if name not in MASKING],
@@ -199,7 +205,7 @@ def threat_of(row: Row) -> ThreatModel:
 
 def p_value(words: str) -> float | None:
     """The p-value that a finding states; None for a property that needs no test."""
-    found = [float(text) for text in re.findall(r"\(p = ([^)]*)\)", words)]
+    found = [float(text) for text in re.findall(r"\(p [=<] ([^)]*)\)", words)]
     return max(found) if found else None
 
 
@@ -237,7 +243,7 @@ def result(name: str, folder: Path, counts: list[int]) -> dict[str, Any]:
 def problems(name: str, stored: dict[str, Any]) -> list[str]:
     """The requirements that a row does not meet."""
     row, found = ROWS[name], []
-    if not row.masked and stored["clean"] < 25:
+    if not row.masked and stored["clean"] < 20:
         found.append(f"{name}: has not learnt ({stored['clean']:.1f} % clean)")
     for count, outcome in stored["counts"].items():
         if bool(outcome["alarms"]) != row.masked:
@@ -245,11 +251,18 @@ def problems(name: str, stored: dict[str, Any]) -> list[str]:
     return found
 
 
+def stated(p: float | None) -> str:
+    """A p-value in a table."""
+    if p is None:
+        return ""
+    return f"{p:.0e}" if p > 1e-99 else "<1e-99"
+
+
 def cell(outcome: dict[str, Any] | None) -> str:
     """Alarms of one diagnosis, with p-values."""
     if outcome is None:
         return "not run"
-    alarms = [name if p is None else f"{name} {p:.0e}" for name, p in outcome["alarms"].items()]
+    alarms = [f"{name} {stated(p)}".rstrip() for name, p in outcome["alarms"].items()]
     return (", ".join(alarms) or "none") + (f" ({', '.join(outcome['hints'])})" if outcome["hints"] else "")
 
 
@@ -283,7 +296,8 @@ def write(rows: dict[str, dict[str, Any]], counts: list[int], command: str) -> N
         "alarm is a failed check that changes the headline, with its p-value (flags without a test have none);",
         f"hints such as D8 stand in brackets. Each check has level {LEVEL:g}. Budget at 200 images: the default;",
         "at the others PGD-20, 300 queries, 1,000 random points, 5 starts. Thresholds were set on networks of the",
-        "same kinds: the table shows that these differ, not a rate of errors on others.",
+        "same kinds: the table shows that these differ, not a rate of errors on others. With masked networks at",
+        "200 and 1,000 images, checks run by their cost until one alarms; at 50, all run.",
         "",
         f"## Honest: {len(honest)} networks",
         "",

@@ -127,6 +127,25 @@ def test_a_sentinel_that_finds_something_calls_the_others(
 
 
 @pytest.mark.slow
+def test_one_success_of_a_sentinel_calls_the_others_and_is_no_alarm(
+    digit_net: nn.Module, digits: Splits, tmp_path: Path
+) -> None:
+    suite = staged(strong=Plan(sample=1, sentinel=True), more=Plan(on_suspicion=True))
+    data = digits.test.select(torch.arange(60))
+    found = evaluate(digit_net, data, THREAT, suite, batch_size=60, seed=2)
+    strong = found.table.attacks["strong"]
+    assert (int(strong.tried.sum()), int((strong.tried & strong.broken).sum())) == (1, 1)
+    assert found.table.attacks["more"].tried.any()
+    assert found.summary.masking == ()
+    sentinel = next(finding for finding in found.summary.findings if finding.id == "sentinel:strong")
+    assert sentinel.passed
+    assert (sentinel.value, "1 of 1" in sentinel.words) == (1.0, True)
+    write_evidence(found, tmp_path)
+    result = audit(tmp_path, EvaluationTarget(digit_net, data, THREAT, seed=2), suite)
+    assert result.passed, [check for check in result.checks if not check.passed]
+
+
+@pytest.mark.slow
 def test_a_quiet_sentinel_leaves_the_others_asleep(digit_net: nn.Module, digits: Splits, tmp_path: Path) -> None:
     attacks = {"strong": PGD(30, margin, restarts=3), "watch": PGD(0, start="none"), "more": APGD(10)}
     plans = {"watch": Plan(sample=20, sentinel=True), "more": Plan(on_suspicion=True)}

@@ -40,6 +40,7 @@ def test_success_is_0() -> None:
 
 def test_a_failed_audit_is_1(tmp_path: Path) -> None:
     create_run(tmp_path / "run", build_config({"data": {"source": "mnist5k"}}))
+    (tmp_path / "run/evaluation").mkdir()
     code, out, err = said("audit", str(tmp_path / "run"))
     assert (code, err) == (1, "")
     assert "summary.json" in out
@@ -99,7 +100,7 @@ def test_an_interruption_is_130(raising: type[Raising]) -> None:
 
 def test_the_documentation_has_every_code() -> None:
     page = (Path(__file__).parents[2] / "docs/command-line.md").read_text()
-    for code in (0, 1, cli.USER_ERROR, cli.FAULT, cli.INTERRUPTED):
+    for code in (0, 1, cli.USER_ERROR, cli.FAULT, cli.INTERRUPTED, 143, 129):
         assert f"\n| {code} | " in page
 
 

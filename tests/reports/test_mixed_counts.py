@@ -63,6 +63,17 @@ def test_columns_state_their_number_of_images(runs):
     assert front_of(table) is not None
 
 
+def test_attacks_seen_in_training_are_marked_in_columns_with_numbers(runs):
+    file = runs[0] / "evaluation/summary.json"
+    summary = json.loads(file.read_text())
+    summary["seen_attacks"] = {"pgd_10": "training"}
+    file.write_text(json.dumps(summary))
+    (table,) = tables_of(*runs)
+    marks = dict(zip(table.titles, table.rows[0].seen, strict=True))
+    assert marks["PGD-10 (n = 200)"] == "training"
+    assert {mark for title, mark in marks.items() if not title.startswith("PGD-10")} == {None}
+
+
 def test_the_page_and_the_csv_state_the_numbers(runs, tmp_path):
     tables = tables_of(*runs)
     page = methods_page(tables)

@@ -71,9 +71,6 @@ def _exit_code(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("robustly: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
-    except BrokenPipeError:  # `robustly recipes | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if os.environ.get("ROBUSTLY_TRACEBACK"):
             traceback.print_exc()

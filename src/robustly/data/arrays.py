@@ -8,7 +8,7 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustly.data.images import number_names, to_pixels
+from robustly.data.images import class_numbers, to_pixels
 from robustly.data.rows import Rows, rows_in_memory
 from robustly.memory import SizeError, check_npz
 
@@ -24,8 +24,9 @@ _KEYS = "images and labels, or x_train, y_train, x_test and y_test"
 def npz_rows(file: Path) -> dict[str, Rows]:
     """Parts of an archive: `images`, `labels` (or `image`, `label`); or `x_train`, `y_train`, `x_test`, ...
 
-    Images are uint8, or floats in [0, 1] on the 8-bit grid, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`;
-    labels are integers, `(N,)` or `(N, 1)`; a third array `classes` may hold class names.
+    Images are uint8, or floats in [0, 1] on the 8-bit grid, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)` with 1 or
+    3 channels, or fewer than the pixels of a side; labels are integers, `(N,)` or `(N, 1)`; a third array `classes`
+    may hold class names.
 
     Raises:
         ValueError: if the file is damaged, larger than the limit of `robustly.memory`, holds Python objects, or
@@ -41,7 +42,7 @@ def npz_rows(file: Path) -> dict[str, Rows]:
         raise ValueError(f"{file}: holds the arrays {', '.join(sorted(arrays)) or 'none'}: it needs {_KEYS}")
     names = arrays.get("classes")
     classes = (
-        number_names([labels for _, labels in parts.values()], str(file))
+        class_numbers([labels for _, labels in parts.values()], str(file))
         if names is None
         else tuple(str(name) for name in names.reshape(-1))
     )
@@ -74,6 +75,9 @@ def _images(array: NDArray[np.generic], where: str) -> UInt8[Tensor, "n c h w"]:
         ordered = array[:, None]
     else:
         first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
+        if not first and not last:  # other numbers of channels: fewer than the pixels of a side
+            first = array.shape[1] < min(array.shape[2:])
+            last = array.shape[3] < min(array.shape[1:3])
         if first and last:
             raise ValueError(f"{where}: the shape {array.shape} has channels first or last, which is not clear")
         ordered = array.transpose(0, 3, 1, 2) if last else array

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from robustly.data.images import number_names
+from robustly.data.images import class_numbers
 from robustly.data.rows import Rows, rows_in_memory
 from robustly.memory import check_bytes
 
@@ -72,7 +72,7 @@ def idx_rows(folder: Path) -> dict[str, Rows]:
         if labels_file is None:
             raise FileNotFoundError(f"{folder}: holds {images_file.name} but not {prefix}-labels-idx1-ubyte[.gz]")
         parts[part] = _read_idx_images(images_file), _read_idx_labels(labels_file)
-    classes = number_names([labels for _, labels in parts.values()], str(folder))
+    classes = class_numbers([labels for _, labels in parts.values()], str(folder))
     return {
         part: rows_in_memory(images, labels, classes, f"{folder} ({part})")
         for part, (images, labels) in parts.items()

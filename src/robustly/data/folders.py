@@ -9,18 +9,22 @@ from robustly.data.rows import Rows
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _PARTS = ("train", "test", "validation", "valid", "val")
+_LIKE_PARTS = {"training": "train", "testing": "test", **{part: part for part in _PARTS}}
+_MAC = "__MACOSX"  # of archives made on a Mac
 
 
 def folder_rows(root: Path, decoding: Decoding) -> dict[str, Rows]:
     """Parts of `root/train/CLASS/*.png` and `root/test/CLASS/*.png`, or one part of `root/CLASS/*.png`.
 
     Classes are the folders' names in alphabetical order, or in numerical order if all of them are numbers. Rows are
-    sorted by class, then by file name. Folders and files whose name starts with a dot are skipped.
+    sorted by class, then by file name. Folders and files whose name starts with a dot, and
+    `__MACOSX`, are skipped.
 
     Raises:
         ValueError: if there are no such folders, a class has no image, or two parts have different classes.
     """
     parts = [folder for folder in _subfolders(root) if folder.name in _PARTS]
+    _check_names_of_splits(root)
     if parts and len(parts) != len(_subfolders(root)):
         other = next(folder.name for folder in _subfolders(root) if folder.name not in _PARTS)
         raise ValueError(f"{root}: holds both {parts[0].name}, a split, and {other}: use either splits or classes")
@@ -35,8 +39,18 @@ def folder_rows(root: Path, decoding: Decoding) -> dict[str, Rows]:
     return rows
 
 
+def _check_names_of_splits(root: Path) -> None:
+    """Refuse folders such as `Training` that hold folders, which would be taken for classes without images."""
+    for folder in _subfolders(root):
+        meant = _LIKE_PARTS.get(folder.name.lower())
+        if meant is not None and folder.name not in _PARTS and _subfolders(folder) and not _image_files(folder):
+            raise ValueError(
+                f"{root}: rename the folder {folder.name} to {meant}: splits are named {', '.join(_PARTS)}"
+            )
+
+
 def _subfolders(root: Path) -> list[Path]:
-    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", _MAC))]
     if folders and all(folder.name.isdecimal() for folder in folders):
         return sorted(folders, key=lambda folder: (int(folder.name), folder.name))
     return sorted(folders)

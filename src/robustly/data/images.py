@@ -1,6 +1,7 @@
 """Labelled images in memory: uint8 pixels, labels, and the ids of the examples."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -198,3 +199,19 @@ def number_names(labels: Sequence[Int64[Tensor, " _"]], source: str) -> tuple[st
             "most as many classes as examples unless the class names are given"
         )
     return tuple(str(number) for number in range(largest + 1))
+
+
+def class_numbers(labels: Sequence[Int64[Tensor, " _"]], source: str) -> tuple[str, ...]:
+    """Names of the classes of files without class names; warns where labels seem to begin at 1.
+
+    The arguments and errors are those of `number_names`.
+    """
+    names = number_names(labels, source)
+    lowest = min(int(part.min()) for part in labels if len(part))
+    if lowest > 0:
+        warnings.warn(
+            f"{source}: the smallest label is {lowest}, so class 0 has no example among {len(names)} classes: "
+            "subtract 1 from labels that begin at 1",
+            stacklevel=2,
+        )
+    return names

@@ -1,7 +1,6 @@
 """Arrow tables of encoded images: Parquet files, and data sets of the Hugging Face hub."""
 
 import importlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from robustly.data.decoding import Decoding, EncodedImage, decode_images
-from robustly.data.images import number_names
+from robustly.data.images import class_numbers
 from robustly.data.rows import Rows
+from robustly.documents import parse_json
 from robustly.memory import read_parquet
 
 _USUAL_IMAGES = ("image", "img")
@@ -110,15 +110,12 @@ def _table_rows(
 ) -> dict[str, Rows]:
     chosen = {part: _chosen_columns(table, columns, names[part]) for part, table in tables.items()}
     labels = {part: _labels(table, chosen[part][1], names[part]) for part, table in tables.items()}
-    is_empty = not any(len(values) for values in labels.values())
-    numbered = () if is_empty else number_names(list(labels.values()), next(iter(names.values())))
+    named = {part: _class_names(table, chosen[part][1]) for part, table in tables.items()}
+    needs_numbers = not all(named.values()) and any(len(values) for values in labels.values())
+    numbered = class_numbers(list(labels.values()), next(iter(names.values()))) if needs_numbers else ()
     return {
         part: _encoded_rows(
-            table.column(chosen[part][0]),
-            labels[part],
-            _class_names(table, chosen[part][1]) or numbered,
-            names[part],
-            decoding,
+            table.column(chosen[part][0]), labels[part], named[part] or numbered, names[part], decoding
         )
         for part, table in tables.items()
     }
@@ -207,7 +204,7 @@ def _labels(table: pa.Table, column: str, name: str) -> Int64[Tensor, " n"]:
 def _class_names(table: pa.Table, column: str) -> tuple[str, ...]:
     """Class names that Hugging Face writes into the schema; empty without them."""
     try:
-        features = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((table.schema.metadata or {})[b"huggingface"].decode(), column)["info"]["features"]
         return tuple(str(name) for name in features[column]["names"])
     except (KeyError, TypeError, ValueError):
         return ()

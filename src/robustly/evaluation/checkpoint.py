@@ -12,8 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from robustly.documents import parse_json, read_json
 from robustly.evaluation.identity import differences
-from robustly.evidence import EvidenceError
 from robustly.evidence.images import EightBitImages, StoredImages
 from robustly.evidence.schema import AttackColumns, column_fields
 from robustly.files import whole_file, write_json
@@ -76,7 +76,7 @@ class EvaluationCheckpoint:
         path = self.folder / BEGUN
         if path.is_file():
             with suppress(ValueError, KeyError, TypeError, AttributeError, OSError):
-                begun = json.loads(path.read_text(encoding="utf-8"))
+                begun = read_json(path)
                 if begun["identity"] == self.identity:
                     return Speed(int(begun["batch_size"]), bool(begun["half_pays"]))
                 other = ", ".join(differences(self.identity, begun["identity"])) or "something"
@@ -98,7 +98,7 @@ class EvaluationCheckpoint:
             return None
         try:
             with safe_open(path, framework="np") as stored:
-                about = json.loads((stored.metadata() or {}).get("about", "{}"))
+                about = parse_json((stored.metadata() or {}).get("about", "{}"), str(path))
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             if about.get("identity") != self.identity:
                 return None
@@ -106,7 +106,7 @@ class EvaluationCheckpoint:
             images = StoredImages(tensors["ids"], tensors["images"], tensors.get("theta"))
             saved = EightBitImages(tensors["8bit.ids"], tensors["8bit.images"], tensors.get("8bit.theta"))
             return AttackEvidence(columns, images, int(about["unconfirmed"]), float(about["seconds"]), saved)
-        except (SafetensorError, EvidenceError, OSError, ValueError, KeyError):
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def save(self, name: str, found: AttackEvidence) -> None:

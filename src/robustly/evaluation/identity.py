@@ -5,6 +5,7 @@ import json
 from torch import nn
 
 from robustly.data import ImageData
+from robustly.documents import parse_json
 from robustly.evaluation.suites.suite import Suite, settings
 from robustly.evaluation.target import Mode
 from robustly.evidence.provenance import software_versions
@@ -48,7 +49,7 @@ def evaluation_identity(
 def differences(one: str, other: str) -> list[str]:
     """Names of the fields in which two identities differ; none if one of them is not JSON text of an object."""
     try:
-        here, there = json.loads(one), json.loads(other)
+        here, there = parse_json(one, "identity"), parse_json(other, "identity")
         return [name for name in here if here[name] != there.get(name)]
     except (ValueError, AttributeError, TypeError):
         return []

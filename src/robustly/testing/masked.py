@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 Images = Float[Tensor, "n c h w"]
 Logits = Float[Tensor, "n k"]
+GOLDEN_ANGLE = 2.399963  # multiples of it are spread evenly over the circle
 
 
 class Masked(nn.Module):
@@ -108,8 +109,13 @@ def dropped_input(net: nn.Module, probability: float = 0.1) -> nn.Module:
 
 
 def shattered_gradient(net: nn.Module, amplitude: float = 5e-3, frequency: float = 1e4) -> nn.Module:
-    """A sine of high frequency added to the image: a small change with a large gradient of random sign."""
-    return Masked(net, before=lambda x: x + amplitude * torch.sin(frequency * x))
+    """A sine of high frequency added to the image: a small change with a large gradient whose sign varies."""
+
+    def shatter(x: Tensor) -> Tensor:
+        phases = GOLDEN_ANGLE * torch.arange(x[0].numel(), device=x.device).reshape(x[0].shape)
+        return x + amplitude * torch.sin(frequency * x + phases)
+
+    return Masked(net, before=shatter)
 
 
 def detached_input(net: nn.Module) -> nn.Module:

@@ -52,7 +52,7 @@ class Excess:
     @property
     def words(self) -> str:
         """The p-value in words."""
-        return f"(p = {self.p_value:.2g})"
+        return f"(p = {self.p_value:.2g})" if self.p_value >= 1e-99 else "(p < 1e-99)"
 
 
 def most_significant(tests: list[Excess]) -> Excess:
