@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from killing import Commands, points
+from safetensors import safe_open
 
 from robustly.experiments.locks import repair_evaluations
 
@@ -64,6 +65,10 @@ def content(path: Path) -> Any:
     """The content of a file, without times."""
     if path.suffix == ".json":
         return plain(json.loads(path.read_text()))
+    if path.suffix == ".safetensors":  # the order of its metadata is by chance
+        with safe_open(path, framework="np") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            return stored.metadata(), {name: (str(x.dtype), x.shape, x.tobytes()) for name, x in tensors.items()}
     if path.suffix == ".pt":
         return plain(torch.load(path, weights_only=True))
     if path.suffix == ".csv":

@@ -86,8 +86,8 @@ def state_of(folder: Path, evaluate: bool) -> RunState:
     Raises:
         RunError: its files are damaged.
     """
-    if not (folder / LAST).is_file() and not (folder / "status.json").is_file():
-        return RunState("waiting")
+    if not (folder / "status.json").is_file():
+        return RunState("unfinished" if (folder / LAST).is_file() else "waiting")
     try:
         status = read_json(folder / "status.json")
         best = _row(folder / "metrics.csv", status["best_epoch"])
@@ -106,8 +106,6 @@ def state_of(folder: Path, evaluate: bool) -> RunState:
             status.get("threads"),
             status["message"],
         )
-    except FileNotFoundError:
-        return RunState("unfinished")
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{folder} is damaged ({type(error).__name__}: {error}): remove it to train the run again"
