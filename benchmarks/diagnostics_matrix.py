@@ -83,8 +83,12 @@ class Row:
 
 ONE_STEP = {
     "training.epsilon_ramp": "4",
-    "training.epochs": "28",
+    "training.epochs": "40",
     "training.select_by": "clean",
+    "training.validation_steps": "1",
+    "schedule": "{name: constant}",
+    "optimizer.learning_rate": "0.003",
+    "optimizer.weight_decay": "0.0",
     "data.train_limit": "3500",
     "model.width": "0.5",
 }
