@@ -260,7 +260,7 @@ def _add_diagnose(commands: Commands, trust: _Parser) -> None:
         allow_abbrev=False,
         help="test whether gradient masking inflates robust accuracy",
         description="Run twelve tests and a dozen checks for masked gradients on the test images of a run. "
-        "Settings as for evaluate, such as --threat l2:0.5. The exit code is 1 if a test fails.",
+        "Settings as for evaluate, such as --threat l2:0.5. The exit code is 1 if masking is suspected.",
     )
     diagnose.add_argument("run", type=Path)
     diagnose.add_argument("--count", type=int, default=DIAGNOSED, help="number of images, from the first")
