@@ -83,18 +83,37 @@ def _findings_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
     stated = evidence.summary.findings
     name = "the diagnostics are reproduced"
     if evidence.summary.schema < SCHEMA:
-        return Check(name, _older_problem(stated, expected), _older_note(evidence.summary))
+        return Check(name, _older_problem(evidence, cheap), _older_note(evidence.summary))
     if [one.id for one in stated] != [one.id for one in expected]:
         return Check(name, "other tests are stated than the evaluation makes")
     wrong = [one.id for one, other in zip(expected, stated, strict=True) if not _same_finding(one, other)]
     return Check(name, f"other outcome: {', '.join(wrong)}" if wrong else "")
 
 
-def _older_problem(stated: Sequence[Finding], expected: Sequence[Finding]) -> str:
-    """The problem with findings of an older schema, whose tests had other words and limits, or an empty text."""
-    again = {one.id: one.passed for one in expected}
-    wrong = [one.id for one in stated if again.get(one.id, one.passed) != one.passed]
-    return f"other outcome: {', '.join(wrong)}" if wrong else ""
+def _older_problem(evidence: Evidence, cheap: Sequence[Finding]) -> str:
+    """The problem with findings of an older schema, or an empty text.
+
+    Its tests had other words and limits. A sentinel failed with a single success.
+    """
+    again = {one.id: one.passed for one in cheap} | {
+        one.finding.id: one.broken == 0 for one in _sentinels(evidence)
+    }
+    stated = {one.id: one.passed for one in evidence.summary.findings}
+    missing = [name for name, passed in again.items() if passed is False and name not in stated]
+    wrong = [name for name, passed in stated.items() if again.get(name, passed) != passed]
+    return f"other outcome: {', '.join([*missing, *wrong])}" if missing or wrong else ""
+
+
+def _older_masking_problem(evidence: Evidence, cheap: Sequence[Finding]) -> str:
+    """The problem with the sentences on masked gradients of an older schema, or an empty text."""
+    summary, sentinels = evidence.summary, _sentinels(evidence)
+    suspected = bool(masking_suspected(cheap)) or any(one.broken for one in sentinels)
+    if bool(summary.masking) != suspected:
+        return "they differ"
+    known = {one.words for one in summary.findings if one.passed is False}
+    forms = [one.suspicion for one in sentinels if one.broken]
+    stray = [text for text in summary.masking if text not in known and not any(similar(text, one) for one in forms)]
+    return f"no failed diagnostic has {stray[0][:60]!r}" if stray else ""
 
 
 def _older_note(summary: Summary) -> str:
@@ -118,14 +137,15 @@ def similar(one: str, other: str) -> bool:
 
 
 def _masking_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
+    name = "the sentences on masked gradients follow from the findings"
+    if evidence.summary.schema < SCHEMA:
+        return Check(name, _older_masking_problem(evidence, cheap))
     expected = list(masking_suspected(cheap))
     for outcome in _sentinels(evidence):
         expected += outcome.suspicions
     stated = evidence.summary.masking
     same = len(stated) == len(expected) and all(map(similar, expected, stated))
-    if evidence.summary.schema < SCHEMA:
-        same = bool(stated) == bool(expected)
-    return Check("the sentences on masked gradients follow from the findings", "" if same else "they differ")
+    return Check(name, "" if same else "they differ")
 
 
 def _warnings_check(evidence: Evidence, clean: Tensor) -> Check:
