@@ -18,6 +18,7 @@ from robustly.evidence.schema import SCHEMA
 from robustly.evidence.schema_3 import OLD_RULE
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_FEW_IMAGES = 0.03  # as a share of the images of the diagnostics
 _PRECISIONS = ("full", "as the suite says")
 _LARGEST_BATCH = 1_000_000
 _VERSIONS = ("robustly", "torch", "python")
@@ -86,7 +87,12 @@ def _findings_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
         return Check(name, _older_problem(evidence, cheap), _older_note(evidence.summary))
     if [one.id for one in stated] != [one.id for one in expected]:
         return Check(name, "other tests are stated than the evaluation makes")
-    wrong = [one.id for one, other in zip(expected, stated, strict=True) if not _same_finding(one, other)]
+    pairs = zip(expected, stated, strict=True)
+    same = [
+        _same_finding(one, other) if index < len(cheap) else one == other
+        for index, (one, other) in enumerate(pairs)
+    ]
+    wrong = [one.id for one, is_same in zip(expected, same, strict=True) if not is_same]
     return Check(name, f"other outcome: {', '.join(wrong)}" if wrong else "")
 
 
@@ -124,16 +130,24 @@ def _same_finding(one: Finding, other: Finding) -> bool:
     same = (one.passed, one.title, one.threshold) == (other.passed, other.title, other.threshold)
     if one.value is None or other.value is None:
         return same and one.value == other.value and similar(one.words, other.words)
-    close = math.isclose(one.value, other.value, rel_tol=0.02, abs_tol=1e-3)
+    close = math.isclose(one.value, other.value, rel_tol=0.1, abs_tol=_FEW_IMAGES)
     return same and close and similar(one.words, other.words)
 
 
 def similar(one: str, other: str) -> bool:
-    """Return True if two sentences differ by no more than rounding in their numbers."""
+    """Return True if two sentences differ in their numbers by no more than other rounding explains.
+
+    An attack may break one or two other images then; counts differ by as much, and the probabilities with them.
+    """
     if _NUMBER.split(one) != _NUMBER.split(other):
         return False
     pairs = zip(_NUMBER.findall(one), _NUMBER.findall(other), strict=True)
-    return all(math.isclose(float(a), float(b), rel_tol=0.02, abs_tol=0.11) for a, b in pairs)
+    return all(math.isclose(float(a), float(b), rel_tol=0.1, abs_tol=_tolerated(a + b)) for a, b in pairs)
+
+
+def _tolerated(digits: str) -> float:
+    """Difference of two numbers, written one after the other: two images, or a probability that they change."""
+    return 2 if digits.isdigit() else 0.3
 
 
 def _masking_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
