@@ -15,9 +15,11 @@ STATED = (
     "precision of the searches",
     "batch size",
     "successes that a second pass did not confirm",
+    "course of the training",
+    "analysis of gradients and loss surfaces",
     "names of run, model and data where there is no run folder",
 )
-"""What an evaluation states and an audit cannot derive; an audit checks only its form."""
+"""What an evaluation or its run states and an audit cannot derive; of the evaluation it checks only the form."""
 
 
 @dataclass(frozen=True)
