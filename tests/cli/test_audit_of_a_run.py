@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from cli_tools import refusal
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors.numpy import load_file, save_file
 
 from robustly.cli import main
+from robustly.evidence.schema import IMAGES, TABLE
 from robustly.reports.pages.page import render
 from robustly.reports.reading import read_run
 
@@ -27,6 +30,7 @@ SMALL = [
     "--evaluation.suite", "mine", "--method.inner.steps", "2",
 ]  # fmt: skip
 Edit = Callable[[dict[str, Any]], None]
+CHEAP = ["--share", "0.5", "--confidence", "0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,25 @@ def test_a_passed_audit_prints_its_guarantee_and_is_on_the_page(
     assert "Stated, not checked" in page
     edit(run, lambda summary: summary.update(device="cuda:0"))
     assert "Not audited" in render([read_run(run)])  # the audited evidence was another
+
+
+@pytest.mark.parametrize("name", [TABLE, IMAGES])
+def test_a_page_of_other_rows_or_images_than_the_audited_ones_is_not_audited(run: Path, name: str) -> None:
+    assert main(["audit", str(run), *CHEAP]) == 0
+    file = run / "evaluation" / name
+    if name == TABLE:
+        pq.write_table(pq.read_table(file), file, compression="gzip")
+    else:
+        save_file(load_file(file), file, {"made": "later"})
+    assert "Not audited" in render([read_run(run)])
+
+
+def test_attacks_seen_in_training_cannot_be_stated_to_be_unknown(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(run, lambda summary: summary.update(seen_attacks=None))
+    assert main(["audit", str(run), *CHEAP]) == 1
+    assert "FAILED the attacks marked as seen in training" in capsys.readouterr().out
 
 
 def test_a_failed_audit_is_on_the_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,9 +158,6 @@ def keys(tmp_path: Path) -> tuple[Path, Path]:
         key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     )
     return secret, public
-
-
-CHEAP = ["--share", "0.5", "--confidence", "0.5"]
 
 
 def test_a_signature_is_verified_until_a_file_changes(

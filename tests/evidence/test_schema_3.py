@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from half_space import SUITE, target
 from robustly.evaluation import audit, evaluate
+from robustly.evaluation.audit.statements import statement_checks
+from robustly.evaluation.diagnostics import cheap_findings
 from robustly.evidence import read_evidence, read_summary
 from robustly.evidence.schema import SUMMARY
 from robustly.evidence.schema_3 import OLD_RULE
@@ -47,6 +51,25 @@ def test_its_columns_are_kept_and_nothing_is_invented() -> None:
 
 def test_it_is_reported_with_the_warning(run: Path) -> None:
     assert "The 8-bit numbers follow the rule of evidence before schema 4" in render([read_run(run)])
+
+
+def test_a_diagnostic_that_fails_now_cannot_be_left_out() -> None:
+    evidence = read_evidence(SAMPLE / "evaluation")
+    summary, t = evidence.summary, target()
+    clean = t.logits(t.data.floats, torch.arange(len(t.data)))
+    failed = [replace(one, passed=one.passed and one.id != "D6") for one in cheap_findings(t)]
+
+    def found(**changes: object) -> dict[str, str]:
+        forged = replace(evidence, summary=replace(summary, **changes))
+        return {check.name: check.problem for check in statement_checks(forged, clean, failed, None)}
+
+    name, sentences = "the diagnostics are reproduced", "the sentences on masked gradients follow from the findings"
+    assert "D6" in found(findings=[])[name]
+    stated = [one for one in failed if one.id == "D6"]
+    assert not found(findings=stated)[name]
+    assert not found(findings=stated, masking=(stated[0].words,))[sentences]
+    assert found(findings=stated, masking=())[sentences]
+    assert "Experts" in found(findings=stated, masking=("Experts have found no masking.",))[sentences]
 
 
 def test_the_audit_checks_it_by_its_own_rule_and_names_it(run: Path) -> None:

@@ -115,6 +115,7 @@ def unlike_run(summary: Summary, config: RunConfig) -> list[str]:
     mode = {evaluation.mode, "worst_case"}  # suites in stages always use the second
     pairs |= {
         "threat": (str(config.threat), summary.threat.text),
+        "threat.box": (tuple(config.threat.box), tuple(summary.threat.box)),
         "evaluation.suite": (evaluation.suite, summary.suite.name),
         "evaluation.stages": (stages, composed),
         "evaluation.mode": (evaluation.mode, summary.suite.mode)

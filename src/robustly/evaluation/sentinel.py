@@ -50,10 +50,14 @@ class SentinelOutcome:
         )
 
     @property
-    def suspicions(self) -> tuple[str, ...]:
-        """A sentence on adversarial examples that only the sentinel found, if they are significantly many."""
-        words = (
+    def suspicion(self) -> str:
+        """A sentence on adversarial examples that only the sentinel found."""
+        return (
             f"{self.title}, a search of another kind, broke {self.broken} of {self.tried} images that no attack "
             "before it broke."
         )
-        return () if self.test.passed else (words,)
+
+    @property
+    def suspicions(self) -> tuple[str, ...]:
+        """The sentence, if these examples are significantly many."""
+        return () if self.test.passed else (self.suspicion,)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustly.evidence.records import EvidenceError, from_json, read_object, to_json
-from robustly.evidence.schema import SUMMARY
+from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.files import file_sha256, write_json
 
 AUDIT, SIGNATURE = "audit.json", "signature.json"
@@ -15,9 +15,11 @@ STATED = (
     "precision of the searches",
     "batch size",
     "successes that a second pass did not confirm",
+    "course of the training",
+    "analysis of gradients and loss surfaces",
     "names of run, model and data where there is no run folder",
 )
-"""What an evaluation states and an audit cannot derive; an audit checks only its form."""
+"""What an evaluation or its run states and an audit cannot derive; of the evaluation it checks only the form."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def write_audit(folder: Path, record: AuditRecord) -> None:
 
 
 def read_audit(folder: Path) -> AuditRecord | None:
-    """The result of the last audit of an evaluation; None without one, or if the evidence changed since.
+    """The result of the last audit of an evaluation; None without one, or if one of the three files changed since.
 
     Raises:
         EvidenceError: the file is damaged.
@@ -84,7 +86,11 @@ def read_audit(folder: Path) -> AuditRecord | None:
     if not file.is_file():
         return None
     record = from_json(AuditRecord, read_object(file), str(file))
-    return record if record.evidence == file_sha256(folder / SUMMARY) else None
+    named = read_object(folder / SUMMARY).get("files")
+    if record.evidence != file_sha256(folder / SUMMARY) or not isinstance(named, dict):
+        return None
+    parts = [folder / name for name in (TABLE, IMAGES)]
+    return record if all(one.is_file() and file_sha256(one) == named.get(one.name) for one in parts) else None
 
 
 def read_signature(folder: Path) -> Signature | None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,3 +57,24 @@ def edit_images(folder: Path, change: Callable[[Tensors], None]) -> None:
     images = {name: value.copy() for name, value in load_file(folder / IMAGES).items()}
     change(images)
     save_file({name: np.ascontiguousarray(value) for name, value in images.items()}, folder / IMAGES)
+
+
+def hide(table: EvidenceTable, rows: Any) -> None:
+    """Make rows stand that are broken, with everything else as an attack that found nothing leaves it."""
+    for columns in (*table.attacks.values(), table.worst_case):
+        columns.broken[rows] = columns.broken_8bit[rows] = False
+    for own in table.attacks.values():
+        own.distance[rows], own.prediction[rows], own.passes_8bit[rows] = np.nan, -1, 0
+        standing = own.tried & ~own.broken
+        own.forwards[rows], own.backwards[rows] = own.forwards[standing].max(), own.backwards[standing].max()
+        own.margin[rows] = -0.01
+
+
+def without(rows_of: list[int]) -> Callable[[Tensors], None]:
+    def drop(images: Tensors) -> None:
+        for name in {key.removesuffix(".ids") for key in images if key.endswith(".ids")} - {"gallery", "curve"}:
+            kept = ~np.isin(images[f"{name}.ids"], rows_of)
+            for part in ("ids", "images"):
+                images[f"{name}.{part}"] = images[f"{name}.{part}"][kept]
+
+    return drop

@@ -14,6 +14,7 @@ from half_space import target
 from robustly.attacks import PGD
 from robustly.evaluation import Suite, audit, evaluate
 from robustly.evaluation.audit.eight_bit import eight_bit_checks
+from robustly.evaluation.audit.rounding import Rounding
 from robustly.evidence import Evidence, EvidenceTable, read_evidence, write_evidence
 from robustly.threats import parse_threat
 
@@ -35,7 +36,7 @@ def folder(evidence: Evidence, tmp_path: Path) -> Path:
 
 def found(folder: Path) -> str:
     """Problems that the checks of the 8-bit verdicts name."""
-    checks = eight_bit_checks(read_evidence(folder), target())
+    checks = eight_bit_checks(read_evidence(folder), target(), Rounding(1.0))
     return "; ".join(f"{check.name}: {check.problem}" for check in checks if check.problem)
 
 
@@ -204,7 +205,7 @@ def test_images_rendered_from_parameters(
     write_evidence(evidence, tmp_path)
     if change is not None:
         edit_images(tmp_path, change)
-    checks = eight_bit_checks(read_evidence(tmp_path), turning)
+    checks = eight_bit_checks(read_evidence(tmp_path), turning, Rounding(1.0))
     told = "; ".join(check.problem for check in checks)
     assert (reason in told) if reason else not told.strip("; ")
 

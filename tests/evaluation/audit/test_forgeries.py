@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from forging import Tensors, edit_images, edit_table, problems, reseal, reseal_hashes
+from forging import Tensors, edit_images, edit_table, hide, problems, reseal, reseal_hashes, without
 from torch import nn
 
 from robustly.attacks import ATTACKS
@@ -109,6 +109,18 @@ def passes_of_broken_rows(own: AttackColumns, _: EvidenceTable) -> None:
     own.backwards[own.broken & own.tried] += 500
 
 
+def passes_of_one_row(own: AttackColumns, _: EvidenceTable) -> None:
+    own.forwards[first(own.tried & ~own.broken)] = 100_000
+
+
+def passes_that_overflow(own: AttackColumns, _: EvidenceTable) -> None:
+    own.forwards[np.flatnonzero(own.tried)[:2]] = 2**62
+
+
+def passes_of_one_row_in_8_bits(own: AttackColumns, _: EvidenceTable) -> None:
+    own.passes_8bit[first(own.passes_8bit > 0)] = 5_000
+
+
 def negative_passes(own: AttackColumns, _: EvidenceTable) -> None:
     own.forwards[first(own.tried)] = -1
 
@@ -204,7 +216,8 @@ ROWS = {
     **{
         one.__name__: column("pgd_10", one)
         for one in (
-            fewer_passes, more_passes, passes_of_broken_rows, negative_passes, passes_without_an_attack,
+            fewer_passes, more_passes, passes_of_broken_rows, passes_of_one_row, passes_that_overflow,
+            passes_of_one_row_in_8_bits, negative_passes, passes_without_an_attack,
             wide_margins, unknown_margins, margins_without_an_attack, zero_gradients_everywhere, passes_in_8_bits,
             stands_in_8_bits, another_class,
             a_class_without_an_image, a_distance_without_an_image, farther, no_output, not_attacked,
@@ -235,27 +248,6 @@ def test_forged_rows_of_stages_fail(staged: Scene, name: str) -> None:
     edit_table(staged.folder, ROWS[name])
     reseal(staged.folder)
     assert staged.problems()
-
-
-def hide(table: EvidenceTable, rows: Any) -> None:
-    """Make rows stand that are broken, with everything else as an attack that found nothing leaves it."""
-    for columns in (*table.attacks.values(), table.worst_case):
-        columns.broken[rows] = columns.broken_8bit[rows] = False
-    for own in table.attacks.values():
-        own.distance[rows], own.prediction[rows], own.passes_8bit[rows] = np.nan, -1, 0
-        standing = own.tried & ~own.broken
-        own.forwards[rows], own.backwards[rows] = own.forwards[standing].max(), own.backwards[standing].max()
-        own.margin[rows] = -0.01
-
-
-def without(rows_of: list[int]) -> Callable[[Tensors], None]:
-    def drop(images: Tensors) -> None:
-        for name in {key.removesuffix(".ids") for key in images if key.endswith(".ids")} - {"gallery", "curve"}:
-            kept = ~np.isin(images[f"{name}.ids"], rows_of)
-            for part in ("ids", "images"):
-                images[f"{name}.{part}"] = images[f"{name}.{part}"][kept]
-
-    return drop
 
 
 @pytest.mark.parametrize("margin", [-0.01, -1e-6, -3.0])
@@ -562,35 +554,3 @@ def test_an_evaluation_of_fewer_images_fails(plain: Scene, plain_evidence: Evide
     chosen = images.select(keep)
     write_evidence(evaluate(plain.target.model, chosen, THREAT, PLAIN, batch_size=60), plain.folder)
     assert "images are those named" in plain.problems()
-
-
-class ScaledDown(nn.Module):
-    """A network whose logits are a million times smaller."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.net(x) * 1e-6
-        return logits
-
-
-def test_hidden_rows_of_a_network_with_tiny_logits_fail(
-    digit_net: nn.Module, images: ImageData, tmp_path: Path
-) -> None:
-    """Tolerances are relative, so that no verdict counts as a tie because logits are small."""
-    net, hidden = ScaledDown(digit_net).eval(), []
-    suite = Suite("small", {"pgd_10": ATTACKS["pgd_10"]})
-    write_evidence(evaluate(net, images, THREAT, suite, batch_size=60), tmp_path)
-
-    def change(table: EvidenceTable) -> None:
-        rows = np.flatnonzero(table.worst_case.broken & table.correct)
-        hide(table, rows)
-        hidden.extend(table.examples.id[rows].tolist())
-
-    edit_table(tmp_path, change)
-    edit_images(tmp_path, without(hidden))
-    reseal(tmp_path)
-    found = problems(audit(tmp_path, EvaluationTarget(net, images, THREAT), suite))
-    assert "broke (ids" in found

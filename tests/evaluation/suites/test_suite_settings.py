@@ -60,8 +60,15 @@ def test_a_stage_that_makes_no_sense_is_named(stages: dict, words: str) -> None:
 
 
 def test_a_known_name_cannot_be_given_to_another_suite() -> None:
-    with pytest.raises(SettingsError, match="'standard' is a known suite"):
+    with pytest.raises(SettingsError, match="'standard' is the name of a known suite"):
         suite_from("standard", STAGES, "linf")
+
+
+@pytest.mark.parametrize(("name", "stage"), [("st\u0430ndard", "one"), ("mine", "\u0430pgd_t"), ("m" * 61, "one")])
+def test_names_that_look_like_others_are_refused(name: str, stage: str) -> None:
+    """Cyrillic letters look like Latin ones."""
+    with pytest.raises(SettingsError, match="printable ASCII"):
+        suite_from(name, {stage: {"attack": "pgd_10"}}, "linf")
 
 
 def test_a_configuration_is_refused_before_any_work() -> None:

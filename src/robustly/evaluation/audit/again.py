@@ -9,7 +9,8 @@ from torch import Tensor
 from robustly.attacks import Attack
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import input_gradient, logits_of
-from robustly.evaluation.audit.check import Placed, placed, tolerance
+from robustly.evaluation.audit.check import Placed, placed
+from robustly.evaluation.audit.rounding import Rounding
 from robustly.evaluation.confirmation import attack_rows
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget, no_progress
@@ -18,6 +19,9 @@ from robustly.evidence.schema import AttackColumns, Flags, Single, Whole
 from robustly.objectives import ClassificationGoal, margin
 
 _PUSHES = 20  # steps that move an adversarial example further behind the boundary
+LARGEST = 5
+"""Rows with the most passes that are attacked again, so that no single row carries a mean."""
+_FACTOR = 10  # of their passes: a random search may be far faster or slower after other rounding
 _PROBE = 1  # forward passes by which two batches differ: the first one tests the copy in bfloat16
 
 
@@ -40,7 +44,14 @@ class Again:
 
 
 def attack_again(
-    target: EvaluationTarget, table: EvidenceTable, name: str, attack: Attack, rows: Whole, stands: Flags
+    target: EvaluationTarget,
+    table: EvidenceTable,
+    name: str,
+    attack: Attack,
+    rows: Whole,
+    *,
+    stands: Flags,
+    rounding: Rounding,
 ) -> Again:
     """Repeat an attack.
 
@@ -51,6 +62,7 @@ def attack_again(
         attack: the attack.
         rows: rows to attack, ascending, `(M,)`.
         stands: mask of the rows that are stated to be unbroken, `(N,)`.
+        rounding: rounding of the network.
     """
     device = target.data.images.device
     found = attack_rows(target, attack, torch.from_numpy(rows).to(device), name, no_progress)
@@ -60,11 +72,11 @@ def attack_again(
     here = torch.from_numpy(fell[shown.here]).to(device)
     if bool(here.any()):
         broken = shown.only(here)
-        clear[broken.here] = as_array(_clearly_broken(target, broken))
+        clear[broken.here] = as_array(_clearly_broken(target, broken, rounding))
     return Again(rows, found.columns, np.flatnonzero(clear), np.flatnonzero(fell & ~clear))
 
 
-def _clearly_broken(target: EvaluationTarget, shown: Placed) -> Tensor:
+def _clearly_broken(target: EvaluationTarget, shown: Placed, rounding: Rounding) -> Tensor:
     """Mask of images that are misclassified by more than rounding, perhaps after further steps, `(M,)`."""
     data = target.data
     label, allowed = data.labels[shown.rows], target.threat.around(data.floats(shown.rows))
@@ -76,7 +88,7 @@ def _clearly_broken(target: EvaluationTarget, shown: Placed) -> Tensor:
         logits = target.verdict(images, label)
         valid = ((images >= low) & (images <= high)).flatten(1).all(1) & allowed.contains(theta)
         gap = margin(logits, ClassificationGoal(label))
-        clear |= valid & (gap > tolerance(logits))
+        clear |= valid & (gap > rounding.tolerance(logits))
         if bool(clear.all()):
             break
         with torch.enable_grad(), frozen(target.model):
@@ -104,18 +116,40 @@ def differences(again: Again, stated: AttackColumns, *, exact: bool) -> str:
     both = rows[~mine.broken[rows] & ~stated.broken[rows]]
     share = 0.1 if exact else 0.3
     spent = mine.forwards + mine.backwards, stated.forwards + stated.backwards
-    off = np.abs(spent[0][both] - spent[1][both]) > np.maximum(_PROBE, 0 if exact else 0.02 * spent[0][both])
-    if off.sum() > share * len(both) or _sums_differ(spent[0][both], spent[1][both], share):
-        return f"{int(off.sum())} of {len(both)} unbroken rows took another number of passes"
-    fell = rows[mine.broken[rows] & stated.broken[rows]]
-    if len(fell) >= 10 and _sums_differ(spent[0][fell], spent[1][fell], 2 * share):
-        return f"{len(fell)} broken rows took another number of passes"
+    problem = _pass_problem(again, stated, spent, both, exact=exact)
+    if problem:
+        return problem
     off = ~_close(mine.margin[both], stated.margin[both], exact)
     if off.sum() > max(share * len(both), 1):
         return f"{int(off.sum())} of {len(both)} unbroken rows have another margin"
     flat = np.abs(mine.zero_gradients[both] - stated.zero_gradients[both]) > np.maximum(2, 0.1 * spent[0][both])
     if flat.sum() > max(share * len(both), 1):
         return f"{int(flat.sum())} of {len(both)} unbroken rows have another number of zero gradients"
+    return ""
+
+
+def _pass_problem(
+    again: Again, stated: AttackColumns, spent: tuple[Whole, Whole], both: Whole, *, exact: bool
+) -> str:
+    """The difference between passes and the stated ones, or an empty text.
+
+    Args:
+        again: the repetition.
+        stated: the columns of the evidence.
+        spent: passes of the repetition and stated ones, `(N,)` each.
+        both: rows that are unbroken in both.
+        exact: see `differences`.
+    """
+    rows, share = again.rows, 0.1 if exact else 0.3
+    off = np.abs(spent[0][both] - spent[1][both]) > np.maximum(_PROBE, 0 if exact else 0.02 * spent[0][both])
+    if off.sum() > share * len(both) or _sums_differ(spent[0][both], spent[1][both], share):
+        return f"{int(off.sum())} of {len(both)} unbroken rows took another number of passes"
+    fell = rows[again.columns.broken[rows] & stated.broken[rows]]
+    if len(fell) >= 10 and _sums_differ(spent[0][fell], spent[1][fell], 2 * share):
+        return f"{len(fell)} broken rows took another number of passes"
+    largest = rows[np.argsort(spent[1][rows], kind="stable")[-LARGEST:]]
+    if int(spent[1][largest].sum()) > _FACTOR * int(spent[0][largest].sum()):
+        return "the rows with the most passes took far fewer"
     return ""
 
 

@@ -5,21 +5,27 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from robustly.evaluation.audit.check import Check, Placed, disagree, first_id, placed
+from robustly.evaluation.audit.check import Check, Placed, first_id, placed
 from robustly.evaluation.audit.eight_bit import eight_bit_checks
+from robustly.evaluation.audit.rounding import Rounding
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.suites.suite import planned_rows
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence, EvidenceTable, StoredImages, Summary
 from robustly.evidence.schema import AttackColumns, Flags
 
+_MOST_PASSES = 10**9
 
-def attacks_checks(evidence: Evidence, target: EvaluationTarget, is_suspicious: bool) -> Iterator[Check]:
+
+def attacks_checks(
+    evidence: Evidence, target: EvaluationTarget, rounding: Rounding, is_suspicious: bool
+) -> Iterator[Check]:
     """All checks of all attacks, and their union.
 
     Args:
         evidence: the evidence.
         target: the model, the data and the threat.
+        rounding: rounding of the network.
         is_suspicious: whether a failed diagnostic requires the stages marked `on_suspicion`.
     """
     summary, table = evidence.summary, evidence.table
@@ -31,8 +37,9 @@ def attacks_checks(evidence: Evidence, target: EvaluationTarget, is_suspicious: 
         problem = _row_problem(table, columns, stored, unbroken=unbroken, expected=expected)
         yield Check(f"{name}: rows and images agree", problem)
         if not problem:
-            yield from _image_checks(name, columns, placed(stored, table, target), table, target)
-    yield from eight_bit_checks(evidence, target)
+            for title, wrong in _image_problems(columns, placed(stored, table, target), table, target, rounding):
+                yield Check(f"{name}: {title}", wrong)
+    yield from eight_bit_checks(evidence, target, rounding)
     yield _worst_case(table)
 
 
@@ -87,36 +94,38 @@ def _column_problem(columns: AttackColumns, shown: Flags) -> str:
             return f"{column} has values of examples that were not attacked"
         if column not in ("margin", "distance", "prediction") and (values < 0).any():
             return f"{column} is negative"
+        if column in ("forwards", "backwards", "passes_8bit", "zero_gradients") and (values > _MOST_PASSES).any():
+            return f"{column} is more than any attack takes"
     return "a prediction has no image" if (columns.prediction[~shown] != -1).any() else ""
 
 
-def _image_checks(
-    name: str, columns: AttackColumns, shown: Placed, table: EvidenceTable, target: EvaluationTarget
-) -> Iterator[Check]:
-    """Check position, prediction and distance of every stored image of an attack."""
+def _image_problems(
+    columns: AttackColumns, shown: Placed, table: EvidenceTable, target: EvaluationTarget, rounding: Rounding
+) -> Iterator[tuple[str, str]]:
+    """The checks of position, prediction and distance of every stored image of an attack, each with its problem."""
     here, x = shown.here, target.data.floats(shown.rows)
     broken, label = columns.broken[here], table.examples.label[here]
     allowed = target.threat.around(x)
     problem = shown.rendering_problem(allowed)
-    yield Check(f"{name}: images are rendered from their parameters", problem)
+    yield "images are rendered from their parameters", problem
     if problem:
         return
     inside = as_array(allowed.contains(shown.points))
     stray, hidden = (broken & ~inside) | ~shown.in_box(target), inside & ~broken
     problem = f"{int(stray.sum())} images outside ball or box" if stray.any() else ""
     problem += f"{int(hidden.sum())} images inside it are not counted" if hidden.any() else ""
-    yield Check(f"{name}: images inside the threat set", problem)
+    yield "images inside the threat set", problem
     prediction = columns.prediction[here]
-    correct = disagree(shown.logits(target), prediction) | (prediction == label)
+    correct = rounding.disagree(shown.logits(target), prediction) | (prediction == label)
     where = (
         f"{int(correct.sum())} are not, first id {int(table.examples.id[here[correct]][0])}"
         if correct.any()
         else ""
     )
-    yield Check(f"{name}: images misclassified as stated", where)
+    yield "images misclassified as stated", where
     measured = as_array(allowed.size(shown.points), torch.float32)
     off = ~np.isclose(columns.distance[here], measured, rtol=1e-4, atol=1e-5)
-    yield Check(f"{name}: distances", f"{int(off.sum())} differ" if off.any() else "")
+    yield "distances", f"{int(off.sum())} differ" if off.any() else ""
 
 
 def _worst_case(table: EvidenceTable) -> Check:

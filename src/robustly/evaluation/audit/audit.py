@@ -21,6 +21,7 @@ from robustly.evaluation.audit.identity import (
 )
 from robustly.evaluation.audit.numbers import numbers_check
 from robustly.evaluation.audit.rerun import rerun_checks
+from robustly.evaluation.audit.rounding import Rounding
 from robustly.evaluation.audit.sampling import Sampling
 from robustly.evaluation.audit.statements import Named, statement_checks
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
@@ -103,11 +104,12 @@ def _checks(
     if not (identity[-1].passed and parts.passed):
         return  # rows of another model or of other images cannot be compared
     clean = target.logits(target.data.floats, torch.arange(len(target.data), device=target.data.images.device))
-    yield clean_check(table, clean)
+    rounding = Rounding.of(clean, target.data.labels)
+    yield clean_check(table, clean, rounding)
     findings = cheap_findings(target)
     yield from statement_checks(evidence, clean, findings, named)
-    yield from attacks_checks(evidence, target, bool(masking_suspected(findings)))
-    curve = curve_check(evidence, target, suite)
+    yield from attacks_checks(evidence, target, rounding, bool(masking_suspected(findings)))
+    curve = curve_check(evidence, target, suite, rounding)
     if curve is not None:
         yield curve
     yield numbers_check(evidence, read_summary_fields(folder))
@@ -116,7 +118,7 @@ def _checks(
     yield gallery_check(evidence, target)
     if suite is not None:
         yield description_check(summary, target, suite)
-        yield from rerun_checks(evidence, target, suite, sampling)
+        yield from rerun_checks(evidence, target, suite, sampling, rounding)
 
 
 def _as_evaluated(target: EvaluationTarget, evidence: Evidence) -> EvaluationTarget:

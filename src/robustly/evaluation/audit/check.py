@@ -13,7 +13,6 @@ from robustly.evidence.schema import EvidenceTable, Flags, Whole
 from robustly.threats import LpBall, ThreatSet
 
 _RENDERING = 1e-4  # differences of pixel values up to this are attributed to rounding
-_TIE = 1e-4  # differences of logits up to this are attributed to rounding
 
 
 @dataclass(frozen=True)
@@ -113,28 +112,6 @@ def placed(stored: StoredImages, table: EvidenceTable, target: EvaluationTarget)
         allowed = target.threat.around(target.data.floats(rows_of_data))
         theta = None if isinstance(allowed, LpBall) else allowed.identity()
     return Placed(rows_of_data, rows[order], images, theta)
-
-
-def tolerance(logits: Tensor) -> Tensor:
-    """Differences of logits that rounding may cause, relative to the largest logit of each row, `(M,)`.
-
-    There is no absolute part: a network with tiny logits has tiny tolerances.
-    """
-    return _TIE * logits.abs().amax(1)
-
-
-def disagree(logits: Tensor, stated: Whole) -> Flags:
-    """Mask of rows whose largest logit is not that of the stated class, except for ties by rounding, `(M,)`."""
-    claimed = torch.from_numpy(stated).to(logits.device)
-    own = logits.gather(1, claimed.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-    behind = logits.amax(1) - own > tolerance(logits)
-    return as_array(behind | (claimed < 0) | (claimed >= logits.shape[1]))
-
-
-def tied(logits: Tensor) -> Flags:
-    """Mask of rows whose two largest logits are equal up to rounding, `(M,)`."""
-    gap = logits.topk(2, dim=1).values.diff(dim=1).abs()[:, 0]
-    return as_array(gap <= tolerance(logits))
 
 
 def first_id(table: EvidenceTable, wrong: Flags) -> int:

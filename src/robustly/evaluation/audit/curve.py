@@ -3,24 +3,28 @@
 import numpy as np
 import torch
 
-from robustly.evaluation.audit.check import Check, placed, tied
+from robustly.evaluation.audit.check import Check, Placed, placed
+from robustly.evaluation.audit.rounding import Rounding
 from robustly.evaluation.curve import curve_by_distances, curve_points, curve_radii
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence, StoredImages
-from robustly.evidence.schema import CurveColumns, EvidenceTable, Flags, Single
+from robustly.evidence.schema import CurveColumns, EvidenceTable, Flags
 
 _NAME = "security curve"
 
 
-def curve_check(evidence: Evidence, target: EvaluationTarget, suite: Suite | None) -> Check | None:
+def curve_check(
+    evidence: Evidence, target: EvaluationTarget, suite: Suite | None, rounding: Rounding
+) -> Check | None:
     """Check the curve against the suite, the rows of its attack and its images; None if there should be none.
 
     Args:
         evidence: the evidence.
         target: the model, the data and the threat.
         suite: the suite of the evaluation; None if it is not known.
+        rounding: rounding of the network.
     """
     curve, table, stored = evidence.summary.metrics.security_curve, evidence.table, evidence.images.curve
     parts = [curve is not None, table.curve is not None, stored is not None]
@@ -36,7 +40,10 @@ def curve_check(evidence: Evidence, target: EvaluationTarget, suite: Suite | Non
     sizes = list(curve.epsilon[1:])
     problem = "" if suite is None else _derived_problem(evidence, table.curve, stored, target, suite)
     problem = problem or _row_problem(evidence, table.curve, stored, sizes)
-    return Check(_NAME, problem or _image_problem(table, table.curve.distance, stored, target, sizes))
+    if problem:
+        return Check(_NAME, problem)
+    shown = placed(stored, table, target)
+    return Check(_NAME, _image_problem(table, shown, target, sizes, rounding))
 
 
 def _derived_problem(
@@ -77,10 +84,10 @@ def _row_problem(evidence: Evidence, curve: CurveColumns, stored: StoredImages, 
 
 
 def _image_problem(
-    table: EvidenceTable, distance: Single, stored: StoredImages, target: EvaluationTarget, sizes: list[float]
+    table: EvidenceTable, shown: Placed, target: EvaluationTarget, sizes: list[float], rounding: Rounding
 ) -> str:
-    shown = placed(stored, table, target)
-    own = distance[shown.here]
+    assert table.curve is not None
+    own = table.curve.distance[shown.here]
     on_grid = np.isin(own, np.array(sizes, dtype=own.dtype))
     inside = np.zeros(len(own), dtype=bool)
     for size in sizes:
@@ -94,6 +101,6 @@ def _image_problem(
             inside[as_array(here)] = as_array(allowed.contains(part.points))
     logits = shown.logits(target)
     # an exact tie counts as misclassified: rounding differs between machines
-    fooled = (as_array(logits.argmax(1)) != table.examples.label[shown.here]) | tied(logits)
+    fooled = (as_array(logits.argmax(1)) != table.examples.label[shown.here]) | rounding.tied(logits)
     bad = ~(on_grid & inside & fooled)
     return f"{int(bad.sum())} images do not break the model at the size stated" if bad.any() else ""

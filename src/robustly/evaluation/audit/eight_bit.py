@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustly.evaluation.audit.check import Check, Placed, first_id, placed, tied
+from robustly.evaluation.audit.check import Check, Placed, first_id, placed
+from robustly.evaluation.audit.rounding import Rounding
 from robustly.evaluation.eight_bit import search_again
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget, places
@@ -17,10 +18,11 @@ from robustly.threats.eight_bit import WHITE
 
 FIRST_SCHEMA = 4
 _RENDERING = 0.5 / WHITE + 1e-4  # rounding of a rendered image to the nearest level, and of the rendering
+_MOST = 100  # passes by which one search may differ: it takes no more
 _OTHER_PATHS = 0.1  # share of the searches that may take other passes, by other rounding of the arithmetic
 
 
-def eight_bit_checks(evidence: Evidence, target: EvaluationTarget) -> Iterator[Check]:
+def eight_bit_checks(evidence: Evidence, target: EvaluationTarget, rounding: Rounding) -> Iterator[Check]:
     """Check the verdicts in 8 bits of each attack.
 
     A stored image is certain: it must lie in the threat set and be misclassified. A row that is broken only in
@@ -31,9 +33,9 @@ def eight_bit_checks(evidence: Evidence, target: EvaluationTarget) -> Iterator[C
     before = ~table.correct
     for name, columns in table.attacks.items():
         if evidence.summary.schema < FIRST_SCHEMA:
-            yield _older_rule(evidence, target, name)
+            yield _older_rule(evidence, target, name, rounding)
             continue
-        problem = _problem(evidence, target, name, before)
+        problem = _problem(evidence, target, name, before, rounding)
         yield Check(f"{name}: images of 8 bits are misclassified, and rows agree with them", problem)
         if not problem:
             yield _search_again(evidence, target, name)
@@ -44,7 +46,7 @@ def eight_bit_checks(evidence: Evidence, target: EvaluationTarget) -> Iterator[C
         yield Check("images of 8 bits belong to attacks", f"there is no attack {', '.join(extra)}")
 
 
-def _problem(evidence: Evidence, target: EvaluationTarget, name: str, before: Flags) -> str:
+def _problem(evidence: Evidence, target: EvaluationTarget, name: str, before: Flags, rounding: Rounding) -> str:
     """The problem with an attack's images of 8 bits, or an empty text."""
     table, saved = evidence.table, evidence.images.eight_bit.get(name)
     if saved is None:
@@ -55,7 +57,7 @@ def _problem(evidence: Evidence, target: EvaluationTarget, name: str, before: Fl
     problem = _rows_problem(table, table.attacks[name], has_image, before)
     if not problem and int(has_image.sum()) != len(saved):
         problem = "an example has two images"
-    return problem or _images_problem(shown, table, target)
+    return problem or _images_problem(shown, table, target, rounding)
 
 
 def _rows_problem(table: EvidenceTable, columns: AttackColumns, has_image: Flags, before: Flags) -> str:
@@ -70,7 +72,7 @@ def _rows_problem(table: EvidenceTable, columns: AttackColumns, has_image: Flags
     return "negative pass counts" if bool((columns.passes_8bit < 0).any()) else ""
 
 
-def _images_problem(shown: Placed, table: EvidenceTable, target: EvaluationTarget) -> str:
+def _images_problem(shown: Placed, table: EvidenceTable, target: EvaluationTarget, rounding: Rounding) -> str:
     if len(shown.here) == 0:
         return ""
     allowed = target.threat.around(target.data.floats(shown.rows))
@@ -87,7 +89,7 @@ def _images_problem(shown: Placed, table: EvidenceTable, target: EvaluationTarge
     if stray.any():
         return f"{int(stray.sum())} images outside the threat set, first id {_id(table, shown, stray)}"
     logits = shown.logits(target)
-    correct = (as_array(logits.argmax(1)) == table.examples.label[shown.here]) & ~tied(logits)
+    correct = (as_array(logits.argmax(1)) == table.examples.label[shown.here]) & ~rounding.tied(logits)
     where = f", first id {_id(table, shown, correct)}" if correct.any() else ""
     return f"{int(correct.sum())} images are classified correctly{where}" if correct.any() else ""
 
@@ -113,10 +115,11 @@ def _search_again(evidence: Evidence, target: EvaluationTarget, name: str) -> Ch
         return Check(title, f"{int(fallen.sum())} found, first id {_id(table, shown, fallen)}")
     stated = columns.passes_8bit[shown.here]
     off = int((again.passes != stated).sum()) > max(1, _OTHER_PATHS * len(stated))
+    off |= abs(int(again.passes.sum()) - int(stated.sum())) > max(_MOST, 2 * _OTHER_PATHS * int(again.passes.sum()))
     return Check(title, "the searches took another number of passes" if off else "")
 
 
-def _older_rule(evidence: Evidence, target: EvaluationTarget, name: str) -> Check:
+def _older_rule(evidence: Evidence, target: EvaluationTarget, name: str, rounding: Rounding) -> Check:
     """Check verdicts of schemas before 4: each success rounded towards the clean image."""
     table, columns, data = evidence.table, evidence.table.attacks[name], target.data
     shown = placed(evidence.images.attacks[name], table, target)
@@ -125,7 +128,7 @@ def _older_rule(evidence: Evidence, target: EvaluationTarget, name: str) -> Chec
         lambda chunk: _towards_clean(shown.images[place[chunk]], data.floats(chunk)), shown.rows
     )
     truth = (as_array(rounded.argmax(1)) != table.examples.label[shown.here]) & columns.broken[shown.here]
-    differ = (columns.broken_8bit[shown.here] != truth) & ~tied(rounded)
+    differ = (columns.broken_8bit[shown.here] != truth) & ~rounding.tied(rounded)
     count = int(differ.sum()) + int((columns.broken_8bit & ~columns.broken).sum())
     rule = f"by the older rule of schema {evidence.summary.schema} (the first success, rounded)"
     return Check(f"{name}: verdicts in 8 bits {rule}", f"{count} differ" if count else "")

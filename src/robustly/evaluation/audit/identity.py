@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustly.evaluation.audit.check import Check, disagree, first_id, tolerance
+from robustly.evaluation.audit.check import Check, first_id
+from robustly.evaluation.audit.rounding import Rounding, too_many_ties
 from robustly.evaluation.derived import gallery
 from robustly.evaluation.recording import as_array, data_record, model_record, suite_record, threat_record
 from robustly.evaluation.suites.composed import suite_from
@@ -58,18 +59,22 @@ def parts_check(evidence: Evidence) -> Check:
     return Check("table and images have the parts of the suite", f"not those: {', '.join(wrong)}" if wrong else "")
 
 
-def clean_check(table: EvidenceTable, clean: Tensor) -> Check:
+def clean_check(table: EvidenceTable, clean: Tensor, rounding: Rounding) -> Check:
     """Check the predictions and margins of the clean images.
 
     Args:
         table: the rows.
         clean: logits of the clean images, `(N, K)`.
+        rounding: rounding of the network.
     """
-    wrong = disagree(clean, table.examples.clean_prediction)
+    wrong = rounding.disagree(clean, table.examples.clean_prediction)
     own = -margin(clean, ClassificationGoal(torch.from_numpy(table.examples.label).to(clean.device)))
-    allowed = 10 * as_array(tolerance(clean))  # a margin is a difference of two logits
+    allowed = as_array(10 * rounding.tolerance(clean) + 1e-5 * own.abs())  # a margin is a difference of two logits
     wrong |= ~(np.abs(as_array(own) - table.examples.clean_margin) <= allowed)
     problem = f"{int(wrong.sum())} differ, first id {first_id(table, wrong)}" if wrong.any() else ""
+    ties = int((as_array(clean.argmax(1)) != table.examples.clean_prediction).sum())
+    if not problem and too_many_ties(ties, len(table)):
+        problem = f"{ties} predictions differ, more than rounding explains"
     return Check("clean predictions and margins", problem)
 
 

@@ -18,6 +18,7 @@ from robustly.evidence.schema import SCHEMA
 from robustly.evidence.schema_3 import OLD_RULE
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_FEW_IMAGES = 0.03  # as a share of the images of the diagnostics
 _PRECISIONS = ("full", "as the suite says")
 _LARGEST_BATCH = 1_000_000
 _VERSIONS = ("robustly", "torch", "python")
@@ -83,18 +84,42 @@ def _findings_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
     stated = evidence.summary.findings
     name = "the diagnostics are reproduced"
     if evidence.summary.schema < SCHEMA:
-        return Check(name, _older_problem(stated, expected), _older_note(evidence.summary))
+        return Check(name, _older_problem(evidence, cheap), _older_note(evidence.summary))
     if [one.id for one in stated] != [one.id for one in expected]:
         return Check(name, "other tests are stated than the evaluation makes")
-    wrong = [one.id for one, other in zip(expected, stated, strict=True) if not _same_finding(one, other)]
+    pairs = zip(expected, stated, strict=True)
+    same = [
+        _same_finding(one, other) if index < len(cheap) else one == other
+        for index, (one, other) in enumerate(pairs)
+    ]
+    wrong = [one.id for one, is_same in zip(expected, same, strict=True) if not is_same]
     return Check(name, f"other outcome: {', '.join(wrong)}" if wrong else "")
 
 
-def _older_problem(stated: Sequence[Finding], expected: Sequence[Finding]) -> str:
-    """The problem with findings of an older schema, whose tests had other words and limits, or an empty text."""
-    again = {one.id: one.passed for one in expected}
-    wrong = [one.id for one in stated if again.get(one.id, one.passed) != one.passed]
-    return f"other outcome: {', '.join(wrong)}" if wrong else ""
+def _older_problem(evidence: Evidence, cheap: Sequence[Finding]) -> str:
+    """The problem with findings of an older schema, or an empty text.
+
+    Its tests had other words and limits. A sentinel failed with a single success.
+    """
+    again = {one.id: one.passed for one in cheap} | {
+        one.finding.id: one.broken == 0 for one in _sentinels(evidence)
+    }
+    stated = {one.id: one.passed for one in evidence.summary.findings}
+    missing = [name for name, passed in again.items() if passed is False and name not in stated]
+    wrong = [name for name, passed in stated.items() if again.get(name, passed) != passed]
+    return f"other outcome: {', '.join([*missing, *wrong])}" if missing or wrong else ""
+
+
+def _older_masking_problem(evidence: Evidence, cheap: Sequence[Finding]) -> str:
+    """The problem with the sentences on masked gradients of an older schema, or an empty text."""
+    summary, sentinels = evidence.summary, _sentinels(evidence)
+    suspected = bool(masking_suspected(cheap)) or any(one.broken for one in sentinels)
+    if bool(summary.masking) != suspected:
+        return "they differ"
+    known = {one.words for one in summary.findings if one.passed is False}
+    forms = [one.suspicion for one in sentinels if one.broken]
+    stray = [text for text in summary.masking if text not in known and not any(similar(text, one) for one in forms)]
+    return f"no failed diagnostic has {stray[0][:60]!r}" if stray else ""
 
 
 def _older_note(summary: Summary) -> str:
@@ -105,27 +130,36 @@ def _same_finding(one: Finding, other: Finding) -> bool:
     same = (one.passed, one.title, one.threshold) == (other.passed, other.title, other.threshold)
     if one.value is None or other.value is None:
         return same and one.value == other.value and similar(one.words, other.words)
-    close = math.isclose(one.value, other.value, rel_tol=0.02, abs_tol=1e-3)
+    close = math.isclose(one.value, other.value, rel_tol=0.1, abs_tol=_FEW_IMAGES)
     return same and close and similar(one.words, other.words)
 
 
 def similar(one: str, other: str) -> bool:
-    """Return True if two sentences differ by no more than rounding in their numbers."""
+    """Return True if two sentences differ in their numbers by no more than other rounding explains.
+
+    An attack may break one or two other images then; counts differ by as much, and the probabilities with them.
+    """
     if _NUMBER.split(one) != _NUMBER.split(other):
         return False
     pairs = zip(_NUMBER.findall(one), _NUMBER.findall(other), strict=True)
-    return all(math.isclose(float(a), float(b), rel_tol=0.02, abs_tol=0.11) for a, b in pairs)
+    return all(math.isclose(float(a), float(b), rel_tol=0.1, abs_tol=_tolerated(a + b)) for a, b in pairs)
+
+
+def _tolerated(digits: str) -> float:
+    """Difference of two numbers, written one after the other: two images, or a probability that they change."""
+    return 2 if digits.isdigit() else 0.3
 
 
 def _masking_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
+    name = "the sentences on masked gradients follow from the findings"
+    if evidence.summary.schema < SCHEMA:
+        return Check(name, _older_masking_problem(evidence, cheap))
     expected = list(masking_suspected(cheap))
     for outcome in _sentinels(evidence):
         expected += outcome.suspicions
     stated = evidence.summary.masking
     same = len(stated) == len(expected) and all(map(similar, expected, stated))
-    if evidence.summary.schema < SCHEMA:
-        same = bool(stated) == bool(expected)
-    return Check("the sentences on masked gradients follow from the findings", "" if same else "they differ")
+    return Check(name, "" if same else "they differ")
 
 
 def _warnings_check(evidence: Evidence, clean: Tensor) -> Check:

@@ -12,6 +12,7 @@ from robustly.evidence.provenance import Plan
 from robustly.objectives import OBJECTIVES
 from robustly.settings import SettingsError, build, changed, check_keys, choose
 
+_LONGEST = 60
 _ONLY_FROM_CODE = ("estimator", "diversity")
 
 
@@ -33,6 +34,11 @@ def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, kind: 
             return suite_named(name, kind)
         if _plain(name) in {_plain(known) for known in SUITES}:
             raise SettingsError(f"{name!r} is the name of a known suite: a suite with stages needs another name")
+        for given in (name, *stages):
+            if not given.isascii() or not given.isprintable() or len(given) > _LONGEST:
+                raise SettingsError(
+                    f"names of suites and stages are at most {_LONGEST} printable ASCII characters, got {given!r}"
+                )
         built = {stage: _stage(f"stages.{stage}", settings) for stage, settings in stages.items()}
         titles = {stage: _title(stage, settings, built[stage][0]) for stage, settings in stages.items()}
         return Suite(
