@@ -93,7 +93,7 @@ def test_a_run_records_its_rows_and_every_report_counts_those_seen(
     }
     data = read_summary(run / "evaluation").data
     assert (data.trained_on, data.selected_on) == (0, 0)
-    assert main(["audit", str(run), "--rerun", "1"]) == 0
+    assert main(["audit", str(run), "--share", "0.5", "--confidence", "0.5"]) == 0
     said = capsys.readouterr().out
     assert "ok     the test images are those that the run recorded" in said
     assert "ok     test images that were trained on (0) or selected on (0)" in said
@@ -124,7 +124,7 @@ def test_a_folder_that_grew_by_one_file_is_refused_everywhere(
     assert "of 60 are missing and" in said
     assert "start a new run" in said
     (made / "images" / "cat" / "0005.png").unlink()
-    assert main(["audit", str(run), "--rerun", "1"]) == 0, "the data are restored"
+    assert main(["audit", str(run), "--share", "0.5", "--confidence", "0.5"]) == 0, "the data are restored"
 
 
 @pytest.mark.slow

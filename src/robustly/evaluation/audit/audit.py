@@ -76,14 +76,16 @@ def audit(
         named: names that the run gives to model and data; None without a run.
     """
     sampling = sampling or Sampling()
+    checks: list[Check] = []
     try:
         evidence = read_evidence(folder)
-        checks = tuple(_checks(folder, evidence, target, suite, sampling, named))
+        for check in _checks(folder, evidence, target, suite, sampling, named):
+            checks.append(check)
     except EvidenceError as error:
-        checks = (Check("the evidence is complete and readable", str(error)),)
+        checks.append(Check("the evidence is complete and readable", str(error)))
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        checks = (Check("the evidence has the form it should", f"{type(error).__name__}: {error}"),)
-    return Audit(checks, sampling.words())
+        checks.append(Check("the evidence has the form it should", f"{type(error).__name__}: {error}"))
+    return Audit(tuple(checks), sampling.words())
 
 
 def _checks(

@@ -107,10 +107,12 @@ def _search_again(evidence: Evidence, target: EvaluationTarget, name: str) -> Ch
     table, columns = evidence.table, evidence.table.attacks[name]
     shown = placed(evidence.images.attacks[name], table, target)
     shown = shown.only(torch.from_numpy(columns.broken[shown.here]).to(shown.rows.device))
-    again = search_again(target, name, shown.rows, shown.points)
     has_image = np.isin(table.examples.id[shown.here], evidence.images.eight_bit[name].ids)
-    fallen, held = again.found & ~has_image, int((~has_image).sum())
-    title = f"{name}: 8-bit images of {held} examples that have none searched again"
+    title = f"{name}: 8-bit images of {int((~has_image).sum())} examples that have none searched again"
+    if shown.rendering_problem(target.threat.around(target.data.floats(shown.rows))):
+        return Check(title, "the parameters of the successes do not fit")
+    again = search_again(target, name, shown.rows, shown.points)
+    fallen = again.found & ~has_image
     if fallen.any():
         return Check(title, f"{int(fallen.sum())} found, first id {_id(table, shown, fallen)}")
     stated = columns.passes_8bit[shown.here]
