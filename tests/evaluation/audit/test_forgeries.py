@@ -18,6 +18,7 @@ from robustly.attacks import ATTACKS
 from robustly.data import ImageData, Splits
 from robustly.evaluation import EvaluationTarget, Plan, Sampling, Suite, audit, evaluate
 from robustly.evaluation.audit.statements import Named
+from robustly.evaluation.derived import unconfirmed_warning
 from robustly.evidence import Evidence, EvidenceTable, write_evidence
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE, AttackColumns
 from robustly.files import write_json
@@ -355,6 +356,11 @@ STATEMENTS: dict[str, Callable[[Json], None]] = {
     "value of a finding": at("findings", 0, "value", value=17.0),
     "masking": at("masking", value=["No masking: verified by experts."]),
     "a warning": at("warnings", value=["This model is certified."]),
+    "a count of successes that nobody made": at("warnings", value=[unconfirmed_warning(10**40)]),
+    "a warning twice": at("warnings", value=[unconfirmed_warning(1), unconfirmed_warning(2)]),
+    "another file": at("files", "seal.pdf", value="0" * 64),
+    "a device of words": at("device", value="nasa"),
+    "a version of words": at("versions", "robustly", value="audited-by-BSI"),
     "a failure": at("failures", value={"pgd_10": "it could not be run"}),
     "a failure of no attack": at("failures", value={"autoattack": "not needed"}),
     "precision": at("precision", value="float64, certified"),

@@ -24,6 +24,7 @@ from robustly.objectives import ClassificationGoal, margin
 def files_check(folder: Path, summary: Summary) -> Check:
     """Check that the files have the hashes that the summary states."""
     wrong = [name for name in (TABLE, IMAGES) if file_sha256(folder / name) != summary.files.get(name)]
+    wrong += [name[:40] for name in summary.files if name not in (TABLE, IMAGES)]
     return Check(f"the files are those that {SUMMARY} names", f"changed: {', '.join(wrong)}" if wrong else "")
 
 

@@ -19,6 +19,7 @@ from robustly.evidence.schema_3 import OLD_RULE
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _FEW_IMAGES = 0.03  # as a share of the images of the diagnostics
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu)(:\d{1,3})?", re.ASCII)
 _PRECISIONS = ("full", "as the suite says")
 _LARGEST_BATCH = 1_000_000
 _VERSIONS = ("robustly", "torch", "python")
@@ -176,8 +177,19 @@ def _warnings_check(evidence: Evidence, clean: Tensor) -> Check:
     forms += [unconfirmed_counterexamples(1, one.name) for one in summary.suite.certificates]
     forms += [OLD_RULE] if summary.schema < SCHEMA else []
     allowed = {_NUMBER.sub("#", form) for form in forms}
-    stray = [text for text in rest if _NUMBER.sub("#", text) not in allowed]
+    most = sum(int(columns.tried.sum()) for columns in evidence.table.attacks.values()) + len(evidence.table)
+    shapes = [_NUMBER.sub("#", text) for text in rest]
+    stray = [
+        text
+        for text, shape in zip(rest, shapes, strict=True)
+        if shape not in allowed or shapes.count(shape) > 1 or _count(text) > most
+    ]
     return Check(name, f"the evaluation does not write {stray[0][:60]!r}" if stray else "")
+
+
+def _count(text: str) -> float:
+    """The count in a sentence, its first number; 0 for the sentence of older schemas."""
+    return 0.0 if text == OLD_RULE else float(_NUMBER.findall(text)[0])
 
 
 def _name_problem(summary: Summary, named: Named) -> str:
@@ -199,9 +211,9 @@ def _form_problem(summary: Summary) -> str:
     wrong = {
         f"precision should be one of {', '.join(_PRECISIONS)}": summary.precision not in _PRECISIONS,
         "the evaluation writes no note on the data": summary.data.note is not None,
-        "the device is not one of PyTorch's": not re.fullmatch(r"[a-z]+(:\d+)?", summary.device),
+        "the device is not one of PyTorch's": not _DEVICE.fullmatch(summary.device),
         f"versions should be those of {', '.join(_VERSIONS)}": bool(set(summary.versions) - set(_VERSIONS))
-        or not all(re.fullmatch(r"[\w.+-]{1,40}", text, re.ASCII) for text in versions),
+        or not all(re.fullmatch(r"\d[\w.+-]{0,39}", text, re.ASCII) for text in versions),
         "durations should be non-negative, one for each attack": bool(set(summary.seconds) - known)
         or not all(value is None or 0 <= value < 1e9 for value in summary.seconds.values()),
         "a failure of an attack that the suite does not have": bool(set(summary.failures) - known),
