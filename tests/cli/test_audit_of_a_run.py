@@ -98,7 +98,6 @@ def test_a_failed_audit_is_on_the_page(run: Path, capsys: pytest.CaptureFixture[
 
 
 NAMES: dict[str, Edit] = {
-    "run": lambda summary: summary.update(run="ImageNet champion"),
     "model": lambda summary: summary["model"].update(name="resnet152"),
     "checkpoint": lambda summary: summary["model"].update(checkpoint="best of ten"),
     "data source": lambda summary: summary["data"].update(source="imagenet"),
@@ -106,11 +105,22 @@ NAMES: dict[str, Edit] = {
 }
 
 
+def test_a_run_may_be_renamed_and_the_page_has_the_name_of_its_folder(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(run, lambda summary: summary.update(run="ImageNet champion"))
+    assert main(["audit", str(run), "--share", "0.5", "--confidence", "0.5"]) == 0
+    assert "note   the run was ImageNet champion when it was evaluated" in capsys.readouterr().out
+    page = render([read_run(run)])
+    assert "<h1>run</h1>" in page
+    assert "the run was ImageNet champion when it was evaluated" in page
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_another_name_than_the_run_gives_fails(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     edit(run, NAMES[name])
     assert main(["audit", str(run), "--share", "0.5", "--confidence", "0.5"]) == 1
-    assert f"FAILED names of run, model and data: {name} is" in capsys.readouterr().out
+    assert f"FAILED names of model and data: {name} is" in capsys.readouterr().out
 
 
 def test_settings_that_are_not_those_of_the_run_are_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ def test_runs_on_different_numbers_stay_apart(tmp_path):
     shutil.rmtree(second / "evaluation")
     add_evaluation(second, 60, sha256="60")
     tables = tables_of(first, second)
-    assert [[row.name for row in table.rows] for table in tables] == [["first"], ["mnist5k_trades"]]
+    assert [[row.name for row in table.rows] for table in tables] == [["first"], ["second"]]
     assert all("n =" not in title for table in tables for title in table.titles)
 
 

@@ -92,13 +92,16 @@ def _audited(
     rows = rows_checks(folder, config, summary, data)
     model, checkpoint, device = load_on_device(folder, used, data, Trust(everything=trust_code).allows)
     target = EvaluationTarget(model, data.to(device), config.threat)
-    named = Named(folder.resolve().name, config.model.name, checkpoint, used.data.source)
+    named = Named(config.model.name, checkpoint, used.data.source)
     suite = _suite(summary)
     result = audit(kept, target, suite, sampling=sampling, named=named)
     marks = seen_attacks_check(folder, config, summary, suite)
     result = replace(result, checks=(*result.checks, *rows, marks))
     remarks = [f"{check.name}: {check.note}" for check in result.checks if check.note]
-    return result, (*unlike_run(summary, config), *remarks)
+    moved = (
+        [] if summary.run == folder.resolve().name else [f"the run was {_short(summary.run)} when it was evaluated"]
+    )
+    return result, (*moved, *unlike_run(summary, config), *remarks)
 
 
 def unlike_run(summary: Summary, config: RunConfig) -> list[str]:

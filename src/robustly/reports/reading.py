@@ -48,7 +48,7 @@ def read_run(path: Path) -> RunEvidence:
     analysis = if_there(path / "analysis.json", read_analysis)
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
-    name = (evaluation.run if evaluation else "") or path.resolve().name
+    name = path.resolve().name  # the name in the evidence is that of the folder when it was evaluated
     audit = signature = None
     if evaluation is not None:
         audit, signature = read_audit(folder), read_signature(folder)

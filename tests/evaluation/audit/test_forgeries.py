@@ -417,7 +417,6 @@ def test_forged_statements_fail(plain: Scene, name: str) -> None:
 
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "run": ("run",),
     "model": ("model", "name"),
     "checkpoint": ("model", "checkpoint"),
     "data source": ("data", "source"),
@@ -428,9 +427,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 def test_names_that_the_run_does_not_give_fail(plain: Scene) -> None:
     file = plain.folder / SUMMARY
     honest = json.loads(file.read_text())
-    named = Named(
-        honest["run"], honest["model"]["name"], honest["model"]["checkpoint"], honest["data"]["source"], None
-    )
+    named = Named(honest["model"]["name"], honest["model"]["checkpoint"], honest["data"]["source"], None)
     for name, path in NAMES.items():
         summary = json.loads(file.read_text())
         at(*path, value="ResNet-152 on ImageNet")(summary)

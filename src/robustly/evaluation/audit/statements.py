@@ -30,14 +30,12 @@ class Named:
     """The names that a run gives to model and data; evidence must state the same.
 
     Args:
-        run: name of the run's folder.
         model: name of the architecture.
         checkpoint: file of the weights.
         source: source of the data.
         split: part of the data set.
     """
 
-    run: str
     model: str
     checkpoint: str | None
     source: str
@@ -60,7 +58,7 @@ def statement_checks(
         _findings_check(evidence, findings),
         _masking_check(evidence, findings),
         _warnings_check(evidence, clean),
-        Check("names of run, model and data", "" if named is None else _name_problem(summary, named)),
+        Check("names of model and data", "" if named is None else _name_problem(summary, named)),
         Check("what is stated has its form", _form_problem(summary)),
     ]
 
@@ -194,7 +192,6 @@ def _count(text: str) -> float:
 
 def _name_problem(summary: Summary, named: Named) -> str:
     pairs = {
-        "run": (summary.run, named.run),
         "model": (summary.model.name, named.model),
         "checkpoint": (summary.model.checkpoint, named.checkpoint),
         "data source": (summary.data.source, named.source),

@@ -60,8 +60,7 @@ def read_evaluated(path: Path) -> EvaluatedRun:
         raise ReportError(
             f"{path}: {' and '.join(sorted(weights.values()))} are of different weights: evaluate again."
         )
-    name = kept[0].evaluation.run or path.resolve().name
-    return EvaluatedRun(path, name, config, tuple(kept))
+    return EvaluatedRun(path, path.resolve().name, config, tuple(kept))
 
 
 def joint_worst_case(kept: Sequence[KeptEvaluation]) -> Proportion:
