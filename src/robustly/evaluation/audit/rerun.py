@@ -44,7 +44,7 @@ def rerun_checks(
         if name not in table.attacks or name in evidence.summary.failures:
             continue  # `suite_check` and `attacks_checks` report these
         columns, plan = table.attacks[name], run.plan(name)
-        chosen = _chosen(columns, standing, order, sampling, apart=staged and not plan.sentinel)
+        chosen = _chosen(columns, standing, order, sampling, has_own=plan.sentinel or not staged)
         rows, stands = np.flatnonzero(chosen), ~columns.broken & columns.tried
         again = attack_again(target, table, name, attack, rows, stands=stands, rounding=rounding)
         yield _standing_check(name, table, again, int((chosen & stands).sum()), int(stands.sum()))
@@ -62,7 +62,7 @@ def rerun_checks(
             yield Check(f"certificate {name}", _certificate_problem(target, name, certificate, proved, terms))
 
 
-def _chosen(columns: AttackColumns, standing: Flags, order: Whole, sampling: Sampling, *, apart: bool) -> Flags:
+def _chosen(columns: AttackColumns, standing: Flags, order: Whole, sampling: Sampling, *, has_own: bool) -> Flags:
     """Mask of the rows on which an attack is repeated.
 
     Args:
@@ -70,15 +70,15 @@ def _chosen(columns: AttackColumns, standing: Flags, order: Whole, sampling: Sam
         standing: mask of the rows that no attack broke.
         order: random order of the rows.
         sampling: the guarantee, for the standing rows and for the column of the attack.
-        apart: whether the rows that a later attack broke are a population of their own. Otherwise they are one with
-            those that no attack broke: a sentinel decides whether further stages run, and has a sample of its own.
+        has_own: whether the column of the attack has the guarantee too: in mode `every`, and for a sentinel, which
+            decides whether further stages run. Of another stage, only a tenth of the other rows is checked.
     """
     own: Flags = columns.tried & ~columns.broken
     chosen = np.zeros(len(standing), dtype=bool)
-    for population in (standing, own & ~standing if apart else own):
+    for population in (standing, own) if has_own else (standing,):
         chosen[drawn(order, population, sampling.size(int(population.sum())))] = True
     chosen &= columns.tried
-    others = columns.tried & columns.broken
+    others = columns.tried & (columns.broken if has_own else ~standing)
     chosen[drawn(order, others, _part(int(others.sum()), sampling))] = True
     spent = np.where(columns.tried, columns.forwards + columns.backwards, -1)
     largest = np.argsort(spent, kind="stable")[-LARGEST:]
