@@ -262,7 +262,7 @@ def read_mask(path: str) -> Tensor:
             raise ValueError("its numbers are complex")
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     except (OSError, ValueError, TypeError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
         raise ThreatError(f"the mask {path!r} is not a readable NumPy file (.npy) of numbers ({reason})") from None
 
 
