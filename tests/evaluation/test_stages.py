@@ -178,6 +178,7 @@ def test_an_attack_that_raises_costs_only_itself(digit_net: nn.Module, digits: S
     assert any("out of luck" in check.problem for check in result.checks)
 
 
+@pytest.mark.slow
 def test_when_every_attack_fails_there_is_no_number(digit_net: nn.Module, digits: Splits) -> None:
     with pytest.raises(EvaluationError, match=r"every attack failed.* RuntimeError: out of luck"):
         evaluate(digit_net, digits.test, THREAT, Suite("s", {"bad": Failing()}), batch_size=64)

@@ -54,6 +54,7 @@ def test_verdicts_follow_from_the_radii() -> None:
     assert (table.attacks["across"].broken & table.correct).sum() == 5
 
 
+@pytest.mark.slow
 def test_it_is_audited_and_a_changed_number_fails(run: Path) -> None:
     result = audit(run / "evaluation", target(), SUITE)
     assert result.passed, [check for check in result.checks if not check.passed]

@@ -291,6 +291,7 @@ def test_degenerate_methods_are_simpler_ones(one: Method, other: Method, little:
     assert not any(torch.equal(a, b) for a, b in zip(mine, start, strict=True))
 
 
+@pytest.mark.slow
 def test_dynat_with_an_oracle_is_adversarial_training(little: Splits, tmp_path: Path) -> None:
     inner = PGDInner(start="gaussian", steps=3)
     oracle = Oracle(little.train.floats(), little.train.labels)

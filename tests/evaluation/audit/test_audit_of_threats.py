@@ -106,6 +106,7 @@ def test_a_stored_mask_that_is_not_the_stated_one_is_refused(
     assert str(MASKED) in problems(audit(tmp_path, target, SUITE))
 
 
+@pytest.mark.slow
 def test_evidence_without_its_mask_is_refused(digit_net: nn.Module, digits: Splits, tmp_path: Path) -> None:
     def forget(images: Tensors) -> None:
         (name,) = (name for name in images if name.startswith("threat."))

@@ -97,6 +97,7 @@ def test_an_honest_linear_model_passes_every_test_in_every_norm(norm: str, epsil
         assert by_id(found)["D12"].value == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
 def test_cheap_tests_are_silent_on_a_trained_network(norm: str, digit_net: nn.Module, digits: Splits) -> None:
     threat = ThreatModel(norm, {"linf": 0.1, "l2": 1.0, "l1": 8, "l0": 10}[norm])
@@ -116,6 +117,7 @@ def test_saturated_logits_fire_d6_and_d10() -> None:
     assert len(masking_suspected(found)) == 2
 
 
+@pytest.mark.slow
 def test_dead_units_have_no_gradient_but_random_starts_break_them() -> None:
     """R6 at linf 0.12: one random start of PGD 0.17, of APGD 0.29, from x never.
 
