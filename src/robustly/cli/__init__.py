@@ -27,6 +27,7 @@ from robustly.cli.report import run_report
 from robustly.cli.suites import show_suites
 from robustly.cli.sweep import add_sweep, run_sweep
 from robustly.cli.train import run_training
+from robustly.evaluation import Sampling
 from robustly.output_text import one_line
 from robustly.threats import parse_threat
 
@@ -127,9 +128,8 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _audit(options: argparse.Namespace, overrides: list[str]) -> int:
-    chosen = AuditOptions(
-        options.rerun, options.share, options.confidence, options.label, options.sign, options.verify
-    )
+    sampling = Sampling(options.share, options.confidence, options.rerun == "all")
+    chosen = AuditOptions(sampling, options.label, options.sign, options.verify)
     return run_audit(options.run, chosen, options.trust_code)
 
 
@@ -237,10 +237,12 @@ def _add_audit(commands: Commands, trust: _Parser) -> None:
     audit.add_argument(
         "--share",
         type=float,
-        default=0.02,
+        default=Sampling.share,
         help="the sample is so large that the audit fails if this share of the standing verdicts is false ...",
     )
-    audit.add_argument("--confidence", type=float, default=0.99, help="... with this probability (default: 0.99)")
+    audit.add_argument(
+        "--confidence", type=float, default=Sampling.confidence, help="... with this probability (default: 0.99)"
+    )
     audit.add_argument(
         "--sign", type=Path, metavar="KEY", help="sign the evidence with an Ed25519 key if it passes"
     )

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,17 +30,13 @@ class AuditOptions:
     """The options of `robustly audit`.
 
     Args:
-        rerun: "sample" or "all" of the standing verdicts.
-        share: see `Sampling`.
-        confidence: see `Sampling`.
+        sampling: the guarantee.
         label: name of the evaluation if the run has several.
         sign: file of a private key, with which a passed evaluation is signed.
         verify: file of a public key, with which the evaluation must be signed.
     """
 
-    rerun: Literal["sample", "all"] = "sample"
-    share: float = 0.02
-    confidence: float = 0.99
+    sampling: Sampling
     label: str | None = None
     sign: Path | None = None
     verify: Path | None = None
@@ -55,7 +50,6 @@ def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
         OSError: a key cannot be read.
     """
     console = PlainConsole()
-    sampling = Sampling(options.share, options.confidence, options.rerun == "all")
     for key, read in ((options.sign, read_private_key), (options.verify, read_public_key)):
         if key is not None:
             read(key)  # a wrong file must not cost the user an audit
@@ -64,7 +58,7 @@ def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
     kept = evaluation_folder(folder, options.label)
     if not kept.is_dir():
         raise RunError(f"{kept} does not exist: evaluate first (robustly evaluate {folder})")
-    result, notes = _audited(folder, kept, config, sampling, trust_code)
+    result, notes = _audited(folder, kept, config, options.sampling, trust_code)
     if options.verify is not None:
         result = replace(result, checks=(*result.checks, signature_check(folder, kept, options.verify)))
     if (kept / SUMMARY).is_file():
@@ -174,4 +168,4 @@ def _print(console: Console, result: Audit, notes: tuple[str, ...]) -> None:
     console.print(f"{verdict}[/]: {sum(check.passed for check in result.checks)} of {len(result.checks)} checks")
     if result.passed:
         console.print(result.guarantee, highlight=False, soft_wrap=True)
-    console.print(f"stated, not checked: {'; '.join(STATED[:-1])}", highlight=False, soft_wrap=True)
+    console.print(f"stated, not checked: {'; '.join(STATED)}", highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from robustly.statistics import Proportion
 
 
 def run_report(runs: Sequence[Path], out: Path | None) -> int:
-    """Write the page of one run, or of a comparison; a sweep stands for all of its runs with results.
+    """Write the page of one run, or of a comparison; the folder of a sweep counts as its runs with results.
 
     Returns the exit code.
 

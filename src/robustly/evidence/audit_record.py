@@ -17,9 +17,10 @@ STATED = (
     "successes that a second pass did not confirm",
     "course of the training",
     "analysis of gradients and loss surfaces",
-    "names of run, model and data where there is no run folder",
 )
-"""What an evaluation or its run states and an audit cannot derive; of the evaluation it checks only the form."""
+"""What an evaluation or its run states and an audit cannot derive; of the evaluation it checks only the form.
+
+Names of model and data are stated too where there is no folder of a run."""
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def _checks(
     yield gallery_check(evidence, target)
     if suite is not None:
         yield description_check(summary, target, suite)
-        yield from rerun_checks(evidence, target, suite, sampling, rounding)
+        yield from rerun_checks(evidence, target, suite, sampling, rounding, clean)
 
 
 def _as_evaluated(target: EvaluationTarget, evidence: Evidence) -> EvaluationTarget:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from robustly.attacks import Attack
 from robustly.certification import Certificate
@@ -15,26 +16,32 @@ from robustly.evaluation.audit.sampling import BROKEN_LEAST, BROKEN_SHARE, Sampl
 from robustly.evaluation.audit.selection import Closeness, misplaced
 from robustly.evaluation.certificates import run_certificate
 from robustly.evaluation.curve import curve_radii
-from robustly.evaluation.recording import certificate_columns
+from robustly.evaluation.recording import as_array, certificate_columns
 from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.evaluation.target import EvaluationTarget, no_progress
 from robustly.evidence import Evidence
 from robustly.evidence.schema import AttackColumns, CertificateColumns, Double, EvidenceTable, Flags, Whole
 from robustly.evidence.summary import CertificateTerms
+from robustly.objectives import ClassificationGoal, margin
 
 _NAMED = 5  # ids that a message names
 _OTHER_SIZES = 0.1  # share of the curve's sample that may break on a machine with other rounding
 
 
 def rerun_checks(
-    evidence: Evidence, target: EvaluationTarget, suite: Suite, sampling: Sampling, rounding: Rounding
+    evidence: Evidence,
+    target: EvaluationTarget,
+    suite: Suite,
+    sampling: Sampling,
+    rounding: Rounding,
+    clean: Tensor,
 ) -> Iterator[Check]:
     """Attack a sample of the standing examples and all examples with NaN outputs again, and certify all again.
 
     The sample depends on the number of standing examples and on `sampling` alone, and every audit draws another.
     """
     table = evidence.table
-    order, exact = sampling.order(len(table)), _same_margins(target, table)
+    order, exact = sampling.order(len(table)), _same_margins(table, clean[: target.batch_size])
     run = suite if evidence.summary.precision != "full" else in_full_precision(suite)
     staged = evidence.summary.suite.mode == "worst_case"
     standing: Flags = table.correct & ~table.worst_case.broken
@@ -100,14 +107,11 @@ def _part(count: int, sampling: Sampling) -> int:
     return count if sampling.everything else max(BROKEN_LEAST, int(np.ceil(BROKEN_SHARE * count)))
 
 
-def _same_margins(target: EvaluationTarget, table: EvidenceTable) -> bool:
-    """Return True if the clean margins are the stated ones, bit by bit, for the first batch."""
-    rows = torch.arange(min(target.batch_size, len(table)), device=target.data.images.device)
-    logits = target.logits(target.data.floats, rows).cpu()
-    label = torch.from_numpy(table.examples.label[: len(rows)])
-    own = logits.gather(1, label[:, None])[:, 0]
-    rest = logits.scatter(1, label[:, None], -torch.inf).amax(1)
-    return bool(np.array_equal((own - rest).numpy(), table.examples.clean_margin[: len(rows)]))
+def _same_margins(table: EvidenceTable, clean: Tensor) -> bool:
+    """Return True if the margins of some clean logits `(M, K)`, the first ones, are the stated ones, bit by bit."""
+    label = torch.from_numpy(table.examples.label[: len(clean)]).to(clean.device)
+    own = as_array(-margin(clean, ClassificationGoal(label)))
+    return bool(np.array_equal(own, table.examples.clean_margin[: len(clean)]))
 
 
 def _standing_check(name: str, table: EvidenceTable, again: Again, tried: int, unbroken: int) -> Check:

@@ -96,7 +96,7 @@ def _evidence(run: RunEvidence) -> Pairs:
         found.append(
             ("Signature", f"names the key {signature.fingerprint}...; robustly audit --verify KEY checks it")
         )
-    return [*found, ("Stated, not checked", "; ".join(STATED[:-1]))]
+    return [*found, ("Stated, not checked", "; ".join(STATED))]
 
 
 def audit_words(run: RunEvidence) -> str:
