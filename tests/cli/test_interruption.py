@@ -234,26 +234,30 @@ def test_a_full_disk_keeps_the_old_evaluation(
     assert main(["evaluate", str(run), "--overwrite"]) == 0
 
 
+def stop(*_: object, **__: object) -> None:
+    raise Stopped(signal.SIGTERM)
+
+
+def stop_before_the_evidence(run: Path, label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluate, and stop after the attacks."""
+    with monkeypatch.context() as patched:
+        patched.setattr("robustly.cli.evaluate.write_evidence", stop)
+        assert main(["evaluate", str(run), "--as", label]) == 143
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_parts_of_another_evaluation_are_removed_with_a_sentence(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise Stopped(signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr("robustly.cli.evaluate.write_evidence", stop)
-        assert main(["evaluate", str(run), "--as", "b"]) == 143
+    stop_before_the_evidence(run, "b", monkeypatch)
     partial = run / "evaluation_b.partial"
     assert {path.name for path in partial.iterdir()} == {"begun.json", "near.safetensors"}
     with monkeypatch.context() as patched:
         patched.setattr("robustly.evaluation.stages.attack_rows", stop)  # no attack runs a second time
         assert main(["evaluate", str(run), "--as", "b"]) == 0
     assert not partial.exists()
-    with monkeypatch.context() as patched:
-        patched.setattr("robustly.cli.evaluate.write_evidence", stop)
-        assert main(["evaluate", str(run), "--as", "c"]) == 143
+    stop_before_the_evidence(run, "c", monkeypatch)
     capsys.readouterr()
     assert main(["evaluate", str(run), "--as", "c", "--seed=8", "--threat=linf:0.2"]) == 0
     assert "stopped evaluation with another seed, threat: they are removed" in capsys.readouterr().err
@@ -263,12 +267,7 @@ def test_parts_of_another_evaluation_are_removed_with_a_sentence(
 def test_a_part_on_other_images_runs_again(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise Stopped(signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr("robustly.cli.evaluate.write_evidence", stop)
-        assert main(["evaluate", str(run), "--as", "d"]) == 143
+    stop_before_the_evidence(run, "d", monkeypatch)
     part = run / "evaluation_d.partial/near.safetensors"
     with safe_open(part, framework="np") as stored:
         about, tensors = stored.metadata(), {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118

@@ -39,6 +39,14 @@ def rerun_checks(
     """Attack a sample of the standing examples and all examples with NaN outputs again, and certify all again.
 
     The sample depends on the number of standing examples and on `sampling` alone, and every audit draws another.
+
+    Args:
+        evidence: the evidence.
+        target: the model, the data and the threat.
+        suite: the suite of the evaluation.
+        sampling: the guarantee.
+        rounding: rounding of the network.
+        clean: logits of the clean images, `(N, K)`.
     """
     table = evidence.table
     order, exact = sampling.order(len(table)), _same_margins(table, clean[: target.batch_size])
