@@ -28,7 +28,7 @@ def images(count: int = 24) -> ImageData:
 
 
 def first_pixel() -> nn.Module:
-    """A linear network: class 1 where the first pixel is above one half; exactly robust to changes below the gap."""
+    """Class 1 where the first pixel is above one half: robust to changes up to its distance from one half."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     weight = torch.zeros(2, 16)
     weight[1, 0] = 20.0
@@ -61,9 +61,8 @@ def test_plot_has_a_bar_for_each_attack_with_its_share(result: Result) -> None:
     share = result.summary.metrics.worst_case.robust.share
     assert bars["Worst case"] / bars["No attack (clean)"] == pytest.approx(share, abs=0.005)
     assert len(hovered) == 4 + len(result.summary.metrics.security_curve.epsilon) + 1  # type: ignore[union-attr]
-    assert [ET.fromstring(one).tag for one in re.findall("<svg.*?</svg>", plot._repr_html_())] == [
-        f"{NAMESPACE}svg"
-    ] * 2
+    panels = [ET.fromstring(one) for one in re.findall("<svg.*?</svg>", plot._repr_html_())]
+    assert [one.tag for one in panels] == [f"{NAMESPACE}svg"] * 2
     assert "2 panels" in repr(plot)
 
 
@@ -146,7 +145,7 @@ def test_a_result_from_files_is_audited_with_a_given_model(result: Result, tmp_p
 
 def test_folders_of_evidence_and_of_runs_are_found(result: Result, tmp_path: Path) -> None:
     result.save(tmp_path / "run" / "evaluation_l2")
-    with pytest.raises(EvidenceError, match=r"it has the evaluations l2 \(--as NAME\)"):
+    with pytest.raises(EvidenceError, match="it has the evaluations l2"):
         evidence_folder(tmp_path / "run")
     assert evidence_folder(tmp_path / "run", "l2") == tmp_path / "run" / "evaluation_l2"
     result.save(tmp_path / "run" / "evaluation")

@@ -189,9 +189,8 @@ def _curve(evaluation: Summary, curve: SecurityCurve, height: float) -> Panel:
 
 
 def _legend(certified: bool) -> str:
-    entries = [("under attack", ROBUST, 52.0, "none")] + (
-        [("certified", CERTIFIED, 168.0, "5 4")] if certified else []
-    )
+    entries = [("under attack", ROBUST, 52.0, "none")]
+    entries += [("certified", CERTIFIED, 168.0, "5 4")] if certified else []
     drawn = "".join(
         line((x, 38), (x + 18, 38), {"stroke": colour, "stroke-width": "2.5", "stroke-dasharray": dash})
         + text(words, x + 24, 42, {"font-size": 11.5})
