@@ -1,7 +1,9 @@
 """Published networks, input normalisation as a layer, and loading of weights from any source."""
 
-from robustly.models.checkpoints import WeightsError, read_weights
+from robustly.models.checkpoints import WeightsError, is_torchscript, read_weights, weights_file
 from robustly.models.layers import ACTIVATIONS, Normalize
+from robustly.models.published import Expected, PublishedError, expected_images, is_published
+from robustly.models.recognition import about_model, recognised
 from robustly.models.registry import MODELS, Architecture, ModelConfig, Settings, build_model
 from robustly.models.resnet import PreActResNet, ResNet
 from robustly.models.small_cnn import SmallCNN
@@ -12,17 +14,25 @@ __all__ = [
     "ACTIVATIONS",
     "MODELS",
     "Architecture",
+    "Expected",
     "ModelConfig",
     "Normalize",
     "PreActResNet",
+    "PublishedError",
     "ResNet",
     "Settings",
     "SmallCNN",
     "WeightsError",
     "WideResNet",
+    "about_model",
     "build_model",
+    "expected_images",
+    "is_published",
+    "is_torchscript",
     "load_weights",
     "read_weights",
+    "recognised",
     "save_weights",
+    "weights_file",
     "weights_hash",
 ]
