@@ -30,7 +30,7 @@ from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.lp import ThreatModel
 
 ANALYSIS, SCHEMA = "analysis.json", 2
-COUNT, PICTURES, BATCH = 500, 4, 128
+PICTURES, BATCH = 4, 128
 
 
 def run_analysis(folder: Path, count: int, trust_code: bool) -> int:

@@ -1,5 +1,6 @@
 """Command line words: options of a command, and settings that change the configuration."""
 
+import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -7,8 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from robustly.experiments.configuration import TOP_LEVEL
-from robustly.training.parts import CONVENTIONAL_NETWORKS
+from robustly.experiments.keys import NETWORKS, TOP_LEVEL
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -32,6 +32,15 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             words.append(word)
     return words, overrides
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--trust-code` to the parser of a command that builds models."""
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="import a model package.module:factory even if only a file names it",
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ def trust_in(overrides: Sequence[str], everything: bool) -> Trust:
 def is_model_name(word: str) -> bool:
     """Return True for a word that names a model, such as `--model.name`."""
     key = word.partition("=")[0]
-    direct = {f"--{name}.name" for name in ("model", *CONVENTIONAL_NETWORKS)}
+    direct = {f"--{name}.name" for name in ("model", *NETWORKS)}
     return key in direct or re.fullmatch(r"--networks\.\w+\.name", key) is not None
 
 

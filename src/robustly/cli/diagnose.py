@@ -19,7 +19,7 @@ from robustly.experiments.run_folder import evaluation_data, load_on_device, ope
 from robustly.files import write_json
 from robustly.models import weights_hash
 
-DIAGNOSTICS, SCHEMA, COUNT = "diagnostics.json", 1, 200
+DIAGNOSTICS, SCHEMA = "diagnostics.json", 1
 _MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[yellow]open[/]"}
 
 

@@ -1,25 +1,22 @@
-"""`robustly suites`."""
+"""`robustly suites NAME`: the stages of a suite."""
 
 from rich.table import Table
 
 from robustly.attacks import Attack
 from robustly.cli.terminal import PlainConsole
-from robustly.evaluation import SUITES, Plan, suite_named
+from robustly.evaluation import Plan, suite_named
 from robustly.evaluation.suites.passes import suite_passes
 from robustly.evaluation.suites.suite import settings
 from robustly.threats import Threat
 
 
-def show_suites(name: str | None, threat: Threat) -> int:
-    """Print the names of the suites, or the stages of one with their passes.
+def show_suite(name: str, threat: Threat) -> int:
+    """Print the stages of a suite with their passes; returns the exit code.
 
     Raises:
         ValueError: an unknown suite, or a threat for which it is not defined.
     """
     console = PlainConsole()
-    if name is None:
-        console.print("\n".join(SUITES), highlight=False)
-        return 0
     suite = suite_named(name, threat.kind)
     table = Table(title=f"{name} under {threat}", title_justify="left")
     for column in ("stage", "attack", "images"):

@@ -17,7 +17,6 @@ from robustly.data.images import ImageData
 from robustly.data.mixing import Extra, check_extra
 from robustly.data.rows import Rows
 from robustly.data.splits import SplitRule, Splits, choose_splits, choose_test
-from robustly.data.tables import Columns, hub_rows, parquet_files, parquet_rows
 from robustly.settings import nearest
 
 _ALLOWED = (
@@ -158,10 +157,12 @@ def _rule(config: DataConfig) -> SplitRule:
 
 
 def _parts(config: DataConfig) -> dict[str, Rows]:
-    columns = Columns(config.image_column, config.label_column)
     decoding = Decoding(config.image_size, config.channels)
     if config.source == "mnist5k":
         return _refitted(mnist5k_rows(), decoding)
+    from robustly.data.tables import Columns, hub_rows, parquet_files, parquet_rows  # noqa: PLC0415 (slow to import)
+
+    columns = Columns(config.image_column, config.label_column)
     if config.source.startswith("hf:"):
         name, _, setting = config.source.removeprefix("hf:").partition(":")
         if not name:

@@ -17,7 +17,7 @@ from robustly.data.decoding import Decoding, EncodedImage, decode_images
 from robustly.data.images import class_numbers
 from robustly.data.rows import Rows
 from robustly.documents import parse_json
-from robustly.memory import read_parquet
+from robustly.memory import TableError, read_parquet
 
 _USUAL_IMAGES = ("image", "img")
 _USUAL_LABELS = ("label", "labels", "fine_label")
@@ -101,7 +101,7 @@ def hub_rows(name: str, config: str | None, columns: Columns, decoding: Decoding
 def _read_parquet(file: Path) -> pa.Table:
     try:
         return read_parquet(file)
-    except (pa.ArrowException, OSError) as error:
+    except (TableError, OSError) as error:
         raise ValueError(f"{file}: is damaged or not a Parquet file ({error})") from error
 
 

@@ -14,6 +14,7 @@ import yaml
 from robustly.data import DataConfig
 from robustly.evaluation import SUITES
 from robustly.evaluation.suites.composed import suite_from
+from robustly.experiments.keys import TOP_LEVEL, Settings
 from robustly.experiments.networks import NetworkConfig, build_networks, plain_networks, with_weights
 from robustly.models import ModelConfig
 from robustly.randomness import derive_seed
@@ -32,9 +33,6 @@ from robustly.training import (
     ScheduleConfig,
     TrainingConfig,
 )
-from robustly.training.parts import CONVENTIONAL_NETWORKS
-
-Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,6 @@ _SECTIONS: dict[str, type] = {
     "runtime": RuntimeConfig,
     "evaluation": EvaluationConfig,
 }
-TOP_LEVEL = ("seed", "threat", *CONVENTIONAL_NETWORKS, "networks", "method", *_SECTIONS)
 _PARTS: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,
     "inner": INNER_MAXIMISERS,

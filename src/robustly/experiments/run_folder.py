@@ -11,19 +11,17 @@ import torch
 import yaml
 from torch import nn
 
-from robustly import documents
 from robustly.attacks.core.contract import check_output, frozen
 from robustly.data import DataConfig, ImageData, Splits, load_extra, load_splits
-from robustly.documents import DocumentError
 from robustly.evaluation.derived import looks_like_probabilities
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.locks import is_own_leftover
+from robustly.experiments.overrides import read_yaml
 from robustly.files import remove_stale_parts, write_text
 from robustly.models import ModelConfig, build_model, load_weights
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
-from robustly.settings import SettingsError
 from robustly.training import AuxiliaryNetwork, Job
 from robustly.training.engine.job import check_networks
 from robustly.training.engine.loop import BEST, FINAL
@@ -119,18 +117,6 @@ def open_run(folder: Path) -> RunConfig:
     if not path.is_file():
         raise RunError(f"{folder} is not a run folder: it has no {CONFIG}")
     return build_config(read_yaml(path))
-
-
-def read_yaml(path: Path) -> dict[str, object]:
-    """Settings from a YAML file.
-
-    Raises:
-        SettingsError: the file is not YAML or not a mapping, or breaks a limit of `robustly.documents`.
-    """
-    try:
-        return documents.read_yaml(path)
-    except DocumentError as error:
-        raise SettingsError(str(error)) from None
 
 
 def build_job(config: RunConfig, trusts: Trusts) -> Job:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from robustly.documents import DocumentError, read_json
@@ -264,23 +263,3 @@ def _quiet(library: Any) -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-class Normalised(nn.Module):
-    """A network behind an input normalisation; outputs with logits, such as those of Hugging Face, become these.
-
-    Args:
-        inner: the network.
-        normalize: the normalisation, or the identity.
-    """
-
-    def __init__(self, inner: nn.Module, normalize: nn.Module) -> None:
-        super().__init__()
-        self.normalize = normalize
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits `(N, K)` of images in [0, 1], `(N, C, H, W)`."""
-        output = self.inner(self.normalize(x))
-        logits = getattr(output, "logits", output)
-        return logits if isinstance(logits, torch.Tensor) else output[0]

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from robustly.models.layers import ACTIVATIONS, input_layer
-from robustly.models.published import Normalised, build_published, expected_images, is_published
+from robustly.models.layers import ACTIVATIONS
+from robustly.models.published import build_published, expected_images, is_published
 from robustly.models.resnet import PreActResNet, ResNet
 from robustly.models.small_cnn import SmallCNN
 from robustly.models.user_code import TORCHSCRIPT, build_user_model, load_torchscript
 from robustly.models.weights import load_weights
 from robustly.models.wide_resnet import WideResNet
+from robustly.models.wrapping import wrap
 from robustly.settings import Ratio, nearest
 
 WIDEST = 64
@@ -266,9 +267,9 @@ def _published(config: ModelConfig) -> nn.Module:
                 "--model.std on the [0, 1] scale; 0 and 1 for none"
             )
     network = build_published(config.name, config.classes, config.weights, config.weights_key)
-    return Normalised(network, input_layer(len(mean), mean, std))
+    return wrap(network, mean=mean, std=std)
 
 
 def _normalised(network: nn.Module, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> nn.Module:
     """The network behind an input normalisation, where one is configured."""
-    return network if mean is None else Normalised(network, input_layer(len(mean), mean, std))
+    return network if mean is None else wrap(network, mean=mean, std=std)

@@ -1,0 +1,62 @@
+"""The commands by name. Each file holds the arguments of one command and the function that runs it.
+
+The files import nothing heavy: `run` imports PyTorch and the rest when the command begins, so that `--help`,
+completion and mistyped words answer at once.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from robustly.cli.commands import (
+    analyse,
+    audit,
+    compare,
+    diagnose,
+    evaluate,
+    recipes,
+    report,
+    suites,
+    sweep,
+    train,
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `robustly`.
+
+    Args:
+        help: a few words for the list of commands.
+        add_arguments: adds the options to a parser, and may set its description.
+        run: carries out the command with the parsed options and the settings, and returns the exit code.
+        takes_settings: whether settings such as `--training.epochs 5` are allowed.
+    """
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, list[str]], int]
+    takes_settings: bool = False
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command("train a model from a recipe", train.add_arguments, train.run, takes_settings=True),
+    "sweep": Command("train recipes x seeds x values", sweep.add_arguments, sweep.run, takes_settings=True),
+    "evaluate": Command(
+        "attack a trained model and write the evidence", evaluate.add_arguments, evaluate.run, takes_settings=True
+    ),
+    "audit": Command("re-check an evaluation from scratch", audit.add_arguments, audit.run),
+    "report": Command("write an HTML page about one or several runs", report.add_arguments, report.run),
+    "compare": Command("print tables of runs, seeds and published numbers", compare.add_arguments, compare.run),
+    "diagnose": Command(
+        "test whether gradient masking inflates robust accuracy",
+        diagnose.add_arguments,
+        diagnose.run,
+        takes_settings=True,
+    ),
+    "analyse": Command(
+        "measure gradients, loss landscapes, and the union of several threats", analyse.add_arguments, analyse.run
+    ),
+    "suites": Command("list the suites, or print the stages of one", suites.add_arguments, suites.run),
+    "recipes": Command("list the recipes, or print one", recipes.add_arguments, recipes.run),
+}

@@ -1,0 +1,32 @@
+"""`robustly evaluate`: its arguments."""
+
+import argparse
+from pathlib import Path
+
+from robustly.cli.arguments import add_trust
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `robustly evaluate` to a parser."""
+    parser.description = (
+        "Evaluate the model of a run on its test images. Settings: --evaluation.suite NAME, "
+        "--evaluation.count N, --evaluation.mode worst_case, --threat linf:0.2, --runtime.device cuda. For a model "
+        "trained elsewhere, name a new folder and give --model.name, --model.weights and --data.source."
+    )
+    add_trust(parser)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--suite", metavar="NAME", help="same as --evaluation.suite NAME")
+    parser.add_argument("--as", dest="label", metavar="NAME", help="write to the folder evaluation_NAME")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
+    parser.add_argument("--keep", action="store_true", help="do nothing if the run is evaluated already")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Evaluate; returns the exit code. See `run_evaluation`."""
+    from robustly.cli.evaluate import run_evaluation
+
+    if options.suite is not None:
+        overrides = ["--evaluation.suite", options.suite, *overrides]
+    return run_evaluation(
+        options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
+    )

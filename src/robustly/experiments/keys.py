@@ -1,0 +1,12 @@
+"""Keys of a configuration, without the types of their values, so that a command line is split without PyTorch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Settings = Mapping[str, Any]
+"""Settings as plain values of YAML."""
+SECTIONS = ("data", "model", "optimizer", "schedule", "training", "runtime", "evaluation")
+"""Keys with settings of one dataclass each."""
+NETWORKS = ("guide", "teacher", "standard_teacher")
+"""Keys of the networks beside the model that parts expect under these names."""
+TOP_LEVEL = ("seed", "threat", *NETWORKS, "networks", "method", *SECTIONS)
