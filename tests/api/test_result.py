@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from small_results import first_pixel, images, result_of, standing
 
-from robustly import ImageData, ThreatModel, evaluate
 from robustly.api import Result, evidence_folder, read_result
 from robustly.attacks import FAB, PGD
 from robustly.evaluation import EvaluationError, Suite
@@ -20,32 +19,13 @@ from robustly.reports import ReportError
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
 
-def images(count: int = 24) -> ImageData:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, 1, 4, 4), generator=generator, dtype=torch.uint8)
-    labels = (pixels.flatten(1)[:, 0] > 127).long()
-    return ImageData(pixels, labels, torch.arange(count) + 100, ("dark", "<bright>"), "memory")
-
-
-def first_pixel() -> nn.Module:
-    """Class 1 where the first pixel is above one half: robust to changes up to its distance from one half."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    weight = torch.zeros(2, 16)
-    weight[1, 0] = 20.0
-    net.load_state_dict({"1.weight": weight, "1.bias": torch.tensor([0.0, -10.0])})
-    return net.eval()
-
-
 @pytest.fixture(scope="module")
 def result() -> Result:
-    model, data = first_pixel(), images()
-    suite = Suite("mine", {"pgd": PGD(5), "fab": FAB(steps=5)}, curve="pgd")
-    return Result.of(evaluate(model, data, ThreatModel("linf", 0.1), suite, batch_size=24), model, data, suite)
+    return result_of(Suite("mine", {"pgd": PGD(5), "fab": FAB(steps=5)}, curve="pgd"))
 
 
 def test_the_numbers_are_those_of_the_closed_form(result: Result) -> None:
-    gap = (images().images.flatten(1)[:, 0] / 255 - 0.5).abs()
-    assert result.summary["worst_case"]["robust"] == int((gap > 0.1).sum())
+    assert result.summary["worst_case"]["robust"] == standing(0.1)
     assert repr(result).startswith("Result of Sequential on 24 examples of memory\n")
 
 

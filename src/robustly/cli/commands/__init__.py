@@ -14,6 +14,7 @@ from robustly.cli.commands import (
     compare,
     diagnose,
     evaluate,
+    gate,
     recipes,
     report,
     suites,
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Command] = {
         "attack a trained model and write the evidence", evaluate.add_arguments, evaluate.run, takes_settings=True
     ),
     "audit": Command("re-check an evaluation from scratch", audit.add_arguments, audit.run),
+    "gate": Command("compare an evaluation with limits, for a pipeline", gate.add_arguments, gate.run),
     "report": Command("write an HTML page about one or several runs", report.add_arguments, report.run),
     "compare": Command("print tables of runs, seeds and published numbers", compare.add_arguments, compare.run),
     "diagnose": Command(
