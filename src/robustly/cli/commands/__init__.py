@@ -12,6 +12,7 @@ from robustly.cli.commands import (
     analyse,
     audit,
     compare,
+    completion,
     diagnose,
     evaluate,
     recipes,
@@ -72,4 +73,5 @@ COMMANDS: dict[str, Command] = {
     ),
     "suites": Command("list the suites, or print the stages of one", suites.add_arguments, suites.run),
     "recipes": Command("list the recipes, or print one", recipes.add_arguments, recipes.run),
+    "completion": Command("print a script for completion in a shell", completion.add_arguments, completion.run),
 }
