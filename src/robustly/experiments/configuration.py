@@ -156,7 +156,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
-_SECTIONS: dict[str, type] = {
+SECTION_TYPES: dict[str, type] = {
     "data": DataConfig,
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
@@ -165,7 +165,7 @@ _SECTIONS: dict[str, type] = {
     "runtime": RuntimeConfig,
     "evaluation": EvaluationConfig,
 }
-_PARTS: dict[str, Mapping[str, type]] = {
+PART_TABLES: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,
     "inner": INNER_MAXIMISERS,
     "loss": LOSSES,
@@ -180,7 +180,7 @@ def build_config(settings: Settings) -> RunConfig:
         SettingsError: an unknown key or name, or a value of another type or out of range.
     """
     check_keys(settings, ("recipe", *TOP_LEVEL), "")
-    built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in _SECTIONS.items()}
+    built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in SECTION_TYPES.items()}
     networks = build_networks(settings)
     method, plain = _build_method(settings.get("method"))
     seed = check(int, settings.get("seed", 0), "seed")
@@ -222,10 +222,10 @@ def _check_step_size(inner: Mapping[str, Any], threat: Threat) -> None:
 
 def _build_method(given_parts: Any) -> tuple[Method, dict[str, Any]]:
     """The five parts, and their settings with defaults filled in."""
-    settings = check_keys(given_parts, (*_PARTS, "parameters"), "method")
+    settings = check_keys(given_parts, (*PART_TABLES, "parameters"), "method")
     parts: dict[str, Any] = {}
     plain: dict[str, Any] = {}
-    for slot, table in _PARTS.items():
+    for slot, table in PART_TABLES.items():
         given = settings.get(slot)
         if given is None:
             parts[slot], plain[slot] = None, None
