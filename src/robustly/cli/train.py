@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from shlex import quote
 
+import torch
 from rich.console import Console
 
 from robustly.cli.arguments import trust_in
@@ -19,6 +20,8 @@ from robustly.experiments.run_data import data_of_job, refuse_other_training_row
 from robustly.experiments.run_folder import build_job_and_data, create_run, is_begun, open_run
 from robustly.runtime import Runtime
 from robustly.training import train
+from robustly.training.engine.loop import FINAL
+from robustly.training.engine.placing import place_networks
 
 
 def run_training(
@@ -37,7 +40,11 @@ def run_training(
     """
     if resume is not None:
         if recipe is not None or overrides or out is not None:
-            raise ValueError("--resume continues with the settings of the run: give no recipe, --out or settings")
+            raise ValueError(
+                "--resume continues with the settings of the run: give no recipe, --out or settings. To train a "
+                f"finished run for longer, start a new one from its weights: robustly finetune {quote(str(resume))} "
+                f"--epochs N --out NEW, or the recipe with --model.weights {quote(str(resume / FINAL))}"
+            )
         config, folder = open_run(resume), resume
     elif recipe is None:
         raise ValueError("name a recipe (see `robustly recipes`) or --resume RUN")
@@ -50,6 +57,7 @@ def run_training(
         show_composition(PlainConsole(), config)
     config.runtime.check()
     job, splits = build_job_and_data(config, trust_in(overrides, trust_code).allows)
+    place_networks(job, torch.device("cpu"), config.runtime.processes * config.runtime.nodes)  # before files exist
     if dry_run:
         job.check_processes(config.runtime.processes * config.runtime.nodes)
         show_job(PlainConsole(), config, job)

@@ -131,6 +131,13 @@ class RunConfig:
         """Hash of everything that the trained weights depend on."""
         plain = self.as_plain()
         relevant = {key: value for key, value in plain.items() if key not in ("recipe", "evaluation", "runtime")}
+        for section, names in _ADDED.items():  # absent from the hashes of runs that were begun before
+            default = SECTION_TYPES[section]()
+            relevant[section] = {
+                key: value
+                for key, value in relevant[section].items()
+                if key not in names or value != getattr(default, key)
+            }
         relevant["precision"] = self.runtime.precision
         relevant["threat"] = str(self.threat)  # a mask by its content
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"
@@ -165,6 +172,8 @@ SECTION_TYPES: dict[str, type] = {
     "runtime": RuntimeConfig,
     "evaluation": EvaluationConfig,
 }
+_ADDED = {"optimizer": ("layer_decay",), "training": ("head_epochs", "head")}
+"""Settings that do not count in the hash of a run at their defaults."""
 PART_TABLES: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,
     "inner": INNER_MAXIMISERS,
