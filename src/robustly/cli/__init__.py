@@ -1,4 +1,4 @@
-"""The command `robustly`: train, sweep, evaluate, diagnose, analyse, audit, compare, report, suites, recipes."""
+"""The command `robustly`: train, finetune, sweep, evaluate, diagnose, analyse, audit, compare, report and lists."""
 
 import argparse
 import logging
@@ -21,6 +21,7 @@ from robustly.cli.compare import add_compare, run_comparison
 from robustly.cli.diagnose import COUNT as DIAGNOSED
 from robustly.cli.diagnose import run_diagnostics
 from robustly.cli.evaluate import run_evaluation
+from robustly.cli.finetune import add_finetune, run_finetune
 from robustly.cli.interruption import Stopped, lasting_output, stoppable
 from robustly.cli.recipes import recipe_names, recipe_text
 from robustly.cli.report import run_report
@@ -110,7 +111,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object) -
 def _run(arguments: list[str]) -> int:
     words, overrides = split_overrides(arguments)
     options = _parser().parse_args(words)
-    if overrides and options.command not in ("train", "sweep", "evaluate", "diagnose"):
+    if overrides and options.command not in ("train", "finetune", "sweep", "evaluate", "diagnose"):
         raise ValueError(f"{options.command} takes no settings, got {overrides[0]}")
     return _COMMANDS[options.command](options, overrides)
 
@@ -140,6 +141,7 @@ def _recipes(options: argparse.Namespace, overrides: list[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "train": _train,
+    "finetune": run_finetune,
     "sweep": run_sweep,
     "evaluate": _evaluate,
     "audit": _audit,
@@ -169,6 +171,9 @@ def _parser() -> argparse.ArgumentParser:
         help="import a model package.module:factory even if only a file names it",
     )
     _add_train(commands, trust)
+    add_finetune(
+        commands.add_parser("finetune", parents=[trust], allow_abbrev=False, help="make trained weights robust")
+    )
     add_sweep(
         commands.add_parser("sweep", parents=[trust], allow_abbrev=False, help="train recipes x seeds x values")
     )
