@@ -131,13 +131,7 @@ class RunConfig:
         """Hash of everything that the trained weights depend on."""
         plain = self.as_plain()
         relevant = {key: value for key, value in plain.items() if key not in ("recipe", "evaluation", "runtime")}
-        for section, names in _ADDED.items():  # absent from the hashes of runs that were begun before
-            default = SECTION_TYPES[section]()
-            relevant[section] = {
-                key: value
-                for key, value in relevant[section].items()
-                if key not in names or value != getattr(default, key)
-            }
+        relevant = _without_added(relevant)
         relevant["precision"] = self.runtime.precision
         relevant["threat"] = str(self.threat)  # a mask by its content
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"
@@ -163,6 +157,14 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
+def _without_added(value: Any) -> Any:
+    """Settings without those of `_ADDED` at their defaults, so that runs begun before have the same hash."""
+    if not isinstance(value, Mapping):
+        return value
+    kept = {key: item for key, item in value.items() if key not in _ADDED or item != _ADDED[key]}
+    return {key: _without_added(item) for key, item in kept.items()}
+
+
 SECTION_TYPES: dict[str, type] = {
     "data": DataConfig,
     "model": ModelConfig,
@@ -172,8 +174,8 @@ SECTION_TYPES: dict[str, type] = {
     "runtime": RuntimeConfig,
     "evaluation": EvaluationConfig,
 }
-_ADDED = {"optimizer": ("layer_decay",), "training": ("head_epochs", "head")}
-"""Settings that do not count in the hash of a run at their defaults."""
+_ADDED: dict[str, Any] = {"layer_decay": OptimizerConfig.layer_decay, "head_epochs": 0, "head": None}
+"""Settings that a later version added, and their defaults."""
 PART_TABLES: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,
     "inner": INNER_MAXIMISERS,

@@ -87,7 +87,12 @@ def place_networks(job: Job, device: torch.device, processes: int = 1) -> Placed
         head_of(networks.model, job.training.head)
     contiguous = any(fit.layout != torch.channels_last for fit in fits.values())
     placed = Placed(networks, fits, dtype, torch.contiguous_format if contiguous else torch.channels_last)
-    _check_batches(job, placed.smallest_batch * processes)
+    size, fewest = min(job.training.batch_size, len(job.train)), placed.smallest_batch * processes
+    if job.images_of_step(0) < fewest:
+        raise TrialError(
+            f"training.batch_size: batch normalisation of the networks needs at least {fewest} images in a batch, "
+            f"there are {size}"
+        )
     return placed
 
 
@@ -99,19 +104,14 @@ def _check_unused(name: str, fit: Fit, processes: int) -> None:
         )
 
 
-def _check_batches(job: Job, fewest: int) -> None:
-    """Refuse batches that are too small for batch normalisation; warn if the last one is left out."""
-    size, count = job.training.batch_size, len(job.train)
-    if job.images_of_step(0) < fewest:
-        raise TrialError(
-            f"training.batch_size: batch normalisation of the networks needs at least {fewest} images in a batch, "
-            f"there are {min(size, count)}"
-        )
+def warn_of_last_batch(job: Job, fewest: int) -> None:
+    """Warn if the last batch of every epoch is left out, because it has fewer images than all processes need."""
     left = job.images_of_step(job.steps_per_epoch - 1)
     if left < fewest:
         warnings.warn(
-            f"{count} images in batches of {size} leave a last batch of {left}, too few for batch normalisation: "
-            "it is left out, other images in each epoch; another training.batch_size uses all images",
+            f"{len(job.train)} images in batches of {job.training.batch_size} leave a last batch of {left}, too "
+            "few for batch normalisation: it is left out, other images in each epoch; another training.batch_size "
+            "uses all images",
             stacklevel=2,
         )
 

@@ -14,7 +14,7 @@ from robustly.runtime import Runtime
 from robustly.training.engine.job import Job
 from robustly.training.engine.metrics import Totals
 from robustly.training.engine.optimisation import Optimizers, build_optimizer, rate_factor
-from robustly.training.engine.placing import body_of, place_networks
+from robustly.training.engine.placing import body_of, place_networks, warn_of_last_batch
 from robustly.training.engine.stopping import check_loss
 from robustly.training.method import Method, outer_loss
 from robustly.training.modes import frozen_parts, train_mode
@@ -54,6 +54,8 @@ class Stepper:
         self._job, self._runtime = job, runtime
         self._placed = place_networks(job, runtime.device, runtime.world_size)
         self.networks = self._placed.networks
+        if self._placed.smallest_batch > 1 and runtime.rank == 0:
+            warn_of_last_batch(job, self._placed.smallest_batch * runtime.world_size)
         self._body: list[nn.Parameter] = []
         self._head: nn.Module | None = None
         if job.training.head_epochs:
