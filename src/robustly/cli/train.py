@@ -44,7 +44,8 @@ def run_training(
             raise ValueError(
                 "--resume continues with the settings of the run: give no recipe, --out or settings. To train a "
                 f"finished run for longer, start a new one from its weights: robustly finetune "
-                f"{quote(str(resume))} --epochs N --out NEW, or the recipe with --model.weights {quote(str(resume / FINAL))}"
+                f"{quote(str(resume))} --epochs N --out NEW, or the recipe with "
+                f"--model.weights {quote(str(resume / FINAL))}"
             )
         config, folder = open_run(resume), resume
     elif recipe is None:
