@@ -4,7 +4,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +15,12 @@ from robustly.attacks.core.contract import check_output, frozen
 from robustly.data import DataConfig, ImageData, Splits, load_extra, load_splits
 from robustly.evaluation.derived import looks_like_probabilities
 from robustly.experiments.configuration import RunConfig, build_config
+from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.locks import is_own_leftover
 from robustly.experiments.overrides import read_yaml
 from robustly.files import remove_stale_parts, write_text
-from robustly.models import ModelConfig, build_model, load_weights
+from robustly.model_names import is_published
+from robustly.models import ModelConfig, about_model, as_classifier, build_model, load_weights
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
@@ -29,6 +31,9 @@ from robustly.training.engine.loop import BEST, FINAL
 CONFIG = "config.yaml"
 EVALUATION = "evaluation"
 REPORT = "report.html"
+
+OWN_WEIGHTS = "factory's own"
+PUBLISHED_WEIGHTS = "published"
 
 Trusts = Callable[[str], bool]
 
@@ -63,16 +68,19 @@ def create_run(folder: Path, config: RunConfig) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def refuse_existing(folder: Path) -> None:
+def refuse_existing(folder: Path, advice: str | None = None) -> None:
     """Refuse a folder that is not empty. A run killed at its beginning leaves an empty one, or locks and parts.
+
+    Args:
+        folder: the folder.
+        advice: what to do instead; None for the options of training.
 
     Raises:
         RunError: the folder has files, or is a file.
     """
     if folder.exists() and (not folder.is_dir() or not all(is_own_leftover(item) for item in folder.iterdir())):
-        raise RunError(
-            f"{folder} exists already: choose another name with --out, or continue it with --resume {folder}"
-        )
+        advice = advice or f"choose another name with --out, or continue it with --resume {folder}"
+        raise RunError(f"{folder} exists already: {advice}")
 
 
 def is_begun(folder: Path, config: RunConfig) -> bool:
@@ -160,6 +168,7 @@ def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
         seed=seed,
         networks=networks,
         extra=load_extra(config.data, splits),
+        about_weights=about_model(_fitted(config.model, splits.train)),
     )
     return job, splits
 
@@ -172,16 +181,21 @@ def build_network(
     Raises:
         ValueError: settings that contradict the data, a number of outputs other than classes, or NaN.
     """
-    channels, height, width = data.shape
     try:
-        fitted = config.for_images(data.num_classes, channels, (height, width))
+        fitted = _fitted(config, data)
         model = build_model(fitted, seed, trusts(config.name))
+        model = as_classifier(model, data.floats(torch.arange(min(8, len(data)))))
         try_network(model, data)
     except ValueError as error:
         if role == "model":
             raise
         raise RunError(f"{role}: {error}") from None
     return model
+
+
+def _fitted(config: ModelConfig, data: ImageData) -> ModelConfig:
+    channels, height, width = data.shape
+    return config.for_images(data.num_classes, channels, (height, width))
 
 
 def try_network(model: nn.Module, data: ImageData) -> None:
@@ -231,18 +245,41 @@ def load_trained(folder: Path, config: RunConfig, data: ImageData, trusts: Trust
             load_weights(model, folder / name)
             try_network(model, data)
             return model.eval(), name
-    if config.model.weights is None:
+    origin = config.model.weights
+    if origin is None and config.recipe == UNTRAINED and ":" in config.model.name:
+        origin = PUBLISHED_WEIGHTS if is_published(config.model.name) else OWN_WEIGHTS
+    if origin is None:
         raise RunError(f"{folder} has no weights yet: train it, or name weights with --model.weights FILE")
-    return build_network(config.model, data, seed, trusts).eval(), config.model.weights
+    return build_network(config.model, data, seed, trusts).eval(), origin
 
 
-def load_on_device(
-    folder: Path, config: RunConfig, data: ImageData, trusts: Trusts
-) -> tuple[nn.Module, str, torch.device]:
-    """The network of `load_trained` on the device of the settings, the name of its file, and the device."""
+@dataclass(frozen=True)
+class Loaded:
+    """The network of a run with its weights, and its images, on one device.
+
+    Args:
+        model: the network, in evaluation mode.
+        data: the images.
+        checkpoint: name of the file of the weights, `PUBLISHED_WEIGHTS` or `OWN_WEIGHTS`.
+        device: where they are.
+    """
+
+    model: nn.Module
+    data: ImageData
+    checkpoint: str
+    device: torch.device
+
+
+def load_on_device(folder: Path, config: RunConfig, data: ImageData, trusts: Trusts) -> Loaded:
+    """The network of `load_trained` and the images, on the device of the settings.
+
+    Raises:
+        ValueError: as `load_trained`.
+    """
     model, name = load_trained(folder, config, data, trusts)
     device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
-    return model.to(device, memory_format=torch.channels_last), name, device  # type: ignore[call-overload]
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Loaded(model, data.to(device), name, device)
 
 
 def evaluation_data(config: RunConfig) -> DataConfig:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from robustly.model_names import TORCHSCRIPT, is_published
 from robustly.models.layers import ACTIVATIONS
-from robustly.models.published import build_published, expected_images, is_published
+from robustly.models.published import build_published, expected_images
 from robustly.models.resnet import PreActResNet, ResNet
 from robustly.models.small_cnn import SmallCNN
-from robustly.models.user_code import TORCHSCRIPT, build_user_model, load_torchscript
+from robustly.models.user_code import build_user_model, load_torchscript
 from robustly.models.weights import load_weights
 from robustly.models.wide_resnet import WideResNet
 from robustly.models.wrapping import wrap
