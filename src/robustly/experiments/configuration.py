@@ -16,7 +16,7 @@ from robustly.evaluation import SUITES
 from robustly.evaluation.suites.composed import suite_from
 from robustly.experiments.keys import TOP_LEVEL, Settings
 from robustly.experiments.networks import NetworkConfig, build_networks, plain_networks, with_weights
-from robustly.models import ModelConfig
+from robustly.models import ModelConfig, weights_file
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
 from robustly.settings import SettingsError, build, check, check_keys, choose, plain_values
@@ -144,6 +144,17 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         is_name = path == "mnist5k" or path.startswith("hf:")
         return path if is_name or not Path(path).exists() else str(Path(path).resolve())
 
+    def file_of_weights(path: str) -> str:
+        given = Path(path).expanduser()
+        return str(weights_file(given).resolve()) if given.exists() else path
+
+    def with_files(network: NetworkConfig) -> NetworkConfig:
+        kind, _, path = network.model.name.partition(":")
+        place = Path(path).expanduser()
+        if kind in ("hf", "torchscript") and place.exists():
+            network = replace(network, model=replace(network.model, name=f"{kind}:{place.resolve()}"))
+        return with_weights(network, file_of_weights)
+
     return replace(
         config,
         threat_text=map_mask_files(config.threat_text, absolute),
@@ -152,8 +163,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             source=absolute(config.data.source),
             extra_source=None if config.data.extra_source is None else absolute(config.data.extra_source),
         ),
-        model=with_weights(NetworkConfig(config.model), absolute).model,
-        networks={name: with_weights(network, absolute) for name, network in config.networks.items()},
+        model=with_files(NetworkConfig(config.model)).model,
+        networks={name: with_files(network) for name, network in config.networks.items()},
     )
 
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from robustly.documents import DocumentError, read_json
+from robustly.model_names import HUGGING_FACE, TIMM
 from robustly.models.checkpoints import read_weights
 
-TIMM, HUGGING_FACE = "timm:", "hf:"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -39,11 +39,6 @@ class Expected:
     side: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-
-
-def is_published(name: str) -> bool:
-    """True for `timm:NAME`, `hf:FOLDER` and `hf:HUB_NAME`."""
-    return name.startswith((TIMM, HUGGING_FACE))
 
 
 def expected_images(name: str) -> Expected:

@@ -78,7 +78,10 @@ COMMANDS: dict[str, Command] = {
         takes_settings=True,
     ),
     "analyse": Command(
-        "measure gradients, loss landscapes, and the union of several threats", analyse.add_arguments, analyse.run
+        "measure gradients, loss landscapes, and the union of several threats",
+        analyse.add_arguments,
+        analyse.run,
+        takes_settings=True,
     ),
     "suites": Command("list the suites, or print the stages of one", suites.add_arguments, suites.run),
     "recipes": Command("list the recipes, or print one", recipes.add_arguments, recipes.run),
