@@ -15,6 +15,9 @@ from robustly.cli.commands import (
     completion,
     diagnose,
     evaluate,
+    export,
+    info,
+    predict,
     recipes,
     report,
     suites,
@@ -70,6 +73,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "analyse": Command(
         "measure gradients, loss landscapes, and the union of several threats", analyse.add_arguments, analyse.run
+    ),
+    "predict": Command("classify image files", predict.add_arguments, predict.run),
+    "info": Command("describe a run, weights, evidence or an exported model", info.add_arguments, info.run),
+    "export": Command(
+        "write the model as ONNX, safetensors or a Hugging Face folder", export.add_arguments, export.run
     ),
     "suites": Command("list the suites, or print the stages of one", suites.add_arguments, suites.run),
     "recipes": Command("list the recipes, or print one", recipes.add_arguments, recipes.run),
