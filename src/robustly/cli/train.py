@@ -19,6 +19,7 @@ from robustly.experiments.run_data import data_of_job, refuse_other_training_row
 from robustly.experiments.run_folder import build_job_and_data, create_run, is_begun, open_run
 from robustly.runtime import Runtime
 from robustly.training import train
+from robustly.training.observers import Observers, Subject, check_observers, run_key, writers
 
 
 def run_training(
@@ -28,13 +29,17 @@ def run_training(
     overrides: list[str],
     trust_code: bool,
     dry_run: bool = False,
+    observers: str | None = None,
 ) -> int:
     """Train from a recipe, or continue a run; returns the exit code. A dry run prints its composition only.
+
+    `observers` are names of `robustly.training.observers`, joined by commas.
 
     Raises:
         ValueError: wrong settings, data or models.
         OSError: files that cannot be read or written.
     """
+    named = check_observers(observers)
     if resume is not None:
         if recipe is not None or overrides or out is not None:
             raise ValueError("--resume continues with the settings of the run: give no recipe, --out or settings")
@@ -68,7 +73,10 @@ def run_training(
         f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat} -> {folder}{begins}",
     )
     lock = lock_run(folder) if runtime.rank == 0 else nullcontext()
-    with lock, observer_for(console) as observer:
+    subject = Subject(folder, folder.resolve().name, run_key(folder, config.digest()), config.as_plain())
+    tracking = writers(named if runtime.rank == 0 else (), subject)
+    with lock, observer_for(console) as shown, tracking as tracked:
+        observer = Observers([shown, *tracked])
         if runtime.rank == 0:
             write_run_data(folder, rows)
         runtime.wait_for_all()  # until the folder is there and locked
