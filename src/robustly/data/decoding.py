@@ -16,6 +16,8 @@ from torch import Tensor
 
 from robustly.memory import SizeError, check_bytes, check_pixels
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+"""Ends of the names of image files in folders."""
 _GREY_MODES = ("1", "L", "LA", "La")
 _DEEP_MODES = ("I", "F")  # and I;16, I;16B, ...: more than 8 bits a channel
 _ORIENTATION = 0x0112
