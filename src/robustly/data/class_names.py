@@ -92,6 +92,11 @@ def shown_names(names: ClassNames) -> tuple[str, ...]:
     )
 
 
+def unique_names(names: ClassNames) -> dict[str, int]:
+    """Number of each name that belongs to one class."""
+    return {name: next(iter(places)) for name, places in _index(names, exactly=True).items() if len(places) == 1}
+
+
 def are_numbers(classes: Sequence[str]) -> bool:
     """True for the names "0", "1", ..., "K-1" of classes without names."""
     return all(name == str(number) for number, name in enumerate(classes))

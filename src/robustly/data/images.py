@@ -267,7 +267,7 @@ def number_names(labels: Sequence[Int64[Tensor, " _"]], source: str, most: int =
 
 
 def class_numbers(labels: Sequence[Int64[Tensor, " _"]], source: str, most: int = 0) -> tuple[str, ...]:
-    """Names of the classes of files without class names; warns where labels seem to begin at 1.
+    """Names of the classes of data without class names; warns where labels are 1..K, which are meant as 0..K-1.
 
     Labels of -1 are missing. The arguments and other errors are those of `number_names`.
 
@@ -278,10 +278,10 @@ def class_numbers(labels: Sequence[Int64[Tensor, " _"]], source: str, most: int 
     if any(len(part) for part in labels) and not any(len(part) for part in given):
         raise ValueError(f"{source}: all labels are -1 or null, which means that they are missing")
     names = number_names(given, source, most)
-    lowest = min(int(part.min()) for part in given if len(part))
-    if lowest > 0:
+    present = torch.cat([part.bincount(minlength=len(names))[None] for part in given if len(part)]).sum(0) > 0
+    if len(names) > 2 and not bool(present[0]) and bool(present[1:].all()):
         warnings.warn(
-            f"{source}: the smallest label is {lowest}, so class 0 has no example among {len(names)} classes: "
+            f"{source}: the smallest label is 1, so class 0 has no example among {len(names)} classes: "
             "subtract 1 from labels that begin at 1",
             stacklevel=2,
         )

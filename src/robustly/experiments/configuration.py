@@ -152,6 +152,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             config.data,
             source=absolute(config.data.source),
             extra_source=None if config.data.extra_source is None else absolute(config.data.extra_source),
+            classes=None if config.data.classes is None else absolute(config.data.classes),
         ),
         model=with_weights(NetworkConfig(config.model), absolute).model,
         networks={name: with_weights(network, absolute) for name, network in config.networks.items()},
