@@ -1,4 +1,4 @@
-"""The same labelled pictures as tensors, as Pillow images and as a data set, and the check that all became equal."""
+"""The same labelled pictures as tensors, as Pillow images and as a data set, and a check of equality."""
 
 from collections.abc import Callable
 from typing import Any

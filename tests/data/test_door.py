@@ -57,6 +57,8 @@ LABEL_FORMS: dict[str, Callable[[Tensor], Any]] = {
     "list": lambda y: y.tolist(),
     "list of tensors": list,
     "list of numpy": lambda y: list(y.numpy()),
+    "list of arrays of one": lambda y: list(y.numpy()[:, None]),
+    "objects": lambda y: y.numpy().astype(object),
 }
 
 
@@ -193,6 +195,10 @@ NAN[[3, 5], 0, 0, 0] = float("nan")
         (((PIXELS > 9).int(), LABELS), "images are torch.int32 from 0 to 1"),
         ((PIXELS.flatten(1), LABELS), r"shape \(24, 90\): use \(N, H, W\)"),
         ((np.zeros((24, 3, 9, 3), np.uint8), LABELS), "first or last, which is not clear"),
+        ((FLOATS.to_sparse(), LABELS), "images are a sparse, quantised or meta tensor"),
+        (Pictures(FORMS["uint8"], torch.eye(24)), r"one-hot labels give labels\.argmax\(1\)"),
+        (Pictures(FORMS["uint8"], [{"boxes": 1}] * 24), "labels are object"),
+        (TensorDataset(PIXELS), "its items are tuple of 1 values: they should be pairs"),
         ((PIXELS[:0], LABELS[:0]), "is empty"),
         ((PIXELS, LABELS, LABELS), r"is a tuple of 3 values: give \(x, y\)"),
         (([object()] * 24, LABELS), "image 0 is of the type object"),

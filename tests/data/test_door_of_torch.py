@@ -28,6 +28,7 @@ def test_data_sets(form: str, item: str) -> None:
     data = Pictures(FORMS[form], LABELS.tolist(), item)
     check(as_image_data(data))
     places = torch.tensor([9, 3, 4, 20])
+    check(as_image_data(Pictures(FORMS[form], LABELS[:, None], item)))
     chosen = as_image_data(Subset(data, places.tolist()))
     check(chosen, PIXELS[places], LABELS[places])
     assert chosen.ids.tolist() == [0, 1, 2, 3]
@@ -106,8 +107,9 @@ def test_a_limit_keeps_the_first_or_some_of_every_class(known: bool) -> None:
         assert few.labels.bincount().tolist() == [2] * 4
         assert torch.equal(few.images, PIXELS[few.ids])
     assert len(as_image_data(mixed, limit=1000)) == COUNT
-    with pytest.raises(ValueError, match="limit is 0"):
-        as_image_data(mixed, limit=0)
+    for wrong in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"limit is {wrong}: use a whole number"):
+            as_image_data(mixed, limit=wrong)  # type: ignore[arg-type]
 
 
 def test_random_transforms_are_repeatable_and_named() -> None:

@@ -51,6 +51,8 @@ def listed_names(content: Any, where: str) -> tuple[tuple[str, ...], ...]:
     Raises:
         ValueError: there is no name, an entry is not text or an index is missing.
     """
+    if hasattr(content, "tolist"):
+        content = content.tolist()  # of an array
     if isinstance(content, Mapping) and "id2label" in content:
         content = content["id2label"]
     entries = _in_order(content, where) if isinstance(content, Mapping) else content

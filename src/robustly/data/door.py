@@ -69,8 +69,8 @@ def as_image_data(
             remedy.
         FileNotFoundError: a path does not exist.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}: use at least 1 example, or leave it out")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise ValueError(f"limit is {limit}: use a whole number of at least 1 example, or leave it out")
     names = _names(classes)
     reading = Reading(source or _name_of(data), round_to_8_bits, Decoding(image_size, channels))
     if isinstance(data, ImageData):

@@ -74,10 +74,10 @@ def is_item(value: Any) -> bool:
 
 
 def is_one_label(value: Any) -> bool:
-    """True for the label of one example: a number, a text, or an array of one value without axes."""
+    """True for the label of one example: a number, a text, or an array of one value."""
     if isinstance(value, bool | int | float | str | np.number | np.bool_):
         return True
-    return isinstance(value, Tensor | np.ndarray) and value.ndim == 0
+    return isinstance(value, Tensor | np.ndarray) and value.ndim < 2 and value.shape in ((), (1,))
 
 
 def pixels_of(images: Any, reading: Reading, first: int = 0) -> UInt8[Tensor, "n c h w"]:
@@ -154,6 +154,8 @@ def _pixels_of_array(images: Any, reading: Reading, one_by_one: bool = False) ->
         raise ValueError(f"{source}: an image has the shape {tuple(images.shape[1:])}: use (C, H, W) or (H, W)")
     is_tensor = isinstance(images, Tensor)
     if is_tensor:
+        if images.layout != torch.strided or images.is_meta or images.is_quantized:
+            raise ValueError(f"{source}: images are a sparse, quantised or meta tensor: give a dense one")
         values = images.detach().as_subclass(Tensor)
         ordered = values if values.ndim == 4 and values.shape[1] in (1, 3) else channels_first(values, source)
     else:
@@ -211,6 +213,8 @@ def labels_of(labels: Any, reading: Reading) -> Int64[Tensor, " n"]:
         raise ValueError(f"{source}: labels are {_kind(labels)}: give one integer for each image") from None
     if array.dtype.kind in "US":
         array = np.array([_number(str(value), reading) for value in array.reshape(-1)])
+    if array.dtype == object and all(isinstance(value, int | np.integer) for value in array.reshape(-1)):
+        array = np.array(array.tolist())
     if array.ndim > 1 and array.shape[1:] == (1,) * (array.ndim - 1):
         array = array.reshape(-1)
     if array.dtype.kind not in "iub":

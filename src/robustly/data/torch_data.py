@@ -46,6 +46,13 @@ class Examples:
     ids: Int64[Tensor, " n"]
 
 
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Items of a data set that are read together, as distinct from a batch that the user's code made."""
+
+    values: list[Any]
+
+
 def read_data_set(data: Any, reading: Reading, limit: int | None = None) -> Examples:
     """Examples of a data set with a length and items, or of one that can only be iterated.
 
@@ -175,13 +182,13 @@ def _read_positions(
         batches: Iterable[Any] = DataLoader(
             Subset(data, order),
             batch_size=_ITEMS,
-            collate_fn=collate or list,
+            collate_fn=collate or Items,
             num_workers=loader.num_workers,
             worker_init_fn=loader.worker_init_fn,
             multiprocessing_context=loader.multiprocessing_context,
         )
     else:
-        gather = collate or list
+        gather = collate or Items
         groups = [order[start : start + _ITEMS] for start in range(0, len(order), _ITEMS)]
         batches = (gather([_item(data, place, reading) for place in group]) for group in groups)
     found = _read(iter(batches), len(order), reading, None)
@@ -192,7 +199,7 @@ def _read_positions(
 
 def _check_again(data: Any, order: list[int], found: Examples, reading: Reading) -> None:
     """Warn if the first items differ when they are read again."""
-    again, _ = _batch([_item(data, place, reading) for place in order], reading, 0)
+    again, _ = _batch(Items([_item(data, place, reading) for place in order]), reading, 0)
     if not torch.equal(again.cpu(), found.pixels[: len(order)].cpu()):
         warnings.warn(
             f"{reading.source}: its first images differ when they are read again, so its transforms are random: "
@@ -221,7 +228,7 @@ def _reason(error: Exception) -> str:
 def _chunks(items: Iterator[Any]) -> Iterator[Any]:
     """Items in lists; batches as they are."""
     for item in items:
-        yield [item, *itertools.islice(items, _ITEMS - 1)] if is_item(item) else item
+        yield Items([item, *itertools.islice(items, _ITEMS - 1)]) if is_item(item) else item
 
 
 def _read(batches: Iterator[Any], count: int | None, reading: Reading, limit: int | None) -> Examples:
@@ -268,9 +275,10 @@ def _next(batches: Iterator[Any], reading: Reading, filled: int) -> Any:
 
 
 def _batch(batch: Any, reading: Reading, first: int) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
-    """Pixels and labels of a list of items, of a batch, or of one item."""
-    if isinstance(batch, list) and batch and all(is_item(one) for one in batch):
-        pairs = [pair_of(one, reading.source) for one in batch]
+    """Pixels and labels of items, of a list of them, of a batch, or of one item."""
+    is_list = isinstance(batch, list) and bool(batch) and all(is_item(one) for one in batch)
+    if isinstance(batch, Items) or is_list:
+        pairs = [pair_of(one, reading.source) for one in (batch if is_list else batch.values)]
         images, labels = [image for image, _ in pairs], [label for _, label in pairs]
     else:
         images, labels = pair_of(batch, reading.source)
