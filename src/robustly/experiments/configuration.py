@@ -162,6 +162,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             config.data,
             source=absolute(config.data.source),
             extra_source=None if config.data.extra_source is None else absolute(config.data.extra_source),
+            classes=None if config.data.classes is None else absolute(config.data.classes),
         ),
         model=with_files(NetworkConfig(config.model)).model,
         networks={name: with_files(network) for name, network in config.networks.items()},
