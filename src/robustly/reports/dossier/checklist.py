@@ -164,7 +164,7 @@ def _adaptive(run: RunEvidence) -> Answer:
     watched = [one for one in evaluation.findings if one.passed is not None]
     words = "no attack was written against this defence"
     if watched:
-        words += f"; {len(watched)} diagnostics and gradient-free attacks test for masked gradients instead"
+        words += f"; {len(watched)} diagnostics test for masked gradients instead"
     return Answer(item, "not measured", words, "section on diagnostics")
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from robustly.output_text import one_line
 from robustly.reports.formats import THIN
 
-_SIGNS = re.compile(r"([\\`*_\[\]<>|#~])")
+_SIGNS = re.compile(r"([\\`*_\[\]|#])")
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "~": "&#126;"})
 
 
 @dataclass(frozen=True)
@@ -102,4 +103,4 @@ def _row(cells: Sequence[str], plain: bool = True) -> str:
 
 def _plain(text: str) -> str:
     """Text on one line whose signs are not markup; thin spaces become spaces."""
-    return _SIGNS.sub(r"\\\1", one_line(text).replace(THIN, " "))
+    return _SIGNS.sub(r"\\\1", one_line(text).replace(THIN, " ")).translate(_ENTITIES)
