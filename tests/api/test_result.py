@@ -43,7 +43,7 @@ def test_plot_has_a_bar_for_each_attack_with_its_share(result: Result) -> None:
     assert len(hovered) == 4 + len(result.summary.metrics.security_curve.epsilon) + 1  # type: ignore[union-attr]
     panels = [ET.fromstring(one) for one in re.findall("<svg.*?</svg>", plot._repr_html_())]
     assert [one.tag for one in panels] == [f"{NAMESPACE}svg"] * 2
-    assert "2 panels" in repr(plot)
+    assert repr(plot).startswith("Plot: Sequential, linf:0.1, memory (")
 
 
 def test_plot_escapes_names_and_has_one_panel_without_a_curve(result: Result) -> None:
