@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
@@ -29,10 +27,11 @@ from robustly.evidence.schema_2 import columns_of_schema_2, summary_of_schema_2
 from robustly.evidence.schema_3 import columns_of_schema_3, summary_of_schema_3
 from robustly.evidence.summary import Summary
 from robustly.files import file_sha256, whole_file, write_json
-from robustly.memory import SizeError, read_parquet
+from robustly.memory import SizeError, TableError, read_parquet
 
 if TYPE_CHECKING:
     import pandas
+    import pyarrow as pa
 
 Found = TypeVar("Found")
 
@@ -109,9 +108,12 @@ def write_evidence(evidence: Evidence, folder: Path) -> None:
     Raises:
         OSError: the folder is read-only or the disk is full.
     """
+    import pyarrow as pa  # noqa: PLC0415 (slow to import)
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY).unlink(missing_ok=True)  # a crash must not leave an old summary beside new files
-    columns = {name: _stored_column(name, values) for name, values in evidence.table.columns().items()}
+    columns = {name: pa.array(_stored(name, values)) for name, values in evidence.table.columns().items()}
     with whole_file(folder / TABLE) as temporary:
         pq.write_table(pa.table(columns), temporary)
     with whole_file(folder / IMAGES) as temporary:
@@ -169,7 +171,7 @@ def read_table(folder: Path) -> EvidenceTable:
         stored = read_parquet(file)
     except SizeError as error:
         raise EvidenceError(str(error)) from None
-    except (pa.ArrowException, OSError) as error:
+    except (TableError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise EvidenceError(f"{file} is damaged (cut off while it was written?): {reason}") from error
     columns = {name: _column(file, name, stored[name]) for name in stored.column_names}
@@ -263,9 +265,9 @@ def _of_file(file: Path, read: Callable[[], Found]) -> Found:
         raise EvidenceError(f"{file} lacks a field or has one of the wrong kind: {error}") from error
 
 
-def _stored_column(name: str, values: NDArray[Any]) -> "pa.Array[Any]":
-    column: pa.Array[Any] = pa.array(verdict_words(values) if is_verdict(name) else values)
-    return column
+def _stored(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Values of a column as they are stored: verdicts of certificates in words."""
+    return np.asarray(verdict_words(values)) if is_verdict(name) else values
 
 
 def _column(file: Path, name: str, values: "pa.ChunkedArray[Any]") -> NDArray[Any]:
