@@ -110,6 +110,12 @@ def test_the_threat_is_at_least_the_required_one(result: Result, tmp_path: Path,
     assert found.words == f"the threat is linf:0.1; at least {threat} is required"
 
 
+def test_a_masked_threat_is_smaller_than_any_other(result: Result, tmp_path: Path) -> None:
+    masked = replace(result.summary.threat, text="linf:0.1@3f2a9c81d0e4")
+    folder = saved(result, tmp_path / "kept", threat=masked)
+    assert not conditions(folder, Limits(clean=0.5, threat="linf:0.001"))["threat"].passed
+
+
 @pytest.mark.parametrize(
     ("fields", "name", "allow"),
     [

@@ -1,11 +1,13 @@
 """The result of an evaluation: evidence with the model and data at hand, so that it can be plotted and audited."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from robustly.data import ImageData
 from robustly.evaluation import Audit, EvaluationError, EvaluationTarget, Sampling, Suite, audit
@@ -16,6 +18,7 @@ from robustly.evidence.audit_record import AuditRecord, read_audit, write_audit
 from robustly.evidence.schema import SUMMARY
 from robustly.experiments.run_folder import evaluation_folder
 from robustly.files import write_text
+from robustly.models import as_classifier
 from robustly.reports import ReportError
 from robustly.reports.figures.result_plot import Plot, result_plot
 from robustly.reports.pages.page import render
@@ -33,7 +36,7 @@ class Result(Evidence):
         audited: the last audit of the folder that was read; None without one.
     """
 
-    model: nn.Module | None = None
+    model: nn.Module | Callable[[Tensor], object] | None = None
     data: ImageData | None = None
     suite: Suite | None = None
     audited: AuditRecord | None = None
@@ -42,7 +45,7 @@ class Result(Evidence):
     def of(
         cls,
         evidence: Evidence,
-        model: nn.Module | None = None,
+        model: nn.Module | Callable[[Tensor], object] | None = None,
         data: ImageData | None = None,
         suite: Suite | None = None,
         audited: AuditRecord | None = None,
@@ -93,7 +96,7 @@ class Result(Evidence):
 
     def audit(
         self,
-        model: nn.Module | None = None,
+        model: nn.Module | Callable[[Tensor], object] | None = None,
         data: ImageData | None = None,
         *,
         share: float = Sampling.share,
@@ -113,24 +116,26 @@ class Result(Evidence):
             rerun: "all" attacks every standing example again, "sample" as many as the guarantee needs.
 
         Raises:
-            EvaluationError: there is no model or no data.
+            EvaluationError: there is no model or no data, or the data is not `ImageData`.
+            AdapterError: the model is not one, or fails on the images.
             ValueError: a share or confidence outside (0, 1), or another word than "sample" and "all".
         """
         model, data = self.model if model is None else model, self.data if data is None else data
         if model is None or data is None:
             missing = " and ".join(name for name, part in (("model", model), ("data", data)) if part is None)
             raise EvaluationError(f"an audit needs the evaluated {missing}: call audit(model, data)")
-        if not isinstance(model, nn.Module) or not isinstance(data, ImageData):
-            raise EvaluationError(
-                "an audit takes a torch.nn.Module and robustly.ImageData, got "
-                f"{type(model).__name__} and {type(data).__name__}"
-            )
+        if not isinstance(data, ImageData):
+            raise EvaluationError(f"an audit takes the images as robustly.ImageData, got {type(data).__name__}")
         if rerun not in ("sample", "all"):
             raise ValueError(f'rerun should be "sample" or "all", got {rerun!r}')
         sampling = Sampling(share, confidence, rerun == "all")
-        first = next(model.parameters(), None)
+        network = as_classifier(model)
+        first = next(network.parameters(), None)
         placed = data if first is None else data.to(first.device)
-        target = EvaluationTarget(model, placed, stored_threat(self.summary.threat, self.images.threat))
+        few = placed.floats(torch.arange(min(2, len(data)), device=placed.images.device))
+        target = EvaluationTarget(
+            as_classifier(network, few), placed, stored_threat(self.summary.threat, self.images.threat)
+        )
         with TemporaryDirectory(prefix="robustly-") as folder:
             super().save(folder)
             return audit(Path(folder), target, self.suite or suite_of(self.summary), sampling=sampling)
