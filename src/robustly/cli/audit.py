@@ -22,6 +22,7 @@ from robustly.experiments.rows_audit import rows_checks
 from robustly.experiments.run_folder import RunError, evaluation_data, evaluation_folder, load_on_device, open_run
 from robustly.experiments.seen_attacks import seen_attacks_check
 from robustly.experiments.signature import read_private_key, read_public_key, sign, signature_check
+from robustly.experiments.surrogates import load_surrogates
 from robustly.files import file_sha256
 
 
@@ -88,6 +89,14 @@ def _audited(
     target = EvaluationTarget(model, data.to(device), config.threat)
     named = Named(config.model.name, checkpoint, used.data.source)
     suite = _suite(summary)
+    try:
+        suite = (
+            None
+            if suite is None
+            else load_surrogates(suite, used, data, Trust(everything=trust_code).allows, device)
+        )
+    except RunError as error:
+        return Audit((Check("the surrogates can be loaded again", str(error)),), sampling.words()), ()
     result = audit(kept, target, suite, sampling=sampling, named=named)
     marks = seen_attacks_check(folder, config, summary, suite)
     result = replace(result, checks=(*result.checks, *rows, marks))

@@ -19,6 +19,7 @@ from robustly.cli.arguments import check_evaluation_overrides, is_model_name, tr
 from robustly.cli.terminal import PlainConsole
 from robustly.data import ImageData, load_test
 from robustly.evaluation import EvaluationCheckpoint, evaluate
+from robustly.evaluation.announcement import announcement
 from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
@@ -42,6 +43,7 @@ from robustly.experiments.run_folder import (
     refuse_existing,
 )
 from robustly.experiments.seen_attacks import seen_attacks
+from robustly.experiments.surrogates import load_surrogates
 from robustly.files import whole_folder
 from robustly.output_text import plain_text
 from robustly.statistics import Proportion
@@ -104,6 +106,7 @@ def run_evaluation(
         if config.recipe == UNTRAINED:  # an earlier process may have been killed before it wrote them
             write_run_data(folder, data_of_weights(config.model.weights))
         suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
+        suite = load_surrogates(suite, config, data, trust.allows, device)
         marks = seen_attacks(folder, config if is_new else open_run(folder), config.threat.kind, suite)
         named = partial(
             _named,
@@ -145,6 +148,7 @@ def _evaluated(
         batch_size=settings.batch_size,
         curve_count=settings.curve_count,
     )
+    PlainConsole().print(announcement(model, data, config.threat, suite), highlight=False, soft_wrap=True)
     with _progress_bar(PlainConsole()) as progress:
         evidence = evaluate(
             model,
@@ -155,6 +159,7 @@ def _evaluated(
             seed=config.seed,
             batch_size=settings.batch_size,
             curve_count=settings.curve_count,
+            curve=settings.curve,
             checkpoint=EvaluationCheckpoint(unfinished, identity),
             progress=progress,
         )
@@ -182,6 +187,8 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path, colla
     """Print the table, the passes, warnings about the result, and the next command."""
     console.print(summary_table(summary))
     console.print(_spent(summary), highlight=False, soft_wrap=True)
+    if summary.overhead_words:
+        console.print(summary.overhead_words, highlight=False, soft_wrap=True)
     console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
     mark = "[red]![/] " if summary.data.seen else ""
     console.print(f"{mark}images seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)

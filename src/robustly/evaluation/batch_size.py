@@ -61,18 +61,18 @@ def _timed(target: EvaluationTarget, sizes: Sequence[int]) -> Tuning:
         best = Tuning(sizes[0], float("inf"), None)
         for model in (target.model, twin):
             if model is not None:
-                _pass_seconds(model, first)  # the first pass of a model takes longer
+                pass_seconds(model, first)  # the first pass of a model takes longer
         for size in sizes:
             x = data.floats(torch.arange(size, device=device))
-            full = _pass_seconds(target.model, x) / size
-            half = None if twin is None else _pass_seconds(twin, x) / size
+            full = pass_seconds(target.model, x) / size
+            half = None if twin is None else pass_seconds(twin, x) / size
             now = Tuning(size, full, half)
             if min(full, half or full) < 0.97 * min(best.seconds, best.half_seconds or best.seconds):
                 best = now
     return best
 
 
-def _pass_seconds(model: nn.Module, x: Tensor) -> float:
+def pass_seconds(model: nn.Module, x: Tensor) -> float:
     """Time of a pass: of small batches, the shorter of two."""
     seconds = []
     for _ in range(1 if len(x) > FEW else 2):

@@ -51,7 +51,7 @@ _FLAGS: dict[str, Test] = {
     "quantised_input": quantised_input,
 }
 QUICK = Budget(steps=10)
-"""Budget of `cheap_findings`: ten steps tell a network that only resists one step from others."""
+"""Budget of `cheap_findings`: ten steps break a network that resists a single step only."""
 _OF_D11 = ("randomized", "dynamic", "quantised_input")
 
 
