@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "first_minute.md"
-COMMANDS = (["--version"], ["--help"], ["recipes"], ["suites"], ["train", "--help"])
+COMMANDS = (["--version"], ["--help"], ["recipes"], ["suites"], ["train", "--help"], ["completion", "bash"])
 IMPORTS = ("robustly", "robustly.ThreatModel", "robustly.read_evidence", "robustly.evaluate", "robustly.train")
 AFTER_TORCH = """
 import time, torch

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robustly.api import Result, read_result
     from robustly.attacks import ATTACKS, PGD
     from robustly.data import ImageData
     from robustly.evaluation import SUITES, Suite, audit, evaluate
@@ -25,18 +26,21 @@ _EXPORTS = {
     "SUITES": "robustly.evaluation",
     "ImageData": "robustly.data",
     "Method": "robustly.training",
+    "Result": "robustly.api",
     "Suite": "robustly.evaluation",
     "ThreatModel": "robustly.threats.lp",
     "audit": "robustly.evaluation",
     "evaluate": "robustly.evaluation",
     "load_weights": "robustly.models",
     "read_evidence": "robustly.evidence",
+    "read_result": "robustly.api",
     "train": "robustly.training",
     "write_evidence": "robustly.evidence",
 }
 """Module of each exported name. A new one also gets a line in `__all__` and above, for type checkers."""
 _SUBPACKAGES = (
     "analysis",
+    "api",
     "attacks",
     "certification",
     "compat",
@@ -57,6 +61,7 @@ __all__ = [
     "SUITES",
     "ImageData",
     "Method",
+    "Result",
     "Suite",
     "ThreatModel",
     "__version__",
@@ -64,6 +69,7 @@ __all__ = [
     "evaluate",
     "load_weights",
     "read_evidence",
+    "read_result",
     "train",
     "write_evidence",
 ]

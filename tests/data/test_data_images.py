@@ -83,7 +83,8 @@ def test_floats_on_the_grid_become_the_same_pixels(dtype: torch.dtype) -> None:
     [
         (torch.full((1, 1, 2, 2), 200.0), "did you mean to divide by 255"),
         (torch.full((1, 1, 2, 2), -0.1), r"not in \[0, 1\]"),
-        (torch.full((1, 1, 2, 2), float("nan")), r"not in \[0, 1\]"),
+        (torch.full((1, 1, 2, 2), float("nan")), "1 of 1 images hold NaN, the first is image 0"),
+        (torch.full((1, 1, 2, 2), -1.5), r"normalised: leave Normalize out .* robustly\.wrap\(model, mean="),
         (torch.full((1, 1, 2, 2), 0.5), "0.5 grey levels off"),
         (torch.zeros(1, 1, 2, 2, dtype=torch.uint8), "give uint8 pixels to ImageData"),
         (torch.zeros(0, 1, 2, 2), "holds no images"),

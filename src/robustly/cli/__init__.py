@@ -100,11 +100,23 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object) -
 
 def _run(arguments: list[str]) -> int:
     words, overrides = split_overrides(arguments)
-    options = parser().parse_args(words)
+    options = _options(words, overrides)
     command = COMMANDS[options.command]
     if overrides and not command.takes_settings:
         raise ValueError(f"{options.command} takes no settings, got {overrides[0]}")
     return command.run(options, overrides)
+
+
+def _options(words: list[str], overrides: list[str]) -> argparse.Namespace:
+    """The parsed words. After the options that `--help` prints, those of the configuration follow."""
+    try:
+        return parser().parse_args(words)
+    except SystemExit:  # after --help and --version
+        command = COMMANDS.get(words[0]) if words else None
+        if command is not None and command.settings_help is not None:
+            sys.stdout.flush()  # the settings take some seconds
+            print(f"\n{command.settings_help(words[1:], overrides)}")  # noqa: T201
+        raise
 
 
 def parser() -> argparse.ArgumentParser:

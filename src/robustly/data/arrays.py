@@ -21,12 +21,16 @@ _LAYOUTS = {
 _KEYS = "images and labels, or x_train, y_train, x_test and y_test"
 
 
-def npz_rows(file: Path) -> dict[str, Rows]:
+def npz_rows(file: Path, named: int = 0) -> dict[str, Rows]:
     """Parts of an archive: `images`, `labels` (or `image`, `label`); or `x_train`, `y_train`, `x_test`, ...
 
     Images are uint8, or floats in [0, 1] on the 8-bit grid, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)` with 1 or
     3 channels, or fewer than the pixels of a side; labels are integers, `(N,)` or `(N, 1)`; a third array `classes`
     may hold class names.
+
+    Args:
+        file: the archive.
+        named: number of classes that are named elsewhere.
 
     Raises:
         ValueError: if the file is damaged, larger than the limit of `robustly.memory`, holds Python objects, or
@@ -42,7 +46,7 @@ def npz_rows(file: Path) -> dict[str, Rows]:
         raise ValueError(f"{file}: holds the arrays {', '.join(sorted(arrays)) or 'none'}: it needs {_KEYS}")
     names = arrays.get("classes")
     classes = (
-        class_numbers([labels for _, labels in parts.values()], str(file))
+        class_numbers([labels for _, labels in parts.values()], str(file), named)
         if names is None
         else tuple(str(name) for name in names.reshape(-1))
     )

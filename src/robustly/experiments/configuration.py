@@ -131,6 +131,7 @@ class RunConfig:
         """Hash of everything that the trained weights depend on."""
         plain = self.as_plain()
         relevant = {key: value for key, value in plain.items() if key not in ("recipe", "evaluation", "runtime")}
+        relevant = _without_added(relevant)
         relevant["precision"] = self.runtime.precision
         relevant["threat"] = str(self.threat)  # a mask by its content
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"
@@ -167,7 +168,15 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
-_SECTIONS: dict[str, type] = {
+def _without_added(value: Any) -> Any:
+    """Settings without those of `_ADDED` at their defaults, so that runs begun before have the same hash."""
+    if not isinstance(value, Mapping):
+        return value
+    kept = {key: item for key, item in value.items() if key not in _ADDED or item != _ADDED[key]}
+    return {key: _without_added(item) for key, item in kept.items()}
+
+
+SECTION_TYPES: dict[str, type] = {
     "data": DataConfig,
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
@@ -176,7 +185,9 @@ _SECTIONS: dict[str, type] = {
     "runtime": RuntimeConfig,
     "evaluation": EvaluationConfig,
 }
-_PARTS: dict[str, Mapping[str, type]] = {
+_ADDED: dict[str, Any] = {"layer_decay": OptimizerConfig.layer_decay, "head_epochs": 0, "head": None}
+"""Settings that a later version added, and their defaults."""
+PART_TABLES: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,
     "inner": INNER_MAXIMISERS,
     "loss": LOSSES,
@@ -191,7 +202,7 @@ def build_config(settings: Settings) -> RunConfig:
         SettingsError: an unknown key or name, or a value of another type or out of range.
     """
     check_keys(settings, ("recipe", *TOP_LEVEL), "")
-    built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in _SECTIONS.items()}
+    built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in SECTION_TYPES.items()}
     networks = build_networks(settings)
     method, plain = _build_method(settings.get("method"))
     seed = check(int, settings.get("seed", 0), "seed")
@@ -233,10 +244,10 @@ def _check_step_size(inner: Mapping[str, Any], threat: Threat) -> None:
 
 def _build_method(given_parts: Any) -> tuple[Method, dict[str, Any]]:
     """The five parts, and their settings with defaults filled in."""
-    settings = check_keys(given_parts, (*_PARTS, "parameters"), "method")
+    settings = check_keys(given_parts, (*PART_TABLES, "parameters"), "method")
     parts: dict[str, Any] = {}
     plain: dict[str, Any] = {}
-    for slot, table in _PARTS.items():
+    for slot, table in PART_TABLES.items():
         given = settings.get(slot)
         if given is None:
             parts[slot], plain[slot] = None, None

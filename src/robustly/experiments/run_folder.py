@@ -21,6 +21,7 @@ from robustly.experiments.overrides import read_yaml
 from robustly.files import remove_stale_parts, write_text
 from robustly.model_names import is_published
 from robustly.models import ModelConfig, about_model, as_classifier, build_model, load_weights
+from robustly.models.lazy import create_parameters, has_lazy_parameters
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
@@ -97,7 +98,7 @@ def is_begun(folder: Path, config: RunConfig) -> bool:
     if other:
         raise RunError(
             f"{folder} exists already with other settings ({', '.join(other)}): choose another name with --out, or "
-            f"continue it with --resume {folder}"
+            f"continue it with --resume {folder}; to train it for longer, `robustly finetune {folder} --epochs N`"
         )
     return True
 
@@ -183,7 +184,11 @@ def build_network(
     """
     try:
         fitted = _fitted(config, data)
-        model = build_model(fitted, seed, trusts(config.name))
+        model = build_model(fitted, seed, trusts(config.name), load=False)
+        if has_lazy_parameters(model):
+            create_parameters(model, data.floats(torch.arange(min(2, len(data)))), seed)
+        if fitted.weights is not None:
+            load_weights(model, fitted.weights, fitted.weights_key)
         model = as_classifier(model, data.floats(torch.arange(min(8, len(data)))))
         try_network(model, data)
     except ValueError as error:

@@ -200,7 +200,7 @@ MODELS: dict[str, Architecture] = {
 }
 
 
-def build_model(config: ModelConfig, seed: int, allow_code: bool = False) -> nn.Module:
+def build_model(config: ModelConfig, seed: int, allow_code: bool = False, load: bool = True) -> nn.Module:
     """Build the configured network with its weights, on the CPU, in train mode.
 
     New weights depend on the seed alone: PyTorch's global generator is neither used nor changed.
@@ -210,6 +210,7 @@ def build_model(config: ModelConfig, seed: int, allow_code: bool = False) -> nn.
         seed: any integer of 64 bits.
         allow_code: True allows a name `package.module:factory` to import and call that code. A configuration file
             from others must not run code, so only the user's own command sets it.
+        load: False leaves the weights of a file to the caller, as lazy layers need images first.
 
     Raises:
         ValueError: if the settings do not fit together, or the name is the user's own code and `allow_code`
@@ -225,7 +226,7 @@ def build_model(config: ModelConfig, seed: int, allow_code: bool = False) -> nn.
             model = new_network(config, allow_code)
     finally:
         torch.set_rng_state(state)
-    if config.weights is not None:
+    if load and config.weights is not None:
         load_weights(model, config.weights, config.weights_key)
     return model
 

@@ -12,8 +12,11 @@ from robustly.cli.commands import (
     analyse,
     audit,
     compare,
+    completion,
     diagnose,
     evaluate,
+    finetune,
+    gate,
     recipes,
     report,
     suites,
@@ -31,21 +34,41 @@ class Command:
         add_arguments: adds the options to a parser, and may set its description.
         run: carries out the command with the parsed options and the settings, and returns the exit code.
         takes_settings: whether settings such as `--training.epochs 5` are allowed.
+        settings_help: text on these settings, printed below the options; takes the words after the command's name
+            and the settings that are given beside `--help`.
     """
 
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, list[str]], int]
     takes_settings: bool = False
+    settings_help: Callable[[list[str], list[str]], str] | None = None
 
 
 COMMANDS: dict[str, Command] = {
-    "train": Command("train a model from a recipe", train.add_arguments, train.run, takes_settings=True),
+    "train": Command(
+        "train a model from a recipe",
+        train.add_arguments,
+        train.run,
+        takes_settings=True,
+        settings_help=train.settings_help,
+    ),
+    "finetune": Command(
+        "train a finished model against a threat, and compare before and after",
+        finetune.add_arguments,
+        finetune.run,
+        takes_settings=True,
+    ),
     "sweep": Command("train recipes x seeds x values", sweep.add_arguments, sweep.run, takes_settings=True),
     "evaluate": Command(
-        "attack a trained model and write the evidence", evaluate.add_arguments, evaluate.run, takes_settings=True
+        "attack a trained model and write the evidence",
+        evaluate.add_arguments,
+        evaluate.run,
+        takes_settings=True,
+        settings_help=evaluate.settings_help,
     ),
     "audit": Command("re-check an evaluation from scratch", audit.add_arguments, audit.run),
+    "gate": Command("compare an evaluation with limits, for a pipeline", gate.add_arguments, gate.run),
     "report": Command("write an HTML page about one or several runs", report.add_arguments, report.run),
     "compare": Command("print tables of runs, seeds and published numbers", compare.add_arguments, compare.run),
     "diagnose": Command(
@@ -62,4 +85,5 @@ COMMANDS: dict[str, Command] = {
     ),
     "suites": Command("list the suites, or print the stages of one", suites.add_arguments, suites.run),
     "recipes": Command("list the recipes, or print one", recipes.add_arguments, recipes.run),
+    "completion": Command("print a script for completion in a shell", completion.add_arguments, completion.run),
 }

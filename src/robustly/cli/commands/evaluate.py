@@ -1,6 +1,7 @@
-"""`robustly evaluate`: its arguments."""
+"""`robustly evaluate`: its arguments and settings."""
 
 import argparse
+import shutil
 
 from robustly.cli.arguments import add_model, add_trust
 
@@ -28,4 +29,16 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         overrides = ["--evaluation.suite", options.suite, *overrides]
     return run_evaluation(
         options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
+    )
+
+
+def settings_help(words: list[str], overrides: list[str]) -> str:
+    """The settings of an evaluation with their defaults; a run has values of its own in its `config.yaml`."""
+    from robustly.experiments.settings_help import help_text, section_settings
+
+    settings = [*section_settings("evaluation"), *section_settings("runtime")[:1]]
+    return (
+        "settings, beside --threat and --seed, with their defaults; a run has its own in config.yaml:\n"
+        f"{help_text(settings, shutil.get_terminal_size().columns)}\n"
+        "A new folder also takes those of --model and --data, which `robustly train RECIPE --help` lists."
     )
