@@ -6,6 +6,7 @@ from pathlib import Path
 
 from robustly.files import write_text
 from robustly.reports import formats
+from robustly.reports.comparison_verdict import comparison_verdict
 from robustly.reports.figures.charts import Figure
 from robustly.reports.pages.html import assembled
 from robustly.reports.pages.run_view import RunView, view
@@ -66,6 +67,7 @@ def render(runs: Sequence[RunEvidence]) -> str:
         {
             "title": _title(runs),
             "lead": _lead(runs),
+            "verdict": views[0].verdict if comparison is None else comparison_verdict(runs),
             "navigation": _navigation(views, comparison),
             "views": views,
             "comparison": comparison,
@@ -116,7 +118,7 @@ def _navigation(views: Sequence[RunView], comparison: Comparison | None) -> list
 def _has(one: RunView, section: str) -> bool:
     parts = {
         "attacks": one.run.evaluation is not None,
-        "trust": bool(one.checks),
+        "trust": one.run.evaluation is not None,
         "union": bool(one.union or one.left_out),
         "robustness": bool(one.charts),
         "inside": bool(one.analysis or one.measures),
