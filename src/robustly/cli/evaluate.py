@@ -145,7 +145,7 @@ def _evaluated(
         batch_size=settings.batch_size,
         curve_count=settings.curve_count,
     )
-    with _progress_bar(PlainConsole()) as progress:
+    with progress_bar(PlainConsole()) as progress:
         evidence = evaluate(
             model,
             data,
@@ -274,7 +274,7 @@ def _share(part: Proportion) -> tuple[str, str]:
 
 
 @contextmanager
-def _progress_bar(console: Console) -> Iterator[Progress]:
+def progress_bar(console: Console) -> Iterator[Progress]:
     """Progress bar on a terminal; no output elsewhere."""
     if not console.is_terminal:
         yield lambda name, done, total: None

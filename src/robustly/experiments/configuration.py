@@ -131,6 +131,7 @@ class RunConfig:
         """Hash of everything that the trained weights depend on."""
         plain = self.as_plain()
         relevant = {key: value for key, value in plain.items() if key not in ("recipe", "evaluation", "runtime")}
+        relevant = _without_added(relevant)
         relevant["precision"] = self.runtime.precision
         relevant["threat"] = str(self.threat)  # a mask by its content
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"
@@ -156,6 +157,14 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
+def _without_added(value: Any) -> Any:
+    """Settings without those of `_ADDED` at their defaults, so that runs begun before have the same hash."""
+    if not isinstance(value, Mapping):
+        return value
+    kept = {key: item for key, item in value.items() if key not in _ADDED or item != _ADDED[key]}
+    return {key: _without_added(item) for key, item in kept.items()}
+
+
 SECTION_TYPES: dict[str, type] = {
     "data": DataConfig,
     "model": ModelConfig,
@@ -165,6 +174,8 @@ SECTION_TYPES: dict[str, type] = {
     "runtime": RuntimeConfig,
     "evaluation": EvaluationConfig,
 }
+_ADDED: dict[str, Any] = {"layer_decay": OptimizerConfig.layer_decay, "head_epochs": 0, "head": None}
+"""Settings that a later version added, and their defaults."""
 PART_TABLES: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,
     "inner": INNER_MAXIMISERS,

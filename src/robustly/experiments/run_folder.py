@@ -19,6 +19,7 @@ from robustly.experiments.locks import is_own_leftover
 from robustly.experiments.overrides import read_yaml
 from robustly.files import remove_stale_parts, write_text
 from robustly.models import ModelConfig, build_model, load_weights
+from robustly.models.lazy import create_parameters, has_lazy_parameters
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
@@ -89,7 +90,7 @@ def is_begun(folder: Path, config: RunConfig) -> bool:
     if other:
         raise RunError(
             f"{folder} exists already with other settings ({', '.join(other)}): choose another name with --out, or "
-            f"continue it with --resume {folder}"
+            f"continue it with --resume {folder}; to train it for longer, `robustly finetune {folder} --epochs N`"
         )
     return True
 
@@ -175,7 +176,11 @@ def build_network(
     channels, height, width = data.shape
     try:
         fitted = config.for_images(data.num_classes, channels, (height, width))
-        model = build_model(fitted, seed, trusts(config.name))
+        model = build_model(replace(fitted, weights=None), seed, trusts(config.name))
+        if has_lazy_parameters(model):
+            create_parameters(model, data.floats(torch.arange(min(2, len(data)))), seed)
+        if fitted.weights is not None:
+            load_weights(model, fitted.weights)
         try_network(model, data)
     except ValueError as error:
         if role == "model":

@@ -15,6 +15,7 @@ from robustly.cli.commands import (
     completion,
     diagnose,
     evaluate,
+    finetune,
     gate,
     recipes,
     report,
@@ -51,6 +52,12 @@ COMMANDS: dict[str, Command] = {
         train.run,
         takes_settings=True,
         settings_help=train.settings_help,
+    ),
+    "finetune": Command(
+        "train a finished model against a threat, and compare before and after",
+        finetune.add_arguments,
+        finetune.run,
+        takes_settings=True,
     ),
     "sweep": Command("train recipes x seeds x values", sweep.add_arguments, sweep.run, takes_settings=True),
     "evaluate": Command(
