@@ -12,6 +12,7 @@ from robustly.reports.pages.html import assembled
 from robustly.reports.pages.run_view import RunView, view
 from robustly.reports.reading import read_run
 from robustly.reports.run import ReportError, RunEvidence, distinct_names
+from robustly.reports.source_names import named_sources
 from robustly.reports.tables.comparison import Comparison, compare, comparison_figures
 
 SECTIONS = (
@@ -57,7 +58,7 @@ def render(runs: Sequence[RunEvidence]) -> str:
     if not runs:
         raise ReportError("A report needs at least one run.")
     names = distinct_names([(run.name, run.path) for run in runs])
-    runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    runs = [replace(_without_folders(run), name=name) for run, name in zip(runs, names, strict=True)]
     views = [view(run, f"run{i + 1}") for i, run in enumerate(runs)]
     comparison = compare(runs) if len(runs) > 1 else None
     together = comparison_figures(runs) if comparison else ()
@@ -74,6 +75,20 @@ def render(runs: Sequence[RunEvidence]) -> str:
             "figures": together,
             "count": len(runs),
         },
+    )
+
+
+def _without_folders(run: RunEvidence) -> RunEvidence:
+    """The run with the names of files and folders instead of their paths; the numbers stay."""
+    return replace(
+        run,
+        config=named_sources(run.config),
+        training=named_sources(run.training),
+        evaluation=named_sources(run.evaluation),
+        notes=named_sources(run.notes),
+        analysis=named_sources(run.analysis),
+        audit=named_sources(run.audit),
+        check=named_sources(run.check),
     )
 
 

@@ -25,6 +25,7 @@ from robustly.reports.formats import count, setting, tenths
 from robustly.reports.pages.facts import FactGroup, audit_words, facts
 from robustly.reports.pages.gallery import Gallery, gallery
 from robustly.reports.run import RunEvidence
+from robustly.reports.source_names import shown_path
 from robustly.reports.strength import StrengthRow, strength, strength_rows
 from robustly.reports.verdict import Verdict, verdict
 
@@ -82,6 +83,8 @@ class RunView:
     key: str
     verdict: Verdict
     badges: tuple[Badge, ...]
+    audit_command: str
+    evaluate_command: str
     sentence: str
     warnings: tuple[str, ...]
     segments: tuple[Segment, ...]
@@ -117,6 +120,8 @@ def view(run: RunEvidence, key: str) -> RunView:
         key=key,
         verdict=verdict(run),
         badges=badges(run),
+        audit_command=run.check or f"robustly audit {shown_path(run.path)}",
+        evaluate_command=f"robustly evaluate {shown_path(run.path)}",
         sentence=_sentence(run),
         warnings=_warnings(run),
         segments=() if evaluation is None else _segments(evaluation),
