@@ -184,7 +184,7 @@ def test_the_command_prints_conditions_and_writes_files(
     result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary: Summary = result.summary
-    name = "evil & <x>\x1b"
+    name = "evil & <x>\x1b\uffff"
     folder = saved(
         result, tmp_path / "kept", masking=(name,), data=replace(summary.data, trained_on=3, selected_on=0)
     )
