@@ -51,6 +51,8 @@ def listed_names(content: Any, where: str) -> tuple[tuple[str, ...], ...]:
     Raises:
         ValueError: there is no name, an entry is not text or an index is missing.
     """
+    if hasattr(content, "tolist"):
+        content = content.tolist()  # of an array
     if isinstance(content, Mapping) and "id2label" in content:
         content = content["id2label"]
     entries = _in_order(content, where) if isinstance(content, Mapping) else content
@@ -90,6 +92,11 @@ def shown_names(names: ClassNames) -> tuple[str, ...]:
     return tuple(
         f"{entry[-1]} ({entry[0]})" if counts[entry[-1]] > 1 and len(entry) > 1 else entry[-1] for entry in entries
     )
+
+
+def unique_names(names: ClassNames) -> dict[str, int]:
+    """Number of each name that belongs to one class."""
+    return {name: next(iter(places)) for name, places in _index(names, exactly=True).items() if len(places) == 1}
 
 
 def are_numbers(classes: Sequence[str]) -> bool:

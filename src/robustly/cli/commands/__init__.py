@@ -16,8 +16,11 @@ from robustly.cli.commands import (
     diagnose,
     dossier,
     evaluate,
+    export,
     finetune,
     gate,
+    info,
+    predict,
     recipes,
     report,
     suites,
@@ -82,7 +85,15 @@ COMMANDS: dict[str, Command] = {
         takes_settings=True,
     ),
     "analyse": Command(
-        "measure gradients, loss landscapes, and the union of several threats", analyse.add_arguments, analyse.run
+        "measure gradients, loss landscapes, and the union of several threats",
+        analyse.add_arguments,
+        analyse.run,
+        takes_settings=True,
+    ),
+    "predict": Command("classify image files", predict.add_arguments, predict.run),
+    "info": Command("describe a run, weights, evidence or an exported model", info.add_arguments, info.run),
+    "export": Command(
+        "write the model as ONNX, safetensors or a Hugging Face folder", export.add_arguments, export.run
     ),
     "suites": Command("list the suites, or print the stages of one", suites.add_arguments, suites.run),
     "recipes": Command("list the recipes, or print one", recipes.add_arguments, recipes.run),
