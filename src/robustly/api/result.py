@@ -158,6 +158,8 @@ def evidence_folder(path: str | Path, label: str | None = None) -> Path:
     folder = Path(path)
     if label is None and (folder / SUMMARY).is_file():
         return folder
+    if not folder.is_dir():
+        raise EvidenceError(f"there is no folder {folder}")
     found = evaluation_folder(folder, label)
     if (found / SUMMARY).is_file():
         return found
