@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from robustly.cli.recipes import read_recipe
 from robustly.data import DataConfig, ImageData, fitted_to, load_splits, load_test, read_class_names
+from robustly.experiments.configuration import build_config, with_absolute_paths
+from robustly.experiments.overrides import apply_overrides
 
 WORDS = ["tench", "great white shark", "English springer", "crane", "cassette player", "crane"]
 IDS = ["n01440764", "n01484850", "n02102040", "n02012849", "n02979186", "n03126707"]
@@ -141,3 +144,10 @@ def test_few_rows_of_many_classes_without_names(tmp_path: Path) -> None:
     config = DataConfig(source=str(tmp_path / "a.npz"), classes=str(tmp_path / "names.txt"), evaluation_only=True)
     data = load_test(config)
     assert (data.labels.tolist(), data.classes[950]) == ([950, 0, 3, 999], "class 950")
+
+
+def test_a_run_names_its_file_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("names.txt").write_text("a\nb")
+    config = build_config(apply_overrides(read_recipe("mnist5k/pgd_at"), ["--data.classes", "names.txt"]))
+    assert with_absolute_paths(config).data.classes == str(tmp_path.resolve() / "names.txt")

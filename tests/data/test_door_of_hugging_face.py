@@ -59,3 +59,15 @@ def test_transforms_of_hugging_face_data_sets(farm: Any) -> None:
 
     with pytest.raises(ValueError, match="leave Normalize out"):
         as_image_data(farm.with_transform(normalised))
+
+
+def test_other_columns_of_hugging_face_data_sets(datasets: Any) -> None:
+    words = datasets.Dataset.from_dict({"image": IMAGES, "label": [NAMES[label] for label in LABELS.tolist()]})
+    check(as_image_data(words, classes=NAMES))
+    with pytest.raises(ValueError, match=r"labels are text.*classes=\[\.\.\.\]"):
+        as_image_data(words)
+    arrays = datasets.Dataset.from_dict({"pixel_values": PIXELS.tolist(), "labels": LABELS.tolist()})
+    check(as_image_data(arrays))
+    check(as_image_data(arrays.with_format("torch")))
+    with pytest.raises(ValueError, match="has no label: its keys are image, not label"):
+        as_image_data(datasets.Dataset.from_dict({"image": IMAGES}))

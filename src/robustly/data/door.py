@@ -78,7 +78,7 @@ def as_image_data(
     elif isinstance(data, str | Path):
         found = _of_source(str(data), reading, limit)
     elif _is_hugging_face(data):
-        found = _of_hugging_face(data, reading, limit)
+        found = _of_hugging_face(data, reading, limit, names)
     else:
         own = class_names_of(data)
         found = _named(_read(data, _with_numbers(reading, own or names), limit), own, names, reading)
@@ -152,13 +152,13 @@ def _of_source(text: str, reading: Reading, limit: int | None) -> ImageData:
     return _chosen(parts, replace(_rule(text, None), evaluation_only=text != "mnist5k"), limit)
 
 
-def _of_hugging_face(data: Any, reading: Reading, limit: int | None) -> ImageData:
+def _of_hugging_face(data: Any, reading: Reading, limit: int | None, names: ClassNames | None) -> ImageData:
     splits = data if isinstance(data, Mapping) else {"all": data}
     part = tested_part(splits, reading.source)
     split = splits[part]
-    if not _has_encoded_images(split):
+    if not _is_table_of_images(split):
         own = class_names_of(split)
-        return _named(read_data_set(split, _with_numbers(reading, own), limit), own, None, reading)
+        return _named(read_data_set(split, _with_numbers(reading, own or names), limit), own, names, reading)
     from robustly.data.hugging_face import data_set_rows  # noqa: PLC0415 (it imports pyarrow, which is slow)
 
     rows = data_set_rows({part: split}, reading.source, Columns(), reading.decoding, MOST_CLASSES)
@@ -172,12 +172,14 @@ def _chosen(parts: Mapping[str, Rows], rule: SplitRule, limit: int | None) -> Im
     return choose_test(parts, replace(rule, test_limit=limit)).read()
 
 
-def _has_encoded_images(split: Any) -> bool:
-    """True for a data set whose images are files in a table, without a transform of the user."""
+def _is_table_of_images(split: Any) -> bool:
+    """True for a data set with files of images and integer labels in a table, without a transform of the user."""
     features = getattr(split, "features", None) or {}
     if not hasattr(split, "with_format") or not has_positions(split) or split.format["type"] == "custom":
         return False
-    return any(type(feature).__name__ == "Image" for feature in features.values())
+    kinds = {type(feature).__name__ for feature in features.values()}
+    numbers = [str(getattr(feature, "dtype", "")) for feature in features.values()]
+    return "Image" in kinds and ("ClassLabel" in kinds or any("int" in number for number in numbers))
 
 
 def _limited(data: ImageData, limit: int | None) -> ImageData:
