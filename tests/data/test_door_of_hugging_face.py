@@ -69,5 +69,17 @@ def test_other_columns_of_hugging_face_data_sets(datasets: Any) -> None:
     arrays = datasets.Dataset.from_dict({"pixel_values": PIXELS.tolist(), "labels": LABELS.tolist()})
     check(as_image_data(arrays))
     check(as_image_data(arrays.with_format("torch")))
-    with pytest.raises(ValueError, match="has no label: its keys are image, not label"):
+    with pytest.raises(ValueError, match=r"has no label: its keys are image, not label, .*: set label_column"):
         as_image_data(datasets.Dataset.from_dict({"image": IMAGES}))
+
+
+def test_columns_are_chosen_by_type_or_by_name(farm: Any) -> None:
+    numbered = farm.rename_column("label", "species").add_column("row", list(range(len(farm))))
+    check(as_image_data(numbered))  # the only column with class names
+    check(as_image_data(numbered, label_column="row", image_column="img"), labels=torch.arange(len(farm)))
+    items = [{"photo": image, "kind": label} for image, label in zip(IMAGES, LABELS.tolist(), strict=True)]
+    check(as_image_data(items, image_column="photo", label_column="kind"))
+    with pytest.raises(ValueError, match=r"no image: its keys are photo, kind, .* set image_column"):
+        as_image_data(items)
+    with pytest.raises(ValueError, match=r"no column 'kind' \(label_column\)"):
+        as_image_data(numbered, label_column="kind")
