@@ -340,7 +340,9 @@ def test_info_of_everything(run: Path, exported: Path, capsys: pytest.CaptureFix
     assert evidence["model"]["weights_sha256"] == digest  # type: ignore[index]
     assert evidence["clean"] == evaluation["clean"]
     assert list(evidence["attacks"]) == [one.attack.title for one in summary.outcomes]  # type: ignore[call-overload]
-    assert facts(capsys, run / "evaluation/summary.json") == evidence
+    for name in ("summary.json", "evidence.parquet", "adversarial.safetensors"):
+        assert facts(capsys, run / "evaluation" / name) == evidence
+    assert facts(capsys, run / "config.yaml") == found
     weights = facts(capsys, run / "model.safetensors")
     assert (weights["kind"], weights["weights_sha256"]) == ("weights", digest)
     assert weights["numbers"] == sum(value.numel() for value in load_file(run / "model.safetensors").values())
