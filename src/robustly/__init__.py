@@ -41,22 +41,12 @@ _EXPORTS = {
     "write_evidence": "robustly.evidence",
 }
 """Module of each exported name. A new one also gets a line in `__all__` and above, for type checkers."""
-_SUBPACKAGES = (
-    "analysis",
-    "api",
-    "attacks",
-    "certification",
-    "compat",
-    "data",
-    "evaluation",
-    "evidence",
-    "models",
-    "objectives",
-    "reports",
-    "testing",
-    "threats",
-    "training",
+_MODULES = (
+    *("analysis", "api", "attacks", "certification", "compat", "data", "documents", "evaluation", "evidence"),
+    *("experiments", "files", "memory", "models", "objectives", "output_text", "randomness", "reports"),
+    *("runtime", "settings", "statistics", "testing", "threats", "training"),
 )
+"""Modules and subpackages that are imported at their first use as attributes."""
 
 __all__ = [
     "ATTACKS",
@@ -82,10 +72,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import an exported name or a subpackage (PEP 562)."""
+    """Import an exported name or a module (PEP 562)."""
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
-    if name in _SUBPACKAGES:
+    if name in _MODULES:
         return importlib.import_module(f"robustly.{name}")
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("robustly")
@@ -94,4 +84,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Names of the module, those that are not imported yet included."""
-    return sorted({*globals(), *__all__, *_SUBPACKAGES})
+    return sorted({*globals(), *__all__, *_MODULES})
