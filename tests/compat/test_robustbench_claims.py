@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import robustly
+from robustly.cli import main
 from robustly.compat.robustbench import RobustBenchError, claim, claims
 from robustly.data import ImageData
 from robustly.evidence import Evidence, EvidenceError
@@ -118,6 +119,26 @@ def test_files_are_written_and_runs_are_read(evaluated: Evidence, tmp_path: Path
     assert issue.read_text() == found.issue
     with pytest.raises(EvidenceError, match="has no evaluation"):
         claim(tmp_path)
+    with pytest.raises(RobustBenchError, match="or a folder, got NoneType"):
+        claim(None)  # type: ignore[arg-type]
+
+
+def test_the_command_writes_both_files(
+    evaluated: Evidence, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(evaluated, "threat", limit=16 / 255).save(tmp_path / "run" / "evaluation")
+    words = ["export", str(tmp_path / "run"), "--robustbench", str(tmp_path / "out" / "Ours2026.json")]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "! The radius is 16/255" in said
+    assert "to be filled in by the authors: link, name" in said
+    assert json.loads((tmp_path / "out" / "Ours2026.json").read_text())["eps"] == "16/255"
+    assert "[New Model] Ours2026" in (tmp_path / "out" / "Ours2026.md").read_text()
+    assert main(words) == 2
+    assert "exists already: --overwrite replaces it" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+    assert main([*words[:3], str(tmp_path / "x.txt")]) == 2
+    assert "ends in .json" in capsys.readouterr().err
 
 
 def test_networks_of_this_package_have_the_leaderboard_s_names(evaluated: Evidence) -> None:

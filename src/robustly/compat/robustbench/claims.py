@@ -112,10 +112,13 @@ def claim(
         checkpoint: address of weights and code.
 
     Raises:
-        RobustBenchError: the evidence is not of AutoAttack's standard version on the whole test set, an attack
-            failed, or the threat is not a ball of Linf or L2 in [0, 1].
+        RobustBenchError: it is not evidence, or not of AutoAttack's standard version on the whole test set; an
+            attack failed; or the threat is not a ball of Linf or L2 in [0, 1].
         EvidenceError: the evidence cannot be read.
     """
+    if not isinstance(evidence, Evidence | str | Path):
+        kind = type(evidence).__name__
+        raise RobustBenchError(f"claim takes the result of robustly.evaluate, or a folder, got {kind}")
     found = evidence if isinstance(evidence, Evidence) else _read(Path(evidence).expanduser())
     summary = found.summary
     threat = _threat(summary)
