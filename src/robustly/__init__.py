@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustly.api import Result, read_result
+    from robustly.api import Result, curve, diagnose, evaluate, read_result
     from robustly.attacks import ATTACKS, PGD
     from robustly.data import ImageData
-    from robustly.evaluation import SUITES, Suite, audit, evaluate
+    from robustly.evaluation import SUITES, Suite, audit
     from robustly.evidence import read_evidence, write_evidence
-    from robustly.models import load_weights
+    from robustly.models import load_weights, wrap
     from robustly.threats.lp import ThreatModel
     from robustly.training import Method, train
 
@@ -30,11 +30,14 @@ _EXPORTS = {
     "Suite": "robustly.evaluation",
     "ThreatModel": "robustly.threats.lp",
     "audit": "robustly.evaluation",
-    "evaluate": "robustly.evaluation",
+    "curve": "robustly.api",
+    "diagnose": "robustly.api",
+    "evaluate": "robustly.api",
     "load_weights": "robustly.models",
     "read_evidence": "robustly.evidence",
     "read_result": "robustly.api",
     "train": "robustly.training",
+    "wrap": "robustly.models",
     "write_evidence": "robustly.evidence",
 }
 """Module of each exported name. A new one also gets a line in `__all__` and above, for type checkers."""
@@ -66,11 +69,14 @@ __all__ = [
     "ThreatModel",
     "__version__",
     "audit",
+    "curve",
+    "diagnose",
     "evaluate",
     "load_weights",
     "read_evidence",
     "read_result",
     "train",
+    "wrap",
     "write_evidence",
 ]
 

@@ -14,9 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as LiveBar
 from rich.table import Table
 
+from robustly.cli.arguments import trust_in
 from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation import EvaluationCheckpoint, evaluate
+from robustly.evaluation.announcement import announcement
 from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
@@ -33,6 +35,7 @@ from robustly.experiments.run_folder import (
     open_run,
 )
 from robustly.experiments.seen_attacks import seen_attacks
+from robustly.experiments.surrogates import load_surrogates
 from robustly.files import whole_folder
 from robustly.output_text import plain_text
 from robustly.statistics import Proportion
@@ -84,6 +87,7 @@ def run_evaluation(
         held.enter_context(removed_if_refused(run))
         if run.is_new:
             held.enter_context(lock_evaluation(target))
+        suite = load_surrogates(suite, config, subject.data, trust_in(overrides, trust_code).allows, subject.device)
         marks = seen_attacks(folder, config if run.is_new else open_run(folder), config.threat.kind, suite)
         named = partial(_named, subject=subject, marks=marks)
         console = PlainConsole()
@@ -117,6 +121,8 @@ def _evaluated(
         batch_size=settings.batch_size,
         curve_count=settings.curve_count,
     )
+    about = announcement(subject.model, subject.data, config.threat, suite)
+    PlainConsole().print(about, highlight=False, soft_wrap=True)
     with progress_bar(PlainConsole()) as progress:
         evidence = evaluate(
             subject.model,
@@ -127,6 +133,7 @@ def _evaluated(
             seed=config.seed,
             batch_size=settings.batch_size,
             curve_count=settings.curve_count,
+            curve=settings.curve,
             checkpoint=EvaluationCheckpoint(unfinished, identity),
             progress=progress,
         )
@@ -140,6 +147,8 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path, colla
     """Print the table, the passes, warnings about the result, and the next command."""
     console.print(summary_table(summary))
     console.print(_spent(summary), highlight=False, soft_wrap=True)
+    if summary.overhead_words:
+        console.print(summary.overhead_words, highlight=False, soft_wrap=True)
     console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
     mark = "[red]![/] " if summary.data.seen else ""
     console.print(f"{mark}images seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)

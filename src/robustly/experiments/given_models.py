@@ -92,7 +92,9 @@ def _model_in(place: Path) -> tuple[str, str] | None:
 def _folder_name(given: Mapping[str, str]) -> str:
     """Name of a new run folder, after the model or its file of weights."""
     weights, (_, _, short) = given.get(_WEIGHTS), given.get(_NAME, "").rpartition(":")
-    name = Path(short.rstrip("/")).name
+    name = Path(short).name
+    if given.get(_NAME, "").startswith(TORCHSCRIPT):
+        name = Path(short).stem
     if weights is not None and (":" not in given.get(_NAME, "") or not name):
         path = Path(weights).absolute()
         usual = path.parent.parent if path.parent.name == "checkpoints" else path.parent

@@ -14,6 +14,7 @@ from robustly.cli.commands import (
     compare,
     completion,
     diagnose,
+    dossier,
     evaluate,
     export,
     finetune,
@@ -72,6 +73,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "audit": Command("re-check an evaluation from scratch", audit.add_arguments, audit.run),
     "gate": Command("compare an evaluation with limits, for a pipeline", gate.add_arguments, gate.run),
+    "dossier": Command(
+        "write a document on a model: threat, data, attacks, limits, checklist", dossier.add_arguments, dossier.run
+    ),
     "report": Command("write an HTML page about one or several runs", report.add_arguments, report.run),
     "compare": Command("print tables of runs, seeds and published numbers", compare.add_arguments, compare.run),
     "diagnose": Command(
