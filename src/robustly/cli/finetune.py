@@ -17,8 +17,6 @@ from robustly.cli.train import is_first_process, train_run
 from robustly.data import ImageData, load_test
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.finetune import (
-    METHODS,
-    MODES,
     SUITE,
     FinetunePlan,
     Measured,
@@ -35,40 +33,6 @@ from robustly.experiments.overrides import apply_overrides, pairs_of
 from robustly.experiments.run_folder import Trusts, is_begun, load_on_device
 from robustly.statistics import Proportion
 from robustly.threats import Threat
-
-COUNT = 500
-"""Test images of the table, unless `--count` is given."""
-
-
-def add_finetune(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    parser.description = (
-        "Train the weights of a run, or of a file, against a threat, and print clean and robust accuracy before "
-        "and after. For a file, name its network and images: robustly finetune net.pt --model.name resnet18 --data "
-        "FOLDER --threat linf:8/255 --out NEW. Any setting of `robustly train` can be added. The same command "
-        "continues a stopped run."
-    )
-    parser.add_argument("source", type=Path, help="a run folder, or a file of weights")
-    parser.add_argument("--out", type=Path, required=True, help="run folder to create")
-    parser.add_argument("--epochs", type=int, help="epochs (default: a quarter of the run's, or 10 for a file)")
-    parser.add_argument("--mode", choices=MODES, default="full", help="weights to train (default: full)")
-    parser.add_argument("--head-epochs", type=int, metavar="K", help="epochs of the head alone with head_first")
-    parser.add_argument("--head", metavar="NAME", help="the layer that is the head (default: the last linear one)")
-    parser.add_argument(
-        "--layer-decay",
-        type=float,
-        default=1.0,
-        metavar="F",
-        help="factor of the learning rate from one block to the one before it, such as 0.75 (default: 1)",
-    )
-    parser.add_argument(
-        "--count", type=int, default=COUNT, metavar="N", help=f"test images of the table (default: {COUNT})"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check all settings, print the parts and their cost")
-    parser.epilog = (
-        "--data SOURCE: the images (default: those of the run). --threat T: the threat (default: the run's). "
-        f"--method M: {', '.join(METHODS)} (default: trades), or the name of a recipe, whose method is used."
-    )
 
 
 def run_finetune(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -137,11 +101,11 @@ def _measured(
     config: RunConfig, folder: Path, data: ImageData, threats: Mapping[str, Threat], trusts: Trusts
 ) -> Measured:
     """Accuracies of the weights that a folder holds; of those that the run starts from if there is no folder."""
-    model, _, device = load_on_device(folder, config, data, trusts)
+    loaded = load_on_device(folder, config, data, trusts)
     console = PlainConsole()
     console.print(f"suite {SUITE} on {len(data)} test images", highlight=False, soft_wrap=True)
     with progress_bar(console) as progress:
-        return measure(model, data.to(device), threats, seed=config.seed, progress=progress)
+        return measure(loaded.model, loaded.data, threats, seed=config.seed, progress=progress)
 
 
 def _show(console: Console, measured: Mapping[str, Measured], out: Path) -> None:

@@ -4,7 +4,7 @@ All settings are checked before any work starts. Parts of a method are chosen by
 is never an import path, so a configuration file cannot run code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +12,12 @@ from typing import Any, Literal
 import yaml
 
 from robustly.data import DataConfig
-from robustly.evaluation import SUITES
+from robustly.evaluation.curve import OFF, with_curve
+from robustly.evaluation.suites import check_suite_name
 from robustly.evaluation.suites.composed import suite_from
+from robustly.experiments.keys import TOP_LEVEL, Settings
 from robustly.experiments.networks import NetworkConfig, build_networks, plain_networks, with_weights
-from robustly.models import ModelConfig
+from robustly.models import ModelConfig, weights_file
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
 from robustly.settings import SettingsError, build, check, check_keys, choose, plain_values
@@ -32,9 +34,6 @@ from robustly.training import (
     ScheduleConfig,
     TrainingConfig,
 )
-from robustly.training.parts import CONVENTIONAL_NETWORKS
-
-Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,13 @@ class EvaluationConfig:
     """Settings of the evaluation of a run.
 
     Args:
-        suite: name of the suite.
+        suite: name of the suite, or names of attacks separated by commas ("pgd_20,square").
         stages: the stages of a suite of one's own, by name; see `robustly.evaluation.suites.composed`.
         mode: "every" attack on every example, or "worst_case".
         count: how many test images, from the first; all without it.
         curve_count: how many of them draw the security curve.
         batch_size: images at a time; without it two or three are measured.
+        curve: "off", or sizes of the threat ("1/255, 2/255"); without it the curve of the suite.
     """
 
     suite: str = "dynat"
@@ -56,10 +56,13 @@ class EvaluationConfig:
     count: int | None = None
     curve_count: int = 300
     batch_size: int | None = None
+    curve: bool | str | float | tuple[str | float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.stages is None and self.suite not in SUITES:
-            raise ValueError(f"unknown suite {self.suite!r}: allowed are {', '.join(SUITES)}")
+        if self.curve is False:  # YAML reads the word off as false
+            object.__setattr__(self, "curve", OFF)
+        if self.stages is None:
+            check_suite_name(self.suite)
         for name in ("count", "curve_count", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -146,6 +149,17 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         is_name = path == "mnist5k" or path.startswith("hf:")
         return path if is_name or not Path(path).exists() else str(Path(path).resolve())
 
+    def file_of_weights(path: str) -> str:
+        given = Path(path).expanduser()
+        return str(weights_file(given).resolve()) if given.exists() else path
+
+    def with_files(network: NetworkConfig) -> NetworkConfig:
+        kind, _, path = network.model.name.partition(":")
+        place = Path(path).expanduser()
+        if kind in ("hf", "torchscript") and place.exists():
+            network = replace(network, model=replace(network.model, name=f"{kind}:{place.resolve()}"))
+        return with_weights(network, file_of_weights)
+
     return replace(
         config,
         threat_text=map_mask_files(config.threat_text, absolute),
@@ -153,10 +167,28 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             config.data,
             source=absolute(config.data.source),
             extra_source=None if config.data.extra_source is None else absolute(config.data.extra_source),
+            classes=None if config.data.classes is None else absolute(config.data.classes),
         ),
-        model=with_weights(NetworkConfig(config.model), absolute).model,
-        networks={name: with_weights(network, absolute) for name, network in config.networks.items()},
+        model=with_files(NetworkConfig(config.model)).model,
+        networks={name: with_files(network) for name, network in config.networks.items()},
+        evaluation=replace(config.evaluation, stages=_with_surrogates(config.evaluation.stages, absolute)),
     )
+
+
+def _with_surrogates(
+    stages: dict[str, dict[str, Any]] | None, absolute: Callable[[str], str]
+) -> dict[str, dict[str, Any]] | None:
+    """Stages whose surrogates are named from the root."""
+    if stages is None:
+        return None
+
+    def named(value: Any) -> Any:
+        return [absolute(one) for one in value] if isinstance(value, list) else absolute(value)
+
+    return {
+        stage: {key: named(value) if key == "surrogate" else value for key, value in settings.items()}
+        for stage, settings in stages.items()
+    }
 
 
 def _without_added(value: Any) -> Any:
@@ -167,7 +199,7 @@ def _without_added(value: Any) -> Any:
     return {key: _without_added(item) for key, item in kept.items()}
 
 
-_SECTIONS: dict[str, type] = {
+SECTION_TYPES: dict[str, type] = {
     "data": DataConfig,
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
@@ -178,8 +210,7 @@ _SECTIONS: dict[str, type] = {
 }
 _ADDED: dict[str, Any] = {"layer_decay": OptimizerConfig.layer_decay, "head_epochs": 0, "head": None}
 """Settings that a later version added, and their defaults."""
-TOP_LEVEL = ("seed", "threat", *CONVENTIONAL_NETWORKS, "networks", "method", *_SECTIONS)
-_PARTS: dict[str, Mapping[str, type]] = {
+PART_TABLES: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,
     "inner": INNER_MAXIMISERS,
     "loss": LOSSES,
@@ -194,7 +225,7 @@ def build_config(settings: Settings) -> RunConfig:
         SettingsError: an unknown key or name, or a value of another type or out of range.
     """
     check_keys(settings, ("recipe", *TOP_LEVEL), "")
-    built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in _SECTIONS.items()}
+    built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in SECTION_TYPES.items()}
     networks = build_networks(settings)
     method, plain = _build_method(settings.get("method"))
     seed = check(int, settings.get("seed", 0), "seed")
@@ -206,7 +237,7 @@ def build_config(settings: Settings) -> RunConfig:
     _check_step_size(plain["inner"] or {}, threat)
     evaluation = built["evaluation"]
     try:
-        suite_from(evaluation.suite, evaluation.stages, threat.kind)
+        with_curve(suite_from(evaluation.suite, evaluation.stages, threat.kind), evaluation.curve, threat)
     except ValueError as error:
         raise SettingsError(f"evaluation: {error}") from None
     return RunConfig(
@@ -236,10 +267,10 @@ def _check_step_size(inner: Mapping[str, Any], threat: Threat) -> None:
 
 def _build_method(given_parts: Any) -> tuple[Method, dict[str, Any]]:
     """The five parts, and their settings with defaults filled in."""
-    settings = check_keys(given_parts, (*_PARTS, "parameters"), "method")
+    settings = check_keys(given_parts, (*PART_TABLES, "parameters"), "method")
     parts: dict[str, Any] = {}
     plain: dict[str, Any] = {}
-    for slot, table in _PARTS.items():
+    for slot, table in PART_TABLES.items():
         given = settings.get(slot)
         if given is None:
             parts[slot], plain[slot] = None, None

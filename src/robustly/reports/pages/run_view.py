@@ -25,6 +25,9 @@ from robustly.reports.formats import count, setting, tenths
 from robustly.reports.pages.facts import FactGroup, audit_words, facts
 from robustly.reports.pages.gallery import Gallery, gallery
 from robustly.reports.run import RunEvidence
+from robustly.reports.source_names import shown_path
+from robustly.reports.strength import StrengthRow, strength, strength_rows
+from robustly.reports.verdict import Verdict, verdict
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,23 @@ class Checks:
 
 
 @dataclass(frozen=True)
+class Badge:
+    """A mark beside the verdict; `kind` is "good", "bad" or "plain"."""
+
+    kind: str
+    words: str
+
+
+@dataclass(frozen=True)
 class RunView:
     """The content of one run's page."""
 
     run: RunEvidence
     key: str
+    verdict: Verdict
+    badges: tuple[Badge, ...]
+    audit_command: str
+    evaluate_command: str
     sentence: str
     warnings: tuple[str, ...]
     segments: tuple[Segment, ...]
@@ -86,6 +101,7 @@ class RunView:
     union: tuple[UnionCell, ...] = ()
     audit: str = ""
     left_out: tuple[LeftOut, ...] = ()
+    strength: tuple[StrengthRow, ...] = ()
 
 
 def view(run: RunEvidence, key: str) -> RunView:
@@ -102,6 +118,10 @@ def view(run: RunEvidence, key: str) -> RunView:
     return RunView(
         run=run,
         key=key,
+        verdict=verdict(run),
+        badges=badges(run),
+        audit_command=run.check or f"robustly audit {shown_path(run.path)}",
+        evaluate_command=f"robustly evaluate {shown_path(run.path)}",
         sentence=_sentence(run),
         warnings=_warnings(run),
         segments=() if evaluation is None else _segments(evaluation),
@@ -118,7 +138,33 @@ def view(run: RunEvidence, key: str) -> RunView:
         union=() if analysis is None or analysis.union is None else union_cells(analysis.union),
         audit=audit_words(run),
         left_out=() if analysis is None else analysis.left_out,
+        strength=() if evaluation is None else _strength(evaluation),
     )
+
+
+def badges(run: RunEvidence) -> tuple[Badge, ...]:
+    """The state of audit, masking and certificate as marks."""
+    evaluation, audit = run.evaluation, run.audit
+    if evaluation is None:
+        return (Badge("plain", "Not evaluated"),)
+    if audit is None:
+        found = [Badge("plain", "Not audited")]
+    else:
+        passed = f"{audit.checks - len(audit.failed)} of {audit.checks} checks"
+        kind, words = ("good", "Audit passed") if audit.passed else ("bad", "Audit FAILED")
+        found = [Badge(kind, f"{words}: {passed}")]
+    if evaluation.masking:
+        found.append(Badge("bad", "Masking suspected"))
+    if evaluation.failures:
+        number = len(evaluation.failures)
+        found.append(Badge("bad", f"{number} attack{'' if number == 1 else 's'} failed"))
+    if evaluation.metrics.certified is not None:
+        found.append(Badge("good", "Lower bound proved"))
+    return tuple(found)
+
+
+def _strength(evaluation: Summary) -> tuple[StrengthRow, ...]:
+    return strength_rows(strength(evaluation), certified=evaluation.metrics.certified is not None)
 
 
 def config_lines(config: Mapping[str, object]) -> tuple[ConfigLine, ...]:
