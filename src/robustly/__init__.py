@@ -9,11 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robustly.api import Result, curve, diagnose, evaluate, read_result
     from robustly.attacks import ATTACKS, PGD
     from robustly.data import ImageData
-    from robustly.evaluation import SUITES, Suite, audit, evaluate
+    from robustly.evaluation import SUITES, Suite, audit
     from robustly.evidence import read_evidence, write_evidence
-    from robustly.models import load_weights
+    from robustly.models import load_weights, wrap
     from robustly.threats.lp import ThreatModel
     from robustly.training import Method, train
 
@@ -25,18 +26,23 @@ _EXPORTS = {
     "SUITES": "robustly.evaluation",
     "ImageData": "robustly.data",
     "Method": "robustly.training",
+    "Result": "robustly.api",
     "Suite": "robustly.evaluation",
     "ThreatModel": "robustly.threats.lp",
     "audit": "robustly.evaluation",
-    "evaluate": "robustly.evaluation",
+    "curve": "robustly.api",
+    "diagnose": "robustly.api",
+    "evaluate": "robustly.api",
     "load_weights": "robustly.models",
     "read_evidence": "robustly.evidence",
+    "read_result": "robustly.api",
     "train": "robustly.training",
+    "wrap": "robustly.models",
     "write_evidence": "robustly.evidence",
 }
 """Module of each exported name. A new one also gets a line in `__all__` and above, for type checkers."""
 _MODULES = (
-    *("analysis", "attacks", "certification", "compat", "data", "documents", "evaluation", "evidence"),
+    *("analysis", "api", "attacks", "certification", "compat", "data", "documents", "evaluation", "evidence"),
     *("experiments", "files", "memory", "models", "objectives", "output_text", "randomness", "reports"),
     *("runtime", "settings", "statistics", "testing", "threats", "training"),
 )
@@ -48,14 +54,19 @@ __all__ = [
     "SUITES",
     "ImageData",
     "Method",
+    "Result",
     "Suite",
     "ThreatModel",
     "__version__",
     "audit",
+    "curve",
+    "diagnose",
     "evaluate",
     "load_weights",
     "read_evidence",
+    "read_result",
     "train",
+    "wrap",
     "write_evidence",
 ]
 

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from robustly.evidence.display import evidence_html, evidence_text
+from robustly.evidence.frames import frame, is_verdict, verdict_words
 from robustly.evidence.images import EvidenceImages, StoredImages, attack_names, threat_arrays
 from robustly.evidence.records import EvidenceError, from_json, read_object, to_json
 from robustly.evidence.schema import (
-    CERTIFICATE,
     GALLERY,
     IMAGES,
     SCHEMA,
@@ -29,19 +30,51 @@ from robustly.files import file_sha256, whole_file, write_json
 from robustly.memory import SizeError, TableError, read_parquet
 
 if TYPE_CHECKING:
+    import pandas
     import pyarrow as pa
 
 Found = TypeVar("Found")
-_VERDICT = ".verdict"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evidence:
-    """The result of an evaluation: the rows, the stored images, and the summary of both."""
+    """The result of an evaluation: the rows, the stored images, and the summary of both.
+
+    Notebooks show it as a table, terminals as a few lines.
+    """
 
     table: EvidenceTable
     images: EvidenceImages
     summary: Summary
+
+    def __repr__(self) -> str:
+        return evidence_text(type(self).__name__, self.summary)
+
+    def _repr_html_(self) -> str:
+        return evidence_html(self.summary)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row per example, with the columns of all attacks and certificates.
+
+        Columns are named as in `evidence.parquet` ("label", "apgd_ce.broken"); verdicts of certificates are words.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return frame(self.table)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the three files of the evidence into a folder, and return the folder.
+
+        Raises:
+            EvidenceError: the path is that of a file.
+            OSError: the folder is read-only or the disk is full.
+        """
+        folder = Path(path)
+        if folder.exists() and not folder.is_dir():
+            raise EvidenceError(f"{folder} is a file: evidence is saved to a folder")
+        write_evidence(self, folder)
+        return folder
 
 
 @dataclass(frozen=True)
@@ -57,6 +90,16 @@ class Pictures:
     ids: NDArray[np.int64]
     originals: NDArray[np.float32]
     adversarial: Mapping[str, Mapping[int, NDArray[np.float32]]]
+
+
+def pictures_of(images: EvidenceImages) -> Pictures:
+    """The originals of the gallery and their adversarial images, from evidence in memory."""
+    shown, wanted = images.gallery, set(images.gallery.ids.tolist())
+    adversarial = {
+        name: {one: kept.images[i] for i, one in enumerate(kept.ids.tolist()) if one in wanted}
+        for name, kept in images.attacks.items()
+    }
+    return Pictures(shown.ids, shown.images, adversarial)
 
 
 def write_evidence(evidence: Evidence, folder: Path) -> None:
@@ -224,15 +267,13 @@ def _of_file(file: Path, read: Callable[[], Found]) -> Found:
 
 def _stored(name: str, values: NDArray[Any]) -> NDArray[Any]:
     """Values of a column as they are stored: verdicts of certificates in words."""
-    if name.startswith(f"{CERTIFICATE}.") and name.endswith(_VERDICT):
-        return np.array([Verdict(code).word for code in values.tolist()])
-    return values
+    return np.asarray(verdict_words(values)) if is_verdict(name) else values
 
 
 def _column(file: Path, name: str, values: "pa.ChunkedArray[Any]") -> NDArray[Any]:
     if values.null_count:
         raise EvidenceError(f"{file}: the column {name} has missing values")
-    if name.startswith(f"{CERTIFICATE}.") and name.endswith(_VERDICT):
+    if is_verdict(name):
         codes: dict[object, int] = {one.word: int(one) for one in Verdict}
         words = values.to_pylist()
         unknown = sorted({str(word)[:20] for word in words if word not in codes})

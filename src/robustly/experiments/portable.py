@@ -189,7 +189,7 @@ def _of_run(folder: Path, trusts: Trusts) -> PortableModel:
     config = open_run(folder)
     summary = first_summary(folder)
     classes, shape = _images_of(folder, config, summary)
-    model, _ = load_trained(folder, config, _blank(classes, shape, str(folder)), trusts)
+    model, _, _ = load_trained(folder, config, _blank(classes, shape, str(folder)), trusts)
     channels, height, width = shape
     own = replace(config.model, weights=None).for_images(len(classes), channels, (height, width))
     digest = weights_hash(model)

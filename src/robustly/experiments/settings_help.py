@@ -16,7 +16,7 @@ from robustly.settings import value_words
 from robustly.training import PARAMETER_PARTS
 
 _NAMES: dict[str, Iterable[str]] = {
-    "model.name": (*MODELS, "package.module:factory"),
+    "model.name": (*MODELS, "package.module:factory", "timm:NAME", "hf:FOLDER"),
     "model.activation": (*ACTIVATIONS, "null"),
     "evaluation.suite": SUITES,
 }

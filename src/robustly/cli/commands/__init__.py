@@ -14,8 +14,11 @@ from robustly.cli.commands import (
     compare,
     completion,
     diagnose,
+    dossier,
     evaluate,
     export,
+    finetune,
+    gate,
     info,
     predict,
     recipes,
@@ -54,6 +57,12 @@ COMMANDS: dict[str, Command] = {
         takes_settings=True,
         settings_help=train.settings_help,
     ),
+    "finetune": Command(
+        "train a finished model against a threat, and compare before and after",
+        finetune.add_arguments,
+        finetune.run,
+        takes_settings=True,
+    ),
     "sweep": Command("train recipes x seeds x values", sweep.add_arguments, sweep.run, takes_settings=True),
     "evaluate": Command(
         "attack a trained model and write the evidence",
@@ -63,6 +72,10 @@ COMMANDS: dict[str, Command] = {
         settings_help=evaluate.settings_help,
     ),
     "audit": Command("re-check an evaluation from scratch", audit.add_arguments, audit.run),
+    "gate": Command("compare an evaluation with limits, for a pipeline", gate.add_arguments, gate.run),
+    "dossier": Command(
+        "write a document on a model: threat, data, attacks, limits, checklist", dossier.add_arguments, dossier.run
+    ),
     "report": Command("write an HTML page about one or several runs", report.add_arguments, report.run),
     "compare": Command("print tables of runs, seeds and published numbers", compare.add_arguments, compare.run),
     "diagnose": Command(
@@ -72,7 +85,10 @@ COMMANDS: dict[str, Command] = {
         takes_settings=True,
     ),
     "analyse": Command(
-        "measure gradients, loss landscapes, and the union of several threats", analyse.add_arguments, analyse.run
+        "measure gradients, loss landscapes, and the union of several threats",
+        analyse.add_arguments,
+        analyse.run,
+        takes_settings=True,
     ),
     "predict": Command("classify image files", predict.add_arguments, predict.run),
     "info": Command("describe a run, weights, evidence or an exported model", info.add_arguments, info.run),

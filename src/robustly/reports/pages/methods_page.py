@@ -13,6 +13,7 @@ from robustly.reports.figures.charts import Figure
 from robustly.reports.figures.front import Point, Whiskers, clean_against_robust
 from robustly.reports.formats import deviating, interval, percent
 from robustly.reports.pages.html import assembled
+from robustly.reports.source_names import named_sources
 from robustly.reports.tables.columns import CLEAN, WORST_CASE
 from robustly.reports.tables.method_tables import MethodTable, Row, Score, distinguishing
 
@@ -48,6 +49,7 @@ def write_methods_page(tables: Sequence[MethodTable], output: Path) -> Path:
 
 def methods_page(tables: Sequence[MethodTable]) -> str:
     """The page of these tables as text."""
+    tables = named_sources(tables)
     parts = [
         TableSection(f"table{i + 1}", title, table, front_of(table), any(row.published for row in table.rows))
         for i, (table, title) in enumerate(zip(tables, distinguishing(tables), strict=True))
