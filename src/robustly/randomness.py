@@ -8,6 +8,7 @@ Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,26 +47,37 @@ class KeyedGenerator:
     drawn on the device of the ids.
 
     Args:
-        seed: any integer.
+        seed: any integer; or several, for `interleaved` generators.
         ids: the examples' ids, `(N,)`; equal ids draw equal numbers.
+        which: with several seeds, the position of each example's seed among them, `(N,)`.
     """
 
-    seed: int
+    seed: int | tuple[int, ...]
     ids: Int64[Tensor, " n"]
+    which: Int64[Tensor, " n"] | None = None
 
     def fold(self, *purpose: int | str) -> "KeyedGenerator":
         """Generator of another purpose (`fold("restart", 3)`), independent of this one."""
+        if isinstance(self.seed, tuple):
+            return KeyedGenerator(tuple(derive_seed(one, *purpose) for one in self.seed), self.ids, self.which)
         return KeyedGenerator(derive_seed(self.seed, *purpose), self.ids)
 
     def select(self, index: Tensor) -> "KeyedGenerator":
         """Generator of some of the examples: a mask or positions, `(M,)`."""
-        return KeyedGenerator(self.seed, self.ids[index])
+        which = None if self.which is None else self.which[index]
+        return KeyedGenerator(self.seed, self.ids[index], which)
 
     def bits(self, *shape: int) -> Int64[Tensor, "n ..."]:
         """64 random bits for each place of `shape`, for each example: `(N, *shape)`."""
-        key = _mix(self.ids.to(torch.int64) * _GOLDEN + derive_seed(self.seed, "bits"))
+        key = _mix(self.ids.to(torch.int64) * _GOLDEN + self._seeds("bits"))
         place = torch.arange(1, math.prod(shape) + 1, device=self.ids.device) * _GOLDEN
         return _mix(key[:, None] + place[None, :]).reshape(len(self.ids), *shape)
+
+    def _seeds(self, purpose: str) -> int | Int64[Tensor, " n"]:
+        if isinstance(self.seed, tuple):
+            seeds = [derive_seed(one, purpose) for one in self.seed]
+            return torch.tensor(seeds, device=self.ids.device)[self.which]
+        return derive_seed(self.seed, purpose)
 
     def uniform(self, *shape: int) -> Float[Tensor, "n ..."]:
         """Float32 numbers in [0, 1), all multiples of 2**-24: `(N, *shape)`."""
@@ -91,6 +103,23 @@ class KeyedGenerator:
     def integers(self, below: int, *shape: int) -> Int64[Tensor, "n ..."]:
         """Integers in {0, ..., below - 1}, `(N, *shape)`; the bias is under `below` / 2**63."""
         return _shift_right(self.bits(*shape), 1) % below
+
+
+def interleaved(generators: Sequence[KeyedGenerator]) -> KeyedGenerator:
+    """Generator of T runs per example, `(N * T,)`, the runs of one example after each other.
+
+    Run t of an example draws the numbers that the t-th generator draws for it.
+
+    Args:
+        generators: T generators with one seed each, of the same N examples.
+    """
+    if len(generators) == 1:
+        return generators[0]
+    ids, times = generators[0].ids, len(generators)
+    seeds = tuple(one.seed for one in generators if not isinstance(one.seed, tuple))
+    return KeyedGenerator(
+        seeds, ids.repeat_interleave(times), torch.arange(times, device=ids.device).repeat(len(ids))
+    )
 
 
 def shuffled(count: int, *key: int | str) -> Int64[Tensor, " count"]:

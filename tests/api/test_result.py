@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from small_results import first_pixel, images, result_of, standing
+from torch import nn
 
+from robustly import ThreatModel, evaluate
 from robustly.api import Result, evidence_folder, read_result
 from robustly.attacks import FAB, PGD
 from robustly.evaluation import EvaluationError, Suite
 from robustly.evidence import EvidenceError
 from robustly.evidence.storage import pictures_of, read_pictures
+from robustly.models import AdapterError
 from robustly.reports import ReportError
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
@@ -43,7 +46,7 @@ def test_plot_has_a_bar_for_each_attack_with_its_share(result: Result) -> None:
     assert len(hovered) == 4 + len(result.summary.metrics.security_curve.epsilon) + 1  # type: ignore[union-attr]
     panels = [ET.fromstring(one) for one in re.findall("<svg.*?</svg>", plot._repr_html_())]
     assert [one.tag for one in panels] == [f"{NAMESPACE}svg"] * 2
-    assert "2 panels" in repr(plot)
+    assert repr(plot).startswith("Plot: Sequential, linf:0.1, memory (")
 
 
 def test_plot_escapes_names_and_has_one_panel_without_a_curve(result: Result) -> None:
@@ -113,14 +116,30 @@ def test_a_result_from_files_is_audited_with_a_given_model(result: Result, tmp_p
         kept.audit()
     with pytest.raises(EvaluationError, match="needs the evaluated data"):
         kept.audit(first_pixel())
-    with pytest.raises(EvaluationError, match="got list and ImageData"):
+    with pytest.raises(AdapterError, match="or a function, got list"):
         kept.audit([1], images())  # type: ignore[arg-type]
+    with pytest.raises(EvaluationError, match=r"as robustly\.ImageData, got tuple"):
+        kept.audit(first_pixel(), (1, 2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="share must lie between 0 and 1"):
         kept.audit(first_pixel(), images(), share=2)
     with pytest.raises(ValueError, match='"sample" or "all"'):
         kept.audit(first_pixel(), images(), rerun="some")  # type: ignore[arg-type]
     assert not kept.audit(first_pixel(), images()).passed, "the suite 'mine' is known only to its author"
     assert replace(kept, suite=result.suite).audit(first_pixel(), images()).passed
+
+
+def test_a_model_is_audited_in_the_form_in_which_it_was_evaluated() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = first_pixel()
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.net(x)}
+
+    model, data = Named(), images()
+    evidence = evaluate(model, data, ThreatModel("linf", 0.1), "single_step", batch_size=24)
+    assert Result.of(evidence, model, data).audit().passed
 
 
 def test_folders_of_evidence_and_of_runs_are_found(result: Result, tmp_path: Path) -> None:
@@ -131,5 +150,7 @@ def test_folders_of_evidence_and_of_runs_are_found(result: Result, tmp_path: Pat
     result.save(tmp_path / "run" / "evaluation")
     assert evidence_folder(str(tmp_path / "run")) == tmp_path / "run" / "evaluation"
     assert evidence_folder(tmp_path / "run" / "evaluation") == tmp_path / "run" / "evaluation"
+    with pytest.raises(EvidenceError, match=r"there is no folder .*nowhere$"):
+        read_result(tmp_path / "nowhere")
     with pytest.raises(EvidenceError, match="evaluate it first"):
         read_result(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 
 from robustly.cli import main
 from robustly.cli.commands import COMMANDS
-from robustly.cli.completion import THREATS, completion_script, completions
+from robustly.cli.commands.completion import THREATS, completion_script, completions
 from robustly.cli.recipes import recipe_names
 from robustly.evaluation import SUITES
 from robustly.threats import parse_threat

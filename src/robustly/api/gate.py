@@ -192,10 +192,10 @@ def _threat(summary: Summary, wanted: str) -> Condition:
 
 
 def _is_larger(summary: Summary, least: Threat) -> bool:
-    """Return True for an Lp ball of the same norm and box that is at least as large."""
+    """Return True for an Lp ball of the same norm and box that is at least as large, and has no mask of pixels."""
     own = summary.threat
     same = own.norm is not None and own.kind == least.kind and tuple(own.box) == tuple(least.box)
-    return same and own.text.startswith(f"{own.kind}:") and own.limit >= float(least.extent) * (1 - 1e-9)
+    return same and own.text == f"{own.kind}:{own.limit_text}" and own.limit >= float(least.extent) * (1 - 1e-9)
 
 
 def _failed(summary: Summary, allowed: bool) -> Condition:

@@ -5,9 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from torch import nn
-
-from robustly.data import ImageData
+from robustly.api.fitting import Model, fit
+from robustly.data import ImageData, as_image_data
 from robustly.evaluation import Audit, EvaluationError, EvaluationTarget, Sampling, Suite, audit
 from robustly.evaluation.recording import stored_threat
 from robustly.evaluation.suites.composed import suite_from
@@ -33,7 +32,7 @@ class Result(Evidence):
         audited: the last audit of the folder that was read; None without one.
     """
 
-    model: nn.Module | None = None
+    model: Model | None = None
     data: ImageData | None = None
     suite: Suite | None = None
     audited: AuditRecord | None = None
@@ -42,7 +41,7 @@ class Result(Evidence):
     def of(
         cls,
         evidence: Evidence,
-        model: nn.Module | None = None,
+        model: Model | None = None,
         data: ImageData | None = None,
         suite: Suite | None = None,
         audited: AuditRecord | None = None,
@@ -93,8 +92,8 @@ class Result(Evidence):
 
     def audit(
         self,
-        model: nn.Module | None = None,
-        data: ImageData | None = None,
+        model: Model | None = None,
+        data: object = None,
         *,
         share: float = Sampling.share,
         confidence: float = Sampling.confidence,
@@ -106,31 +105,29 @@ class Result(Evidence):
         names of model and data, which only a run folder states.
 
         Args:
-            model: the evaluated model; None takes the one of this result.
-            data: the evaluated images, on any device; None takes those of this result.
+            model: the evaluated model, in any form that `evaluate` takes; None takes the one of this result.
+            data: the evaluated images, likewise; of more images, the first ones are taken. None takes those of this
+                result.
             share: the audit fails if at least this share of the standing verdicts is false, in (0, 1), ...
             confidence: ... with this probability, in (0, 1).
             rerun: "all" attacks every standing example again, "sample" as many as the guarantee needs.
 
         Raises:
             EvaluationError: there is no model or no data.
-            ValueError: a share or confidence outside (0, 1), or another word than "sample" and "all".
+            ValueError: a model or data that `evaluate` would refuse; a share or confidence outside (0, 1), or
+                another word than "sample" and "all".
         """
         model, data = self.model if model is None else model, self.data if data is None else data
         if model is None or data is None:
             missing = " and ".join(name for name, part in (("model", model), ("data", data)) if part is None)
             raise EvaluationError(f"an audit needs the evaluated {missing}: call audit(model, data)")
-        if not isinstance(model, nn.Module) or not isinstance(data, ImageData):
-            raise EvaluationError(
-                "an audit takes a torch.nn.Module and robustly.ImageData, got "
-                f"{type(model).__name__} and {type(data).__name__}"
-            )
         if rerun not in ("sample", "all"):
             raise ValueError(f'rerun should be "sample" or "all", got {rerun!r}')
         sampling = Sampling(share, confidence, rerun == "all")
-        first = next(model.parameters(), None)
-        placed = data if first is None else data.to(first.device)
-        target = EvaluationTarget(model, placed, stored_threat(self.summary.threat, self.images.threat))
+        record = self.summary.data
+        names = None if data is self.data else record.classes
+        adapted, placed = fit(model, as_image_data(data, classes=names, limit=record.count), None)
+        target = EvaluationTarget(adapted, placed, stored_threat(self.summary.threat, self.images.threat))
         with TemporaryDirectory(prefix="robustly-") as folder:
             super().save(folder)
             return audit(Path(folder), target, self.suite or suite_of(self.summary), sampling=sampling)
@@ -161,6 +158,8 @@ def evidence_folder(path: str | Path, label: str | None = None) -> Path:
     folder = Path(path)
     if label is None and (folder / SUMMARY).is_file():
         return folder
+    if not folder.is_dir():
+        raise EvidenceError(f"there is no folder {folder}")
     found = evaluation_folder(folder, label)
     if (found / SUMMARY).is_file():
         return found

@@ -11,7 +11,8 @@ from robustly.attacks.core.contract import ANY_BUT_L0, AttackError, AttackResult
 from robustly.attacks.core.gradient_estimators import GradientEstimator
 from robustly.attacks.core.linearisation import Ranking, ranked_targets
 from robustly.attacks.core.run_search import run_search
-from robustly.attacks.core.search import Precision, Search
+from robustly.attacks.core.search import Precision, Rows, Search
+from robustly.attacks.core.together import in_turn, together
 from robustly.objectives import (
     ClassificationGoal,
     Goal,
@@ -19,7 +20,7 @@ from robustly.objectives import (
     cross_entropy,
     difference_of_logits_ratio,
 )
-from robustly.randomness import KeyedGenerator
+from robustly.randomness import KeyedGenerator, interleaved
 from robustly.threats.contract import Threat
 
 
@@ -27,8 +28,9 @@ from robustly.threats.contract import Threat
 class APGD:
     """Ascent with momentum; the step size halves where progress stops (Croce and Hein 2020, alg. 1).
 
-    A robust example costs 1 + restarts * (steps + 1) forward and restarts * (steps + 1) backward passes. Under l1
-    the steps are sparse (Croce and Hein, "Mind the box", ICML 2021, alg. 2).
+    A robust example costs 1 + restarts * (steps + 1) forward and restarts * (steps + 1) backward passes. The first
+    start runs alone, all others at once until one of them breaks the example. Under l1 the steps are sparse
+    (Croce and Hein, "Mind the box", ICML 2021, alg. 2).
 
     Args:
         steps: ascent steps per restart, at least 0.
@@ -87,18 +89,24 @@ class APGD:
             self.early_stop,
             self.estimator,
         )
-        for restart in range(self.restarts):
+        for runs in in_turn(self.restarts, self.estimator):
             rows = search.unbroken
             if len(rows) == 0:
                 return
-            ascent(search, rows, search.goal.select(rows), generator.select(rows).fold("restart", restart))
+            draws = [generator.select(rows).fold("restart", restart) for restart in runs]
+
+            def run(part: Search, each: Rows, place: Tensor, draws: list[KeyedGenerator] = draws) -> None:
+                ascent(part, each, part.goal.select(each), interleaved([one.select(place) for one in draws]))
+
+            together(search, rows, len(runs), run)
 
 
 @dataclass(frozen=True)
 class TargetedAPGD:
     """APGD towards one wrong class after the other: APGD-T, and its MALT-ordered variant.
 
-    Any wrong prediction breaks an example, not only the target class of the search.
+    Any wrong prediction breaks an example, not only the target class of the search. The first target runs alone,
+    all others at once until one of them breaks the example.
 
     Args:
         steps: ascent steps per target.
@@ -173,13 +181,27 @@ class TargetedAPGD:
             self.estimator,
         )
         order = _targets_of(search, self.ranking, self.first + self.targets)
-        for rank in range(min(self.first, order.shape[1]), order.shape[1]):
-            for restart in range(self.restarts):
-                rows = search.unbroken
-                if len(rows) == 0:
-                    return
-                goal = ClassificationGoal(search.labels.y[rows], order[rows, rank])
-                ascent(search, rows, goal, generator.select(rows).fold("target", rank, restart))
+        ranks = range(min(self.first, order.shape[1]), order.shape[1])
+        plan = [(rank, restart) for rank in ranks for restart in range(self.restarts)]
+        for turns in in_turn(len(plan), self.estimator):
+            rows = search.unbroken
+            if len(rows) == 0:
+                return
+            now = [plan[turn] for turn in turns]
+            draws = [generator.select(rows).fold("target", *one) for one in now]
+            targets = order[rows][:, [rank for rank, _ in now]]
+
+            def run(
+                part: Search,
+                each: Rows,
+                place: Tensor,
+                draws: list[KeyedGenerator] = draws,
+                targets: Tensor = targets,
+            ) -> None:
+                goal = ClassificationGoal(part.labels.y[each], targets[place].flatten())
+                ascent(part, each, goal, interleaved([one.select(place) for one in draws]))
+
+            together(search, rows, len(now), run)
 
 
 def _targets_of(search: Search, ranking: Ranking, count: int) -> Int64[Tensor, "n t"]:

@@ -17,6 +17,7 @@ from robustly.attacks.core.linearisation import (
 )
 from robustly.attacks.core.run_search import run_search
 from robustly.attacks.core.search import Rows, Search
+from robustly.attacks.core.together import in_turn, together
 from robustly.objectives import ClassificationGoal, Goal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LpBall
@@ -92,8 +93,21 @@ class FAB:
         )
 
     def _run(self, search: Search, generator: KeyedGenerator) -> None:
-        """All targets, each with all restarts."""
-        for targets in self._targets_of_runs(search):
+        """All targets, each with all restarts; with one restart, the targets after the first run at once."""
+        aims = self._targets_of_runs(search)
+        if self.restarts == 1:
+            for runs in in_turn(len(aims)):
+                rows = search.unbroken[self._unfinished(search, search.unbroken)]
+                if len(rows) == 0:
+                    return
+                targets = torch.stack([aims[run][rows] for run in runs], dim=1)
+
+                def run_all(part: Search, each: Rows, place: Tensor, targets: Tensor = targets) -> None:
+                    self._run_start(part, each, part.x[each], targets[place].flatten(0, 1))
+
+                together(search, rows, len(runs), run_all)
+            return
+        for targets in aims:  # a later start is at half the distance that the runs before it found
             for restart in range(self.restarts):
                 rows = search.unbroken[self._unfinished(search, search.unbroken)]
                 if len(rows) == 0:
@@ -112,8 +126,10 @@ class FAB:
 
     def _unfinished(self, search: Search, rows: Rows) -> Tensor:
         """Mask of the examples to continue with `(M,)`."""
-        inside = search.distance[rows] <= search.ball.radius[rows]
-        return ~search.invalid[rows] & ~(inside & self.stop_inside)
+        if not self.stop_inside:
+            return ~search.invalid[rows]
+        inside = search.in_any_run(search.distance <= search.ball.radius)
+        return ~(search.invalid | inside)[rows]
 
     def _run_start(self, search: Search, rows: Rows, point: Images, targets: Int64[Tensor, "m c"]) -> None:
         """Steps from one start."""
@@ -153,8 +169,10 @@ class FAB:
         """Point beyond the boundary: a mean of the projections of the point and of the original."""
         x, low, high = ball.x, ball.low, ball.high
         along = (gradient.double() * (point - x).double()).flatten(1).sum(1)
-        from_point = step_to_hyperplane(point, gradient, -gap, ball.norm, low, high)
-        from_x = step_to_hyperplane(x, gradient, (along - gap.double()).to(gap), ball.norm, low, high)
+        both = torch.cat([point, x]), torch.cat([gradient, gradient])
+        rises = torch.cat([-gap, (along - gap.double()).to(gap)])
+        limits = [limit if isinstance(limit, float) else torch.cat([limit, limit]) for limit in (low, high)]
+        from_point, from_x = step_to_hyperplane(*both, rises, ball.norm, *limits).chunk(2)
         tiny = _TINY * (ball.box[1] - ball.box[0])
         near, far = (
             torch.linalg.vector_norm(step.flatten(1), ORDER[ball.norm], dim=1).clamp_min(tiny)

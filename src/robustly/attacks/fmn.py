@@ -18,8 +18,8 @@ from robustly.threats.balls import LpBall, laid_out_like
 from robustly.threats.contract import Threat, per_example
 
 _BISECTIONS = 10
-_TRIALS = 10  # largest number of random points for a start
-_MORE_STARTS = 5  # for examples that no ordinary start broke
+TRIALS = 10  # largest number of random points for a start
+MORE_STARTS = 5  # for examples that no ordinary start broke
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class FMN:
             targets = [search.labels.target]
         elif self.targets:
             targets = list(ranked_targets(search, "malt", self.targets).unbind(1))
-        for restart in range(self.restarts + _MORE_STARTS):
+        for restart in range(self.restarts + MORE_STARTS):
             rows = search.unbroken
             if restart >= self.restarts:
                 rows = rows[search.distance[rows].isinf()]
@@ -169,7 +169,7 @@ def _random_start(search: Search, rows: Rows, draws: KeyedGenerator) -> Images:
     """
     goal, ball = search.labels.select(rows), search.ball.select(rows)
     far, reached = ball.x.clone(), torch.zeros_like(rows).bool()
-    for trial in range(_TRIALS):
+    for trial in range(TRIALS):
         left = (~reached).nonzero()[:, 0]
         if len(left) == 0:
             break

@@ -1,5 +1,6 @@
 """Published attacks by name, each PGD with an objective."""
 
+from robustly.attacks.core.gradient_estimators import NES, SPSA
 from robustly.attacks.pgd import PGD
 from robustly.objectives import Objective, cross_entropy, margin
 
@@ -23,6 +24,23 @@ def dynat_pgd(steps: int, objective: Objective = cross_entropy) -> PGD:
     return PGD(steps=steps, objective=objective, relative_step_size=0.25, start="random")
 
 
+def nes(samples: int = 50) -> PGD:
+    """PGD on the margin with gradients from finite differences along Gaussian directions (Ilyas et al., ICML 2018).
+
+    It uses logits alone: 30 steps of epsilon / 10, each for 2 * samples + 1 forward passes.
+    """
+    return PGD(steps=30, objective=margin, relative_step_size=0.1, estimator=NES(samples))
+
+
+def spsa(samples: int = 128) -> PGD:
+    """PGD on the margin with Adam and finite differences along random signs (Uesato et al., ICML 2018).
+
+    It uses logits alone: 30 steps of epsilon / 4, each for 2 * samples + 1 forward passes. Uesato et al. use 1,024
+    to 4,096 pairs for 100 steps.
+    """
+    return PGD(steps=30, objective=margin, relative_step_size=0.25, update="adam", estimator=SPSA(samples))
+
+
 ATTACKS: dict[str, PGD] = {
     "fgsm": fgsm(),
     "r_fgsm": r_fgsm(),
@@ -31,6 +49,8 @@ ATTACKS: dict[str, PGD] = {
     "pgd_50": dynat_pgd(50),
     "pgd_100": dynat_pgd(100),
     "cw_20": dynat_pgd(20, margin),
+    "nes": nes(),
+    "spsa": spsa(),
 }
 TITLES: dict[str, str] = {
     "fgsm": "FGSM",
@@ -40,4 +60,6 @@ TITLES: dict[str, str] = {
     "pgd_50": "PGD-50",
     "pgd_100": "PGD-100",
     "cw_20": "C&W",
+    "nes": "NES",
+    "spsa": "SPSA",
 }

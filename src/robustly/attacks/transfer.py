@@ -55,6 +55,26 @@ class LogitEnsemble(nn.Module):
         return (outputs.log_softmax(2) + weights.log()).logsumexp(0)
 
 
+class Unloaded(nn.Module):
+    """A surrogate that settings only name.
+
+    Args:
+        source: a run folder or a file of weights.
+    """
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, x: Images) -> Float[Tensor, "n k"]:
+        """Refuse to run.
+
+        Raises:
+            AttackError: always.
+        """
+        raise AttackError(f"the surrogate {self.source} is named, but not loaded")
+
+
 @dataclass(frozen=True)
 class Transfer:
     """Craft adversarial examples on surrogates with any attack, and evaluate them on the victim.

@@ -21,6 +21,7 @@ from robustly.experiments.rows_audit import rows_checks
 from robustly.experiments.run_folder import RunError, evaluation_data, evaluation_folder, load_on_device, open_run
 from robustly.experiments.seen_attacks import seen_attacks_check
 from robustly.experiments.signature import read_private_key, read_public_key, sign, signature_check
+from robustly.experiments.surrogates import load_surrogates
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,15 @@ def _audited(
     used = replace(config, data=build_config({"data": summary.data.settings}).data)
     data = load_test(used.data)
     rows = rows_checks(folder, config, summary, data)
-    model, checkpoint, device = load_on_device(folder, used, data, Trust(everything=trust_code).allows)
-    target = EvaluationTarget(model, data.to(device), config.threat)
-    named = Named(config.model.name, checkpoint, used.data.source)
+    trusts = Trust(everything=trust_code).allows
+    loaded = load_on_device(folder, used, data, trusts)
+    target = EvaluationTarget(loaded.model, loaded.data, config.threat)
+    named = Named(config.model.name, loaded.checkpoint, used.data.source)
     suite = suite_of(summary)
+    try:
+        suite = None if suite is None else load_surrogates(suite, used, loaded.data, trusts, loaded.device)
+    except RunError as error:
+        return Audit((Check("the surrogates can be loaded again", str(error)),), sampling.words()), ()
     result = audit(kept, target, suite, sampling=sampling, named=named)
     marks = seen_attacks_check(folder, config, summary, suite)
     result = replace(result, checks=(*result.checks, *rows, marks))

@@ -101,11 +101,11 @@ def _measured(
     config: RunConfig, folder: Path, data: ImageData, threats: Mapping[str, Threat], trusts: Trusts
 ) -> Measured:
     """Accuracies of the weights that a folder holds; of those that the run starts from if there is no folder."""
-    model, _, device = load_on_device(folder, config, data, trusts)
+    loaded = load_on_device(folder, config, data, trusts)
     console = PlainConsole()
     console.print(f"suite {SUITE} on {len(data)} test images", highlight=False, soft_wrap=True)
     with progress_bar(console) as progress:
-        return measure(model, data.to(device), threats, seed=config.seed, progress=progress)
+        return measure(loaded.model, loaded.data, threats, seed=config.seed, progress=progress)
 
 
 def _show(console: Console, measured: Mapping[str, Measured], out: Path) -> None:

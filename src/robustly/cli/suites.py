@@ -4,29 +4,38 @@ from rich.table import Table
 
 from robustly.attacks import Attack
 from robustly.cli.terminal import PlainConsole
-from robustly.evaluation import Plan, suite_named
-from robustly.evaluation.suites.passes import suite_passes
+from robustly.evaluation import Plan
+from robustly.evaluation.suites import as_suite
+from robustly.evaluation.suites.cost import announced_cost
 from robustly.evaluation.suites.suite import settings
 from robustly.threats import Threat
 
+IMAGES, CLASSES = 1000, 10
+
 
 def show_suite(name: str, threat: Threat) -> int:
-    """Print the stages of a suite with their passes; returns the exit code.
+    """Print the stages and passes of a suite, or of attacks with commas between them; returns the exit code.
 
     Raises:
         ValueError: an unknown suite, or a threat for which it is not defined.
     """
     console = PlainConsole()
-    suite = suite_named(name, threat.kind)
+    suite = as_suite(name, threat.kind)
+    cost = announced_cost(suite, threat, IMAGES, CLASSES)
     table = Table(title=f"{name} under {threat}", title_justify="left")
     for column in ("stage", "attack", "images"):
         table.add_column(column)
     table.add_column("passes", justify="right")
-    for stage, (forwards, backwards) in suite_passes(suite, threat).items():
+    for stage, (forwards, backwards) in cost.stages.items():
         images = _images(suite.plan(stage)) if suite.worst_case else "all"
-        table.add_row(suite.title(stage), _attack(suite.attacks[stage]), images, f"{forwards} + {backwards}")
+        table.add_row(suite.title(stage), _attack(suite.attacks[stage]), images, f"{forwards:,} + {backwards:,}")
     console.print(table)
-    console.print("passes: forward + backward per image, for an unbroken image of 10 classes", highlight=False)
+    console.print(
+        f"passes: forward + backward per image, for an unbroken 32x32 colour image of {CLASSES} classes; at most "
+        f"{cost.per_image:,.0f} for each of {IMAGES:,} images on average",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 

@@ -1,7 +1,7 @@
 """`robustly train`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from shlex import quote
@@ -23,6 +23,7 @@ from robustly.runtime import Runtime
 from robustly.training import train
 from robustly.training.engine.loop import FINAL
 from robustly.training.engine.placing import place_networks
+from robustly.training.observers import Observers, Subject, check_observers, run_key, writers
 
 
 def run_training(
@@ -32,13 +33,17 @@ def run_training(
     overrides: list[str],
     trust_code: bool,
     dry_run: bool = False,
+    observers: str | None = None,
 ) -> int:
     """Train from a recipe, or continue a run; returns the exit code. A dry run prints its composition only.
+
+    `observers` are names of `robustly.training.observers`, joined by commas.
 
     Raises:
         ValueError: wrong settings, data or models.
         OSError: files that cannot be read or written.
     """
+    named = check_observers(observers)
     if resume is not None:
         if recipe is not None or overrides or out is not None:
             raise ValueError(
@@ -57,7 +62,15 @@ def run_training(
             resume = folder
     begins = "" if resume is None or recipe is None else " (continued)"
     trust = trust_in(overrides, trust_code)
-    return train_run(config, folder, resumes=resume is not None, trusts=trust.allows, dry_run=dry_run, note=begins)
+    return train_run(
+        config,
+        folder,
+        resumes=resume is not None,
+        trusts=trust.allows,
+        dry_run=dry_run,
+        note=begins,
+        observers=named,
+    )
 
 
 def train_run(
@@ -70,6 +83,7 @@ def train_run(
     note: str = "",
     begun: Callable[[], None] = lambda: None,
     resumed_by: str = "robustly train --resume",
+    observers: Sequence[str] = (),
 ) -> int:
     """Train in a run folder, or continue there; returns the exit code.
 
@@ -82,6 +96,7 @@ def train_run(
         note: printed after the name of the folder.
         begun: called by the first process once the folder is there.
         resumed_by: command that continues a stopped run, without its folder.
+        observers: other programs that receive the metrics; see `robustly.training.observers`.
 
     Raises:
         ValueError: data or models that do not fit.
@@ -107,7 +122,10 @@ def train_run(
     what = f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat}"
     _print(console, f"{what} -> {folder}{note}")
     lock = lock_run(folder) if runtime.rank == 0 else nullcontext()
-    with lock, observer_for(console) as observer:
+    subject = Subject(folder, folder.resolve().name, run_key(folder, config.digest()), config.as_plain())
+    tracking = writers(observers if runtime.rank == 0 else (), subject)
+    with lock, observer_for(console) as shown, tracking as tracked:
+        observer = Observers([shown, *tracked])
         if runtime.rank == 0:
             write_run_data(folder, rows)
             begun()

@@ -4,6 +4,7 @@ from robustly.data.augmentation import Augmentation
 from robustly.data.batches import Batch, batch_count, batches
 from robustly.data.class_names import read_class_names
 from robustly.data.digests import RowDigests, row_digests
+from robustly.data.door import as_image_data
 from robustly.data.fitting import fitted_to
 from robustly.data.images import ImageData
 from robustly.data.mixing import Extra, mixed_batches
@@ -18,6 +19,7 @@ __all__ = [
     "ImageData",
     "RowDigests",
     "Splits",
+    "as_image_data",
     "batch_count",
     "batches",
     "fitted_to",

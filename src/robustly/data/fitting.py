@@ -26,9 +26,13 @@ def fitted_to(data: ImageData, outputs: int) -> ImageData:
     if outputs == data.num_classes:
         return data
     if outputs < data.num_classes:
+        from_one = are_numbers(data.classes) and outputs == data.num_classes - 1 and int(data.labels.min()) == 1
+        remedy = (
+            "subtract 1 from labels that begin at 1" if from_one else "choose the data that the model was made for"
+        )
         raise ValueError(
             f"{data.source}: has {data.num_classes} classes but the model has {outputs} "
-            f"{'output' if outputs == 1 else 'outputs'}: choose the data that the model was made for"
+            f"{'output' if outputs == 1 else 'outputs'}: {remedy}"
         )
     if are_numbers(data.classes):
         return data.widened(outputs)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
+from robustly.data.decoding import IMAGE_SUFFIXES as _SUFFIXES
 from robustly.data.decoding import Decoding, EncodedImage, decode_images
 from robustly.data.rows import Rows
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _PARTS = ("train", "test", "validation", "valid", "val")
 _LIKE_PARTS = {"training": "train", "testing": "test", **{part: part for part in _PARTS}}
 _MAC = "__MACOSX"  # of archives made on a Mac

@@ -14,6 +14,7 @@ from robustly.data.class_names import ClassNames, are_numbers, renumbered_labels
 
 _USUAL_TOLERANCE = 1e-3  # grey levels
 _GREY_TOLERANCE = {torch.float16: 0.07}  # rounding of float16 in [0.5, 1] is 2**-12
+_OVERSHOOT = 0.25  # of bicubic and Lanczos resizing
 _CHUNK = 1024
 
 
@@ -194,7 +195,7 @@ def to_pixels(images: Float[Tensor, "n ..."], source: str, round_to_8_bits: bool
         levels = images[start : start + _CHUNK].detach().to(torch.float64).mul_(255)
         rounded = levels.round()
         distance = max(distance, float(levels.sub_(rounded).abs_().max()))
-        pixels[start : start + _CHUNK] = rounded
+        pixels[start : start + _CHUNK] = rounded.clamp_(0, 255)
     if distance > _GREY_TOLERANCE.get(images.dtype, _USUAL_TOLERANCE) and not round_to_8_bits:
         raise ValueError(
             f"{source}: pixels are up to {distance:.3g} grey levels off the multiples of 1/255: images are kept in "
@@ -205,7 +206,8 @@ def to_pixels(images: Float[Tensor, "n ..."], source: str, round_to_8_bits: bool
 
 def _check_range(images: Tensor, source: str) -> None:
     lowest, highest = (float(value) for value in images.detach().aminmax())
-    if lowest >= 0 and highest <= 1:
+    slack = _USUAL_TOLERANCE / 255
+    if lowest >= -slack and highest <= 1 + slack:
         return
     if math.isnan(lowest):  # the smallest of values with a NaN is NaN
         wrong = torch.stack([image.isnan().any() for image in images]).nonzero().flatten()
@@ -214,7 +216,9 @@ def _check_range(images: Tensor, source: str) -> None:
             "pixels are numbers in [0, 1]"
         )
     hint = ": did you mean to divide by 255?"
-    if lowest < 0 or highest <= 10:
+    if lowest > -_OVERSHOOT and highest < 1 + _OVERSHOOT:
+        hint = ", as resizing makes them: clip them with clamp(0, 1)"
+    elif lowest < 0 or highest <= 10:
         hint = (
             ", as if they were normalised: leave Normalize out of the transforms, and put mean and std into the "
             "model with robustly.wrap(model, mean=..., std=...)"
@@ -267,7 +271,7 @@ def number_names(labels: Sequence[Int64[Tensor, " _"]], source: str, most: int =
 
 
 def class_numbers(labels: Sequence[Int64[Tensor, " _"]], source: str, most: int = 0) -> tuple[str, ...]:
-    """Names of the classes of files without class names; warns where labels seem to begin at 1.
+    """Names of the classes of data without class names; warns where labels are 1..K, which are meant as 0..K-1.
 
     Labels of -1 are missing. The arguments and other errors are those of `number_names`.
 
@@ -278,10 +282,10 @@ def class_numbers(labels: Sequence[Int64[Tensor, " _"]], source: str, most: int 
     if any(len(part) for part in labels) and not any(len(part) for part in given):
         raise ValueError(f"{source}: all labels are -1 or null, which means that they are missing")
     names = number_names(given, source, most)
-    lowest = min(int(part.min()) for part in given if len(part))
-    if lowest > 0:
+    present = torch.cat([part.bincount(minlength=len(names))[None] for part in given if len(part)]).sum(0) > 0
+    if len(names) > 2 and not bool(present[0]) and bool(present[1:].all()):
         warnings.warn(
-            f"{source}: the smallest label is {lowest}, so class 0 has no example among {len(names)} classes: "
+            f"{source}: the smallest label is 1, so class 0 has no example among {len(names)} classes: "
             "subtract 1 from labels that begin at 1",
             stacklevel=2,
         )

@@ -166,15 +166,19 @@ def _rule(config: DataConfig) -> SplitRule:
     )
 
 
-def source_parts(config: DataConfig) -> dict[str, Rows]:
+def source_parts(config: DataConfig, named: int = 0) -> dict[str, Rows]:
     """Parts of a source, such as "train" and "test", or one part "all"; images are decoded when they are used.
+
+    Args:
+        config: settings of the data.
+        named: number of classes that are named elsewhere.
 
     Raises:
         ValueError: as `load_splits`.
         FileNotFoundError: as `load_splits`.
     """
     if config.classes is None:
-        return _read_parts(config, 0)
+        return _read_parts(config, named)
     names = read_class_names(config.classes)
     return {part: rows.renumbered(names) for part, rows in _read_parts(config, len(names)).items()}
 

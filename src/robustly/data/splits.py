@@ -1,6 +1,6 @@
 """Training, validation and test rows: disjoint, and fixed before any training."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -149,9 +149,7 @@ def _official(parts: Mapping[str, Rows], rule: SplitRule) -> tuple[Rows | None, 
     test_name = rule.test_split or ("test" if "test" in parts else None)
     train_name = rule.train_split or only or "train"
     if rule.evaluation_only:
-        name = test_name or only or next((part for part in _TEST_LIKE if part in parts), None)
-        if name is None:
-            raise ValueError(f"{rule.source}: set test_split to one of {', '.join(parts)}")
+        name = rule.test_split or tested_part(parts, rule.source)
         return None, _labelled(parts, name, "test_split")
     if train_name not in parts:
         raise ValueError(f"{rule.source}: has no split 'train': set train_split to one of {', '.join(parts)}")
@@ -161,9 +159,21 @@ def _official(parts: Mapping[str, Rows], rule: SplitRule) -> tuple[Rows | None, 
     if rule.test is not None:
         raise ValueError(
             f"{rule.source}: has its own test split of {len(parts[test_name])} examples, "
-            "so test must not be set: use test_limit for fewer"
+            "so test must not be set: set it to null, and use test_limit for fewer"
         )
     return train, _labelled(parts, test_name, "test_split")
+
+
+def tested_part(parts: Collection[str], source: str) -> str:
+    """Name of the part that a model is evaluated on: test, or else validation, or else the only part.
+
+    Raises:
+        ValueError: there is none, so that `test_split` is needed.
+    """
+    found = list(parts) if len(parts) == 1 else [part for part in ("test", *_TEST_LIKE) if part in parts]
+    if not found:
+        raise ValueError(f"{source}: set test_split to one of {', '.join(parts)}")
+    return found[0]
 
 
 def _labelled(parts: Mapping[str, Rows], name: str, key: str) -> Rows:
@@ -204,9 +214,12 @@ def _validation(rows: Rows, test: int, rule: SplitRule) -> int:
         present = int((rows.labels.bincount() > 0).sum())
         count = min(MOST_VALIDATION, max(1, len(rows) // 10, min(present, len(rows) // 5)))
     if count + test >= len(rows):
+        remedy = "lower validation or test, or set them to null, which takes shares of the rows"
+        if rule.validation is None and rule.test is None:
+            remedy = "set evaluation_only to evaluate on all of them"
         raise ValueError(
             f"{rule.source}: {count} validation and {test} test examples leave none of its {len(rows)} "
-            "to train on: lower validation or test"
+            f"to train on: {remedy}"
         )
     return count
 
@@ -223,12 +236,16 @@ def _limited(rows: Rows, positions: Tensor, limit: int | None, key: str, rule: S
     if len(kept) == len(positions):
         return positions
     labels = rows.labels[positions]
-    by_class = bool((labels.diff() >= 0).all()) and bool(labels[-1] > labels[0])
-    if rule.subset == "balanced" or (rule.subset is None and by_class):
+    if rule.subset == "balanced" or (rule.subset is None and is_sorted_by_class(labels)):
         return positions[balanced_order(labels, rule.split_seed, key)[:limit]]
-    if by_class and labels[-1] > labels[len(kept) - 1]:
+    if is_sorted_by_class(labels) and labels[-1] > labels[len(kept) - 1]:
         raise ValueError(
             f"{rule.source}: is sorted by class, so its first {limit} examples ({key}) lack classes: "
             "set subset to balanced"
         )
     return kept
+
+
+def is_sorted_by_class(labels: Int64[Tensor, " n"]) -> bool:
+    """True if the first rows would lack classes: the labels of at least two classes do not decrease."""
+    return bool((labels.diff() >= 0).all()) and bool(labels[-1] > labels[0])

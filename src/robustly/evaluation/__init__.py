@@ -4,7 +4,7 @@ from robustly.evaluation.audit import Audit, Check, Sampling, audit
 from robustly.evaluation.checkpoint import EvaluationCheckpoint
 from robustly.evaluation.evaluate import evaluate
 from robustly.evaluation.stages import EvaluationError
-from robustly.evaluation.suites import SUITES, suite_named
+from robustly.evaluation.suites import SUITES, as_suite, suite_named
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence.provenance import Plan
@@ -19,6 +19,7 @@ __all__ = [
     "Plan",
     "Sampling",
     "Suite",
+    "as_suite",
     "audit",
     "evaluate",
     "suite_named",

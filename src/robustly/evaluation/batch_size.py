@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,8 @@ from robustly.attacks.core.model_access import half_precision_copy, input_gradie
 from robustly.evaluation.target import EvaluationTarget
 
 CPU_SIZES, GPU_SIZES = (32, 128, 256), (256, 512, 1024)
-REPEATS = 3
+FEW = 16  # images that are timed in a small job
+LARGE_JOB = 1000  # images from which on all sizes are timed
 
 
 @dataclass(frozen=True)
@@ -37,35 +37,52 @@ class Tuning:
 
 
 def measure(target: EvaluationTarget, sizes: Sequence[int] | None = None) -> Tuning:
-    """Time one forward and backward pass at two or three batch sizes, in full precision and in bfloat16."""
+    """Time one forward and backward pass at two or three batch sizes, in full precision and in bfloat16.
+
+    The measurement has to cost far less than the evaluation. Where all images fit into the batches of the largest
+    size, only the precisions are timed, on `FEW` images; below `LARGE_JOB` images, the two smaller sizes.
+    """
     data = target.data
     device = data.images.device
-    sizes = sizes or (CPU_SIZES if device.type == "cpu" else GPU_SIZES)
-    sizes = sorted({min(size, len(data)) for size in sizes})
+    if sizes is None:
+        sizes = CPU_SIZES if device.type == "cpu" else GPU_SIZES
+        if len(data) <= sizes[-1]:
+            return replace(_timed(target, [min(FEW, len(data))]), batch_size=min(sizes[1], len(data)))
+        sizes = sizes if len(data) >= LARGE_JOB else sizes[:2]
+    return _timed(target, sorted({min(size, len(data)) for size in sizes}))
+
+
+def _timed(target: EvaluationTarget, sizes: Sequence[int]) -> Tuning:
+    data = target.data
+    device = data.images.device
     with frozen(target.model):
-        first = data.floats(torch.arange(min(2, len(data)), device=device))
+        first = data.floats(torch.arange(min(FEW, len(data)), device=device))
         twin = half_precision_copy(target.model, first)
         best = Tuning(sizes[0], float("inf"), None)
+        for model in (target.model, twin):
+            if model is not None:
+                pass_seconds(model, first)  # the first pass of a model takes longer
         for size in sizes:
             x = data.floats(torch.arange(size, device=device))
-            full = _pass_seconds(target.model, x) / size
-            half = None if twin is None else _pass_seconds(twin, x) / size
+            full = pass_seconds(target.model, x) / size
+            half = None if twin is None else pass_seconds(twin, x) / size
             now = Tuning(size, full, half)
             if min(full, half or full) < 0.97 * min(best.seconds, best.half_seconds or best.seconds):
                 best = now
     return best
 
 
-def _pass_seconds(model: nn.Module, x: Tensor) -> float:
+def pass_seconds(model: nn.Module, x: Tensor) -> float:
+    """Time of a pass: of small batches, the shorter of two."""
     seconds = []
-    for _ in range(REPEATS + 1):
+    for _ in range(1 if len(x) > FEW else 2):
         _wait(x)
         began = time.perf_counter()
         here = x.detach().requires_grad_()
         input_gradient(logits_of(model, here).square().sum(), here)
         _wait(x)
         seconds.append(time.perf_counter() - began)
-    return median(seconds[1:])  # the first pass warms up
+    return min(seconds)
 
 
 def _wait(x: Tensor) -> None:

@@ -1,5 +1,6 @@
 """The security curve: accuracy against epsilon."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -11,6 +12,7 @@ from robustly.evaluation.confirmation import attack_rows
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget, Progress, no_progress
 from robustly.evidence import StoredImages
+from robustly.evidence.provenance import SuiteRecord
 from robustly.evidence.schema import AttackColumns, CurveColumns, Flags, Whole
 from robustly.threats.contract import Threat
 from robustly.threats.exact_size import fraction_text
@@ -26,7 +28,69 @@ class Curve:
 
 def curve_radii(threat: Threat, suite: Suite) -> list[Fraction]:
     """Extents of the threat at the points of the security curve; none without a curve."""
-    return [] if suite.curve is None else threat.extents_at(suite.curve_factors)
+    if suite.curve is None:
+        return []
+    if suite.curve_sizes is None:
+        return threat.extents_at(suite.curve_factors)
+    return [Fraction(threat.with_extent(size).extent) for size in suite.curve_sizes]  # type: ignore[arg-type]
+
+
+OFF = "off"
+"""Switches the security curve off."""
+
+
+GivenCurve = str | bool | float | Sequence[str | float | Fraction] | None
+"""A security curve as users give it; see `with_curve`."""
+
+
+def with_curve(suite: Suite, curve: GivenCurve, threat: Threat) -> Suite:
+    """The suite with another security curve than its own.
+
+    Args:
+        suite: the suite.
+        curve: "off" (or False) for none; sizes of the threat in any order, as a list or a text with commas
+            ("1/255, 2/255"); None for the curve of the suite. The attack is that of the suite's curve, or its first
+            one if it has no curve.
+        threat: the threat of the evaluation.
+
+    Raises:
+        ValueError: a size that the threat cannot have, no size, or a suite without attacks.
+    """
+    if curve is None:
+        return suite
+    if curve is False or curve == OFF:
+        return replace(suite, curve=None)
+    wanted = "curve: give 'off', or sizes of the threat such as '1/255, 2/255'"
+    given = curve.split(",") if isinstance(curve, str) else [curve] if isinstance(curve, float | int) else [*curve]
+    if curve is True or not given:
+        raise ValueError(f"{wanted}, got {curve!r}")
+    sizes = set()
+    for one in given:
+        try:
+            sizes.add(Fraction(threat.with_extent(one.strip() if isinstance(one, str) else one).extent))  # type: ignore[arg-type]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{wanted}, got {str(one)[:40]!r}: {error}") from None
+    attack = suite.curve or next(iter(suite.attacks), None)
+    if attack is None:
+        raise ValueError(f"curve: the suite {suite.name!r} has no attack that could draw one")
+    sizes.discard(Fraction(0))  # the accuracy at 0 is always part of the curve
+    if not sizes:
+        raise ValueError(f"{wanted}, of which one is larger than 0")
+    return replace(suite, curve=attack, curve_sizes=tuple(fraction_text(size) for size in sorted(sizes)))
+
+
+def recorded_curve(suite: Suite, record: SuiteRecord) -> Suite:
+    """A suite with the curve of an evaluation, which its user may have switched off or given sizes.
+
+    Args:
+        suite: the suite of the name in the record.
+        record: the record of the evaluation.
+    """
+    if record.curve is None:
+        return replace(suite, curve=None)
+    if record.curve_sizes is None or record.curve not in suite.attacks:
+        return suite
+    return replace(suite, curve=record.curve, curve_sizes=tuple(record.curve_sizes))
 
 
 def curve_points(radii: list[Fraction]) -> list[tuple[str, float]]:

@@ -1,7 +1,7 @@
 """Attack and certify a model on a data set, and return the evidence."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,9 +12,18 @@ from robustly.data import ImageData
 from robustly.evaluation.batch_size import measure
 from robustly.evaluation.certificates import Certified, run_certificates
 from robustly.evaluation.checkpoint import EvaluationCheckpoint, Speed
-from robustly.evaluation.curve import Curve, curve_by_attack, curve_by_distances, curve_points, curve_radii
+from robustly.evaluation.curve import (
+    Curve,
+    GivenCurve,
+    curve_by_attack,
+    curve_by_distances,
+    curve_points,
+    curve_radii,
+    with_curve,
+)
 from robustly.evaluation.derived import derived_warnings, gallery, unconfirmed_counterexamples, unconfirmed_warning
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
+from robustly.evaluation.overhead import Overhead
 from robustly.evaluation.recording import (
     as_array,
     data_record,
@@ -23,7 +32,7 @@ from robustly.evaluation.recording import (
     threat_record,
 )
 from robustly.evaluation.stages import EvaluationError, Stages, run_stages
-from robustly.evaluation.suites import suite_named
+from robustly.evaluation.suites import as_suite
 from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress
 from robustly.evidence import Evidence, EvidenceImages, EvidenceTable, Finding, Summary
@@ -41,12 +50,13 @@ def evaluate(
     model: nn.Module | Callable[[Tensor], object],
     data: ImageData,
     threat: Threat,
-    suite: Suite | str,
+    suite: Suite | str | Attack | Sequence[Attack | str],
     *,
     mode: Mode = "every",
     seed: int = 0,
     batch_size: int | None = None,
     curve_count: int | None = 500,
+    curve: GivenCurve = None,
     checkpoint: EvaluationCheckpoint | None = None,
     progress: Progress | None = None,
 ) -> Evidence:
@@ -56,13 +66,16 @@ def evaluate(
         model: any module or function from images in [0, 1] to logits; see `robustly.models.as_classifier`.
         data: labelled images, on the model's device.
         threat: the threat, with one extent for all examples.
-        suite: attacks and certificates, or the name of a known suite.
+        suite: attacks and certificates, the name of a known suite, names of attacks separated by commas, an attack,
+            or a list of attacks; see `as_suite`.
         mode: "every" runs every attack on every correctly classified example, as in tables of papers. "worst_case"
             runs each attack on the unbroken examples only: the same worst case in less time. Suites in stages
             always use it.
         seed: seed of every random number.
         batch_size: images per batch; None measures two or three sizes, and the speed of searches in bfloat16.
         curve_count: number of examples, from the first, of the security curve; None for all.
+        curve: "off" for no security curve; sizes of the threat for others than those of the suite, as a list or a
+            text ("1/255, 2/255"); None for the curve of the suite.
         checkpoint: storage of finished attacks, so that a killed evaluation continues.
         progress: callback with (name, done, total).
 
@@ -81,22 +94,27 @@ def evaluate(
             f"the threat has the box {list(threat.box)}, but images are in [0, 1] here: leave the box out, and "
             "give the size in that unit, such as linf:8/255"
         )
-    suite = suite_named(suite, threat.kind) if isinstance(suite, str) else suite
+    suite = with_curve(as_suite(suite, threat.kind), curve, threat)
     _check_attacks(suite, threat)
     model = as_classifier(model, data.floats(torch.arange(min(2, len(data)), device=data.images.device)))
     target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))
     clean = _clean_logits(replace(target, batch_size=batch_size or 250))
-    target, tuned = _tuned(target, suite, batch_size, checkpoint)
+    overhead = Overhead()
+    with overhead.measured("tuning"):
+        target, tuned = _tuned(target, suite, batch_size, checkpoint)
     mode = "worst_case" if suite.worst_case else mode
     progress = progress or no_progress
-    examples, findings = _clean_columns(target, clean), cheap_findings(target)
+    examples = _clean_columns(target, clean)
+    with overhead.measured("diagnostics"):
+        findings = cheap_findings(target)
     suspicions = masking_suspected(findings)
     run = run_stages(
         target, tuned, examples, mode=mode, suspicions=suspicions, checkpoint=checkpoint, progress=progress
     )
     certified = run_certificates(target, suite, progress)
-    curve = _security_curve(target, tuned, examples, run, curve_count, progress)
-    found = _Found(examples, findings, run, certified, curve)
+    with overhead.measured("curve"):
+        drawn = _security_curve(target, tuned, examples, run, curve_count, progress)
+    found = _Found(examples, findings, run, certified, drawn)
     table, images = _table(found), _images(target, found)
     numbers = _numbers(table, target, suite, certified)
     derived = derived_warnings(clean, numbers.invalid, run.failures)
@@ -105,6 +123,7 @@ def evaluate(
     sentences = (*sentences, collapse) if collapse else sentences
     precision = "full" if tuned is not suite else "as the suite says"
     summary = replace(_summary(target, suite, mode, numbers, found), warnings=sentences, precision=precision)
+    summary = replace(summary, overhead=overhead.seconds)
     return Evidence(table, images, summary)
 
 

@@ -116,4 +116,5 @@ def suite_record(target: EvaluationTarget, suite: Suite, mode: Mode) -> SuiteRec
             for name, certificate in suite.certificates.items()
         ),
         curve=suite.curve,
+        curve_sizes=suite.curve_sizes,
     )

@@ -174,6 +174,7 @@ class SuiteRecord:
         attacks: attacks in the order in which they ran.
         certificates: certificates in the order in which they ran.
         curve: name of the attack that draws the security curve; None without one.
+        curve_sizes: sizes of the curve that the user gave, as texts; None for those of the suite.
     """
 
     name: str
@@ -183,6 +184,7 @@ class SuiteRecord:
     attacks: tuple[SuiteAttack, ...]
     certificates: tuple[SuiteCertificate, ...]
     curve: str | None = None
+    curve_sizes: tuple[str, ...] | None = None
 
     @property
     def names(self) -> list[str]:

@@ -201,6 +201,7 @@ class Summary:
         masking: sentences on suspected gradient masking; empty without suspicion.
         failures: error messages of attacks that raised.
         seconds: time of each attack.
+        overhead: seconds of the parts beside the attacks: "tuning", "diagnostics" and "curve"; empty if unknown.
         warnings: sentences for readers.
         precision: "full", or "as the suite says" where searches may have run in bfloat16.
         run: name of the run; empty without a run.
@@ -226,6 +227,7 @@ class Summary:
     masking: tuple[str, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float | None] = field(default_factory=dict)
+    overhead: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     precision: str = "full"
     run: str = ""
@@ -254,6 +256,18 @@ class Summary:
     def outcomes(self) -> tuple[AttackOutcome, ...]:
         """The attacks in the order of the suite, with their numbers."""
         return tuple(self._outcome(attack) for attack in self.suite.attacks)
+
+    @property
+    def overhead_words(self) -> str:
+        """A sentence on the time of diagnostics, tuning and curve beside that of the attacks; empty if unknown."""
+        if not self.overhead:
+            return ""
+        total = sum(self.overhead.values()) + sum(value or 0.0 for value in self.seconds.values())
+        parts = [
+            f"{part} {taken:.1f} s ({100 * taken / max(total, 1e-9):.0f} %)"
+            for part, taken in self.overhead.items()
+        ]
+        return f"attacks, diagnostics, tuning and curve took {total:.1f} s, of these {', '.join(parts)}"
 
     @property
     def terms(self) -> dict[str, CertificateTerms]:

@@ -4,7 +4,7 @@ All settings are checked before any work starts. Parts of a method are chosen by
 is never an import path, so a configuration file cannot run code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +12,12 @@ from typing import Any, Literal
 import yaml
 
 from robustly.data import DataConfig
-from robustly.evaluation import SUITES
+from robustly.evaluation.curve import OFF, with_curve
+from robustly.evaluation.suites import check_suite_name
 from robustly.evaluation.suites.composed import suite_from
 from robustly.experiments.keys import TOP_LEVEL, Settings
 from robustly.experiments.networks import NetworkConfig, build_networks, plain_networks, with_weights
-from robustly.models import ModelConfig
+from robustly.models import ModelConfig, weights_file
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
 from robustly.settings import SettingsError, build, check, check_keys, choose, plain_values
@@ -40,12 +41,13 @@ class EvaluationConfig:
     """Settings of the evaluation of a run.
 
     Args:
-        suite: name of the suite.
+        suite: name of the suite, or names of attacks separated by commas ("pgd_20,square").
         stages: the stages of a suite of one's own, by name; see `robustly.evaluation.suites.composed`.
         mode: "every" attack on every example, or "worst_case".
         count: how many test images, from the first; all without it.
         curve_count: how many of them draw the security curve.
         batch_size: images at a time; without it two or three are measured.
+        curve: "off", or sizes of the threat ("1/255, 2/255"); without it the curve of the suite.
     """
 
     suite: str = "dynat"
@@ -54,10 +56,13 @@ class EvaluationConfig:
     count: int | None = None
     curve_count: int = 300
     batch_size: int | None = None
+    curve: bool | str | float | tuple[str | float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.stages is None and self.suite not in SUITES:
-            raise ValueError(f"unknown suite {self.suite!r}: allowed are {', '.join(SUITES)}")
+        if self.curve is False:  # YAML reads the word off as false
+            object.__setattr__(self, "curve", OFF)
+        if self.stages is None:
+            check_suite_name(self.suite)
         for name in ("count", "curve_count", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -144,6 +149,17 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         is_name = path == "mnist5k" or path.startswith("hf:")
         return path if is_name or not Path(path).exists() else str(Path(path).resolve())
 
+    def file_of_weights(path: str) -> str:
+        given = Path(path).expanduser()
+        return str(weights_file(given).resolve()) if given.exists() else path
+
+    def with_files(network: NetworkConfig) -> NetworkConfig:
+        kind, _, path = network.model.name.partition(":")
+        place = Path(path).expanduser()
+        if kind in ("hf", "torchscript") and place.exists():
+            network = replace(network, model=replace(network.model, name=f"{kind}:{place.resolve()}"))
+        return with_weights(network, file_of_weights)
+
     return replace(
         config,
         threat_text=map_mask_files(config.threat_text, absolute),
@@ -151,10 +167,28 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             config.data,
             source=absolute(config.data.source),
             extra_source=None if config.data.extra_source is None else absolute(config.data.extra_source),
+            classes=None if config.data.classes is None else absolute(config.data.classes),
         ),
-        model=with_weights(NetworkConfig(config.model), absolute).model,
-        networks={name: with_weights(network, absolute) for name, network in config.networks.items()},
+        model=with_files(NetworkConfig(config.model)).model,
+        networks={name: with_files(network) for name, network in config.networks.items()},
+        evaluation=replace(config.evaluation, stages=_with_surrogates(config.evaluation.stages, absolute)),
     )
+
+
+def _with_surrogates(
+    stages: dict[str, dict[str, Any]] | None, absolute: Callable[[str], str]
+) -> dict[str, dict[str, Any]] | None:
+    """Stages whose surrogates are named from the root."""
+    if stages is None:
+        return None
+
+    def named(value: Any) -> Any:
+        return [absolute(one) for one in value] if isinstance(value, list) else absolute(value)
+
+    return {
+        stage: {key: named(value) if key == "surrogate" else value for key, value in settings.items()}
+        for stage, settings in stages.items()
+    }
 
 
 def _without_added(value: Any) -> Any:
@@ -203,7 +237,7 @@ def build_config(settings: Settings) -> RunConfig:
     _check_step_size(plain["inner"] or {}, threat)
     evaluation = built["evaluation"]
     try:
-        suite_from(evaluation.suite, evaluation.stages, threat.kind)
+        with_curve(suite_from(evaluation.suite, evaluation.stages, threat.kind), evaluation.curve, threat)
     except ValueError as error:
         raise SettingsError(f"evaluation: {error}") from None
     return RunConfig(

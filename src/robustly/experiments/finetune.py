@@ -15,7 +15,7 @@ from robustly.documents import DocumentError
 from robustly.evaluation import evaluate, suite_named
 from robustly.evaluation.target import Progress
 from robustly.experiments.configuration import RunConfig
-from robustly.experiments.keys import Settings
+from robustly.experiments.keys import UNTRAINED, Settings
 from robustly.experiments.run_folder import CONFIG, RunError, open_run
 from robustly.files import write_json
 from robustly.models import weights_hash
@@ -135,7 +135,7 @@ def finetuning_settings(plan: FinetunePlan, method: Mapping[str, Any]) -> dict[s
 def earlier_threat(source: Path) -> Threat | None:
     """The threat of the run that is fine-tuned; None for a file of weights."""
     earlier, _ = _source(source)
-    return None if earlier is None or earlier.recipe == "evaluation only" else earlier.threat
+    return None if earlier is None or earlier.recipe == UNTRAINED else earlier.threat
 
 
 def is_of_a_run(source: Path) -> bool:

@@ -9,4 +9,6 @@ SECTIONS = ("data", "model", "optimizer", "schedule", "training", "runtime", "ev
 """Keys with settings of one dataclass each."""
 NETWORKS = ("guide", "teacher", "standard_teacher")
 """Keys of the networks beside the model that parts expect under these names."""
+UNTRAINED = "evaluation only"
+"""Name in place of a recipe, in the settings of a model that was trained elsewhere."""
 TOP_LEVEL = ("seed", "threat", *NETWORKS, "networks", "method", *SECTIONS)

@@ -16,7 +16,7 @@ from robustly.settings import value_words
 from robustly.training import PARAMETER_PARTS
 
 _NAMES: dict[str, Iterable[str]] = {
-    "model.name": (*MODELS, "package.module:factory"),
+    "model.name": (*MODELS, "package.module:factory", "timm:NAME", "hf:FOLDER"),
     "model.activation": (*ACTIVATIONS, "null"),
     "evaluation.suite": SUITES,
 }
@@ -104,8 +104,9 @@ def help_text(settings: Sequence[Setting], width: int) -> str:
 
     Args:
         settings: the settings.
-        width: longest line, in characters.
+        width: longest line, in characters; at least 40.
     """
+    width = max(width, 40)
     lines: list[str] = []
     for one in settings:
         lines += textwrap.wrap(

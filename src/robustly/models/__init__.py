@@ -4,7 +4,7 @@ from robustly.models.adapter import AdapterError, as_classifier
 from robustly.models.checkpoints import WeightsError, is_torchscript, read_weights, weights_file
 from robustly.models.hidden import hidden_modules
 from robustly.models.layers import ACTIVATIONS, Normalize
-from robustly.models.published import Expected, PublishedError, expected_images, is_published
+from robustly.models.published import Expected, PublishedError, expected_images
 from robustly.models.recognition import about_model, recognised
 from robustly.models.registry import MODELS, Architecture, ModelConfig, Settings, build_model
 from robustly.models.resnet import PreActResNet, ResNet
@@ -33,7 +33,6 @@ __all__ = [
     "build_model",
     "expected_images",
     "hidden_modules",
-    "is_published",
     "is_torchscript",
     "load_weights",
     "names_of_outputs",

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from robustly.documents import DocumentError, read_json
+from robustly.model_names import HUGGING_FACE, TIMM
 from robustly.models.checkpoints import read_weights
 
-TIMM, HUGGING_FACE = "timm:", "hf:"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 T = TypeVar("T")
 
@@ -41,11 +41,6 @@ class Expected:
     std: tuple[float, ...] | None = None
 
 
-def is_published(name: str) -> bool:
-    """True for `timm:NAME`, `hf:FOLDER` and `hf:HUB_NAME`."""
-    return name.startswith((TIMM, HUGGING_FACE))
-
-
 def expected_images(name: str) -> Expected:
     """Images that a published network expects, from its configuration; no weights are loaded.
 
@@ -56,9 +51,9 @@ def expected_images(name: str) -> Expected:
     """
     if name.startswith(TIMM):
         return _expected_by_timm(_configuration_of_timm(name.removeprefix(TIMM)))
-    where = _place(name)
+    where, library = _place(name), _transformers()
     stated = _processor(where)
-    config = _tried(name, lambda: _transformers().AutoConfig.from_pretrained(where, trust_remote_code=False))
+    config = _tried(name, lambda: library.AutoConfig.from_pretrained(where, trust_remote_code=False))
     channels, size = getattr(config, "num_channels", None), getattr(config, "image_size", None)
     found = Expected(channels if isinstance(channels, int) else None, size if isinstance(size, int) else None)
     if stated is None:
@@ -153,7 +148,7 @@ def _place(name: str) -> str:
     """Folder or hub name of a network of Hugging Face."""
     where = name.removeprefix(HUGGING_FACE)
     folder = Path(where).expanduser()
-    if folder.is_dir():
+    if where and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise PublishedError(f"{folder} is not a folder of a Hugging Face model: it has no config.json")
         return str(folder)

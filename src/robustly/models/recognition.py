@@ -14,6 +14,12 @@ from robustly.models.weight_names import NamesError, fitted
 from robustly.settings import SettingsError, build
 
 ABOUT_MODEL = "model"
+_SIGNS = {
+    "small_cnn": "classifier.fc3.weight",
+    "wrn": "block1.layer.0.conv1.weight",
+    "resnet": "layer1.0.conv1.weight",
+}
+"""A weight that networks have whose name begins so; the others are not tried, because building them takes time."""
 _OUTPUT_LAYERS = ("linear.weight", "fc.weight", "classifier.fc3.weight")
 _OF_IMAGE_SIZE = "classifier.fc1.weight"
 _INPUT_LAYERS = ("conv1.weight", "feature_extractor.conv1.weight")
@@ -62,6 +68,9 @@ def recognised(path: str | Path, key: str | None = None, among: Collection[str] 
 
 def _fitting(name: str, given: Mapping[str, Tensor]) -> Iterator[ModelConfig]:
     """The settings of one network under which it has the given names and shapes; nothing if there are none."""
+    sign = next((weight for start, weight in _SIGNS.items() if name.startswith(start)), _SIGNS["resnet"])
+    if not any(one.endswith(sign) for one in given):
+        return
     plain = ModelConfig(name)
     normalised = replace(plain, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
     found = next(

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from robustly.model_names import TORCHSCRIPT, is_published
 from robustly.models.layers import ACTIVATIONS
-from robustly.models.published import build_published, expected_images, is_published
+from robustly.models.lazy import create_parameters, has_lazy_parameters
+from robustly.models.published import build_published, expected_images
 from robustly.models.resnet import PreActResNet, ResNet
 from robustly.models.small_cnn import SmallCNN
-from robustly.models.user_code import TORCHSCRIPT, build_user_model, load_torchscript
+from robustly.models.user_code import build_user_model, load_torchscript
 from robustly.models.weights import load_weights
 from robustly.models.wide_resnet import WideResNet
 from robustly.models.wrapping import wrap
@@ -199,7 +201,9 @@ MODELS: dict[str, Architecture] = {
 }
 
 
-def build_model(config: ModelConfig, seed: int, allow_code: bool = False) -> nn.Module:
+def build_model(
+    config: ModelConfig, seed: int, allow_code: bool = False, images: Tensor | None = None
+) -> nn.Module:
     """Build the configured network with its weights, on the CPU, in train mode.
 
     New weights depend on the seed alone: PyTorch's global generator is neither used nor changed.
@@ -209,6 +213,8 @@ def build_model(config: ModelConfig, seed: int, allow_code: bool = False) -> nn.
         seed: any integer of 64 bits.
         allow_code: True allows a name `package.module:factory` to import and call that code. A configuration file
             from others must not run code, so only the user's own command sets it.
+        images: a few images, `(N, C, H, W)`, for networks that create parameters in their first forward pass; None
+            leaves such parameters without shape.
 
     Raises:
         ValueError: if the settings do not fit together, or the name is the user's own code and `allow_code`
@@ -224,6 +230,8 @@ def build_model(config: ModelConfig, seed: int, allow_code: bool = False) -> nn.
             model = new_network(config, allow_code)
     finally:
         torch.set_rng_state(state)
+    if images is not None and has_lazy_parameters(model):
+        create_parameters(model, images, seed)
     if config.weights is not None:
         load_weights(model, config.weights, config.weights_key)
     return model

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from robustly.memory import check_archive
-
-TORCHSCRIPT = "torchscript:"
+from robustly.model_names import TORCHSCRIPT
 
 
 def build_user_model(name: str, classes: int | None, allow_code: bool) -> nn.Module:
@@ -27,7 +26,7 @@ def build_user_model(name: str, classes: int | None, allow_code: bool) -> nn.Mod
     if not allow_code:
         raise ValueError(
             f"the model {name!r} names code to import and run, which is not allowed here: "
-            "allow it (allow_code=True) only for code that you trust"
+            "allow it (--trust-code; allow_code=True in Python) only for code that you trust"
         )
     module_name, _, factory_name = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), factory_name]):
@@ -67,8 +66,8 @@ def load_torchscript(name: str, allow_code: bool) -> nn.Module:
         raise FileNotFoundError(f"{file}: there is no such file")
     if not allow_code:
         raise ValueError(
-            f"{file} holds a model with its code, which is not allowed here: allow it (--trust-code, or "
-            "allow_code=True) only for code that you trust"
+            f"{file} holds a model with its code, which is not allowed here: allow it (--trust-code; "
+            "allow_code=True in Python) only for code that you trust"
         )
     check_archive(file)
     try:

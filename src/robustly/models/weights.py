@@ -11,6 +11,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from robustly.files import whole_file
+from robustly.models.adapted import Adapted
 from robustly.models.checkpoints import WeightsError, read_weights, weights_file, written_about
 from robustly.models.weight_names import Fitted, NamesError, fitted, is_normalisation, listed
 from robustly.models.wide_resnet import WideResNet
@@ -46,7 +47,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], key: str | None
     except NamesError as error:
         raise WeightsError(f"{file}: {error}") from None
     weights = fit.weights
-    if _written_here(file) and _NORMALISATION[0] in own and _NORMALISATION[0] not in weights:
+    # the normalisation around a model of another program is not part of its file
+    is_ours = _written_here(file) and not isinstance(model, Adapted)
+    if is_ours and _NORMALISATION[0] in own and _NORMALISATION[0] not in weights:
         raise WeightsError(
             f"{file}: was trained without input normalisation, but the model is configured with mean and std: "
             "leave them out, or take another file"

@@ -18,11 +18,12 @@ from robustly.reports.run import ReportError, RunEvidence, Status, Training
 Content = TypeVar("Content")
 
 
-def read_run(path: Path) -> RunEvidence:
+def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     """Read a run folder.
 
     Args:
         path: the folder of one run, with `metrics.csv` or `evaluation/summary.json` or both.
+        evaluation_folder: the folder of its evaluation; None for `evaluation` in the run.
 
     Raises:
         ReportError: both are missing, or a training file is cut off.
@@ -30,7 +31,7 @@ def read_run(path: Path) -> RunEvidence:
     """
     if not path.is_dir():
         raise ReportError(f"{path} is not a run folder: there is no such folder.")
-    folder = path / "evaluation"
+    folder = evaluation_folder or path / "evaluation"
     config = if_there(path / "config.yaml", read_config)
     training = if_there(path / "metrics.csv", _read_training)
     evaluation = if_there(folder / SUMMARY, lambda file: read_summary(file.parent))

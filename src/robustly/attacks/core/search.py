@@ -1,5 +1,6 @@
 """State of a search: counts of passes, verdicts, and the best point of each example."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,7 @@ from robustly.attacks.core.contract import (
 from robustly.attacks.core.gradient_estimators import GradientEstimator
 from robustly.attacks.core.model_access import input_gradient, logits_of
 from robustly.models.adapted import Adapted
-from robustly.objectives import ClassificationGoal, Goal, Objective
+from robustly.objectives import ClassificationGoal, Goal, Objective, margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LpBall, laid_out_like
 from robustly.threats.contract import Theta, Threat, ThreatSet, per_example
@@ -67,6 +68,9 @@ class Search:
             objective changes.
         half: a bfloat16 copy of the model to search with. Its successes count only if `model` confirms them.
         verdicts: False only moves the points and records nothing (the inner maximisation of training).
+
+    Attributes:
+        runs: runs per example, which stop together; more than 1 in a search made by `attacks.core.together`.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Search:
         self.nearest, self.by_margin, self.half, self.verdicts = nearest, by_margin, half, verdicts
         self.threat_set: ThreatSet = threat.around(x)
         self._is_direct = isinstance(self.threat_set, LpBall)
+        self.runs = 1
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.theta: Theta = self.threat_set.identity().clone()
         self.distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
@@ -105,8 +110,10 @@ class Search:
             self.model = Adapted(self.model, copies_input=True)
         self.forwards += 1
         finite = _all_finite(self.clean)
-        self.invalid |= ~finite
-        self.broken = self.goal.reached(self.clean) | ~finite
+        self.broken = self.goal.reached(self.clean)
+        if finite is not None:
+            self.invalid |= ~finite
+            self.broken |= ~finite
         self.distance[self.broken] = 0.0
         self.margin = _margin(self.clean, self.goal).to(self.margin)
 
@@ -209,9 +216,26 @@ class Search:
             self.zero_gradients[rows] += (found.flatten(1) == 0).all(1)
         reached = torch.zeros_like(moving)  # points outside the threat set do not count as found
         if inside:
-            worth = _margin(output, self.goal.select(rows)).to(value) if self.by_margin else value
-            reached = self.record(theta, rows, output, worth if rank else None, exact=self.half is None)
-        return Evaluated(output, found, value, reached, moving & ~self.invalid[rows] & ~self.broken[rows])
+            lead = self._lead(output, rows, objective, goal, value)
+            worth = lead.to(value) if self.by_margin and lead is not None else value
+            reached = self.record(theta, rows, output, worth if rank else None, exact=self.half is None, lead=lead)
+        return Evaluated(output, found, value, reached, moving & ~self.in_any_run(self.invalid | self.broken)[rows])
+
+    def _lead(self, output: Tensor, rows: Rows, objective: Objective, goal: Goal, value: Tensor) -> Tensor | None:
+        """Margin of the goal, where the search needs it or has it: an untargeted margin as objective."""
+        if self.by_margin:
+            return _margin(output, self.goal.select(rows))
+        return (
+            value.nan_to_num(-torch.inf)
+            if objective is margin and isinstance(self.goal, ClassificationGoal)
+            else None
+        )
+
+    def in_any_run(self, found: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """True where it is true of any run of the same example."""
+        if self.runs == 1:
+            return found
+        return found.view(-1, self.runs).any(1).repeat_interleave(self.runs)
 
     def sample_gradient(self, theta: Theta, rows: Rows, objective: Objective, goal: Goal) -> Theta:
         """Gradient of an objective at points that only serve to estimate a gradient.
@@ -249,8 +273,27 @@ class Search:
         if self.half is not None and len(rows):
             self.evaluate(self.theta[rows], rows)
 
+    def _record_nearest(self, theta: Theta, rows: Rows, reached: Bool[Tensor, " m"], exact: bool) -> None:
+        place = reached.nonzero()[:, 0]
+        if len(place) == 0:
+            return
+        here, point = rows[place], theta[place]
+        distance = self.threat_set.select(here).size(point).to(self.distance)
+        closer = distance < self.distance[here]
+        if not exact:
+            closer = self._confirmed(point, here, closer)
+        self.theta[here[closer]] = point[closer]
+        self.distance[here[closer]] = distance[closer]
+
     def record(
-        self, theta: Theta, rows: Rows, output: Tensor, value: Tensor | None, *, exact: bool
+        self,
+        theta: Theta,
+        rows: Rows,
+        output: Tensor,
+        value: Tensor | None,
+        *,
+        exact: bool,
+        lead: Tensor | None = None,
     ) -> Bool[Tensor, " m"]:
         """Record outputs that the caller may have computed itself, and keep the best points.
 
@@ -260,33 +303,36 @@ class Search:
             output: the model's outputs there.
             value: the objective, by which failing points are ranked; None ranks none.
             exact: True if the outputs are those of `model`, in full precision.
+            lead: margin of the goal at the outputs, if it is known, with -inf for NaN.
 
         Returns:
             True where the goal was reached, `(M,)`.
         """
-        goal = self.goal.select(rows)
-        finite = _all_finite(output)
-        reached = goal.reached(output) & finite & ~self.broken[rows]
+        goal, finite = self.goal.select(rows), _all_finite(output)
+        reached = goal.reached(output) & ~self.broken[rows]
+        if finite is not None:
+            reached &= finite
         if self.nearest:
-            distance = self.threat_set.select(rows).size(theta).to(self.distance)
-            closer = reached & (distance < self.distance[rows])
-            if not exact:
-                closer = self._confirmed(theta, rows, closer)
-            self.theta[rows[closer]] = theta[closer]
-            self.distance[rows[closer]] = distance[closer]
+            self._record_nearest(theta, rows, reached, exact)
         else:
             if not exact:
                 reached = self._confirmed(theta, rows, reached)
             kept = reached
             if value is not None:
                 kept = reached | ((value > self.highest[rows]) & ~self.broken[rows])
-                self.highest[rows[kept]] = value[kept]
-            self.theta[rows[kept]] = theta[kept]
-            self.broken[rows] |= reached
-        self.invalid[rows] |= ~finite
-        if not self.nearest:
-            self.broken[rows] |= ~finite
-        self.margin[rows] = torch.maximum(self.margin[rows], _margin(output, goal).to(self.margin))
+            place = kept.nonzero()[:, 0]  # few: most points of a search are not better than those before
+            if len(place):
+                here = rows[place]
+                self.theta[here] = theta[place]
+                self.broken[here] |= reached[place]
+                if value is not None:
+                    self.highest[here] = value[place]
+        if finite is not None:
+            self.invalid[rows] |= ~finite
+            if not self.nearest:
+                self.broken[rows] |= ~finite
+        lead = _margin(output, goal) if lead is None else lead
+        self.margin[rows] = torch.maximum(self.margin[rows], lead.to(self.margin))
         return reached
 
     def result(self) -> AttackResult:
@@ -373,11 +419,15 @@ class Search:
             output = logits_of(self.model, self.render(theta[place], rows[place]))
         self.forwards[rows[place]] += 1
         holds = torch.zeros_like(claimed)
-        holds[place] = self.goal.select(rows[place]).reached(output) & _all_finite(output)
+        finite = _all_finite(output)
+        holds[place] = self.goal.select(rows[place]).reached(output) & (True if finite is None else finite)
         return holds
 
 
-def _all_finite(output: Tensor) -> Bool[Tensor, " m"]:
+def _all_finite(output: Tensor) -> Bool[Tensor, " m"] | None:
+    """True where all outputs of an example are finite; None if they all are."""
+    if math.isfinite(float(output.sum())):  # one operation: a sum with NaN or infinity is not finite
+        return None
     return output.flatten(1).isfinite().all(1)
 
 

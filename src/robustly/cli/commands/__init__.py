@@ -14,9 +14,13 @@ from robustly.cli.commands import (
     compare,
     completion,
     diagnose,
+    dossier,
     evaluate,
+    export,
     finetune,
     gate,
+    info,
+    predict,
     recipes,
     report,
     suites,
@@ -69,6 +73,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "audit": Command("re-check an evaluation from scratch", audit.add_arguments, audit.run),
     "gate": Command("compare an evaluation with limits, for a pipeline", gate.add_arguments, gate.run),
+    "dossier": Command(
+        "write a document on a model: threat, data, attacks, limits, checklist", dossier.add_arguments, dossier.run
+    ),
     "report": Command("write an HTML page about one or several runs", report.add_arguments, report.run),
     "compare": Command("print tables of runs, seeds and published numbers", compare.add_arguments, compare.run),
     "diagnose": Command(
@@ -78,7 +85,15 @@ COMMANDS: dict[str, Command] = {
         takes_settings=True,
     ),
     "analyse": Command(
-        "measure gradients, loss landscapes, and the union of several threats", analyse.add_arguments, analyse.run
+        "measure gradients, loss landscapes, and the union of several threats",
+        analyse.add_arguments,
+        analyse.run,
+        takes_settings=True,
+    ),
+    "predict": Command("classify image files", predict.add_arguments, predict.run),
+    "info": Command("describe a run, weights, evidence or an exported model", info.add_arguments, info.run),
+    "export": Command(
+        "write the model as ONNX, safetensors or a Hugging Face folder", export.add_arguments, export.run
     ),
     "suites": Command("list the suites, or print the stages of one", suites.add_arguments, suites.run),
     "recipes": Command("list the recipes, or print one", recipes.add_arguments, recipes.run),

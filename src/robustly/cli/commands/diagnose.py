@@ -1,9 +1,8 @@
 """`robustly diagnose`: its arguments."""
 
 import argparse
-from pathlib import Path
 
-from robustly.cli.arguments import add_trust
+from robustly.cli.arguments import add_model, add_trust
 
 COUNT = 200
 """Images that are tested if the command names no number."""
@@ -16,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Settings as for evaluate, such as --threat l2:0.5. The exit code is 1 if masking is suspected."
     )
     add_trust(parser)
-    parser.add_argument("run", type=Path)
+    add_model(parser)
     parser.add_argument(
         "--count", type=int, default=COUNT, help=f"number of images, from the first (default: {COUNT})"
     )

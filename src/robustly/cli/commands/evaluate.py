@@ -2,9 +2,8 @@
 
 import argparse
 import shutil
-from pathlib import Path
 
-from robustly.cli.arguments import add_trust
+from robustly.cli.arguments import add_model, add_trust
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,10 +11,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Evaluate the model of a run on its test images. Settings: --evaluation.suite NAME, "
         "--evaluation.count N, --evaluation.mode worst_case, --threat linf:0.2, --runtime.device cuda. For a model "
-        "trained elsewhere, name a new folder and give --model.name, --model.weights and --data.source."
+        "trained elsewhere, give its file, or --model, --timm or --hf-model, and --data."
     )
     add_trust(parser)
-    parser.add_argument("run", type=Path)
+    add_model(parser)
     parser.add_argument("--suite", metavar="NAME", help="same as --evaluation.suite NAME")
     parser.add_argument("--as", dest="label", metavar="NAME", help="write to the folder evaluation_NAME")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")

@@ -19,13 +19,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="run folder to create (default: runs/RECIPE)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue a stopped run")
     parser.add_argument("--dry-run", action="store_true", help="check all settings, print the parts and their cost")
+    parser.add_argument(
+        "--observers",
+        metavar="NAME,NAME",
+        help="also send the metrics of every epoch to tensorboard, mlflow or wandb",
+    )
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     """Train; returns the exit code. See `run_training`."""
     from robustly.cli.train import run_training
 
-    return run_training(options.recipe, options.out, options.resume, overrides, options.trust_code, options.dry_run)
+    return run_training(
+        options.recipe,
+        options.out,
+        options.resume,
+        overrides,
+        options.trust_code,
+        options.dry_run,
+        options.observers,
+    )
 
 
 def settings_help(words: list[str], overrides: list[str]) -> str:

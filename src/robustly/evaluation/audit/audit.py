@@ -24,6 +24,7 @@ from robustly.evaluation.audit.rerun import rerun_checks
 from robustly.evaluation.audit.rounding import Rounding
 from robustly.evaluation.audit.sampling import Sampling
 from robustly.evaluation.audit.statements import Named, statement_checks
+from robustly.evaluation.curve import recorded_curve
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
 from robustly.evaluation.recording import stored_threat
 from robustly.evaluation.suites.suite import Suite
@@ -131,6 +132,7 @@ def _checks(
 ) -> Iterator[Check]:
     summary, table = evidence.summary, evidence.table
     target = _as_evaluated(target, evidence)
+    suite = None if suite is None else recorded_curve(suite, summary.suite)
     yield files_check(folder, summary)
     parts = parts_check(evidence)
     yield parts

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustly.attacks import Transfer
 from robustly.evaluation.audit.check import Check, first_id
 from robustly.evaluation.audit.rounding import Rounding, too_many_ties
+from robustly.evaluation.curve import recorded_curve
 from robustly.evaluation.derived import gallery
 from robustly.evaluation.recording import as_array, data_record, model_record, suite_record, threat_record
-from robustly.evaluation.suites.composed import suite_from
+from robustly.evaluation.suites.composed import suite_from, with_surrogates
 from robustly.evaluation.suites.suite import Suite, settings
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence, EvidenceTable, Summary
@@ -123,6 +125,9 @@ def _is_composed(summary: Summary, target: EvaluationTarget, suite: Suite) -> bo
     """Return True if the stages in the evidence make the given suite."""
     try:
         own = suite_from(summary.suite.name, summary.composed, summary.threat.kind)
-    except ValueError:
+        own = recorded_curve(own, summary.suite)
+        loaded = {name: iter(one.surrogates) for name, one in suite.attacks.items() if isinstance(one, Transfer)}
+        own = with_surrogates(own, lambda stage, source: next(loaded[stage]))
+    except (ValueError, KeyError, StopIteration):
         return False
     return suite_record(target, own, "worst_case") == suite_record(target, suite, "worst_case")

@@ -213,6 +213,10 @@ def _form_problem(summary: Summary) -> str:
         or not all(re.fullmatch(r"\d[\w.+-]{0,39}", text, re.ASCII) for text in versions),
         "durations should be non-negative, one for each attack": bool(set(summary.seconds) - known)
         or not all(value is None or 0 <= value < 1e9 for value in summary.seconds.values()),
+        "the time beside the attacks should be non-negative, of known parts": bool(
+            set(summary.overhead) - {"tuning", "diagnostics", "curve"}
+        )
+        or not all(0 <= value < 1e9 for value in summary.overhead.values()),
         "a failure of an attack that the suite does not have": bool(set(summary.failures) - known),
         f"the batch size should be 1 to {_LARGEST_BATCH:,}": not 1 <= summary.suite.batch_size <= _LARGEST_BATCH,
     }

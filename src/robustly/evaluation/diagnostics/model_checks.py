@@ -14,7 +14,7 @@ from robustly.attacks.core.model_access import logits_of
 from robustly.evaluation.diagnostics.probe import VARIES, Probe, spread_of_outputs
 from robustly.evaluation.diagnostics.significance import TOLERATED, Excess
 from robustly.evidence import Finding
-from robustly.objectives import ClassificationGoal, cross_entropy, difference_of_logits_ratio, margin
+from robustly.objectives import difference_of_logits_ratio, margin
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.balls import LpBall
 
@@ -48,7 +48,7 @@ def constant_output(probe: Probe) -> Finding:
 def randomized(probe: Probe) -> Finding:
     """Compare five outputs for the same images, in evaluation mode and in the mode of the given model."""
     model, varies = probe.target.model, probe.varies
-    first = probe.target.data.floats(probe.rows[: probe.target.batch_size])
+    first = probe.target.data.floats(probe.first)
     if model_is_training(model) and len(first) > 1:
         with probe.seeded("as given"), _buffers_kept(model), torch.no_grad():
             varies |= spread_of_outputs(lambda: logits_of(model, first)) > VARIES
@@ -77,7 +77,7 @@ def eval_mode(probe: Probe) -> Finding:
     if stubborn:
         words = f"{stubborn} modules stay in training mode after model.eval()."
         return Finding("eval_mode", title, False, float(stubborn), threshold, words)
-    first = probe.target.data.floats(probe.rows[: probe.target.batch_size])
+    first = probe.target.data.floats(probe.first)
     if not model_is_training(model) or len(first) < 2:
         return Finding("eval_mode", title, True, 0.0, threshold, "Training mode is off, or changes nothing.")
     with probe.seeded("as given"), _buffers_kept(model), torch.no_grad():
@@ -121,7 +121,10 @@ def dynamic(probe: Probe) -> Finding:
         try:
             logits_of(probe.target.model, x)
         finally:
-            sys.setprofile(before)
+            if before is None or callable(before):
+                sys.setprofile(before)
+            else:  # a cProfile.Profile, which cannot be set again but enabled
+                before.enable()
     words = "The forward pass takes no gradients."
     if calls:
         words = (
@@ -175,7 +178,7 @@ def quantised_input(probe: Probe) -> Finding:
     seed = derive_seed(probe.target.seed, "diagnostics", "noise")
     noise = KeyedGenerator(seed, probe.target.data.ids[probe.correct]).uniform(*probe.x.shape[1:]) < 0.5
     near = (probe.x + torch.where(noise, -1.0, 1.0) * (high - low) / 255).clamp(low, high)
-    gradient, here, _ = probe.gradients(probe.x, probe.correct, margin)
+    gradient, here = probe.at_images["margin"]
     there = probe.values(near, probe.correct, margin)
     moved = (there - here).abs() > 1e-6 * here.abs().clamp_min(1e-30)
     count = int(((gradient == 0).flatten(1).all(1) & moved).sum())
@@ -196,12 +199,11 @@ def vanishing_gradients(probe: Probe) -> Finding:
     title = "gradients do not vanish"
     if len(probe.correct) == 0:
         return Finding("D6", title, None, None, "", NO_IMAGE)
-    gradient, _, _ = probe.gradients(probe.x, probe.correct, cross_entropy)
-    exact, _, _ = probe.gradients(probe.x, probe.correct, _cross_entropy_in_float64)
+    gradient, exact = probe.at_images["cross_entropy"][0], probe.at_images["cross_entropy_64"][0]
     useless = ~(_cosine(gradient, exact) >= LEAST_COSINE)  # true for NaN
     flat = (gradient == 0).flatten(1).all(1)
     ones = int((probe.logits[torch.isin(probe.rows, probe.correct)].softmax(1).amax(1) == 1).sum())
-    by_margin = (probe.gradients(probe.x, probe.correct, margin)[0] == 0).flatten(1).all(1)
+    by_margin = (probe.at_images["margin"][0] == 0).flatten(1).all(1)
     found = Excess(int(useless.sum()), len(useless), VANISHING)
     words = (
         f"The gradient of cross-entropy is useless for {int(useless.sum())} of {len(gradient)} images "
@@ -214,10 +216,6 @@ def vanishing_gradients(probe: Probe) -> Finding:
             else " Use margin, DLR or scaled_cross_entropy, which do not saturate."
         )
     return Finding("D6", title, found.passed, found.share, found.threshold, words)
-
-
-def _cross_entropy_in_float64(logits: Tensor, goal: ClassificationGoal) -> Tensor:
-    return cross_entropy(logits.double(), goal)
 
 
 def _cosine(first: Tensor, second: Tensor) -> Tensor:
@@ -241,7 +239,10 @@ def linearity(probe: Probe) -> Finding:
         return Finding("D12", title, None, None, threshold, "Epsilon is 0.")
     allowed = threat.around(probe.x)
     origin = allowed.identity()
-    gradient, before, _ = probe.gradients(origin, probe.correct, margin, allowed)
+    if isinstance(allowed, LpBall):
+        gradient, before = probe.at_images["margin"]
+    else:
+        gradient, before, _ = probe.gradients(origin, probe.correct, margin, allowed)
     length = allowed.default_step_size(1) if threat.kind == "l0" else allowed.radius
     point = allowed.step(origin, gradient.nan_to_num(0.0, 0.0, 0.0), length)
     predicted = (gradient * (point - origin)).flatten(1).sum(1)

@@ -1,6 +1,5 @@
 """Catastrophic overfitting: robustness to the single step of training and to nothing else."""
 
-from robustly.attacks.registry import fgsm
 from robustly.evaluation.diagnostics.probe import Probe
 from robustly.evaluation.diagnostics.significance import Excess, most_significant
 from robustly.evidence import Finding
@@ -28,7 +27,7 @@ def catastrophic_overfitting(probe: Probe) -> Finding:
     far, weak = (Excess(missed, len(one), allowed, opposite, tests=2) for allowed in (FAR, MISSED))
     lengths = []
     for factor in SHORTER:
-        less = probe.attack(fgsm(), "fgsm", probe.correct, threat.scaled(factor))[0]
+        less = probe.broken_by_one_step(factor)
         better, worse = int((less & ~one).sum()), int((one & ~less).sum())
         lengths.append(Excess(better, len(one), SHORTER_IS_BETTER, worse, tests=2 * len(SHORTER)))
     bent = most_significant(lengths)

@@ -17,10 +17,17 @@ from robustly.attacks.pgd import PGD, Keep
 from robustly.attacks.registry import fgsm
 from robustly.evaluation.diagnostics.reference import reference_attacks
 from robustly.evaluation.target import EvaluationTarget
-from robustly.objectives import ClassificationGoal, Objective, cross_entropy
+from robustly.objectives import ClassificationGoal, Objective, cross_entropy, margin
 from robustly.randomness import KeyedGenerator, derive_seed
+from robustly.threats import ThreatModel
 from robustly.threats.contract import Theta, Threat, ThreatSet
 
+AT_IMAGES: dict[str, Objective] = {
+    "margin": margin,
+    "cross_entropy": cross_entropy,
+    "cross_entropy_64": lambda logits, goal: cross_entropy(logits.double(), goal),
+}
+COMPARED = 32  # images that a model is called with several times
 VARIES = 1e-4  # L2 distance of L2-normalised logits above which two outputs differ
 
 
@@ -70,6 +77,11 @@ class Probe:
         data = self.target.data
         return torch.arange(min(self.count, len(data)), device=data.images.device)
 
+    @property
+    def first(self) -> Int64[Tensor, " b"]:
+        """The first rows, for comparisons of a model with itself."""
+        return self.rows[: min(self.target.batch_size, COMPARED)]
+
     @cached_property
     def logits(self) -> Float[Tensor, "n k"]:
         """Clean logits of the sample."""
@@ -107,7 +119,7 @@ class Probe:
     @cached_property
     def varies(self) -> bool:
         """True if outputs for the same images differ, in evaluation mode."""
-        first = self.target.data.floats(self.rows[: self.target.batch_size])
+        first = self.target.data.floats(self.first)
         with self.seeded("varies"), frozen(self.target.model), torch.no_grad():
             return spread_of_outputs(lambda: logits_of(self.target.model, first)) > VARIES
 
@@ -139,6 +151,45 @@ class Probe:
                 gradients.append(torch.zeros_like(here) if gradient is None else gradient)
                 values.append(value.detach().to(here.dtype))
         return torch.cat(gradients), torch.cat(values), through
+
+    @cached_property
+    def at_images(self) -> dict[str, tuple[Images, Float[Tensor, " m"]]]:
+        """Gradient and value of three objectives at the correct images, from one forward pass, by name."""
+        parts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in AT_IMAGES}
+        for first in range(0, len(self.x), self.target.batch_size):
+            part = slice(first, first + self.target.batch_size)
+            with self.seeded("slopes"), frozen(self.target.model):
+                here = self.x[part].detach().clone().requires_grad_()
+                logits, goal = logits_of(self.target.model, here), self.goal(self.correct[part])
+                for name, objective in AT_IMAGES.items():
+                    value, gradient = objective(logits, goal), None
+                    if value.requires_grad:
+                        (gradient,) = torch.autograd.grad(value.sum(), here, allow_unused=True, retain_graph=True)
+                    found = torch.zeros_like(here) if gradient is None else gradient
+                    parts[name].append((found, value.detach().to(here.dtype)))
+        nothing = self.x[:0], self.x.new_zeros(0)
+        return {
+            name: (
+                torch.cat([nothing[0], *(gradient for gradient, _ in found)]),
+                torch.cat([nothing[1], *(value for _, value in found)]),
+            )
+            for name, found in parts.items()
+        }
+
+    def broken_by_one_step(self, factor: float = 1.0) -> Bool[Tensor, " m"]:
+        """Mask of the correct rows that one step along the gradient of cross-entropy breaks: FGSM.
+
+        Args:
+            factor: length of the step, as a factor of epsilon.
+        """
+        threat = self.target.threat
+        if not isinstance(threat, ThreatModel) or threat.norm == "l0":
+            scaled = threat if factor == 1.0 else threat.scaled(factor)
+            return self.attack(fgsm(), "fgsm", self.correct, scaled)[0]
+        ball = (threat if factor == 1.0 else threat.scaled(factor)).around(self.x)
+        gradient = ball.along_free(self.at_images["cross_entropy"][0].nan_to_num(0.0, 0.0, 0.0))
+        points = ball.step(self.x, gradient, ball.radius)
+        return ~(self.values(points, self.correct, _is_correct) > 0)
 
     def values(self, points: Images, rows: Int64[Tensor, " m"], objective: Objective) -> Float[Tensor, " m"]:
         """Value of an objective at one point for each of some rows."""
@@ -193,7 +244,7 @@ class Probe:
     @cached_property
     def broken_by_fgsm(self) -> Bool[Tensor, " m"]:
         """Mask of rows that one step of length epsilon breaks."""
-        return self.attack(fgsm(), "fgsm", self.correct)[0]
+        return self.broken_by_one_step()
 
     @cached_property
     def unbroken(self) -> Int64[Tensor, " m"]:
@@ -202,6 +253,11 @@ class Probe:
         for name, attack in reference_attacks(self.target.threat.kind).items():
             rows = rows[~self.attack(attack, name, rows)[0]]
         return rows
+
+
+def _is_correct(logits: Tensor, goal: ClassificationGoal) -> Tensor:
+    """1 where the label is predicted and all logits are finite, else 0."""
+    return ((logits.argmax(1) == goal.y) & logits.isfinite().all(1)).float()
 
 
 def _part_of(allowed: ThreatSet, part: slice) -> ThreatSet:

@@ -12,6 +12,7 @@ from robustly.attacks import ATTACKS, TITLES, Attack
 from robustly.certification import Certificate
 from robustly.evidence.provenance import Plan
 from robustly.evidence.schema import RESERVED
+from robustly.models import weights_hash
 from robustly.randomness import KeyedGenerator, derive_seed
 
 EVERYONE = Plan()
@@ -59,6 +60,7 @@ class Suite:
         worst_case: whether each attack runs on the unbroken examples only, in every mode.
         curve: name of the attack of the security curve; None for no curve.
         curve_factors: the radii of the curve, as multiples of the evaluated epsilon, ascending.
+        curve_sizes: radii that the user gave in their place, as texts.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Suite:
     worst_case: bool = False
     curve: str | None = None
     curve_factors: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+    curve_sizes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.attacks and not self.certificates:
@@ -130,5 +133,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, nn.Module):
-        return {"kind": type(value).__name__, "parameters": sum(part.numel() for part in value.parameters())}
+        count = sum(part.numel() for part in value.parameters())
+        return {"kind": type(value).__name__, "parameters": count, "weights_sha256": weights_hash(value)}
     return getattr(value, "__name__", None) or settings(value)

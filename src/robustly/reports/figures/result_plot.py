@@ -17,8 +17,8 @@ from robustly.statistics import Proportion
 
 CLEAN, ROBUST, CERTIFIED = "#84909f", "#2f80d8", "#189b76"
 """Colours that are readable on white and on black; text has the colour of the page around it."""
-WIDTH, LEFT, RIGHT, TOP, ROW = 430.0, 160.0, 60.0, 34.0, 26.0
-_PLOT = (52.0, 410.0, 60.0)
+WIDTH, LEFT, RIGHT, TOP, ROW = 460.0, 196.0, 66.0, 34.0, 26.0
+_PLOT = (52.0, 436.0, 60.0)
 """Left, right and upper edge of the curve."""
 _ROW_STYLE = "display: flex; flex-wrap: wrap; align-items: flex-start; gap: 8px 24px; color: inherit;"
 _STYLE = (
@@ -55,7 +55,7 @@ class Plot:
     panels: tuple[Panel, ...]
 
     def __repr__(self) -> str:
-        return f"Plot of {len(self.panels)} panels: {self.title} (shown in notebooks; .save('plot.svg') writes it)"
+        return f"Plot: {self.title} (shown in notebooks; .save('plot.svg') writes it)"
 
     def _repr_html_(self) -> str:
         drawn = [picture(one.inside, WIDTH, one.height, one.words) for one in self.panels]
@@ -135,7 +135,7 @@ def _grid_of_bars(bottom: float) -> str:
 def _bar(name: str, share: Proportion | None, colour: str, state: str, top: float, strong: bool) -> str:
     middle = top + ROW / 2
     weight = "600" if strong else "400"
-    label = text(shortened(name, 23), LEFT - 8, middle + 4, {"text-anchor": "end", "font-weight": weight})
+    label = text(shortened(name, 26), LEFT - 8, middle + 4, {"text-anchor": "end", "font-weight": weight})
     if share is None:
         return label + text(state, LEFT + 6, middle + 4, {"opacity": "0.75"})
     width, words = _bar_x(share.share) - LEFT, hover(f"{name}: {proportion(share)}")

@@ -24,14 +24,6 @@ def assembled(template: str, figures: Mapping[str, Figure], content: Mapping[str
         content: values that the template uses.
     """
     scripts = {name: _script(_resource(f"{name}.js")) for name in ("theme", "page", "download", "plotly")}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("robustly.reports.pages"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(_FILTERS)
     drawn = {key: {"data": figure.data, "layout": figure.layout} for key, figure in figures.items()}
     frame = {
         "version": metadata.version("robustly"),
@@ -43,7 +35,29 @@ def assembled(template: str, figures: Mapping[str, Figure], content: Mapping[str
         "download_script": scripts["download"],
         "script_hashes": [_hash(text) for text in scripts.values()],
     }
-    return environment.get_template(template).render({**content, **frame})
+    return _environment().get_template(template).render({**content, **frame})
+
+
+def static_page(template: str, content: Mapping[str, object]) -> str:
+    """A page without scripts and figures as text.
+
+    Args:
+        template: name of the template's file.
+        content: values that the template uses.
+    """
+    return _environment().get_template(template).render({**content, "style": _resource("style.css")})
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("robustly.reports.pages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_FILTERS)
+    return environment
 
 
 def _resource(name: str) -> str:

@@ -116,6 +116,7 @@ class Job:
         seed: seed of every random number of the run.
         networks: the networks beside the model that the method uses, by name.
         extra: more training images, mixed into every batch.
+        about_weights: texts for the metadata of the files of weights, such as the settings of the model.
 
     Raises:
         MethodError: networks are missing or unused, or the run is too short for a part.
@@ -135,6 +136,7 @@ class Job:
     seed: int = 0
     networks: Mapping[str, AuxiliaryNetwork] = field(default_factory=dict)
     extra: Extra | None = None
+    about_weights: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.threats:

@@ -239,7 +239,7 @@ class _Run:
         self.rows, self.seconds, (self.best_epoch, self.best_score) = rows, seconds, best
         if self.runtime.rank == 0:
             if best_score is not None:
-                save_weights(self._released(), self.folder / BEST)
+                save_weights(self._released(), self.folder / BEST, self.job.about_weights)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
             self._write_status("running", "")
         self.runtime.wait_for_all()
@@ -273,7 +273,7 @@ class _Run:
             self.stepper.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
         if self.runtime.rank == 0:
             if self.best_epoch == len(self.rows) - 1:  # the process may have been killed before it wrote them
-                save_weights(self._released(), self.folder / BEST)
+                save_weights(self._released(), self.folder / BEST, self.job.about_weights)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
 
     def _write_status(self, state: str, message: str) -> None:

@@ -67,6 +67,8 @@ def logits_in(output: Any) -> Any:
 def adapted(network: nn.Module, fit: Fit) -> Iterator[None]:
     """Give a network the conditions of a trial by hooks, which are removed at the end."""
     with ExitStack() as held:
+        if fit.layout == torch.contiguous_format:
+            held.enter_context(_removed(network.register_forward_pre_hook(_contiguous_input)))
         if fit.copies_input:
             held.enter_context(_removed(network.register_forward_pre_hook(_copied_input)))
         if fit.takes_first:
@@ -135,7 +137,7 @@ def try_training(
         for copies in (False, True):
             with _unchanged(network, x, seed), adapted(network, Fit(layout, copies)):
                 try:
-                    network.to(memory_format=layout)  # type: ignore[call-overload]
+                    _put_in_layout(network, layout)
                     return _tried(
                         network, x.contiguous(memory_format=layout), classes, Fit(layout, copies), trained
                     )
@@ -149,6 +151,14 @@ def try_training(
                 break
     reason = failures[-1].splitlines()[0][:160]
     raise TrialError(f"the {name} fails in a trial on images of shape {tuple(x.shape)}: {reason}")
+
+
+def _put_in_layout(network: nn.Module, layout: torch.memory_format) -> None:
+    """Convert the weights of a network."""
+    network.to(memory_format=layout)  # type: ignore[call-overload]
+    if layout == torch.contiguous_format:
+        for value in (*network.parameters(), *network.buffers()):
+            value.data = _contiguous(value.data)
 
 
 _REENTRANT = (
@@ -235,6 +245,23 @@ def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _contiguous(value: Tensor) -> Tensor:
+    """The same values with the strides of the contiguous layout.
+
+    With one channel, `Tensor.contiguous` leaves the strides of channels last, by which layers choose their layout.
+    """
+    strides: list[int] = []
+    here = 1
+    for size in reversed(value.shape):
+        strides.insert(0, here)
+        here *= size
+    return value if list(value.stride()) == strides else value.clone(memory_format=torch.contiguous_format)
+
+
+def _contiguous_input(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(_contiguous(value) if isinstance(value, Tensor) else value for value in given)
 
 
 def _copied_input(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
