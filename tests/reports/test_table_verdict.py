@@ -25,8 +25,8 @@ def test_the_best_row_without_suspicion_comes_first(runs):
     found = table_verdict(table)
     scores = {row.name: f"{100 * row.cells[table.robust_column].value.share:.1f}\u202f%" for row in table.rows}
     assert found.sentence == (
-        f"Of 3 runs, high holds {scores['high']} of 200 test examples of mnist5k against all attacks under linf:0.3; "
-        f"the next, low, {scores['low']}."
+        f"Of 3 runs, high holds {scores['high']} of 200 test examples of mnist5k against all attacks under "
+        f"linf:0.3; the next, low, {scores['low']}."
     )
     assert found.doubts == ("masked is not ranked: masking is suspected.",)
     assert found.sentence in methods_page([table])
