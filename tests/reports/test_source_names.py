@@ -61,9 +61,13 @@ def test_values_are_changed_to_any_depth_and_kept_where_nothing_changes():
 
 def test_no_absolute_path_is_on_a_page(tmp_path):
     secret = "/home/ada/secret"
-    options = Synthetic(count=80, epochs=2, warnings=(f"Weights of {secret}/net.pt.",), note=f"From {secret}/notes.txt")
+    options = Synthetic(
+        count=80, epochs=2, warnings=(f"Weights of {secret}/net.pt.",), note=f"From {secret}/notes.txt"
+    )
     run = write_synthetic_run(tmp_path / "runs", options)
-    (run / "config.yaml").write_text(f"data: {{source: {secret}/cells}}\nnetworks: {{a: {{weights: [{secret}/w.pt]}}}}")
+    (run / "config.yaml").write_text(
+        f"data: {{source: {secret}/cells}}\nnetworks: {{a: {{weights: [{secret}/w.pt]}}}}"
+    )
     evidence = read_run(run)
     evaluation = evidence.evaluation
     data = dataclasses.replace(evaluation.data, source=f"{secret}/cells", settings={"source": f"{secret}/cells"})
