@@ -105,6 +105,30 @@ def test_normalised_images_are_refused_and_a_wrapped_model_is_not():
     assert result.summary.metrics.clean.share == 1
 
 
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"pretrained_cfg": {"mean": (0.5,) * 3, "std": (0.25,) * 3}}, r"mean 0\.5, 0\.5, 0\.5 .*robustly\.wrap"),
+        ({"config": SimpleNamespace(model_type="vit")}, "processor="),
+    ],
+)
+def test_a_forgotten_normalisation_is_named(about, words):
+    net = linear()
+    for name, value in about.items():
+        setattr(net, name, value)
+    with pytest.warns(UserWarning, match=words):
+        quickly(net, NAMED)
+    quickly(robustly.wrap(net, mean=[0.0] * 3, std=[1.0] * 3), NAMED)
+
+
+def test_the_record_names_the_class_or_function():
+    def scorer(x):
+        return {"logits": NET(x)}
+
+    assert quickly(scorer, NAMED).summary.model.name == "scorer"
+    assert quickly(torch.compile(NET, backend="eager"), NAMED).summary.model.name == "Sequential"
+
+
 def test_rounding_happens_only_when_asked_for():
     noisy = (PIXELS / 255 + 0.001).clamp(0, 1)
     with pytest.raises(ValueError, match="round_to_8_bits"):

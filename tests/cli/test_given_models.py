@@ -72,7 +72,8 @@ def test_a_factory_that_holds_its_weights_is_evaluated_and_audited(
     assert main([*words, "--overwrite"]) == 0  # the same command again
     assert main(["audit", "runs/net"]) == 2  # the name is in a file only
     capsys.readouterr()
-    assert "takes no --data.source" in refusal(capsys, *words, "--overwrite", "--data", "elsewhere")
+    named = ["evaluate", "runs/net", *words[1:], "--overwrite", "--data", "elsewhere"]
+    assert "takes no --data.source" in refusal(capsys, *named)
     text = (here / "given_nets.py").read_text()
     (here / "given_nets.py").write_text(text.replace("* 0.05", "* 0.06"))
     sys.modules.pop("given_nets")
@@ -90,13 +91,16 @@ def test_a_factory_of_other_weights_at_every_call_fails_the_audit(
 
 
 @pytest.mark.slow
-def test_a_file_of_our_weights_is_enough(here: Path) -> None:
+def test_a_file_of_our_weights_is_enough(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(build_model(small(), 0), here / "mine.safetensors", about_model(small()))
     assert main(["evaluate", "mine.safetensors", *QUICK]) == 0
     kept = model_of(here / "runs/mine")
     assert (kept["name"], kept["width"]) == ("small_cnn", 0.1)
     assert kept["weights"] == str(here / "mine.safetensors")
     assert main(["audit", "runs/mine"]) == 0
+    assert main(["evaluate", "mine.safetensors", *QUICK[:-1], "linf:0.02", "--as", "small"]) == 0
+    other = ["evaluate", "mine.safetensors", *QUICK, "--data.test_limit", "4"]
+    assert "runs/mine exists already with another model or other images" in refusal(capsys, *other)
     state = {f"module.{name}": value for name, value in build_model(small(), 0).state_dict().items()}
     torch.save({"net": state}, "old.pth.tar")
     assert main(["analyse", "old.pth.tar", "--count", "4", "--threat", "linf:0.05"]) == 0
@@ -185,6 +189,7 @@ def test_torchscript_runs_its_code_only_if_trusted(here: Path, capsys: pytest.Ca
         (["new", "--model", "given_nets:net", "--threat", "linf:2x"], "threat"),
         (["new", "--model", "given_nets:net", "--model.mean", "[0.5]"], "mean and std must be given together"),
         (["new", "--model"], "--model.name needs a value"),
+        (["--timm", "a", "--hf-model", "b"], "names several models (hf:b, timm:a)"),
         (["full", "--model", "given_nets:net"], "full exists already: name another folder"),
     ],
 )

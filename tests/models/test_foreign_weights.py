@@ -6,6 +6,9 @@ import json
 import os
 import pathlib
 import pickle
+import shlex
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -262,13 +265,22 @@ def test_functions_that_do_no_harm_are_not_called_either(tmp_path: Path) -> None
     assert not ran.exists()
 
 
-def test_what_cannot_be_read_safely_gives_the_line_that_converts_it(tmp_path: Path) -> None:
-    file = tmp_path / "w.pkl"
-    file.write_bytes(pickle.dumps({"a": np.zeros(3)}))
-    with pytest.raises(
-        WeightsError, match=r"never unpickled; if you trust its source.*python -c .*weights_only=False"
-    ):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pickle", "zip", "old"])
+def test_what_cannot_be_read_safely_gives_the_line_that_converts_it(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "a w.pkl"
+    if kind == "pickle":
+        file.write_bytes(pickle.dumps({name: value.numpy() for name, value in state(1).items()}))
+    else:
+        content = {"state_dict": state(1), "x": collections.defaultdict(list, a=[1])}
+        torch.save(content, file, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(WeightsError, match=r"never unpickled; if you trust its source.*: python -c ") as refused:
         read_weights(file)
+    command = shlex.split(str(refused.value).partition("with: ")[2])
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    model = net()
+    load_weights(model, tmp_path / "a w.converted.pt")
+    assert holds(model, state(1))
 
 
 @pytest.mark.parametrize(

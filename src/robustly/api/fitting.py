@@ -1,5 +1,6 @@
 """A model and images that fit each other."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -9,6 +10,7 @@ from robustly.data import ImageData
 from robustly.evaluation import EvaluationError
 from robustly.evaluation.fitting import fitted_data
 from robustly.models import as_classifier
+from robustly.models.wrapping import missing_normalisation
 
 Model = nn.Module | Callable[[Tensor], object]
 """A network, or a function from images to logits."""
@@ -22,6 +24,9 @@ def fit(model: Model, data: ImageData, device: torch.device | str | None) -> tup
         ValueError: the model fails on the images, or has other classes.
     """
     bare = as_classifier(model)
+    unnormalised = missing_normalisation(bare)
+    if unnormalised:
+        warnings.warn(unnormalised, stacklevel=3)
     placed = next((value.device for value in (*bare.parameters(), *bare.buffers())), None)
     wanted = placed if device is None else torch.device(device)
     if placed is not None and wanted is not None and placed.type != wanted.type:

@@ -69,4 +69,4 @@ def _notebook_line() -> Any:
         return None
     from IPython.display import display  # noqa: PLC0415 only in a notebook, where it is imported already
 
-    return display({"text/plain": ""}, raw=True, display_id=True)
+    return display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]

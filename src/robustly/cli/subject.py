@@ -16,7 +16,14 @@ from robustly.experiments.configuration import RunConfig
 from robustly.experiments.given_models import GivenRun, given_run
 from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_weights, write_run_data
-from robustly.experiments.run_folder import OWN_WEIGHTS, create_run, evaluation_data, load_on_device, open_run
+from robustly.experiments.run_folder import (
+    OWN_WEIGHTS,
+    RunError,
+    create_run,
+    evaluation_data,
+    load_on_device,
+    open_run,
+)
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,19 @@ def run_of_command(place: Path | None, overrides: list[str]) -> GivenRun:
         FileNotFoundError: a file of weights that does not exist.
     """
     run = given_run(place, overrides)
-    if not run.is_new:
-        stored = open_run(run.folder)
-        # the command that made a folder without training may be given again
-        if stored.recipe != UNTRAINED or run.config.digest() != stored.digest():
+    if run.is_new:
+        return run
+    stored = open_run(run.folder)
+    if stored.recipe != UNTRAINED:
+        check_evaluation_overrides(run.overrides, stored.model_names)
+    # the command that made a folder without training may be given again
+    elif (run.config.model, run.config.data) != (stored.model, stored.data):
+        if place is not None and place.resolve() == run.folder.resolve():
             check_evaluation_overrides(run.overrides, stored.model_names)
+        raise RunError(
+            f"{run.folder} exists already with another model or other images: name a new folder, and the "
+            "model with --weights, --hf-model, --timm or --model"
+        )
     return run
 
 

@@ -58,6 +58,9 @@ def given_run(place: Path | None, overrides: Sequence[str]) -> GivenRun:
     """
     words = list(overrides)
     given = dict(pairs_of(words))
+    names = {value for key, value in pairs_of(words) if key == _NAME}
+    if len(names) > 1:
+        raise RunError(f"the command names several models ({', '.join(sorted(names))}): name one")
     if place is not None and (named := _model_in(place)):
         key, value = named
         if key in given:

@@ -26,6 +26,8 @@ _IN_FOLDERS = (
 )
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".t7", ".tar")
 _INDEX = ".index.json"
+_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""Beginning of the files of `torch.save` that are not ZIP archives."""
 _KINDS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the weights: run `git lfs pull` in its folder"),
     (b"<", "is a web page or XML, not weights: the download failed"),
@@ -186,12 +188,18 @@ def _archive_kind(file: Path) -> str:
 
 
 def _converting_line(file: Path) -> str:
-    new = file.with_suffix(".converted.pt")
+    """The command that writes the tensors of a pickle to a file that can be read without running code."""
+    old, new = json.dumps(str(file)), json.dumps(str(file.with_suffix(".converted.pt")))
+    if zipfile.is_zipfile(file) or _beginning(file).startswith(_TORCH_MAGIC):
+        load = f'c = torch.load({old}, map_location="cpu", weights_only=False)'
+    else:
+        load = f'import pickle; c = pickle.load(open({old}, "rb"), encoding="latin1")'
     code = (
-        f"import torch; c = torch.load({str(file)!r}, map_location='cpu', weights_only=False); "
-        f"torch.save(c['state_dict'] if 'state_dict' in c else c.state_dict(), {str(new)!r})"
+        f'import torch; {load}; d = c.get("state_dict", c) if isinstance(c, dict) else c.state_dict(); '
+        'torch.save({k: torch.as_tensor(v) for k, v in d.items() if hasattr(v, "shape")}, '
+        f"{new})"
     )
-    return f"if you trust its source, since this runs code in it, convert it with: python -c {json.dumps(code)}"
+    return f"if you trust its source, since this runs code in it, convert it with: python -c {shlex.quote(code)}"
 
 
 def _first_line(error: Exception) -> str:

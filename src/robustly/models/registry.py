@@ -87,10 +87,14 @@ class ModelConfig:
     def for_images(self, classes: int, channels: int, image_size: tuple[int, int]) -> "ModelConfig":
         """The same settings, with None replaced by values of a data set.
 
+        Given classes stay with given weights: data may have examples of some of their classes only.
+
         Raises:
             ValueError: if a given value differs from that of the data.
         """
         given = {"classes": self.classes, "channels": self.channels}
+        if self.weights is not None and self.classes is not None:
+            classes = self.classes
         for key, found in (("classes", classes), ("channels", channels)):
             if given[key] is not None and given[key] != found:
                 raise ValueError(
