@@ -112,7 +112,7 @@ def test_text_from_outside_cannot_become_markup(tmp_path):
     page = render([read_run(run), read_run(run)])
     assert EVIL not in page
     scripts = [attrs for tag, attrs in Tags(page).found if tag == "script"]
-    assert len(scripts) == 4
+    assert len(scripts) == 5
     assert not [attrs for tag, attrs in Tags(page).found if any(name.startswith("on") for name in attrs)]
 
 
