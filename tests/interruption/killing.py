@@ -119,7 +119,7 @@ def _import_everything() -> None:
     import torch
     import torch._dynamo
 
-    import robustly.cli  # noqa: F401
+    from robustly.cli import analyse, audit, compare, diagnose, evaluate, report, sweep, train  # noqa: F401
 
     for name in ("pyarrow.dataset", "pandas"):  # pyarrow imports them at its first call, pandas if it is installed
         with suppress(ImportError):

@@ -201,9 +201,6 @@ def test_files_of_something_else_are_refused(tmp_path: Path, content: object, wo
 def test_paths_are_checked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file of weights"):
         read_weights(tmp_path / "none.pt")
-    (tmp_path / "w.bin").write_bytes(b"x")
-    with pytest.raises(WeightsError, match="must end in"):
-        read_weights(tmp_path / "w.bin")
     with pytest.raises(WeightsError, match="must end in it"):
         save_weights(net(0), tmp_path / "w.pt")
     with pytest.raises(FileNotFoundError, match="no such folder"):

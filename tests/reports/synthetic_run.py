@@ -263,6 +263,7 @@ def _write_evaluation(path: Path, options: Synthetic) -> None:
 
 def _summary(options: Synthetic, classes: tuple[str, ...], table: EvidenceTable) -> Summary:
     settings = {
+        "kind": "PGD",
         "steps": 10,
         "step_size": 0.075,
         "random_start": True,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import Images, check_device, frozen, prepare
 from robustly.attacks.core.linearisation import CANDIDATES, linearised_distances
 from robustly.attacks.core.search import Search
+from robustly.models import as_classifier
 from robustly.objectives import ClassificationGoal, cross_entropy
 from robustly.threats.lp import ThreatModel
 
@@ -76,6 +77,7 @@ def gradient_statistics(
         ValueError: no image, or images that are not `(N, C, H, W)`.
     """
     x, _ = prepare(x, y, threat)
+    model = as_classifier(model)
     check_device(model, x)
     if x.ndim != 4 or len(x) == 0:
         raise ValueError(f"gradient statistics need at least one image (N, C, H, W), got {tuple(x.shape)}")

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from robustly.attacks.core.contract import Images, check_device, check_output, frozen, prepare
 from robustly.attacks.core.model_access import input_gradient, logits_of
+from robustly.models import as_classifier
+from robustly.models.outputs import logits_in
 from robustly.objectives import ClassificationGoal, cross_entropy, margin
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.lp import ThreatModel
@@ -85,6 +87,7 @@ def input_landscapes(
     axis = _axis(extent, points, x)
     x, _ = prepare(x, y, threat)
     goal = ClassificationGoal(y)
+    model = as_classifier(model)
     check_device(model, x)
     assert not isinstance(threat.epsilon, Tensor)
     with frozen(model):
@@ -152,21 +155,22 @@ def weight_landscape(
         ValueError: an invalid grid; no image.
     """
     axis = _axis(extent, points, x)
-    check_device(model, x)
     if len(x) == 0:
         raise ValueError("a landscape of the weights needs at least one image")
+    model = as_classifier(model)
+    check_device(model, x)
     own = {name: value.detach() for name, value in model.named_parameters()}
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     first, second = (_filter_normalised(own, derive_seed(seed, "landscape", axis_name)) for axis_name in "ab")
     goal, loss, wrong = ClassificationGoal(y), torch.zeros(len(axis), len(axis)), torch.zeros(len(axis), len(axis))
-    half = next((v for v in own.values() if v.dtype in (torch.float16, torch.bfloat16)), None)
-    x = x if half is None else x.to(half.dtype)
+    dtype = next((value.dtype for value in own.values() if value.is_floating_point()), x.dtype)
+    half, x = dtype in (torch.float16, torch.bfloat16), x.to(dtype)
     with frozen(model), torch.no_grad():
         for i, b in enumerate(axis.tolist()):
             for j, a in enumerate(axis.tolist()):
                 moved = {name: own[name] + a * first[name] + b * second[name] for name in first}
-                logits = torch.func.functional_call(model, {**own, **moved, **buffers}, (x,))
-                logits = check_output(logits if half is None else logits.float(), goal)
+                logits = logits_in(torch.func.functional_call(model, {**own, **moved, **buffers}, (x,)))
+                logits = check_output(logits.float() if half else logits, goal)
                 loss[i, j] = cross_entropy(logits, goal).mean().cpu()
                 wrong[i, j] = (logits.argmax(1) != goal.y).double().mean().cpu()
     return Landscape(axis.cpu().to(loss.dtype), loss, wrong)

@@ -1,5 +1,6 @@
 """`robustly analyse`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from robustly.analysis.input_gradients import GradientStatistics, gradient_statistics, summarised
 from robustly.analysis.landscapes import input_landscapes, weight_landscape
-from robustly.cli.arguments import Trust
+from robustly.cli.subject import keep_run, load_subject, run_of_command
 from robustly.cli.terminal import PlainConsole
-from robustly.data import ImageData, load_test
+from robustly.data import ImageData
 from robustly.evaluation.recording import stored_threat
 from robustly.evidence import EvidenceError, read_evidence, read_summary
 from robustly.evidence.partial_unions import LeftOut, largest_union
@@ -22,19 +23,25 @@ from robustly.evidence.schema import SUMMARY
 from robustly.evidence.storage import read_threat_arrays
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.locks import repair_evaluations
-from robustly.experiments.run_data import check_test_rows
-from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, load_on_device, open_run
+from robustly.experiments.overrides import pairs_of
+from robustly.experiments.run_folder import EVALUATION, RunError
 from robustly.files import write_json
 from robustly.models import weights_hash
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.lp import ThreatModel
 
 ANALYSIS, SCHEMA = "analysis.json", 2
-COUNT, PICTURES, BATCH = 500, 4, 128
+PICTURES, BATCH = 4, 128
 
 
-def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
+def run_analysis(place: Path | None, count: int, trust_code: bool, overrides: Sequence[str] = ()) -> int:
     """Measure gradients and loss landscapes of a run, and the union over its evaluations; returns the exit code.
+
+    Args:
+        place: the run, or a model that was trained elsewhere; see `given_run`.
+        count: number of images for the gradients, from the first.
+        trust_code: whether models that only a file names may be imported.
+        overrides: settings. An evaluated run is analysed on the images and under the threat of its evaluation.
 
     Raises:
         ValueError: the folder has no run, or weights, data or the first evaluation cannot be read.
@@ -42,12 +49,13 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
     """
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
+    run = run_of_command(place, list(overrides))
+    folder = run.folder
     repair_evaluations(folder)
-    config, threat = _evaluated(folder, open_run(folder))
-    data = load_test(config.data)
-    check_test_rows(folder, config, data)
-    model, _, device = load_on_device(folder, config, data, Trust(everything=trust_code).allows)
-    sample = data.select(torch.arange(min(count, len(data)))).to(device)
+    config, threat = _evaluated(folder, run.config, run.overrides)
+    subject = load_subject(run, trust_code, config)
+    model, data = subject.model, subject.data
+    sample = data.select(torch.arange(min(count, len(data))))
     found = gradient_statistics(model, sample.floats(), sample.labels, threat)
     content: dict[str, Any] = {
         "schema": SCHEMA,
@@ -59,6 +67,7 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
         "landscapes": _landscapes(model, sample, threat, found, config.seed),
         **_union(folder),
     }
+    keep_run(run)
     write_json(folder / ANALYSIS, content)
     console = PlainConsole()
     for line in _summary_lines(content):
@@ -72,16 +81,20 @@ def run_analysis(folder: Path, count: int, trust_code: bool) -> int:
     return 0
 
 
-def _evaluated(folder: Path, config: RunConfig) -> tuple[RunConfig, ThreatModel]:
+def _evaluated(folder: Path, config: RunConfig, overrides: Sequence[str]) -> tuple[RunConfig, ThreatModel]:
     """Settings and threat of the run's evaluation; of the run itself if it is not evaluated."""
     if not (folder / EVALUATION / SUMMARY).is_file():
-        data, threat = evaluation_data(config), config.threat
+        data, threat = config.data, config.threat
     else:
         summary = read_summary(folder / EVALUATION)
         if summary.data.settings is None:
             raise RunError(f"{folder / EVALUATION} does not state the settings of its data: evaluate the run again")
         data = build_config({"data": summary.data.settings}).data
         threat = stored_threat(summary.threat, read_threat_arrays(folder / EVALUATION))
+        if "threat" in dict(pairs_of(overrides)) and str(threat) != str(config.threat):
+            raise RunError(
+                f"{folder} is evaluated under {threat}, and analysed under the same threat: leave out --threat"
+            )
     if not isinstance(threat, ThreatModel):
         raise RunError(f"analyse is defined for Lp threats, the threat of {folder} is {threat}")
     return replace(config, data=data), threat

@@ -1,5 +1,6 @@
 """Command line words: options of a command, and settings that change the configuration."""
 
+import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -7,14 +8,24 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from robustly.experiments.configuration import TOP_LEVEL
-from robustly.training.parts import CONVENTIONAL_NETWORKS
+from robustly.experiments.keys import NETWORKS, TOP_LEVEL
+from robustly.model_names import TORCHSCRIPT, is_published
+
+SHORT_FORMS = {
+    "model": ("model.name", ""),
+    "timm": ("model.name", "timm:"),
+    "hf-model": ("model.name", "hf:"),
+    "weights": ("model.weights", ""),
+    "data": ("data.source", ""),
+}
+"""Settings, and the beginning of their value, by the short form."""
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate settings from the other words of a command line.
 
-    Settings are `--a.b value`, `--a.b=value` and those without a dot (`--seed 1`, `--threat linf:0.2`).
+    Settings are `--a.b value`, `--a.b=value` and those without a dot (`--seed 1`, `--threat linf:0.2`), and the
+    short forms of `SHORT_FORMS`, which become settings.
 
     Returns:
         The other words, and the settings, each in the order given.
@@ -24,14 +35,49 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
-        key, equals, _ = word.removeprefix("--").partition("=")
-        if word.startswith("--") and ("." in key or key in TOP_LEVEL):
+        key, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and key in SHORT_FORMS:
+            long, before = SHORT_FORMS[key]
+            value = value if equals else (rest.pop(0) if rest and not rest[0].startswith("--") else "")
+            overrides += [f"--{long}", f"{before}{value}" if value else ""]
+        elif word.startswith("--") and ("." in key or key in TOP_LEVEL):
             overrides.append(word)
             if not equals and rest and not rest[0].startswith("--"):
                 overrides.append(rest.pop(0))
         else:
             words.append(word)
     return words, overrides
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--trust-code` to the parser of a command that builds models."""
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="import a model package.module:factory even if only a file names it",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add a run, and the short forms of the settings that name a model and its images.
+
+    The short forms are here for the help: `split_overrides` takes them out of the command line before.
+    """
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        help="run folder; for a model trained elsewhere, a new folder, a file of weights, or a folder of Hugging "
+        "Face (default: runs/NAME)",
+    )
+    group = parser.add_argument_group("a model trained elsewhere")
+    group.add_argument("--model", metavar="NAME", help="network: a name, or package.module:factory")
+    group.add_argument("--timm", metavar="NAME", help="network of timm, with its published weights or --weights")
+    group.add_argument(
+        "--hf-model", metavar="FOLDER", help="network of Hugging Face: a folder, or its name on the hub"
+    )
+    group.add_argument("--weights", metavar="FILE", help="its weights: a file, a folder, or a run")
+    group.add_argument("--data", metavar="SOURCE", help="its test images: a folder, a file, or a name")
 
 
 @dataclass(frozen=True)
@@ -48,7 +94,10 @@ class Trust:
 
     def allows(self, name: str) -> bool:
         """Return True if a model of this name may be imported; adds the working folder to the search path then."""
-        allowed = self.everything or name in self.names
+        if is_published(name):
+            return False  # nothing of the user's is imported, so the working folder is not searched
+        # a file of TorchScript comes from elsewhere, although its name is typed
+        allowed = self.everything or (name in self.names and not name.startswith(TORCHSCRIPT))
         if allowed and ":" in name and str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))
         return allowed
@@ -64,7 +113,7 @@ def trust_in(overrides: Sequence[str], everything: bool) -> Trust:
 def is_model_name(word: str) -> bool:
     """Return True for a word that names a model, such as `--model.name`."""
     key = word.partition("=")[0]
-    direct = {f"--{name}.name" for name in ("model", *CONVENTIONAL_NETWORKS)}
+    direct = {f"--{name}.name" for name in ("model", *NETWORKS)}
     return key in direct or re.fullmatch(r"--networks\.\w+\.name", key) is not None
 
 

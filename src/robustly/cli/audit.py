@@ -6,15 +6,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from robustly.api.result import suite_of
 from robustly.cli.arguments import Trust
 from robustly.cli.terminal import PlainConsole
 from robustly.data import load_test
-from robustly.evaluation import Audit, Check, EvaluationTarget, Sampling, Suite, audit
+from robustly.evaluation import Audit, Check, EvaluationTarget, Sampling, audit
 from robustly.evaluation.audit.statements import Named
-from robustly.evaluation.suites.composed import suite_from
 from robustly.evidence import EvidenceError, Summary, read_evidence
-from robustly.evidence.audit_record import STATED, AuditRecord, write_audit
-from robustly.evidence.provenance import now, software_versions
+from robustly.evidence.audit_record import STATED, write_audit
 from robustly.evidence.schema import SUMMARY
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.locks import repair_evaluations
@@ -23,7 +22,6 @@ from robustly.experiments.run_folder import RunError, evaluation_data, evaluatio
 from robustly.experiments.seen_attacks import seen_attacks_check
 from robustly.experiments.signature import read_private_key, read_public_key, sign, signature_check
 from robustly.experiments.surrogates import load_surrogates
-from robustly.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
     if options.verify is not None:
         result = replace(result, checks=(*result.checks, signature_check(folder, kept, options.verify)))
     if (kept / SUMMARY).is_file():
-        write_audit(kept, _record(kept, result, notes))
+        write_audit(kept, result.record(kept, notes))
     _print(console, result, notes)
     if options.sign is not None and result.passed:
         signed = sign(folder, kept, options.sign)
@@ -85,16 +83,13 @@ def _audited(
     used = replace(config, data=build_config({"data": summary.data.settings}).data)
     data = load_test(used.data)
     rows = rows_checks(folder, config, summary, data)
-    model, checkpoint, device = load_on_device(folder, used, data, Trust(everything=trust_code).allows)
-    target = EvaluationTarget(model, data.to(device), config.threat)
-    named = Named(config.model.name, checkpoint, used.data.source)
-    suite = _suite(summary)
+    trusts = Trust(everything=trust_code).allows
+    loaded = load_on_device(folder, used, data, trusts)
+    target = EvaluationTarget(loaded.model, loaded.data, config.threat)
+    named = Named(config.model.name, loaded.checkpoint, used.data.source)
+    suite = suite_of(summary)
     try:
-        suite = (
-            None
-            if suite is None
-            else load_surrogates(suite, used, data, Trust(everything=trust_code).allows, device)
-        )
+        suite = None if suite is None else load_surrogates(suite, used, loaded.data, trusts, loaded.device)
     except RunError as error:
         return Audit((Check("the surrogates can be loaded again", str(error)),), sampling.words()), ()
     result = audit(kept, target, suite, sampling=sampling, named=named)
@@ -143,27 +138,6 @@ def unlike_run(summary: Summary, config: RunConfig) -> list[str]:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _suite(summary: Summary) -> Suite | None:
-    """The suite of an evaluation: built in, or composed from the stages in the evidence."""
-    try:
-        return suite_from(summary.suite.name, summary.composed, summary.threat.kind)
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _record(kept: Path, result: Audit, notes: tuple[str, ...]) -> AuditRecord:
-    return AuditRecord(
-        passed=result.passed,
-        checks=len(result.checks),
-        failed=tuple(check.name for check in result.checks if not check.passed),
-        guarantee=result.guarantee,
-        notes=notes,
-        created=now(),
-        evidence=file_sha256(kept / SUMMARY),
-        version=software_versions()["robustly"],
-    )
 
 
 def _print(console: Console, result: Audit, notes: tuple[str, ...]) -> None:

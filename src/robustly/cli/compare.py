@@ -1,6 +1,5 @@
 """`robustly compare`."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,20 +20,6 @@ from robustly.reports.tables.method_tables import By, MethodTable, Row, Score, d
 
 MARKS = {"training": "\u2020", "selection": "\u2021"}
 """Signs of attacks of a kind that the model was trained, or its epoch selected, with."""
-
-
-def add_compare(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `robustly compare` to a parser."""
-    parser.description = (
-        "Print tables of finished runs: clean accuracy, every attack, the worst case. Runs that differ only in the "
-        "seed are one row with mean and standard deviation. Published numbers of the same methods follow."
-    )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sweeps")
-    parser.add_argument(
-        "--by", choices=("method", "run"), default="method", help="one row per method (default), or per run"
-    )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the tables as CSV")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write them as a page with a chart")
 
 
 def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | None) -> int:

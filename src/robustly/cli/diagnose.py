@@ -6,28 +6,23 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from robustly.cli.arguments import check_evaluation_overrides, trust_in
+from robustly.cli.subject import keep_run, load_subject, run_of_command
 from robustly.cli.terminal import PlainConsole
-from robustly.data import load_test
 from robustly.evaluation import EvaluationTarget
 from robustly.evaluation.diagnostics import diagnose, masking_suspected
 from robustly.evidence import Finding
-from robustly.experiments.configuration import build_config
-from robustly.experiments.overrides import apply_overrides
-from robustly.experiments.run_data import check_test_rows
-from robustly.experiments.run_folder import evaluation_data, load_on_device, open_run
 from robustly.files import write_json
 from robustly.models import weights_hash
 
-DIAGNOSTICS, SCHEMA, COUNT = "diagnostics.json", 1, 200
+DIAGNOSTICS, SCHEMA = "diagnostics.json", 1
 _MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[yellow]open[/]"}
 
 
-def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: bool) -> int:
+def run_diagnostics(place: Path | None, count: int, overrides: list[str], trust_code: bool) -> int:
     """Test the model of a run for masked gradients and print the findings; 1 if masking is suspected, else 0.
 
     Args:
-        folder: the run.
+        place: the run, or a model that was trained elsewhere; see `given_run`.
         count: number of test images, from the first.
         overrides: settings, such as another threat.
         trust_code: whether models that only a file names may be imported.
@@ -38,16 +33,11 @@ def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: 
     """
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
-    trust = trust_in(overrides, trust_code)
-    stored = open_run(folder)
-    check_evaluation_overrides(overrides, stored.model_names)
-    config = build_config(apply_overrides(stored.as_plain(), overrides))
-    data = load_test(evaluation_data(config))
-    check_test_rows(folder, config, data)
-    model, _, device = load_on_device(folder, config, data, trust.allows)
-    target = EvaluationTarget(
-        model, data.to(device), config.threat, config.seed, config.evaluation.batch_size or 250
-    )
+    run = run_of_command(place, overrides)
+    config, folder = run.config, run.folder
+    subject = load_subject(run, trust_code)
+    model, data = subject.model, subject.data
+    target = EvaluationTarget(model, data, config.threat, config.seed, config.evaluation.batch_size or 250)
     findings = diagnose(target, count=min(count, len(data)))
     masking = masking_suspected(findings)
     content = {
@@ -58,6 +48,7 @@ def run_diagnostics(folder: Path, count: int, overrides: list[str], trust_code: 
         "findings": [asdict(finding) for finding in findings],
         "masking": masking,
     }
+    keep_run(run)
     write_json(folder / DIAGNOSTICS, content)
     console = PlainConsole()
     console.print(findings_table(findings, f"{folder.resolve().name}: {config.threat}"))

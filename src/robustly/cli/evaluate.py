@@ -13,11 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as LiveBar
 from rich.table import Table
-from torch import nn
 
-from robustly.cli.arguments import check_evaluation_overrides, is_model_name, trust_in
+from robustly.cli.arguments import trust_in
+from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
-from robustly.data import ImageData, load_test
 from robustly.evaluation import EvaluationCheckpoint, evaluate
 from robustly.evaluation.announcement import announcement
 from robustly.evaluation.identity import evaluation_identity
@@ -28,19 +27,12 @@ from robustly.evaluation.target import Progress
 from robustly.evidence import Evidence, Summary, read_summary, write_evidence
 from robustly.evidence.collapse import collapse_words
 from robustly.evidence.provenance import Seen
-from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
+from robustly.experiments.configuration import RunConfig
 from robustly.experiments.locks import lock_evaluation, partial_of
-from robustly.experiments.overrides import apply_overrides
-from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_weights, write_run_data
 from robustly.experiments.run_folder import (
-    CONFIG,
     RunError,
-    create_run,
-    evaluation_data,
     evaluation_folder,
-    load_on_device,
     open_run,
-    refuse_existing,
 )
 from robustly.experiments.seen_attacks import seen_attacks
 from robustly.experiments.surrogates import load_surrogates
@@ -48,11 +40,9 @@ from robustly.files import whole_folder
 from robustly.output_text import plain_text
 from robustly.statistics import Proportion
 
-UNTRAINED = "evaluation only"
-
 
 def run_evaluation(
-    folder: Path,
+    place: Path | None,
     overrides: list[str],
     trust_code: bool,
     overwrite: bool,
@@ -62,7 +52,7 @@ def run_evaluation(
     """Evaluate a run and print its table; returns the exit code.
 
     Args:
-        folder: the run.
+        place: the run, or a model that was trained elsewhere; see `given_run`.
         overrides: settings.
         trust_code: whether models that only a file names may be imported.
         overwrite: whether an earlier evaluation may be replaced.
@@ -73,16 +63,12 @@ def run_evaluation(
         ValueError: wrong settings, weights or data.
         OSError: files that cannot be read or written.
     """
-    trust = trust_in(overrides, trust_code)
+    run = run_of_command(place, overrides)
+    config, folder = run.config, run.folder
     target = evaluation_folder(folder, label)
     with ExitStack() as held:
-        is_run = (folder / CONFIG).is_file()
-        if is_run:
+        if not run.is_new:
             held.enter_context(lock_evaluation(target))
-        is_new = not is_run and any(is_model_name(word) for word in overrides)
-        if is_new:
-            refuse_existing(folder)
-        config = _new_config(overrides) if is_new else _config_of(folder, overrides)
         if keep and (target / "summary.json").is_file():
             kept_threat = read_summary(target).threat.text
             if kept_threat != str(config.threat):
@@ -95,34 +81,22 @@ def run_evaluation(
             return 0
         if target.exists() and not (overwrite or keep):
             raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
-        source = evaluation_data(config)
-        data = load_test(source)
-        seen = check_test_rows(folder, config, data)
-        model, checkpoint, device = load_on_device(folder, config, data, trust.allows)
-        data = data.to(device)
-        if is_new:
-            create_run(folder, config)
-            held.enter_context(lock_evaluation(target))
-        if config.recipe == UNTRAINED:  # an earlier process may have been killed before it wrote them
-            write_run_data(folder, data_of_weights(config.model.weights))
         suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
-        suite = load_surrogates(suite, config, data, trust.allows, device)
-        marks = seen_attacks(folder, config if is_new else open_run(folder), config.threat.kind, suite)
-        named = partial(
-            _named,
-            folder=folder,
-            config=replace(config, data=source),
-            checkpoint=checkpoint,
-            seen=seen,
-            marks=marks,
-        )
+        subject = load_subject(run, trust_code)
+        keep_run(run)
+        held.enter_context(removed_if_refused(run))
+        if run.is_new:
+            held.enter_context(lock_evaluation(target))
+        suite = load_surrogates(suite, config, subject.data, trust_in(overrides, trust_code).allows, subject.device)
+        marks = seen_attacks(folder, config if run.is_new else open_run(folder), config.threat.kind, suite)
+        named = partial(_named, subject=subject, marks=marks)
         console = PlainConsole()
         try:
-            evidence = _evaluated(config, suite, model, data, target, named)
+            evidence = _evaluated(config, suite, subject, target, named)
         except KeyboardInterrupt:
             console.print("\nstopped; the same command continues after the finished attacks", highlight=False)
             raise
-    collapse = collapse_words(evidence.table.examples, data.classes)
+    collapse = collapse_words(evidence.table.examples, subject.data.classes)
     _print(console, evidence.summary, folder, target, collapse)
     return 0
 
@@ -130,8 +104,7 @@ def run_evaluation(
 def _evaluated(
     config: RunConfig,
     suite: Suite,
-    model: nn.Module,
-    data: ImageData,
+    subject: Subject,
     target: Path,
     named: Callable[[Summary], Summary],
 ) -> Evidence:
@@ -139,8 +112,8 @@ def _evaluated(
     settings = config.evaluation
     unfinished = partial_of(target)
     identity = evaluation_identity(
-        model,
-        data,
+        subject.model,
+        subject.data,
         config.threat,
         suite,
         mode=settings.mode,
@@ -148,11 +121,12 @@ def _evaluated(
         batch_size=settings.batch_size,
         curve_count=settings.curve_count,
     )
-    PlainConsole().print(announcement(model, data, config.threat, suite), highlight=False, soft_wrap=True)
-    with _progress_bar(PlainConsole()) as progress:
+    about = announcement(subject.model, subject.data, config.threat, suite)
+    PlainConsole().print(about, highlight=False, soft_wrap=True)
+    with progress_bar(PlainConsole()) as progress:
         evidence = evaluate(
-            model,
-            data,
+            subject.model,
+            subject.data,
             config.threat,
             suite,
             mode=settings.mode,
@@ -167,20 +141,6 @@ def _evaluated(
     with whole_folder(target, spent=unfinished) as staging:
         write_evidence(evidence, staging)
     return evidence
-
-
-def _new_config(overrides: list[str]) -> RunConfig:
-    """Settings of a model that was trained elsewhere."""
-    return with_absolute_paths(build_config(apply_overrides({"recipe": UNTRAINED}, overrides)))
-
-
-def _config_of(folder: Path, overrides: list[str]) -> RunConfig:
-    """Settings of a run, with overrides. The command that made a folder without training may be given again."""
-    stored = open_run(folder)
-    config = with_absolute_paths(build_config(apply_overrides(stored.as_plain(), overrides)))
-    if stored.recipe != UNTRAINED or config.digest() != stored.digest():
-        check_evaluation_overrides(overrides, stored.model_names)
-    return config
 
 
 def _print(console: Console, summary: Summary, folder: Path, target: Path, collapse: str) -> None:
@@ -202,26 +162,20 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path, colla
     )
 
 
-def _named(
-    found: Summary,
-    folder: Path,
-    config: RunConfig,
-    checkpoint: str,
-    seen: SeenRows,
-    marks: Mapping[str, Seen] | None,
-) -> Summary:
+def _named(found: Summary, subject: Subject, marks: Mapping[str, Seen] | None) -> Summary:
     """The summary with the names of run and model, settings that load the same data again, and what was seen."""
+    config = replace(subject.run.config, data=subject.source)
     return replace(
         found,
-        run=folder.resolve().name,
-        model=replace(found.model, name=config.model.name, checkpoint=checkpoint),
+        run=subject.run.folder.resolve().name,
+        model=replace(found.model, name=config.model.name, checkpoint=subject.checkpoint),
         data=replace(
             found.data,
             source=config.data.source,
             split="test",
             settings=config.as_plain()["data"],
-            trained_on=seen.trained_on,
-            selected_on=seen.selected_on,
+            trained_on=subject.seen.trained_on,
+            selected_on=subject.seen.selected_on,
         ),
         composed=config.evaluation.stages,
         seen_attacks=marks,
@@ -281,7 +235,7 @@ def _share(part: Proportion) -> tuple[str, str]:
 
 
 @contextmanager
-def _progress_bar(console: Console) -> Iterator[Progress]:
+def progress_bar(console: Console) -> Iterator[Progress]:
     """Progress bar on a terminal; no output elsewhere."""
     if not console.is_terminal:
         yield lambda name, done, total: None

@@ -5,9 +5,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from robustly.documents import parse_yaml
-from robustly.experiments.configuration import TOP_LEVEL
-from robustly.experiments.overrides import overlay
-from robustly.experiments.run_folder import read_yaml
+from robustly.experiments.keys import TOP_LEVEL
+from robustly.experiments.overrides import overlay, read_yaml
 from robustly.settings import SettingsError, nearest
 
 

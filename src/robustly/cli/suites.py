@@ -1,10 +1,10 @@
-"""`robustly suites`."""
+"""`robustly suites NAME`: the stages of a suite."""
 
 from rich.table import Table
 
 from robustly.attacks import Attack
 from robustly.cli.terminal import PlainConsole
-from robustly.evaluation import SUITES, Plan
+from robustly.evaluation import Plan
 from robustly.evaluation.suites import as_suite
 from robustly.evaluation.suites.cost import announced_cost
 from robustly.evaluation.suites.suite import settings
@@ -13,16 +13,13 @@ from robustly.threats import Threat
 IMAGES, CLASSES = 1000, 10
 
 
-def show_suites(name: str | None, threat: Threat) -> int:
-    """Print the names of the suites, or the stages and passes of one, or of attacks with commas between them.
+def show_suite(name: str, threat: Threat) -> int:
+    """Print the stages and passes of a suite, or of attacks with commas between them; returns the exit code.
 
     Raises:
         ValueError: an unknown suite, or a threat for which it is not defined.
     """
     console = PlainConsole()
-    if name is None:
-        console.print("\n".join(SUITES), highlight=False)
-        return 0
     suite = as_suite(name, threat.kind)
     cost = announced_cost(suite, threat, IMAGES, CLASSES)
     table = Table(title=f"{name} under {threat}", title_justify="left")

@@ -1,10 +1,12 @@
 """`robustly train`."""
 
 import os
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from shlex import quote
 
+import torch
 from rich.console import Console
 
 from robustly.cli.arguments import trust_in
@@ -12,13 +14,16 @@ from robustly.cli.dry_run import show_composition, show_job
 from robustly.cli.progress import collapse_line, observer_for
 from robustly.cli.recipes import read_recipe
 from robustly.cli.terminal import PlainConsole
-from robustly.experiments.configuration import build_config, with_absolute_paths
+from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.locks import lock_run
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_data import data_of_job, refuse_other_training_rows, write_run_data
-from robustly.experiments.run_folder import build_job_and_data, create_run, is_begun, open_run
+from robustly.experiments.run_folder import Trusts, build_job_and_data, create_run, is_begun, open_run
 from robustly.runtime import Runtime
 from robustly.training import train
+from robustly.training.engine.loop import FINAL
+from robustly.training.engine.placing import place_networks
+from robustly.training.observers import Observers, Subject, check_observers, run_key, writers
 
 
 def run_training(
@@ -28,54 +33,107 @@ def run_training(
     overrides: list[str],
     trust_code: bool,
     dry_run: bool = False,
+    observers: str | None = None,
 ) -> int:
     """Train from a recipe, or continue a run; returns the exit code. A dry run prints its composition only.
+
+    `observers` are names of `robustly.training.observers`, joined by commas.
 
     Raises:
         ValueError: wrong settings, data or models.
         OSError: files that cannot be read or written.
     """
+    named = check_observers(observers)
     if resume is not None:
         if recipe is not None or overrides or out is not None:
-            raise ValueError("--resume continues with the settings of the run: give no recipe, --out or settings")
+            raise ValueError(
+                "--resume continues with the settings of the run: give no recipe, --out or settings. To train a "
+                f"finished run for longer, start a new one from its weights: robustly finetune "
+                f"{quote(str(resume))} --epochs N --out NEW, or the recipe with "
+                f"--model.weights {quote(str(resume / FINAL))}"
+            )
         config, folder = open_run(resume), resume
     elif recipe is None:
         raise ValueError("name a recipe (see `robustly recipes`) or --resume RUN")
     else:
         config = with_absolute_paths(build_config(apply_overrides(read_recipe(recipe), overrides)))
         folder = out or Path("runs") / config.recipe.replace("/", "_")
-        if _is_first_process() and not dry_run and is_begun(folder, config):
+        if is_first_process() and not dry_run and is_begun(folder, config):
             resume = folder
+    begins = "" if resume is None or recipe is None else " (continued)"
+    trust = trust_in(overrides, trust_code)
+    return train_run(
+        config,
+        folder,
+        resumes=resume is not None,
+        trusts=trust.allows,
+        dry_run=dry_run,
+        note=begins,
+        observers=named,
+    )
+
+
+def train_run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resumes: bool,
+    trusts: Trusts,
+    dry_run: bool = False,
+    note: str = "",
+    begun: Callable[[], None] = lambda: None,
+    resumed_by: str = "robustly train --resume",
+    observers: Sequence[str] = (),
+) -> int:
+    """Train in a run folder, or continue there; returns the exit code.
+
+    Args:
+        config: its settings.
+        folder: the run folder.
+        resumes: whether it exists already.
+        trusts: whether a model named `package.module:factory` may be imported.
+        dry_run: whether to print the composition only.
+        note: printed after the name of the folder.
+        begun: called by the first process once the folder is there.
+        resumed_by: command that continues a stopped run, without its folder.
+        observers: other programs that receive the metrics; see `robustly.training.observers`.
+
+    Raises:
+        ValueError: data or models that do not fit.
+        OSError: files that cannot be read or written.
+    """
     if dry_run:
         show_composition(PlainConsole(), config)
     config.runtime.check()
-    job, splits = build_job_and_data(config, trust_in(overrides, trust_code).allows)
+    job, splits = build_job_and_data(config, trusts)
+    place_networks(job, torch.device("cpu"), config.runtime.processes * config.runtime.nodes)  # before files exist
     if dry_run:
         job.check_processes(config.runtime.processes * config.runtime.nodes)
         show_job(PlainConsole(), config, job)
         return 0
     rows = data_of_job(config, job, splits.test)
-    if resume is not None:
+    if resumes:
         refuse_other_training_rows(folder, config.data.source, rows)
     runtime = Runtime(config.runtime)
     job.check_processes(runtime.world_size)
     console = PlainConsole(quiet=runtime.rank != 0)
-    if runtime.rank == 0 and resume is None:
+    if runtime.rank == 0 and not resumes:
         create_run(folder, config)
-    begins = "" if resume is None or recipe is None else " (continued)"
-    _print(
-        console,
-        f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat} -> {folder}{begins}",
-    )
+    what = f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat}"
+    _print(console, f"{what} -> {folder}{note}")
     lock = lock_run(folder) if runtime.rank == 0 else nullcontext()
-    with lock, observer_for(console) as observer:
+    subject = Subject(folder, folder.resolve().name, run_key(folder, config.digest()), config.as_plain())
+    tracking = writers(observers if runtime.rank == 0 else (), subject)
+    with lock, observer_for(console) as shown, tracking as tracked:
+        observer = Observers([shown, *tracked])
         if runtime.rank == 0:
             write_run_data(folder, rows)
+            begun()
         runtime.wait_for_all()  # until the folder is there and locked
         try:
             outcome = train(job, runtime, folder, config_digest=config.digest(), observer=observer)
         except KeyboardInterrupt:
-            _print(console, f"\nstopped; continue with: robustly train --resume {quote(str(folder))}")
+            _print(console, f"\nstopped; continue with: {resumed_by} {quote(str(folder))}")
             raise
     runtime.close()
     collapse = collapse_line(outcome.collapsed, job.train.classes)
@@ -93,7 +151,7 @@ def run_training(
     return 0
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Return True in the first process of a node."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 

@@ -16,6 +16,7 @@ from robustly.attacks.square import Square
 from robustly.compat.autoattack_state import EvaluationState
 from robustly.compat.goals import verdict_logits
 from robustly.evaluation.suites.autoattack import autoattack
+from robustly.models import as_classifier
 from robustly.objectives import difference_of_logits_ratio
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.lp import ThreatModel
@@ -67,10 +68,16 @@ class AutoAttack:
             raise ValueError(f"AutoAttack's versions are {', '.join(get_args(Version))}, got {version!r}")
         if attacks_to_run and version != "custom":
             raise ValueError("attacks_to_run requires version='custom': the other versions have fixed attacks")
-        self.model, self.norm, self.epsilon, self.seed, self.verbose = model, norm, eps, seed, verbose
+        self.model, self.norm, self.epsilon, self.seed, self.verbose = (
+            as_classifier(model),
+            norm,
+            eps,
+            seed,
+            verbose,
+        )
         self.version, self.log_path = version, None if log_path is None else Path(log_path)
         self.threat = ThreatModel(NORMS[norm], eps)
-        parameter = next(model.parameters(), None)
+        parameter = next(self.model.parameters(), None)
         own = torch.device("cpu") if parameter is None else parameter.device
         self.device = own if device is None else torch.device(device)
         self.attacks: dict[str, Attack] = dict(_attacks(version, NORMS[norm]))

@@ -16,6 +16,7 @@ from robustly.attacks.mim import MIM, InputDiversity
 from robustly.compat import autoattack
 from robustly.compat.autoattack import NORMS, Version
 from robustly.compat.goals import generator_for, nearest, targeted_goal, verdict_logits, whole_box
+from robustly.models import as_classifier
 from robustly.models.layers import Normalize
 from robustly.objectives import ClassificationGoal, cross_entropy, difference_of_logits_ratio
 from robustly.randomness import derive_seed
@@ -42,7 +43,7 @@ class PortedAttack:
     """
 
     def __init__(self, model: nn.Module, craft: Craft, *, targeted: bool = True, seed: int = 0) -> None:
-        self.model, self.craft, self.seed, self.calls = model, craft, seed, 0
+        self.model, self.craft, self.seed, self.calls = as_classifier(model), craft, seed, 0
         self.can_target, self.attack_mode = targeted, "default"
         self._target_map: TargetMap | None = None
         self._normalize: Normalize | None = None

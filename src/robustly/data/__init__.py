@@ -2,7 +2,10 @@
 
 from robustly.data.augmentation import Augmentation
 from robustly.data.batches import Batch, batch_count, batches
+from robustly.data.class_names import read_class_names
 from robustly.data.digests import RowDigests, row_digests
+from robustly.data.door import as_image_data
+from robustly.data.fitting import fitted_to
 from robustly.data.images import ImageData
 from robustly.data.mixing import Extra, mixed_batches
 from robustly.data.sources import DataConfig, load_extra, load_splits, load_test
@@ -16,11 +19,14 @@ __all__ = [
     "ImageData",
     "RowDigests",
     "Splits",
+    "as_image_data",
     "batch_count",
     "batches",
+    "fitted_to",
     "load_extra",
     "load_splits",
     "load_test",
     "mixed_batches",
+    "read_class_names",
     "row_digests",
 ]

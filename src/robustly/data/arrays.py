@@ -1,6 +1,7 @@
 """NumPy archives of images and labels."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,16 @@ _LAYOUTS = {
 _KEYS = "images and labels, or x_train, y_train, x_test and y_test"
 
 
-def npz_rows(file: Path) -> dict[str, Rows]:
+def npz_rows(file: Path, named: int = 0) -> dict[str, Rows]:
     """Parts of an archive: `images`, `labels` (or `image`, `label`); or `x_train`, `y_train`, `x_test`, ...
 
     Images are uint8, or floats in [0, 1] on the 8-bit grid, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)` with 1 or
     3 channels, or fewer than the pixels of a side; labels are integers, `(N,)` or `(N, 1)`; a third array `classes`
     may hold class names.
+
+    Args:
+        file: the archive.
+        named: number of classes that are named elsewhere.
 
     Raises:
         ValueError: if the file is damaged, larger than the limit of `robustly.memory`, holds Python objects, or
@@ -42,7 +47,7 @@ def npz_rows(file: Path) -> dict[str, Rows]:
         raise ValueError(f"{file}: holds the arrays {', '.join(sorted(arrays)) or 'none'}: it needs {_KEYS}")
     names = arrays.get("classes")
     classes = (
-        class_numbers([labels for _, labels in parts.values()], str(file))
+        class_numbers([labels for _, labels in parts.values()], str(file), named)
         if names is None
         else tuple(str(name) for name in names.reshape(-1))
     )
@@ -67,22 +72,37 @@ def _read(file: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def _images(array: NDArray[np.generic], where: str) -> UInt8[Tensor, "n c h w"]:
-    if array.ndim not in (3, 4):
-        raise ValueError(f"{where}: has the shape {array.shape}: use (N, H, W), (N, C, H, W) or (N, H, W, C)")
     if array.dtype != np.uint8 and array.dtype.kind != "f":
+        channels_first(array, where)  # a wrong shape is named first
         raise ValueError(f"{where}: holds {array.dtype}: use uint8, or floats in [0, 1]")
-    if array.ndim == 3:
-        ordered = array[:, None]
-    else:
-        first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
-        if not first and not last:  # other numbers of channels: fewer than the pixels of a side
-            first = array.shape[1] < min(array.shape[2:])
-            last = array.shape[3] < min(array.shape[1:3])
-        if first and last:
-            raise ValueError(f"{where}: the shape {array.shape} has channels first or last, which is not clear")
-        ordered = array.transpose(0, 3, 1, 2) if last else array
-    images = torch.from_numpy(np.ascontiguousarray(ordered))
+    images = torch.from_numpy(np.ascontiguousarray(channels_first(array, where)))
     return to_pixels(images, where) if images.is_floating_point() else images
+
+
+def channels_first(images: Any, where: str) -> Any:
+    """A view of images with their channels before height and width.
+
+    Args:
+        images: an array or a tensor, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)` with 1 or 3 channels, or fewer
+            than the pixels of a side.
+        where: the file or data set, for error messages.
+
+    Raises:
+        ValueError: another number of axes, or channels that may be first or last.
+    """
+    if images.ndim not in (3, 4):
+        raise ValueError(
+            f"{where}: has the shape {tuple(images.shape)}: use (N, H, W), (N, C, H, W) or (N, H, W, C)"
+        )
+    if images.ndim == 3:
+        return images[:, None]
+    _, one, two, three = images.shape
+    first, last = one in (1, 3), three in (1, 3)
+    if not first and not last:  # other numbers of channels: fewer than the pixels of a side
+        first, last = one < min(two, three), three < min(one, two)
+    if first and last:
+        raise ValueError(f"{where}: the shape {tuple(images.shape)} has channels first or last, which is not clear")
+    return images.swapaxes(2, 3).swapaxes(1, 2) if last else images
 
 
 def _labels(array: NDArray[np.generic], where: str) -> Int64[Tensor, " n"]:

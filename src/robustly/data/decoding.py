@@ -6,16 +6,21 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from robustly.memory import SizeError, check_bytes, check_pixels
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+"""Ends of the names of image files in folders."""
 _GREY_MODES = ("1", "L", "LA", "La")
 _DEEP_MODES = ("I", "F")  # and I;16, I;16B, ...: more than 8 bits a channel
 _ORIENTATION = 0x0112
@@ -96,11 +101,15 @@ def refit(images: UInt8[Tensor, "n c h w"], decoding: Decoding, source: str) -> 
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
-def _to_image(array: NDArray[np.uint8]) -> Image.Image:
+def _to_image(array: NDArray[np.uint8]) -> "Image.Image":
+    from PIL import Image  # noqa: PLC0415 (slow to import, and data in arrays do not need it)
+
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
 def _decode(file: EncodedImage, decoding: Decoding) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps  # noqa: PLC0415
+
     source = io.BytesIO(file.content) if isinstance(file.content, bytes) else file.content
     # Pillow's decoders raise OSError, SyntaxError, struct.error and more for a damaged file
     try:
@@ -108,14 +117,25 @@ def _decode(file: EncodedImage, decoding: Decoding) -> NDArray[np.uint8]:
             check_pixels(*image.size)
             image.load()
             upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION) else image
-            if upright.mode.startswith(_DEEP_MODES):
-                raise ValueError(f"it has more than 8 bits a channel (mode {upright.mode})")
-            return _fitted(upright, decoding)
+            return image_pixels(upright, decoding)
     except Exception as error:
         raise ValueError(f"{file.name}: is not a readable image: {error}") from error
 
 
-def _fitted(image: Image.Image, decoding: Decoding) -> NDArray[np.uint8]:
+def image_pixels(image: "Image.Image", decoding: Decoding) -> NDArray[np.uint8]:
+    """Pixels of a Pillow image, `(H, W, C)`.
+
+    Raises:
+        ValueError: if it has more than 8 bits a channel.
+    """
+    if image.mode.startswith(_DEEP_MODES):
+        raise ValueError(f"it has more than 8 bits a channel (mode {image.mode})")
+    return _fitted(image, decoding)
+
+
+def _fitted(image: "Image.Image", decoding: Decoding) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps  # noqa: PLC0415
+
     channels = decoding.channels or (1 if image.mode in _GREY_MODES else 3)
     mode = "L" if channels == 1 else "RGB"
     fitted = image if image.mode == mode else image.convert(mode)
@@ -127,16 +147,20 @@ def _fitted(image: Image.Image, decoding: Decoding) -> NDArray[np.uint8]:
 
 
 def _stacked(arrays: Sequence[NDArray[np.uint8]], files: Sequence[EncodedImage]) -> UInt8[Tensor, "n c h w"]:
-    first = arrays[0].shape
     for array, file in zip(arrays, files, strict=True):
-        if array.shape[2] != first[2]:
-            raise ValueError(
-                f"{file.name}: has {array.shape[2]} channels but {files[0].name} has {first[2]}: "
-                "set channels to 1 or 3 to convert all images"
-            )
-        if array.shape != first:
-            raise ValueError(
-                f"{file.name}: is {array.shape[0]}x{array.shape[1]} pixels but {files[0].name} is "
-                f"{first[0]}x{first[1]}: set image_size to resize all images"
-            )
+        if array.shape != arrays[0].shape:
+            raise ValueError(different_shapes(array.shape, file.name, arrays[0].shape, files[0].name))
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def different_shapes(shape: Sequence[int], name: str, other: Sequence[int], other_name: str) -> str:
+    """Error message for two images of different shapes, each height, width and channels."""
+    if shape[2] != other[2]:
+        return (
+            f"{name}: has {shape[2]} channels but {other_name} has {other[2]}: set channels to 1 or 3 to convert "
+            "all images"
+        )
+    return (
+        f"{name}: is {shape[0]}x{shape[1]} pixels but {other_name} is {other[0]}x{other[1]}: set image_size to "
+        "resize all images"
+    )

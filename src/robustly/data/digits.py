@@ -54,10 +54,14 @@ def holds_idx(folder: Path) -> bool:
     return any(_idx_file(folder, prefix, "images") for prefix in _IDX_PARTS)
 
 
-def idx_rows(folder: Path) -> dict[str, Rows]:
+def idx_rows(folder: Path, named: int = 0) -> dict[str, Rows]:
     """Parts of a folder with `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, ..., plain or `.gz`.
 
     LeCun, Cortes and Burges; big-endian headers with magic numbers 2051 (images) and 2049 (labels).
+
+    Args:
+        folder: the folder.
+        named: number of classes that are named elsewhere.
 
     Raises:
         FileNotFoundError: if the file of labels is missing.
@@ -72,7 +76,7 @@ def idx_rows(folder: Path) -> dict[str, Rows]:
         if labels_file is None:
             raise FileNotFoundError(f"{folder}: holds {images_file.name} but not {prefix}-labels-idx1-ubyte[.gz]")
         parts[part] = _read_idx_images(images_file), _read_idx_labels(labels_file)
-    classes = class_numbers([labels for _, labels in parts.values()], str(folder))
+    classes = class_numbers([labels for _, labels in parts.values()], str(folder), named)
     return {
         part: rows_in_memory(images, labels, classes, f"{folder} ({part})")
         for part, (images, labels) in parts.items()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
+from robustly.data.decoding import IMAGE_SUFFIXES as _SUFFIXES
 from robustly.data.decoding import Decoding, EncodedImage, decode_images
 from robustly.data.rows import Rows
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _PARTS = ("train", "test", "validation", "valid", "val")
 _LIKE_PARTS = {"training": "train", "testing": "test", **{part: part for part in _PARTS}}
 _MAC = "__MACOSX"  # of archives made on a Mac
@@ -16,27 +16,40 @@ _MAC = "__MACOSX"  # of archives made on a Mac
 def folder_rows(root: Path, decoding: Decoding) -> dict[str, Rows]:
     """Parts of `root/train/CLASS/*.png` and `root/test/CLASS/*.png`, or one part of `root/CLASS/*.png`.
 
-    Classes are the folders' names in alphabetical order, or in numerical order if all of them are numbers. Rows are
-    sorted by class, then by file name. Folders and files whose name starts with a dot, and
-    `__MACOSX`, are skipped.
+    Classes are the names of the folders of all parts in alphabetical order, or in numerical order if all of them
+    are numbers. A part may lack a class, or have an empty folder of it. Rows are sorted by class, then by file
+    name. Folders and files whose name starts with a dot, and `__MACOSX`, are skipped.
 
     Raises:
-        ValueError: if there are no such folders, a class has no image, or two parts have different classes.
+        ValueError: if there are no such folders, a class has no image in any part, or `train` lacks the folder of a
+            class.
     """
     parts = [folder for folder in _subfolders(root) if folder.name in _PARTS]
     _check_names_of_splits(root)
     if parts and len(parts) != len(_subfolders(root)):
         other = next(folder.name for folder in _subfolders(root) if folder.name not in _PARTS)
         raise ValueError(f"{root}: holds both {parts[0].name}, a split, and {other}: use either splits or classes")
-    rows = {folder.name: _part_rows(folder, decoding) for folder in parts} or {"all": _part_rows(root, decoding)}
-    first = next(iter(rows.values()))
-    for part in rows.values():
-        if part.classes != first.classes:
-            strange = sorted(set(part.classes) ^ set(first.classes))
+    roots = {folder.name: folder for folder in parts} or {"all": root}
+    files = {
+        part: {folder.name: _image_files(folder) for folder in _subfolders(folder)}
+        for part, folder in roots.items()
+    }
+    classes = _ordered({name for found in files.values() for name in found})
+    if not classes:
+        raise ValueError(f"{root}: holds no folder of images: use one folder for each class")
+    for name in classes:
+        if not any(found.get(name) for found in files.values()):
+            place = next(roots[part] / name for part, found in files.items() if name in found)
             raise ValueError(
-                f"{part.source}: its class folders differ from those of {first.source}: {', '.join(strange)}"
+                f"{place}: holds no image: use files {', '.join(_SUFFIXES)}, one folder for each class"
             )
-    return rows
+    lacking = [name for name in classes if "train" in files and name not in files["train"]]
+    if lacking:
+        raise ValueError(
+            f"{roots['train']}: its class folders differ from those of the other splits, it lacks "
+            f"{', '.join(lacking)}: name the folders alike, or make an empty one"
+        )
+    return {part: _part_rows(roots[part], found, classes, decoding) for part, found in files.items()}
 
 
 def _check_names_of_splits(root: Path) -> None:
@@ -51,29 +64,24 @@ def _check_names_of_splits(root: Path) -> None:
 
 def _subfolders(root: Path) -> list[Path]:
     folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", _MAC))]
-    if folders and all(folder.name.isdecimal() for folder in folders):
-        return sorted(folders, key=lambda folder: (int(folder.name), folder.name))
     return sorted(folders)
 
 
-def _part_rows(root: Path, decoding: Decoding) -> Rows:
-    folders = _subfolders(root)
-    files = [_image_files(folder) for folder in folders]
-    for folder, found in zip(folders, files, strict=True):
-        if not found:
-            raise ValueError(
-                f"{folder}: holds no image: use files {', '.join(_SUFFIXES)}, one folder for each class"
-            )
-    if not folders:
-        raise ValueError(f"{root}: holds no folder of images: use one folder for each class")
-    paths = [path for found in files for path in found]
-    labels = torch.tensor([label for label, found in enumerate(files) for _ in found])
+def _ordered(names: set[str]) -> tuple[str, ...]:
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _part_rows(root: Path, files: dict[str, list[Path]], classes: tuple[str, ...], decoding: Decoding) -> Rows:
+    paths = [path for name in classes for path in files.get(name, [])]
+    labels = torch.tensor([label for label, name in enumerate(classes) for _ in files.get(name, [])])
 
     def read(index: torch.Tensor) -> torch.Tensor:
         chosen = (paths[row] for row in index.tolist())
         return decode_images((EncodedImage(path, str(path)) for path in chosen), decoding)
 
-    return Rows(labels, tuple(folder.name for folder in folders), str(root), read)
+    return Rows(labels.to(torch.int64), classes, str(root), read)
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Labelled images in memory: uint8 pixels, labels, and the ids of the examples."""
 
 import hashlib
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
-_GREY_TOLERANCE = 1e-3
+from robustly.data.class_names import ClassNames, are_numbers, renumbered_labels, shown_names
+
+_USUAL_TOLERANCE = 1e-3  # grey levels
+_GREY_TOLERANCE = {torch.float16: 0.07}  # rounding of float16 in [0.5, 1] is 2**-12
+_OVERSHOOT = 0.25  # of bicubic and Lanczos resizing
+_CHUNK = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +113,37 @@ class ImageData:
         place = index.to(self.images.device)
         return replace(self, images=self.images[place], labels=self.labels[place], ids=self.ids[place])
 
+    def widened(self, count: int) -> "ImageData":
+        """The same examples with more classes, named by their numbers.
+
+        Args:
+            count: number of classes, at least K, such as the number of outputs of a model.
+
+        Raises:
+            ValueError: if there are more classes, or they have names other than "0", "1", ..., "K-1".
+        """
+        if count < self.num_classes:
+            raise ValueError(f"{self.source}: has {self.num_classes} classes, more than {count}")
+        if not are_numbers(self.classes):
+            raise ValueError(
+                f"{self.source}: its classes have names ({', '.join(self.classes[:3])}, ...), so those of all "
+                f"{count} classes are needed: classes= in Python, --data.classes FILE on the command line"
+            )
+        return replace(self, classes=tuple(str(number) for number in range(count)))
+
+    def renumbered(self, names: ClassNames) -> "ImageData":
+        """The same examples with the class numbers of other names, such as those of a model's outputs.
+
+        Args:
+            names: one entry for each class: a name, or several names of the same class. Each class of this data set
+                is found among them; classes that are only numbers take the names in order.
+
+        Raises:
+            ValueError: if a class is not among the names, or its place is not clear; the nearest name is given.
+        """
+        labels = renumbered_labels(self.labels, self.classes, names, self.source)
+        return replace(self, labels=labels, classes=shown_names(names))
+
     def to(self, device: torch.device | str) -> "ImageData":
         """The same examples on another device."""
         images, labels, ids = (value.to(device) for value in (self.images, self.labels, self.ids))
@@ -131,33 +168,65 @@ def distinct(ids: Int64[Tensor, " n"]) -> bool:
 
 
 def to_floats(images: UInt8[Tensor, "n c h w"]) -> Float32[Tensor, "n c h w"]:
-    """Convert 8-bit pixels to float32 in [0, 1]."""
-    return images.to(torch.float32).div_(255)
+    """Convert 8-bit pixels to float32 in [0, 1], in the contiguous layout."""
+    # a conversion alone keeps the strides of images stored as (N, H, W, 1), by which layers choose a layout
+    return torch.empty(images.shape, dtype=torch.float32, device=images.device).copy_(images).div_(255)
 
 
-def to_pixels(images: Float[Tensor, "n c h w"], source: str) -> UInt8[Tensor, "n c h w"]:
+def to_pixels(images: Float[Tensor, "n ..."], source: str, round_to_8_bits: bool = False) -> UInt8[Tensor, "n ..."]:
     """Convert floats in [0, 1] on the 8-bit grid to 8-bit pixels, for any shape.
 
+    Args:
+        images: floats of any precision; those of float16 may be as far off the grid as its rounding, and bfloat16
+            is too coarse for it.
+        source: the file or data set, for error messages.
+        round_to_8_bits: True rounds each value to the nearest multiple of 1/255, however far it is.
+
     Raises:
-        ValueError: if a number is not a float, outside [0, 1], or not a multiple of 1/255.
+        ValueError: if a number is not a float, is NaN, outside [0, 1], or not a multiple of 1/255.
     """
     if not images.is_floating_point():
         raise ValueError(f"{source}: images are {images.dtype}, not floats: give uint8 pixels to ImageData itself")
     if images.numel() == 0:
         raise ValueError(f"{source}: holds no images, its shape is {tuple(images.shape)}")
-    lowest, highest = float(images.min()), float(images.max())
-    if not (lowest >= 0 and highest <= 1):
-        hint = ", did you mean to divide by 255?" if 1 < highest <= 255 and lowest >= 0 else ""
-        raise ValueError(f"{source}: pixels lie in [{lowest:g}, {highest:g}], not in [0, 1]{hint}")
-    levels = images.to(torch.float64).mul_(255)
-    rounded = levels.round()
-    distance = float(levels.sub_(rounded).abs_().max())
-    if distance > _GREY_TOLERANCE:
+    _check_range(images, source)
+    pixels = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+    distance = 0.0
+    for start in range(0, len(images), _CHUNK):  # a double of all images would take eight times their memory
+        levels = images[start : start + _CHUNK].detach().to(torch.float64).mul_(255)
+        rounded = levels.round()
+        distance = max(distance, float(levels.sub_(rounded).abs_().max()))
+        pixels[start : start + _CHUNK] = rounded.clamp_(0, 255)
+    if distance > _GREY_TOLERANCE.get(images.dtype, _USUAL_TOLERANCE) and not round_to_8_bits:
         raise ValueError(
-            f"{source}: pixels are up to {distance:.3g} grey levels off the multiples of 1/255: "
-            "images are kept in 8 bits, so round them yourself if that loss is acceptable"
+            f"{source}: pixels are up to {distance:.3g} grey levels off the multiples of 1/255: images are kept in "
+            "8 bits, so round them, which round_to_8_bits=True does in Python, or give them as uint8"
         )
-    return rounded.to(torch.uint8)
+    return pixels
+
+
+def _check_range(images: Tensor, source: str) -> None:
+    lowest, highest = (float(value) for value in images.detach().aminmax())
+    slack = _USUAL_TOLERANCE / 255
+    if lowest >= -slack and highest <= 1 + slack:
+        return
+    if math.isnan(lowest):  # the smallest of values with a NaN is NaN
+        wrong = torch.stack([image.isnan().any() for image in images]).nonzero().flatten()
+        raise ValueError(
+            f"{source}: {len(wrong)} of {len(images)} images hold NaN, the first is image {int(wrong[0])}: "
+            "pixels are numbers in [0, 1]"
+        )
+    hint = ": did you mean to divide by 255?"
+    if lowest > -_OVERSHOOT and highest < 1 + _OVERSHOOT:
+        hint = ", as resizing makes them: clip them with clamp(0, 1)"
+    elif lowest < 0 or highest <= 10:
+        hint = (
+            ", as if they were normalised: leave Normalize out of the transforms, and put mean and std into the "
+            "model with robustly.wrap(model, mean=..., std=...)"
+        )
+    elif highest > 255:
+        hint = ""
+    raise ValueError(f"{source}: pixels lie in [{lowest:g}, {highest:g}], not in [0, 1]{hint}")
 
 
 def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str], source: str) -> None:
@@ -176,15 +245,16 @@ def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str], source: st
         )
 
 
-def number_names(labels: Sequence[Int64[Tensor, " _"]], source: str) -> tuple[str, ...]:
+def number_names(labels: Sequence[Int64[Tensor, " _"]], source: str, most: int = 0) -> tuple[str, ...]:
     """Names "0", "1", ... of classes without names, up to the largest label of all parts.
 
     Args:
         labels: labels of the parts.
         source: the file or data set, for error messages.
+        most: number of classes that are allowed even if there are fewer rows.
 
     Raises:
-        ValueError: if there are no rows, a label is negative, or there would be more classes than rows.
+        ValueError: if there are no rows, a label is negative, or there would be more classes than rows and `most`.
     """
     rows = sum(len(part) for part in labels)
     if rows == 0:
@@ -193,7 +263,7 @@ def number_names(labels: Sequence[Int64[Tensor, " _"]], source: str) -> tuple[st
     largest = max(int(part.max()) for part in labels if len(part))
     if lowest < 0:
         raise ValueError(f"{source}: holds the label {lowest}: labels are integers 0..K-1")
-    if largest >= rows:
+    if largest >= max(rows, most):
         raise ValueError(
             f"{source}: holds the label {largest} but only {rows} examples: labels are integers 0..K-1, with at "
             "most as many classes as examples unless the class names are given"
@@ -201,16 +271,22 @@ def number_names(labels: Sequence[Int64[Tensor, " _"]], source: str) -> tuple[st
     return tuple(str(number) for number in range(largest + 1))
 
 
-def class_numbers(labels: Sequence[Int64[Tensor, " _"]], source: str) -> tuple[str, ...]:
-    """Names of the classes of files without class names; warns where labels seem to begin at 1.
+def class_numbers(labels: Sequence[Int64[Tensor, " _"]], source: str, most: int = 0) -> tuple[str, ...]:
+    """Names of the classes of data without class names; warns where labels are 1..K, which are meant as 0..K-1.
 
-    The arguments and errors are those of `number_names`.
+    Labels of -1 are missing. The arguments and other errors are those of `number_names`.
+
+    Raises:
+        ValueError: if all labels are missing.
     """
-    names = number_names(labels, source)
-    lowest = min(int(part.min()) for part in labels if len(part))
-    if lowest > 0:
+    given = [part[part != -1] for part in labels]
+    if any(len(part) for part in labels) and not any(len(part) for part in given):
+        raise ValueError(f"{source}: all labels are -1 or null, which means that they are missing")
+    names = number_names(given, source, most)
+    present = torch.cat([part.bincount(minlength=len(names))[None] for part in given if len(part)]).sum(0) > 0
+    if len(names) > 2 and not bool(present[0]) and bool(present[1:].all()):
         warnings.warn(
-            f"{source}: the smallest label is {lowest}, so class 0 has no example among {len(names)} classes: "
+            f"{source}: the smallest label is 1, so class 0 has no example among {len(names)} classes: "
             "subtract 1 from labels that begin at 1",
             stacklevel=2,
         )

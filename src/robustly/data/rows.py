@@ -1,27 +1,30 @@
 """Rows of a source: labels at once, images on demand, so that only the rows in use are decoded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from robustly.data.class_names import ClassNames, renumbered_labels, shown_names
 from robustly.data.images import check_labels
+
+MISSING = -1
+"""Label of a row without a label."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """One part of a data set (train, test, ...) as stored in its source.
 
+    Labels are checked by `check`, where the rows are used: many public data sets have a test split without labels.
+
     Args:
-        labels: class indices of all rows, `(N,)`.
+        labels: class indices of all rows, `(N,)`; `MISSING` for a row without a label.
         classes: class names.
         source: the file or data set, for error messages.
         read: from positions `(M,)` to the images of these rows, uint8 `(M, C, H, W)`, in the same order.
-
-    Raises:
-        ValueError: if there are no rows, or a label is not one of the classes.
     """
 
     labels: Int64[Tensor, " n"]
@@ -29,11 +32,32 @@ class Rows:
     source: str
     read: Callable[[Int64[Tensor, " m"]], UInt8[Tensor, "m c h w"]]
 
-    def __post_init__(self) -> None:
-        check_labels(self.labels, self.classes, self.source)
-
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def has_all_labels(self) -> bool:
+        """True if no label is missing."""
+        return not bool((self.labels == MISSING).any())
+
+    def check(self) -> None:
+        """Check the labels.
+
+        Raises:
+            ValueError: if there are no rows, a label is missing, or it is not one of the classes.
+        """
+        if not self.has_all_labels:
+            missing = int((self.labels == MISSING).sum())
+            raise ValueError(
+                f"{self.source}: holds the label -1, but with {len(self.classes)} classes labels are "
+                f"0..{len(self.classes) - 1}: {missing} of {len(self)} rows have no label (it is -1 or null)"
+            )
+        check_labels(self.labels, self.classes, self.source)
+
+    def renumbered(self, names: ClassNames) -> "Rows":
+        """The same rows with the class numbers of other names; see `ImageData.renumbered`."""
+        labels = renumbered_labels(self.labels, self.classes, names, self.source)
+        return replace(self, labels=labels, classes=shown_names(names))
 
 
 def rows_in_memory(
@@ -42,7 +66,7 @@ def rows_in_memory(
     """Rows whose images are already decoded.
 
     Raises:
-        ValueError: if the numbers of images and labels differ, and as `Rows` does.
+        ValueError: if the numbers of images and labels differ.
     """
     if len(images) != len(labels):
         raise ValueError(f"{source}: holds {len(images)} images but {len(labels)} labels")

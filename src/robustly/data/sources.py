@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustly.data.arrays import npz_rows
 from robustly.data.augmentation import Augmentation
+from robustly.data.class_names import read_class_names
 from robustly.data.decoding import Decoding, refit
 from robustly.data.digits import holds_idx, idx_rows, mnist5k_rows
 from robustly.data.folders import folder_rows
@@ -17,12 +18,12 @@ from robustly.data.images import ImageData
 from robustly.data.mixing import Extra, check_extra
 from robustly.data.rows import Rows
 from robustly.data.splits import SplitRule, Splits, choose_splits, choose_test
-from robustly.data.tables import Columns, hub_rows, parquet_files, parquet_rows
+from robustly.data.table_files import Columns, is_saved, parquet_files
 from robustly.settings import nearest
 
 _ALLOWED = (
     "mnist5k, hf:NAME or hf:NAME:CONFIG, or the path of a .parquet file, an .npz file, or a folder of "
-    "Parquet files, of IDX files, or of images by class"
+    "Parquet files, of IDX files, of images by class, or of save_to_disk"
 )
 
 
@@ -32,21 +33,27 @@ class DataConfig:
 
     Args:
         source: `mnist5k`; `hf:uoft-cs/cifar10` or `hf:NAME:CONFIG`; or the path of a `.parquet` file, an
-            `.npz` file, or a folder with Parquet files, MNIST's IDX files, or images by class.
+            `.npz` file, or a folder with Parquet files, MNIST's IDX files, or images by class, or that `datasets`
+            wrote with `save_to_disk`.
+        classes: file of the class names in the order of a model's outputs (see `read_class_names`), for data with
+            some of a model's classes or with another order; None takes the classes of the source.
         image_column: the column of images in tables; None finds it by its type.
         label_column: the column of labels in tables; None finds it by its type.
         train_split: the source's split for training; None is "train", or the only one there is.
         test_split: the source's split for tests; None is "test", or, where there is none, a part of the training
             rows.
         validation: number of examples held out of the training split to select models on, in proportion of
-            the classes; at least 1.
+            the classes; at least 1. None is a tenth of the rows, or one of each class if that is more, and at most
+            500.
         test: number of test examples where the source has no test split; None is a fifth of its rows.
         train_limit: number of training examples to use; None is all.
         test_limit: number of test examples to use; None is all.
         subset: examples that a limit keeps of an official split: "first" in the source's order, or
-            "balanced", drawn in proportion of the classes.
+            "balanced", drawn in proportion of the classes. None is "balanced" for a split that is sorted by class,
+            such as a folder of images, and "first" for others.
         split_seed: the seed of every choice above.
-        evaluation_only: True uses all rows of a source without a training split as the test split.
+        evaluation_only: True uses all rows of a source that is not trained on: its test split, or else its
+            validation split, or else the only part that it has.
         image_size: side in pixels that images are resized to (shorter side, bicubic, then the centre).
         channels: 1 converts images to grey, 3 to colour; None keeps those of the source.
         pad_crop: pixels of zero padding for random crops in training; 0 for none, 4 is usual on CIFAR.
@@ -60,15 +67,16 @@ class DataConfig:
     """
 
     source: str = "mnist5k"
+    classes: str | None = None
     image_column: str | None = None
     label_column: str | None = None
     train_split: str | None = None
     test_split: str | None = None
-    validation: int = 500
+    validation: int | None = None
     test: int | None = None
     train_limit: int | None = None
     test_limit: int | None = None
-    subset: Literal["first", "balanced"] = "first"
+    subset: Literal["first", "balanced"] | None = None
     split_seed: int = 0
     evaluation_only: bool = False
     image_size: int | None = None
@@ -79,7 +87,7 @@ class DataConfig:
     extra_fraction: float = 0.7
 
     def __post_init__(self) -> None:
-        if self.validation < 1:
+        if self.validation is not None and self.validation < 1:
             raise ValueError(
                 f"validation is {self.validation}: hold out at least 1 example, as models are never selected "
                 "on test examples"
@@ -88,7 +96,7 @@ class DataConfig:
         for key, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"{key} is {count}: use at least 1 example, or leave it out")
-        if self.subset not in ("first", "balanced"):
+        if self.subset not in (None, "first", "balanced"):
             raise ValueError(f"subset is {self.subset!r}: use first or balanced")
         if not 0 < self.extra_fraction < 1:
             raise ValueError(f"extra_fraction must lie between 0 and 1, got {self.extra_fraction}")
@@ -111,7 +119,7 @@ def load_splits(config: DataConfig) -> Splits:
         ValueError: if the source is unknown or damaged, or lacks what the settings require.
         FileNotFoundError: if a path or the file of `mnist5k` does not exist.
     """
-    train, validation, test = choose_splits(_parts(config), _rule(config))
+    train, validation, test = choose_splits(source_parts(config), _rule(config))
     return Splits(train.read(), validation.read(), test.read())
 
 
@@ -124,8 +132,9 @@ def load_extra(config: DataConfig, splits: Splits) -> Extra | None:
     """
     if config.extra_source is None:
         return None
-    parts = _parts(replace(config, source=config.extra_source))
-    rows = parts.get("train") or next(iter(parts.values()))
+    parts = source_parts(replace(config, source=config.extra_source))
+    rows = parts["train"] if "train" in parts else next(iter(parts.values()))
+    rows.check()
     everything = torch.arange(len(rows))
     found = ImageData(rows.read(everything), rows.labels, everything, rows.classes, config.extra_source)
     check_extra(found, splits.train, (splits.validation, splits.test))
@@ -139,7 +148,7 @@ def load_test(config: DataConfig) -> ImageData:
         ValueError: as `load_splits`.
         FileNotFoundError: as `load_splits`.
     """
-    return choose_test(_parts(config), _rule(config)).read()
+    return choose_test(source_parts(config), _rule(config)).read()
 
 
 def _rule(config: DataConfig) -> SplitRule:
@@ -157,30 +166,68 @@ def _rule(config: DataConfig) -> SplitRule:
     )
 
 
-def _parts(config: DataConfig) -> dict[str, Rows]:
-    columns = Columns(config.image_column, config.label_column)
+def source_parts(config: DataConfig, named: int = 0) -> dict[str, Rows]:
+    """Parts of a source, such as "train" and "test", or one part "all"; images are decoded when they are used.
+
+    Args:
+        config: settings of the data.
+        named: number of classes that are named elsewhere.
+
+    Raises:
+        ValueError: as `load_splits`.
+        FileNotFoundError: as `load_splits`.
+    """
+    if config.classes is None:
+        return _read_parts(config, named)
+    names = read_class_names(config.classes)
+    return {part: rows.renumbered(names) for part, rows in _read_parts(config, len(names)).items()}
+
+
+def _read_parts(config: DataConfig, named: int) -> dict[str, Rows]:
+    """Parts with the classes of the source; `named` is the number of classes that are named elsewhere."""
     decoding = Decoding(config.image_size, config.channels)
     if config.source == "mnist5k":
         return _refitted(mnist5k_rows(), decoding)
     if config.source.startswith("hf:"):
-        name, _, setting = config.source.removeprefix("hf:").partition(":")
-        if not name:
-            raise ValueError(f"the source {config.source!r} names no data set: write hf:NAME or hf:NAME:CONFIG")
-        return hub_rows(name, setting or None, columns, decoding)
+        return _hub_parts(config)
     path = Path(config.source).expanduser()
     if not path.exists():
         hint = nearest(config.source, ["mnist5k"])
         raise FileNotFoundError(f"the source {config.source!r} is not a file or folder{hint}: use {_ALLOWED}")
-    files = parquet_files(path) if path.is_dir() or path.suffix == ".parquet" else {}
-    if files:
-        return parquet_rows(files, columns, decoding)
+    tables = _table_parts(path, config, named)
+    if tables:
+        return tables
     if path.is_file() and path.suffix == ".npz":
-        return _refitted(npz_rows(path), decoding)
+        return _refitted(npz_rows(path, named), decoding)
     if path.is_dir() and holds_idx(path):
-        return _refitted(idx_rows(path), decoding)
+        return _refitted(idx_rows(path, named), decoding)
     if path.is_dir() and any(entry.is_dir() for entry in path.iterdir()):
         return folder_rows(path, decoding)
     raise ValueError(f"the source {config.source!r} holds no data of a supported format: use {_ALLOWED}")
+
+
+def _hub_parts(config: DataConfig) -> dict[str, Rows]:
+    from robustly.data.hugging_face import hub_rows  # noqa: PLC0415 (it imports pyarrow, which is slow)
+
+    name, _, setting = config.source.removeprefix("hf:").partition(":")
+    if not name:
+        raise ValueError(f"the source {config.source!r} names no data set: write hf:NAME or hf:NAME:CONFIG")
+    columns = Columns(config.image_column, config.label_column)
+    return hub_rows(name, setting or None, columns, Decoding(config.image_size, config.channels))
+
+
+def _table_parts(path: Path, config: DataConfig, named: int) -> dict[str, Rows]:
+    """Parts of tables; empty if there are none at the path."""
+    saved = path.is_dir() and is_saved(path)
+    files = {} if saved else parquet_files(path) if path.is_dir() or path.suffix == ".parquet" else {}
+    if not saved and not files:
+        return {}
+    from robustly.data.hugging_face import saved_rows  # noqa: PLC0415 (it imports pyarrow, which is slow)
+    from robustly.data.tables import parquet_rows  # noqa: PLC0415
+
+    columns = Columns(config.image_column, config.label_column)
+    decoding = Decoding(config.image_size, config.channels)
+    return saved_rows(path, columns, decoding, named) if saved else parquet_rows(files, columns, decoding, named)
 
 
 def _refitted(parts: dict[str, Rows], decoding: Decoding) -> dict[str, Rows]:

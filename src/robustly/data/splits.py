@@ -1,6 +1,6 @@
 """Training, validation and test rows: disjoint, and fixed before any training."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,10 @@ from torch import Tensor
 from robustly.data.images import ImageData, distinct
 from robustly.data.rows import Rows
 from robustly.randomness import shuffled
+
+MOST_VALIDATION = 500
+"""Largest number of validation examples that is chosen without a setting."""
+_TEST_LIKE = ("validation", "valid", "val")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +57,11 @@ class SplitRule:
     source: str
     train_split: str | None
     test_split: str | None
-    validation: int
+    validation: int | None
     test: int | None
     train_limit: int | None
     test_limit: int | None
-    subset: str
+    subset: str | None
     split_seed: int
     evaluation_only: bool
 
@@ -120,12 +124,12 @@ def choose_splits(parts: Mapping[str, Rows], rule: SplitRule) -> tuple[Chosen, C
         return _own_splits(_required(train), rule)
     source = _required(train)
     order = balanced_order(source.labels, rule.split_seed, "split")
-    _check_room(source, rule.validation, 0, rule)
-    rest = order[rule.validation :].sort().values
+    held_out = _validation(source, 0, rule)
+    rest = order[held_out:].sort().values
     kept = _limited(source, rest, rule.train_limit, "train_limit", rule)
     return (
         Chosen(source, kept, 0, f"{rule.source} train"),
-        Chosen(source, order[: rule.validation], 0, f"{rule.source} validation"),
+        Chosen(source, order[:held_out], 0, f"{rule.source} validation"),
         choose_test(parts, rule),
     )
 
@@ -145,28 +149,52 @@ def _official(parts: Mapping[str, Rows], rule: SplitRule) -> tuple[Rows | None, 
     test_name = rule.test_split or ("test" if "test" in parts else None)
     train_name = rule.train_split or only or "train"
     if rule.evaluation_only:
-        name = test_name or only
-        if name is None:
-            raise ValueError(f"{rule.source}: set test_split to one of {', '.join(parts)}")
-        return None, parts[name]
+        name = rule.test_split or tested_part(parts, rule.source)
+        return None, _labelled(parts, name, "test_split")
     if train_name not in parts:
         raise ValueError(f"{rule.source}: has no split 'train': set train_split to one of {', '.join(parts)}")
+    train = _labelled(parts, train_name, "train_split")
     if test_name is None or test_name == train_name:
-        return parts[train_name], None
+        return train, None
     if rule.test is not None:
         raise ValueError(
             f"{rule.source}: has its own test split of {len(parts[test_name])} examples, "
-            "so test must not be set: use test_limit for fewer"
+            "so test must not be set: set it to null, and use test_limit for fewer"
         )
-    return parts[train_name], parts[test_name]
+    return train, _labelled(parts, test_name, "test_split")
+
+
+def tested_part(parts: Collection[str], source: str) -> str:
+    """Name of the part that a model is evaluated on: test, or else validation, or else the only part.
+
+    Raises:
+        ValueError: there is none, so that `test_split` is needed.
+    """
+    found = list(parts) if len(parts) == 1 else [part for part in ("test", *_TEST_LIKE) if part in parts]
+    if not found:
+        raise ValueError(f"{source}: set test_split to one of {', '.join(parts)}")
+    return found[0]
+
+
+def _labelled(parts: Mapping[str, Rows], name: str, key: str) -> Rows:
+    """A part whose labels are complete."""
+    rows = parts[name]
+    try:
+        rows.check()
+    except ValueError as error:
+        others = [part for part, other in parts.items() if other.has_all_labels]
+        if rows.has_all_labels or not others:
+            raise
+        raise ValueError(f"{error}: set {key} to another split ({', '.join(others)})") from None
+    return rows
 
 
 def _own_splits(rows: Rows, rule: SplitRule) -> tuple[Chosen, Chosen, Chosen]:
     """Test rows first, then validation, so that the size of the validation set does not change the test set."""
     tested = max(1, len(rows) // 5) if rule.test is None else rule.test
-    _check_room(rows, rule.validation, tested, rule)
+    validation = _validation(rows, tested, rule)
     order = balanced_order(rows.labels, rule.split_seed, "split")
-    test, held_out, train = order.tensor_split((tested, tested + rule.validation))
+    test, held_out, train = order.tensor_split((tested, tested + validation))
     return (
         Chosen(rows, _limit(train, rule.train_limit, "train_limit", rule), 0, f"{rule.source} train"),
         Chosen(rows, held_out, 0, f"{rule.source} validation"),
@@ -174,12 +202,26 @@ def _own_splits(rows: Rows, rule: SplitRule) -> tuple[Chosen, Chosen, Chosen]:
     )
 
 
-def _check_room(rows: Rows, validation: int, test: int, rule: SplitRule) -> None:
-    if validation + test >= len(rows):
+def _validation(rows: Rows, test: int, rule: SplitRule) -> int:
+    """Number of validation examples: that of the rule, or a share of the rows.
+
+    The share is a tenth, at least one example of each class as long as that is not more than a fifth, and at most
+    `MOST_VALIDATION`.
+    """
+    if rule.validation is not None:
+        count = rule.validation
+    else:
+        present = int((rows.labels.bincount() > 0).sum())
+        count = min(MOST_VALIDATION, max(1, len(rows) // 10, min(present, len(rows) // 5)))
+    if count + test >= len(rows):
+        remedy = "lower validation or test, or set them to null, which takes shares of the rows"
+        if rule.validation is None and rule.test is None:
+            remedy = "set evaluation_only to evaluate on all of them"
         raise ValueError(
-            f"{rule.source}: {validation} validation and {test} test examples leave none of its {len(rows)} "
-            "to train on: lower validation or test"
+            f"{rule.source}: {count} validation and {test} test examples leave none of its {len(rows)} "
+            f"to train on: {remedy}"
         )
+    return count
 
 
 def _limit(positions: Tensor, limit: int | None, key: str, rule: SplitRule) -> Tensor:
@@ -194,11 +236,16 @@ def _limited(rows: Rows, positions: Tensor, limit: int | None, key: str, rule: S
     if len(kept) == len(positions):
         return positions
     labels = rows.labels[positions]
-    if rule.subset == "balanced":
+    if rule.subset == "balanced" or (rule.subset is None and is_sorted_by_class(labels)):
         return positions[balanced_order(labels, rule.split_seed, key)[:limit]]
-    if bool((labels.diff() >= 0).all()) and labels[-1] > rows.labels[kept[-1]]:
+    if is_sorted_by_class(labels) and labels[-1] > labels[len(kept) - 1]:
         raise ValueError(
             f"{rule.source}: is sorted by class, so its first {limit} examples ({key}) lack classes: "
             "set subset to balanced"
         )
     return kept
+
+
+def is_sorted_by_class(labels: Int64[Tensor, " n"]) -> bool:
+    """True if the first rows would lack classes: the labels of at least two classes do not decrease."""
+    return bool((labels.diff() >= 0).all()) and bool(labels[-1] > labels[0])

@@ -1,7 +1,5 @@
 """Arrow tables of encoded images: Parquet files, and data sets of the Hugging Face hub."""
 
-import importlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,44 +13,25 @@ from torch import Tensor
 
 from robustly.data.decoding import Decoding, EncodedImage, decode_images
 from robustly.data.images import class_numbers
-from robustly.data.rows import Rows
+from robustly.data.rows import MISSING, Rows
+from robustly.data.table_files import Columns
 from robustly.documents import parse_json
-from robustly.memory import read_parquet
+from robustly.memory import TableError, read_parquet
 
 _USUAL_IMAGES = ("image", "img")
 _USUAL_LABELS = ("label", "labels", "fine_label")
-_PART_FILE = re.compile(r"(train|test|validation|valid|val)(-\d+-of-\d+)?\.parquet")
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns to read; None finds them by their types."""
-
-    image: str | None = None
-    label: str | None = None
-
-
-def parquet_files(path: Path) -> dict[str, list[Path]]:
-    """Parquet files of each part.
-
-    A file is one part, "all". A folder, or its subfolder `data`, may hold `train.parquet`, `test.parquet`,
-    `train-00000-of-00002.parquet`, ...; without such files the result is empty.
-    """
-    if path.is_file():
-        return {"all": [path]}
-    for folder in (path, path / "data"):
-        parts: dict[str, list[Path]] = {}
-        for file in sorted(folder.glob("*.parquet")):
-            match = _PART_FILE.fullmatch(file.name)
-            if match:
-                parts.setdefault(match[1], []).append(file)
-        if parts:
-            return parts
-    return {}
-
-
-def parquet_rows(files: dict[str, list[Path]], columns: Columns, decoding: Decoding) -> dict[str, Rows]:
+def parquet_rows(
+    files: dict[str, list[Path]], columns: Columns, decoding: Decoding, named: int = 0
+) -> dict[str, Rows]:
     """Parts of Parquet files with encoded images (a binary column, or a struct with `bytes`) and labels.
+
+    Args:
+        files: files of each part.
+        columns: names of columns.
+        decoding: settings of decoding.
+        named: number of classes that are named elsewhere.
 
     Raises:
         ValueError: naming the file, if one is damaged, a column is missing or has the wrong type, or a value
@@ -63,93 +42,115 @@ def parquet_rows(files: dict[str, list[Path]], columns: Columns, decoding: Decod
         if any(table.schema.types != group[0].schema.types for table in group):
             raise ValueError(f"{files[part][0].parent}: the {part} files have different columns")
     joined = {part: pa.concat_tables(group) for part, group in tables.items()}
-    names = {part: str(group[0] if len(group) == 1 else group[0].parent) for part, group in files.items()}
-    return _table_rows(joined, names, columns, decoding)
-
-
-def hub_rows(name: str, config: str | None, columns: Columns, decoding: Decoding) -> dict[str, Rows]:
-    """Splits of a data set of the Hugging Face hub, downloaded once and cached by `datasets`.
-
-    Args:
-        name: such as `uoft-cs/cifar10`.
-        config: the data set's configuration, such as `cropped_digits`, or None for its default.
-        columns: names of columns.
-        decoding: settings of decoding.
-
-    Raises:
-        ValueError: if `datasets` is not installed, the data set cannot be loaded, or its columns do not fit.
-    """
-    try:
-        datasets: Any = importlib.import_module("datasets")
-    except ModuleNotFoundError as error:
-        raise ValueError(f"the source hf:{name} needs the package datasets: pip install 'robustly[hf]'") from error
-    # networks and loaders raise many kinds of errors
-    try:
-        loaded = datasets.load_dataset(name, config)
-        tables: dict[str, pa.Table] = {part: split.with_format("arrow")[:] for part, split in loaded.items()}
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"the data set hf:{name} cannot be loaded ({type(error).__name__}: {reason})") from error
-    typed = {
-        # the formatted tables lack the features, among them the class names
-        part: table.replace_schema_metadata(loaded[part].features.arrow_schema.metadata)
-        for part, table in tables.items()
-    }
-    return _table_rows(typed, {part: f"hf:{name} ({part})" for part in typed}, columns, decoding)
+    sources = {part: str(group[0] if len(group) == 1 else group[0].parent) for part, group in files.items()}
+    return table_rows(joined, sources, columns, decoding, named)
 
 
 def _read_parquet(file: Path) -> pa.Table:
     try:
         return read_parquet(file)
-    except (pa.ArrowException, OSError) as error:
+    except (TableError, OSError) as error:
         raise ValueError(f"{file}: is damaged or not a Parquet file ({error})") from error
 
 
-def _table_rows(
-    tables: dict[str, pa.Table], names: dict[str, str], columns: Columns, decoding: Decoding
+def table_rows(
+    tables: dict[str, pa.Table],
+    sources: dict[str, str],
+    columns: Columns,
+    decoding: Decoding,
+    named: int = 0,
+    with_paths: bool = False,
 ) -> dict[str, Rows]:
-    chosen = {part: _chosen_columns(table, columns, names[part]) for part, table in tables.items()}
-    labels = {part: _labels(table, chosen[part][1], names[part]) for part, table in tables.items()}
-    named = {part: _class_names(table, chosen[part][1]) for part, table in tables.items()}
-    needs_numbers = not all(named.values()) and any(len(values) for values in labels.values())
-    numbered = class_numbers(list(labels.values()), next(iter(names.values()))) if needs_numbers else ()
+    """Parts of tables with encoded images and labels.
+
+    Rows of a part whose label column is missing or null have no labels, as long as another part has them.
+
+    Args:
+        tables: the table of each part; its schema may hold the class names of `datasets`.
+        sources: name of each part, for error messages.
+        columns: names of columns.
+        decoding: settings of decoding.
+        named: number of classes that are named elsewhere.
+        with_paths: True reads the images of cells that hold a path instead of bytes.
+
+    Raises:
+        ValueError: naming the part, if a column is missing or has the wrong type.
+    """
+    images = {part: _image_column(table, columns, sources[part]) for part, table in tables.items()}
+    label_columns = _label_columns(tables, columns, sources)
+    labels = {
+        part: _labels(table, label_columns[part], sources[part])
+        if part in label_columns
+        else torch.full((len(table),), MISSING)
+        for part, table in tables.items()
+    }
+    names = {part: _class_names(tables[part], column) for part, column in label_columns.items()}
+    needs_numbers = not all(names.values()) and any(len(values) for values in labels.values())
+    numbered = class_numbers(list(labels.values()), next(iter(sources.values())), named) if needs_numbers else ()
+    others = next(iter(names.values())) or numbered
     return {
         part: _encoded_rows(
-            table.column(chosen[part][0]), labels[part], named[part] or numbered, names[part], decoding
+            table.column(images[part]),
+            labels[part],
+            names.get(part, others) or numbered,
+            sources[part],
+            decoding,
+            with_paths,
         )
         for part, table in tables.items()
     }
+
+
+def _label_columns(tables: dict[str, pa.Table], columns: Columns, sources: dict[str, str]) -> dict[str, str]:
+    """Label columns of the parts that have one, at least one."""
+    found: dict[str, str] = {}
+    first: ValueError | None = None
+    for part, table in tables.items():
+        try:
+            found[part] = _label_column(table, columns, sources[part])
+        except ValueError as error:
+            first = first or error
+    if first is not None and not found:
+        raise first
+    return found
 
 
 def _encoded_rows(
     column: "pa.ChunkedArray[Any]",
     labels: Int64[Tensor, " n"],
     classes: tuple[str, ...],
-    name: str,
+    source: str,
     decoding: Decoding,
+    with_paths: bool,
 ) -> Rows:
     def read(index: Tensor) -> Tensor:
-        return decode_images((_encoded(column[row].as_py(), name, row) for row in index.tolist()), decoding)
+        return decode_images(
+            (_encoded(column[row].as_py(), source, row, with_paths) for row in index.tolist()), decoding
+        )
 
-    return Rows(labels, classes, name, read)
+    return Rows(labels, classes, source, read)
 
 
-def _encoded(cell: Any, name: str, row: int) -> EncodedImage:
+def _encoded(cell: Any, source: str, row: int, with_paths: bool) -> EncodedImage:
     content = cell.get("bytes") if isinstance(cell, dict) else cell
-    if content is None and isinstance(cell, dict) and cell.get("path") and name.startswith("hf:"):
-        content = Path(cell["path"])  # the hub's loader of image folders keeps paths instead of bytes
+    if content is None and isinstance(cell, dict) and cell.get("path") and with_paths:
+        content = Path(cell["path"])
     if content is None:
-        raise ValueError(f"{name} row {row}: holds no image")
-    return EncodedImage(content, f"{name} row {row}")
+        raise ValueError(f"{source} row {row}: holds no image")
+    return EncodedImage(content, f"{source} row {row}")
 
 
-def _chosen_columns(table: pa.Table, columns: Columns, name: str) -> tuple[str, str]:
-    images = [field.name for field in table.schema if _holds_files(field.type)]
-    labels = [field.name for field in table.schema if pa.types.is_integer(field.type)]
-    return (
-        _chosen(table, _Role("image", "encoded images (bytes)", _USUAL_IMAGES), columns.image, images, name),
-        _chosen(table, _Role("label", "integers 0..K-1", _USUAL_LABELS), columns.label, labels, name),
-    )
+def _image_column(table: pa.Table, columns: Columns, source: str) -> str:
+    fitting = [field.name for field in table.schema if _holds_files(field.type)]
+    return _chosen(table, _Role("image", "encoded images (bytes)", _USUAL_IMAGES), columns.image, fitting, source)
+
+
+def _label_column(table: pa.Table, columns: Columns, source: str) -> str:
+    integers = [field.name for field in table.schema if pa.types.is_integer(field.type)]
+    with_names = [name for name in integers if _class_names(table, name)]
+    is_clear = len(with_names) == 1 and columns.label is None and not set(_USUAL_LABELS) & set(integers)
+    fitting = with_names if is_clear else integers
+    return _chosen(table, _Role("label", "integers 0..K-1", _USUAL_LABELS), columns.label, fitting, source)
 
 
 def _holds_files(kind: pa.DataType) -> bool:
@@ -192,7 +193,7 @@ def _chosen(table: pa.Table, role: _Role, given: str | None, fitting: Sequence[s
 def _labels(table: pa.Table, column: str, name: str) -> Int64[Tensor, " n"]:
     values = table.column(column)
     if values.null_count:
-        raise ValueError(f"{name}: the column {column!r} lacks {values.null_count} labels")
+        values = values.cast(pa.int64()).fill_null(pa.scalar(MISSING, pa.int64()))
     numbers = values.to_numpy()
     if numbers.dtype == np.uint64 and numbers.size and numbers.max() > np.iinfo(np.int64).max:
         raise ValueError(

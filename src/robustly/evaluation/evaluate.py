@@ -1,7 +1,7 @@
 """Attack and certify a model on a data set, and return the evidence."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,12 +41,13 @@ from robustly.evidence.metrics import contradictions, metrics
 from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import ExampleColumns
 from robustly.evidence.summary import Metrics
+from robustly.models import as_classifier
 from robustly.objectives import ClassificationGoal, margin
 from robustly.threats import Chain, Threat
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], object],
     data: ImageData,
     threat: Threat,
     suite: Suite | str | Attack | Sequence[Attack | str],
@@ -62,7 +63,7 @@ def evaluate(
     """Evaluate a model and return the evidence.
 
     Args:
-        model: any module from images in [0, 1] to logits.
+        model: any module or function from images in [0, 1] to logits; see `robustly.models.as_classifier`.
         data: labelled images, on the model's device.
         threat: the threat, with one extent for all examples.
         suite: attacks and certificates, the name of a known suite, names of attacks separated by commas, an attack,
@@ -79,15 +80,23 @@ def evaluate(
         progress: callback with (name, done, total).
 
     Raises:
+        AdapterError: the model is not one, or fails on the images.
         EvaluationError: clean images have NaN or infinite logits, the number of outputs is not that of the classes,
-            an attack is not defined for the threat, every attack failed, or evidence refutes a certificate.
+            an attack is not defined for the threat, the box of the threat is not [0, 1], every attack failed, or
+            evidence refutes a certificate.
     """
     if isinstance(threat.extent, Tensor):
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
     if isinstance(threat, Chain):
         threat = threat.whole()  # evidence states limits, not shares of others
+    if tuple(threat.box) != (0.0, 1.0):
+        raise EvaluationError(
+            f"the threat has the box {list(threat.box)}, but images are in [0, 1] here: leave the box out, and "
+            "give the size in that unit, such as linf:8/255"
+        )
     suite = with_curve(as_suite(suite, threat.kind), curve, threat)
     _check_attacks(suite, threat)
+    model = as_classifier(model, data.floats(torch.arange(min(2, len(data)), device=data.images.device)))
     target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))
     clean = _clean_logits(replace(target, batch_size=batch_size or 250))
     overhead = Overhead()

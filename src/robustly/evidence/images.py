@@ -1,6 +1,6 @@
 """The stored tensors of an evaluation: adversarial images, counterexamples, originals, arrays of the threat."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +112,10 @@ class EvidenceImages:
             found |= {f"{prefix}.ids": saved.ids, f"{prefix}.images": saved.levels}
             found |= {} if saved.theta is None else {f"{prefix}.theta": saved.theta}
         return found | {f"{THREAT}.{name}": values for name, values in self.threat.items()}
+
+    def items(self) -> ItemsView[str, NDArray[Any]]:
+        """Names and arrays of all stored tensors, such as "apgd_ce.images" `(M, C, H, W)`; nothing is copied."""
+        return self.tensors().items()
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> "EvidenceImages":

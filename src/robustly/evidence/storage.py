@@ -3,19 +3,18 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from robustly.evidence.display import evidence_html, evidence_text
+from robustly.evidence.frames import frame, is_verdict, verdict_words
 from robustly.evidence.images import EvidenceImages, StoredImages, attack_names, threat_arrays
 from robustly.evidence.records import EvidenceError, from_json, read_object, to_json
 from robustly.evidence.schema import (
-    CERTIFICATE,
     GALLERY,
     IMAGES,
     SCHEMA,
@@ -28,19 +27,54 @@ from robustly.evidence.schema_2 import columns_of_schema_2, summary_of_schema_2
 from robustly.evidence.schema_3 import columns_of_schema_3, summary_of_schema_3
 from robustly.evidence.summary import Summary
 from robustly.files import file_sha256, whole_file, write_json
-from robustly.memory import SizeError, read_parquet
+from robustly.memory import SizeError, TableError, read_parquet
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow as pa
 
 Found = TypeVar("Found")
-_VERDICT = ".verdict"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evidence:
-    """The result of an evaluation: the rows, the stored images, and the summary of both."""
+    """The result of an evaluation: the rows, the stored images, and the summary of both.
+
+    Notebooks show it as a table, terminals as a few lines.
+    """
 
     table: EvidenceTable
     images: EvidenceImages
     summary: Summary
+
+    def __repr__(self) -> str:
+        return evidence_text(type(self).__name__, self.summary)
+
+    def _repr_html_(self) -> str:
+        return evidence_html(self.summary)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row per example, with the columns of all attacks and certificates.
+
+        Columns are named as in `evidence.parquet` ("label", "apgd_ce.broken"); verdicts of certificates are words.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return frame(self.table)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the three files of the evidence into a folder, and return the folder.
+
+        Raises:
+            EvidenceError: the path is that of a file.
+            OSError: the folder is read-only or the disk is full.
+        """
+        folder = Path(path)
+        if folder.exists() and not folder.is_dir():
+            raise EvidenceError(f"{folder} is a file: evidence is saved to a folder")
+        write_evidence(self, folder)
+        return folder
 
 
 @dataclass(frozen=True)
@@ -58,15 +92,28 @@ class Pictures:
     adversarial: Mapping[str, Mapping[int, NDArray[np.float32]]]
 
 
+def pictures_of(images: EvidenceImages) -> Pictures:
+    """The originals of the gallery and their adversarial images, from evidence in memory."""
+    shown, wanted = images.gallery, set(images.gallery.ids.tolist())
+    adversarial = {
+        name: {one: kept.images[i] for i, one in enumerate(kept.ids.tolist()) if one in wanted}
+        for name, kept in images.attacks.items()
+    }
+    return Pictures(shown.ids, shown.images, adversarial)
+
+
 def write_evidence(evidence: Evidence, folder: Path) -> None:
     """Write the three files of an evaluation; the summary comes last, with the hashes of the others.
 
     Raises:
         OSError: the folder is read-only or the disk is full.
     """
+    import pyarrow as pa  # noqa: PLC0415 (slow to import)
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY).unlink(missing_ok=True)  # a crash must not leave an old summary beside new files
-    columns = {name: _stored_column(name, values) for name, values in evidence.table.columns().items()}
+    columns = {name: pa.array(_stored(name, values)) for name, values in evidence.table.columns().items()}
     with whole_file(folder / TABLE) as temporary:
         pq.write_table(pa.table(columns), temporary)
     with whole_file(folder / IMAGES) as temporary:
@@ -124,7 +171,7 @@ def read_table(folder: Path) -> EvidenceTable:
         stored = read_parquet(file)
     except SizeError as error:
         raise EvidenceError(str(error)) from None
-    except (pa.ArrowException, OSError) as error:
+    except (TableError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise EvidenceError(f"{file} is damaged (cut off while it was written?): {reason}") from error
     columns = {name: _column(file, name, stored[name]) for name in stored.column_names}
@@ -218,17 +265,15 @@ def _of_file(file: Path, read: Callable[[], Found]) -> Found:
         raise EvidenceError(f"{file} lacks a field or has one of the wrong kind: {error}") from error
 
 
-def _stored_column(name: str, values: NDArray[Any]) -> "pa.Array[Any]":
-    if name.startswith(f"{CERTIFICATE}.") and name.endswith(_VERDICT):
-        values = np.array([Verdict(code).word for code in values.tolist()])
-    column: pa.Array[Any] = pa.array(values)
-    return column
+def _stored(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Values of a column as they are stored: verdicts of certificates in words."""
+    return np.asarray(verdict_words(values)) if is_verdict(name) else values
 
 
 def _column(file: Path, name: str, values: "pa.ChunkedArray[Any]") -> NDArray[Any]:
     if values.null_count:
         raise EvidenceError(f"{file}: the column {name} has missing values")
-    if name.startswith(f"{CERTIFICATE}.") and name.endswith(_VERDICT):
+    if is_verdict(name):
         codes: dict[object, int] = {one.word: int(one) for one in Verdict}
         words = values.to_pylist()
         unknown = sorted({str(word)[:20] for word in words if word not in codes})

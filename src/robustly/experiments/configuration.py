@@ -15,8 +15,9 @@ from robustly.data import DataConfig
 from robustly.evaluation.curve import OFF, with_curve
 from robustly.evaluation.suites import check_suite_name
 from robustly.evaluation.suites.composed import suite_from
+from robustly.experiments.keys import TOP_LEVEL, Settings
 from robustly.experiments.networks import NetworkConfig, build_networks, plain_networks, with_weights
-from robustly.models import ModelConfig
+from robustly.models import ModelConfig, weights_file
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
 from robustly.settings import SettingsError, build, check, check_keys, choose, plain_values
@@ -33,9 +34,6 @@ from robustly.training import (
     ScheduleConfig,
     TrainingConfig,
 )
-from robustly.training.parts import CONVENTIONAL_NETWORKS
-
-Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -138,6 +136,9 @@ class RunConfig:
         """Hash of everything that the trained weights depend on."""
         plain = self.as_plain()
         relevant = {key: value for key, value in plain.items() if key not in ("recipe", "evaluation", "runtime")}
+        relevant = _without_added(relevant)
+        if relevant["data"]["classes"] is None:  # another setting that a later version added
+            del relevant["data"]["classes"]
         relevant["precision"] = self.runtime.precision
         relevant["threat"] = str(self.threat)  # a mask by its content
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"
@@ -150,6 +151,17 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         is_name = path == "mnist5k" or path.startswith("hf:")
         return path if is_name or not Path(path).exists() else str(Path(path).resolve())
 
+    def file_of_weights(path: str) -> str:
+        given = Path(path).expanduser()
+        return str(weights_file(given).resolve()) if given.exists() else path
+
+    def with_files(network: NetworkConfig) -> NetworkConfig:
+        kind, _, path = network.model.name.partition(":")
+        place = Path(path).expanduser()
+        if kind in ("hf", "torchscript") and place.exists():
+            network = replace(network, model=replace(network.model, name=f"{kind}:{place.resolve()}"))
+        return with_weights(network, file_of_weights)
+
     return replace(
         config,
         threat_text=map_mask_files(config.threat_text, absolute),
@@ -157,9 +169,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             config.data,
             source=absolute(config.data.source),
             extra_source=None if config.data.extra_source is None else absolute(config.data.extra_source),
+            classes=None if config.data.classes is None else absolute(config.data.classes),
         ),
-        model=with_weights(NetworkConfig(config.model), absolute).model,
-        networks={name: with_weights(network, absolute) for name, network in config.networks.items()},
+        model=with_files(NetworkConfig(config.model)).model,
+        networks={name: with_files(network) for name, network in config.networks.items()},
         evaluation=replace(config.evaluation, stages=_with_surrogates(config.evaluation.stages, absolute)),
     )
 
@@ -180,7 +193,15 @@ def _with_surrogates(
     }
 
 
-_SECTIONS: dict[str, type] = {
+def _without_added(value: Any) -> Any:
+    """Settings without those of `_ADDED` at their defaults, so that runs begun before have the same hash."""
+    if not isinstance(value, Mapping):
+        return value
+    kept = {key: item for key, item in value.items() if key not in _ADDED or item != _ADDED[key]}
+    return {key: _without_added(item) for key, item in kept.items()}
+
+
+SECTION_TYPES: dict[str, type] = {
     "data": DataConfig,
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
@@ -189,8 +210,14 @@ _SECTIONS: dict[str, type] = {
     "runtime": RuntimeConfig,
     "evaluation": EvaluationConfig,
 }
-TOP_LEVEL = ("seed", "threat", *CONVENTIONAL_NETWORKS, "networks", "method", *_SECTIONS)
-_PARTS: dict[str, Mapping[str, type]] = {
+_ADDED: dict[str, Any] = {
+    "layer_decay": OptimizerConfig.layer_decay,
+    "head_epochs": 0,
+    "head": None,
+    "weights_key": None,
+}
+"""Settings that a later version added, and their defaults."""
+PART_TABLES: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,
     "inner": INNER_MAXIMISERS,
     "loss": LOSSES,
@@ -205,7 +232,7 @@ def build_config(settings: Settings) -> RunConfig:
         SettingsError: an unknown key or name, or a value of another type or out of range.
     """
     check_keys(settings, ("recipe", *TOP_LEVEL), "")
-    built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in _SECTIONS.items()}
+    built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in SECTION_TYPES.items()}
     networks = build_networks(settings)
     method, plain = _build_method(settings.get("method"))
     seed = check(int, settings.get("seed", 0), "seed")
@@ -247,10 +274,10 @@ def _check_step_size(inner: Mapping[str, Any], threat: Threat) -> None:
 
 def _build_method(given_parts: Any) -> tuple[Method, dict[str, Any]]:
     """The five parts, and their settings with defaults filled in."""
-    settings = check_keys(given_parts, (*_PARTS, "parameters"), "method")
+    settings = check_keys(given_parts, (*PART_TABLES, "parameters"), "method")
     parts: dict[str, Any] = {}
     plain: dict[str, Any] = {}
-    for slot, table in _PARTS.items():
+    for slot, table in PART_TABLES.items():
         given = settings.get(slot)
         if given is None:
             parts[slot], plain[slot] = None, None

@@ -1,14 +1,28 @@
 """Changes of plain settings: from the command line, or from a file that starts from a recipe."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from robustly import documents
 from robustly.documents import MOST_LEVELS, DocumentError, DocumentSyntaxError, parse_yaml
-from robustly.experiments.configuration import Settings
+from robustly.experiments.keys import Settings
 from robustly.settings import SettingsError
 
 KEYS = object()
 """Sentinel: create the mapping if it is missing."""
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """Settings from a YAML file.
+
+    Raises:
+        SettingsError: the file is not YAML or not a mapping, or breaks a limit of `robustly.documents`.
+    """
+    try:
+        return documents.read_yaml(path)
+    except DocumentError as error:
+        raise SettingsError(str(error)) from None
 
 
 def pairs_of(arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -4,26 +4,28 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import yaml
 from torch import nn
 
-from robustly import documents
-from robustly.attacks.core.contract import check_output, frozen
+from robustly.attacks.core.contract import check_output
 from robustly.data import DataConfig, ImageData, Splits, load_extra, load_splits
-from robustly.documents import DocumentError
 from robustly.evaluation.derived import looks_like_probabilities
+from robustly.evaluation.fitting import first_logits, fitted_data
 from robustly.experiments.configuration import RunConfig, build_config
+from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.locks import is_own_leftover
+from robustly.experiments.overrides import read_yaml
 from robustly.files import remove_stale_parts, write_text
-from robustly.models import ModelConfig, build_model, load_weights
+from robustly.model_names import is_published
+from robustly.models import ModelConfig, about_model, as_classifier, build_model, load_weights
+from robustly.models.layout import in_fastest_layout
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
-from robustly.settings import SettingsError
 from robustly.training import AuxiliaryNetwork, Job
 from robustly.training.engine.job import check_networks
 from robustly.training.engine.loop import BEST, FINAL
@@ -31,6 +33,9 @@ from robustly.training.engine.loop import BEST, FINAL
 CONFIG = "config.yaml"
 EVALUATION = "evaluation"
 REPORT = "report.html"
+
+OWN_WEIGHTS = "factory's own"
+PUBLISHED_WEIGHTS = "published"
 
 Trusts = Callable[[str], bool]
 
@@ -65,16 +70,19 @@ def create_run(folder: Path, config: RunConfig) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def refuse_existing(folder: Path) -> None:
+def refuse_existing(folder: Path, advice: str | None = None) -> None:
     """Refuse a folder that is not empty. A run killed at its beginning leaves an empty one, or locks and parts.
+
+    Args:
+        folder: the folder.
+        advice: what to do instead; None for the options of training.
 
     Raises:
         RunError: the folder has files, or is a file.
     """
     if folder.exists() and (not folder.is_dir() or not all(is_own_leftover(item) for item in folder.iterdir())):
-        raise RunError(
-            f"{folder} exists already: choose another name with --out, or continue it with --resume {folder}"
-        )
+        advice = advice or f"choose another name with --out, or continue it with --resume {folder}"
+        raise RunError(f"{folder} exists already: {advice}")
 
 
 def is_begun(folder: Path, config: RunConfig) -> bool:
@@ -91,7 +99,7 @@ def is_begun(folder: Path, config: RunConfig) -> bool:
     if other:
         raise RunError(
             f"{folder} exists already with other settings ({', '.join(other)}): choose another name with --out, or "
-            f"continue it with --resume {folder}"
+            f"continue it with --resume {folder}; to train it for longer, `robustly finetune {folder} --epochs N`"
         )
     return True
 
@@ -119,18 +127,6 @@ def open_run(folder: Path) -> RunConfig:
     if not path.is_file():
         raise RunError(f"{folder} is not a run folder: it has no {CONFIG}")
     return build_config(read_yaml(path))
-
-
-def read_yaml(path: Path) -> dict[str, object]:
-    """Settings from a YAML file.
-
-    Raises:
-        SettingsError: the file is not YAML or not a mapping, or breaks a limit of `robustly.documents`.
-    """
-    try:
-        return documents.read_yaml(path)
-    except DocumentError as error:
-        raise SettingsError(str(error)) from None
 
 
 def build_job(config: RunConfig, trusts: Trusts) -> Job:
@@ -174,6 +170,7 @@ def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
         seed=seed,
         networks=networks,
         extra=load_extra(config.data, splits),
+        about_weights=about_model(_fitted(config.model, splits.train)),
     )
     return job, splits
 
@@ -181,15 +178,19 @@ def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
 def build_network(
     config: ModelConfig, data: ImageData, seed: int, trusts: Trusts, role: str = "model"
 ) -> nn.Module:
-    """Build a network for a data set, and test it on a few images.
+    """Build a network to be trained on a data set, and test it on a few images.
 
     Raises:
         ValueError: settings that contradict the data, a number of outputs other than classes, or NaN.
     """
-    channels, height, width = data.shape
     try:
-        fitted = config.for_images(data.num_classes, channels, (height, width))
-        model = build_model(fitted, seed, trusts(config.name))
+        model = _new_network(config, data, seed, trusts)
+        outputs = first_logits(model, data).shape[1]
+        if outputs != data.num_classes:
+            raise RunError(
+                f"the model has {outputs} outputs but the data {data.num_classes} classes: training needs as many "
+                "outputs as classes (a factory of your own gets the number as its argument classes)"
+            )
         try_network(model, data)
     except ValueError as error:
         if role == "model":
@@ -198,26 +199,24 @@ def build_network(
     return model
 
 
+def _new_network(config: ModelConfig, data: ImageData, seed: int, trusts: Trusts) -> nn.Module:
+    images = data.floats(torch.arange(min(8, len(data))))
+    return as_classifier(build_model(_fitted(config, data), seed, trusts(config.name), images), images)
+
+
+def _fitted(config: ModelConfig, data: ImageData) -> ModelConfig:
+    channels, height, width = data.shape
+    return config.for_images(data.num_classes, channels, (height, width))
+
+
 def try_network(model: nn.Module, data: ImageData) -> None:
     """Refuse a network that cannot classify a data set; warn if it returns probabilities.
 
     Raises:
-        ValueError: it fails on the images, its number of outputs is not that of the classes, or it returns NaN.
+        ValueError: it fails on the images, it has fewer outputs than there are classes, or it returns NaN.
     """
-    x, y = data.floats(torch.arange(min(8, len(data)))), data.labels[:8]
-    try:
-        with frozen(model), torch.no_grad():
-            logits = model(x)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0][:160]
-        raise RunError(f"the model fails on images of shape {tuple(x.shape)}: {reason}") from None
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] != data.num_classes:
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise RunError(
-            f"the model returns {shape} for {len(x)} images of {data.num_classes} classes: expected logits of "
-            f"shape ({len(x)}, {data.num_classes})"
-        )
-    check_output(logits, ClassificationGoal(y))
+    logits = first_logits(model, data)
+    check_output(logits, ClassificationGoal(data.labels[: len(logits)]))
     if not bool(logits.isfinite().all()):
         raise RunError("the model returns NaN or infinite logits")
     if looks_like_probabilities(logits):
@@ -227,36 +226,67 @@ def try_network(model: nn.Module, data: ImageData) -> None:
         )
 
 
-def load_trained(folder: Path, config: RunConfig, data: ImageData, trusts: Trusts) -> tuple[nn.Module, str]:
-    """The network of a run with its selected weights, and the name of their file.
+def load_trained(
+    folder: Path, config: RunConfig, data: ImageData, trusts: Trusts
+) -> tuple[nn.Module, ImageData, str]:
+    """The network of a run with its selected weights, the images with its classes, and the name of the file.
 
-    These are `model.safetensors` of a finished run, the best checkpoint of an unfinished one, and the weights
-    named by the settings of a folder without training.
+    The weights are `model.safetensors` of a finished run, the best checkpoint of an unfinished one, and those named
+    by the settings of a folder without training.
 
     Raises:
         RunError: there are no weights yet.
-        ValueError: weights that are damaged or do not fit.
+        ValueError: weights that are damaged or do not fit, or data with other classes.
     """
     seed = derive_seed(config.seed, "model")
     for name in (FINAL, BEST):
         if (folder / name).is_file():
             # the weights from which the run started are not needed, and may be deleted by now
-            model = build_network(replace(config.model, weights=None), data, seed, trusts)
+            model = _new_network(replace(config.model, weights=None), data, seed, trusts)
             load_weights(model, folder / name)
-            try_network(model, data)
-            return model.eval(), name
-    if config.model.weights is None:
+            return _evaluated(model, data, name)
+    origin = config.model.weights
+    if origin is None and config.recipe == UNTRAINED and ":" in config.model.name:
+        origin = PUBLISHED_WEIGHTS if is_published(config.model.name) else OWN_WEIGHTS
+    if origin is None:
         raise RunError(f"{folder} has no weights yet: train it, or name weights with --model.weights FILE")
-    return build_network(config.model, data, seed, trusts).eval(), config.model.weights
+    return _evaluated(_new_network(config.model, data, seed, trusts), data, origin)
 
 
-def load_on_device(
-    folder: Path, config: RunConfig, data: ImageData, trusts: Trusts
-) -> tuple[nn.Module, str, torch.device]:
-    """The network of `load_trained` on the device of the settings, the name of its file, and the device."""
-    model, name = load_trained(folder, config, data, trusts)
+def _evaluated(model: nn.Module, data: ImageData, origin: str) -> tuple[nn.Module, ImageData, str]:
+    data = fitted_data(model, data)
+    try_network(model, data)
+    return model.eval(), data, origin
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The network of a run with its weights, and its images, on one device.
+
+    Args:
+        model: the network, in evaluation mode.
+        data: the images, with one class for each output of the network.
+        checkpoint: name of the file of the weights, `PUBLISHED_WEIGHTS` or `OWN_WEIGHTS`.
+        device: where they are.
+    """
+
+    model: nn.Module
+    data: ImageData
+    checkpoint: str
+    device: torch.device
+
+
+def load_on_device(folder: Path, config: RunConfig, data: ImageData, trusts: Trusts) -> Loaded:
+    """The network of `load_trained` and the images, on the device of the settings.
+
+    Raises:
+        ValueError: as `load_trained`.
+    """
+    model, fitted, name = load_trained(folder, config, data, trusts)
     device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
-    return model.to(device, memory_format=torch.channels_last), name, device  # type: ignore[call-overload]
+    placed = fitted.to(device)
+    first = placed.floats(torch.arange(min(2, len(placed)), device=placed.images.device))
+    return Loaded(in_fastest_layout(model.to(device), first), placed, name, device)
 
 
 def evaluation_data(config: RunConfig) -> DataConfig:

@@ -11,6 +11,7 @@ from robustly.evaluation.suites.composed import with_surrogates
 from robustly.evaluation.suites.suite import Suite
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import CONFIG, RunError, Trusts, build_network, load_trained, open_run
+from robustly.models.layout import in_fastest_layout
 from robustly.randomness import derive_seed
 
 
@@ -42,7 +43,7 @@ def load_surrogates(
                 raise RunError("it is neither a run folder nor a file of weights")
         except (ValueError, OSError) as error:
             raise RunError(f"stages.{stage}.surrogate {source}: {error}") from None
-        placed: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return placed
+        first = data.floats(torch.arange(min(2, len(data)), device=data.images.device)).to(device)
+        return in_fastest_layout(model.to(device), first)
 
     return with_surrogates(suite, load)

@@ -7,7 +7,8 @@ from typing import Literal
 import yaml
 
 from robustly.documents import read_csv, read_json
-from robustly.experiments.run_folder import EVALUATION, RunError, read_yaml
+from robustly.experiments.overrides import read_yaml
+from robustly.experiments.run_folder import EVALUATION, RunError
 from robustly.experiments.sweeps import Sweep, as_plain, sweep_from
 from robustly.files import write_text
 from robustly.training.engine.loop import FINAL, LAST

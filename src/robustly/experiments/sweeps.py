@@ -12,7 +12,8 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from robustly.experiments.configuration import RunConfig, Settings, build_config, with_absolute_paths
+from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
+from robustly.experiments.keys import Settings
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_folder import CONFIG, open_run
 from robustly.settings import SettingsError, build, plain_values

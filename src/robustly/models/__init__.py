@@ -1,27 +1,45 @@
 """Published networks, input normalisation as a layer, and loading of weights from any source."""
 
+from robustly.models.adapter import AdapterError, as_classifier
+from robustly.models.checkpoints import WeightsError, is_torchscript, read_weights, weights_file
+from robustly.models.hidden import hidden_modules
 from robustly.models.layers import ACTIVATIONS, Normalize
+from robustly.models.published import Expected, PublishedError, expected_images
+from robustly.models.recognition import about_model, recognised
 from robustly.models.registry import MODELS, Architecture, ModelConfig, Settings, build_model
 from robustly.models.resnet import PreActResNet, ResNet
 from robustly.models.small_cnn import SmallCNN
-from robustly.models.weights import WeightsError, load_weights, read_weights, save_weights, weights_hash
+from robustly.models.weights import load_weights, save_weights, weights_hash
 from robustly.models.wide_resnet import WideResNet
+from robustly.models.wrapping import names_of_outputs, wrap
 
 __all__ = [
     "ACTIVATIONS",
     "MODELS",
+    "AdapterError",
     "Architecture",
+    "Expected",
     "ModelConfig",
     "Normalize",
     "PreActResNet",
+    "PublishedError",
     "ResNet",
     "Settings",
     "SmallCNN",
     "WeightsError",
     "WideResNet",
+    "about_model",
+    "as_classifier",
     "build_model",
+    "expected_images",
+    "hidden_modules",
+    "is_torchscript",
     "load_weights",
+    "names_of_outputs",
     "read_weights",
+    "recognised",
     "save_weights",
+    "weights_file",
     "weights_hash",
+    "wrap",
 ]

@@ -4,14 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from robustly.model_names import TORCHSCRIPT, is_published
+from robustly.models.adapter import as_classifier
 from robustly.models.layers import ACTIVATIONS
+from robustly.models.lazy import create_parameters, has_lazy_parameters
+from robustly.models.published import build_published, expected_images
 from robustly.models.resnet import PreActResNet, ResNet
 from robustly.models.small_cnn import SmallCNN
-from robustly.models.user_code import build_user_model
+from robustly.models.user_code import build_user_model, load_torchscript
 from robustly.models.weights import load_weights
 from robustly.models.wide_resnet import WideResNet
+from robustly.models.wrapping import wrap
 from robustly.settings import Ratio, nearest
 
 WIDEST = 64
@@ -23,7 +28,8 @@ class ModelConfig:
     """A model by its name and settings. None means the value of the reference implementation of that name.
 
     Args:
-        name: a name in `MODELS`, or `package.module:factory` for a model of the user's own.
+        name: a name in `MODELS`; `package.module:factory` for a model of the user's own; `timm:NAME`; `hf:FOLDER`
+            or `hf:NAME` for a model of Hugging Face; `torchscript:FILE`.
         classes: number of logits, at least 2; None is 10.
         channels: channels of the images; None is 1 for `small_cnn` and 3 for the others.
         image_size: height and width in pixels; None is 28x28 for `small_cnn` and 32x32 for the others.
@@ -33,7 +39,9 @@ class ModelConfig:
         std: per-channel standard deviation on the [0, 1] scale; None for none.
         dropout: probability in [0, 1); None is 0.5 for `small_cnn` and 0 for wide ResNets. The others have no
             dropout.
-        weights: a file for `load_weights`, or None for new weights.
+        weights: a file or folder for `load_weights`; None for new weights, the published ones of timm and Hugging
+            Face, or those of the user's factory.
+        weights_key: the state dict to take from a file with several, such as `model_ema`; None finds it.
 
     Raises:
         ValueError: for a name that does not exist and for a number outside its range.
@@ -49,13 +57,16 @@ class ModelConfig:
     std: tuple[Ratio, ...] | None = None
     dropout: float | None = None
     weights: str | None = None
+    weights_key: str | None = None
 
     def __post_init__(self) -> None:
         if ":" not in self.name and self.name not in MODELS:
             raise ValueError(
                 f"unknown model {self.name!r}{nearest(self.name, MODELS)}: use {', '.join(MODELS)}, "
-                "or package.module:factory for a model of your own"
+                "package.module:factory for a model of your own, timm:NAME, or hf:FOLDER"
             )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std must be given together: set both, or neither")
         if self.classes is not None and self.classes < 2:
             raise ValueError(f"classes is {self.classes}: a classifier needs at least 2")
         if self.channels is not None and self.channels < 1:
@@ -77,10 +88,14 @@ class ModelConfig:
     def for_images(self, classes: int, channels: int, image_size: tuple[int, int]) -> "ModelConfig":
         """The same settings, with None replaced by values of a data set.
 
+        Given classes stay with given weights: data may have examples of some of their classes only.
+
         Raises:
             ValueError: if a given value differs from that of the data.
         """
         given = {"classes": self.classes, "channels": self.channels}
+        if self.weights is not None and self.classes is not None:
+            classes = self.classes
         for key, found in (("classes", classes), ("channels", channels)):
             if given[key] is not None and given[key] != found:
                 raise ValueError(
@@ -191,7 +206,9 @@ MODELS: dict[str, Architecture] = {
 }
 
 
-def build_model(config: ModelConfig, seed: int, allow_code: bool = False) -> nn.Module:
+def build_model(
+    config: ModelConfig, seed: int, allow_code: bool = False, images: Tensor | None = None
+) -> nn.Module:
     """Build the configured network with its weights, on the CPU, in train mode.
 
     New weights depend on the seed alone: PyTorch's global generator is neither used nor changed.
@@ -201,6 +218,8 @@ def build_model(config: ModelConfig, seed: int, allow_code: bool = False) -> nn.
         seed: any integer of 64 bits.
         allow_code: True allows a name `package.module:factory` to import and call that code. A configuration file
             from others must not run code, so only the user's own command sets it.
+        images: a few images, `(N, C, H, W)`, for networks that create parameters in their first forward pass; None
+            leaves such parameters without shape.
 
     Raises:
         ValueError: if the settings do not fit together, or the name is the user's own code and `allow_code`
@@ -213,17 +232,25 @@ def build_model(config: ModelConfig, seed: int, allow_code: bool = False) -> nn.
         # not torch.manual_seed, which would also reseed every GPU
         torch.default_generator.manual_seed(seed)
         with torch.device("cpu"):
-            model = _new_model(config, allow_code)
+            model = new_network(config, allow_code)
     finally:
         torch.set_rng_state(state)
+    if images is not None and has_lazy_parameters(model):
+        create_parameters(model, images, seed)
     if config.weights is not None:
-        load_weights(model, config.weights)
+        load_weights(as_classifier(model), config.weights, config.weights_key)  # with layers kept in lists
     return model
 
 
-def _new_model(config: ModelConfig, allow_code: bool) -> nn.Module:
+def new_network(config: ModelConfig, allow_code: bool) -> nn.Module:
+    """The configured network before the weights of a file are loaded; see `build_model`."""
+    if is_published(config.name):
+        return _published(config)
+    if config.name.startswith(TORCHSCRIPT):
+        return _normalised(load_torchscript(config.name, allow_code), config.mean, config.std)
     if ":" in config.name:
-        return build_user_model(config.name, config.classes, allow_code)
+        own = build_user_model(config.name, config.classes, allow_code)
+        return _normalised(own, config.mean, config.std)
     architecture = MODELS[config.name]
     if architecture.dropout is None and config.dropout:
         raise ValueError(f"dropout is {config.dropout} but {config.name} has no dropout: leave it out")
@@ -240,3 +267,22 @@ def _new_model(config: ModelConfig, allow_code: bool) -> nn.Module:
             std=config.std,
         )
     )
+
+
+def _published(config: ModelConfig) -> nn.Module:
+    mean, std = config.mean, config.std
+    if mean is None:
+        found = expected_images(config.name)
+        mean, std = found.mean, found.std
+        if mean is None or std is None:
+            raise ValueError(
+                f"the model {config.name!r} does not state its input normalisation: give --model.mean and "
+                "--model.std on the [0, 1] scale; 0 and 1 for none"
+            )
+    network = build_published(config.name, config.classes, config.weights, config.weights_key)
+    return wrap(network, mean=mean, std=std)
+
+
+def _normalised(network: nn.Module, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> nn.Module:
+    """The network behind an input normalisation, where one is configured."""
+    return network if mean is None else wrap(network, mean=mean, std=std)

@@ -1,9 +1,14 @@
-"""Models of the user's own, named `package.module:factory` and imported only where that is allowed."""
+"""Models with code of their own, run only where that is allowed: `package.module:factory`, `torchscript:FILE`."""
 
 import importlib
 import inspect
+from pathlib import Path
 
+import torch
 from torch import nn
+
+from robustly.memory import check_archive
+from robustly.model_names import TORCHSCRIPT
 
 
 def build_user_model(name: str, classes: int | None, allow_code: bool) -> nn.Module:
@@ -21,7 +26,7 @@ def build_user_model(name: str, classes: int | None, allow_code: bool) -> nn.Mod
     if not allow_code:
         raise ValueError(
             f"the model {name!r} names code to import and run, which is not allowed here: "
-            "allow it (allow_code=True) only for code that you trust"
+            "allow it (--trust-code; allow_code=True in Python) only for code that you trust"
         )
     module_name, _, factory_name = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), factory_name]):
@@ -42,6 +47,33 @@ def build_user_model(name: str, classes: int | None, allow_code: bool) -> nn.Mod
         raise ValueError(f"the model {name!r}: the factory failed with {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model {name!r}: the factory returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def load_torchscript(name: str, allow_code: bool) -> nn.Module:
+    """Load a model of `torch.jit.save`, named `torchscript:FILE`, on the CPU.
+
+    Args:
+        name: the file behind `torchscript:`.
+        allow_code: True allows it: the file holds code, which PyTorch's interpreter runs.
+
+    Raises:
+        ValueError: if code is not allowed, or the file is damaged.
+        FileNotFoundError: if there is no such file.
+    """
+    file = Path(name.removeprefix(TORCHSCRIPT)).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: there is no such file")
+    if not allow_code:
+        raise ValueError(
+            f"{file} holds a model with its code, which is not allowed here: allow it (--trust-code; "
+            "allow_code=True in Python) only for code that you trust"
+        )
+    check_archive(file)
+    try:
+        model: nn.Module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise ValueError(f"{file} cannot be loaded as TorchScript: {str(error).strip().splitlines()[0]}") from None
     return model
 
 

@@ -1,39 +1,37 @@
-"""Weights in files: reading of common checkpoints, writing of safetensors, and a hash."""
+"""Weights: copied from files into models, written as safetensors, and hashed."""
 
 import hashlib
-import json
 import os
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from robustly.files import whole_file
-from robustly.memory import check_archive
+from robustly.models.adapted import Adapted
+from robustly.models.checkpoints import WeightsError, read_weights, weights_file, written_about
+from robustly.models.weight_names import Fitted, NamesError, fitted, is_normalisation, listed
 from robustly.models.wide_resnet import WideResNet
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "model.")
 _NORMALISATION = ("normalize.mean", "normalize.std")
-_NAMED_IN_ERROR = 4
 _OURS = {"written_by": "robustly"}
 
 
-class WeightsError(ValueError):
-    """A file of weights that cannot be read, or does not fit the model."""
+def load_weights(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> None:
+    """Copy the weights of a file or folder into a model, all of them or none.
 
+    Names are fitted to the model: prefixes of wrappers (DataParallel, `torch.compile`, Lightning, MadryLab's
+    `robustness`, `AveragedModel`, any other) are removed, or added where the model itself is wrapped. The block
+    `sub_block1` of wide ResNets, which TRADES registers but never uses, is left out. Where a file from another
+    program lacks the input normalisation or batch counters, the model's own are kept.
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Copy the weights of a file into a model, all of them or none.
-
-    Accepts `.safetensors`, and `.pt` or `.pth` with a state dict, plain or under a key such as `state_dict` or
-    `model`. Prefixes of wrappers (`module.`, `model.`, `_orig_mod.`) are removed, and so is the block `sub_block1`
-    of wide ResNets, which TRADES registers but never uses. Where a file from another program lacks the input
-    normalisation or batch counters, the model's own are kept.
+    Args:
+        model: the network.
+        path: as for `read_weights`.
+        key: as for `read_weights`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -41,64 +39,45 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
             not finite, or its input normalisation differs from the model's (or is missing in a file of
             `save_weights`).
     """
+    file = weights_file(path)
     own = _state(model)
-    given = _renamed(read_weights(path), own, path)
-    if _written_here(Path(path)) and _NORMALISATION[0] in own and _NORMALISATION[0] not in given:
+    given = read_weights(file, key)
+    try:
+        fit = fitted(given, own)
+    except NamesError as error:
+        raise WeightsError(f"{file}: {error}") from None
+    weights = fit.weights
+    # the normalisation around a model of another program is not part of its file
+    is_ours = _written_here(file) and not isinstance(model, Adapted)
+    if is_ours and _NORMALISATION[0] in own and _NORMALISATION[0] not in weights:
         raise WeightsError(
-            f"{path}: was trained without input normalisation, but the model is configured with mean and std: "
+            f"{file}: was trained without input normalisation, but the model is configured with mean and std: "
             "leave them out, or take another file"
         )
     if isinstance(model, WideResNet):
-        given = {name: value for name, value in given.items() if not name.startswith("sub_block1.")}
-    _check_match(own, given, path)
-    for name, value in given.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise WeightsError(f"{path}: {name} holds numbers that are not finite")
-        if name in _NORMALISATION and not torch.allclose(value.float().cpu(), own[name].float().cpu(), atol=1e-6):
-            raise WeightsError(
-                f"{path}: was trained with {name} = {value.flatten().tolist()} "
-                f"but the model is configured with {own[name].flatten().tolist()}"
-            )
+        weights = {name: value for name, value in weights.items() if not name.startswith("sub_block1.")}
+    _check_match(own, weights, file)
+    _check_values(own, weights, file)
+    _check_normalisation(model, own, fit, file)
     with torch.no_grad():
-        for name, value in given.items():
+        for name, value in weights.items():
             own[name].copy_(value)
+    if fit.left_out:
+        warnings.warn(f"{file}: {listed(fit.left_out)} are not of the model and are not used", stacklevel=2)
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Named tensors of a file, on the CPU, under the names in the file. Code in a file is never run.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        WeightsError: if it is damaged, or does not hold named tensors.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: there is no such file of weights")
-    if file.suffix not in (".safetensors", ".pt", ".pth"):
-        raise WeightsError(f"{file}: the name must end in .safetensors, .pt or .pth")
-    check_archive(file)
-    # the parsers of other formats raise many kinds of errors; the reason goes into the message
-    if file.suffix == ".safetensors":
-        try:
-            return dict(parse_safetensors(file.read_bytes()))
-        except Exception as error:
-            raise WeightsError(f"{file}: is damaged or not a safetensors file ({_first_line(error)})") from error
-    try:
-        loaded: object = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{file}: is not a state dict, or holds Python objects beside tensors, "
-            "which are never unpickled; save model.state_dict() alone"
-        ) from error
-    except Exception as error:
-        raise WeightsError(
-            f"{file}: is damaged or not a file of torch.save with a state dict ({_first_line(error)})"
-        ) from error
-    return _unwrapped(loaded, file)
-
-
-def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def save_weights(
+    model: nn.Module | Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    about: Mapping[str, str] | None = None,
+) -> None:
     """Write a model's state dict, or named tensors, atomically as safetensors.
+
+    Args:
+        model: the network, or its named tensors.
+        path: the file.
+        about: texts for the metadata of the file, such as the settings of the model. The hash of the weights does
+            not depend on them.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -111,7 +90,8 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
         raise FileNotFoundError(f"{file.parent}: there is no such folder to write {file.name} in")
     state = _state(model)
     # safetensors rejects shared storage, so tied weights are copied
-    blob = to_safetensors({name: _plain(value).clone() for name, value in state.items()}, metadata=_OURS)
+    copies = {name: _plain(value).clone() for name, value in state.items()}
+    blob = to_safetensors(copies, metadata={**(about or {}), **_OURS})
     with whole_file(file) as temporary:
         temporary.write_bytes(blob)
 
@@ -140,56 +120,16 @@ def _plain(value: Tensor) -> Tensor:
     return value.detach().cpu().contiguous()
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
-
-
 def _written_here(file: Path) -> bool:
     """True if `save_weights` wrote the file; files of other programs may lack the input normalisation."""
-    if file.suffix != ".safetensors":
-        return False
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return bool(header.get("__metadata__") == _OURS)
+    return written_about(file).get("written_by") == _OURS["written_by"]
 
 
-def _unwrapped(loaded: object, file: Path) -> dict[str, Tensor]:
-    """State dict in the result of `torch.load`, which may be nested under one or two keys."""
-    while isinstance(loaded, Mapping):
-        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            break
-        loaded = inner
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise WeightsError(f"{file}: holds {type(loaded).__name__} instead of named tensors (a state dict)")
-    foreign = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
-    if foreign:
-        raise WeightsError(
-            f"{file}: {_listed(foreign)} hold no tensors; put the state dict alone in the file, "
-            f"or under one of the keys {', '.join(_WRAPPERS)}"
-        )
-    return {str(name): value for name, value in loaded.items()}
-
-
-def _renamed(given: dict[str, Tensor], own: Mapping[str, Tensor], path: object) -> dict[str, Tensor]:
-    """Tensors under the model's own names: without prefixes, unless the model itself has them."""
-    renamed: dict[str, Tensor] = {}
-    for original, value in given.items():
-        name = original if original in own else original.replace("_orig_mod.", "")
-        while name not in own and name.startswith(_PREFIXES):
-            name = name.partition(".")[2]
-        if name in renamed:
-            raise WeightsError(f"{path}: holds two tensors for {name}")
-        renamed[name] = value
-    return renamed
-
-
-def _check_match(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: object) -> None:
+def _check_match(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
     missing = [
         name
         for name in own
-        if name not in given and name not in _NORMALISATION and not name.endswith("num_batches_tracked")
+        if name not in given and not is_normalisation(name) and not name.endswith("num_batches_tracked")
     ]
     unexpected = sorted(name for name in given if name not in own)
     shapes = [
@@ -198,7 +138,7 @@ def _check_match(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: o
         if name in own and value.shape != own[name].shape
     ]
     problems = [
-        f"{words} {_listed(names)}"
+        f"{words} {listed(names)}"
         for words, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape:", shapes))
         if names
     ]
@@ -206,6 +146,44 @@ def _check_match(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: o
         raise WeightsError(f"{path}: the weights do not fit the model: {'; '.join(problems)}")
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMED_IN_ERROR])
-    return shown if len(names) <= _NAMED_IN_ERROR else f"{shown} and {len(names) - _NAMED_IN_ERROR} more"
+def _check_values(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
+    for name, value in given.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise WeightsError(f"{path}: {name} holds numbers that are not finite")
+        if name in _NORMALISATION and not torch.allclose(value.float().cpu(), own[name].float().cpu(), atol=1e-6):
+            raise WeightsError(
+                f"{path}: was trained with {name} = {value.flatten().tolist()} "
+                f"but the model is configured with {own[name].flatten().tolist()}"
+            )
+
+
+def _check_normalisation(model: nn.Module, own: Mapping[str, Tensor], fit: Fitted, path: Path) -> None:
+    """Compare the input normalisation of a wrapper in the file with the model's.
+
+    Raises:
+        WeightsError: the model has another one, or none.
+    """
+    if fit.mean is None or fit.std is None:
+        return
+    mean, std = (value.flatten().tolist() for value in (fit.mean, fit.std))
+    said = f"--model.mean '{[round(x, 6) for x in mean]}' --model.std '{[round(x, 6) for x in std]}'"
+    names = [name for name in own if is_normalisation(name)]
+    if names:
+        for name in names:
+            theirs = mean if name.endswith("mean") else std
+            same = len(theirs) == own[name].numel() and torch.allclose(
+                own[name].flatten().float().cpu(), torch.tensor(theirs), atol=1e-4
+            )
+            if not same:
+                raise WeightsError(
+                    f"{path}: was trained with another input normalisation than the model has: use {said}"
+                )
+    elif any(mean) or any(value != 1 for value in std):
+        if isinstance(getattr(model, "normalize", None), nn.Identity):
+            raise WeightsError(
+                f"{path}: was trained with an input normalisation, but the model has none: use {said}"
+            )
+        warnings.warn(
+            f"{path}: was trained with an input normalisation: if the network does not contain it, use {said}",
+            stacklevel=3,
+        )

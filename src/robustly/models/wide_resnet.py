@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robustly.models.layers import activation_layer, input_layer, scaled
 
@@ -29,6 +30,9 @@ class WideResNet(nn.Module):
         activation: a name in `ACTIVATIONS`.
         dropout: probability in [0, 1) of dropping an activation between the two convolutions of a block.
         momentum: share of the new batch in the running statistics, in (0, 1].
+        same_padding: True pads the convolutions of stride 2 as TensorFlow's SAME does: images of even size get
+            zeros on the right and below only. The networks that DeepMind published need it (Gowal et al. 2020 and
+            2021, Rebuffi et al. 2021), and those that follow them (Wang et al. 2023).
         mean: per-channel mean of the input normalisation, or None for none.
         std: per-channel standard deviation of the input normalisation, or None for none.
 
@@ -46,6 +50,7 @@ class WideResNet(nn.Module):
         activation: str = "relu",
         dropout: float = 0.0,
         momentum: float = 0.1,
+        same_padding: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -56,7 +61,7 @@ class WideResNet(nn.Module):
                 f"a wide ResNet of depth {depth} does not exist: use 10, 16, 22, 28, 34, ... (6 n + 4)"
             )
         stages = [_STEM, *(scaled(_STEM * factor, widen) for factor in (1, 2, 4))]
-        kind = _Kind(activation, dropout, momentum)
+        kind = _Kind(activation, dropout, momentum, same_padding)
         self.normalize = input_layer(channels, mean, std)
         self.conv1 = nn.Conv2d(channels, stages[0], 3, padding=1, bias=False)
         self.block1 = _Stage(blocks, stages[0], stages[1], 1, kind)
@@ -81,6 +86,7 @@ class _Kind:
     activation: str
     dropout: float
     momentum: float
+    same_padding: bool
 
 
 class _Stage(nn.Module):
@@ -103,7 +109,8 @@ class _Block(nn.Module):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(before, momentum=kind.momentum)
         self.act1 = activation_layer(kind.activation)
-        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.pads = kind.same_padding and stride == 2
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=0 if self.pads else 1, bias=False)
         self.bn2 = nn.BatchNorm2d(after, momentum=kind.momentum)
         self.act2 = activation_layer(kind.activation)
         self.drop = nn.Dropout(kind.dropout)
@@ -116,8 +123,15 @@ class _Block(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         inner = self.act1(self.bn1(x))
         kept = x if self.convShortcut is None else self.convShortcut(inner)
-        out: Tensor = self.conv2(self.drop(self.act2(self.bn2(self.conv1(inner))))) + kept
+        padded = _padded(inner) if self.pads else inner
+        out: Tensor = self.conv2(self.drop(self.act2(self.bn2(self.conv1(padded))))) + kept
         return out
+
+
+def _padded(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c p q"]:
+    """Zeros of TensorFlow's SAME padding for a convolution of size 3 and stride 2."""
+    height, width = x.shape[2:]
+    return F.pad(x, (width % 2, 1, height % 2, 1))
 
 
 def _initialise(model: WideResNet) -> None:

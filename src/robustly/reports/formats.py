@@ -9,6 +9,11 @@ NO_VALUE = "\u2013"
 THIN = "\u202f"
 """Narrow no-break space, between a number and its unit and between thousands."""
 
+_WORDS = (
+    *("no", "one", "two", "three", "four", "five", "six"),
+    *("seven", "eight", "nine", "ten", "eleven", "twelve"),
+)
+
 
 class Interval(Protocol):
     """Two ends of an interval, in [0, 1]."""
@@ -45,6 +50,11 @@ def deviating(share: float, deviation: float) -> str:
 def count(number: float | None) -> str:
     """A whole number with separated thousands; a dash for None."""
     return NO_VALUE if number is None else f"{round(number):,}".replace(",", THIN)
+
+
+def in_words(number: int) -> str:
+    """A whole number as a word up to twelve, else in digits."""
+    return _WORDS[number] if 0 <= number < len(_WORDS) else count(number)
 
 
 def decimal(number: float | None) -> str:

@@ -7,22 +7,23 @@ from typing import TypeVar
 import numpy as np
 
 from robustly.documents import DocumentError, read_csv, read_yaml
-from robustly.evidence import EvidenceTable, Summary, read_summary
-from robustly.evidence.audit_record import read_audit, read_signature
+from robustly.evidence import Evidence, EvidenceTable, Summary, read_summary
+from robustly.evidence.audit_record import AuditRecord, read_audit, read_signature
 from robustly.evidence.records import from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
-from robustly.evidence.storage import read_pictures, read_table
+from robustly.evidence.storage import pictures_of, read_pictures, read_table
 from robustly.reports.analysis import Analysis, read_analysis
 from robustly.reports.run import ReportError, RunEvidence, Status, Training
 
 Content = TypeVar("Content")
 
 
-def read_run(path: Path) -> RunEvidence:
+def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     """Read a run folder.
 
     Args:
         path: the folder of one run, with `metrics.csv` or `evaluation/summary.json` or both.
+        evaluation_folder: the folder of its evaluation; None for `evaluation` in the run.
 
     Raises:
         ReportError: both are missing, or a training file is cut off.
@@ -30,7 +31,7 @@ def read_run(path: Path) -> RunEvidence:
     """
     if not path.is_dir():
         raise ReportError(f"{path} is not a run folder: there is no such folder.")
-    folder = path / "evaluation"
+    folder = evaluation_folder or path / "evaluation"
     config = if_there(path / "config.yaml", read_config)
     training = if_there(path / "metrics.csv", _read_training)
     evaluation = if_there(folder / SUMMARY, lambda file: read_summary(file.parent))
@@ -54,6 +55,29 @@ def read_run(path: Path) -> RunEvidence:
         audit, signature = read_audit(folder), read_signature(folder)
     return RunEvidence(
         path, name, config, training, evaluation, table, pictures, tuple(notes), analysis, audit, signature
+    )
+
+
+def run_of_evidence(evidence: Evidence, check: str, audit: AuditRecord | None = None) -> RunEvidence:
+    """Evidence in memory, as the content of a run folder without training.
+
+    Args:
+        evidence: the evidence.
+        check: command with which a reader audits it.
+        audit: an audit of this evidence.
+    """
+    summary, table = evidence.summary, evidence.table
+    return RunEvidence(
+        path=Path(),
+        name=summary.run or summary.model.name,
+        config=None,
+        training=None,
+        evaluation=summary,
+        table=table,
+        pictures=pictures_of(evidence.images),
+        notes=tuple(_contradictions(summary, table)),
+        audit=audit,
+        check=check,
     )
 
 

@@ -65,6 +65,7 @@ class RunEvidence:
         analysis: gradients, loss surfaces, the union of threats.
         audit: the last audit of the evaluation; None if it was not audited as it is now.
         signature: the signature of the evaluation, which no report verifies.
+        check: command with which a reader audits the evaluation; empty for `robustly audit` of the folder.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class RunEvidence:
     analysis: Analysis | None = None
     audit: AuditRecord | None = None
     signature: Signature | None = None
+    check: str = ""
 
 
 def distinct_names(named: Sequence[tuple[str, Path]]) -> list[str]:

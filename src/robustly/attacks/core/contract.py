@@ -17,6 +17,8 @@ from robustly.threats.contract import EditSet, Threat, ThreatSet
 
 ModelMode = Literal["eval", "train", "train_nostat"]
 Images = Float[Tensor, "n ..."]
+_ROUNDING = 1e-5
+"""Excess over the box, as a share of its width, that resizing and arithmetic leave; such values are clipped."""
 
 
 class AttackError(ValueError):
@@ -170,7 +172,8 @@ def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = Tr
             ones); or "train_nostat" (batch statistics, running ones not updated).
         full_precision: True switches autocast and TF32 off.
     """
-    training = [(module, module.training) for module in model.modules()]
+    # frozen programs of TorchScript have no mode
+    training = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     tracked = [(norm, norm.track_running_stats) for norm in norms]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -204,6 +207,8 @@ def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = Tr
 def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: Threat) -> tuple[Images, Goal]:
     """Check a batch before an attack, and copy its images out of inference mode.
 
+    Values that rounding has left just outside the box are clipped to it.
+
     Raises:
         AttackError: images that are not floats or lie outside the box; labels that do not fit the images.
     """
@@ -213,13 +218,15 @@ def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: Threat) -> tuple[I
     if isinstance(goal, ClassificationGoal):
         _check_labels(x, goal)
     low, high = threat.box
-    if x.numel() and not (bool(x.amin() >= low) and bool(x.amax() <= high)):
+    excess = max(low - float(x.amin()), float(x.amax()) - high) if x.numel() else 0.0
+    if not excess <= _ROUNDING * (high - low):
         raise AttackError(
             f"images must lie in [{low:g}, {high:g}], got [{x.amin():g}, {x.amax():g}]: normalise in the model "
-            "(put a Normalize layer first), not in the data"
+            "(robustly.wrap(model, mean=, std=)), not in the data"
         )
     with torch.inference_mode(False):
-        return x.detach().clone(), goal
+        x = x.detach()
+        return (x.clamp(low, high) if excess > 0 else x.clone()), goal
 
 
 def _check_labels(x: Images, goal: ClassificationGoal) -> None:

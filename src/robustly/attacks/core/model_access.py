@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,22 +10,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robustly.attacks.core.contract import Images
+from robustly.attacks.core.contract import AttackError, Images
+from robustly.models.outputs import OutputError, logits_in
 
 
 def logits_of(model: nn.Module, points: Images) -> Tensor:
     """The model's output in float32 or wider, because objectives underflow in half precision.
 
-    A half-precision model receives its own dtype. Double stays double.
+    The model receives its own dtype. Of an output with several parts, the logits are taken; see `logits_in`.
+
+    Raises:
+        AttackError: the output holds no logits.
     """
     parameter = next(model.parameters(), None)
-    if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):
+    if parameter is not None and parameter.dtype != points.dtype and parameter.dtype.is_floating_point:
         points = points.to(parameter.dtype)
-    logits = model(points)
-    if isinstance(logits, Tensor) and logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    widened: Tensor = logits
-    return widened
+    output = model(points)
+    if not isinstance(output, Tensor):
+        try:
+            output = logits_in(output)
+        except OutputError as error:
+            raise AttackError(str(error)) from None
+    return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
 
 
 def input_gradient(value: Float[Tensor, ""], points: Images, keep_graph: bool = False) -> Images:
@@ -62,34 +68,51 @@ def frozen_statistics(*networks: nn.Module) -> Iterator[None]:
 
 
 def half_precision_copy(model: nn.Module, x: Images) -> nn.Module | None:
-    """A bfloat16, channels-last copy of a model; None, with a warning, if no such copy can be made.
+    """A bfloat16 copy of a model, channels-last if it runs so; None, with a warning, if no such copy can be made.
 
     Use only for search: gradients have about three digits. Confirm successes in full precision.
     """
     try:
         half = copy.deepcopy(model).to(torch.bfloat16)
-        if x.ndim == 4:
-            half = half.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        half = _HalfPrecision(half)
-        with torch.no_grad():
-            tried = logits_of(half, x[:1])
-        if not bool(tried.isfinite().all()):
-            raise ValueError("its logits are not finite")
+        layouts = (torch.channels_last, torch.contiguous_format) if x.ndim == 4 else (torch.contiguous_format,)
+        return _first_that_runs([_HalfPrecision(half, layout) for layout in layouts], x[:1])
     except Exception as error:
         warnings.warn(f"no search in bfloat16 with this model ({error}); searching in full precision", stacklevel=4)
         return None
-    return half
+
+
+def _first_that_runs(models: Sequence["_HalfPrecision"], x: Images) -> nn.Module:
+    """The first model that returns finite logits.
+
+    Raises:
+        Exception: that of the last model.
+    """
+    model, *others = models
+    try:
+        model.lay_out()
+        with torch.no_grad():
+            tried = logits_of(model, x)
+    except Exception:  # networks that flatten with `.view` fail on channels-last images
+        if not others:
+            raise
+        return _first_that_runs(others, x)
+    if not bool(tried.isfinite().all()):
+        raise ValueError("its logits are not finite")
+    return model
 
 
 class _HalfPrecision(nn.Module):
     """The copy, with inputs converted to its dtype and memory format."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, layout: torch.memory_format) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.layout = net, layout
+
+    def lay_out(self) -> None:
+        """Convert the weights to the memory format."""
+        self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images in any format."""
-        x = x.to(torch.bfloat16)
-        logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+        logits: Tensor = self.net(x.to(torch.bfloat16).contiguous(memory_format=self.layout))
         return logits

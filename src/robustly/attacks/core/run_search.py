@@ -19,6 +19,7 @@ from robustly.attacks.core.contract import (
 )
 from robustly.attacks.core.model_access import half_precision_copy
 from robustly.attacks.core.search import Precision, Search
+from robustly.models.adapter import as_classifier
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Threat
@@ -60,6 +61,7 @@ def run_search(
         AttackError: see `prepare`; a threat that the attack is not defined for; a model on another device.
     """
     check_needs(threat, needs)
+    model = as_classifier(model)
     x, goal = prepare(x, y, threat)
     check_ids(x, generator)
     check_device(model, x)

@@ -17,6 +17,7 @@ from robustly.attacks.core.contract import (
 )
 from robustly.attacks.core.gradient_estimators import GradientEstimator
 from robustly.attacks.core.model_access import input_gradient, logits_of
+from robustly.models.adapted import Adapted
 from robustly.objectives import ClassificationGoal, Goal, Objective, margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LpBall, laid_out_like
@@ -101,8 +102,12 @@ class Search:
 
     def begin(self) -> None:
         """Run the clean pass. Misclassified examples count as broken at distance 0 and are not attacked."""
+        given = self.x.clone()
+        version = given._version
         with torch.no_grad():
-            self.clean = check_output(logits_of(self.model, self.x), self.goal)
+            self.clean = check_output(logits_of(self.model, given), self.goal)
+        if given._version != version:  # the model normalises its input in place
+            self.model = Adapted(self.model, copies_input=True)
         self.forwards += 1
         finite = _all_finite(self.clean)
         self.broken = self.goal.reached(self.clean)

@@ -30,10 +30,14 @@ from robustly.evaluation.recording import stored_threat
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence, EvidenceError, read_evidence
+from robustly.evidence.audit_record import AuditRecord
+from robustly.evidence.provenance import now, software_versions
+from robustly.evidence.schema import SUMMARY
 from robustly.evidence.storage import read_summary_fields
+from robustly.files import file_sha256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
     """All checks of an evaluation, in order.
 
@@ -49,6 +53,35 @@ class Audit:
     def passed(self) -> bool:
         """True if every check passed."""
         return all(check.passed for check in self.checks)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Names of the checks that failed."""
+        return tuple(check.name for check in self.checks if not check.passed)
+
+    def __repr__(self) -> str:
+        count = len(self.checks)
+        words = f"Audit {'passed' if self.passed else 'FAILED'}: {count - len(self.failed)} of {count} checks"
+        wrong = [f"  FAILED {one.name}: {one.problem}" for one in self.checks if not one.passed]
+        return "\n".join([words, *wrong, *([f"  {self.guarantee}"] if self.passed else [])])
+
+    def record(self, folder: Path, notes: tuple[str, ...] = ()) -> AuditRecord:
+        """The outcome as it is kept beside the evidence.
+
+        Args:
+            folder: folder of the audited evidence.
+            notes: remarks for readers.
+        """
+        return AuditRecord(
+            passed=self.passed,
+            checks=len(self.checks),
+            failed=self.failed,
+            guarantee=self.guarantee,
+            notes=notes,
+            created=now(),
+            evidence=file_sha256(folder / SUMMARY),
+            version=software_versions()["robustly"],
+        )
 
 
 def audit(

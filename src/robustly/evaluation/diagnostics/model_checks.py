@@ -73,7 +73,7 @@ def eval_mode(probe: Probe) -> Finding:
     model = probe.target.model
     title, threshold = "evaluation mode", "no difference"
     with frozen(model):
-        stubborn = sum(part.training for part in model.modules())
+        stubborn = sum(getattr(part, "training", False) for part in model.modules())
     if stubborn:
         words = f"{stubborn} modules stay in training mode after model.eval()."
         return Finding("eval_mode", title, False, float(stubborn), threshold, words)
@@ -265,7 +265,7 @@ def linearity(probe: Probe) -> Finding:
 
 def model_is_training(model: nn.Module) -> bool:
     """Return True if any module is in training mode."""
-    return any(part.training for part in model.modules())
+    return any(getattr(part, "training", False) for part in model.modules())
 
 
 @contextmanager

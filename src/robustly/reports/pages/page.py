@@ -6,11 +6,14 @@ from pathlib import Path
 
 from robustly.files import write_text
 from robustly.reports import formats
+from robustly.reports.comparison_verdict import comparison_verdict
 from robustly.reports.figures.charts import Figure
+from robustly.reports.pages.gallery import share_of_bytes
 from robustly.reports.pages.html import assembled
 from robustly.reports.pages.run_view import RunView, view
 from robustly.reports.reading import read_run
 from robustly.reports.run import ReportError, RunEvidence, distinct_names
+from robustly.reports.source_names import named_sources
 from robustly.reports.tables.comparison import Comparison, compare, comparison_figures
 
 SECTIONS = (
@@ -56,8 +59,8 @@ def render(runs: Sequence[RunEvidence]) -> str:
     if not runs:
         raise ReportError("A report needs at least one run.")
     names = distinct_names([(run.name, run.path) for run in runs])
-    runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
-    views = [view(run, f"run{i + 1}") for i, run in enumerate(runs)]
+    runs = [replace(_without_folders(run), name=name) for run, name in zip(runs, names, strict=True)]
+    views = [view(run, f"run{i + 1}", share_of_bytes(len(runs))) for i, run in enumerate(runs)]
     comparison = compare(runs) if len(runs) > 1 else None
     together = comparison_figures(runs) if comparison else ()
     return assembled(
@@ -66,12 +69,27 @@ def render(runs: Sequence[RunEvidence]) -> str:
         {
             "title": _title(runs),
             "lead": _lead(runs),
+            "verdict": views[0].verdict if comparison is None else comparison_verdict(runs),
             "navigation": _navigation(views, comparison),
             "views": views,
             "comparison": comparison,
             "figures": together,
             "count": len(runs),
         },
+    )
+
+
+def _without_folders(run: RunEvidence) -> RunEvidence:
+    """The run with the names of files and folders instead of their paths; the numbers stay."""
+    return replace(
+        run,
+        config=named_sources(run.config),
+        training=named_sources(run.training),
+        evaluation=named_sources(run.evaluation),
+        notes=named_sources(run.notes),
+        analysis=named_sources(run.analysis),
+        audit=named_sources(run.audit),
+        check=named_sources(run.check),
     )
 
 
@@ -116,11 +134,11 @@ def _navigation(views: Sequence[RunView], comparison: Comparison | None) -> list
 def _has(one: RunView, section: str) -> bool:
     parts = {
         "attacks": one.run.evaluation is not None,
-        "trust": bool(one.checks),
+        "trust": one.run.evaluation is not None,
         "union": bool(one.union or one.left_out),
         "robustness": bool(one.charts),
         "inside": bool(one.analysis or one.measures),
-        "pictures": one.gallery is not None,
+        "pictures": one.gallery is not None or one.pictures_left_out,
         "training": bool(one.training),
         "setup": True,
     }

@@ -70,18 +70,18 @@ class Comparison:
 def compare(runs: Sequence[RunEvidence]) -> Comparison:
     """Compare runs; those without an evaluation get empty rows."""
     evaluated = [run.evaluation for run in runs if run.evaluation is not None]
-    differences = _differences(evaluated)
+    apart = differences(evaluated)
     titles = {attack.name: attack.title for one in evaluated for attack in one.suite.attacks}
     certified = any(one.metrics.certified for one in evaluated)
     names = ["Clean", *titles.values(), "Worst case", *(["Certified"] if certified else [])]
     rows = [_row(run.evaluation, list(titles), certified) for run in runs]
     trusted = [run.evaluation is None or not run.evaluation.masking for run in runs]
     columns = [
-        marked([row[i] for row in rows], trusted if i else [True] * len(rows), comparable=not differences)
+        marked([row[i] for row in rows], trusted if i else [True] * len(rows), comparable=not apart)
         for i in range(len(names))
     ]
     cells = tuple(tuple(column[i] for column in columns) for i in range(len(runs)))
-    return Comparison(tuple(run.name for run in runs), tuple(names), cells, differences)
+    return Comparison(tuple(run.name for run in runs), tuple(names), cells, apart)
 
 
 def _row(evaluation: Summary | None, attacks: Sequence[str], certified: bool) -> list[Proportion | None]:
@@ -104,7 +104,7 @@ def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool
         comparable: whether the numbers of the column are comparable.
     """
     known = [part for part, sound in zip(column, trusted, strict=True) if part is not None and sound]
-    if not comparable or len(known) < 2:
+    if not comparable or len({part.share for part in known}) < 2:  # one number, or all equal
         return [ComparedNumber(part) for part in column]
     top = max(part.share for part in known)
     cells = []
@@ -115,8 +115,8 @@ def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool
     return cells
 
 
-def _differences(evaluations: Sequence[Summary]) -> tuple[str, ...]:
-    """Differences between the tests of the runs."""
+def differences(evaluations: Sequence[Summary]) -> tuple[str, ...]:
+    """Differences between the tests of runs that make their numbers incomparable, in words."""
     found = []
     for aspect, values in [
         ("threat models", [one.threat.text for one in evaluations]),
@@ -126,6 +126,9 @@ def _differences(evaluations: Sequence[Summary]) -> tuple[str, ...]:
     ]:
         if len(set(values)) > 1:
             found.append(f"different {aspect}: {', '.join(sorted(set(values)))}")
+    failed = [", ".join(one.suite.title(name) for name in one.failures) or "none" for one in evaluations]
+    if len(set(failed)) > 1:
+        found.append(f"different attacks that failed: {', '.join(sorted(set(failed)))}")
     hashes = {one.data.sha256 for one in evaluations}
     if len(hashes) > 1 and not found:
         found.append("different examples of the same data set (their hashes differ)")
@@ -141,7 +144,7 @@ def comparison_figures(runs: Sequence[RunEvidence]) -> tuple[Figure, ...]:
 def _points(runs: Sequence[RunEvidence]) -> list[Point]:
     """Clean accuracy and worst case of each run; points are ranked only if the tests were the same."""
     tested = [(i, run.name, run.evaluation) for i, run in enumerate(runs) if run.evaluation is not None]
-    comparable = not _differences([one for *_, one in tested])
+    comparable = not differences([one for *_, one in tested])
     return [
         Point.of_shares(
             i, name, one.metrics.clean, one.metrics.worst_case.robust, ranked=comparable and not one.masking

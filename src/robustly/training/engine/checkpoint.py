@@ -97,7 +97,11 @@ def load_state(path: Path, config_digest: str) -> TrainingState:
     except TypeError:
         raise CheckpointError(f"{path} lacks parts of a training checkpoint") from None
     if state.config_digest != config_digest:
-        raise CheckpointError(f"{path} belongs to a run with another configuration than config.yaml beside it")
+        raise CheckpointError(
+            f"{path} belongs to a run with another configuration than config.yaml beside it: restore "
+            "config.yaml. To train a finished run for longer, start a new one from its weights: `robustly finetune "
+            "RUN --epochs N --out NEW`, or the recipe with --model.weights RUN/model.safetensors"
+        )
     return state
 
 

@@ -33,7 +33,12 @@ class TrainingConfig:
             of the ramp).
         stop_after_drop: fall of robust validation accuracy from one epoch to the next after which training stops
             (catastrophic overfitting; 0.2 in Wong et al., ICLR 2020); None for no limit.
-        channels_last: whether images have the channels-last layout, which is faster for convolutions.
+        channels_last: whether images have the channels-last layout, which is faster for convolutions. Networks that
+            do not work in it are trained in the contiguous one.
+        head_epochs: epochs at the start in which the head alone is trained, at most `epochs`. The rest of the model
+            is in evaluation mode then: neither its weights nor its batch-norm statistics change.
+        head: name of the layer that is the head, for `head_epochs` and `optimizer.layer_decay`; None for the last
+            linear layer.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
@@ -49,6 +54,8 @@ class TrainingConfig:
     epsilon_ramp_by: Literal["step", "epoch"] = "step"
     stop_after_drop: float | None = None
     channels_last: bool = True
+    head_epochs: int = 0
+    head: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "validation_batch_size", "validation_steps"):
@@ -62,6 +69,8 @@ class TrainingConfig:
             raise ValueError(
                 "stop_after_drop needs select_by 'robust': clean accuracy may select the epoch of the fall"
             )
+        if not 0 <= self.head_epochs <= self.epochs:
+            raise ValueError(f"head_epochs must lie between 0 and epochs ({self.epochs}), got {self.head_epochs}")
         if not self.epsilon_ramp >= 0:
             raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
         if self.epsilon_ramp == 0 and self.epsilon_ramp_by != "step":
@@ -107,6 +116,7 @@ class Job:
         seed: seed of every random number of the run.
         networks: the networks beside the model that the method uses, by name.
         extra: more training images, mixed into every batch.
+        about_weights: texts for the metadata of the files of weights, such as the settings of the model.
 
     Raises:
         MethodError: networks are missing or unused, or the run is too short for a part.
@@ -126,12 +136,15 @@ class Job:
     seed: int = 0
     networks: Mapping[str, AuxiliaryNetwork] = field(default_factory=dict)
     extra: Extra | None = None
+    about_weights: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.threats:
             raise ValueError("a training run needs at least one threat model")
         for threat in self.threats:
             threat.around(self.train.images[:0].float())
+        if self.training.head and not self.training.head_epochs and self.optimizer.layer_decay == 1:
+            raise ValueError("training.head has no effect without training.head_epochs or optimizer.layer_decay")
         check_networks(self.method, {name: network.frozen for name, network in self.networks.items()})
         self.method.check_epochs(self.training.epochs)
         if self.method.weights is not None:  # refuses weights for a term that the loss does not have
@@ -148,13 +161,16 @@ class Job:
             self.extra.share_of(self.training.batch_size)
 
     def check_processes(self, count: int) -> None:
-        """Refuse several processes for Free-AT.
+        """Refuse several processes for Free-AT, and for epochs of the head alone.
 
         Raises:
-            MethodError: the method is Free-AT, whose perturbations belong to positions in the batch of one process.
+            MethodError: the method is Free-AT, whose perturbations belong to positions in the batch of one process;
+                or `head_epochs` is not 0, because data parallelism fixes at its start which weights are trained.
         """
         if self.method.shares_backward and count > 1:
             raise MethodError("Free-AT keeps a perturbation for each position in the batch: use one process")
+        if self.training.head_epochs and count > 1:
+            raise MethodError("training.head_epochs changes which weights have gradients: use one process")
 
     @property
     def threat(self) -> Threat:

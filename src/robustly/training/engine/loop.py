@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from robustly.attacks import dynat_pgd
 from robustly.files import whole_file, write_json, write_text
@@ -19,7 +19,7 @@ from robustly.training.engine.job import Job
 from robustly.training.engine.metrics import Totals, as_csv
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import DivergenceError, check_weights, reason_to_stop
-from robustly.training.engine.validation import Validation, selected_network, validate
+from robustly.training.engine.validation import Validation, averaged_state, validate, with_state
 from robustly.training.parts import EpochEnd, InstanceWeightsError
 from robustly.training.step import Moment
 
@@ -85,6 +85,7 @@ def train(
 
     Raises:
         DivergenceError: a loss term is NaN or infinite; the last good checkpoint is kept.
+        TrialError: a network cannot be trained, such as one without logits in training mode.
         CheckpointError: `last.pt` is damaged or of another run.
         OSError: the folder is read-only or the disk is full; files written before are kept.
     """
@@ -108,8 +109,9 @@ class _Run:
     def go(self) -> Outcome:
         """Train to the end."""
         try:
-            self._recover()
-            return self._to_the_end()
+            with self.stepper.prepared():
+                self._recover()
+                return self._to_the_end()
         except KeyboardInterrupt as stop:
             if not (self.folder / FINAL).is_file():
                 self._write_status("stopped", str(stop) or "interrupted by the user")
@@ -153,6 +155,7 @@ class _Run:
         totals = Totals(self.runtime.device)
         job = self.job
         rate = 0.0
+        self.stepper.begin_epoch(epoch)
         for index, batch in enumerate(self.stepper.batches(epoch)):
             moment = Moment(epoch, index, job.steps_per_epoch, job.training.epochs)
             if job.images_of_step(index) < self.runtime.world_size:
@@ -164,7 +167,7 @@ class _Run:
             EpochEnd(
                 epoch=epoch,
                 epochs=job.training.epochs,
-                model=job.model,
+                model=self.stepper.networks.model,
                 images=lambda: (batch.x for batch in self.stepper.batches(epoch)),
                 remember=lambda part: self.stepper.memory.setdefault(job.method.slot_of(part), {}),
                 global_mean=self.runtime.mean,
@@ -191,24 +194,28 @@ class _Run:
         self._save(row, score if is_best else None)
         self.observer.epoch_finished(row, is_best)
 
-    def _selected(self) -> nn.Module:
-        return selected_network(self.job.model, self.job.method, self.stepper.memory)
+    def _released(self) -> dict[str, Tensor]:
+        """State dict to validate, select and release."""
+        average = averaged_state(self.job.method, self.stepper.memory)
+        return self.stepper.networks.model.state_dict() if average is None else average
 
     def _validate(self) -> Validation:
         training = self.job.training
-        selected = self._selected()
-        self.runtime.follow_first(selected)
-        return validate(
-            selected,
-            self.validation_data,
-            dynat_pgd(training.validation_steps),
-            self.job.threat,
-            seed=derive_seed(self.job.seed, "validation"),
-            batch_size=training.validation_batch_size,
-            rank=self.runtime.rank,
-            world_size=self.runtime.world_size,
-            total=self.runtime.sum,
-        )
+        model = self.stepper.networks.model
+        with with_state(model, averaged_state(self.job.method, self.stepper.memory)):
+            self.runtime.follow_first(model)
+            return validate(
+                model,
+                self.validation_data,
+                dynat_pgd(training.validation_steps),
+                self.job.threat,
+                seed=derive_seed(self.job.seed, "validation"),
+                batch_size=training.validation_batch_size,
+                rank=self.runtime.rank,
+                world_size=self.runtime.world_size,
+                total=self.runtime.sum,
+                dtype=self.stepper.dtype,
+            )
 
     def _save(self, row: Row, best_score: tuple[float, float, float] | None) -> None:
         """Save the state after an epoch, with its score if it is the best; the epoch counts once it is saved."""
@@ -232,7 +239,7 @@ class _Run:
         self.rows, self.seconds, (self.best_epoch, self.best_score) = rows, seconds, best
         if self.runtime.rank == 0:
             if best_score is not None:
-                save_weights(self._selected(), self.folder / BEST)
+                save_weights(self._released(), self.folder / BEST, self.job.about_weights)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
             self._write_status("running", "")
         self.runtime.wait_for_all()
@@ -266,7 +273,7 @@ class _Run:
             self.stepper.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
         if self.runtime.rank == 0:
             if self.best_epoch == len(self.rows) - 1:  # the process may have been killed before it wrote them
-                save_weights(self._selected(), self.folder / BEST)
+                save_weights(self._released(), self.folder / BEST, self.job.about_weights)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
 
     def _write_status(self, state: str, message: str) -> None:

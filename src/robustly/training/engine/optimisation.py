@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from robustly.training.engine.checkpoint_content import unfitting_state
+from robustly.training.engine.depth import rate_scales
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class OptimizerConfig:
         decay_norms: whether weight decay also applies to vectors (biases, normalisation), as in most
             adversarial-training code.
         clip_norm: largest norm of the whole gradient; None for no limit.
+        layer_decay: factor of the learning rate from one block of a network to the one before it, in (0, 1]; the
+            head has the whole rate. 1 gives all blocks the same. See `robustly.training.engine.depth`.
 
     Raises:
         ValueError: a setting is out of range, or this optimiser does not have it.
@@ -37,6 +40,7 @@ class OptimizerConfig:
     weight_decay: float = 5e-4
     decay_norms: bool = True
     clip_norm: float | None = None
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
@@ -51,6 +55,8 @@ class OptimizerConfig:
             raise ValueError(f"momentum has no effect with {self.name!r}: set name to 'sgd' or leave momentum out")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
 
 
 @dataclass(frozen=True)
@@ -123,16 +129,32 @@ def _one_cycle_by_epoch(epoch: float, highest: float, last: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def build_optimizer(config: OptimizerConfig, networks: Iterable[nn.Module]) -> Optimizer:
-    """One optimiser over several networks; vectors are a separate group, which may have no decay."""
-    parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim > 1]
-    vectors = [p for p in parameters if p.ndim <= 1]
+def build_optimizer(config: OptimizerConfig, networks: Iterable[nn.Module], head: str | None = None) -> Optimizer:
+    """One optimiser over several networks; vectors are a separate group, which may have no decay.
+
+    Args:
+        config: its settings. With `layer_decay`, every block has groups of its own.
+        networks: the networks; a parameter that two of them share comes once.
+        head: name of the head of the first network, for `layer_decay`; None for the last linear layer.
+
+    Raises:
+        MethodError: `layer_decay` for a network without a head.
+    """
+    networks = list(networks)
+    parameters = dict.fromkeys(p for network in networks for p in network.parameters() if p.requires_grad)
+    scales: dict[nn.Parameter, float] = {}
+    if config.layer_decay < 1:
+        for place, network in enumerate(networks):
+            scales = rate_scales(network, config.layer_decay, head if place == 0 else None) | scales
     vector_decay = config.weight_decay if config.decay_norms else 0.0
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": vector_decay},
-    ]
+    groups: list[dict[str, Any]] = []
+    for scale in sorted(set(scales.values())) or [1.0]:
+        chosen = [p for p in parameters if scales.get(p, 1.0) == scale]
+        extra = {"rate_scale": scale} if scales else {}
+        groups += [
+            {"params": [p for p in chosen if p.ndim > 1], "weight_decay": config.weight_decay, **extra},
+            {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": vector_decay, **extra},
+        ]
     groups = [group for group in groups if group["params"]]
     if config.name == "adamw":
         return AdamW(groups, lr=config.learning_rate)
@@ -152,10 +174,10 @@ class Optimizers:
         self._optimizers = dict(zip(configs, optimizers, strict=True))
 
     def set_rates(self, factor: float) -> float:
-        """Set all learning rates by the schedule's factor; returns the model's rate."""
+        """Set all learning rates by the schedule's factor; returns the rate of the model's head."""
         for name, optimizer in self._optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = self._configs[name].learning_rate * factor
+                group["lr"] = self._configs[name].learning_rate * factor * group.get("rate_scale", 1.0)
         return self._configs["model"].learning_rate * factor
 
     def zero_grad(self) -> None:

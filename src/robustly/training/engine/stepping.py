@@ -1,6 +1,7 @@
 """Optimiser steps of a run: networks on their device, optimisers, batches, forward and backward pass."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -13,8 +14,10 @@ from robustly.runtime import Runtime
 from robustly.training.engine.job import Job
 from robustly.training.engine.metrics import Totals
 from robustly.training.engine.optimisation import Optimizers, build_optimizer, rate_factor
+from robustly.training.engine.placing import body_of, place_networks, warn_of_last_batch
 from robustly.training.engine.stopping import check_loss
 from robustly.training.method import Method, outer_loss
+from robustly.training.modes import frozen_parts, train_mode
 from robustly.training.quantities import Networks
 from robustly.training.step import Memory, Moment, Step
 
@@ -41,48 +44,73 @@ class Stepper:
     Args:
         job: method, networks, data and settings.
         runtime: device and processes.
+
+    Raises:
+        TrialError: a network that cannot be trained; see `place_networks`.
+        MethodError: the model has no such head as the settings name.
     """
 
     def __init__(self, job: Job, runtime: Runtime) -> None:
         self._job, self._runtime = job, runtime
-        self._layout = torch.channels_last if job.training.channels_last else torch.contiguous_format
-        self.networks = self._placed_networks()
+        self._placed = place_networks(job, runtime.device, runtime.world_size)
+        self.networks = self._placed.networks
+        if self._placed.smallest_batch > 1 and runtime.rank == 0:
+            warn_of_last_batch(job, self._placed.smallest_batch * runtime.world_size)
+        self._body: list[nn.Parameter] = []
+        self._head: nn.Module | None = None
+        if job.training.head_epochs:
+            self._body, self._head = body_of(self.networks.model, job.training.head)
+        self._head_alone = False
+        self._still: dict[str, list[nn.Module]] = {}
         self.memory: Memory = {}
         self._module = _StepModule(job.method, self.networks)
         own = {name: network.optimizer for name, network in job.networks.items() if network.optimizer is not None}
         main = [network for name, network in self.networks.learning.items() if name not in own]
-        built = [build_optimizer(job.optimizer, main)]
+        built = [build_optimizer(job.optimizer, main, job.training.head)]
         built += [build_optimizer(config, [self.networks.trained[name]]) for name, config in own.items()]
         self._parallel, wrapped = runtime.distribute(self._module, *built)
         self.optimizers = Optimizers({"model": job.optimizer, **own}, wrapped)
         self._train = job.train.to(runtime.device)
         self._extra = job.extra.to(runtime.device) if job.extra is not None else None
 
-    def _placed_networks(self) -> Networks:
-        """The networks on the device of the run, in its memory layout."""
-        beside = self._job.networks
-        networks = Networks(
-            self._job.model,
-            trained={name: network.module for name, network in beside.items() if not network.frozen},
-            frozen={
-                name: network.module.requires_grad_(False).eval()
-                for name, network in beside.items()
-                if network.frozen
-            },
-        )
-        for network in (*networks.learning.values(), *networks.frozen.values()):
-            network.to(device=self._runtime.device, memory_format=self._layout)  # type: ignore[call-overload]
-        return networks
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the networks and their images."""
+        return self._placed.dtype
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Prepare the networks for steps; at the end, they compute and learn as before."""
+        try:
+            with self._placed.adapted():
+                yield
+        finally:
+            for parameter in self._body:
+                parameter.requires_grad_(True)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Choose the weights that an epoch trains: those of the head, or all."""
+        self._head_alone = epoch < self._job.training.head_epochs
+        for parameter in self._body:
+            parameter.requires_grad_(not self._head_alone)
+        self._still = {name: frozen_parts(network) for name, network in self.networks.learning.items()}
+
+    def _train_mode(self) -> None:
+        for name, network in self.networks.learning.items():
+            train_mode(network, self._still.get(name, ()))
+        if self._head_alone and self._head is not None:
+            self.networks.model.eval()
+            train_mode(self._head, frozen_parts(self._head))
 
     def batches(self, epoch: int) -> Iterator[Batch]:
-        """This process's batches of an epoch, in the memory layout of the run."""
+        """This process's batches of an epoch, in the memory layout and type of the run."""
         job, runtime = self._job, self._runtime
         source = (
             partial(batches, self._train)
             if self._extra is None
             else partial(mixed_batches, self._train, self._extra)
         )
-        for batch in source(
+        numbered = source(
             job.training.batch_size,
             seed=derive_seed(job.seed, "train"),
             epoch=epoch,
@@ -90,8 +118,13 @@ class Stepper:
             rank=runtime.rank,
             world_size=runtime.world_size,
             views=job.method.views,
-        ):
-            x, *others = (view.contiguous(memory_format=self._layout) for view in (batch.x, *batch.other_views))
+        )
+        fewest = self._placed.smallest_batch
+        for index, batch in enumerate(numbered):
+            if fewest > 1 and job.images_of_step(index) < fewest * runtime.world_size:
+                return  # the last batch, too small for batch normalisation
+            layout, dtype = self._placed.layout, self._placed.dtype
+            x, *others = (view.to(dtype).contiguous(memory_format=layout) for view in (batch.x, *batch.other_views))
             yield replace(batch, x=x, other_views=tuple(others))
 
     def step(self, batch: Batch, moment: Moment, replay: int, totals: Totals) -> tuple[float, float]:
@@ -114,8 +147,7 @@ class Stepper:
         torch.manual_seed(derive_seed(step_seed, "replay", replay) if replay else step_seed)  # dropout
         middle = moment.time + (replay + 0.5) / job.method.replays / moment.steps_per_epoch
         rate = self.optimizers.set_rates(rate_factor(job.schedule, middle, job.training.epochs))
-        for network in self.networks.learning.values():
-            network.train()
+        self._train_mode()
         step = job.method.step(
             batch,
             self.networks,

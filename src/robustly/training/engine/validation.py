@@ -1,7 +1,7 @@
 """Clean and robust accuracy on held-out images, and the network to validate and release."""
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,7 @@ def validate(
     rank: int = 0,
     world_size: int = 1,
     total: Callable[[Tensor], Tensor] = lambda value: value,
+    dtype: torch.dtype = torch.float32,
 ) -> Validation:
     """Clean accuracy, accuracy under one attack, and whether the network has collapsed.
 
@@ -65,6 +66,7 @@ def validate(
         rank: number of this process.
         world_size: number of processes.
         total: sum over processes.
+        dtype: floating-point type of the network.
     """
     device = data.images.device
     rows = torch.arange(rank, len(data), world_size, device=device)
@@ -72,7 +74,7 @@ def validate(
     predicted = torch.zeros(data.num_classes, dtype=torch.float64, device=device)
     for first in range(0, len(rows), batch_size):
         chunk = rows[first : first + batch_size]
-        x, y = data.floats(chunk), data.labels[chunk]
+        x, y = data.floats(chunk).to(dtype), data.labels[chunk]
         with frozen(model), torch.no_grad():
             classes = model(x).argmax(1)
         correct[0] += (classes == y).sum()
@@ -84,18 +86,29 @@ def validate(
     return Validation(clean, robust, collapsed_class(counts, data.labels.bincount().tolist()))
 
 
-def selected_network(model: nn.Module, method: Method, memory: Memory) -> nn.Module:
-    """The network to validate and release: a copy with averaged weights if a part has them, else the model.
+def averaged_state(method: Method, memory: Memory) -> dict[str, Tensor] | None:
+    """State dict to validate and release if a part averages the weights, else None.
 
     Args:
-        model: the network in training.
         method: the five parts.
         memory: tensors of the parts, by slot.
     """
-    for slot, part in method.slots():
-        average = part.evaluation_state(memory.get(slot, {}))
-        if average is not None:
-            network = copy.deepcopy(model)
-            network.load_state_dict(average)
-            return network
-    return model
+    states = (part.evaluation_state(memory.get(slot, {})) for slot, part in method.slots())
+    return next((state for state in states if state is not None), None)
+
+
+@contextmanager
+def with_state(network: nn.Module, state: dict[str, Tensor] | None) -> Iterator[None]:
+    """Give a network another state for a while; None changes nothing.
+
+    The network is not copied, because modules with hooks, such as weight normalisation, cannot always be copied.
+    """
+    if state is None:
+        yield
+        return
+    own = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    try:
+        network.load_state_dict(state)
+        yield
+    finally:
+        network.load_state_dict(own)

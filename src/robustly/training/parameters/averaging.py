@@ -1,6 +1,5 @@
 """Averages of the weights, over steps (EMA) and over epochs (SWA, moving average)."""
 
-import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks.core.model_access import batch_norms
+from robustly.training.modes import frozen_parts
 from robustly.training.parts import Composition, EpochEnd, Part, averages_weights, begins_too_late
 from robustly.training.step import Step
 
@@ -50,7 +50,7 @@ class ExponentialAverage(Part):
         moment, replays = step.moment, step.replays
         total = moment.epochs * moment.steps_per_epoch * replays
         decay = self.decay_at(moment.count * replays + step.replay, total)
-        trained = {name for name, _ in step.model.named_parameters(remove_duplicate=False)}
+        trained = _names(step.model, parameters=True)
         for name, value in step.model.state_dict().items():
             averaged = name in trained or (self.buffers == "average" and value.is_floating_point())
             if name in average and averaged:
@@ -100,7 +100,7 @@ class WeightAverage(Part):
             return
         memory = end.remember(self)
         count = memory.get(_COUNT, torch.tensor(0)) + 1
-        trained = {name for name, _ in end.model.named_parameters(remove_duplicate=False)}
+        trained = _names(end.model, parameters=True)
         for name, value in end.model.state_dict().items():
             if name in memory and name in trained:
                 memory[name] = memory[name] + (value - memory[name]) / count.to(value.device)
@@ -108,12 +108,16 @@ class WeightAverage(Part):
                 memory[name] = value.detach().clone()
         memory[_COUNT] = count
         if batch_norms(end.model):
-            network = copy.deepcopy(end.model)
-            network.load_state_dict(_weights(memory))
-            estimate_statistics(network, end)
-            for name, value in network.named_buffers():
-                if name in memory:
-                    memory[name] = value.detach().clone()
+            own = {name: value.detach().clone() for name, value in end.model.state_dict().items()}
+            try:  # in place, because not every network can be copied
+                end.model.load_state_dict(_weights(memory))
+                estimate_statistics(end.model, end)
+                buffers = _names(end.model, parameters=False)
+                for name, value in end.model.state_dict().items():
+                    if name in buffers:
+                        memory[name] = value.detach().clone()
+            finally:
+                end.model.load_state_dict(own)
 
     def evaluation_state(self, memory: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """Return the average, once there is one."""
@@ -168,6 +172,12 @@ def _another_average(part: Part, method: Composition) -> str | None:
     return None
 
 
+def _names(network: nn.Module, *, parameters: bool) -> set[str]:
+    """Names of the parameters, or of the buffers, in a network's state dict, which may differ from its modules'."""
+    state = network.state_dict(keep_vars=True)
+    return {name for name, value in state.items() if isinstance(value, nn.Parameter) == parameters}
+
+
 def _weights(memory: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in memory.items() if name != _COUNT}
 
@@ -177,10 +187,12 @@ def estimate_statistics(network: nn.Module, end: EpochEnd) -> None:
     """Set batch-norm statistics to their means over the batches of an epoch and over all processes.
 
     Args:
-        network: changed in place; modules other than batch normalisations run in evaluation mode.
+        network: changed in place; modules other than batch normalisations run in evaluation mode, and so do parts
+            that are not trained.
         end: source of the images.
     """
-    norms = [norm for norm in batch_norms(network) if norm.running_mean is not None]
+    still = {module for part in frozen_parts(network) for module in part.modules()}
+    norms = [norm for norm in batch_norms(network) if norm.running_mean is not None and norm not in still]
     momenta = [norm.momentum for norm in norms]
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

@@ -1,0 +1,44 @@
+"""`robustly evaluate`: its arguments and settings."""
+
+import argparse
+import shutil
+
+from robustly.cli.arguments import add_model, add_trust
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `robustly evaluate` to a parser."""
+    parser.description = (
+        "Evaluate the model of a run on its test images. Settings: --evaluation.suite NAME, "
+        "--evaluation.count N, --evaluation.mode worst_case, --threat linf:0.2, --runtime.device cuda. For a model "
+        "trained elsewhere, give its file, or --model, --timm or --hf-model, and --data."
+    )
+    add_trust(parser)
+    add_model(parser)
+    parser.add_argument("--suite", metavar="NAME", help="same as --evaluation.suite NAME")
+    parser.add_argument("--as", dest="label", metavar="NAME", help="write to the folder evaluation_NAME")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
+    parser.add_argument("--keep", action="store_true", help="do nothing if the run is evaluated already")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Evaluate; returns the exit code. See `run_evaluation`."""
+    from robustly.cli.evaluate import run_evaluation
+
+    if options.suite is not None:
+        overrides = ["--evaluation.suite", options.suite, *overrides]
+    return run_evaluation(
+        options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
+    )
+
+
+def settings_help(words: list[str], overrides: list[str]) -> str:
+    """The settings of an evaluation with their defaults; a run has values of its own in its `config.yaml`."""
+    from robustly.experiments.settings_help import help_text, section_settings
+
+    settings = [*section_settings("evaluation"), *section_settings("runtime")[:1]]
+    return (
+        "settings, beside --threat and --seed, with their defaults; a run has its own in config.yaml:\n"
+        f"{help_text(settings, shutil.get_terminal_size().columns)}\n"
+        "A new folder also takes those of --model and --data, which `robustly train RECIPE --help` lists."
+    )

@@ -1,0 +1,36 @@
+"""`robustly suites`."""
+
+import argparse
+
+SUITE_WORDS = {
+    "quick": "a screen, the three nearest classes, and long runs on the closest tenth; for monitoring",
+    "standard": "AutoAttack's verdict at about a fifteenth of its passes, with a sentinel against masking",
+    "strong": "all stages of standard, then more attacks on every unbroken image",
+    "aa_standard": "AutoAttack as published: APGD-CE, APGD-T, FAB-T, Square",
+    "aa_plus": "AutoAttack's plus version, with restarts and the untargeted forms",
+    "aa_rand": "AutoAttack's version for randomised models",
+    "dynat": "PGD-10, PGD-20, PGD-50 and CW-20, as in papers on adversarial training",
+    "dynat_100": "the attacks of dynat, and PGD-100",
+    "single_step": "FGSM, R-FGSM and PGD-20, for models of single-step training",
+}
+"""One line for each suite of `robustly.evaluation.SUITES`, in its order."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `robustly suites` to a parser."""
+    parser.add_argument("name", nargs="?", help="a suite, to print its stages")
+    parser.add_argument(
+        "threat", nargs="?", default="linf:8/255", help="such as l2:0.5 or rotation:30 (default: linf:8/255)"
+    )
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Print the suites with a line about each, or the stages of one; returns the exit code."""
+    if options.name is None:
+        width = max(map(len, SUITE_WORDS))
+        print("\n".join(f"{name:{width}}  {words}" for name, words in SUITE_WORDS.items()))
+        return 0
+    from robustly.cli.suites import show_suite
+    from robustly.threats import parse_threat
+
+    return show_suite(options.name, parse_threat(options.threat))

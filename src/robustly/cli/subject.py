@@ -1,0 +1,128 @@
+"""Model, weights and test images of the commands `evaluate`, `diagnose` and `analyse`."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from robustly.cli.arguments import Trust, check_evaluation_overrides, trust_in
+from robustly.cli.terminal import PlainConsole
+from robustly.data import DataConfig, ImageData, load_test
+from robustly.experiments.configuration import RunConfig
+from robustly.experiments.given_models import GivenRun, given_run
+from robustly.experiments.keys import UNTRAINED
+from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_weights, write_run_data
+from robustly.experiments.run_folder import (
+    OWN_WEIGHTS,
+    RunError,
+    create_run,
+    evaluation_data,
+    load_on_device,
+    open_run,
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its weights, and its test images, on one device.
+
+    Args:
+        run: the run.
+        source: settings of the images, limited to the number that is evaluated.
+        seen: numbers of images that the model was trained or selected on.
+        model: the network, in evaluation mode.
+        data: the images.
+        checkpoint: the origin of the weights.
+        device: where model and images are.
+    """
+
+    run: GivenRun
+    source: DataConfig
+    seen: SeenRows
+    model: nn.Module
+    data: ImageData
+    checkpoint: str
+    device: torch.device
+
+
+def run_of_command(place: Path | None, overrides: list[str]) -> GivenRun:
+    """The run that a command line names; see `given_run`.
+
+    Raises:
+        ValueError: wrong settings, or settings that would change the weights or images of a run that exists.
+        FileNotFoundError: a file of weights that does not exist.
+    """
+    run = given_run(place, overrides)
+    if run.is_new:
+        return run
+    stored = open_run(run.folder)
+    if stored.recipe != UNTRAINED:
+        check_evaluation_overrides(run.overrides, stored.model_names)
+    # the command that made a folder without training may be given again
+    elif (run.config.model, run.config.data) != (stored.model, stored.data):
+        if place is not None and place.resolve() == run.folder.resolve():
+            check_evaluation_overrides(run.overrides, stored.model_names)
+        raise RunError(
+            f"{run.folder} exists already with another model or other images: name a new folder, and the "
+            "model with --weights, --hf-model, --timm or --model"
+        )
+    return run
+
+
+def load_subject(run: GivenRun, trust_code: bool, config: RunConfig | None = None) -> Subject:
+    """Load the model and the images of a run; nothing is written.
+
+    Args:
+        run: the run.
+        trust_code: whether models that only a file names may be imported.
+        config: settings in place of those of the run, such as the images of an earlier evaluation.
+
+    Raises:
+        ValueError: weights, data or model that are wrong or do not fit.
+        OSError: files that cannot be read.
+    """
+    config = config or run.config
+    source = evaluation_data(config)
+    data = load_test(source)
+    seen = check_test_rows(run.folder, config, data)
+    loaded = load_on_device(run.folder, config, data, _trust(run, trust_code).allows)
+    if loaded.checkpoint == OWN_WEIGHTS:
+        PlainConsole().print(
+            f"the weights are those that {config.model.name} gives; their hash is recorded",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+    return Subject(run, source, seen, loaded.model, loaded.data, loaded.checkpoint, loaded.device)
+
+
+def keep_run(run: GivenRun) -> None:
+    """Make the folder of a new run, and record the rows that its weights were trained on.
+
+    Raises:
+        RunError: the folder was made by another process in the meantime.
+        OSError: the folder cannot be written.
+    """
+    if run.is_new:
+        create_run(run.folder, run.config)
+    if run.config.recipe == UNTRAINED:  # an earlier process may have been killed before it wrote them
+        write_run_data(run.folder, data_of_weights(run.config.model.weights))
+
+
+@contextmanager
+def removed_if_refused(run: GivenRun) -> Iterator[None]:
+    """Remove the folder of a new run if the work in it ends with wrong input; a stopped run keeps its parts."""
+    try:
+        yield
+    except ValueError:
+        if run.is_new:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+
+
+def _trust(run: GivenRun, trust_code: bool) -> Trust:
+    return trust_in(run.overrides, trust_code)

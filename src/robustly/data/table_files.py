@@ -1,0 +1,39 @@
+"""Tables in a folder: Parquet files by part, folders of `save_to_disk`, and names of columns."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_PART_FILE = re.compile(r"(train|test|validation|valid|val)(-\d+-of-\d+)?\.parquet")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read; None finds them by their types."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+def parquet_files(path: Path) -> dict[str, list[Path]]:
+    """Parquet files of each part.
+
+    A file is one part, "all". A folder, or its subfolder `data`, may hold `train.parquet`, `test.parquet`,
+    `train-00000-of-00002.parquet`, ...; without such files the result is empty.
+    """
+    if path.is_file():
+        return {"all": [path]}
+    for folder in (path, path / "data"):
+        parts: dict[str, list[Path]] = {}
+        for file in sorted(folder.glob("*.parquet")):
+            match = _PART_FILE.fullmatch(file.name)
+            if match:
+                parts.setdefault(match[1], []).append(file)
+        if parts:
+            return parts
+    return {}
+
+
+def is_saved(folder: Path) -> bool:
+    """True for a folder that `datasets` wrote with `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()

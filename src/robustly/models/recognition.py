@@ -1,0 +1,124 @@
+"""The settings of our own networks from a file of their weights."""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustly.models.checkpoints import WeightsError, read_weights, weights_file, written_about
+from robustly.models.registry import MODELS, WIDEST, ModelConfig, new_network
+from robustly.models.weight_names import NamesError, fitted
+from robustly.settings import SettingsError, build
+
+ABOUT_MODEL = "model"
+_SIGNS = {
+    "small_cnn": "classifier.fc3.weight",
+    "wrn": "block1.layer.0.conv1.weight",
+    "resnet": "layer1.0.conv1.weight",
+}
+"""A weight that networks have whose name begins so; the others are not tried, because building them takes time."""
+_OUTPUT_LAYERS = ("linear.weight", "fc.weight", "classifier.fc3.weight")
+_OF_IMAGE_SIZE = "classifier.fc1.weight"
+_INPUT_LAYERS = ("conv1.weight", "feature_extractor.conv1.weight")
+
+
+def about_model(config: ModelConfig) -> dict[str, str]:
+    """Metadata for `save_weights` from which `recognised` reads the settings of the network."""
+    return {ABOUT_MODEL: json.dumps(asdict(replace(config, weights=None, weights_key=None)))}
+
+
+def recognised(path: str | Path, key: str | None = None, among: Collection[str] = tuple(MODELS)) -> ModelConfig:
+    """Settings of the network whose weights a file holds, with these weights.
+
+    Files of `save_weights` state them. Otherwise they follow from names and shapes, if one network fits.
+
+    Args:
+        path: as for `read_weights`.
+        key: as for `read_weights`.
+        among: names of the networks that are tried.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        WeightsError: if it cannot be read, or no network fits, or several do.
+    """
+    file = weights_file(path)
+    stated = written_about(file).get(ABOUT_MODEL)
+    if stated is not None and among == tuple(MODELS):
+        try:
+            config = build(ModelConfig, json.loads(stated), "model")
+            return replace(config, weights=str(file), weights_key=key)
+        except (SettingsError, ValueError) as error:
+            raise WeightsError(f"{file}: its metadata does not state settings of a model ({error})") from None
+    given = read_weights(file, key)
+    fits = [config for name in among for config in _fitting(name, given)]
+    if len(fits) != 1:
+        names = ", ".join(config.name for config in fits)
+        reason = (
+            f"fits {names}, which differ in strides or activations only: choose one with --model NAME"
+            if fits
+            else f"fits none of the networks {', '.join(among)}: name the network with --model "
+            "package.module:factory, --timm NAME or --hf-model FOLDER"
+        )
+        raise WeightsError(f"{file}: {reason}")
+    return replace(fits[0], weights=str(file), weights_key=key)
+
+
+def _fitting(name: str, given: Mapping[str, Tensor]) -> Iterator[ModelConfig]:
+    """The settings of one network under which it has the given names and shapes; nothing if there are none."""
+    sign = next((weight for start, weight in _SIGNS.items() if name.startswith(start)), _SIGNS["resnet"])
+    if not any(one.endswith(sign) for one in given):
+        return
+    plain = ModelConfig(name)
+    normalised = replace(plain, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    found = next(
+        (one for config in (plain, normalised) if (one := _with_names_of(config, given)) is not None), None
+    )
+    if found is None:
+        return
+    weights, reference = found
+    first, last = _layer(_INPUT_LAYERS, weights), _layer(_OUTPUT_LAYERS, weights)
+    config = ModelConfig(name, classes=max(2, len(last)), channels=first.shape[1])
+    if "normalize.mean" in weights:
+        mean, std = (tuple(weights[f"normalize.{one}"].flatten().tolist()) for one in ("mean", "std"))
+        config = replace(config, mean=mean, std=std)
+    exact = last.shape[1] / _layer(_OUTPUT_LAYERS, reference).shape[1]
+    for width in dict.fromkeys([*(round(exact, digits) for digits in (2, 3, 4)), exact]):
+        if 0 < width <= WIDEST and _has_shapes(replace(config, width=width), weights):
+            yield replace(config, width=width)
+            return
+
+
+def _with_names_of(
+    config: ModelConfig, given: Mapping[str, Tensor]
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None:
+    """The given weights under the names of a network, and its own; None if the names differ."""
+    own = _empty(config).state_dict()
+    try:
+        weights = fitted(given, own).weights
+    except NamesError:
+        return None
+    weights = {name: value for name, value in weights.items() if not name.startswith("sub_block1.")}
+    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+    return (weights, own) if needed <= weights.keys() <= own.keys() else None
+
+
+def _layer(names: tuple[str, ...], weights: Mapping[str, Tensor]) -> Tensor:
+    return next(weights[name] for name in names if name in weights)
+
+
+def _has_shapes(config: ModelConfig, weights: Mapping[str, Tensor]) -> bool:
+    """True if a network has the shapes of the weights, apart from the size of the images."""
+    own = _empty(config).state_dict()
+    return all(
+        value.shape == own[name].shape or (name == _OF_IMAGE_SIZE and len(value) == len(own[name]))
+        for name, value in weights.items()
+    )
+
+
+def _empty(config: ModelConfig) -> nn.Module:
+    """The network without values, which takes no memory."""
+    with torch.device("meta"):
+        return new_network(config, allow_code=False)

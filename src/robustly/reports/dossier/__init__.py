@@ -1,0 +1,1 @@
+"""The dossier of a model: threat, data, attacks, limits and a checklist, answered from the evidence."""
