@@ -303,7 +303,8 @@ def main() -> None:
         "without the security curve. Passes are single images, forward and backward, counted at the model for\n"
         "every tool alike. torchattacks' attacks get survivors only, as in AutoAttack. The networks were trained\n"
         "by a plain loop, without this project.\n\n"
-        f"{date.today()}, `python benchmarks/small_jobs.py`, {versions}, {platform.machine()}.\n"
+        f"{date.today()}, `python benchmarks/small_jobs.py --counts {options.counts} --victims {options.victims}`, "
+        f"{versions}, {platform.machine()}.\n"
     )
     print(text)
     if not options.tag and set(options.tools.split(",")) == set(TOOLS):

@@ -22,9 +22,12 @@ from robustly.data import DataConfig, load_test
 from robustly.evidence import read_summary
 from robustly.evidence.storage import read_images
 from robustly.experiments import onnx_export
+from robustly.experiments.configuration import build_config
 from robustly.experiments.export import model_card
+from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.onnx_export import compare_onnx
 from robustly.experiments.portable import KEY, PortableModel, description_from, open_portable
+from robustly.experiments.run_folder import create_run
 from robustly.models import ModelConfig, build_model, load_weights, save_weights, weights_hash
 
 COUNT = 30
@@ -354,6 +357,14 @@ def test_info_of_everything(run: Path, exported: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert f"robust: {100 * summary.metrics.worst_case.robust.share:.1f} % [" in out
     assert "None" not in out
+
+
+def test_info_of_a_model_trained_elsewhere(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = {"name": "small_cnn", "width": 0.25, "weights": str(run / "model.safetensors")}
+    create_run(tmp_path / "run", build_config({"recipe": UNTRAINED, "model": weights}))
+    found = facts(capsys, tmp_path / "run")
+    assert found["weights"] == facts(capsys, run)["weights"]
+    assert found.keys().isdisjoint({"epochs", "state"})
 
 
 def test_info_of_a_damaged_evaluation(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,6 @@ from cli_tools import refusal
 from safetensors.torch import load_file, save_file
 
 from robustly.cli import main
-from robustly.cli.recipes import read_recipe
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.finetune import METHODS, FinetunePlan, finetuning_settings, read_record
 from robustly.experiments.run_folder import open_run
@@ -111,14 +110,6 @@ def test_refusals(
 ) -> None:
     given = [str(trained) if word == "RUN" else word for word in words]
     assert reason in refusal(capsys, "finetune", *given, "--out", str(tmp_path / "new"))
-
-
-def test_settings_of_runs_begun_before_keep_their_hash() -> None:
-    assert build_config(read_recipe("mnist5k/pgd_at")).digest() == "2ce3ac8cdf0ef199"
-    assert build_config(read_recipe("mnist5k/lbgat0")).digest() == "1d135bfc906769f1"
-    changed = {"optimizer": {"layer_decay": 0.5}, "training": {"head_epochs": 1}}
-    digests = {build_config({key: value}).digest() for key, value in [("seed", 0), *changed.items()]}
-    assert len(digests) == 3
 
 
 def test_messages_of_a_finished_run_name_the_way_on(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,10 @@ def test_files_are_written_and_runs_are_read(evaluated: Evidence, tmp_path: Path
     assert issue.read_text() == found.issue
     with pytest.raises(EvidenceError, match="has no evaluation"):
         claim(tmp_path)
+    evaluated.save(tmp_path / "run" / "evaluation_aa")
+    with pytest.raises(EvidenceError, match="has several evaluations: name the one with AutoAttack"):
+        claim(tmp_path / "run")
+    assert claim(tmp_path / "run" / "evaluation_aa").info == claim(evaluated).info
     with pytest.raises(RobustBenchError, match="or a folder, got NoneType"):
         claim(None)  # type: ignore[arg-type]
 
@@ -160,6 +164,8 @@ def test_what_readers_must_know_is_remarked(evaluated: Evidence) -> None:
     masked = changed(evaluated, "", masking=("Square broke more.",))
     assert claim(masked).remarks == ("Gradients may be masked: Square broke more.",)
     assert claim(masked).info["unreliable"] is True
+    warned = claim(changed(evaluated, "", warnings=("The network has collapsed.",)))
+    assert warned.remarks == ("The network has collapsed.",)
     trained = changed(evaluated, "data", trained_on=2, selected_on=0)
     assert claim(trained).remarks[0].startswith("2 of 12 test images were trained on")
     other = changed(evaluated, "data", classes=("t-shirt", *(f"item {n}" for n in range(9))))

@@ -289,7 +289,7 @@ def test_every_entry_can_be_built_for_its_classes() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"model_name": "Wong2020Fast"}, r"Wong2020Fast is a PreActResNet-18 .* not built here; .*model\.name"),
+        ({"model_name": "Wong2020Fast"}, r"Wong2020Fast is a PreActResNet-18 .* not built here; .*--model package"),
         ({"model_name": "Wang2023Better_WRN-28-1"}, "did you mean"),
         ({"model_name": "Xu2023Exploring_WRN-28-10", "threat_model": "L2"}, "has for cifar10 Linf"),
         ({"model_name": "Standard", "dataset": "cifar"}, "dataset must be one of cifar10, cifar100"),

@@ -115,6 +115,15 @@ def test_nothing_is_claimed_where_no_attack_ran(tmp_path):
     assert "The attack PGD failed and is not part of the result." in failed.doubts
 
 
+def test_a_network_that_is_never_right_leaves_nothing_to_attack(tmp_path):
+    found = verdict(evidence(tmp_path, evaluation(held=0, clean=0, count=500)))
+    assert found.sentence == (
+        "dynat classifies none of 500 test examples of digits correctly, so there is nothing to attack."
+    )
+    assert found.doubts == ("Without an attack the network is hardly better than a guess among 10 classes.",)
+    assert not found.sound
+
+
 def test_failed_attacks_audits_and_contradictions_are_doubts(tmp_path):
     one = evaluation(failures={"a1": "out of memory"})
     found = verdict(evidence(tmp_path, one, audit=audited(False), notes=("Sums differ.",)))
@@ -133,6 +142,8 @@ def test_guessing_few_examples_and_known_images_are_doubts(tmp_path):
     assert "hardly better than a guess among 10 classes" in doubts
     assert "7 of 50 test images were trained on, 0 were selected on, so the accuracies may be too high." in doubts
     assert "only 50 examples: the 95 % interval of the worst case is [1.1, 13.5] %." in doubts
+    single = verdict(evidence(tmp_path, evaluation(held=0, clean=1, count=1)))
+    assert "There is only one example: the 95 % interval of the worst case is [0.0, 79.3] %." in single.doubts
     assert "guess" not in " ".join(verdict(evidence(tmp_path, evaluation())).doubts)
 
 
@@ -249,6 +260,12 @@ def test_runs_tested_differently_are_listed_without_order(tmp_path):
         f"The runs were not tested alike, so they are not ranked: a holds 74.6{T}% of 1{T}000 under linf:0.3; "
         f"b holds 90.0{T}% of 1{T}000 under l2:0.5."
     )
+    idle = comparison_verdict([evidence(tmp_path, evaluation(attacks=()), "a"), evidence(tmp_path, other, "b")])
+    assert "no attack ran on a; b holds" in idle.sentence
+    same = evaluation(attacks=())
+    both = comparison_verdict([evidence(tmp_path, same, "a"), evidence(tmp_path, same, "b")])
+    assert both.sentence == "No run can be ranked: each of them is in doubt."
+    assert "a is not ranked: no attack ran on it." in both.doubts
     failed = evidence(tmp_path, evaluation(failures={"a1": "out of memory"}), "b")
     assert "not ranked" in comparison_verdict([evidence(tmp_path, evaluation(), "a"), failed]).sentence
 
@@ -271,4 +288,5 @@ def test_the_page_begins_with_the_verdict(tmp_path):
     body = page.partition("<main>")[2]
     assert body.index("dynat holds 74.6") < body.index("Clean accuracy")
     assert "Audit passed: 9 of 9 checks" in body
+    assert "out of memory" in render([evidence(tmp_path, evaluation(failures={"a1": "out of memory"}))])
     assert "Audit FAILED: 8 of 9 checks" in render([evidence(tmp_path, evaluation(), audit=audited(False))])

@@ -11,6 +11,7 @@ from robustly.documents import read_json
 from robustly.evidence import EvidenceError, read_summary
 from robustly.evidence.audit_record import read_audit, read_signature
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
+from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.portable import HF_CONFIG, HF_WEIGHTS, KEY, description_from, stored_description
 from robustly.experiments.run_folder import CONFIG, EVALUATION, RunError, open_run
 from robustly.experiments.sweep_folders import state_of
@@ -81,10 +82,10 @@ def run_facts(folder: Path) -> Facts:
         "threat": str(config.threat),
         "data": config.data.source,
         "model": config.model.name,
-        "epochs": config.training.epochs,
-        **_state(folder),
+        **({} if config.recipe == UNTRAINED else {"epochs": config.training.epochs, **_state(folder)}),
     }
-    weights = next((folder / name for name in (FINAL, BEST) if (folder / name).is_file()), None)
+    named = [] if config.model.weights is None else [Path(config.model.weights)]
+    weights = next((one for one in (folder / FINAL, folder / BEST, *named) if one.is_file()), None)
     if weights is not None:
         facts["weights"] = _weights(weights)
     files = [one for one in folder.rglob("*") if one.is_file()]

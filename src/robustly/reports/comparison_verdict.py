@@ -31,11 +31,7 @@ def comparison_verdict(runs: Sequence[RunEvidence]) -> Verdict:
         alone = single[tested[0][0].name]
         return Verdict(alone.sentence, (*doubts, *alone.doubts), alone.sound)
     if apart:
-        worst = "; ".join(
-            f"{_named(run)} {'seems to hold' if one.masking else 'holds'} {held(one.metrics.worst_case.robust)} "
-            f"under {one.threat.text}"
-            for run, one in tested[:MOST_NAMED]
-        )
+        worst = "; ".join(_claim(run, one) for run, one in tested[:MOST_NAMED])
         more = "" if len(tested) <= MOST_NAMED else f"; and {len(tested) - MOST_NAMED} more"
         doubts += _shared([single[run.name] for run, _ in tested], [run.name for run, _ in tested])
         words = f"The runs were not tested alike, so they are not ranked: {worst}{more}."
@@ -48,6 +44,14 @@ def comparison_verdict(runs: Sequence[RunEvidence]) -> Verdict:
         return Verdict("No run can be ranked: each of them is in doubt.", tuple(doubts), False)
     ranked = sorted(sound, key=lambda entry: -entry[1].metrics.worst_case.robust.hits)
     return Verdict(_ranking(ranked), (*_chance(ranked), *doubts))
+
+
+def _claim(run: RunEvidence, evaluation: Summary) -> str:
+    """The result of a run that is not ranked."""
+    threat, worst = evaluation.threat.text, held(evaluation.metrics.worst_case.robust)
+    if not ran_attacks(evaluation):
+        return f"no attack ran on {run.name}"
+    return f"{_named(run)} {'seems to hold' if evaluation.masking else 'holds'} {worst} under {threat}"
 
 
 def _states(runs: Sequence[RunEvidence]) -> list[str]:
@@ -136,7 +140,11 @@ def _reason(run: RunEvidence) -> str:
         )
     if run.audit is not None and not run.audit.passed:
         return "its audit failed"
-    return "its files contradict each other" if run.notes else "the network has collapsed"
+    if run.notes:
+        return "its files contradict each other"
+    if run.evaluation is not None and not ran_attacks(run.evaluation):
+        return "no attack ran on it"
+    return "the network has collapsed"
 
 
 def _listed(parts: Sequence[str]) -> str:

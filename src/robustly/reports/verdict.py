@@ -37,7 +37,7 @@ def verdict(run: RunEvidence) -> Verdict:
         return Verdict(f"{run.name} is trained but not evaluated: its robust accuracy is unknown.", sound=False)
     collapsed = collapse(run)
     failed = run.audit is not None and not run.audit.passed
-    sound = not (evaluation.masking or run.notes or failed) and collapsed is None
+    doubtful = bool(evaluation.masking or run.notes) or failed or not ran_attacks(evaluation)
     if collapsed is not None:
         sentence = (
             f"{run.name} predicts class {evaluation.data.class_name(collapsed)} for every one of "
@@ -45,7 +45,7 @@ def verdict(run: RunEvidence) -> Verdict:
         )
     else:
         sentence = _result(run.name, evaluation)
-    return Verdict(sentence, tuple(_doubts(run, evaluation)), sound)
+    return Verdict(sentence, tuple(_doubts(run, evaluation)), not doubtful and collapsed is None)
 
 
 def collapse(run: RunEvidence) -> int | None:
@@ -89,6 +89,9 @@ def _result(name: str, evaluation: Summary) -> str:
     worst, certified = metrics.worst_case.robust, metrics.certified
     what, threat = examples_words(evaluation), evaluation.threat.text
     clean = f"without an attack, it classifies {percent(metrics.clean.share)} correctly"
+    if not metrics.clean.hits:
+        none = f"none of {count(metrics.clean.count)}"
+        return f"{name} classifies {none} {what} correctly, so there is nothing to attack."
     if not number:
         if certified is None:
             return f"No attack ran on {name}: its robust accuracy is unknown; {clean}."
@@ -110,7 +113,7 @@ def _doubts(run: RunEvidence, evaluation: Summary) -> Iterator[str]:
     for name in evaluation.failures:
         yield f"The attack {evaluation.suite.title(name)} failed and is not part of the result."
     test = strength(evaluation)
-    if test.weaknesses:
+    if test.weaknesses and evaluation.metrics.clean.hits:
         yield f"The test is weak: {'; '.join(test.weaknesses)}."
     elif test.narrow:
         yield f"All attacks are of one kind ({test.narrow}); one of another kind may break more."
@@ -123,7 +126,5 @@ def _doubts(run: RunEvidence, evaluation: Summary) -> Iterator[str]:
         yield f"{evaluation.data.seen_words.capitalize()}, so the accuracies may be too high."
     worst = evaluation.metrics.worst_case.robust
     if worst.count < FEW_EXAMPLES:
-        yield (
-            f"There are only {count(worst.count)} examples: the 95 % interval of the worst case is "
-            f"{interval(worst)} %."
-        )
+        examples = "is only one example" if worst.count == 1 else f"are only {count(worst.count)} examples"
+        yield f"There {examples}: the 95 % interval of the worst case is {interval(worst)} %."

@@ -356,6 +356,14 @@ def test_networks_that_change_their_images_get_a_copy(little: Splits, tmp_path: 
     assert same(final(tmp_path / "in_place"), final(tmp_path / "plain"))
 
 
+def test_scripted_networks_are_trained(little: Splits, tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+    twin = copy.deepcopy(plain)
+    run(make_job(little, AVERAGED, torch.jit.script(plain), training=SHORT), tmp_path / "script")
+    run(make_job(little, AVERAGED, twin, training=SHORT), tmp_path / "plain")
+    assert same(final(tmp_path / "script"), final(tmp_path / "plain"))
+
+
 def test_a_network_without_anything_to_train_is_refused(little: Splits, tmp_path: Path) -> None:
     with pytest.raises(TrialError, match="no parameter that requires a gradient: there is nothing to train"):
         run(make_job(little, Method(), Net().requires_grad_(False), training=SHORT), tmp_path)

@@ -225,11 +225,9 @@ class Search:
         """Margin of the goal, where the search needs it or has it: an untargeted margin as objective."""
         if self.by_margin:
             return _margin(output, self.goal.select(rows))
-        return (
-            value.nan_to_num(-torch.inf)
-            if objective is margin and isinstance(self.goal, ClassificationGoal)
-            else None
-        )
+        # a targeted margin, and that of another kind of goal, is another number
+        known = objective is margin and type(goal) is type(self.goal) is ClassificationGoal and goal.target is None
+        return value.nan_to_num(-torch.inf) if known else None
 
     def in_any_run(self, found: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """True where it is true of any run of the same example."""

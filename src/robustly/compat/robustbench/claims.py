@@ -15,6 +15,7 @@ from robustly.evaluation.suites.autoattack import autoattack
 from robustly.evaluation.suites.suite import settings
 from robustly.evidence import Evidence, EvidenceError, Summary, read_evidence
 from robustly.evidence.provenance import Plan
+from robustly.evidence.schema import SUMMARY
 from robustly.files import write_json, write_text
 
 TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
@@ -154,10 +155,15 @@ def claim(
 
 
 def _read(path: Path) -> Evidence:
-    for folder in (path, path / "evaluation"):
-        if (folder / "summary.json").is_file():
-            return read_evidence(folder)
-    raise EvidenceError(f"{path} has no evaluation: name a run, or the folder with its summary.json")
+    if (path / SUMMARY).is_file():
+        return read_evidence(path)
+    found = sorted(file.parent for file in path.glob(f"evaluation*/{SUMMARY}"))
+    if len(found) > 1:
+        names = ", ".join(str(folder) for folder in found)
+        raise EvidenceError(f"{path} has several evaluations: name the one with AutoAttack, of {names}")
+    if not found:
+        raise EvidenceError(f"{path} has no evaluation: name a run, or the folder with its {SUMMARY}")
+    return read_evidence(found[0])
 
 
 def _threat(summary: Summary) -> str:
@@ -235,8 +241,7 @@ def _remarks(summary: Summary, dataset: str, threat: str) -> list[str]:
         remarks.append("The images seem to be compressed as JPEG; the leaderboard's are not.")
     if summary.data.seen:
         remarks.append(f"{summary.data.seen_words[0].upper()}{summary.data.seen_words[1:]}.")
-    remarks += [f"Gradients may be masked: {words}" for words in summary.masking]
-    return remarks
+    return [*remarks, *(f"Gradients may be masked: {words}" for words in summary.masking), *summary.warnings]
 
 
 def _issue(summary: Summary, threat: str, values: Mapping[str, Any], remarks: tuple[str, ...]) -> str:

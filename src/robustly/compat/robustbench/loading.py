@@ -143,7 +143,7 @@ def _one_of(value: object, allowed: Iterable[str], argument: str) -> str:
 def _entry(name: str, dataset: str, threat: str) -> Entry:
     own_code = (
         "its module can be evaluated as it is: robustly.evaluate takes what robustbench.utils.load_model returns, "
-        "and robustly evaluate --model.name package.module:factory --weights FILE takes code of your own"
+        "and robustly evaluate --model package.module:factory --weights FILE takes code of your own"
     )
     if dataset == "imagenet":
         raise RobustBenchError(f"networks for ImageNet are not built here, {name} among them; {own_code}")

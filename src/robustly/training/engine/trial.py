@@ -104,7 +104,7 @@ def try_training(
             checkpoints, or keeps layers where PyTorch does not find them.
     """
     x = x[:IMAGES]
-    hidden = hidden_modules(network)
+    hidden = {} if isinstance(network, torch.jit.ScriptModule) else hidden_modules(network)
     if hidden:
         raise TrialError(
             f"the {name} keeps layers in a plain list or dictionary ({', '.join(list(hidden)[:3])}), where they "

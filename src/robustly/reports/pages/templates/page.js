@@ -37,6 +37,8 @@
     const figure = coloured(figures[plot.dataset.figure], new Map());
     const font = window.getComputedStyle(document.body).fontFamily;
     const layout = figure.layout;
+    const named = layout.showlegend === false ? [] : figure.data.filter((trace) => trace.name && trace.showlegend !== false);
+    plot.parentElement.style.setProperty("--legend", `${17 * Math.max(0, named.length - 2)}px`); // room on paper
     layout.width = plot.offsetWidth;
     layout.height = plot.offsetHeight;
     layout.font.family = font;
@@ -47,6 +49,11 @@
       layout.font.size = layout.legend.font.size = small.size;
       for (const axis of [layout.xaxis, layout.yaxis]) if (axis.title) axis.title.font = small;
       for (const note of layout.annotations || []) note.font = { ...note.font, ...small };
+      const { tickvals, ticktext } = layout.xaxis;
+      if (tickvals && tickvals.length > 4) {
+        layout.xaxis.tickvals = tickvals.filter((_, i) => i % 2 === 0);
+        layout.xaxis.ticktext = ticktext.filter((_, i) => i % 2 === 0);
+      }
       layout.margin = { ...layout.margin, l: 30, r: 4, t: 4, b: 28 };
     } else if (plot.offsetWidth < 460) {
       layout.margin = { ...layout.margin, l: 40, r: 8 };
