@@ -6,7 +6,6 @@ from types import ModuleType
 
 import pytest
 
-import robustly
 from loading import load_module
 from robustly.attacks import ATTACK_KINDS
 from robustly.training import LOSSES
@@ -38,7 +37,8 @@ def test_every_module_of_an_attack_or_a_part_is_in_the_api_once(tables: ModuleTy
 def test_every_public_module_has_a_page_that_the_index_names() -> None:
     index = (ROOT / "docs" / "api" / "index.md").read_text()
     site = (ROOT / "mkdocs.yml").read_text()
-    for module in {*robustly._MODULES} - {"api"} | {"door"}:
+    rooms = {file.parent.name for file in (ROOT / "src" / "robustly").glob("*/__init__.py")}
+    for module in rooms - {"api", "cli", "experiments"} | {"door", "objectives"}:
         assert (ROOT / "docs" / "api" / f"{module}.md").is_file(), module
         assert f"({module}.md)" in index
         assert f"api/{module}.md" in site
