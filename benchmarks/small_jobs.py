@@ -31,6 +31,7 @@ import torch.nn.functional as F
 import torchattacks
 from torch import Tensor, nn
 
+from counted import Counted
 from robustly import ThreatModel, evaluate
 from robustly.data import DataConfig, ImageData, load_splits, load_test
 from robustly.evaluation import suite_named
@@ -158,34 +159,6 @@ def trained(name: str, train: ImageData, folder: Path) -> nn.Module:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), file)
     return model.eval()
-
-
-class Passes:
-    """Counts that a model shares with its copies."""
-
-    def __init__(self) -> None:
-        self.forwards, self.backwards = 0, 0
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "Passes":
-        return self
-
-    def back(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
-
-
-class Counted(nn.Module):
-    """A model that counts the images of its forward passes and the gradients of its backward passes."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, self.passes = net, Passes()
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net(x)
-        self.passes.forwards += len(x)
-        if logits.requires_grad:
-            logits.register_hook(self.passes.back)
-        return logits
 
 
 def by_torchattacks(model: nn.Module, data: ImageData, threat: ThreatModel) -> Tensor:

@@ -1,5 +1,6 @@
 """Networks that a model uses without registering them, in its lists and dictionaries, or a function's variables."""
 
+import dis
 import functools
 import types
 from collections.abc import Iterable, Mapping
@@ -47,7 +48,7 @@ def _variables(function: object) -> dict[str, object]:
     if isinstance(function, types.MethodType):
         return {"self": function.__self__, "func": function.__func__}
     if isinstance(function, types.FunctionType):
-        named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+        named = {name: function.__globals__.get(name) for name in _global_names(function.__code__)}
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         defaults = {f"default{place}": value for place, value in enumerate(function.__defaults__ or ())}
         closed = {name: value for name, cell in cells for value in _content(cell)}
@@ -56,6 +57,12 @@ def _variables(function: object) -> dict[str, object]:
     own = dict(vars(function)) if hasattr(function, "__dict__") else {}
     call = type(function).__call__ if callable(function) else None
     return {**own, "call": call, "wrapped": wrapped}
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    """Global names that some code reads, that of its inner functions included; names of attributes are others."""
+    own = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_global_names(one) for one in code.co_consts if isinstance(one, types.CodeType)))
 
 
 def _content(cell: types.CellType) -> list[object]:
