@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 FOLDER = Path(__file__).parent / "user_code"
 RESULTS = Path(__file__).parent / "results" / "user_code.md"
 
@@ -98,6 +100,7 @@ def lines(file: Path) -> int:
 
 def run(file: Path) -> tuple[Any, float]:
     """Verdict and CPU seconds of a script."""
+    torch.manual_seed(0)  # torchattacks draws from the global generator
     began = time.process_time()
     verdict = runpy.run_path(str(file))["verdict"]
     return list(verdict) if isinstance(verdict, tuple) else verdict, time.process_time() - began
