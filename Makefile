@@ -5,17 +5,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 .PHONY: demo test test-fast lint wheel bench docs clean
 
-demo: $(DEMO)/standard/evaluation/summary.json $(DEMO)/dynat/evaluation/summary.json
-	$(BIN)/robustly audit $(DEMO)/dynat
-	$(BIN)/robustly report $(DEMO)/standard $(DEMO)/dynat --out $(DEMO)/report.html
-
-.PRECIOUS: $(DEMO)/%/model.safetensors
-$(DEMO)/%/model.safetensors: | .venv/installed
-	if [ -d $(DEMO)/$* ]; then $(BIN)/robustly train --resume $(DEMO)/$*; \
-	else $(BIN)/robustly train mnist5k/$* --out $(DEMO)/$*; fi
-
-$(DEMO)/%/evaluation/summary.json: $(DEMO)/%/model.safetensors
-	$(BIN)/robustly evaluate $(DEMO)/$* --overwrite
+demo: .venv/installed
+	$(BIN)/robustly demo --out $(DEMO)
 
 # One thread a worker: two workers share two cores, and resumed runs are compared bit by bit.
 test: lint

@@ -1,14 +1,18 @@
 """Compare adversarial fine-tuning of a standard network with adversarial training from scratch, at several rates.
 
-    python benchmarks/finetune.py FOLDER [MINUTES]
+    python benchmarks/finetune.py FOLDER [MINUTES [digits|cifar]]
 
-Real digits of 16x16 pixels (mnist5k), small_cnn of a quarter of the width, linf 0.2, PGD-AT with 7 steps. 12 epochs
-from scratch against 3 epochs from scratch and 3 epochs of fine-tuning, each at several peak learning rates, because
-the best one differs. Robust accuracies are of the suite `quick` on the first 500 test images. Runs are kept in
+digits: 16x16 pixels (mnist5k), small_cnn of a quarter of the width, linf 0.2, PGD-AT with 7 steps.
+cifar: 8,000 CIFAR-10 images of `$ROBUSTLY_SHARED_DATA/cifar10-jpeg` (JPEG q75), resnet18 of a quarter of the width,
+linf 8/255, PGD-AT with 5 steps.
+
+12 epochs from scratch against 3 epochs from scratch and 3 epochs of fine-tuning, each at several peak learning
+rates, because the best one differs. Robust accuracies are of the suite `quick` on 500 test images. Runs are kept in
 FOLDER, so that the command continues after a stop; no run begins after MINUTES. Writes
-`benchmarks/results/finetune.md` after each row.
+`benchmarks/results/finetune.md` or `finetune_cifar.md` after each row.
 """
 
+import os
 import platform
 import sys
 import time
@@ -22,7 +26,10 @@ from robustly.experiments.finetune import Measured, measure, read_record, test_i
 from robustly.experiments.run_folder import load_trained, open_run
 from robustly.threats import parse_threat
 
-RESULTS = Path(__file__).parent / "results" / "finetune.md"
+RESULTS = {
+    "digits": Path(__file__).parent / "results" / "finetune.md",
+    "cifar": Path(__file__).parent / "results" / "finetune_cifar.md",
+}
 COUNT = 500
 NETWORK = ("--data.image_size", "16", "--model.width", "0.25", "--data.validation", "300", "--threat", "linf:0.2")
 SCRATCH = ("train", "mnist5k/pgd_at", *NETWORK, "--training.validation_steps", "5")
@@ -60,9 +67,47 @@ ROWS: list[tuple[str, str, tuple[str, ...]]] = [
 ]
 
 
+CIFAR = (
+    *("--data.source", str(Path(os.environ.get("ROBUSTLY_SHARED_DATA", "")).resolve() / "cifar10-jpeg")),
+    *(
+        "--data.train_limit",
+        "8000",
+        "--data.test_limit",
+        "500",
+        "--model.name",
+        "resnet18",
+        "--model.width",
+        "0.25",
+    ),
+    *("--schedule", "{name: one_cycle, peak: 0.3}", "--training.batch_size", "64"),
+    *("--runtime.precision", "bf16-mixed", "--training.validation_steps", "5", "--data.validation", "500"),
+)
+CIFAR_AT = (
+    *("--method.inner.steps", "5", "--method.inner.step_size", "null"),
+    *("--method.inner.relative_step_size", "0.5"),
+)
+CIFAR_TUNED = ("--method", "cifar10/pgd_at", "--epochs", "3", "--count", str(COUNT), *CIFAR_AT)
+
+
+def cifar_row(name: str, epochs: int, value: float) -> tuple[str, str, tuple[str, ...]]:
+    words = (*CIFAR, *CIFAR_AT, "--training.epochs", str(epochs), *rate(value))
+    return name, f"{value:g}", ("train", "cifar10/pgd_at", *words)
+
+
+CIFAR_ROWS: list[tuple[str, str, tuple[str, ...]]] = [
+    ("standard", "0.1", ("train", "cifar10/standard", *CIFAR, "--training.epochs", "15", *rate(0.1))),
+    *(("fine-tuning", f"{value:g}", ("finetune", "standard", *CIFAR_TUNED, *rate(value))) for value in (0.1, 0.03)),
+    cifar_row("scratch, 12 epochs", 12, 0.1),
+    cifar_row("scratch, 3 epochs", 3, 0.1),
+    ("head only", "0.1", ("finetune", "standard", *CIFAR_TUNED, *rate(0.1), "--mode", "head_only")),
+]
+
+
 def measured(folder: Path) -> Measured:
     config = open_run(folder)
-    threats = {str(config.threat): config.threat, "linf:0.2": parse_threat("linf:0.2")}
+    threats = {str(config.threat): config.threat}
+    if config.data.source == "mnist5k":
+        threats["linf:0.2"] = parse_threat("linf:0.2")
     record = read_record(folder, threats, COUNT)
     if "after" in record:
         return record["after"]
@@ -71,9 +116,9 @@ def measured(folder: Path) -> Measured:
     return measure(model, data, threats, seed=0)
 
 
-def run(root: Path, minutes: float) -> None:
+def run(root: Path, minutes: float, data: str) -> None:
     began, lines = time.monotonic(), []
-    for name, peak, words in ROWS:
+    for name, peak, words in {"digits": ROWS, "cifar": CIFAR_ROWS}[data]:
         key = name.replace(",", "").replace(" ", "_")
         folder = root / (key if name == "standard" else f"{key}_{peak}")
         if time.monotonic() - began > 60 * minutes and not (folder / "model.safetensors").is_file():
@@ -85,16 +130,17 @@ def run(root: Path, minutes: float) -> None:
         robust = ", ".join(f"{text}: {share}" for text, share in found.robust.items())
         lines.append(f"| {name} | {peak} | {open_run(folder).training.epochs} | {found.clean} | {robust} |")
         print(lines[-1], flush=True)
-        write(lines)
+        write(lines, RESULTS[data])
 
 
-def write(lines: list[str]) -> None:
+def write(lines: list[str], file: Path) -> None:
     made = f"PyTorch {torch.__version__}, {platform.machine()}, one seed, {COUNT} test images, 95 % intervals"
     head = "| run | peak rate | epochs | clean | robust |\n| --- | --- | --- | --- | --- |"
     table = "\n".join(sorted(lines))
-    RESULTS.write_text(f"# Fine-tuning against training from scratch\n\n{made}.\n\n{head}\n{table}\n")
+    file.write_text(f"# Fine-tuning against training from scratch\n\n{made}.\n\n{head}\n{table}\n")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 1e9)
+    most = float(sys.argv[2]) if len(sys.argv) > 2 else 1e9
+    run(Path(sys.argv[1]), most, sys.argv[3] if len(sys.argv) > 3 else "digits")

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 import torchattacks
 from torch import Tensor, nn
 
+from counted import Counted
 from robustly import ThreatModel, evaluate
 from robustly.data import DataConfig, ImageData, load_splits, load_test
 from robustly.evaluation import suite_named
@@ -160,34 +161,6 @@ def trained(name: str, train: ImageData, folder: Path) -> nn.Module:
     return model.eval()
 
 
-class Passes:
-    """Counts that a model shares with its copies."""
-
-    def __init__(self) -> None:
-        self.forwards, self.backwards = 0, 0
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "Passes":
-        return self
-
-    def back(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
-
-
-class Counted(nn.Module):
-    """A model that counts the images of its forward passes and the gradients of its backward passes."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, self.passes = net, Passes()
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net(x)
-        self.passes.forwards += len(x)
-        if logits.requires_grad:
-            logits.register_hook(self.passes.back)
-        return logits
-
-
 def by_torchattacks(model: nn.Module, data: ImageData, threat: ThreatModel) -> Tensor:
     """Images unbroken by AutoAttack's four attacks, batch by batch, each on the images unbroken before it."""
     eps = float(threat.epsilon)
@@ -303,7 +276,8 @@ def main() -> None:
         "without the security curve. Passes are single images, forward and backward, counted at the model for\n"
         "every tool alike. torchattacks' attacks get survivors only, as in AutoAttack. The networks were trained\n"
         "by a plain loop, without this project.\n\n"
-        f"{date.today()}, `python benchmarks/small_jobs.py`, {versions}, {platform.machine()}.\n"
+        f"{date.today()}, `python benchmarks/small_jobs.py --counts {options.counts} --victims {options.victims}`, "
+        f"{versions}, {platform.machine()}.\n"
     )
     print(text)
     if not options.tag and set(options.tools.split(",")) == set(TOOLS):

@@ -25,6 +25,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
+from counted import Counted
 from robustly import ThreatModel, evaluate
 from robustly.cli import main as robustly
 from robustly.data import ImageData, load_test
@@ -59,34 +60,6 @@ CIFAR_TRAINING = {
     "method.inner.mode": "eval",
     "data.test_limit": "1000",
 }
-
-
-class Passes:
-    """Counts that a model shares with its copies."""
-
-    def __init__(self) -> None:
-        self.forwards, self.backwards = 0, 0
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "Passes":
-        return self
-
-    def back(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
-
-
-class Counted(nn.Module):
-    """A model that counts the images of its forward passes and the gradients of its backward passes."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, self.passes = net, Passes()
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net(x)
-        self.passes.forwards += len(x)
-        if logits.requires_grad:
-            logits.register_hook(self.passes.back)
-        return logits
 
 
 def victim(name: str, folder: Path, count: int) -> tuple[nn.Module, ImageData, ThreatModel]:

@@ -203,7 +203,7 @@ REFUSED = [
     (["train", "mnist5k/dynat", "--model.name", "resnet19"], "unknown model 'resnet19'"),
     (["train", "mnist5k/dynat", "--model.name", "no_such_module:net"], "no_such_module"),
     (["train", "mnist5k/dynat", "--model.weights", "nowhere.safetensors"], "nowhere.safetensors"),
-    (["train", "mnist5k/dynat", "--evaluation.suite", "autoattack"], "unknown suite 'autoattack'"),
+    (["train", "mnist5k/dynat", "--evaluation.suite", "autoattack"], "unknown suite or attack 'autoattack'"),
     (["train", "mnist5k/dynat", "extra"], "unrecognized arguments: extra"),
     (["train", "mnist5k/dynat", "--frobnicate"], "unrecognized arguments"),
     (["train", "--resume", "nowhere"], "not a run folder"),
@@ -319,7 +319,7 @@ def test_a_model_of_ones_own_is_trained_evaluated_and_audited(
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("nn.Sequential(nn.Flatten(), nn.Linear(784, 7))", "returns (8, 7) for 8 images of 10 classes"),
+        ("nn.Sequential(nn.Flatten(), nn.Linear(784, 7))", "the model has 7 outputs but the data 10 classes"),
         ("nn.Sequential(nn.Flatten(), nn.Linear(100, 10))", "fails on images of shape (8, 1, 28, 28)"),
         ("nn.Flatten(0)", "expected logits"),
     ],

@@ -33,6 +33,7 @@ def test_nothing_is_lost() -> None:
     assert new["threat"].pop("limit_text") == threat.pop("epsilon_text")
     assert threat.items() <= new["threat"].items()
     assert old.pop("data").items() <= new["data"].items()
+    assert old.pop("suite").items() <= new["suite"].items()
     assert curve.pop("attack") == read_summary(SAMPLE / "evaluation").suite.title("across")
     assert curve == new["security_curve"]
     (proof,) = certificates

@@ -117,6 +117,24 @@ def test_a_function_uses_modes_and_weights_of_its_networks():
         assert len(list(as_classifier(other).parameters())) >= 2
 
 
+stranger = nn.Linear(2, 2)
+
+
+def test_an_attribute_with_the_name_of_a_global_network_is_not_that_network():
+    holder = SimpleNamespace(stranger=linear())
+    model = as_classifier(lambda x: holder.stranger(x) + 1, IMAGES)
+    assert [tuple(value.shape) for value in model.parameters()] == [(4, 192), (4,)]
+
+    def outer(x):
+        def inner(z):
+            return stranger(z.flatten(1)[:, :2])
+
+        return inner(x)
+
+    inner = as_classifier(outer, IMAGES)
+    assert [tuple(value.shape) for value in inner.parameters()] == [(2, 2), (2,)]
+
+
 def test_a_function_without_a_network_is_named_as_such():
     with pytest.warns(UserWarning, match="no torch.nn.Module was found"):
         model = as_classifier(lambda x: x.flatten(1)[:, :3])

@@ -288,4 +288,5 @@ def test_the_page_begins_with_the_verdict(tmp_path):
     body = page.partition("<main>")[2]
     assert body.index("dynat holds 74.6") < body.index("Clean accuracy")
     assert "Audit passed: 9 of 9 checks" in body
+    assert "out of memory" in render([evidence(tmp_path, evaluation(failures={"a1": "out of memory"}))])
     assert "Audit FAILED: 8 of 9 checks" in render([evidence(tmp_path, evaluation(), audit=audited(False))])

@@ -22,8 +22,9 @@ def evaluation_progress(console: Console) -> Iterator[Progress]:
     """Callback for `evaluate` that shows the finished examples of each attack."""
     line = _notebook_line()
     if line is not None:
+        began = time.monotonic()
         yield _in_notebook(line)
-        line.update({"text/plain": ""}, raw=True)
+        line.update({"text/plain": f"evaluation finished in {time.monotonic() - began:.0f} s"}, raw=True)
     elif console.is_terminal:
         with LiveBar(
             TextColumn("{task.description}"),
@@ -69,4 +70,4 @@ def _notebook_line() -> Any:
         return None
     from IPython.display import display  # noqa: PLC0415 only in a notebook, where it is imported already
 
-    return display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+    return display({"text/plain": "evaluation begins"}, raw=True, display_id=True)  # type: ignore[no-untyped-call]

@@ -1,19 +1,17 @@
 """`robustly evaluate`."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as LiveBar
 from rich.table import Table
 
+from robustly.api.progress import evaluation_progress
 from robustly.cli.arguments import trust_in
 from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
@@ -23,7 +21,6 @@ from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
-from robustly.evaluation.target import Progress
 from robustly.evidence import Evidence, Summary, read_summary, write_evidence
 from robustly.evidence.collapse import collapse_words
 from robustly.evidence.provenance import Seen
@@ -37,7 +34,6 @@ from robustly.experiments.run_folder import (
 from robustly.experiments.seen_attacks import seen_attacks
 from robustly.experiments.surrogates import load_surrogates
 from robustly.files import whole_folder
-from robustly.output_text import plain_text
 from robustly.statistics import Proportion
 
 
@@ -123,7 +119,7 @@ def _evaluated(
     )
     about = announcement(subject.model, subject.data, config.threat, suite)
     PlainConsole().print(about, highlight=False, soft_wrap=True)
-    with progress_bar(PlainConsole()) as progress:
+    with evaluation_progress(PlainConsole()) as progress:
         evidence = evaluate(
             subject.model,
             subject.data,
@@ -232,21 +228,3 @@ def summary_table(summary: Summary) -> Table:
 
 def _share(part: Proportion) -> tuple[str, str]:
     return f"{100 * part.share:.1f} %", f"[{100 * part.low:.1f}, {100 * part.high:.1f}]"
-
-
-@contextmanager
-def progress_bar(console: Console) -> Iterator[Progress]:
-    """Progress bar on a terminal; no output elsewhere."""
-    if not console.is_terminal:
-        yield lambda name, done, total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with LiveBar(*columns, console=console) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(plain_text(name), total=total)
-            bar.update(tasks[name], completed=done, total=total)
-
-        yield progress

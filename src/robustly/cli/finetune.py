@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robustly.api.progress import evaluation_progress
 from robustly.cli.arguments import is_model_name, trust_in
-from robustly.cli.evaluate import progress_bar
 from robustly.cli.recipes import read_recipe, recipe_names
 from robustly.cli.terminal import PlainConsole
 from robustly.cli.train import is_first_process, train_run
@@ -104,7 +104,7 @@ def _measured(
     loaded = load_on_device(folder, config, data, trusts)
     console = PlainConsole()
     console.print(f"suite {SUITE} on {len(data)} test images", highlight=False, soft_wrap=True)
-    with progress_bar(console) as progress:
+    with evaluation_progress(console) as progress:
         return measure(loaded.model, loaded.data, threats, seed=config.seed, progress=progress)
 
 

@@ -110,9 +110,7 @@ def _variables(function: object) -> dict[str, object]:
 
 
 def _globals_of(function: types.FunctionType) -> dict[str, object]:
-    """Values of the global names in a function; attributes of the same name are not among them."""
-    used = {one.argval for one in dis.get_instructions(function.__code__) if one.opname == "LOAD_GLOBAL"}
-    return {name: function.__globals__.get(name) for name in used}
+    return {name: function.__globals__.get(name) for name in _global_names(function.__code__)}
 
 
 def _slots(value: object) -> dict[str, object]:
@@ -122,6 +120,12 @@ def _slots(value: object) -> dict[str, object]:
 
 def _as_names(slots: Any) -> Iterator[str]:
     yield from [slots] if isinstance(slots, str) else slots
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    """Global names that some code reads, that of its inner functions included; names of attributes are others."""
+    own = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_global_names(one) for one in code.co_consts if isinstance(one, types.CodeType)))
 
 
 def _content(cell: types.CellType) -> list[object]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustly.model_names import TORCHSCRIPT, is_published
+from robustly.models.adapter import as_classifier
 from robustly.models.layers import ACTIVATIONS
 from robustly.models.lazy import create_parameters, has_lazy_parameters
 from robustly.models.published import build_published, expected_images
@@ -237,7 +238,7 @@ def build_model(
     if images is not None and has_lazy_parameters(model):
         create_parameters(model, images, seed)
     if config.weights is not None:
-        load_weights(model, config.weights, config.weights_key)
+        load_weights(as_classifier(model), config.weights, config.weights_key)  # with layers kept in lists
     return model
 
 

@@ -13,6 +13,7 @@ from robustly.cli.commands import (
     audit,
     compare,
     completion,
+    demo,
     diagnose,
     dossier,
     evaluate,
@@ -50,6 +51,12 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "train, attack, audit and report two networks, in two minutes",
+        demo.add_arguments,
+        demo.run,
+        takes_settings=True,
+    ),
     "train": Command(
         "train a model from a recipe",
         train.add_arguments,

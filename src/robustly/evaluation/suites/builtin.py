@@ -43,7 +43,7 @@ STAGE_TITLES = {
 }
 
 
-NEAR = Plan(closest=0.1, at_least=20)
+NEAR = Plan(closest=0.1, at_least=5)
 WATCH = Plan(sample=200, sample_share=0.2, sentinel=True)
 
 
@@ -91,7 +91,7 @@ def standard(kind: str) -> Suite:
             for name, objective in (("ce", cross_entropy), ("margin", margin), ("pm", probability_margin))
         },
     }
-    far, suspicious = Plan(closest=0.5, at_least=20), Plan(on_suspicion=True)
+    far, suspicious = Plan(closest=0.5, at_least=5), Plan(on_suspicion=True)
     plans = {"far_targets": far, "long_runs": NEAR, "pma": NEAR, "sentinel": WATCH, "second_look": WATCH}
     plans |= {name: suspicious for name in attacks if name.startswith(("more_", "fab_", "restarts_"))}
     return Suite("standard", attacks, titles=STAGE_TITLES, plans=plans, worst_case=True, curve="screen")
