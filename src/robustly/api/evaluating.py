@@ -18,7 +18,7 @@ from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites import as_suite
 from robustly.evaluation.target import Mode, Progress
 from robustly.evidence import Finding
-from robustly.threats import Threat, parse_threat
+from robustly.threats import Threat, ThreatError, parse_threat
 
 
 def evaluate(
@@ -64,31 +64,39 @@ def evaluate(
         ValueError: a model, data, threat or suite that is invalid or does not fit the others; the sentence states
             which and why. `AdapterError`, `EvaluationError`, `ThreatError` and others are kinds of it.
     """
-    parsed = parse_threat(threat) if isinstance(threat, str) else threat
+    parsed = _threat(threat)
     attacks = as_suite(suite, parsed.kind)
-    images = as_image_data(data, classes=classes, round_to_8_bits=round_to_8_bits, limit=count)
-    adapted, images = fit(model, images, device)
-    stored = None
-    if checkpoint is not None:
-        identity = evaluation_identity(
-            adapted, images, parsed, attacks, mode=mode, seed=seed, batch_size=batch_size, curve_count=curve_count
-        )
-        stored = EvaluationCheckpoint(Path(checkpoint), identity)
-    with evaluation_progress(Console(stderr=True, quiet=progress is not True)) as shown:
-        evidence = run_evaluation(
-            adapted,
-            images,
-            parsed,
-            attacks,
-            mode=mode,
-            seed=seed,
-            batch_size=batch_size,
-            curve=curve,
-            curve_count=curve_count,
-            checkpoint=stored,
-            progress=shown if isinstance(progress, bool) else progress,
-        )
-    return Result.of(evidence, adapted, images, attacks)
+    with torch.inference_mode(False):  # gradients are refused in it
+        images = as_image_data(data, classes=classes, round_to_8_bits=round_to_8_bits, limit=count)
+        adapted, images = fit(model, images, device)
+        stored = None
+        if checkpoint is not None:
+            identity = evaluation_identity(
+                adapted,
+                images,
+                parsed,
+                attacks,
+                mode=mode,
+                seed=seed,
+                batch_size=batch_size,
+                curve_count=curve_count,
+            )
+            stored = EvaluationCheckpoint(Path(checkpoint), identity)
+        with evaluation_progress(Console(stderr=True, quiet=progress is not True)) as shown:
+            evidence = run_evaluation(
+                adapted,
+                images,
+                parsed,
+                attacks,
+                mode=mode,
+                seed=seed,
+                batch_size=batch_size,
+                curve=curve,
+                curve_count=curve_count,
+                checkpoint=stored,
+                progress=shown if isinstance(progress, bool) else progress,
+            )
+        return Result.of(evidence, adapted, images, attacks)
 
 
 def curve(
@@ -154,7 +162,16 @@ def diagnose(
     Raises:
         ValueError: as `evaluate`.
     """
-    parsed = parse_threat(threat) if isinstance(threat, str) else threat
-    images = as_image_data(data, classes=classes, round_to_8_bits=round_to_8_bits, limit=count)
-    adapted, images = fit(model, images, device)
-    return run_diagnostics(EvaluationTarget(adapted, images, parsed, seed, batch_size), count=len(images))
+    parsed = _threat(threat)
+    with torch.inference_mode(False):  # gradients are refused in it
+        images = as_image_data(data, classes=classes, round_to_8_bits=round_to_8_bits, limit=count)
+        adapted, images = fit(model, images, device)
+        return run_diagnostics(EvaluationTarget(adapted, images, parsed, seed, batch_size), count=len(images))
+
+
+def _threat(given: object) -> Threat:
+    if isinstance(given, str):
+        return parse_threat(given)
+    if not isinstance(given, Threat):
+        raise ThreatError(f"the threat is {given!r}: give a text such as 'linf:8/255', or a threat")
+    return given

@@ -5,6 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import torch
+
 from robustly.api.fitting import Model, fit
 from robustly.data import ImageData, as_image_data
 from robustly.evaluation import Audit, EvaluationError, EvaluationTarget, Sampling, Suite, audit
@@ -126,11 +128,12 @@ class Result(Evidence):
         sampling = Sampling(share, confidence, rerun == "all")
         record = self.summary.data
         names = None if data is self.data else record.classes
-        adapted, placed = fit(model, as_image_data(data, classes=names, limit=record.count), None)
-        target = EvaluationTarget(adapted, placed, stored_threat(self.summary.threat, self.images.threat))
-        with TemporaryDirectory(prefix="robustly-") as folder:
-            super().save(folder)
-            return audit(Path(folder), target, self.suite or suite_of(self.summary), sampling=sampling)
+        with torch.inference_mode(False):  # gradients are refused in it
+            adapted, placed = fit(model, as_image_data(data, classes=names, limit=record.count), None)
+            target = EvaluationTarget(adapted, placed, stored_threat(self.summary.threat, self.images.threat))
+            with TemporaryDirectory(prefix="robustly-") as folder:
+                super().save(folder)
+                return audit(Path(folder), target, self.suite or suite_of(self.summary), sampling=sampling)
 
     def _record(self, audit: Audit) -> AuditRecord:
         with TemporaryDirectory(prefix="robustly-") as folder:

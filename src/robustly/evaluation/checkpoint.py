@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -65,8 +66,13 @@ class EvaluationCheckpoint:
     folder: Path
     identity: str
 
-    def begin(self, measured: Callable[[], Speed]) -> Speed:
+    def begin(self, measured: Callable[[], Speed], outputs: NDArray[np.floating]) -> Speed:
         """The batch size and precision of the evaluation: those with which it began, measured now if it begins.
+
+        Args:
+            measured: measures them.
+            outputs: the margin of each clean image, `(N,)`. They show another model whose weights are the
+                same, such as one with other code.
 
         Finished attacks of another evaluation are removed with a warning.
 
@@ -77,9 +83,11 @@ class EvaluationCheckpoint:
         if path.is_file():
             with suppress(ValueError, KeyError, TypeError, AttributeError, OSError):
                 begun = read_json(path)
-                if begun["identity"] == self.identity:
+                same_outputs = _agree(begun["outputs"], outputs)
+                if begun["identity"] == self.identity and same_outputs:
                     return Speed(int(begun["batch_size"]), bool(begun["half_pays"]))
-                other = ", ".join(differences(self.identity, begun["identity"])) or "something"
+                differ = differences(self.identity, begun["identity"]) + ([] if same_outputs else ["model"])
+                other = ", ".join(differ) or "something"
                 warnings.warn(
                     f"{self.folder} has parts of a stopped evaluation with another {other}: they are removed",
                     stacklevel=3,
@@ -88,7 +96,7 @@ class EvaluationCheckpoint:
             shutil.rmtree(self.folder)
         speed = measured()
         self.folder.mkdir(parents=True)
-        write_json(path, {"identity": self.identity, **asdict(speed)})
+        write_json(path, {"identity": self.identity, **asdict(speed), "outputs": outputs.tolist()})
         return speed
 
     def load(self, name: str) -> AttackEvidence | None:
@@ -132,3 +140,9 @@ class EvaluationCheckpoint:
     def remove(self) -> None:
         """Delete the checkpoint of a complete evaluation."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _agree(stored: list[float], outputs: NDArray[np.floating]) -> bool:
+    """True if logits of two processes differ by no more than rounding explains, also that of half precision."""
+    before = np.asarray(stored, np.float64)
+    return before.shape == outputs.shape and np.allclose(before, outputs, rtol=0.01, atol=1e-3)

@@ -38,6 +38,13 @@ def looks_like_probabilities(logits: Tensor) -> bool:
     return bool((logits >= -1e-5).all() and (logits <= 1 + 1e-5).all() and ((sums - 1).abs() <= 1e-4).all())
 
 
+def _looks_like_one_probability(logits: Tensor) -> bool:
+    """Return True if the logits are (-z/2, z/2) with every z in [0, 1], of at least eight images."""
+    if logits.shape[1] != 2 or len(logits) < 8 or not torch.equal(logits[:, 0], -logits[:, 1]):
+        return False
+    return bool((logits[:, 1] >= 0).all() and (logits[:, 1] <= 0.5).all())
+
+
 def derived_warnings(clean: Tensor, invalid: int, failures: Mapping[str, str]) -> tuple[str, ...]:
     """Warning sentences that follow from the evidence and the clean pass; an audit derives them again.
 
@@ -54,6 +61,11 @@ def derived_warnings(clean: Tensor, invalid: int, failures: Mapping[str, str]) -
         found.append(
             "The model seems to return probabilities, not logits: gradients vanish, and robust accuracy may be "
             "overestimated. Remove the final softmax."
+        )
+    elif _looks_like_one_probability(clean):
+        found.append(
+            "The model seems to return one probability for each image, not one logit: 0.5 is taken as positive. "
+            "Remove the final sigmoid."
         )
     if invalid:
         found.append(f"The model returned NaN for {invalid} attacked images; they count as broken.")

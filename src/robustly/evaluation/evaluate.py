@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ def evaluate(
             an attack is not defined for the threat, the box of the threat is not [0, 1], every attack failed, or
             evidence refutes a certificate.
     """
+    _check_arguments(mode, batch_size)
     if isinstance(threat.extent, Tensor):
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
     if isinstance(threat, Chain):
@@ -99,12 +101,12 @@ def evaluate(
     model = as_classifier(model, data.floats(torch.arange(min(2, len(data)), device=data.images.device)))
     target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))
     clean = _clean_logits(replace(target, batch_size=batch_size or 250))
+    examples = _clean_columns(target, clean)
     overhead = Overhead()
     with overhead.measured("tuning"):
-        target, tuned = _tuned(target, suite, batch_size, checkpoint)
+        target, tuned = _tuned(target, suite, batch_size, checkpoint, examples)
     mode = "worst_case" if suite.worst_case else mode
     progress = progress or no_progress
-    examples = _clean_columns(target, clean)
     with overhead.measured("diagnostics"):
         findings = cheap_findings(target)
     suspicions = masking_suspected(findings)
@@ -138,6 +140,13 @@ class _Found:
     curve: Curve | None
 
 
+def _check_arguments(mode: str, batch_size: int | None) -> None:
+    if mode not in get_args(Mode):
+        raise EvaluationError(f"mode is {mode!r}: use {' or '.join(get_args(Mode))}")
+    if batch_size is not None and batch_size < 1:
+        raise EvaluationError(f"batch_size is {batch_size}: use at least 1 image, or None to measure sizes")
+
+
 def _check_attacks(suite: Suite, threat: Threat) -> None:
     for name, attack in suite.attacks.items():
         if not isinstance(attack, Attack):
@@ -167,11 +176,41 @@ def _clean_logits(target: EvaluationTarget) -> Tensor:
         raise EvaluationError(f"the model returns NaN or infinite logits for {bad} of {len(data)} clean images")
     if clean.shape[1] != data.num_classes:
         raise EvaluationError(f"the model has {clean.shape[1]} outputs, the data {data.num_classes} classes")
+    _check_batches(target, clean[: len(first)])
     return clean
 
 
+def _check_batches(target: EvaluationTarget, clean: Tensor) -> None:
+    """Refuse models whose outputs for an image depend on the other images; warn if they do a little.
+
+    Networks that quantise with the range of a batch, and half precision, do a little.
+
+    Args:
+        target: the model and the images.
+        clean: logits of the first batch.
+    """
+    few = torch.arange(min(len(clean), 8) // 2, device=clean.device)
+    if len(few) < 2:
+        return
+    size = max(float(clean.abs().amax()), 1e-30)
+    difference = float((target.logits(target.data.floats, few) - clean[: len(few)]).abs().amax()) / size
+    words = "the model's outputs for an image depend on the other images of the batch, so that verdicts do too: "
+    if difference > 0.05:
+        raise EvaluationError(
+            f"{words}layers that use statistics of the batch (BatchNorm in training mode or without running "
+            "statistics) need fixed ones"
+        )
+    half = any(one.dtype in (torch.float16, torch.bfloat16) for one in target.model.parameters())
+    if difference > (0.03 if half else 1e-3):
+        warnings.warn(f"{words}they differ by {100 * difference:.2g} % of the largest logit", stacklevel=4)
+
+
 def _tuned(
-    target: EvaluationTarget, suite: Suite, batch_size: int | None, checkpoint: EvaluationCheckpoint | None
+    target: EvaluationTarget,
+    suite: Suite,
+    batch_size: int | None,
+    checkpoint: EvaluationCheckpoint | None,
+    examples: ExampleColumns,
 ) -> tuple[EvaluationTarget, Suite]:
     """The target with its batch size, and the suite in the precision that is faster here, unless a size is given.
 
@@ -184,7 +223,7 @@ def _tuned(
         tuning = measure(target)
         return Speed(tuning.batch_size, tuning.half_pays)
 
-    used = speed() if checkpoint is None else checkpoint.begin(speed)
+    used = speed() if checkpoint is None else checkpoint.begin(speed, examples.clean_margin)
     return replace(target, batch_size=used.batch_size), suite if used.half_pays else in_full_precision(suite)
 
 

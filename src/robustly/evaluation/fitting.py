@@ -44,7 +44,7 @@ def first_logits(model: nn.Module, data: ImageData) -> Tensor:
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:160]
         raise EvaluationError(f"the model fails on images of shape {tuple(x.shape)}: {reason}") from None
-    if logits.ndim != 2:
+    if logits.ndim != 2 or len(logits) != len(x):
         raise EvaluationError(
             f"the model returns {tuple(logits.shape)} for {len(x)} images: expected logits of shape "
             f"({len(x)}, classes)"

@@ -1,15 +1,18 @@
-"""Networks that predict one class for every image."""
+"""Networks that predict one class for every image, or are right no more often than guesses."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from robustly.evidence.schema import ExampleColumns
-from robustly.statistics import collapsed_class
+from robustly.statistics import binomial_tail, collapsed_class
+
+_FEWEST = 30
+"""Images below which chance explains too much."""
 
 
 def collapse_words(examples: ExampleColumns, classes: Sequence[str]) -> str:
-    """A warning if all clean images are predicted as one class while their labels differ; else empty.
+    """A warning if all clean images are predicted as one class while their labels differ, or by chance; else empty.
 
     Args:
         examples: labels and predictions.
@@ -20,9 +23,19 @@ def collapse_words(examples: ExampleColumns, classes: Sequence[str]) -> str:
     )
     found = collapsed_class(predicted, labels)
     if found is None:
-        return ""
+        return _chance_words(examples, len(classes))
     name = classes[found] if found < len(classes) else str(found)
     return (
         f"Every image is predicted as the class {name}: the network has collapsed. Its accuracies are the share of "
         "that class among the images, and attacks have nothing to change."
+    )
+
+
+def _chance_words(examples: ExampleColumns, classes: int) -> str:
+    hits, count = int(examples.correct.sum()), len(examples.label)
+    if count < _FEWEST or classes < 2 or binomial_tail(hits, count, 1 / classes) < 0.05:
+        return ""
+    return (
+        f"The clean accuracy, {100 * hits / count:.1f} %, is that of guesses among {classes} classes: the order of "
+        "the classes, the labels, the input normalisation or the weights may be wrong."
     )

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,6 +84,11 @@ def _fitted(model: nn.Module, images: Images) -> nn.Module:
     """The model, adapted to what a trial on a few images shows."""
     modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise AdapterError(
+            "the model's weights were made in torch.inference_mode, so nothing can be differentiated through them: "
+            "make the model outside of it, or pass copy.deepcopy(model)"
+        )
     try:
         if not _has_fixed_mode(model):
             model.eval()
@@ -97,10 +103,11 @@ def _fitted(model: nn.Module, images: Images) -> nn.Module:
 
 
 def _tried(model: nn.Module, images: Images) -> nn.Module:
-    given = _in_dtype_of(model, images).clone()
-    version = given._version
+    before = {name: value.clone() for name, value in model.named_buffers()}
     try:
         with torch.inference_mode(False), torch.no_grad():
+            given = _in_dtype_of(model, images).clone()
+            version = given._version
             output = model(given)
             logits = logits_in(output)
     except OutputError as error:
@@ -111,6 +118,10 @@ def _tried(model: nn.Module, images: Images) -> nn.Module:
         raise AdapterError(
             f"the model fails on images of shape {tuple(images.shape)}: {_first_line(error)}"
         ) from None
+    if not logits.is_floating_point():
+        hint = ": return the numbers of all classes, without argmax" if logits.ndim == 1 else ""
+        raise AdapterError(f"the model returns {logits.dtype}, not logits of floating-point numbers{hint}")
+    _warn_of_changes(before, model)
     changes = {
         "copies_input": given._version != version,
         "single_logit": is_single_logit(logits, len(images)),
@@ -122,6 +133,21 @@ def _tried(model: nn.Module, images: Images) -> nn.Module:
     if _refuses_input_gradients(fitted, images):
         fitted = changed(fitted, backward_only=True)
     return fitted
+
+
+def _warn_of_changes(before: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Warn if a pass in evaluation mode has changed buffers."""
+    changed_ones = [
+        name
+        for name, value in model.named_buffers()
+        if name in before and not (value.shape == before[name].shape and torch.equal(value, before[name]))
+    ]
+    if changed_ones:
+        warnings.warn(
+            f"the model changes {', '.join(changed_ones[:3])} in evaluation mode, so its outputs may depend on "
+            "earlier images, and an audit will find other weights: switch off what updates it",
+            stacklevel=6,
+        )
 
 
 def changed(model: nn.Module, **changes: Any) -> Adapted:

@@ -99,15 +99,34 @@ def save_weights(
 def weights_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
     """SHA-256, in hexadecimal, of a model's state dict: sorted names, dtypes, shapes and bytes.
 
-    Equal numbers give equal hashes, whatever the file format, the device or the memory format.
+    Equal numbers give equal hashes, whatever the file format, the device or the memory format. The packed weights
+    of quantised layers, and the constants of frozen TorchScript, count as weights.
     """
-    state = _state(model)
+    state = _hashed_state(model)
     digest = hashlib.sha256()
     for name in sorted(state):
         value = _plain(state[name])
         digest.update(f"{name}\x1f{value.dtype}\x1f{tuple(value.shape)}\x1e".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _hashed_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Named tensors, also those inside of tuples, or else the constants of frozen programs."""
+    state: Mapping[str, object] = model.state_dict() if isinstance(model, nn.Module) else model
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        parts = {name: value}
+        if isinstance(value, tuple | list):
+            parts = {f"{name}.{place}": part for place, part in enumerate(value)}
+        found |= {key: part for key, part in parts.items() if isinstance(part, Tensor)}
+    if found or not isinstance(model, nn.Module):
+        return found
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and hasattr(part, "code_with_constants"):
+            constants = part.code_with_constants[1].const_mapping
+            found |= {f"{name}.{key}": value for key, value in constants.items() if isinstance(value, Tensor)}
+    return found
 
 
 def _state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -117,7 +136,8 @@ def _state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous()
+    here = value.detach().cpu()
+    return (here.dequantize() if here.is_quantized else here).contiguous()
 
 
 def _written_here(file: Path) -> bool:

@@ -1,10 +1,12 @@
 """Audit an evaluation: every number from the rows, every row from the images and the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from robustly.evaluation.audit.attacks import attacks_checks
 from robustly.evaluation.audit.certificates import certificates_checks
@@ -26,10 +28,11 @@ from robustly.evaluation.audit.sampling import Sampling
 from robustly.evaluation.audit.statements import Named, statement_checks
 from robustly.evaluation.curve import recorded_curve
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
+from robustly.evaluation.diagnostics.model_checks import GIVEN_TRAINING
 from robustly.evaluation.recording import stored_threat
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
-from robustly.evidence import Evidence, EvidenceError, read_evidence
+from robustly.evidence import Evidence, EvidenceError, Finding, read_evidence
 from robustly.evidence.audit_record import AuditRecord
 from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import SUMMARY
@@ -143,7 +146,8 @@ def _checks(
     clean = target.logits(target.data.floats, torch.arange(len(target.data), device=target.data.images.device))
     rounding = Rounding.of(clean, target.data.labels)
     yield clean_check(table, clean, rounding)
-    findings = cheap_findings(target)
+    with _given_mode(target.model, evidence.summary.findings):
+        findings = cheap_findings(target)
     yield from statement_checks(evidence, clean, findings, named)
     yield from attacks_checks(evidence, target, rounding, bool(masking_suspected(findings)))
     curve = curve_check(evidence, target, suite, rounding)
@@ -163,3 +167,15 @@ def _as_evaluated(target: EvaluationTarget, evidence: Evidence) -> EvaluationTar
     summary = evidence.summary
     threat = stored_threat(summary.threat, evidence.images.threat)
     return replace(target, threat=threat, seed=summary.suite.seed, batch_size=summary.suite.batch_size)
+
+
+@contextmanager
+def _given_mode(model: nn.Module, stated: Sequence[Finding]) -> Iterator[None]:
+    """Switch a model to the mode in which it was given to the evaluation, of which a finding speaks."""
+    modes = [(part, part.training) for part in model.modules() if hasattr(part, "training")]
+    model.train(any(one.id == "eval_mode" and one.words.startswith(GIVEN_TRAINING) for one in stated))
+    try:
+        yield
+    finally:
+        for part, was_training in modes:
+            part.training = was_training

@@ -21,6 +21,8 @@ from robustly.threats.balls import LpBall
 NO_IMAGE = "The model misclassifies all images: there is nothing to test."
 VANISHING = 0.01  # share of images whose gradient of cross-entropy may be useless
 LEAST_COSINE = 0.5  # smaller cosine: the directions of two gradients differ
+GIVEN_TRAINING = "The model was given in training mode"
+"""Beginning of sentences on the mode in which the caller gave the model."""
 
 
 def nan_logits(probe: Probe) -> Finding:
@@ -51,7 +53,8 @@ def randomized(probe: Probe) -> Finding:
     first = probe.target.data.floats(probe.first)
     if model_is_training(model) and len(first) > 1:
         with probe.seeded("as given"), _buffers_kept(model), torch.no_grad():
-            varies |= spread_of_outputs(lambda: logits_of(model, first)) > VARIES
+            usual = _given_logits(model, first) is not None  # some return a loss in training mode
+            varies |= usual and spread_of_outputs(lambda: logits_of(model, first)) > VARIES
     words = "Five outputs for the same images agree."
     if probe.varies:
         words = (
@@ -60,8 +63,8 @@ def randomized(probe: Probe) -> Finding:
         )
     elif varies:
         words = (
-            "The model was given in training mode, in which its outputs for the same images differ from call to "
-            "call; in evaluation mode they agree. Call model.eval()."
+            f"{GIVEN_TRAINING}, in which its outputs for the same images differ from call to call; in evaluation "
+            "mode they agree. Call model.eval()."
         )
     return Finding(
         "randomized", "outputs for the same image agree", not varies, None, "unit logits within 1e-4", words
@@ -81,7 +84,10 @@ def eval_mode(probe: Probe) -> Finding:
     if not model_is_training(model) or len(first) < 2:
         return Finding("eval_mode", title, True, 0.0, threshold, "Training mode is off, or changes nothing.")
     with probe.seeded("as given"), _buffers_kept(model), torch.no_grad():
-        given = logits_of(model, first)
+        given = _given_logits(model, first)
+    if given is None:
+        words = f"{GIVEN_TRAINING}, in which it returns no logits. The other tests use evaluation mode."
+        return Finding("eval_mode", title, False, None, threshold, words)
     with probe.seeded("as given"), frozen(model), torch.no_grad():
         evaluated = logits_of(model, first)
     difference = float((given - evaluated).abs().max().nan_to_num(0.0, 0.0, 0.0))
@@ -89,10 +95,19 @@ def eval_mode(probe: Probe) -> Finding:
     words = "Training mode is off, or changes nothing."
     if matters:
         words = (
-            "The model was given in training mode, in which its outputs differ from those in evaluation mode "
+            f"{GIVEN_TRAINING}, in which its outputs differ from those in evaluation mode "
             "(dropout, batch statistics). The other tests use evaluation mode: call model.eval()."
         )
     return Finding("eval_mode", title, not matters, difference, threshold, words)
+
+
+def _given_logits(model: nn.Module, images: Tensor) -> Tensor | None:
+    """Logits in the mode of the given model; None if it raises or returns something else there, such as a loss."""
+    try:
+        logits = logits_of(model, images)
+    except Exception:  # of the user's code
+        return None
+    return logits if logits.ndim == 2 and len(logits) == len(images) else None
 
 
 def softmax_output(probe: Probe) -> Finding:
