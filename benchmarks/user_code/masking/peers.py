@@ -8,11 +8,11 @@ def standing(adversarial):
     return MASKED(adversarial).argmax(1) == Y
 
 
-fgsm = standing(torchattacks.FGSM(MASKED, eps=0.1)(X, Y))
-pgd = standing(torchattacks.PGD(MASKED, eps=0.1, alpha=0.01, steps=50)(X, Y))
-square = standing(torchattacks.Square(MASKED, eps=0.1, n_queries=1000)(X, Y))
+fgsm = standing(torchattacks.FGSM(MASKED, eps=0.05)(X, Y))
+pgd = standing(torchattacks.PGD(MASKED, eps=0.05, alpha=0.005, steps=50)(X, Y))
+square = standing(torchattacks.Square(MASKED, eps=0.05, n_queries=1000)(X, Y))
 unbounded = standing(torchattacks.PGD(MASKED, eps=1.0, alpha=0.1, steps=50)(X, Y))
-noise = [standing((X + 0.1 * torch.empty_like(X).uniform_(-1, 1)).clamp(0, 1)) for _ in range(20)]
+noise = [standing((X + 0.05 * torch.empty_like(X).uniform_(-1, 1)).clamp(0, 1)) for _ in range(20)]
 x = X.clone().requires_grad_()
 (gradient,) = torch.autograd.grad(cross_entropy(MASKED(x), Y, reduction="sum"), x)
 problems = {

@@ -12,8 +12,8 @@ def interval(hits, count, z=1.96):
 
 
 attacks = {
-    "PGD-50": torchattacks.PGD(MODEL, eps=0.1, alpha=0.01, steps=50),
-    "AutoAttack": torchattacks.AutoAttack(MODEL, norm="Linf", eps=0.1, n_classes=10),
+    "PGD-50": torchattacks.PGD(MODEL, eps=0.05, alpha=0.005, steps=50),
+    "AutoAttack": torchattacks.AutoAttack(MODEL, norm="Linf", eps=0.05, n_classes=10),
 }
 standing = {"clean": MODEL(X).argmax(1) == Y}
 for name, attack in attacks.items():

@@ -7,7 +7,7 @@ from victim import MODEL, TRAIN_X, TRAIN_Y, X, Y
 
 net = copy.deepcopy(MODEL)
 optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-attack = torchattacks.PGD(net, eps=0.1, alpha=0.025, steps=10)
+attack = torchattacks.PGD(net, eps=0.05, alpha=0.0125, steps=10)
 for batch in torch.randperm(len(TRAIN_X)).split(128):
     adversarial = attack(TRAIN_X[batch], TRAIN_Y[batch])
     net.train()
@@ -16,5 +16,5 @@ for batch in torch.randperm(len(TRAIN_X)).split(128):
     optimizer.step()
 net.eval()
 torch.save(net.state_dict(), "robust.pt")
-adversarial = torchattacks.AutoAttack(net, norm="Linf", eps=0.1, n_classes=10)(X, Y)
+adversarial = torchattacks.AutoAttack(net, norm="Linf", eps=0.05, n_classes=10)(X, Y)
 verdict = (net(adversarial).argmax(1) == Y).float().mean().item()

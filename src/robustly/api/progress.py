@@ -20,11 +20,14 @@ _SECONDS = 0.2
 @contextmanager
 def evaluation_progress(console: Console) -> Iterator[Progress]:
     """Callback for `evaluate` that shows the finished examples of each attack."""
-    line = _notebook_line()
+    line = None if console.quiet else _notebook_line()
     if line is not None:
-        began = time.monotonic()
-        yield _in_notebook(line)
-        line.update({"text/plain": f"evaluation finished in {time.monotonic() - began:.0f} s"}, raw=True)
+        began, end = time.monotonic(), "stopped after"
+        try:
+            yield _in_notebook(line)
+            end = "finished in"
+        finally:
+            line.update({"text/plain": f"evaluation {end} {time.monotonic() - began:.0f} s"}, raw=True)
     elif console.is_terminal:
         with LiveBar(
             TextColumn("{task.description}"),
