@@ -383,7 +383,7 @@ def test_paths_without_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_exports_are_evaluated_as_their_run(run: Path, exported: Path) -> None:
-    model = open_run(run).model
+    model = replace(open_run(run).model, classes=10, channels=1, image_size=(28, 28))
     for name, weights in (("m.safetensors", "m.safetensors"), ("hf", "hf/model.safetensors")):
         given = given_run(exported / name, ["--data.source", "mnist5k"]).config.model
         assert given == replace(model, weights=str((exported / weights).absolute()))
