@@ -241,3 +241,14 @@ def test_a_run_is_audited_first(tmp_path: Path, capsys: pytest.CaptureFixture[st
     edited(lambda values: values["model"].update(name="other"))(run / "evaluation")
     assert main(words) == 1
     assert "FAILED audit: 1 checks failed: names of model and data" in capsys.readouterr().out
+
+
+def test_a_changed_number_of_images_and_a_removed_sentence_fail(result: Result, tmp_path: Path) -> None:
+    limits = Limits(robust=0.1, suite=ANY)
+    more = saved(result, tmp_path / "more", data=replace(result.summary.data, count=10_000))
+    assert "24 rows for 10000 images" in conditions(more, limits)["evidence"].words
+    findings = tuple(
+        replace(one, passed=False) if one.id == "zero_gradient" else one for one in result.summary.findings
+    )
+    silent = saved(result, tmp_path / "silent", findings=findings)
+    assert "is not among the sentences on masked gradients" in conditions(silent, limits)["evidence"].words

@@ -24,10 +24,11 @@ from robustly.evidence.storage import read_images
 from robustly.experiments import onnx_export
 from robustly.experiments.configuration import build_config
 from robustly.experiments.export import model_card
+from robustly.experiments.given_models import given_run
 from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.onnx_export import compare_onnx
 from robustly.experiments.portable import KEY, PortableModel, description_from, open_portable
-from robustly.experiments.run_folder import create_run
+from robustly.experiments.run_folder import RunError, create_run, open_run
 from robustly.models import ModelConfig, build_model, load_weights, save_weights, weights_hash
 
 COUNT = 30
@@ -379,3 +380,12 @@ def test_paths_without_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "is nothing that robustly writes" in refusal(capsys, "info", str(tmp_path))
     (tmp_path / "a.txt").write_text("a")
     assert "a.txt: is damaged or not a file of" in refusal(capsys, "info", str(tmp_path / "a.txt"))
+
+
+def test_exports_are_evaluated_as_their_run(run: Path, exported: Path) -> None:
+    model = replace(open_run(run).model, classes=10, channels=1, image_size=(28, 28))
+    for name, weights in (("m.safetensors", "m.safetensors"), ("hf", "hf/model.safetensors")):
+        given = given_run(exported / name, ["--data.source", "mnist5k"]).config.model
+        assert given == replace(model, weights=str((exported / weights).absolute()))
+    with pytest.raises(RunError, match="was written by robustly export: give it as --weights"):
+        given_run(exported / "new", ["--model.name", f"hf:{exported / 'hf'}", "--data.source", "mnist5k"])

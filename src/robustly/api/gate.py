@@ -7,9 +7,11 @@ from pathlib import Path
 from robustly.api.result import suite_of
 from robustly.evaluation.audit.identity import files_check, parts_check, suite_check
 from robustly.evaluation.audit.numbers import numbers_check
+from robustly.evaluation.diagnostics import masking_suspected
 from robustly.evaluation.suites import SUITES
 from robustly.evidence import Evidence, Summary, read_evidence
 from robustly.evidence.audit_record import AuditRecord
+from robustly.evidence.schema import SCHEMA
 from robustly.evidence.storage import read_summary_fields
 from robustly.settings import SettingsError
 from robustly.statistics import Proportion
@@ -156,6 +158,9 @@ def _sound(folder: Path, evidence: Evidence) -> Condition:
     if all(one.passed for one in checks):
         checks.append(numbers_check(evidence, read_summary_fields(folder)))
     wrong = [f"{one.name}: {one.problem}" for one in checks if not one.passed]
+    silent = set(masking_suspected(evidence.summary.findings)) - set(evidence.summary.masking)
+    if silent and evidence.summary.schema == SCHEMA:
+        wrong.append(f"a failed diagnostic is not among the sentences on masked gradients: {min(silent)}")
     return Condition("evidence", not wrong, "; ".join(wrong) or "files, rows and numbers belong together")
 
 

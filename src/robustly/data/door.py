@@ -1,5 +1,6 @@
 """Any labelled images as `ImageData`: tensors, arrays, data sets and loaders of PyTorch and Hugging Face, files."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,9 +92,24 @@ def as_image_data(
     else:
         own = class_names_of(data)
         found = _named(_read(data, _with_numbers(reading, own or names), limit), own, names, reading)
+    _warn_of_pixels(found)
     if names is not None and found.classes != shown_names(names):
         found = found.renumbered(names)
     return found if source is None else replace(found, source=source)
+
+
+def _warn_of_pixels(data: ImageData) -> None:
+    """Warn of images that are black, as floats in [0, 1] converted to bytes are, or that are all the same."""
+    if len(data) < 2:
+        return
+    if int(data.images.max()) <= 1:
+        warnings.warn(
+            f"{data.source}: no pixel is larger than {int(data.images.max())} of 255, so all images are black: "
+            "bytes run from 0 to 255; multiply floats in [0, 1] by 255 first, or give them as they are",
+            stacklevel=3,
+        )
+    elif bool((data.images == data.images[:1]).all()):
+        warnings.warn(f"{data.source}: all {len(data)} images are the same", stacklevel=3)
 
 
 def _read(data: Any, reading: Reading, limit: int | None) -> Examples:

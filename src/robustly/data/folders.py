@@ -1,5 +1,6 @@
 """Folders of image files, one folder for each class."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def _check_names_of_splits(root: Path) -> None:
     """Refuse folders such as `Training` that hold folders, which would be taken for classes without images."""
     for folder in _subfolders(root):
         meant = _LIKE_PARTS.get(folder.name.lower())
-        if meant is not None and folder.name not in _PARTS and _subfolders(folder) and not _image_files(folder):
+        if meant is not None and folder.name not in _PARTS and _subfolders(folder) and not _own_files(folder):
             raise ValueError(
                 f"{root}: rename the folder {folder.name} to {meant}: splits are named {', '.join(_PARTS)}"
             )
@@ -85,6 +86,20 @@ def _part_rows(root: Path, files: dict[str, list[Path]], classes: tuple[str, ...
 
 
 def _image_files(folder: Path) -> list[Path]:
+    deeper = [
+        inner for inner in _subfolders(folder) if any(one.suffix.lower() in _SUFFIXES for one in inner.iterdir())
+    ]
+    found = _own_files(folder)
+    if found and deeper:
+        warnings.warn(
+            f"{deeper[0]}: its images are not read, because they are in a folder inside of a class: move them into "
+            f"{folder}",
+            stacklevel=2,
+        )
+    return found
+
+
+def _own_files(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
     )

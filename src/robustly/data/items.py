@@ -220,7 +220,8 @@ def labels_of(labels: Any, reading: Reading) -> Int64[Tensor, " n"]:
         array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     except (ValueError, TypeError):
         raise ValueError(f"{source}: labels are {_kind(labels)}: give one integer for each image") from None
-    if array.dtype.kind in "US":
+    is_text = array.dtype == object and any(isinstance(value, str) for value in array.reshape(-1))
+    if array.dtype.kind in "US" or is_text:
         array = np.array([_number(str(value), reading) for value in array.reshape(-1)])
     if array.dtype == object and all(isinstance(value, int | np.integer) for value in array.reshape(-1)):
         array = np.array(array.tolist())
@@ -228,6 +229,9 @@ def labels_of(labels: Any, reading: Reading) -> Int64[Tensor, " n"]:
         array = array.reshape(-1)
     if array.dtype.kind not in "iub":
         hint = ": for one-hot labels give labels.argmax(1)" if array.ndim == 2 else ""
+        hint = hint or (
+            ", which whole numbers become by .long() or .astype(int)" if array.dtype.kind == "f" else ""
+        )
         raise ValueError(f"{source}: labels are {array.dtype} of shape {array.shape}: give integers (N,){hint}")
     if array.ndim != 1:
         hint = ": for one-hot labels give labels.argmax(1)" if array.ndim == 2 else ""

@@ -92,11 +92,30 @@ def read_loader(loader: "DataLoader[Any]", reading: Reading, limit: int | None =
         torch.default_generator.manual_seed(0)
         chosen = _drawn_once(loader)
         if chosen is None:
-            return _read(iter(loader), None, reading, limit)
+            found = _read(iter(loader), None, reading, limit)
+            _warn_of_repetitions(found, reading)
+            return found
         data: Any = loader.dataset
         places = Subset(data, chosen.tolist()) if len(chosen) < len(data) else data
         found = _read_positions(places, _positions(places, reading, limit), reading, loader)
         return Examples(found.pixels, found.labels, chosen[found.ids])
+
+
+def _warn_of_repetitions(found: Examples, reading: Reading) -> None:
+    """Warn if many examples repeat earlier ones."""
+    count = len(found.labels)
+    different = len({(image.numpy().tobytes(), label) for image, label in _each(found)})
+    if count - different > 0.05 * count:
+        warnings.warn(
+            f"{reading.source}: {count - different} of {count} examples repeat earlier ones, so intervals are too "
+            "narrow: each worker of a loader reads a whole IterableDataset unless it divides it, and some samplers "
+            "draw examples several times",
+            stacklevel=3,
+        )
+
+
+def _each(found: Examples) -> Iterator[tuple[Tensor, int]]:
+    return zip(found.pixels, found.labels.tolist(), strict=True)
 
 
 def class_names_of(data: Any) -> tuple[str, ...] | None:

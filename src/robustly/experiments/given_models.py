@@ -9,6 +9,7 @@ from typing import Any
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.keys import UNTRAINED, Settings
 from robustly.experiments.overrides import apply_overrides, pairs_of
+from robustly.experiments.portable import HF_CONFIG, HF_WEIGHTS, exported_description
 from robustly.experiments.run_folder import CONFIG, RunError, open_run, refuse_existing
 from robustly.model_names import TORCHSCRIPT, is_published
 from robustly.models import (
@@ -67,6 +68,7 @@ def given_run(place: Path | None, overrides: Sequence[str]) -> GivenRun:
             raise RunError(f"{place} is a model of its own: leave out --{key}, or name a new folder instead")
         words, place = [f"--{key}", value, *words], None
         given[key] = value
+    _refuse_export(given.get(_NAME, ""))
     names_model = _NAME in given or _WEIGHTS in given
     if place is None:
         if not names_model:
@@ -87,9 +89,18 @@ def _model_in(place: Path) -> tuple[str, str] | None:
     """Key and value of the setting that names the model in a file or folder; None for a run folder."""
     if place.is_file():
         return (_NAME, f"{TORCHSCRIPT}{place}") if is_torchscript(place) else (_WEIGHTS, str(place))
-    if (place / CONFIG).is_file() or not (place / "config.json").is_file():
+    if (place / CONFIG).is_file() or not (place / HF_CONFIG).is_file():
         return None
+    if exported_description(place) is not None:
+        return _WEIGHTS, str(place / HF_WEIGHTS)
     return _NAME, f"hf:{place}"
+
+
+def _refuse_export(name: str) -> None:
+    """Refuse a folder that `robustly export` wrote as one of Hugging Face, whose library has no such network."""
+    folder = Path(name.removeprefix("hf:"))
+    if name.startswith("hf:") and exported_description(folder) is not None:
+        raise RunError(f"{folder} was written by robustly export: give it as --weights {folder / HF_WEIGHTS}")
 
 
 def _folder_name(given: Mapping[str, str]) -> str:
@@ -140,7 +151,9 @@ def _settings_of(weights: Path, key: str | None) -> ModelConfig:
     folders = (file.absolute().parent, file.absolute().parent.parent)
     run = next((folder for folder in folders if (folder / CONFIG).is_file()), None)
     if run is None:
-        return recognised(file, key)
+        described = exported_description(file) or exported_description(file.parent)
+        found = recognised(file, key) if described is None else described.model
+        return found if described is None else replace(found, weights=str(file), weights_key=key)
     return replace(open_run(run).model, weights=str(file), weights_key=key)
 
 

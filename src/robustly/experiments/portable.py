@@ -117,6 +117,20 @@ def open_portable(path: Path, trusts: Trusts) -> PortableModel:
     return PortableModel(model.eval(), description)
 
 
+def exported_description(path: Path) -> Description | None:
+    """The description in a file or Hugging Face folder that `robustly export` wrote; None in any other.
+
+    Raises:
+        ValueError: the description is damaged.
+    """
+    if (path / HF_CONFIG).is_file():
+        content = read_json(path / HF_CONFIG)
+        found = content.get(KEY) if isinstance(content, dict) else None
+    else:
+        found = stored_description(path) if path.is_file() and path.suffix == ".safetensors" else None
+    return None if found is None else description_from(found, str(path))
+
+
 def stored_description(file: Path) -> Any:
     """The description in the metadata of a safetensors file; None without one.
 

@@ -59,6 +59,8 @@ def parts_check(evidence: Evidence) -> Check:
     wrong = [name for name, (found, expected) in pairs.items() if found != expected]
     if set(images.certificates) - certificates:
         wrong.append("counterexamples")
+    if summary.data.count != len(table):
+        wrong.append(f"{len(table)} rows for {summary.data.count} images")
     return Check("table and images have the parts of the suite", f"not those: {', '.join(wrong)}" if wrong else "")
 
 
