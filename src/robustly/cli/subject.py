@@ -67,8 +67,8 @@ def run_of_command(place: Path | None, overrides: list[str]) -> GivenRun:
         if place is not None and place.resolve() == run.folder.resolve():
             check_evaluation_overrides(run.overrides, stored.model_names)
         raise RunError(
-            f"{run.folder} exists already with another model or other images: name a new folder, and the model with "
-            "--weights, --hf-model, --timm or --model"
+            f"{run.folder} exists already with another model or other images: name a new folder, and the model "
+            "with --weights, --hf-model, --timm or --model"
         )
     return run
 

@@ -9,6 +9,7 @@ from typing import Any
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.keys import UNTRAINED, Settings
 from robustly.experiments.overrides import apply_overrides, pairs_of
+from robustly.experiments.run_data import data_of_weights
 from robustly.experiments.run_folder import CONFIG, RunError, open_run, refuse_existing
 from robustly.model_names import TORCHSCRIPT, is_published
 from robustly.models import (
@@ -22,6 +23,7 @@ from robustly.models import (
 )
 
 _NAME, _WEIGHTS = "model.name", "model.weights"
+_SPLITTING = {"evaluation_only", "test", "test_split", "train_split"}
 _USUAL_NAMES = ("model", "best", "last", "final", "checkpoint", "pytorch_model", "weights", "ckpt")
 
 
@@ -112,7 +114,12 @@ def _new(words: Sequence[str]) -> RunConfig:
     model = settings.get("model")
     if isinstance(model, Mapping) and isinstance(model.get("weights"), str):
         settings["model"] = {**_recognised(model), **model}
-    return with_absolute_paths(_with_expected_images(build_config(settings)))
+    config = with_absolute_paths(_with_expected_images(build_config(settings)))
+    data = settings.get("data", {})
+    # all rows are for tests, unless the weights were trained here on some of them
+    if "source" in data and not _SPLITTING & data.keys() and not data_of_weights(config.model.weights).parts:
+        config = replace(config, data=replace(config.data, evaluation_only=True))
+    return config
 
 
 def _changed(folder: Path, words: Sequence[str]) -> RunConfig:
