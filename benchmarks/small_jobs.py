@@ -300,9 +300,9 @@ def main() -> None:
     text = (
         "# Our suites beside AutoAttack on few images\n\n" + "\n".join(parts) + "\n"
         "CPU time of one process and one thread, one run each, with diagnostics, tuning and 8-bit images but\n"
-        "without the security curve. Passes are single images, forward and backward, counted at the model for every\n"
-        "tool alike. torchattacks' attacks get survivors only, as in AutoAttack. The networks were trained by a plain\n"
-        "loop, without this project.\n\n"
+        "without the security curve. Passes are single images, forward and backward, counted at the model for\n"
+        "every tool alike. torchattacks' attacks get survivors only, as in AutoAttack. The networks were trained\n"
+        "by a plain loop, without this project.\n\n"
         f"{date.today()}, `python benchmarks/small_jobs.py`, {versions}, {platform.machine()}.\n"
     )
     print(text)

@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustly.api import Result, read_result
+    from robustly.api import Result, curve, diagnose, evaluate, read_result
     from robustly.attacks import ATTACKS, PGD
     from robustly.data import ImageData
-    from robustly.evaluation import SUITES, Suite, audit, evaluate
+    from robustly.evaluation import SUITES, Suite, audit
     from robustly.evidence import read_evidence, write_evidence
-    from robustly.models import load_weights
+    from robustly.models import load_weights, wrap
     from robustly.threats.lp import ThreatModel
     from robustly.training import Method, train
 
@@ -30,30 +30,33 @@ _EXPORTS = {
     "Suite": "robustly.evaluation",
     "ThreatModel": "robustly.threats.lp",
     "audit": "robustly.evaluation",
-    "evaluate": "robustly.evaluation",
+    "curve": "robustly.api",
+    "diagnose": "robustly.api",
+    "evaluate": "robustly.api",
     "load_weights": "robustly.models",
     "read_evidence": "robustly.evidence",
     "read_result": "robustly.api",
     "train": "robustly.training",
+    "wrap": "robustly.models",
     "write_evidence": "robustly.evidence",
 }
 """Module of each exported name. A new one also gets a line in `__all__` and above, for type checkers."""
-_SUBPACKAGES = (
-    "analysis",
-    "api",
-    "attacks",
-    "certification",
-    "compat",
-    "data",
-    "evaluation",
-    "evidence",
-    "models",
-    "objectives",
-    "reports",
-    "testing",
-    "threats",
-    "training",
+_MODULES = (
+    *("analysis", "api", "attacks", "certification", "compat", "data", "documents", "evaluation", "evidence"),
+    *(
+        "experiments",
+        "files",
+        "memory",
+        "model_names",
+        "models",
+        "objectives",
+        "output_text",
+        "randomness",
+        "reports",
+    ),
+    *("runtime", "settings", "statistics", "testing", "threats", "training"),
 )
+"""Modules and subpackages that are imported at their first use as attributes."""
 
 __all__ = [
     "ATTACKS",
@@ -66,20 +69,23 @@ __all__ = [
     "ThreatModel",
     "__version__",
     "audit",
+    "curve",
+    "diagnose",
     "evaluate",
     "load_weights",
     "read_evidence",
     "read_result",
     "train",
+    "wrap",
     "write_evidence",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import an exported name or a subpackage (PEP 562)."""
+    """Import an exported name or a module (PEP 562)."""
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
-    if name in _SUBPACKAGES:
+    if name in _MODULES:
         return importlib.import_module(f"robustly.{name}")
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("robustly")
@@ -88,4 +94,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Names of the module, those that are not imported yet included."""
-    return sorted({*globals(), *__all__, *_SUBPACKAGES})
+    return sorted({*globals(), *__all__, *_MODULES})

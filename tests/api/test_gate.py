@@ -184,7 +184,7 @@ def test_the_command_prints_conditions_and_writes_files(
     result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary: Summary = result.summary
-    name = "evil & <x>\x1b"
+    name = "evil & <x>\x1b\uffff"
     folder = saved(
         result, tmp_path / "kept", masking=(name,), data=replace(summary.data, trained_on=3, selected_on=0)
     )
@@ -230,9 +230,9 @@ def test_wrong_input_is_one_sentence(result: Result, tmp_path: Path, capsys: pyt
 @pytest.mark.slow
 def test_a_run_is_audited_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    small = ["--data.train_limit", "200", "--data.validation", "40", "--data.test", "30", "--model.width", "0.25"]
+    small = ["--data.train_limit", "100", "--data.validation", "20", "--data.test", "12", "--model.width", "0.25"]
     small += ["--training.epochs", "1", "--training.epsilon_ramp", "0", "--training.validation_steps", "1"]
-    small += ["--threat", "linf:0.05", "--evaluation.curve_count", "10", "--evaluation.suite", "single_step"]
+    small += ["--threat", "linf:0.05", "--evaluation.curve_count", "2", "--evaluation.suite", "single_step"]
     assert main(["train", "mnist5k/standard", "--out", str(run), *small]) == 0
     assert main(["evaluate", str(run)]) == 0
     words = ["gate", str(run), "--clean", "0", "--suite", "single_step", "--audit"]

@@ -150,5 +150,7 @@ def test_folders_of_evidence_and_of_runs_are_found(result: Result, tmp_path: Pat
     result.save(tmp_path / "run" / "evaluation")
     assert evidence_folder(str(tmp_path / "run")) == tmp_path / "run" / "evaluation"
     assert evidence_folder(tmp_path / "run" / "evaluation") == tmp_path / "run" / "evaluation"
+    with pytest.raises(EvidenceError, match=r"there is no folder .*nowhere$"):
+        read_result(tmp_path / "nowhere")
     with pytest.raises(EvidenceError, match="evaluate it first"):
         read_result(tmp_path)

@@ -1,12 +1,14 @@
+import csv
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from PIL import Image
 from synthetic_run import Synthetic, write_synthetic_run
 
-from robustly.reports import write_report
+from robustly.reports import read_run, write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -73,7 +75,7 @@ def opened(browser, report, width=1440, scheme="light") -> Iterator:
     finally:
         page.close()
     assert not complaints
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 def background(page):
@@ -202,6 +204,106 @@ def test_printing_shows_every_run(browser, reports, tmp_path):
         assert page.locator("[id^=panel-run]:visible").count() == 2
         page.evaluate("window.dispatchEvent(new Event('afterprint'))")
         assert page.locator("[id^=panel-run]:visible").count() == 1
+
+
+def test_paper_is_few_pages(browser, reports, tmp_path):
+    with opened(browser, reports["comparison"]) as page:
+        file = tmp_path / "comparison.pdf"
+        page.pdf(path=file, format="A4", print_background=True)
+        pages = len(re.findall(rb"/Type /Page\b(?!s)", file.read_bytes()))
+        assert 2 <= pages <= 7
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": 718, "height": 1000})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 718
+
+
+def downloaded(page, button, folder):
+    with page.expect_download() as waiting:
+        button.click()
+    file = folder / waiting.value.suggested_filename
+    waiting.value.save_as(file)
+    return file
+
+
+def test_every_figure_is_saved_as_picture_and_numbers(browser, reports, tmp_path):
+    with opened(browser, reports["colour"], 390) as page:
+        cards = page.locator(".chart-card:visible").all()
+        assert len(cards) >= 6
+        for card in cards:
+            picture = downloaded(page, card.locator("[data-get=png]"), tmp_path)
+            with Image.open(picture) as image:
+                assert image.format == "PNG"
+                assert image.width >= 1000
+                assert len(image.convert("L").resize((64, 64)).getcolors()) > 5, "not blank"
+            numbers = downloaded(page, card.locator("[data-get=csv]"), tmp_path)
+            assert picture.stem == numbers.stem
+            rows = list(csv.reader(numbers.read_text(encoding="utf-8").splitlines()))
+            assert len(rows) == card.locator(".data tr").count()
+            assert len({len(row) for row in rows}) == 1
+        tables = page.locator(".table-foot [data-get=csv]:visible").all()
+        rows = [downloaded(page, button, tmp_path).read_text(encoding="utf-8").splitlines() for button in tables]
+        assert all(len(one) >= 3 and "(%)" in one[0] for one in rows)
+        assert rows
+
+
+def test_numbers_of_a_figure_are_plain_numbers_and_no_formulas(browser, tmp_path):
+    names = ("=1+1", 'say "a", b', *map(str, range(2, 10)))
+    run = write_synthetic_run(tmp_path / "runs", Synthetic(count=300, epochs=3, classes=names))
+    classes = read_run(run).evaluation.metrics.per_class
+    with opened(browser, write_report([run], tmp_path / "report.html")) as page:
+        file = downloaded(page, page.locator("[data-name$=-by-class] [data-get=csv]"), tmp_path)
+        assert file.name == "mnist5k_trades-by-class.csv"
+        table = downloaded(page, page.locator("[data-name$=-attacks] [data-get=csv]"), tmp_path)
+    header, *rows = csv.reader(file.read_text(encoding="utf-8").splitlines())
+    shares = ["", " low", " high"]
+    assert header == [
+        *("Class", "Examples"),
+        *(f"Clean{end} (%)" for end in shares),
+        *(f"Robust (worst case){end} (%)" for end in shares),
+    ]
+    for row, one in zip(rows, classes, strict=True):
+        name = "'=1+1" if one.name == "=1+1" else one.name
+        numbers = [
+            f"{100 * end:.1f}" for part in (one.clean, one.robust) for end in (part.share, part.low, part.high)
+        ]
+        assert row == [name, str(one.clean.count), *numbers]
+    attacks = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    assert [row["Attack"] for row in attacks][:2] == ["No attack (clean)", "PGD-10"]
+    assert float(attacks[0]["Accuracy (%)"]) == pytest.approx(97.8, abs=0.5)
+    assert attacks[0]["Broke"] == ""
+
+
+def test_tables_on_a_phone_scroll_in_their_card_with_a_hint(browser, reports):
+    with opened(browser, reports["comparison"], 390) as page:
+        box = page.locator("#comparison .scroll")
+        hint = page.locator("#comparison .hint")
+        assert hint.is_visible()
+        assert "more" in box.get_attribute("class").split()
+        box.evaluate("box => box.scrollTo({left: box.scrollWidth})")
+        page.wait_for_function("() => !document.querySelector('#comparison .scroll').classList.contains('more')")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.locator(".chart-card:visible .data summary").first.click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.set_viewport_size({"width": 1440, "height": 900})
+        page.wait_for_function(
+            "() => getComputedStyle(document.querySelector('#comparison .hint')).display === 'none'"
+        )
+
+
+def test_whole_numbers_are_on_axes_of_counts_and_epochs(browser, tmp_path):
+    run = write_synthetic_run(tmp_path / "runs", Synthetic(count=40, epochs=3, robust=0.8))
+    with opened(browser, write_report([run], tmp_path / "report.html")) as page:
+        for key, axis in (("distances", "y"), ("accuracies", "x"), ("losses", "x")):
+            page.locator(f"[data-figure$=-{key}]").scroll_into_view_if_needed()
+            ticks = page.locator(f"[data-figure$=-{key}] .{axis}tick text").all_text_contents()
+            assert len(ticks) >= 2
+            assert all(re.fullmatch(r"\d+", tick) for tick in ticks), (key, ticks)
+            assert len(set(ticks)) == len(ticks)
+
+
+def test_pages_stay_under_two_megabytes(reports):
+    for report in reports.values():
+        assert report.stat().st_size < 2_000_000
 
 
 def test_markup_from_outside_does_not_run(browser, tmp_path):

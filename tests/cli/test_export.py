@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from robustly.cli import main
+from robustly.cli.predict import predict_files
 from robustly.data import DataConfig, load_test
 from robustly.evidence import read_summary
 from robustly.evidence.storage import read_images
@@ -171,6 +173,42 @@ def test_a_model_without_evidence_says_so(run: Path, tmp_path: Path) -> None:
     assert "# a/b" in card
 
 
+def test_an_exported_model_is_exported_again(run: Path, exported: Path, tmp_path: Path) -> None:
+    assert main(["export", str(exported / "m.safetensors"), "--hf", str(tmp_path / "hf")]) == 0
+    robust = read_summary(run / "evaluation").metrics.worst_case.robust.share
+    card = (tmp_path / "hf/README.md").read_text()
+    assert f"\n| robust | {robust} |" in card
+    assert "has not been evaluated" not in card
+    first, second = (json.loads((one / "config.json").read_text()) for one in (exported / "hf", tmp_path / "hf"))
+    assert first == second
+
+
+def test_a_network_that_cannot_be_exported(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(model: nn.Module, example: torch.Tensor, file: Path) -> None:
+        file.write_text("half")
+        raise RuntimeError("data-dependent\nbranch")
+
+    monkeypatch.setattr(onnx_export, "find_spec", lambda name: True)
+    monkeypatch.setattr(onnx_export, "_export", fail)
+    said = refusal(capsys, "export", str(run), "--onnx", str(tmp_path / "m.onnx"))
+    assert "cannot export this network to ONNX (data-dependent branch)" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_a_network_that_is_not_square(exported: Path, tmp_path: Path) -> None:
+    model = open_portable(exported / "m.safetensors", trust_nothing)
+    wide = replace(model.description, shape=(1, 28, 20))
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(28 * 20, 10)).eval()
+    for name, size in (("a", (20, 28)), ("b", (28, 20))):
+        Image.new("L", size).save(tmp_path / f"{name}.png")
+    found = predict_files(PortableModel(flat, wide), [tmp_path / "a.png", tmp_path / "b.png"])
+    assert next(found).image == tmp_path / "a.png"
+    with pytest.raises(ValueError, match=r"b\.png is 20x28 pixels, the model takes 28x20"):
+        next(found)
+
+
 def test_evidence_of_other_weights_is_left_out(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +266,9 @@ def test_targets_that_are_refused(
     said = refusal(capsys, "export", str(run), "--hf", str(tmp_path / "mine"), "--overwrite")
     assert "is not an exported model" in said
     assert (tmp_path / "mine/thesis.txt").read_text() == "x"
+    (exported / "hf/notes.md").write_text("mine")
     assert main(["export", str(run), "--hf", str(exported / "hf"), "--overwrite"]) == 0
+    assert (exported / "hf/notes.md").read_text() == "mine"
 
 
 def test_models_that_are_refused(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,7 +340,9 @@ def test_info_of_everything(run: Path, exported: Path, capsys: pytest.CaptureFix
     assert evidence["model"]["weights_sha256"] == digest  # type: ignore[index]
     assert evidence["clean"] == evaluation["clean"]
     assert list(evidence["attacks"]) == [one.attack.title for one in summary.outcomes]  # type: ignore[call-overload]
-    assert facts(capsys, run / "evaluation/summary.json") == evidence
+    for name in ("summary.json", "evidence.parquet", "adversarial.safetensors"):
+        assert facts(capsys, run / "evaluation" / name) == evidence
+    assert facts(capsys, run / "config.yaml") == found
     weights = facts(capsys, run / "model.safetensors")
     assert (weights["kind"], weights["weights_sha256"]) == ("weights", digest)
     assert weights["numbers"] == sum(value.numel() for value in load_file(run / "model.safetensors").values())
@@ -325,4 +367,4 @@ def test_paths_without_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "there is no file or folder" in refusal(capsys, "info", str(tmp_path / "none"))
     assert "is nothing that robustly writes" in refusal(capsys, "info", str(tmp_path))
     (tmp_path / "a.txt").write_text("a")
-    assert "must end in .safetensors" in refusal(capsys, "info", str(tmp_path / "a.txt"))
+    assert "a.txt: is damaged or not a file of" in refusal(capsys, "info", str(tmp_path / "a.txt"))

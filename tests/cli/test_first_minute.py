@@ -1,6 +1,7 @@
 """What is imported at the first use: `import robustly` and the light commands need no PyTorch."""
 
 import json
+import pkgutil
 import subprocess
 import sys
 
@@ -44,9 +45,11 @@ def test_every_exported_name_is_found() -> None:
     for name in robustly.__all__:
         assert getattr(robustly, name) is not None
     assert sorted([*robustly._EXPORTS, "__version__"]) == sorted(robustly.__all__)
-    for name in robustly._SUBPACKAGES:
+    modules = {one.name for one in pkgutil.iter_modules(robustly.__path__)} - {"__main__", "cli"}
+    assert set(robustly._MODULES) == modules
+    for name in modules:
         assert getattr(robustly, name).__name__ == f"robustly.{name}"
-    assert set(dir(robustly)) >= {*robustly.__all__, *robustly._SUBPACKAGES}
+    assert set(dir(robustly)) >= {*robustly.__all__, *robustly._MODULES}
 
 
 def test_another_name_is_an_attribute_error() -> None:

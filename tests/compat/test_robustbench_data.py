@@ -102,7 +102,7 @@ def test_images_by_class_are_read(tmp_path: Path) -> None:
     assert torch.equal((images[:, 0, 0, 0] * 255).round().long(), labels)
     with pytest.raises(RobustBenchError, match="100 classes, not 10"):
         load_cifar100(data_dir=tmp_path / "cifar10")
-    with pytest.raises(ValueError, match="only 10 examples"):
+    with pytest.raises(ValueError, match="n_examples is 11 but the split has only 10"):
         load_cifar10(11, tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_absence_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.Mon
     written(tmp_path / "cifar-10-python.tar.gz", b"")
     with pytest.raises(FileNotFoundError, match=r"tar -xzf .*cifar-10-python\.tar\.gz"):
         load_cifar10(data_dir=tmp_path)
-    for count in (0, -1, 2.5):
+    for count in (0, -1, 2.5, True):
         with pytest.raises(RobustBenchError, match="n_examples must be"):
             load_cifar10(count, tmp_path)  # type: ignore[arg-type]
     written(tmp_path / "test_batch", python_2_pickle(ROWS, LABELS))

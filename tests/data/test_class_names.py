@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from robustly.cli.recipes import read_recipe
 from robustly.data import DataConfig, ImageData, fitted_to, load_splits, load_test, read_class_names
+from robustly.experiments.configuration import build_config, with_absolute_paths
+from robustly.experiments.overrides import apply_overrides
 
 WORDS = ["tench", "great white shark", "English springer", "crane", "cassette player", "crane"]
 IDS = ["n01440764", "n01484850", "n02102040", "n02012849", "n02979186", "n03126707"]
@@ -49,11 +52,16 @@ def test_files_of_class_names(tmp_path: Path, name: str, content: str) -> None:
         {"id2label": {"1": "dog", "0": "tench, Tinca tinca"}, "model_type": "resnet"},
         {"dog": 1, "tench, Tinca tinca": 0},
         ["tench, Tinca tinca", "dog"],
+        "{0: 'tench, Tinca tinca',\n 1: 'dog'}",
+        "0: tench, Tinca tinca\n1: dog",
+        "0 tench, Tinca tinca\n1 dog\n",
+        '["tench, Tinca tinca", "dog"]',
     ],
 )
-def test_other_forms_of_json(tmp_path: Path, content: object) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    data = made(("dog", "Tinca_Tinca")).renumbered(read_class_names(tmp_path / "config.json"))
+def test_other_forms(tmp_path: Path, content: object) -> None:
+    file = tmp_path / ("names.txt" if isinstance(content, str) else "config.json")
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    data = made(("dog", "Tinca_Tinca")).renumbered(read_class_names(file))
     assert (data.labels.tolist(), data.classes) == ([1, 0], ("tench, Tinca tinca", "dog"))
 
 
@@ -89,8 +97,15 @@ def test_renumbering_is_by_name(order: list[str], count: int) -> None:
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"its class tensh is not among the 6 .* did you mean 'tench'"):
         made(("tensh",)).renumbered(WORDS)
+    with pytest.raises(ValueError, match=r"classes x, y are not among the 6 .*, such as tench, great"):
+        made(("x", "y")).renumbered(WORDS)
     with pytest.raises(ValueError, match="classes tench, Tench have the same number"):
         made(("tench", "Tench")).renumbered(["tench"])
+
+
+def test_a_number_is_kept_where_it_is_a_part_of_the_name(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("0 - zero\n1 - one")
+    assert read_class_names(tmp_path / "names.txt") == (("0 - zero",), ("1 - one",))
 
 
 def test_numbers_take_the_names_in_order() -> None:
@@ -141,3 +156,10 @@ def test_few_rows_of_many_classes_without_names(tmp_path: Path) -> None:
     config = DataConfig(source=str(tmp_path / "a.npz"), classes=str(tmp_path / "names.txt"), evaluation_only=True)
     data = load_test(config)
     assert (data.labels.tolist(), data.classes[950]) == ([950, 0, 3, 999], "class 950")
+
+
+def test_a_run_names_its_file_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("names.txt").write_text("a\nb")
+    config = build_config(apply_overrides(read_recipe("mnist5k/pgd_at"), ["--data.classes", "names.txt"]))
+    assert with_absolute_paths(config).data.classes == str(tmp_path.resolve() / "names.txt")

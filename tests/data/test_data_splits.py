@@ -175,6 +175,7 @@ def test_named_splits_and_evaluation_only() -> None:
 @pytest.mark.parametrize(
     ("names", "changes", "words"),
     [
+        (("few",), {"validation": None}, "1 validation and 1 test .* none of its 2 .* set evaluation_only"),
         (("all",), {"validation": 90}, "90 validation and 20 test examples leave none of its 100"),
         (("train", "test"), {"validation": 100}, "leave none"),
         (("train", "test"), {"test": 5}, "has its own test split of 100 examples.*use test_limit"),
@@ -187,7 +188,7 @@ def test_named_splits_and_evaluation_only() -> None:
 )
 def test_impossible_splits_are_refused(names: tuple[str, ...], changes: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        read({name: part(100) for name in names}, replace(RULE, **changes))  # type: ignore[arg-type]
+        read({name: part(2 if name == "few" else 100) for name in names}, replace(RULE, **changes))  # type: ignore[arg-type]
 
 
 def test_splits_that_do_not_belong_together_are_refused() -> None:

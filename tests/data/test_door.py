@@ -210,7 +210,7 @@ NAN[[3, 5], 0, 0, 0] = float("nan")
         (Pictures(FORMS["uint8"], []), "Pictures: is empty"),
         (list(PIXELS), "is a list of 24 values: give"),
         (Pictures(lambda place: 1 / 0), r"Pictures: item 0 cannot be read \(ZeroDivisionError: division by zero\)"),
-        ([{"picture": PIXELS[0], "label": 1}], "has no image: its keys are picture, label, not image"),
+        ([{"picture": PIXELS[0], "label": 1}], "has no image: its keys are picture, label, not"),
         ([(Image.new("I;16", (4, 4)), 0)], "image 0: it has more than 8 bits a channel"),
         (DataLoader(Pictures(FORMS["uint8"]), 4, collate_fn=lambda items: items[0]), "makes 1 examples of 24"),
         ("nowhere", "'nowhere' is not a file or folder"),

@@ -59,3 +59,27 @@ def test_transforms_of_hugging_face_data_sets(farm: Any) -> None:
 
     with pytest.raises(ValueError, match="leave Normalize out"):
         as_image_data(farm.with_transform(normalised))
+
+
+def test_other_columns_of_hugging_face_data_sets(datasets: Any) -> None:
+    words = datasets.Dataset.from_dict({"image": IMAGES, "label": [NAMES[label] for label in LABELS.tolist()]})
+    check(as_image_data(words, classes=NAMES))
+    with pytest.raises(ValueError, match=r"labels are text.*classes=\[\.\.\.\]"):
+        as_image_data(words)
+    arrays = datasets.Dataset.from_dict({"pixel_values": PIXELS.tolist(), "labels": LABELS.tolist()})
+    check(as_image_data(arrays))
+    check(as_image_data(arrays.with_format("torch")))
+    with pytest.raises(ValueError, match=r"has no label: its keys are image, not label, .*: set label_column"):
+        as_image_data(datasets.Dataset.from_dict({"image": IMAGES}))
+
+
+def test_columns_are_chosen_by_type_or_by_name(farm: Any) -> None:
+    numbered = farm.rename_column("label", "species").add_column("row", list(range(len(farm))))
+    check(as_image_data(numbered))  # the only column with class names
+    check(as_image_data(numbered, label_column="row", image_column="img"), labels=torch.arange(len(farm)))
+    items = [{"photo": image, "kind": label} for image, label in zip(IMAGES, LABELS.tolist(), strict=True)]
+    check(as_image_data(items, image_column="photo", label_column="kind"))
+    with pytest.raises(ValueError, match=r"no image: its keys are photo, kind, .* set image_column"):
+        as_image_data(items)
+    with pytest.raises(ValueError, match=r"no column 'kind' \(label_column\)"):
+        as_image_data(numbered, label_column="kind")

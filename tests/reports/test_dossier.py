@@ -18,6 +18,7 @@ from robustly.reports.dossier.limits import limit_sentences
 from robustly.reports.dossier.page import dossier_page, write_dossier
 from robustly.reports.reading import read_run
 from robustly.reports.run import ReportError, RunEvidence
+from robustly.reports.verdict import verdict
 
 EVIL = "<script>alert(1)</script> | *x* \x1b[2J"
 
@@ -84,13 +85,13 @@ def test_sections_state_result_threat_and_audit(run: RunEvidence) -> None:
     assert "Audit: not audited" in text
     assert [section.title for section in document.sections][:2] == ["Result", "Threat model"]
     assert "Interval \\[certified, attacked\\] on these examples: 0 (no certificate) to " in text
-    assert "at most" in document.lead
+    assert document.lead == verdict(run).sentence
 
 
 def test_a_certificate_gives_the_interval(tmp_path: Path) -> None:
     certified = read_run(write_synthetic_run(tmp_path, Synthetic(count=120, training=False, certified=0.5)))
     document = dossier(certified, ())
-    assert "between 50.0" in document.lead
+    assert "is proved robust on 50.0" in document.lead
     assert "neither broken nor certified" in " ".join(limit_sentences(certified))
 
 
@@ -151,8 +152,8 @@ def test_the_checklist_of_a_trained_run(run: RunEvidence) -> None:
     assert answers[0].words == "name pgd, steps 7"
     assert "trained at linf:0.3" in answers[1].words
     assert "98.3" in answers[1].words
-    assert "not seen in training or selection: 4" in answers[4].words
-    assert "without gradients: Square" in answers[4].words
+    assert "not seen in training: 4" in answers[4].words
+    assert "without gradients of the model: black-box search by scores" in answers[4].words
 
 
 def test_the_checklist_without_a_record_of_the_training(run: RunEvidence) -> None:

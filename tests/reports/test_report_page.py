@@ -16,7 +16,7 @@ from robustly.reports import ReportError, read_run, render, write_report
 from robustly.reports.figures.charts import json_safe
 from robustly.reports.figures.evaluation_figures import by_class, distances
 from robustly.reports.formats import count, decimal, duration, percent, proportion
-from robustly.reports.pages.gallery import MOST_BROKEN, gallery
+from robustly.reports.pages.gallery import MOST_BROKEN, MOST_BYTES, PER_RUN, gallery, share_of_bytes
 from robustly.reports.pages.run_view import embedded_json, view
 from robustly.reports.tables.comparison import compare
 from robustly.statistics import Proportion
@@ -112,7 +112,7 @@ def test_text_from_outside_cannot_become_markup(tmp_path):
     page = render([read_run(run), read_run(run)])
     assert EVIL not in page
     scripts = [attrs for tag, attrs in Tags(page).found if tag == "script"]
-    assert len(scripts) == 4
+    assert len(scripts) == 5
     assert not [attrs for tag, attrs in Tags(page).found if any(name.startswith("on") for name in attrs)]
 
 
@@ -317,3 +317,50 @@ def test_a_threat_that_is_not_a_ball_is_reported_in_its_own_unit(run):
     assert figures["security-curve"].layout["xaxis"]["title"]["text"] == "rotation (degrees)"
     assert figures["distances"].layout["xaxis"]["title"]["text"] == "size (rotation, degrees)"
     assert "tested on 200 test examples of mnist5k under rotation:0.3" in words(render([evidence]))
+
+
+def test_large_and_many_pictures_become_fewer_and_smaller(run):
+    evidence = read_run(run)
+    noise = np.random.default_rng(0).uniform(size=(6, 3, 160, 160)).astype(np.float32)
+    ids = np.arange(6)
+    found = {name: dict(enumerate(noise[::-1])) for name in evidence.evaluation.suite.names[:2]}
+    pictures = Pictures(ids, noise, found)
+    grid = gallery(evidence.evaluation, evidence.table, pictures)
+    assert grid.size <= MOST_BYTES
+    assert grid.side < 160
+    assert grid.shrunk
+    written = render([dataclasses.replace(evidence, pictures=pictures)])
+    assert len(written) < 2_000_000
+    assert gallery(evidence.evaluation, evidence.table, pictures, most=1000) is None
+
+
+def test_the_bytes_for_pictures_shrink_with_the_number_of_runs(tmp_path):
+    shares = [share_of_bytes(runs) for runs in (1, 2, 5, 50)]
+    assert shares == [MOST_BYTES, (MOST_BYTES - PER_RUN) // 2, (MOST_BYTES - 4 * PER_RUN) // 5, 0]
+    left = dataclasses.replace(Synthetic(count=60, epochs=2), name="small")
+    evidence = read_run(write_synthetic_run(tmp_path, left))
+    assert view(evidence, "a", 0).pictures_left_out
+    assert not view(evidence, "a").pictures_left_out
+
+
+def test_attacks_that_did_not_run_have_no_pictures_and_one_row(run):
+    evidence = read_run(run)
+    suite, metrics = evidence.evaluation.suite, evidence.evaluation.metrics
+    last = suite.attacks[-1]
+    idle = dataclasses.replace(last, plan=Plan(on_suspicion=True))
+    numbers = dataclasses.replace(metrics.attacks[last.name], tried=0)
+    evaluation = dataclasses.replace(
+        evidence.evaluation,
+        suite=dataclasses.replace(suite, attacks=(*suite.attacks[:-1], idle)),
+        metrics=dataclasses.replace(metrics, attacks={**metrics.attacks, last.name: numbers}),
+    )
+    grid = gallery(evaluation, evidence.table, evidence.pictures)
+    assert [shelf.title for shelf in grid.shelves] == [one.title for one in suite.attacks[:-1]]
+    page = words(render([dataclasses.replace(evidence, evaluation=evaluation)]))
+    assert f"Not needed {last.title}" in page
+    assert "by suite dynat of 5 attacks (1 not needed)." in page
+    assert "against four attacks" in page
+
+
+def test_numbers_of_figures_have_six_digits():
+    assert json_safe([1 / 3, 1e-9 / 3, 123456.789]) == [0.333333, 3.33333e-10, 123457.0]

@@ -136,7 +136,7 @@ def make_job(splits: Splits, method: Method, model: nn.Module | None = None, **c
     changes.pop("guide", None)
     job = Job(
         method=method,
-        model=model or small_net(),
+        model=small_net() if model is None else model,
         networks=networks | changes.pop("networks", {}),
         train=splits.train,
         validation=splits.validation,

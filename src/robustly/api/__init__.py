@@ -1,5 +1,6 @@
-"""Results as notebooks and pipelines use them."""
+"""The shortest way from a model to a result: for notebooks and pipelines."""
 
+from robustly.api.evaluating import curve, diagnose, evaluate
 from robustly.api.result import Result, evidence_folder, read_result
 
-__all__ = ["Result", "evidence_folder", "read_result"]
+__all__ = ["Result", "curve", "diagnose", "evaluate", "evidence_folder", "read_result"]

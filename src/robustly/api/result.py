@@ -1,15 +1,12 @@
 """The result of an evaluation: evidence with the model and data at hand, so that it can be plotted and audited."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
-
-from robustly.data import ImageData
+from robustly.api.fitting import Model, fit
+from robustly.data import ImageData, as_image_data
 from robustly.evaluation import Audit, EvaluationError, EvaluationTarget, Sampling, Suite, audit
 from robustly.evaluation.recording import stored_threat
 from robustly.evaluation.suites.composed import suite_from
@@ -18,7 +15,6 @@ from robustly.evidence.audit_record import AuditRecord, read_audit, write_audit
 from robustly.evidence.schema import SUMMARY
 from robustly.experiments.run_folder import evaluation_folder
 from robustly.files import write_text
-from robustly.models import as_classifier
 from robustly.reports import ReportError
 from robustly.reports.figures.result_plot import Plot, result_plot
 from robustly.reports.pages.page import render
@@ -36,7 +32,7 @@ class Result(Evidence):
         audited: the last audit of the folder that was read; None without one.
     """
 
-    model: nn.Module | Callable[[Tensor], object] | None = None
+    model: Model | None = None
     data: ImageData | None = None
     suite: Suite | None = None
     audited: AuditRecord | None = None
@@ -45,7 +41,7 @@ class Result(Evidence):
     def of(
         cls,
         evidence: Evidence,
-        model: nn.Module | Callable[[Tensor], object] | None = None,
+        model: Model | None = None,
         data: ImageData | None = None,
         suite: Suite | None = None,
         audited: AuditRecord | None = None,
@@ -96,8 +92,8 @@ class Result(Evidence):
 
     def audit(
         self,
-        model: nn.Module | Callable[[Tensor], object] | None = None,
-        data: ImageData | None = None,
+        model: Model | None = None,
+        data: object = None,
         *,
         share: float = Sampling.share,
         confidence: float = Sampling.confidence,
@@ -109,33 +105,29 @@ class Result(Evidence):
         names of model and data, which only a run folder states.
 
         Args:
-            model: the evaluated model; None takes the one of this result.
-            data: the evaluated images, on any device; None takes those of this result.
+            model: the evaluated model, in any form that `evaluate` takes; None takes the one of this result.
+            data: the evaluated images, likewise; of more images, the first ones are taken. None takes those of this
+                result.
             share: the audit fails if at least this share of the standing verdicts is false, in (0, 1), ...
             confidence: ... with this probability, in (0, 1).
             rerun: "all" attacks every standing example again, "sample" as many as the guarantee needs.
 
         Raises:
-            EvaluationError: there is no model or no data, or the data is not `ImageData`.
-            AdapterError: the model is not one, or fails on the images.
-            ValueError: a share or confidence outside (0, 1), or another word than "sample" and "all".
+            EvaluationError: there is no model or no data.
+            ValueError: a model or data that `evaluate` would refuse; a share or confidence outside (0, 1), or
+                another word than "sample" and "all".
         """
         model, data = self.model if model is None else model, self.data if data is None else data
         if model is None or data is None:
             missing = " and ".join(name for name, part in (("model", model), ("data", data)) if part is None)
             raise EvaluationError(f"an audit needs the evaluated {missing}: call audit(model, data)")
-        if not isinstance(data, ImageData):
-            raise EvaluationError(f"an audit takes the images as robustly.ImageData, got {type(data).__name__}")
         if rerun not in ("sample", "all"):
             raise ValueError(f'rerun should be "sample" or "all", got {rerun!r}')
         sampling = Sampling(share, confidence, rerun == "all")
-        network = as_classifier(model)
-        first = next(network.parameters(), None)
-        placed = data if first is None else data.to(first.device)
-        few = placed.floats(torch.arange(min(2, len(data)), device=placed.images.device))
-        target = EvaluationTarget(
-            as_classifier(network, few), placed, stored_threat(self.summary.threat, self.images.threat)
-        )
+        record = self.summary.data
+        names = None if data is self.data else record.classes
+        adapted, placed = fit(model, as_image_data(data, classes=names, limit=record.count), None)
+        target = EvaluationTarget(adapted, placed, stored_threat(self.summary.threat, self.images.threat))
         with TemporaryDirectory(prefix="robustly-") as folder:
             super().save(folder)
             return audit(Path(folder), target, self.suite or suite_of(self.summary), sampling=sampling)
@@ -166,6 +158,8 @@ def evidence_folder(path: str | Path, label: str | None = None) -> Path:
     folder = Path(path)
     if label is None and (folder / SUMMARY).is_file():
         return folder
+    if not folder.is_dir():
+        raise EvidenceError(f"there is no folder {folder}")
     found = evaluation_folder(folder, label)
     if (found / SUMMARY).is_file():
         return found

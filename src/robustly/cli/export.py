@@ -33,7 +33,7 @@ def run_export(path: Path, targets: Mapping[str, Path], overwrite: bool, trust_c
         OSError: a file cannot be written.
     """
     if not targets:
-        raise RunError("name what to write: --onnx FILE, --hf FOLDER or --safetensors FILE")
+        raise RunError("name what to write: --onnx FILE, --hf FOLDER, --safetensors FILE or --robustbench FILE")
     for kind, target in targets.items():
         _check_target(kind, target, overwrite)
     if "onnx" in targets:

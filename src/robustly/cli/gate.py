@@ -1,5 +1,6 @@
 """`robustly gate`."""
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from robustly.experiments.run_folder import CONFIG
 from robustly.files import write_json, write_text
 from robustly.output_text import one_line
 from robustly.settings import SettingsError
+
+_NOT_XML = re.compile("[\ufffe\uffff]")  # one_line replaces the other characters that XML does not have
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def junit(name: str, result: Gate) -> str:
     suite = ET.SubElement(root, "testsuite", {"name": f"robustly gate {name}", "skipped": "0", **counts})
     for one in result.conditions:
         case = ET.SubElement(suite, "testcase", {"classname": f"robustly.gate.{name}", "name": one.name})
-        words = one_line(one.words)
+        words = one_line(_NOT_XML.sub("?", one.words))
         if one.passed:
             ET.SubElement(case, "system-out").text = words
         else:

@@ -10,7 +10,7 @@ from robustly.cli.terminal import PlainConsole
 from robustly.documents import read_json
 from robustly.evidence import EvidenceError, read_summary
 from robustly.evidence.audit_record import read_audit, read_signature
-from robustly.evidence.schema import SUMMARY
+from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.experiments.portable import HF_CONFIG, HF_WEIGHTS, KEY, description_from, stored_description
 from robustly.experiments.run_folder import CONFIG, EVALUATION, RunError, open_run
 from robustly.experiments.sweep_folders import state_of
@@ -50,12 +50,14 @@ def facts_of(path: Path) -> Facts:
         ValueError: it is nothing that robustly writes, or its files are damaged.
         OSError: a file cannot be read.
     """
+    if path.is_file() and path.name in (CONFIG, SUMMARY, TABLE, IMAGES, HF_CONFIG):
+        path = path.parent  # the file stands for its folder
     if (path / CONFIG).is_file():
         return run_facts(path)
     if is_sweep(path):
         return _sweep_facts(path)
-    if (path / SUMMARY).is_file() or path.name == SUMMARY:
-        return evidence_facts(path if path.is_dir() else path.parent)
+    if (path / SUMMARY).is_file():
+        return evidence_facts(path)
     if (path / HF_CONFIG).is_file():
         return _exported_facts(path)
     if path.is_file():

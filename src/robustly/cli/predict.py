@@ -109,8 +109,9 @@ def predict_files(model: PortableModel, files: Sequence[Path]) -> Iterator[Predi
     channels, height, width = model.description.shape
     decoding = Decoding(height if height == width else None, channels)
     classes = model.description.classes
-    for start in range(0, len(files), BATCH):
-        batch = files[start : start + BATCH]
+    size = BATCH if height == width else 1  # images that are not resized may differ in size
+    for start in range(0, len(files), size):
+        batch = files[start : start + size]
         pixels = decode_images((EncodedImage(file, str(file)) for file in batch), decoding)
         if pixels.shape[2:] != (height, width):
             raise PredictionError(

@@ -1,5 +1,6 @@
 """Class names in the order of a model's outputs: read from a file, and matched with the names of a data set."""
 
+import ast
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,15 @@ ClassNames = Sequence[str | Sequence[str]]
 
 _MOST_BYTES = 2**24
 _WORDNET = re.compile(r"(n\d{8})[\s,:]+(\S.*)")
+_NUMBERED = re.compile(r"(\d+)[\s,:]+([^\s-].*)")
 _LISTED = 6  # names in an error message
 
 
 def read_class_names(file: Path | str) -> tuple[tuple[str, ...], ...]:
     """Names of each class, from a file in the order of a model's outputs.
 
-    The file is a text file with one name per line (`n01440764 tench` gives two names of one class), or JSON: a list
+    The file is a text file with one name per line (`n01440764 tench` gives two names of one class; lines may begin
+    with their number from 0), the text of a Python dictionary or list, or JSON: a list
     of names, a mapping from index to name or to a list of names (`imagenet_class_index.json`), a mapping from name
     to index (`class_to_idx`), or the `config.json` of a Hugging Face model, of which `id2label` is read.
 
@@ -40,9 +43,26 @@ def read_class_names(file: Path | str) -> tuple[tuple[str, ...], ...]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not a text file of class names, one per line, in UTF-8") from None
-    if path.suffix.lower() == ".json" or text.lstrip().startswith(("{", "[")):
+    if path.suffix.lower() == ".json":
         return listed_names(parse_json(text, str(path)), str(path))
-    return listed_names([line.strip() for line in text.strip().splitlines()], str(path))
+    if text.lstrip().startswith(("{", "[")):
+        return listed_names(_structured(text, str(path)), str(path))
+    return listed_names(_without_numbers([line.strip() for line in text.strip().splitlines()]), str(path))
+
+
+def _structured(text: str, where: str) -> Any:
+    """Plain values of JSON or, as in a well-known file of ImageNet's classes, of Python."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return parse_json(text, where)
+
+
+def _without_numbers(lines: list[str]) -> list[str]:
+    """Lines without the number of the line before each name, if all of them have it."""
+    found = [_NUMBERED.fullmatch(line) for line in lines]
+    numbered = all(match is not None and match[1] == str(place) for place, match in enumerate(found))
+    return [match[2] for match in found if match is not None] if numbered else lines
 
 
 def listed_names(content: Any, where: str) -> tuple[tuple[str, ...], ...]:
@@ -127,6 +147,7 @@ def numbers_among(classes: Sequence[str], names: ClassNames, source: str) -> tup
     unknown = [name for name, places in zip(classes, found, strict=True) if not places]
     if unknown:
         near = nearest(unknown[0], [alternative for name in names for alternative in _parts(name)])
+        near = near or f", such as {', '.join(shown_names(names)[:3])}"
         raise ValueError(
             f"{source}: its {'classes' if len(unknown) > 1 else 'class'} {_list(unknown)} "
             f"{'are' if len(unknown) > 1 else 'is'} not among the {len(names)} class names that are given{near}"

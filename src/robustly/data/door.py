@@ -37,6 +37,8 @@ def as_image_data(
     source: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> ImageData:
     """Labelled images of any usual kind as 8-bit pixels, in the order of the data.
 
@@ -63,6 +65,8 @@ def as_image_data(
         source: name of the data in reports and error messages; None takes that of the data.
         image_size: side in pixels that images are resized to (shorter side, bicubic, then the centre).
         channels: 1 converts images to grey, 3 to colour.
+        image_column: the column, or key of items, with the images; None finds it by its type or name.
+        label_column: the column, or key of items, with the labels; None finds it by its type or name.
 
     Raises:
         ValueError: the data are of another kind, or are not images with class numbers; the message states the
@@ -72,13 +76,18 @@ def as_image_data(
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise ValueError(f"limit is {limit}: use a whole number of at least 1 example, or leave it out")
     names = _names(classes)
-    reading = Reading(source or _name_of(data), round_to_8_bits, Decoding(image_size, channels))
+    reading = Reading(
+        source or _name_of(data),
+        round_to_8_bits,
+        Decoding(image_size, channels),
+        columns=Columns(image_column, label_column),
+    )
     if isinstance(data, ImageData):
         found = _limited(data, limit)
     elif isinstance(data, str | Path):
         found = _of_source(str(data), reading, limit)
     elif _is_hugging_face(data):
-        found = _of_hugging_face(data, reading, limit)
+        found = _of_hugging_face(data, reading, limit, names)
     else:
         own = class_names_of(data)
         found = _named(_read(data, _with_numbers(reading, own or names), limit), own, names, reading)
@@ -93,7 +102,7 @@ def _read(data: Any, reading: Reading, limit: int | None) -> Examples:
         data = data.tensors[:2]
     if isinstance(data, DataLoader):
         return read_loader(data, reading, limit)
-    pair = _pair(data, reading.source)
+    pair = _pair(data, reading)
     if pair is not None:
         return _of_pair(*pair, reading, limit)
     has_items = isinstance(data, Dataset | Iterable) or has_positions(data)
@@ -102,19 +111,16 @@ def _read(data: Any, reading: Reading, limit: int | None) -> Examples:
     return read_data_set(data, reading, limit)
 
 
-def _pair(data: Any, source: str) -> tuple[Any, Any] | None:
+def _pair(data: Any, reading: Reading) -> tuple[Any, Any] | None:
     """Images and labels of `(x, y)` or of a mapping of both; None for other data."""
-    if (
-        isinstance(data, Mapping)
-        and any(key in data for key in IMAGE_KEYS)
-        and any(key in data for key in LABEL_KEYS)
-    ):
-        return pair_of(data, source)
+    usual = (*IMAGE_KEYS, *LABEL_KEYS, reading.columns.image, reading.columns.label)
+    if isinstance(data, Mapping) and any(key in data for key in usual):
+        return pair_of(data, reading)
     if isinstance(data, tuple | list) and len(data) >= 2 and not is_item(data[0]):
         if not isinstance(data[0], Tensor | np.ndarray | list | tuple):
             return None
         if len(data) > 2:
-            raise ValueError(f"{source}: is a {type(data).__name__} of {len(data)} values: give (x, y)")
+            raise ValueError(f"{reading.source}: is a {type(data).__name__} of {len(data)} values: give (x, y)")
         return data[0], data[1]
     return None
 
@@ -147,21 +153,27 @@ def _named(found: Examples, own: tuple[str, ...] | None, names: ClassNames | Non
 
 
 def _of_source(text: str, reading: Reading, limit: int | None) -> ImageData:
-    config = DataConfig(source=text, image_size=reading.decoding.image_size, channels=reading.decoding.channels)
+    config = DataConfig(
+        source=text,
+        image_column=reading.columns.image,
+        label_column=reading.columns.label,
+        image_size=reading.decoding.image_size,
+        channels=reading.decoding.channels,
+    )
     parts = source_parts(config, named=MOST_CLASSES)
     return _chosen(parts, replace(_rule(text, None), evaluation_only=text != "mnist5k"), limit)
 
 
-def _of_hugging_face(data: Any, reading: Reading, limit: int | None) -> ImageData:
+def _of_hugging_face(data: Any, reading: Reading, limit: int | None, names: ClassNames | None) -> ImageData:
     splits = data if isinstance(data, Mapping) else {"all": data}
     part = tested_part(splits, reading.source)
     split = splits[part]
-    if not _has_encoded_images(split):
+    if not _is_table_of_images(split):
         own = class_names_of(split)
-        return _named(read_data_set(split, _with_numbers(reading, own), limit), own, None, reading)
+        return _named(read_data_set(split, _with_numbers(reading, own or names), limit), own, names, reading)
     from robustly.data.hugging_face import data_set_rows  # noqa: PLC0415 (it imports pyarrow, which is slow)
 
-    rows = data_set_rows({part: split}, reading.source, Columns(), reading.decoding, MOST_CLASSES)
+    rows = data_set_rows({part: split}, reading.source, reading.columns, reading.decoding, MOST_CLASSES)
     return _chosen(rows, _rule(reading.source, None), limit)
 
 
@@ -172,12 +184,14 @@ def _chosen(parts: Mapping[str, Rows], rule: SplitRule, limit: int | None) -> Im
     return choose_test(parts, replace(rule, test_limit=limit)).read()
 
 
-def _has_encoded_images(split: Any) -> bool:
-    """True for a data set whose images are files in a table, without a transform of the user."""
+def _is_table_of_images(split: Any) -> bool:
+    """True for a data set with files of images and integer labels in a table, without a transform of the user."""
     features = getattr(split, "features", None) or {}
     if not hasattr(split, "with_format") or not has_positions(split) or split.format["type"] == "custom":
         return False
-    return any(type(feature).__name__ == "Image" for feature in features.values())
+    kinds = {type(feature).__name__ for feature in features.values()}
+    numbers = [str(getattr(feature, "dtype", "")) for feature in features.values()]
+    return "Image" in kinds and ("ClassLabel" in kinds or any("int" in number for number in numbers))
 
 
 def _limited(data: ImageData, limit: int | None) -> ImageData:

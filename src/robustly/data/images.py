@@ -168,8 +168,9 @@ def distinct(ids: Int64[Tensor, " n"]) -> bool:
 
 
 def to_floats(images: UInt8[Tensor, "n c h w"]) -> Float32[Tensor, "n c h w"]:
-    """Convert 8-bit pixels to float32 in [0, 1]."""
-    return images.to(torch.float32).div_(255)
+    """Convert 8-bit pixels to float32 in [0, 1], in the contiguous layout."""
+    # a conversion alone keeps the strides of images stored as (N, H, W, 1), by which layers choose a layout
+    return torch.empty(images.shape, dtype=torch.float32, device=images.device).copy_(images).div_(255)
 
 
 def to_pixels(images: Float[Tensor, "n ..."], source: str, round_to_8_bits: bool = False) -> UInt8[Tensor, "n ..."]:

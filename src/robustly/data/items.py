@@ -13,8 +13,9 @@ from torch import Tensor
 from robustly.data.arrays import channels_first
 from robustly.data.decoding import Decoding, EncodedImage, decode_images, different_shapes, image_pixels, refit
 from robustly.data.images import to_pixels
+from robustly.data.table_files import Columns
 
-IMAGE_KEYS = ("image", "images", "img", "pixel_values", "inputs", "input", "x", "data", "png", "jpg")
+IMAGE_KEYS = ("pixel_values", "image", "images", "img", "inputs", "input", "x", "data", "png", "jpg")
 LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "y", "class", "cls")
 
 
@@ -27,37 +28,45 @@ class Reading:
         round_to_8_bits: True rounds floats to the 8-bit grid; False refuses floats that are not on it.
         decoding: size and channels of the images.
         numbers: class number of each name, for labels that are text.
+        columns: keys of the image and the label in mappings; None is the first of the usual keys.
     """
 
     source: str
     round_to_8_bits: bool = False
     decoding: Decoding = field(default_factory=Decoding)
     numbers: Mapping[str, int] = field(default_factory=dict)
+    columns: Columns = field(default_factory=Columns)
 
 
-def pair_of(item: Any, source: str) -> tuple[Any, Any]:
+def pair_of(item: Any, reading: Reading) -> tuple[Any, Any]:
     """Image and label, or images and labels, of a tuple whose first two values they are, or of a mapping.
 
     Raises:
         ValueError: the item is of another kind, or a mapping without such keys.
     """
     if isinstance(item, Mapping):
-        return _value(item, IMAGE_KEYS, "image", source), _value(item, LABEL_KEYS, "label", source)
+        return _image(item, reading), _value(item, LABEL_KEYS, reading.columns.label, "label", reading.source)
     if isinstance(item, tuple | list) and len(item) >= 2:
-        image = item[0]
-        return (_value(image, IMAGE_KEYS, "image", source) if isinstance(image, Mapping) else image), item[1]
+        return (_image(item[0], reading) if isinstance(item[0], Mapping) else item[0]), item[1]
     raise ValueError(
-        f"{source}: its items are {_kind(item)}: they should be pairs of (image, label), or mappings with the keys "
-        f"image and label"
+        f"{reading.source}: its items are {_kind(item)}: they should be pairs of (image, label), or mappings "
+        "with the keys image and label"
     )
 
 
-def _value(item: Mapping[Any, Any], keys: Sequence[str], role: str, source: str) -> Any:
+def _image(item: Mapping[Any, Any], reading: Reading) -> Any:
+    return _value(item, IMAGE_KEYS, reading.columns.image, "image", reading.source)
+
+
+def _value(item: Mapping[Any, Any], usual: Sequence[str], given: str | None, role: str, source: str) -> Any:
+    keys = usual if given is None else (given,)
     for key in keys:
         if key in item:
             return item[key]
-    found = ", ".join(str(key) for key in item)
-    raise ValueError(f"{source}: an item has no {role}: its keys are {found or 'none'}, not {', '.join(keys)}")
+    found = ", ".join(str(key) for key in item) or "none"
+    raise ValueError(
+        f"{source}: an item has no {role}: its keys are {found}, not {', '.join(keys)}: set {role}_column"
+    )
 
 
 def is_item(value: Any) -> bool:

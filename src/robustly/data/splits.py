@@ -159,7 +159,7 @@ def _official(parts: Mapping[str, Rows], rule: SplitRule) -> tuple[Rows | None, 
     if rule.test is not None:
         raise ValueError(
             f"{rule.source}: has its own test split of {len(parts[test_name])} examples, "
-            "so test must not be set: use test_limit for fewer"
+            "so test must not be set: set it to null, and use test_limit for fewer"
         )
     return train, _labelled(parts, test_name, "test_split")
 
@@ -214,9 +214,12 @@ def _validation(rows: Rows, test: int, rule: SplitRule) -> int:
         present = int((rows.labels.bincount() > 0).sum())
         count = min(MOST_VALIDATION, max(1, len(rows) // 10, min(present, len(rows) // 5)))
     if count + test >= len(rows):
+        remedy = "lower validation or test, or set them to null, which takes shares of the rows"
+        if rule.validation is None and rule.test is None:
+            remedy = "set evaluation_only to evaluate on all of them"
         raise ValueError(
             f"{rule.source}: {count} validation and {test} test examples leave none of its {len(rows)} "
-            "to train on: lower validation or test"
+            f"to train on: {remedy}"
         )
     return count
 

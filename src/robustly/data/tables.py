@@ -146,7 +146,10 @@ def _image_column(table: pa.Table, columns: Columns, source: str) -> str:
 
 
 def _label_column(table: pa.Table, columns: Columns, source: str) -> str:
-    fitting = [field.name for field in table.schema if pa.types.is_integer(field.type)]
+    integers = [field.name for field in table.schema if pa.types.is_integer(field.type)]
+    with_names = [name for name in integers if _class_names(table, name)]
+    is_clear = len(with_names) == 1 and columns.label is None and not set(_USUAL_LABELS) & set(integers)
+    fitting = with_names if is_clear else integers
     return _chosen(table, _Role("label", "integers 0..K-1", _USUAL_LABELS), columns.label, fitting, source)
 
 

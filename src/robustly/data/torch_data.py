@@ -152,7 +152,7 @@ def _spread(size: int, count: int) -> Int64[Tensor, " count"]:
 
 
 def _labels_at(data: Any, places: Int64[Tensor, " n"], reading: Reading) -> Int64[Tensor, " n"]:
-    pairs = [pair_of(_item(data, place, reading), reading.source) for place in places.tolist()]
+    pairs = [pair_of(_item(data, place, reading), reading) for place in places.tolist()]
     return labels_of([label for _, label in pairs], reading)
 
 
@@ -278,10 +278,10 @@ def _batch(batch: Any, reading: Reading, first: int) -> tuple[UInt8[Tensor, "n c
     """Pixels and labels of items, of a list of them, of a batch, or of one item."""
     is_list = isinstance(batch, list) and bool(batch) and all(is_item(one) for one in batch)
     if isinstance(batch, Items) or is_list:
-        pairs = [pair_of(one, reading.source) for one in (batch if is_list else batch.values)]
+        pairs = [pair_of(one, reading) for one in (batch if is_list else batch.values)]
         images, labels = [image for image, _ in pairs], [label for _, label in pairs]
     else:
-        images, labels = pair_of(batch, reading.source)
+        images, labels = pair_of(batch, reading)
         if is_one_label(labels):
             images, labels = [images], [labels]
     pixels, numbers = pixels_of(images, reading, first), labels_of(labels, reading)

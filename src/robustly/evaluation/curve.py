@@ -73,8 +73,9 @@ def with_curve(suite: Suite, curve: GivenCurve, threat: Threat) -> Suite:
     attack = suite.curve or next(iter(suite.attacks), None)
     if attack is None:
         raise ValueError(f"curve: the suite {suite.name!r} has no attack that could draw one")
-    if min(sizes) <= 0:
-        raise ValueError(f"{wanted}, all larger than 0: the accuracy at 0 is always part of the curve")
+    sizes.discard(Fraction(0))  # the accuracy at 0 is always part of the curve
+    if not sizes:
+        raise ValueError(f"{wanted}, of which one is larger than 0")
     return replace(suite, curve=attack, curve_sizes=tuple(fraction_text(size) for size in sorted(sizes)))
 
 

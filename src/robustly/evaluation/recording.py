@@ -21,6 +21,7 @@ from robustly.evidence.provenance import (
 )
 from robustly.evidence.schema import CertificateColumns
 from robustly.models import weights_hash
+from robustly.models.adapter import model_name
 from robustly.threats import Threat, ThreatModel, parse_threat
 
 
@@ -56,7 +57,7 @@ def certificate_columns(found: CertificateResult) -> CertificateColumns:
 def model_record(target: EvaluationTarget) -> ModelRecord:
     """Record of the tested network."""
     return ModelRecord(
-        name=type(target.model).__name__,
+        name=model_name(target.model),
         parameters=sum(parameter.numel() for parameter in target.model.parameters()),
         weights_sha256=weights_hash(target.model),
     )

@@ -137,6 +137,8 @@ class RunConfig:
         plain = self.as_plain()
         relevant = {key: value for key, value in plain.items() if key not in ("recipe", "evaluation", "runtime")}
         relevant = _without_added(relevant)
+        if relevant["data"]["classes"] is None:  # another setting that a later version added
+            del relevant["data"]["classes"]
         relevant["precision"] = self.runtime.precision
         relevant["threat"] = str(self.threat)  # a mask by its content
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"
@@ -208,7 +210,12 @@ SECTION_TYPES: dict[str, type] = {
     "runtime": RuntimeConfig,
     "evaluation": EvaluationConfig,
 }
-_ADDED: dict[str, Any] = {"layer_decay": OptimizerConfig.layer_decay, "head_epochs": 0, "head": None}
+_ADDED: dict[str, Any] = {
+    "layer_decay": OptimizerConfig.layer_decay,
+    "head_epochs": 0,
+    "head": None,
+    "weights_key": None,
+}
 """Settings that a later version added, and their defaults."""
 PART_TABLES: dict[str, Mapping[str, type]] = {
     "labels": LABEL_SOURCES,

@@ -8,7 +8,7 @@ from safetensors.torch import save
 
 from robustly.evidence import Summary
 from robustly.experiments.portable import HF_CONFIG, HF_WEIGHTS, KEY, Description, PortableModel, description_text
-from robustly.files import whole_file, whole_folder, write_json, write_text
+from robustly.files import whole_file, write_json, write_text
 from robustly.output_text import one_line
 from robustly.statistics import Proportion
 
@@ -27,7 +27,7 @@ def write_safetensors(model: PortableModel, file: Path) -> None:
 
 
 def write_hugging_face(model: PortableModel, folder: Path, name: str, summary: Summary | None) -> None:
-    """Write a folder as the Hugging Face hub holds it, which replaces another.
+    """Write the files of a folder as the Hugging Face hub holds it; other files of the folder stay.
 
     `config.json` (classes, shape and the description), `model.safetensors`, `preprocessor_config.json` (images in
     [0, 1], without normalisation, which is a layer of the model), and the model card `README.md`.
@@ -41,11 +41,11 @@ def write_hugging_face(model: PortableModel, folder: Path, name: str, summary: S
     Raises:
         OSError: the folder cannot be written.
     """
-    with whole_folder(folder) as staging:
-        write_safetensors(model, staging / HF_WEIGHTS)
-        write_json(staging / HF_CONFIG, hugging_face_config(model.description))
-        write_json(staging / "preprocessor_config.json", preprocessor_config(model.description))
-        write_text(staging / "README.md", model_card(model.description, name, summary))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(model, folder / HF_WEIGHTS)
+    write_json(folder / "preprocessor_config.json", preprocessor_config(model.description))
+    write_text(folder / "README.md", model_card(model.description, name, summary))
+    write_json(folder / HF_CONFIG, hugging_face_config(model.description))
 
 
 def hugging_face_config(description: Description) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def model_card(description: Description, name: str, summary: Summary | None) -> 
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n",
         f"# {_cell(name)}\n",
-        _results_text(summary),
+        _results_text(description, summary),
         _use_text(description),
         _origin_text(description, summary),
     ]
@@ -119,7 +119,10 @@ def _index_entry(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _results_text(summary: Summary | None) -> str:
+def _results_text(description: Description, summary: Summary | None) -> str:
+    if summary is None and description.results:  # of a model that was exported before
+        facts = "".join(f"| {_cell(key)} | {_cell(str(value))} |\n" for key, value in description.results.items())
+        return f"As the exported model states, whose evidence is not at hand:\n\n| | |\n| --- | --- |\n{facts}"
     if summary is None:
         return "This model has not been evaluated: no robust accuracy is known. `robustly evaluate` measures it.\n"
     metrics = summary.metrics

@@ -83,8 +83,8 @@ class FinetunePlan:
 def finetuning_settings(plan: FinetunePlan, method: Mapping[str, Any]) -> dict[str, Any]:
     """Plain settings of a fine-tuning, as `build_config` takes them.
 
-    The learning rates form a triangle, and the threat grows over the first third. The peak is a quarter of that of
-    the earlier run, or 0.01 with SGD where there is none.
+    The learning rates form a triangle, and the threat grows over the first third. The peak is that of the earlier
+    run, or 0.01 with SGD, a tenth of the usual one, where there is none.
 
     Args:
         plan: the choices.
@@ -120,7 +120,7 @@ def finetuning_settings(plan: FinetunePlan, method: Mapping[str, Any]) -> dict[s
         plain = earlier.as_plain()
         settings |= {key: plain[key] for key in ("seed", "threat", "data", "runtime", "evaluation")}
         settings["model"] = plain["model"]
-        settings["optimizer"] = {**plain["optimizer"], "learning_rate": earlier.optimizer.learning_rate / 4}
+        settings["optimizer"] = dict(plain["optimizer"])
         kept = ("batch_size", "validation_batch_size", "validation_steps", "channels_last")
         settings["training"] |= {key: plain["training"][key] for key in kept}
     settings["model"] = {**settings["model"], "weights": str(weights)}

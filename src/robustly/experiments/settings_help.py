@@ -104,8 +104,9 @@ def help_text(settings: Sequence[Setting], width: int) -> str:
 
     Args:
         settings: the settings.
-        width: longest line, in characters.
+        width: longest line, in characters; at least 40.
     """
+    width = max(width, 40)
     lines: list[str] = []
     for one in settings:
         lines += textwrap.wrap(

@@ -62,6 +62,16 @@ def unwrapped(model: object) -> object:
             return model
 
 
+def model_name(model: nn.Module) -> str:
+    """Name of a model in evidence: that of its class, or of the function, without wrappers."""
+    bare = unwrapped(model)
+    while isinstance(bare, Adapted):
+        bare = unwrapped(bare.inner)
+    if isinstance(bare, FunctionModel):
+        return str(getattr(bare.function, "__name__", kind_of(bare.function)))
+    return kind_of(bare)
+
+
 _PARALLEL = (
     nn.DataParallel,
     nn.parallel.DistributedDataParallel,

@@ -27,8 +27,29 @@ def in_fastest_layout(model: nn.Module, images: Tensor, training: bool = False) 
         return model
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not channels_last_works(model, images, training):
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        put_in_layout(model, torch.contiguous_format)
     return model
+
+
+def put_in_layout(model: nn.Module, layout: torch.memory_format) -> None:
+    """Convert the weights of a network to a layout."""
+    model.to(memory_format=layout)  # type: ignore[call-overload]
+    if layout == torch.contiguous_format:
+        for value in (*model.parameters(), *model.buffers()):
+            value.data = contiguous(value.data)
+
+
+def contiguous(value: Tensor) -> Tensor:
+    """The same values with the strides of the contiguous layout.
+
+    With one channel, `Tensor.contiguous` leaves the strides of channels last, by which layers choose their layout.
+    """
+    strides: list[int] = []
+    here = 1
+    for size in reversed(value.shape):
+        strides.insert(0, here)
+        here *= size
+    return value if list(value.stride()) == strides else value.clone(memory_format=torch.contiguous_format)
 
 
 def _runs(model: nn.Module, images: Tensor, training: bool) -> bool:

@@ -49,6 +49,31 @@ def wrap(
     return Adapted(adapted, normalize=layer)
 
 
+def missing_normalisation(model: object) -> str:
+    """A sentence if a model of another library expects normalised images and has no such layer; else empty."""
+    bare = unwrapped(model)
+    while isinstance(bare, Adapted):
+        if bare.normalize is not None:
+            return ""
+        bare = unwrapped(bare.inner)
+    mean, std = _of_timm(bare)
+    if mean is not None and std is not None and (any(mean) or any(value != 1 for value in std)):
+        return (
+            f"the model states that it expects images normalised by mean {_numbers(mean)} and std {_numbers(std)}, "
+            "but gets images in [0, 1]: pass robustly.wrap(model), which does that inside"
+        )
+    if hasattr(getattr(bare, "config", None), "model_type"):
+        return (
+            "models of Hugging Face mostly expect normalised images, but this one gets images in [0, 1]: pass "
+            "robustly.wrap(model, processor=AutoImageProcessor.from_pretrained(...)), or mean= and std="
+        )
+    return ""
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
+
+
 def names_of_outputs(model: object) -> tuple[str, ...] | None:
     """Class names of a model's outputs, from Hugging Face's configuration (`id2label`) or timm; None without."""
     bare = unwrapped(model)

@@ -75,7 +75,7 @@ def test_a_configuration_is_refused_before_any_work() -> None:
     assert build_config({"evaluation": {"suite": "mine", "stages": STAGES}}).evaluation.stages == STAGES
     with pytest.raises(SettingsError, match=r"evaluation: stages\.a\.attack: .*'x'"):
         build_config({"evaluation": {"suite": "mine", "stages": {"a": {"attack": "x"}}}})
-    with pytest.raises(SettingsError, match="unknown suite 'none'"):
+    with pytest.raises(SettingsError, match="unknown suite or attack 'none'"):
         build_config({"evaluation": {"suite": "none"}})
     with pytest.raises(SettingsError, match=r"version standard .*linf, l2, l1\b"):
         build_config({"evaluation": {"suite": "aa_standard"}, "threat": "l0:10"})

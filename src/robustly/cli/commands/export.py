@@ -20,11 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--safetensors", type=Path, metavar="FILE", help="write the weights, and in their metadata how to use them"
     )
+    parser.add_argument(
+        "--robustbench",
+        type=Path,
+        metavar="FILE",
+        help="write the entry of an evaluation with aa_standard for RobustBench's leaderboard, and .md beside it",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     """Write the files; returns the exit code. See `run_export`."""
+    if options.robustbench is not None:
+        from robustly.cli.claim import write_claim
+
+        write_claim(options.run, options.robustbench, options.overwrite)
+        if options.onnx is options.hf is options.safetensors is None:
+            return 0
     from robustly.cli.export import run_export
 
     targets = {"onnx": options.onnx, "hf": options.hf, "safetensors": options.safetensors}

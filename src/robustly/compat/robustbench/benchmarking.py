@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustly.compat.autoattack import AutoAttack, Version
 from robustly.compat.goals import verdict_logits
-from robustly.compat.robustbench.cifar import images_for_tests, transformed
+from robustly.compat.robustbench.cifar import check_count, images_for_tests, transformed
 from robustly.compat.robustbench.loading import RobustBenchError, checked_dataset, checked_threat
 from robustly.compat.robustbench.model_info import epsilon_text, info_file, percent, write_info
 from robustly.models import as_classifier
@@ -22,7 +22,7 @@ _EXAMPLES = 2
 
 def benchmark(
     model: object,
-    n_examples: int = 10_000,
+    n_examples: int | None = 10_000,
     dataset: str = "cifar10",
     threat_model: str = "Linf",
     to_disk: bool = False,
@@ -48,7 +48,7 @@ def benchmark(
 
     Args:
         model: any model that `robustly.evaluate` takes; images in [0, 1] to logits, with its normalisation inside.
-        n_examples: number of test images, from the first.
+        n_examples: number of test images, from the first; None is all.
         dataset: "cifar10" or "cifar100".
         threat_model: "Linf" or "L2".
         to_disk: True writes the accuracies to `model_info/{dataset}/{threat_model}/{model_name}.json`.
@@ -86,15 +86,19 @@ def benchmark(
         raise RobustBenchError("eps must be given: 8/255 for Linf and 0.5 for L2 are usual on CIFAR")
     if isinstance(model, list | tuple) or isinstance(device, list | tuple):
         raise RobustBenchError("benchmark takes one model and one device: call it once for each")
+    if batch_size < 1:
+        raise RobustBenchError(f"batch_size must be at least 1, got {batch_size}")
     if to_disk and model_name is None:
         raise RobustBenchError("to_disk=True writes a file named after the model: give model_name")
     file = info_file(Path("model_info"), data, threat, model_name) if to_disk and model_name is not None else None
+    check_count(n_examples)
+    epsilon, spoken = float(parse_epsilon(eps)), verbose or log_path is not None
     images, labels = _examples(x, y, data, n_examples, data_dir, preprocessing)
     classifier = as_classifier(model)
     classifier = classifier if device is None else classifier.to(device)
     place = next((one.device for one in classifier.parameters()), torch.device("cpu"))
     classifier = as_classifier(classifier, images[:_EXAMPLES].to(place))
-    epsilon, spoken = float(parse_epsilon(eps)), verbose or log_path is not None
+    _check_labels(classifier, images[:_EXAMPLES].to(place), labels)
     adversary = AutoAttack(
         classifier, threat, epsilon, seed, spoken, version=version, device=device, log_path=log_path
     )
@@ -146,7 +150,7 @@ def _examples(
     x: Tensor | None,
     y: Tensor | None,
     dataset: str,
-    count: int,
+    count: int | None,
     folder: str | Path,
     preprocessing: Callable[[Any], Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
@@ -170,4 +174,18 @@ def _in_memory(x: object, y: object) -> tuple[Tensor, Tensor]:
         raise RobustBenchError(f"x and y need one label for each image, got {len(images)} and {len(labels)}")
     if labels.is_floating_point() or labels.ndim != 1:
         raise RobustBenchError(f"labels are class numbers (N,), got {labels.dtype} of shape {tuple(labels.shape)}")
+    lowest, highest = (float(value) for value in images.aminmax())
+    if not (lowest >= 0 and highest <= 1):
+        raise RobustBenchError(
+            f"pixels lie in [{lowest:g}, {highest:g}], not in [0, 1]: divide by 255, or leave the normalisation to "
+            "the model"
+        )
     return images, labels.to(torch.int64)
+
+
+def _check_labels(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    outputs = verdict_logits(model, images).shape[1]
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= outputs:
+        wrong = lowest if lowest < 0 else highest
+        raise RobustBenchError(f"there is a label {wrong}, but the model has {outputs} outputs")

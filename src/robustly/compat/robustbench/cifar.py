@@ -97,14 +97,23 @@ def load_cifar100(
     return transformed(images, transforms_test), labels
 
 
+def check_count(count: object) -> None:
+    """Refuse a number of images that is neither a positive whole number nor None.
+
+    Raises:
+        RobustBenchError: it is refused.
+    """
+    if count is not None and (type(count) is not int or count < 1):
+        raise RobustBenchError(f"n_examples must be a positive number of images or None, got {count!r}")
+
+
 def images_for_tests(dataset: str, count: int | None, data_dir: str | Path) -> tuple[Pixels, Labels, str]:
     """Test images of "cifar10" or "cifar100", their labels, and a remark on the source, or an empty one.
 
     The arguments and errors are those of `load_cifar10`.
     """
     layout, folder = _LAYOUTS[dataset], Path(data_dir).expanduser()
-    if count is not None and (not isinstance(count, int) or count < 1):
-        raise RobustBenchError(f"n_examples must be a positive number of images or None, got {count!r}")
+    check_count(count)
     places = (folder, *(folder / name for name in layout.folders))
     for file, read in ((layout.python, _from_pickle), (layout.binary, _from_binary)):
         for path in (place / one for place in places for one in (file, Path(file).name)):
@@ -174,7 +183,10 @@ def _first(
 
 
 def _from_source(source: Path, layout: _Layout, count: int | None) -> tuple[Pixels, Labels]:
-    data = load_test(DataConfig(str(source), evaluation_only=True, test_limit=count))
+    try:
+        data = load_test(DataConfig(str(source), evaluation_only=True, test_limit=count))
+    except ValueError as error:
+        raise RobustBenchError(str(error).replace("test_limit", "n_examples")) from None
     _check(data, layout, source)
     return data.images, data.labels
 

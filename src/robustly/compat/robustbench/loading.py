@@ -155,10 +155,8 @@ def _entry(name: str, dataset: str, threat: str) -> Entry:
     elsewhere = [f"{data} {norm}" for (data, norm), names in ENTRIES.items() if name in names]
     if elsewhere:
         raise RobustBenchError(f"{name} has no entry for {dataset} {threat}, but has for {', '.join(elsewhere)}")
-    hint = nearest(name, [*entries, *OTHER_NETWORKS])
-    raise RobustBenchError(
-        f"unknown model {name!r} for {dataset} {threat}{hint}: the entries are {', '.join(entries) or 'none'}"
-    )
+    hint = nearest(name, [*entries, *OTHER_NETWORKS]) or f": the entries are {', '.join(entries) or 'none'}"
+    raise RobustBenchError(f"unknown model {name!r} for {dataset} {threat}{hint}")
 
 
 def _file(name: str, folder: Path, custom: str | Path) -> Path:

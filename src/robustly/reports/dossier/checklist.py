@@ -7,12 +7,9 @@ from typing import Literal
 from robustly.reports.dossier.document import Grid
 from robustly.reports.formats import count, duration, percent, setting
 from robustly.reports.run import RunEvidence
+from robustly.reports.strength import BY_DECISIONS, BY_SCORES, TRANSFER, ran_attacks, strength
 
 Reply = Literal["yes", "no", "not measured"]
-GRADIENT_FREE = ("Square", "SparseRS", "HopSkipJump", "Boundary", "NES", "SPSA")
-"""Kinds of attacks and estimators that use no gradient of the model."""
-_DIVERSE = 2
-"""Least number of kinds of attacks that count as diverse, one of them without gradients."""
 _ELSEWHERE = "there is no record of the training: the model was trained elsewhere"
 
 
@@ -114,20 +111,19 @@ def _time(run: RunEvidence) -> Answer:
 
 
 def _diverse(run: RunEvidence) -> Answer:
+    """Yes for attacks of two families, one of them without gradients of the model, and one not seen in training."""
     item = "Validate against diverse attacks, those not used in training among them"
     evaluation = run.evaluation
     assert evaluation is not None
-    ran = [outcome for outcome in evaluation.outcomes if not outcome.state and outcome.numbers.tried]
-    kinds = sorted({str(one.attack.settings.get("kind", one.attack.name)) for one in ran})
-    free = [kind for kind in kinds if kind in GRADIENT_FREE]
+    test, ran = strength(evaluation), ran_attacks(evaluation)
+    names = [name for name, _ in test.families]
+    free = [name for name in names if name in (BY_SCORES, BY_DECISIONS, TRANSFER)]
     fresh = [one for one in ran if not one.seen]
-    words = f"{len(ran)} attacks of {len(kinds)} kinds ({', '.join(kinds)}); "
-    words += f"without gradients: {', '.join(free) or 'none'}; "
-    known = evaluation.seen_attacks is not None
-    words += (
-        f"not seen in training or selection: {len(fresh)}" if known else "attacks of the training are not recorded"
-    )
-    enough = len(kinds) >= _DIVERSE and bool(fresh) and bool(free)
+    words = f"{len(ran)} attacks of the kinds {', '.join(names) or 'none'}; "
+    words += f"without gradients of the model: {', '.join(free) or 'none'}; "
+    recorded = evaluation.seen_attacks is not None
+    words += f"not seen in training: {len(fresh)}" if recorded else "attacks of the training are not recorded"
+    enough = len(names) > 1 and bool(free) and bool(fresh) and not test.weaknesses
     return Answer(item, "yes" if enough else "no", words, "section on attacks; summary.json: suite")
 
 

@@ -12,6 +12,8 @@ from robustly.reports.dossier.limits import limit_sentences
 from robustly.reports.formats import count, interval, moment, percent, proportion, short
 from robustly.reports.pages.facts import audit_words, facts
 from robustly.reports.run import ReportError, RunEvidence
+from robustly.reports.strength import strength, strength_rows
+from robustly.reports.verdict import Verdict, verdict
 from robustly.statistics import Proportion
 
 
@@ -51,8 +53,9 @@ def dossier(run: RunEvidence, known: Sequence[KnownAttack], floors: Floors = Flo
     evaluation = run.evaluation
     if evaluation is None:
         raise ReportError(f"{run.path} is not evaluated yet: evaluate it first (robustly evaluate {run.path}).")
+    judged = verdict(run)
     sections = (
-        Section("Result", tuple(_result(run, evaluation, floors))),
+        Section("Result", tuple(_result(run, evaluation, judged, floors))),
         Section("Threat model", tuple(_threat(evaluation))),
         Section("Model and data", tuple(_data(run, evaluation))),
         Section("Attacks that were tried", tuple(_attacks(run, evaluation))),
@@ -64,37 +67,18 @@ def dossier(run: RunEvidence, known: Sequence[KnownAttack], floors: Floors = Flo
     )
     made = f"Evaluated {moment(evaluation.created)}. " if evaluation.created else ""
     made += f"robustly {evaluation.versions.get('robustly', 'of an unknown version')}."
-    return Document(f"Robustness dossier: {run.name}", made, _lead(run, evaluation), sections)
+    return Document(f"Robustness dossier: {run.name}", made, judged.sentence, sections)
 
 
-def _lead(run: RunEvidence, evaluation: Summary) -> str:
-    """The verdict in two sentences."""
-    metrics, data, threat = evaluation.metrics, evaluation.data, evaluation.threat
-    worst = metrics.worst_case.robust
-    ran = [one for one in evaluation.outcomes if not one.state]
-    attacks = f"{len(ran)} attack{'' if len(ran) == 1 else 's'}"
-    examples = f"{count(data.count)} examples of {data.source}"
-    first = f"{run.name} classifies {percent(metrics.clean.share)} of {examples} correctly."
-    if metrics.certified is None:
-        return (
-            f"{first} Under {threat.text}, at most {percent(worst.share)} stay correct: this many stood against "
-            f"{attacks}."
-        )
-    return (
-        f"{first} Under {threat.text}, between {percent(metrics.certified.robust.share)} (certified) and "
-        f"{percent(worst.share)} (stood against {attacks}) stay correct."
-    )
-
-
-def _result(run: RunEvidence, evaluation: Summary, floors: Floors) -> Iterator[Block]:
+def _result(run: RunEvidence, evaluation: Summary, judged: Verdict, floors: Floors) -> Iterator[Block]:
     metrics = evaluation.metrics
     worst, certified = metrics.worst_case.robust, metrics.certified
     for text in run.notes:
         yield Paragraph(text, strong=True)
-    if evaluation.masking:
-        yield Paragraph(
-            "Masked gradients are suspected: the accuracy under attack is only an upper bound.", strong=True
-        )
+    for text in evaluation.masking:
+        yield Paragraph(f"Masked gradients are suspected: {text}", strong=True)
+    if judged.doubts:
+        yield Items(judged.doubts)
     rows = [
         (
             "Clean accuracy",
@@ -172,6 +156,8 @@ def _attacks(run: RunEvidence, evaluation: Summary) -> Iterator[Block]:
     if not suite.attacks:
         yield Paragraph("The suite has no attack.")
     else:
+        rows_of_kinds = strength_rows(strength(evaluation), evaluation.metrics.certified is not None)
+        yield Facts(tuple((row.title, row.words) for row in rows_of_kinds))
         yield tried_table(evaluation, run.table)
     certificates = evaluation.metrics.certificates
     if certificates:

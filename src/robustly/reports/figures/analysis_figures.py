@@ -16,6 +16,7 @@ from robustly.reports.figures.charts import (
     Table,
     Words,
     axis_title,
+    count_axis,
     figure,
 )
 from robustly.reports.figures.evaluation_figures import NORM_WORDS
@@ -167,7 +168,7 @@ def first_order_radii(gradients: Gradients, histogram: Histogram, norm: str, eps
         ],
         Table(("First-order radius", "Pictures"), tuple(zip(ranges, map(str, histogram.counts), strict=True))),
         x={"title": axis_title(f"first-order radius ({norm})"), "range": [0, edges[-1]]},
-        y={"title": axis_title("Pictures")},
+        y=count_axis("Pictures", max(histogram.counts)),
         layout=marks if shown else {},
     )
 

@@ -131,6 +131,17 @@ def axis_title(text: str) -> dict[str, object]:
     return {"text": text, "standoff": 8, "font": {"size": 13}}
 
 
+def count_axis(text: str, largest: int) -> dict[str, object]:
+    """An axis of whole numbers from 0, labelled at whole numbers only.
+
+    Args:
+        text: its title.
+        largest: the largest number that is drawn.
+    """
+    whole = {"title": axis_title(text), "rangemode": "tozero", "tickformat": ",d", "separatethousands": True}
+    return {**whole, "dtick": 1} if largest < 8 else whole
+
+
 def band(x: Sequence[object], low: Sequence[object], high: Sequence[object], colour: str, group: str) -> object:
     """A shaded band between two lines, without hover or legend; `colour` is a CSS variable."""
     return {
@@ -148,11 +159,11 @@ def band(x: Sequence[object], low: Sequence[object], high: Sequence[object], col
 
 
 def json_safe(value: object) -> object:
-    """Plain lists, dictionaries, numbers and text; numbers that are not finite become None."""
+    """Plain lists, dictionaries, numbers of six digits and text; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(key): json_safe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_safe(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

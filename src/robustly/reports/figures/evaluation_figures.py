@@ -23,6 +23,7 @@ from robustly.reports.figures.charts import (
     Words,
     axis_title,
     band,
+    count_axis,
     figure,
     label,
     shortened,
@@ -279,5 +280,5 @@ def distances(evaluation: Summary, table: EvidenceTable) -> Figure | None:
         ],
         Table(("Distance", "Broken examples"), tuple(zip(ranges, map(str, counts.tolist()), strict=True))),
         x={"title": axis_title(_distance_words(evaluation.threat))},
-        y={"title": axis_title("Examples")},
+        y=count_axis("Examples", int(counts.max())),
     )

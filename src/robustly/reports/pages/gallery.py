@@ -13,9 +13,28 @@ from robustly.evidence.provenance import DataRecord
 from robustly.evidence.storage import Pictures
 
 MOST_BROKEN = 12
-MOST_HELD = 4
-LARGEST_SIDE = 160
-"""Pictures of more pixels are scaled down, to keep the page small."""
+MOST_BYTES = 690_000
+"""Most bytes of the pictures of one run on its page."""
+PER_RUN = 60_000
+"""Bytes of the numbers of a run on a page. Of pages with several runs, they come out of the bytes for pictures."""
+_SHOT = 600
+"""Bytes of the text around a picture."""
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """Largest side of a picture in pixels, and most broken and unbroken examples of an attack."""
+
+    side: int
+    broken: int
+    held: int
+
+
+_EXTENTS = (
+    *(_Extent(160, MOST_BROKEN, 4), _Extent(160, 6, 2), _Extent(96, 6, 2)),
+    *(_Extent(96, 3, 1), _Extent(64, 3, 1), _Extent(64, 1, 0)),
+)
+"""From many and large pictures to few and small ones; the first that is small enough is used."""
 FACTORS = (0.5, 1, 1.5, 2, 3, 4, 5, 8, 10, 15, 20, 30, 40, 50, 80, 100, 150, 200, 300, 500, 1000)
 
 
@@ -51,30 +70,58 @@ class Gallery:
     side: int
     shrunk: bool
 
+    @property
+    def size(self) -> int:
+        """Its bytes on the page."""
+        shots = [shot for shelf in self.shelves for shot in shelf.shots]
+        parts = [(shot.original, shot.adversarial or "", shot.difference or "") for shot in shots]
+        return sum(_SHOT + sum(map(len, part)) for part in parts)
 
-def gallery(evaluation: Summary, table: EvidenceTable | None, pictures: Pictures) -> Gallery | None:
-    """The grid of a run, attack by attack in the suite's order; None without pictures."""
+
+def share_of_bytes(runs: int) -> int:
+    """Bytes for the pictures of each run on a page of several, so that the whole page stays small."""
+    return max(0, MOST_BYTES - PER_RUN * (runs - 1)) // runs
+
+
+def gallery(
+    evaluation: Summary, table: EvidenceTable | None, pictures: Pictures, most: int = MOST_BYTES
+) -> Gallery | None:
+    """The grid of a run, attack by attack in the suite's order; None without pictures, or if none is small enough.
+
+    Args:
+        evaluation: the evaluation.
+        table: its rows.
+        pictures: its pictures.
+        most: most bytes; with more, fewer and smaller pictures are taken.
+    """
+    made = (_gallery(evaluation, table, pictures, extent) for extent in _EXTENTS)
+    return next((one for one in made if one is None or one.size <= most), None)
+
+
+def _gallery(
+    evaluation: Summary, table: EvidenceTable | None, pictures: Pictures, extent: _Extent
+) -> Gallery | None:
     originals = {int(i): image for i, image in zip(pictures.ids, pictures.originals, strict=True)}
     factor = _factor(originals, pictures)
     box = evaluation.threat.box
-    encoded = {i: _png(_bytes(image, box)) for i, image in originals.items()}
+    encoded = {i: _png(_bytes(image, box), extent.side) for i, image in originals.items()}
     shelves = []
-    for attack in evaluation.suite.attacks:
+    for attack in [outcome.attack for outcome in evaluation.outcomes if not outcome.state]:
         found = pictures.adversarial.get(attack.name, {})
-        broken = [i for i in originals if i in found][:MOST_BROKEN]
+        broken = [i for i in originals if i in found][: extent.broken]
         shots = [
             Shot(
                 example=i,
                 label=_label(table, i, evaluation.data),
                 original=encoded[i],
-                adversarial=_png(_bytes(found[i], box)),
-                difference=_png(_bytes(0.5 + factor * (found[i] - originals[i]), (0.0, 1.0))),
+                adversarial=_png(_bytes(found[i], box), extent.side),
+                difference=_png(_bytes(0.5 + factor * (found[i] - originals[i]), (0.0, 1.0)), extent.side),
                 prediction=_prediction(table, attack.name, i, evaluation.data),
                 distance=_distance(table, attack.name, i),
             )
             for i in broken
         ]
-        held = [i for i in originals if _held(table, attack.name, i)][:MOST_HELD]
+        held = [i for i in originals if _held(table, attack.name, i)][: extent.held]
         shots += [Shot(i, _label(table, i, evaluation.data), encoded[i]) for i in held]
         if shots:
             total = None
@@ -82,7 +129,7 @@ def gallery(evaluation: Summary, table: EvidenceTable | None, pictures: Pictures
                 total = int(table.broken_by(attack.name).sum())
             shelves.append(Shelf(attack.name, attack.title, tuple(shots), total))
     side = max(pictures.originals.shape[2:])
-    return Gallery(tuple(shelves), factor, min(side, LARGEST_SIDE), side > LARGEST_SIDE) if shelves else None
+    return Gallery(tuple(shelves), factor, min(side, extent.side), side > extent.side) if shelves else None
 
 
 def _factor(originals: dict[int, NDArray[np.float32]], pictures: Pictures) -> float:
@@ -106,10 +153,10 @@ def _bytes(image: NDArray[np.float32], box: tuple[float, float]) -> NDArray[np.u
     return np.ascontiguousarray(pixels[:3].transpose(1, 2, 0))
 
 
-def _png(pixels: NDArray[np.uint8]) -> str:
-    """A data URI of the picture, its longer side at most `LARGEST_SIDE`."""
+def _png(pixels: NDArray[np.uint8], side: int) -> str:
+    """A data URI of the picture, its longer side at most `side` pixels."""
     picture = Image.fromarray(pixels)
-    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    picture.thumbnail((side, side))
     stream = io.BytesIO()
     picture.save(stream, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
@@ -142,8 +189,9 @@ def _distance(table: EvidenceTable | None, attack: str, example: int) -> float |
 
 
 def _held(table: EvidenceTable | None, attack: str, example: int) -> bool:
-    """True if the example is classified correctly and the attack did not break it."""
+    """True if the example is classified correctly, and the attack tried and did not break it."""
     row = _row(table, example)
     if table is None or row is None or attack not in table.attacks:
         return False
-    return bool(table.correct[row] and not table.attacks[attack].broken[row])
+    columns = table.attacks[attack]
+    return bool(table.correct[row] and columns.tried[row] and not columns.broken[row])

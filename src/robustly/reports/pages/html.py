@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from robustly.reports import formats
 from robustly.reports.figures.charts import Figure
-from robustly.reports.pages.run_view import embedded_json, passes
+from robustly.reports.pages.attack_rows import passes
+from robustly.reports.pages.run_view import embedded_json
 
 
 def assembled(template: str, figures: Mapping[str, Figure], content: Mapping[str, object]) -> str:
@@ -22,7 +23,7 @@ def assembled(template: str, figures: Mapping[str, Figure], content: Mapping[str
         figures: all figures, by the id of their element on the page.
         content: values that the template uses.
     """
-    scripts = {name: _script(_resource(f"{name}.js")) for name in ("theme", "page", "plotly")}
+    scripts = {name: _script(_resource(f"{name}.js")) for name in ("theme", "page", "download", "plotly")}
     drawn = {key: {"data": figure.data, "layout": figure.layout} for key, figure in figures.items()}
     frame = {
         "version": metadata.version("robustly"),
@@ -31,6 +32,7 @@ def assembled(template: str, figures: Mapping[str, Figure], content: Mapping[str
         "theme_script": scripts["theme"],
         "plotly_script": scripts["plotly"],
         "page_script": scripts["page"],
+        "download_script": scripts["download"],
         "script_hashes": [_hash(text) for text in scripts.values()],
     }
     return _environment().get_template(template).render({**content, **frame})

@@ -16,6 +16,8 @@ from robustly.reports.pages.html import assembled
 from robustly.reports.source_names import named_sources
 from robustly.reports.tables.columns import CLEAN, WORST_CASE
 from robustly.reports.tables.method_tables import MethodTable, Row, Score, distinguishing
+from robustly.reports.tables.table_verdict import table_verdict
+from robustly.reports.verdict import Verdict
 
 HEADER = (
     *("data", "examples", "images_sha256", "threat", "kind", "name", "recipe", "seeds", "masking", "trained_on"),
@@ -34,6 +36,7 @@ class TableSection:
     table: MethodTable
     figure: Figure | None
     published: bool
+    verdict: Verdict
 
 
 def write_methods_page(tables: Sequence[MethodTable], output: Path) -> Path:
@@ -51,7 +54,14 @@ def methods_page(tables: Sequence[MethodTable]) -> str:
     """The page of these tables as text."""
     tables = named_sources(tables)
     parts = [
-        TableSection(f"table{i + 1}", title, table, front_of(table), any(row.published for row in table.rows))
+        TableSection(
+            f"table{i + 1}",
+            title,
+            table,
+            front_of(table),
+            any(row.published for row in table.rows),
+            table_verdict(table),
+        )
         for i, (table, title) in enumerate(zip(tables, distinguishing(tables), strict=True))
     ]
     figures = {f"{part.key}-{part.figure.words.key}": part.figure for part in parts if part.figure is not None}

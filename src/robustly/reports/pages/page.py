@@ -8,6 +8,7 @@ from robustly.files import write_text
 from robustly.reports import formats
 from robustly.reports.comparison_verdict import comparison_verdict
 from robustly.reports.figures.charts import Figure
+from robustly.reports.pages.gallery import share_of_bytes
 from robustly.reports.pages.html import assembled
 from robustly.reports.pages.run_view import RunView, view
 from robustly.reports.reading import read_run
@@ -59,7 +60,7 @@ def render(runs: Sequence[RunEvidence]) -> str:
         raise ReportError("A report needs at least one run.")
     names = distinct_names([(run.name, run.path) for run in runs])
     runs = [replace(_without_folders(run), name=name) for run, name in zip(runs, names, strict=True)]
-    views = [view(run, f"run{i + 1}") for i, run in enumerate(runs)]
+    views = [view(run, f"run{i + 1}", share_of_bytes(len(runs))) for i, run in enumerate(runs)]
     comparison = compare(runs) if len(runs) > 1 else None
     together = comparison_figures(runs) if comparison else ()
     return assembled(
@@ -137,7 +138,7 @@ def _has(one: RunView, section: str) -> bool:
         "union": bool(one.union or one.left_out),
         "robustness": bool(one.charts),
         "inside": bool(one.analysis or one.measures),
-        "pictures": one.gallery is not None,
+        "pictures": one.gallery is not None or one.pictures_left_out,
         "training": bool(one.training),
         "setup": True,
     }

@@ -4,13 +4,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import yaml
 
-from robustly.evidence import EvidenceTable, Finding, Summary
+from robustly.evidence import Finding, Summary
 from robustly.evidence.partial_unions import LeftOut
 from robustly.evidence.schema import SCHEMA
-from robustly.evidence.summary import AttackOutcome
 from robustly.reports.figures.analysis_figures import (
     MeasureRow,
     UnionCell,
@@ -21,9 +19,10 @@ from robustly.reports.figures.analysis_figures import (
 from robustly.reports.figures.charts import Figure, Table
 from robustly.reports.figures.evaluation_figures import evaluation_figures
 from robustly.reports.figures.training_figures import metrics_table, training_figures
-from robustly.reports.formats import count, setting, tenths
+from robustly.reports.formats import count
+from robustly.reports.pages.attack_rows import AttackRow, attack_rows, not_needed
 from robustly.reports.pages.facts import FactGroup, audit_words, facts
-from robustly.reports.pages.gallery import Gallery, gallery
+from robustly.reports.pages.gallery import MOST_BYTES, Gallery, gallery
 from robustly.reports.run import RunEvidence
 from robustly.reports.source_names import shown_path
 from robustly.reports.strength import StrengthRow, strength, strength_rows
@@ -38,16 +37,6 @@ class Segment:
     words: str
     count: int
     share: float
-
-
-@dataclass(frozen=True)
-class AttackRow:
-    """A row of the table of attacks."""
-
-    outcome: AttackOutcome
-    broken: int | None
-    alone: int | None
-    settings: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -85,14 +74,17 @@ class RunView:
     badges: tuple[Badge, ...]
     audit_command: str
     evaluate_command: str
+    about: str
     sentence: str
     warnings: tuple[str, ...]
     segments: tuple[Segment, ...]
     attacks: tuple[AttackRow, ...]
+    not_needed: tuple[str, ...]
     charts: tuple[Figure, ...]
     training: tuple[Figure, ...]
     metrics: Table | None
     gallery: Gallery | None
+    pictures_left_out: bool
     config: tuple[ConfigLine, ...]
     facts: tuple[FactGroup, ...]
     checks: tuple[Checks, ...] = ()
@@ -104,17 +96,18 @@ class RunView:
     strength: tuple[StrengthRow, ...] = ()
 
 
-def view(run: RunEvidence, key: str) -> RunView:
+def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView:
     """Prepare the evidence of a run for the page.
 
     Args:
         run: the evidence.
         key: prefix of letters and digits for the ids of this run's elements.
+        picture_bytes: most bytes of its pictures.
     """
     evaluation, analysis = run.evaluation, run.analysis
     pictures = None
     if evaluation is not None and run.pictures is not None:
-        pictures = gallery(evaluation, run.table, run.pictures)
+        pictures = gallery(evaluation, run.table, run.pictures, picture_bytes)
     return RunView(
         run=run,
         key=key,
@@ -122,14 +115,17 @@ def view(run: RunEvidence, key: str) -> RunView:
         badges=badges(run),
         audit_command=run.check or f"robustly audit {shown_path(run.path)}",
         evaluate_command=f"robustly evaluate {shown_path(run.path)}",
+        about=_about(run),
         sentence=_sentence(run),
         warnings=_warnings(run),
         segments=() if evaluation is None else _segments(evaluation),
-        attacks=() if evaluation is None else _attack_rows(evaluation, run.table),
+        attacks=() if evaluation is None else attack_rows(evaluation, run.table),
+        not_needed=() if evaluation is None else not_needed(evaluation),
         charts=() if evaluation is None else evaluation_figures(evaluation, run.table),
         training=() if run.training is None else training_figures(run.training),
         metrics=None if run.training is None else metrics_table(run.training),
         gallery=pictures,
+        pictures_left_out=pictures is None and run.pictures is not None and len(run.pictures.ids) > 0,
         config=() if run.config is None else config_lines(run.config),
         facts=facts(run),
         checks=() if evaluation is None else _checks(evaluation),
@@ -187,11 +183,21 @@ def _sentence(run: RunEvidence) -> str:
     details += [] if model.checkpoint is None else [f"{model.checkpoint} checkpoint"]
     network = f"{model.name} ({', '.join(details)})"
     where = f"{data.split} examples of {data.source}" if data.split else f"examples of {data.source}"
-    attacks = len(suite.attacks)
+    states = [outcome.state for outcome in evaluation.outcomes if outcome.state]
+    left = [f"{states.count(state)} {state}" for state in ("failed", "not needed") if state in states]
+    joined = ", ".join(left)
+    attacks = f"{len(suite.attacks)} attack{'' if len(suite.attacks) == 1 else 's'}"
     return (
-        f"{network}, tested on {count(data.count)} {where} under {evaluation.threat.text}, "
-        f"by {attacks} attack{'' if attacks == 1 else 's'} (suite {suite.name})."
+        f"{network}, tested on {count(data.count)} {where} under {evaluation.threat.text} by suite {suite.name} of "
+        f"{attacks}{'' if not left else f' ({joined})'}."
     )
+
+
+def _about(run: RunEvidence) -> str:
+    """The line under the title of a chart that leaves the page."""
+    evaluation = run.evaluation
+    parts = [run.name] if evaluation is None else [run.name, evaluation.threat.text, evaluation.data.source]
+    return " \u00b7 ".join(parts)
 
 
 def _warnings(run: RunEvidence) -> tuple[str, ...]:
@@ -251,28 +257,7 @@ def _checks(evaluation: Summary) -> tuple[Checks, ...]:
     )
 
 
-def _attack_rows(evaluation: Summary, table: EvidenceTable | None) -> tuple[AttackRow, ...]:
-    rows = []
-    for outcome in evaluation.outcomes:
-        name = outcome.attack.name
-        broken = alone = None
-        if table is not None and name in table.attacks:
-            mine = table.broken_by(name)
-            others = [table.broken_by(other) for other in table.attacks if other != name]
-            broken = int(mine.sum())
-            if others and evaluation.suite.mode == "every":
-                alone = int((mine & ~np.any(others, axis=0)).sum())
-        words = tuple((key.replace("_", " "), setting(value)) for key, value in outcome.attack.settings.items())
-        rows.append(AttackRow(outcome, broken, alone, words))
-    return tuple(rows)
-
-
 def embedded_json(value: object) -> str:
     """JSON for a script element, without characters that could end the element."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def passes(outcome: AttackOutcome) -> str:
-    """Mean passes per attacked example: `9.1 + 8.0`."""
-    return f"{tenths(outcome.numbers.mean_forwards)} + {tenths(outcome.numbers.mean_backwards)}"

@@ -104,7 +104,7 @@ def marked(column: Sequence[S | None], trusted: Sequence[bool], comparable: bool
         comparable: whether the numbers of the column are comparable.
     """
     known = [part for part, sound in zip(column, trusted, strict=True) if part is not None and sound]
-    if not comparable or len(known) < 2:
+    if not comparable or len({part.share for part in known}) < 2:  # one number, or all equal
         return [ComparedNumber(part) for part in column]
     top = max(part.share for part in known)
     cells = []

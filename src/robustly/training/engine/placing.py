@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from robustly.models.adapter import unwrapped
 from robustly.randomness import derive_seed
 from robustly.training.engine.depth import head_of
 from robustly.training.engine.job import Job
-from robustly.training.engine.trial import IMAGES, Fit, TrialError, adapted, dtype_of, try_training, unwrapped
+from robustly.training.engine.trial import IMAGES, Fit, TrialError, adapted, dtype_of, try_training
 from robustly.training.quantities import Networks
 
 
@@ -55,10 +56,10 @@ def place_networks(job: Job, device: torch.device, processes: int = 1) -> Placed
         MethodError: the model has no such head as the settings name.
     """
     networks = Networks(
-        unwrapped(job.model),
-        trained={name: unwrapped(network.module) for name, network in job.networks.items() if not network.frozen},
+        _bare(job.model),
+        trained={name: _bare(network.module) for name, network in job.networks.items() if not network.frozen},
         frozen={
-            name: unwrapped(network.module).requires_grad_(False).eval()
+            name: _bare(network.module).requires_grad_(False).eval()
             for name, network in job.networks.items()
             if network.frozen
         },
@@ -94,6 +95,11 @@ def place_networks(job: Job, device: torch.device, processes: int = 1) -> Placed
             f"there are {size}"
         )
     return placed
+
+
+def _bare(network: nn.Module) -> nn.Module:
+    found = unwrapped(network)
+    return found if isinstance(found, nn.Module) else network
 
 
 def _check_unused(name: str, fit: Fit, processes: int) -> None:

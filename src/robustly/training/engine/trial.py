@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustly.models.hidden import hidden_modules
+from robustly.models.layout import contiguous, put_in_layout
 from robustly.models.lazy import create_parameters, has_lazy_parameters
+from robustly.models.outputs import OutputError, logits_in
 from robustly.training.modes import frozen_parts, train_mode
 
 IMAGES = 4
@@ -38,35 +41,12 @@ class Fit:
     unused: tuple[str, ...] = ()
 
 
-def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside the wrappers of `torch.compile` and of data parallelism."""
-    while True:
-        inner = getattr(network, "_orig_mod", None)
-        if inner is None and isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = network.module
-        if not isinstance(inner, nn.Module):
-            return network
-        network = inner
-
-
-def logits_in(output: Any) -> Any:
-    """The logits in an output: its attribute or key `logits`, else its first element; other values unchanged."""
-    for _ in range(4):
-        if isinstance(output, Tensor):
-            break
-        if isinstance(getattr(output, "logits", None), Tensor):
-            output = output.logits
-        elif isinstance(output, Mapping) and output:
-            output = output["logits"] if "logits" in output else next(iter(output.values()))
-        elif isinstance(output, list | tuple) and output:
-            output = output[0]
-    return output
-
-
 @contextmanager
 def adapted(network: nn.Module, fit: Fit) -> Iterator[None]:
     """Give a network the conditions of a trial by hooks, which are removed at the end."""
     with ExitStack() as held:
+        if fit.layout == torch.contiguous_format:
+            held.enter_context(_removed(network.register_forward_pre_hook(_contiguous_input)))
         if fit.copies_input:
             held.enter_context(_removed(network.register_forward_pre_hook(_copied_input)))
         if fit.takes_first:
@@ -120,10 +100,17 @@ def try_training(
         seed: seed of parameters that the network creates itself.
 
     Raises:
-        TrialError: it fails in both layouts, returns no logits, has no parameter to train, or uses reentrant
-            checkpoints.
+        TrialError: it fails in both layouts, returns no logits, has no parameter to train, uses reentrant
+            checkpoints, or keeps layers where PyTorch does not find them.
     """
     x = x[:IMAGES]
+    hidden = hidden_modules(network)
+    if hidden:
+        raise TrialError(
+            f"the {name} keeps layers in a plain list or dictionary ({', '.join(list(hidden)[:3])}), where they "
+            "are neither trained nor moved to the device: use nn.ModuleList or nn.ModuleDict, or pass "
+            "robustly.models.as_classifier(model)"
+        )
     if has_lazy_parameters(network):
         create_parameters(network, x, seed)
     if trained and not any(p.requires_grad for p in network.parameters()):
@@ -135,7 +122,7 @@ def try_training(
         for copies in (False, True):
             with _unchanged(network, x, seed), adapted(network, Fit(layout, copies)):
                 try:
-                    network.to(memory_format=layout)  # type: ignore[call-overload]
+                    put_in_layout(network, layout)
                     return _tried(
                         network, x.contiguous(memory_format=layout), classes, Fit(layout, copies), trained
                     )
@@ -187,8 +174,11 @@ def _passed(network: nn.Module, x: Tensor, classes: int) -> tuple[bool, tuple[st
         output = network(given)
         if given._version != version:
             raise RuntimeError("an in-place operation changes the images")
-        logits = logits_in(output)
-        _check_logits(logits, len(x), classes, output)
+        try:
+            logits = logits_in(output)
+        except OutputError as error:
+            raise TrialError(f"does not fit: {error}") from None
+        _check_logits(logits, len(x), classes)
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         if not logits.requires_grad:
             return logits is not output, tuple(name for name, _ in named)
@@ -198,9 +188,7 @@ def _passed(network: nn.Module, x: Tensor, classes: int) -> tuple[bool, tuple[st
     return logits is not output, unused
 
 
-def _check_logits(logits: Any, count: int, classes: int, output: Any) -> None:
-    if not isinstance(logits, Tensor):
-        raise TrialError(f"returns {type(output).__name__} in which the first element is not a tensor of logits")
+def _check_logits(logits: Tensor, count: int, classes: int) -> None:
     if logits.ndim != 2 or logits.shape[0] != count or logits.shape[1] < classes:
         raise TrialError(
             f"returns {tuple(logits.shape)} for {count} images of {classes} classes: expected logits of shape "
@@ -235,6 +223,10 @@ def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _contiguous_input(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(contiguous(value) if isinstance(value, Tensor) else value for value in given)
 
 
 def _copied_input(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -42,7 +42,13 @@
     layout.font.family = font;
     layout.hoverlabel.font.family = font;
     layout.dragmode = false;
-    if (plot.offsetWidth < 460) {
+    if (root.classList.contains("printing")) {
+      const small = { size: 8.5 };
+      layout.font.size = layout.legend.font.size = small.size;
+      for (const axis of [layout.xaxis, layout.yaxis]) if (axis.title) axis.title.font = small;
+      for (const note of layout.annotations || []) note.font = { ...note.font, ...small };
+      layout.margin = { ...layout.margin, l: 30, r: 4, t: 4, b: 28 };
+    } else if (plot.offsetWidth < 460) {
       layout.margin = { ...layout.margin, l: 40, r: 8 };
       layout.legend.font.size = 12;
       if (layout.yaxis.title && layout.yaxis.tickformat) layout.yaxis.title = undefined;
@@ -127,6 +133,22 @@
     { rootMargin: "-20% 0px -70% 0px" },
   );
   document.querySelectorAll("main section[id]").forEach((section) => watched.observe(section));
+
+  /* Tables that are wider than the screen fade at the side that has more, with a hint below. */
+  const watch = new ResizeObserver((entries) => { for (const entry of entries) mark(entry.target); });
+  function mark(box) {
+    const room = box.scrollWidth - box.clientWidth;
+    box.classList.toggle("wide", room > 4);
+    box.classList.toggle("more", room > 4 && box.scrollLeft < room - 4);
+  }
+  for (const box of document.querySelectorAll(".scroll")) {
+    const hint = document.createElement("p");
+    hint.className = "hint";
+    hint.textContent = "More columns: scroll sideways \u2192";
+    box.after(hint);
+    box.addEventListener("scroll", () => mark(box), { passive: true });
+    watch.observe(box);
+  }
 
   /* Enlarged pictures. */
   const viewer = document.getElementById("viewer");

@@ -1,0 +1,37 @@
+"""A model and images that fit each other."""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robustly.data import ImageData
+from robustly.evaluation import EvaluationError
+from robustly.evaluation.fitting import fitted_data
+from robustly.models import as_classifier
+from robustly.models.wrapping import missing_normalisation
+
+Model = nn.Module | Callable[[Tensor], object]
+"""A network, or a function from images to logits."""
+
+
+def fit(model: Model, data: ImageData, device: torch.device | str | None) -> tuple[nn.Module, ImageData]:
+    """A model and data that fit each other: one device, and one class for each output.
+
+    Raises:
+        EvaluationError: the model is on another device than the requested one.
+        ValueError: the model fails on the images, or has other classes.
+    """
+    bare = as_classifier(model)
+    unnormalised = missing_normalisation(bare)
+    if unnormalised:
+        warnings.warn(unnormalised, stacklevel=3)
+    placed = next((value.device for value in (*bare.parameters(), *bare.buffers())), None)
+    wanted = placed if device is None else torch.device(device)
+    if placed is not None and wanted is not None and placed.type != wanted.type:
+        raise EvaluationError(f"the model is on {placed}, not on {wanted}: move it with model.to({str(wanted)!r})")
+    data = data if wanted is None or wanted.type == "meta" else data.to(wanted)
+    first = data.floats(torch.arange(min(2, len(data)), device=data.images.device))
+    adapted = as_classifier(bare, first)
+    return adapted, fitted_data(adapted, data)
