@@ -243,3 +243,12 @@ def test_all_images_are_for_tests_unless_the_weights_were_trained_on_some(here: 
     write_run_data(run, RunData({"train": rows}))
     trained = given_run(Path("new"), ["--model.weights", "run", "--data.source", "images.npz"])
     assert trained.config.data.evaluation_only is False
+
+
+def test_a_folder_that_robustly_exported_is_one_of_our_networks(here: Path) -> None:
+    folder = here / "exported"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "robustly"}')
+    save_weights(build_model(small(), 0), folder / "model.safetensors", about_model(small()))
+    run = given_run(folder, [])
+    assert (run.folder, run.config.model.name, run.config.model.width) == (Path("runs/exported"), "small_cnn", 0.1)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from robustly.documents import read_json
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.keys import UNTRAINED, Settings
 from robustly.experiments.overrides import apply_overrides, pairs_of
@@ -91,7 +92,9 @@ def _model_in(place: Path) -> tuple[str, str] | None:
         return (_NAME, f"{TORCHSCRIPT}{place}") if is_torchscript(place) else (_WEIGHTS, str(place))
     if (place / CONFIG).is_file() or not (place / "config.json").is_file():
         return None
-    return _NAME, f"hf:{place}"
+    content = read_json(place / "config.json")
+    is_ours = isinstance(content, Mapping) and content.get("model_type") == "robustly"  # of `robustly export`
+    return (_WEIGHTS, str(place)) if is_ours else (_NAME, f"hf:{place}")
 
 
 def _folder_name(given: Mapping[str, str]) -> str:
