@@ -11,6 +11,10 @@ from cli_tools import refusal
 from torch import nn
 
 from robustly.cli import main
+from robustly.data import ImageData
+from robustly.data.digests import row_digests
+from robustly.experiments.given_models import given_run
+from robustly.experiments.run_data import RunData, write_run_data
 from robustly.models import ModelConfig, about_model, build_model, save_weights
 
 QUICK = ["--suite", "quick", "--evaluation.count", "8", "--evaluation.curve_count", "2", "--threat", "linf:0.05"]
@@ -221,3 +225,30 @@ def test_timm_is_not_imported_from_the_working_folder(here: Path, capsys: pytest
     (here / "timm.py").write_text("open('ran', 'w')")
     assert "timm" in refusal(capsys, "evaluate", "--timm", "resnet18", *QUICK)
     assert not (here / "ran").exists()
+
+
+def test_all_images_are_for_tests_unless_the_weights_were_trained_on_some(here: Path) -> None:
+    def data_for(*words: str) -> dict[str, object]:
+        run = given_run(Path("new"), ["--model.name", "given_nets:net", *words])
+        found: dict[str, object] = run.config.as_plain()["data"]
+        return found
+
+    assert data_for()["evaluation_only"] is False
+    assert data_for("--data.source", "images.npz")["evaluation_only"] is True
+    assert data_for("--data.source", "images.npz", "--data.test", "5")["evaluation_only"] is False
+    run = here / "run"
+    run.mkdir()
+    save_weights(build_model(small(), 0), run / "model.safetensors", about_model(small()))
+    rows = row_digests(ImageData.from_floats(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1])))
+    write_run_data(run, RunData({"train": rows}))
+    trained = given_run(Path("new"), ["--model.weights", "run", "--data.source", "images.npz"])
+    assert trained.config.data.evaluation_only is False
+
+
+def test_a_folder_that_robustly_exported_is_one_of_our_networks(here: Path) -> None:
+    folder = here / "exported"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "robustly"}')
+    save_weights(build_model(small(), 0), folder / "model.safetensors", about_model(small()))
+    run = given_run(folder, [])
+    assert (run.folder, run.config.model.name, run.config.model.width) == (Path("runs/exported"), "small_cnn", 0.1)

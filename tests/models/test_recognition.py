@@ -49,6 +49,8 @@ def test_the_metadata_of_a_file_states_the_settings_and_leaves_the_hash(tmp_path
     save_weights(model, file, about_model(config))
     assert recognised(file) == replace(config, weights=str(file))
     assert weights_hash(read_weights(file)) == weights_hash(model)
+    save_weights(model, file, {"robustly": f'{{"model": {about_model(config)["model"]}}}'})  # as exported
+    assert recognised(file) == replace(config, weights=str(file))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from robustly.experiments.configuration import RunConfig, build_config, with_abs
 from robustly.experiments.keys import UNTRAINED, Settings
 from robustly.experiments.overrides import apply_overrides, pairs_of
 from robustly.experiments.portable import HF_CONFIG, HF_WEIGHTS, exported_description
+from robustly.experiments.run_data import data_of_weights
 from robustly.experiments.run_folder import CONFIG, RunError, open_run, refuse_existing
 from robustly.model_names import TORCHSCRIPT, is_published
 from robustly.models import (
@@ -23,6 +24,7 @@ from robustly.models import (
 )
 
 _NAME, _WEIGHTS = "model.name", "model.weights"
+_SPLITTING = {"evaluation_only", "test", "test_split", "train_split"}
 _USUAL_NAMES = ("model", "best", "last", "final", "checkpoint", "pytorch_model", "weights", "ckpt")
 
 
@@ -123,7 +125,12 @@ def _new(words: Sequence[str]) -> RunConfig:
     model = settings.get("model")
     if isinstance(model, Mapping) and isinstance(model.get("weights"), str):
         settings["model"] = {**_recognised(model), **model}
-    return with_absolute_paths(_with_expected_images(build_config(settings)))
+    config = with_absolute_paths(_with_expected_images(build_config(settings)))
+    data = settings.get("data", {})
+    # all rows are for tests, unless the weights were trained here on some of them
+    if "source" in data and not _SPLITTING & data.keys() and not data_of_weights(config.model.weights).parts:
+        config = replace(config, data=replace(config.data, evaluation_only=True))
+    return config
 
 
 def _changed(folder: Path, words: Sequence[str]) -> RunConfig:

@@ -14,6 +14,8 @@ from robustly.models.weight_names import NamesError, fitted
 from robustly.settings import SettingsError, build
 
 ABOUT_MODEL = "model"
+_EXPORTED = "robustly"
+"""Key of the metadata of `robustly export`, whose JSON has the settings under `model`."""
 _SIGNS = {
     "small_cnn": "classifier.fc3.weight",
     "wrn": "block1.layer.0.conv1.weight",
@@ -45,12 +47,14 @@ def recognised(path: str | Path, key: str | None = None, among: Collection[str] 
         WeightsError: if it cannot be read, or no network fits, or several do.
     """
     file = weights_file(path)
-    stated = written_about(file).get(ABOUT_MODEL)
+    about = written_about(file)
+    stated = about.get(ABOUT_MODEL, about.get(_EXPORTED))
     if stated is not None and among == tuple(MODELS):
         try:
-            config = build(ModelConfig, json.loads(stated), "model")
+            content = json.loads(stated)
+            config = build(ModelConfig, content if ABOUT_MODEL in about else content.get("model"), "model")
             return replace(config, weights=str(file), weights_key=key)
-        except (SettingsError, ValueError) as error:
+        except (SettingsError, ValueError, AttributeError) as error:
             raise WeightsError(f"{file}: its metadata does not state settings of a model ({error})") from None
     given = read_weights(file, key)
     fits = [config for name in among for config in _fitting(name, given)]
