@@ -80,8 +80,9 @@ digits (12 images for the folder), under linf 0.05 (folder: 1/255).
 
 Peers are torchattacks, and PyTorch, NumPy and Pillow by hand where torchattacks has no function. RobustBench 1.1.1
 is not among them: it needs timm and torchvision (10 MB to download), and torchvision cannot be imported where this
-was run. Its `benchmark` would be one call for the first task. The training task is a command of robustly; its
-verdicts differ because optimiser, batches and random numbers do.
+was run. Its `benchmark` would be one call for the first task. torchattacks' AutoAttack takes 10 steps in each gradient
+attack where AutoAttack and `aa_standard` take 100; `small_jobs.md` has both with 100. The training task is a command
+of robustly; its verdicts differ because optimiser, batches and random numbers do.
 """
 
 
