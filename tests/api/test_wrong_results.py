@@ -84,6 +84,19 @@ def test_guesses_and_single_probabilities_are_named() -> None:
         evaluated(Probability())
 
 
+def test_the_text_of_a_result_states_its_warnings() -> None:
+    assert "guesses among 2 classes" in repr(evaluated(Corner(), (X, 1 - Y)))
+    assert "warnings" not in repr(evaluated(Corner()))
+
+
+@pytest.mark.parametrize(
+    ("mean", "words"), [(0.5, "a list with one number"), ("0.5", "a list with one number"), ([127.5], "by 255")]
+)
+def test_a_normalisation_of_another_form_is_named(mean: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        robustly.wrap(Corner(), mean=mean, std=mean)
+
+
 def test_an_evaluation_inside_inference_mode_has_gradients() -> None:
     model = Corner()
     outside = evaluated(model)

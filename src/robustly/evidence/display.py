@@ -72,6 +72,7 @@ def _rows(summary: Summary) -> list[tuple[str, str]]:
     if certified is not None:
         rows.append(("interval", f"{_percent(certified.robust)} certified to {_percent(worst)} attacked"))
     rows.append(("masking", "suspected: " + " ".join(summary.masking) if summary.masking else "not suspected"))
+    rows += [("warnings", " ".join(summary.warnings))] if summary.warnings else []
     if summary.failures:
         rows.append(("failed", ", ".join(summary.failures)))
     return rows

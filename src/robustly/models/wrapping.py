@@ -41,12 +41,29 @@ def wrap(
     adapted = as_classifier(model)
     if mean is None or std is None:
         return adapted
-    layer = Normalize([float(value) for value in mean], [float(value) for value in std])
+    layer = Normalize(_channels("mean", mean), _channels("std", std))
     device = next((value.device for value in adapted.parameters()), None)
     layer = layer if device is None else layer.to(device)
     if isinstance(adapted, Adapted) and adapted.normalize is None:
         return changed(adapted, normalize=layer)
     return Adapted(adapted, normalize=layer)
+
+
+def _channels(name: str, given: object) -> list[float]:
+    """Numbers of the channels, on the [0, 1] scale.
+
+    Raises:
+        AdapterError: they are not a list of numbers, or a mean on the scale of 0 to 255.
+    """
+    try:
+        numbers = [] if isinstance(given, str) else [float(value) for value in given]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers:
+        raise AdapterError(f"{name} is {given!r}: give a list with one number for each channel, such as [0.5]")
+    if name == "mean" and max(numbers) > 2:
+        raise AdapterError(f"mean is {numbers}: images are in [0, 1] here, so divide mean and std by 255")
+    return numbers
 
 
 def missing_normalisation(model: object) -> str:
