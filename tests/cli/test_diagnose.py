@@ -51,7 +51,7 @@ def test_suites_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["suites", "quick", "l2:0.5"]) == 0
     assert "27 + 26" in capsys.readouterr().out
     assert main(["suites", "best"]) == 2
-    assert "unknown suite 'best'" in capsys.readouterr().err
+    assert "unknown suite or attack 'best'" in capsys.readouterr().err
     for threat in ("l0:10", "rotation:30"):
         assert main(["suites", "aa_standard", threat]) == 2
         assert "use the suite standard" in capsys.readouterr().err

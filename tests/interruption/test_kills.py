@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux"),
 ]
 
-TIMES = {"seconds", "images_per_second", "created", "sha256", "files"}
+TIMES = {"seconds", "overhead", "images_per_second", "created", "sha256", "files"}
 STAGES = "{near: {attack: pgd, steps: 2}, far: {attack: pgd, steps: 3, precision: bfloat16, sample: 6}}"
 
 

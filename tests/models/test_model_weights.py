@@ -233,3 +233,12 @@ def test_tied_and_empty_tensors_are_saved(tmp_path: Path) -> None:
     assert weights_hash(read_weights(tmp_path / "w.safetensors")) == weights_hash(
         {"a": value, "b": value, "c": torch.zeros(0), "d": value[::2]}
     )
+
+
+def test_the_same_weights_make_the_same_file(tmp_path):
+    about = {str(place): "text" for place in range(9)}
+    files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for file in files:
+        save_weights({"w": torch.arange(3.0)}, file, about)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert torch.equal(read_weights(files[0])["w"], torch.arange(3.0))

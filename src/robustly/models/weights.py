@@ -1,6 +1,7 @@
 """Weights: copied from files into models, written as safetensors, and hashed."""
 
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -93,7 +94,17 @@ def save_weights(
     copies = {name: _plain(value).clone() for name, value in state.items()}
     blob = to_safetensors(copies, metadata={**(about or {}), **_OURS})
     with whole_file(file) as temporary:
-        temporary.write_bytes(blob)
+        temporary.write_bytes(_with_sorted_metadata(blob))
+
+
+def _with_sorted_metadata(blob: bytes) -> bytes:
+    """The same file with its metadata in the order of the keys; the library's order differs from call to call."""
+    length = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text + b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
+    return len(padded).to_bytes(8, "little") + padded + blob[8 + length :]
 
 
 def weights_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
