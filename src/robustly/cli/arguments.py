@@ -110,6 +110,11 @@ def trust_in(overrides: Sequence[str], everything: bool) -> Trust:
     return Trust(frozenset(typed), everything)
 
 
+def trust_option(name: str) -> str:
+    """The option that a later command needs for a model of this name; empty for models without the user's code."""
+    return " --trust-code" if ":" in name and not is_published(name) else ""
+
+
 def is_model_name(word: str) -> bool:
     """Return True for a word that names a model, such as `--model.name`."""
     key = word.partition("=")[0]

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
-from robustly.cli.arguments import is_model_name, trust_in
+from robustly.cli.arguments import is_model_name, trust_in, trust_option
 from robustly.cli.recipes import read_recipe, recipe_names
 from robustly.cli.terminal import PlainConsole
 from robustly.cli.train import is_first_process, train_run
@@ -69,7 +69,7 @@ def run_finetune(options: argparse.Namespace, overrides: list[str]) -> int:
     if "after" not in measured:
         measured["after"] = _measured(config, out, images, threats, trusts)
         write_record(out, source, measured)
-    _show(PlainConsole(), measured, out)
+    _show(PlainConsole(), measured, out, trust_option(config.model.name))
     return 0
 
 
@@ -108,7 +108,7 @@ def _measured(
         return measure(loaded.model, loaded.data, threats, seed=config.seed, progress=progress)
 
 
-def _show(console: Console, measured: Mapping[str, Measured], out: Path) -> None:
+def _show(console: Console, measured: Mapping[str, Measured], out: Path, option: str) -> None:
     before, after = measured["before"], measured["after"]
     table = Table(title=f"{before.clean.count} test images, suite {SUITE}", title_justify="left")
     for column in ("accuracy", "before", "after", "change"):
@@ -120,7 +120,8 @@ def _show(console: Console, measured: Mapping[str, Measured], out: Path) -> None
         table.add_row(escape(name), str(one), str(other), f"{100 * _change(one, other):+.1f} points")
     console.print(table)
     console.print(
-        f"in brackets: 95 % intervals\nnumbers: {out / 'finetune.json'}\nnext: robustly evaluate {quote(str(out))}",
+        f"in brackets: 95 % intervals\nnumbers: {out / 'finetune.json'}\n"
+        f"next: robustly evaluate {quote(str(out))}{option}",
         soft_wrap=True,
         markup=False,
         highlight=False,

@@ -9,7 +9,7 @@ from shlex import quote
 import torch
 from rich.console import Console
 
-from robustly.cli.arguments import trust_in
+from robustly.cli.arguments import trust_in, trust_option
 from robustly.cli.dry_run import show_composition, show_job
 from robustly.cli.progress import collapse_line, observer_for
 from robustly.cli.recipes import read_recipe
@@ -146,7 +146,7 @@ def train_run(
             if collapse
             else ""
         )
-        + f"next: robustly evaluate {quote(str(folder))}",
+        + f"next: robustly evaluate {quote(str(folder))}{trust_option(config.model.name)}",
     )
     return 0
 

@@ -46,8 +46,8 @@ def test_attacks_and_lists_of_attacks_and_names() -> None:
         ("standart", "unknown suite or attack 'standart', did you mean 'standard'"),
         ("pgd_20,standard", "'standard' is a suite and cannot be listed"),
         ("pgd,pgd", "'pgd' is given twice"),
-        ("", "unknown suite or attack ''"),
-        ([], "unknown suite or attack ''"),
+        ("", "is empty"),
+        ([], "is empty"),
     ],
 )
 def test_other_values_are_named(given: object, words: str) -> None:
@@ -109,3 +109,12 @@ def test_surrogates_are_named_from_the_root(tmp_path, monkeypatch: pytest.Monkey
     stages = {"t": {"attack": "transfer", "surrogate": "other"}}
     config = with_absolute_paths(build_config({"evaluation": {"suite": "mine", "stages": stages}}))
     assert config.evaluation.stages == {"t": {"attack": "transfer", "surrogate": str(tmp_path / "other")}}
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [("PGD_20", "did you mean 'pgd_20'"), ("AutoAttack", "did you mean 'aa_standard'"), ([], "is empty")],
+)
+def test_usual_slips_get_a_hint(given, hint):
+    with pytest.raises(SettingsError, match=hint):
+        as_suite(given, "linf")

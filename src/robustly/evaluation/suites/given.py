@@ -1,5 +1,6 @@
 """Suites as users give them: by name, as one attack, or as a list of attacks."""
 
+import re
 from collections.abc import Sequence
 
 from robustly.attacks import ATTACK_KINDS, ATTACKS, TITLES, Attack
@@ -9,6 +10,7 @@ from robustly.settings import SettingsError, nearest
 
 OWN = "own attacks"
 """Name of a suite of attacks that are given as values."""
+_MEANT = {"autoattack": ", did you mean 'aa_standard'?", "aa": ", did you mean 'aa_standard'?"}
 
 
 def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) -> Suite:
@@ -38,6 +40,8 @@ def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) ->
             "a suite is the name of one, names of attacks separated by commas, an attack, or a list of attacks, "
             f"got {str(given)[:60]}"
         )
+    if not given:
+        raise SettingsError("the list of attacks is empty: name at least one")
     if all(isinstance(one, str) for one in given):
         return as_suite(",".join(map(str, given)), kind)
     attacks: dict[str, Attack] = {}
@@ -69,7 +73,8 @@ def attack_names(given: str) -> list[str]:
         if name in SUITES:
             raise SettingsError(f"{name!r} is a suite and cannot be listed beside attacks: give it alone")
         if name not in known:
-            near = nearest(name, [*SUITES, *known])
+            plain = re.sub(r"[\W_]", "", name.casefold())
+            near = _MEANT.get(plain) or nearest(name.lower(), [*SUITES, *known])
             raise SettingsError(
                 f"unknown suite or attack {name!r}{near}; suites: {', '.join(SUITES)}; attacks: {', '.join(known)}"
             )
