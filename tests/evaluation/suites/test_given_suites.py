@@ -46,7 +46,7 @@ def test_attacks_and_lists_of_attacks_and_names() -> None:
         ("standart", "unknown suite or attack 'standart', did you mean 'standard'"),
         ("pgd_20,standard", "'standard' is a suite and cannot be listed"),
         ("pgd,pgd", "'pgd' is given twice"),
-        ("", "is empty"),
+        ("", "unknown suite or attack"),
         ([], "is empty"),
     ],
 )
