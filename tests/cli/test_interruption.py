@@ -56,6 +56,7 @@ def test_signals_have_their_exit_codes(
     name: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     number = getattr(signal, name)
+    signal.signal(number, signal.SIG_DFL)  # a signal that the caller of the tests ignores stays ignored
     before = signal.getsignal(number)
 
     def work(arguments: list[str]) -> int:

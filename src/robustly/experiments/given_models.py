@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from robustly.documents import read_json
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.keys import UNTRAINED, Settings
 from robustly.experiments.overrides import apply_overrides, pairs_of
@@ -93,9 +94,9 @@ def _model_in(place: Path) -> tuple[str, str] | None:
         return (_NAME, f"{TORCHSCRIPT}{place}") if is_torchscript(place) else (_WEIGHTS, str(place))
     if (place / CONFIG).is_file() or not (place / HF_CONFIG).is_file():
         return None
-    if exported_description(place) is not None:
-        return _WEIGHTS, str(place / HF_WEIGHTS)
-    return _NAME, f"hf:{place}"
+    content = read_json(place / HF_CONFIG)
+    is_exported = isinstance(content, Mapping) and content.get("model_type") == "robustly"
+    return (_WEIGHTS, str(place)) if is_exported else (_NAME, f"hf:{place}")
 
 
 def _refuse_export(name: str) -> None:
