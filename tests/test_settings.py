@@ -163,6 +163,7 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
 
 @given(st.recursive(PLAIN, st.lists), st.sampled_from(fields(Every)))
+@pytest.mark.slow
 def test_any_value_is_taken_or_refused_by_name(value: Any, field: Any) -> None:
     message = field.name
     try:

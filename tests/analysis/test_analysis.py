@@ -214,6 +214,7 @@ def test_landscapes_leave_the_model_bit_for_bit_also_after_a_failure() -> None:
     assert_untouched(broken, before)
 
 
+@pytest.mark.slow
 def test_the_middle_of_the_weight_landscape_is_the_model_in_evaluation_mode() -> None:
     net = small_network((1, 4, 4))
     x, y = torch.rand(6, 1, 4, 4), torch.arange(6) % 4

@@ -121,6 +121,7 @@ def test_a_forgotten_normalisation_is_named(about, words):
     quickly(robustly.wrap(net, mean=[0.0] * 3, std=[1.0] * 3), NAMED)
 
 
+@pytest.mark.slow
 def test_the_record_names_the_class_or_function():
     def scorer(x):
         return {"logits": NET(x)}
@@ -184,6 +185,7 @@ def test_a_killed_evaluation_continues_from_its_folder(tmp_path, monkeypatch):
     assert robust(result) == robust(quickly(NET, NAMED, suite=suite))
 
 
+@pytest.mark.slow
 def test_diagnostics_take_the_same_input():
     found = {one.id: one for one in robustly.diagnose(lambda x: NET(x).softmax(1), (PIXELS, LABELS), "linf:1/255")}
     assert found["softmax_output"].passed is False

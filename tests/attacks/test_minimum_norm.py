@@ -101,6 +101,7 @@ def ratio(attack: Attack, model: str, norm: str) -> float:
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
 @pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.slow
 def test_fmn_finds_the_smallest_distance(model: str, norm: str) -> None:
     """Also with an active box and without a slope, where the published algorithm stalls."""
     assert ratio(FMN(), model, norm) < 1.0003

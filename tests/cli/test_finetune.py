@@ -76,6 +76,7 @@ def test_a_run_is_tuned_with_numbers_before_and_after(
     assert "other settings (optimizer)" in refusal(capsys, *words, "--layer-decay", "0.5")
 
 
+@pytest.mark.slow
 def test_a_file_of_weights_needs_its_network_and_images(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_file_of_weights_needs_its_network_and_images(
         (("RUN", "--method", "mnist5k/lbgat0"), "the method uses the network 'guide'"),
     ],
 )
+@pytest.mark.slow
 def test_refusals(
     words: tuple[str, ...], reason: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

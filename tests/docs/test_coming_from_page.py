@@ -25,6 +25,7 @@ def put_files_of_robustbench(folder: Path) -> None:
     (folder / "data" / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(batch))
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     put_files_of_robustbench(tmp_path)

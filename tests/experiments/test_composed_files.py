@@ -63,6 +63,7 @@ def test_a_part_by_its_name_alone_takes_settings(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(BASES), st.sampled_from(BASES))
+@pytest.mark.slow
 def test_laying_a_recipe_over_itself_changes_nothing(one: str, other: str) -> None:
     whole = read_recipe(one)
     assert overlay(whole, {}) == whole

@@ -75,6 +75,7 @@ def test_any_text_as_a_threat_is_a_threat_or_refused(text: str) -> None:
         check_sentence(err)
 
 
+@pytest.mark.slow
 def test_every_wrong_word_is_refused(here: Path) -> None:
     for words in OPTIONS:
         refusal(*words)

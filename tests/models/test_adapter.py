@@ -93,6 +93,7 @@ def test_an_ordinary_module_is_returned_itself_in_its_modes():
 
 
 @pytest.mark.parametrize("shape", [lambda z: z, lambda z: z[:, 0]])
+@pytest.mark.slow
 def test_one_logit_becomes_two_classes(shape):
     net = linear(1)
     found = logits(Around(lambda net, x: shape(net(x)), net))
@@ -158,6 +159,7 @@ def test_networks_in_a_list_have_modes_and_weights():
     assert next(model.parameters()).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_wrappers_are_removed_and_hashes_agree():
     net = linear()
     for other in (

@@ -123,6 +123,7 @@ def test_runs_on_different_numbers_stay_apart(tmp_path):
     assert all("n =" not in title for table in tables for title in table.titles)
 
 
+@pytest.mark.slow
 def test_a_report_takes_the_runs_of_a_sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     sweep = tmp_path / "sweep"

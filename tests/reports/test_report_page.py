@@ -319,6 +319,7 @@ def test_a_threat_that_is_not_a_ball_is_reported_in_its_own_unit(run):
     assert "tested on 200 test examples of mnist5k under rotation:0.3" in words(render([evidence]))
 
 
+@pytest.mark.slow
 def test_large_and_many_pictures_become_fewer_and_smaller(run):
     evidence = read_run(run)
     noise = np.random.default_rng(0).uniform(size=(6, 3, 160, 160)).astype(np.float32)

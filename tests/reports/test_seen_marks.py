@@ -75,6 +75,7 @@ def test_statements(marked: Path, unknown: Path, tmp_path: Path) -> None:
     assert read_summary(partly / "evaluation").data.seen_words.startswith("at least 2 trained on: there is no full")
 
 
+@pytest.mark.slow
 def test_the_page_marks_attacks_and_warns_of_images(marked: Path, unknown: Path) -> None:
     page = words(render([read_run(marked)]))
     assert "PGD-10 seen in training" in page

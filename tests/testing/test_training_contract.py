@@ -58,6 +58,7 @@ def test_shipped_parts_keep_the_contract(kind: type[Part]) -> None:
 
 @pytest.mark.parametrize("kind", INNER_MAXIMISERS.values())
 @pytest.mark.parametrize("threat", ["rotation:30", "rotation:30+linf:0.1"])
+@pytest.mark.slow
 def test_inner_maximisations_keep_the_contract_under_any_threat(kind: type[Part], threat: str) -> None:
     if kind is not GklInner:
         check_part(kind(**SETTINGS.get(kind.__name__, {})), threats=(parse_threat(threat),))
@@ -173,6 +174,7 @@ class Loss(Part):
         ("statistics", "does not restore the statistics of model"),
     ],
 )
+@pytest.mark.slow
 def test_a_broken_loss_is_found(fault: str, sentence: str) -> None:
     check_part(Loss("none"))
     with pytest.raises(AssertionError, match=sentence):

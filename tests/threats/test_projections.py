@@ -30,6 +30,7 @@ def problems(draw: st.DrawFn, norm: str) -> tuple[ThreatModel, Tensor, Tensor]:
 @pytest.mark.parametrize("norm", RADII)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
+@pytest.mark.slow
 def test_inside_idempotent_and_still_where_allowed(norm: str, data: st.DataObject) -> None:
     threat, x, point = data.draw(problems(norm))
     projected = threat.project(point, x)

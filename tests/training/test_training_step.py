@@ -283,6 +283,7 @@ class Oracle(nn.Module):
     ],
     ids=["trades-0", "pgd-0", "mixture-0", "mixture-1", "dynat-without-guide", "control"],
 )
+@pytest.mark.slow
 def test_degenerate_methods_are_simpler_ones(one: Method, other: Method, little: Splits, tmp_path: Path) -> None:
     mine, theirs = trained(little, one, tmp_path / "one"), trained(little, other, tmp_path / "other")
     start = list(make_job(little, one).model.state_dict().values())

@@ -227,6 +227,7 @@ def test_the_head_alone_is_trained_as_a_linear_model_on_fixed_features(little: S
 
 
 @pytest.mark.parametrize("stop_after", [4, 8, 11])
+@pytest.mark.slow
 def test_a_stopped_run_continues_exactly_in_each_phase(stop_after: int, little: Splits, tmp_path: Path) -> None:
     def job() -> Job:
         optimizer = OptimizerConfig(learning_rate=0.05, layer_decay=0.5)

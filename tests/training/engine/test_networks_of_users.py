@@ -315,6 +315,7 @@ def test_half_networks_are_refused_in_words(dtype: torch.dtype, little: Splits, 
 
 
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compiled", "parallel"])
+@pytest.mark.slow
 def test_wrappers_are_removed(wrap: Callable[[nn.Module], nn.Module], little: Splits, tmp_path: Path) -> None:
     network = Net()
     run(make_job(little, AVERAGED, wrap(network), training=SHORT), tmp_path / "wrapped")

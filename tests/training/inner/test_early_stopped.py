@@ -109,6 +109,7 @@ def epoch_of(little: Splits, inner: InnerMaximiser, folder: Path) -> dict[str, T
     return weights
 
 
+@pytest.mark.slow
 def test_fat_with_full_patience_and_sat_without_limit_train_as_pgd(little: Splits, tmp_path: Path) -> None:
     expected = epoch_of(little, PGDInner(steps=3), tmp_path / "pgd")
     assert same(epoch_of(little, friendly(3, noise=0, steps=3), tmp_path / "fat"), expected)

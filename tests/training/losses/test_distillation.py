@@ -270,6 +270,7 @@ def test_the_model_learns_to_reach_itself_on_both_sides() -> None:
     ("loss", "inner"),
     [(AdaadLoss(0.5), AdaadInner(steps=2)), (IadLoss(begin=1), CE), (Iad2Loss(begin=1), CE), (KdLoss(), CE)],
 )
+@pytest.mark.slow
 def test_a_run_teaches_the_model_and_leaves_its_teachers_alone(
     loss: OuterLoss, inner: PGDInner, little: Splits, tmp_path: Path
 ) -> None:

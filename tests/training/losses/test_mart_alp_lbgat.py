@@ -167,6 +167,7 @@ def test_alp_without_pairing_is_the_mixture() -> None:
 
 @settings(deadline=None)
 @given(st.floats(-5, 5))
+@pytest.mark.slow
 def test_a_constant_on_the_clean_logits_changes_only_the_pairing_of_alp(shift: float) -> None:
     before = values(AlpLoss(1.0)(fixture_step(double(Z), double(Z_ADV))))
     after = values(AlpLoss(1.0)(fixture_step(double(Z) + shift, double(Z_ADV))))

@@ -104,6 +104,7 @@ def test_statistics_are_weighted_by_batch_and_by_process() -> None:
     assert torch.allclose(one.norm.running_mean, seen.mean((0, 2, 3)), atol=1e-6)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_swa_goes_on_where_it_stopped_and_leaves_training_alone(little: Splits, tmp_path: Path) -> None:
     def job(epochs: int, *parts: WeightAverage) -> Any:
         return make_job(little, Method(parameters=parts), NormNet(), training={"epochs": epochs})
@@ -133,6 +134,7 @@ def test_swa_settings_that_make_no_sense_are_refused(little: Splits) -> None:
         make_job(little, Method(parameters=(WeightAverage(start=2),)))
 
 
+@pytest.mark.slow
 def test_the_moving_average_over_epochs_by_hand_and_over_a_resume(little: Splits, tmp_path: Path) -> None:
     def job(epochs: int, *parts: EpochAverage) -> Any:
         return make_job(little, Method(parameters=parts), NormNet(), training={"epochs": epochs})
