@@ -1,0 +1,1 @@
+"""Bounds of a network's output over sets of inputs."""

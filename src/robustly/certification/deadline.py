@@ -1,0 +1,34 @@
+"""Wall-clock limits, which exist in the queue only: budgets of methods count work."""
+
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment at which work stops.
+
+    Args:
+        at: value of `time.monotonic()` at that moment; infinite for none.
+    """
+
+    at: float = float("inf")
+
+    @classmethod
+    def after(cls, seconds: float | None) -> "Deadline":
+        """The deadline that many seconds from now; None for none."""
+        return cls() if seconds is None else cls(time.monotonic() + seconds)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the moment is over."""
+        return time.monotonic() >= self.at
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, at least 0."""
+        return max(0.0, self.at - time.monotonic())
+
+    def sooner(self, seconds: float) -> "Deadline":
+        """The earlier of this deadline and the one that many seconds from now."""
+        return Deadline(min(self.at, time.monotonic() + seconds))

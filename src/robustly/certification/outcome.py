@@ -1,0 +1,29 @@
+"""Result of a verification method for one property."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robustly.evidence import Verdict
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one method found for one property.
+
+    Args:
+        verdict: verified, falsified, unknown or timeout.
+        lower_bound: best proved lower bound of the worst margin over the whole input set; -inf if there is none.
+        counterexample: an input `(1, *shape)` that violates the property, if falsified.
+        stage: method that decided, or the last one tried: "attack", "ibp", "crown", "alpha", "branch", "split",
+            "milp".
+        work: work spent, in bounded domains.
+        reason: one sentence that says why the property stayed open; empty if it is decided.
+    """
+
+    verdict: Verdict
+    lower_bound: float
+    counterexample: Tensor | None
+    stage: str
+    work: int
+    reason: str = ""
