@@ -13,7 +13,7 @@ from torch import Tensor
 INPUT = "input"
 
 
-class UnsupportedOperation(ValueError):
+class UnsupportedOperationError(ValueError):
     """A network has an operation, a shape or a setting that the verifier cannot bound."""
 
 

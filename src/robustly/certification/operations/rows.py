@@ -39,7 +39,7 @@ class Rows:
         return replace(self, coefficients=coefficients)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Values `(B, *shape)` of each row's example, at the places of the coefficients; broadcasts against them."""
+        """Values `(B, *shape)` of each row's example, where the coefficients are; broadcasts against them."""
         if self.example is None:
             return values.unsqueeze(1)
         if self.offset is None:
@@ -85,7 +85,7 @@ class Rows:
     def _windows(self, values: Tensor) -> Tensor:
         """Windows `(R, C, h, w)` of values `(B, C, H, W)`, 0 outside."""
         h, w = self.coefficients.shape[-2:]
-        batch, channels = values.shape[:2]
+        channels = values.shape[1]
         padded = torch.nn.functional.pad(values.flatten(2), (0, 1))
         count = padded.shape[2]
         start = (self.example.unsqueeze(1) * channels + torch.arange(channels, device=values.device)) * count

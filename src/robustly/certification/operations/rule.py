@@ -19,7 +19,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Relaxation:
-    """Two lines around an operation f on an interval: `lower_slope x + lower_offset <= f(x) <= upper_slope x + ...`.
+    """Two lines around an operation f: `lower_slope x + lower_offset <= f(x) <= upper_slope x + upper_offset`.
 
     Args:
         lower_slope: slope of the line below.
