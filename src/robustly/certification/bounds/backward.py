@@ -5,7 +5,7 @@ Upper bounds do not occur: the upper bound of a row is minus the lower bound of 
 """
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -143,7 +143,7 @@ def _relaxation(
     chosen = None if free is None else free.get(index)
     if chosen is not None and chosen.per_row:
         gathered = [Interval(rows.gather(one.lower), rows.gather(one.upper)) for one in intervals]
-        return rule.relax(node, gathered, chosen.values)
+        return replace(rule.relax(node, gathered, chosen.values), per_row=True)
     if chosen is not None:
         return rule.relax(node, intervals, chosen.values)
     if index not in relaxations:

@@ -150,7 +150,7 @@ def _one_product_pays(node: Node, h: int, w: int) -> bool:
     )
     height = (h - 1) * down + over * (weight.shape[2] - 1) + 1
     width = (w - 1) * right + across * (weight.shape[3] - 1) + 1
-    return height * width * node.settings["groups"] <= 8 * weight.shape[2] * weight.shape[3]
+    return bool(height * width * node.settings["groups"] <= 8 * weight.shape[2] * weight.shape[3])
 
 
 def inside_plane(rows: Rows) -> Rows:
