@@ -1,14 +1,14 @@
 """Input splitting: a network of few inputs is verified by halving its input box until every part is decided."""
 
 import heapq
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from robustly.certification.bounds.dense import BoxBounds, Dense
 from robustly.certification.deadline import Deadline
-from robustly.certification.falsify import judge
+from robustly.certification.falsify import descend
 from robustly.certification.network import Graph
 from robustly.certification.outcome import Outcome
 from robustly.certification.sets import InputSet
@@ -17,6 +17,8 @@ from robustly.evidence import Verdict
 
 _LEAST = 1e-12  # margin above 0 that closes a disjunct; clipping removes inputs above it only
 _CLIPS = 2
+_STEPS, _CANDIDATES = 4, 32
+_DESCENT, _EVERY = 20, 8  # gradient steps from the best candidates, in one of so many rounds
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,13 @@ class Parts:
     upper: Tensor
     bound: Tensor
     stable: Tensor
+    near: Tensor
 
     def __len__(self) -> int:
         return len(self.lower)
 
     def select(self, index: Tensor | slice) -> "Parts":
-        return Parts(self.lower[index], self.upper[index], self.bound[index], self.stable[index])
+        return Parts(self.lower[index], self.upper[index], self.bound[index], self.stable[index], self.near[index])
 
     @staticmethod
     def joined(parts: "list[Parts]") -> "Parts":
@@ -49,32 +52,39 @@ class Parts:
 
 
 class Queue:
-    """Open parts, the worst first, in chunks that are cheap to move."""
+    """Open parts in chunks that are cheap to move; the worst bound and the nearest miss come first in turn."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._heap: list[tuple[float, int, Parts]] = []
-        self._pushed = 0
+        self._open: dict[int, Parts] = {}
+        self._heaps: tuple[list[tuple[float, int]], list[tuple[float, int]]] = ([], [])
+        self._pushed = self._popped = 0
 
     def push(self, parts: Parts) -> None:
         """Add parts."""
-        order = parts.bound.amin(1).argsort()
+        order = (parts.bound.amin(1) if self._pushed % 2 else parts.near).argsort()
         for index in order.split(max(1, self.size // 2)):
             chunk = parts.select(index)
-            heapq.heappush(self._heap, (float(chunk.bound.amin()), self._pushed, chunk))
+            self._open[self._pushed] = chunk
+            heapq.heappush(self._heaps[0], (float(chunk.bound.amin()), self._pushed))
+            heapq.heappush(self._heaps[1], (float(chunk.near.amin()), self._pushed))
             self._pushed += 1
 
     def pop(self) -> Parts | None:
-        """The worst parts, about `size`; None if the queue is empty."""
+        """About `size` parts; None if the queue is empty."""
+        heap = self._heaps[self._popped % 2]
+        self._popped += 1
         taken: list[Parts] = []
-        while self._heap and sum(len(part) for part in taken) < self.size:
-            taken.append(heapq.heappop(self._heap)[2])
+        while self._open and sum(len(part) for part in taken) < self.size:
+            part = self._open.pop(heapq.heappop(heap)[1], None)
+            if part is not None:
+                taken.append(part)
         return Parts.joined(taken) if taken else None
 
     @property
     def worst(self) -> float:
         """Least bound of the open parts; infinite if there are none."""
-        return self._heap[0][0] if self._heap else float("inf")
+        return min((float(part.bound.amin()) for part in self._open.values()), default=float("inf"))
 
 
 @torch.no_grad()
@@ -96,9 +106,15 @@ def split(
     lower, upper = inputs.lower.double().flatten(1), inputs.upper.double().flatten(1)
     queue = Queue(batch)
     queue.push(
-        Parts(lower, upper, lower.new_full((1, spec.disjuncts), -torch.inf), lower.new_zeros(1, hidden, dtype=torch.int8))
+        Parts(
+            lower,
+            upper,
+            lower.new_full((1, spec.disjuncts), -torch.inf),
+            lower.new_zeros(1, hidden, dtype=torch.int8),
+            lower.new_zeros(1),
+        )
     )
-    proved, work = float("inf"), 0
+    proved, work, rounds = float("inf"), 0, 0
     while (parts := queue.pop()) is not None:
         worst = float(parts.bound.amin())
         if deadline.passed or (domains is not None and work >= domains):
@@ -115,33 +131,46 @@ def split(
         if not len(still):
             continue
         found = BoxBounds(*(part[still] for part in found))
-        parts = Parts(parts.lower[still], parts.upper[still], bound[still], found.stable)
-        point = _counterexample(graph, inputs, spec, net, parts, found)
-        if point is not None:
-            return Outcome(Verdict.FALSIFIED, min(proved, worst, queue.worst), point, "split", work)
+        parts = Parts(parts.lower[still], parts.upper[still], bound[still], found.stable, parts.near[still])
         parts, kept = _clipped(parts, found, spec)
         proved = min(proved, _LEAST)
-        if len(parts):
-            queue.push(_halved(parts, found.influence[kept], spec))
+        if not len(parts):
+            continue
+        found = BoxBounds(*(part[kept] for part in found))
+        rounds += 1
+        steps = _DESCENT if rounds % _EVERY == 1 else 0
+        points, value = _candidates(net, spec, parts, found)
+        parts = replace(parts, near=value)
+        point = None
+        if steps or bool((value <= 0).any()):
+            point = descend(graph, inputs, spec, points.view(-1, *shape), steps, deadline)
+        if point is not None:
+            return Outcome(Verdict.FALSIFIED, min(proved, worst, queue.worst), point, "split", work)
+        queue.push(_halved(parts, found.influence, spec))
     return Outcome(Verdict.VERIFIED, proved, None, "split", work)
 
 
-def _counterexample(
-    graph: Graph, inputs: InputSet, spec: Specification, net: Dense, parts: Parts, found: BoxBounds
-) -> Tensor | None:
-    """A counterexample among the centres and the corners where the rows of the worst disjuncts are least."""
+def _candidates(net: Dense, spec: Specification, parts: Parts, found: BoxBounds) -> tuple[Tensor, Tensor]:
+    """The nearest points to a violation among those that the bounds suggest, `(P, d)`.
+
+    They are the corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few steps to
+    where the largest row would be 0 if it had the slopes of its bound.
+    """
     lower, upper = parts.lower, parts.upper
-    rows = _of_worst(parts.bound, found.rows, spec)
-    total = rows.sum(1)
-    largest = torch.where(_member(parts.bound, spec), found.value, -torch.inf).argmax(1)
-    hardest = found.rows.gather(1, largest.view(-1, 1, 1).expand(-1, 1, rows.shape[2])).squeeze(1)
-    points = torch.cat([(lower + upper) / 2, torch.where(total > 0, lower, upper), torch.where(hardest > 0, lower, upper)])
-    value = spec.worst_of(net.evaluate(points)) if hasattr(spec, "worst_of") else spec.worst(net.evaluate(points))
-    best = value.argmin()
-    if value[best] > 0:
-        return None
-    point, margin = judge(graph, inputs, spec, points[best : best + 1].view(1, *inputs.lower.shape[1:]))
-    return point if margin.item() <= 0 else None
+    member = _member(parts.bound, spec)
+    at_least = torch.where(_of_worst(parts.bound, found.rows, spec).sum(1) > 0, lower, upper)
+    point = (lower + upper) / 2
+    tried = [at_least]
+    metric = found.rows * (upper - lower).square().unsqueeze(1)
+    metric = metric / (found.rows * metric).sum(2, keepdim=True).clamp_min(1e-300)
+    for _ in range(_STEPS):
+        tried.append(point)
+        value, row = torch.where(member, net.evaluate(point), -torch.inf).max(1)
+        step = value.clamp_min(0).unsqueeze(1) * metric[torch.arange(len(row)), row]
+        point = (point - 1.1 * step).maximum(lower).minimum(upper)
+    points = torch.cat([*tried, point])
+    value = spec.worst(net.evaluate(points))
+    return points[value.argsort()[:_CANDIDATES]], value.view(-1, len(lower)).amin(0)
 
 
 def _member(bound: Tensor, spec: Specification) -> Tensor:
@@ -184,7 +213,7 @@ def _clipped(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts
     lower = torch.where(alive.unsqueeze(2), low, torch.inf).amin(1)
     upper = torch.where(alive.unsqueeze(2), high, -torch.inf).amax(1)
     kept = alive.any(1).nonzero().squeeze(1)
-    return Parts(lower[kept], upper[kept], torch.where(alive, bound, torch.inf)[kept], parts.stable[kept]), kept
+    return Parts(lower[kept], upper[kept], torch.where(alive, bound, torch.inf)[kept], parts.stable[kept], parts.near[kept]), kept
 
 
 def _halved(parts: Parts, influence: Tensor, spec: Specification) -> Parts:
@@ -192,6 +221,6 @@ def _halved(parts: Parts, influence: Tensor, spec: Specification) -> Parts:
     width = parts.upper - parts.lower
     axis = (_of_worst(parts.bound, influence, spec).sum(1)).argmax(1, keepdim=True)
     middle = (parts.lower.gather(1, axis) + parts.upper.gather(1, axis)) / 2
-    left = Parts(parts.lower, parts.upper.scatter(1, axis, middle), parts.bound, parts.stable)
-    right = Parts(parts.lower.scatter(1, axis, middle), parts.upper, parts.bound, parts.stable)
+    left = Parts(parts.lower, parts.upper.scatter(1, axis, middle), parts.bound, parts.stable, parts.near)
+    right = Parts(parts.lower.scatter(1, axis, middle), parts.upper, parts.bound, parts.stable, parts.near)
     return Parts.joined([left, right])
