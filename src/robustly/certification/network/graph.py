@@ -28,6 +28,7 @@ class Node:
         shape: shape of its output for one example.
         settings: constants that are not tensors: stride, axis, kernel size.
         constants: weights, by name.
+        input_shapes: shapes of the nodes that it reads. A `Graph` fills them in.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Node:
     shape: tuple[int, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    input_shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def size(self) -> int:
@@ -64,6 +66,9 @@ class Graph:
         for index, node in enumerate(self.nodes):
             if any(not 0 <= one < index for one in node.inputs):
                 raise ValueError(f"{self.source}: node {node.name!r} reads a node that stands behind it")
+        shapes = [node.shape for node in self.nodes]
+        filled = [replace(node, input_shapes=tuple(shapes[one] for one in node.inputs)) for node in self.nodes]
+        object.__setattr__(self, "nodes", tuple(filled))
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -55,7 +55,8 @@ class Rows:
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over all axes but the leading ones of a tensor of the shape of the coefficients."""
-        return values.flatten(self.lead).sum(self.lead)
+        axes = tuple(range(self.lead, values.dim()))
+        return values.sum(axes) if axes else values
 
     def dense(self) -> "Rows":
         """The same rows without windows."""
@@ -65,7 +66,7 @@ class Rows:
         full = self.coefficients.new_zeros(count, channels, height * width + 1)
         places = self._places().unsqueeze(1).expand(count, channels, h * w)
         full = full.scatter_add(2, places, self.coefficients.flatten(2))
-        return Rows(full[:, :, :-1].unflatten(2, (height, width)), self.example)
+        return Rows(full[:, :, :-1].reshape(count, channels, height, width), self.example)
 
     def flat(self) -> tuple[Tensor, tuple[int, ...]]:
         """Coefficients with one leading axis, and the leading axes."""
@@ -84,13 +85,14 @@ class Rows:
 
     def _windows(self, values: Tensor) -> Tensor:
         """Windows `(R, C, h, w)` of values `(B, C, H, W)`, 0 outside."""
+        assert self.example is not None
         h, w = self.coefficients.shape[-2:]
         channels = values.shape[1]
         padded = torch.nn.functional.pad(values.flatten(2), (0, 1))
         count = padded.shape[2]
         start = (self.example.unsqueeze(1) * channels + torch.arange(channels, device=values.device)) * count
         index = start.unsqueeze(2) + self._places().unsqueeze(1)
-        return padded.flatten().take(index).unflatten(2, (h, w))
+        return padded.flatten().take(index).reshape(-1, channels, h, w)
 
 
 def add_rows(first: Rows | None, second: Rows) -> Rows:

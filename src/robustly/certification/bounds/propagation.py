@@ -1,0 +1,240 @@
+"""Bounds of every node of a network: intervals, and backward linear bounds of the neurons for which they matter."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustly.certification.bounds.backward import Free, Relaxations, lower
+from robustly.certification.bounds.forward import forward
+from robustly.certification.bounds.rounding import widened
+from robustly.certification.network import Graph
+from robustly.certification.operations import RULES, Interval, Rows
+from robustly.certification.sets import InputSet
+
+Method = Literal["ibp", "crown", "forward"]
+Bounds = dict[int, Interval]
+
+_CHUNK = 2**19
+"""Values of a chunk of rows in the widest node: chunks fit into the cache."""
+_WINDOW_CHUNK = 2048
+_KINKED = ("relu", "leaky_relu", "abs")
+_MIXING = ("linear", "conv", "conv_transpose", "avg_pool", "adaptive_avg_pool", "sum")
+_ONE_TO_ONE = ("input", "constant", "scale", "reshape", "transpose", "slice", "gather", "pad", "expand")
+
+
+class UnsoundBoundsError(ArithmeticError):
+    """A lower bound exceeds its upper bound by more than rounding explains."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Neurons of one node whose bounds a backward pass computes.
+
+    Args:
+        index: positions in the flattened output: `(B, K)`, repeated where an example has fewer than K; or `(R,)`.
+        example: example of each position, `(R,)`; None for `(B, K)`.
+    """
+
+    index: Tensor
+    example: Tensor | None = None
+
+
+def ibp(graph: Graph, inputs: InputSet, *, rounding: bool = False) -> Bounds:
+    """Intervals of every node (Gowal et al., "On the Effectiveness of Interval Bound Propagation", 2018).
+
+    For a ball, the first operations that read the input get the exact bounds of the ball.
+    """
+    return intermediate(graph, inputs, method="ibp", rounding=rounding)
+
+
+def intermediate(
+    graph: Graph,
+    inputs: InputSet,
+    *,
+    method: Method = "crown",
+    known: Mapping[int, Interval] | None = None,
+    free: Mapping[int, Mapping[int, Free]] | None = None,
+    wanted: Mapping[int, Wanted] | None = None,
+    rounding: bool = False,
+) -> Bounds:
+    """Bounds of every node over the input sets, each the intersection of all that is known.
+
+    Args:
+        graph: the network.
+        inputs: the input sets of B examples.
+        method: how nodes are bounded that a nonlinear operation reads; others by intervals.
+        known: bounds that hold already, by node, such as those of a larger input set.
+        free: free parameters of the relaxations, by bounded node and relaxed node. Parameters per row belong to
+            the rows of `wanted`: first all lower bounds, then all upper bounds.
+        wanted: which neurons a backward pass bounds, by node; else those where the intervals leave a kink open.
+        rounding: widen by a bound of all rounding errors.
+
+    Raises:
+        UnsoundBoundsError: bounds cross, which no rounding explains.
+    """
+    targets = targets_of(graph)
+    bounds: Bounds = {0: inputs.interval()}
+    relaxations: Relaxations = {}
+    if method == "forward" and rounding:
+        raise ValueError("forward bounds do not bound rounding errors: prove with method='crown'")
+    linear = forward(graph, inputs) if method == "forward" else {}
+    for index, node in enumerate(graph.nodes[1:], start=1):
+        sources = [bounds[one] for one in node.inputs]
+        interval = RULES[node.op].interval(node, sources)
+        if rounding:
+            interval = widened(node, interval, sources)
+        for other in (known, linear):
+            if other is not None and index in other:
+                interval = _intersection(interval, other[index])
+        bounds[index] = interval
+        if index in targets and _is_refined(graph, index, inputs, method):
+            chosen = wanted.get(index) if wanted is not None else choose(graph, index, interval)
+            if chosen is not None and chosen.index.numel():
+                slopes = None if free is None else free.get(index)
+                bounds[index] = _refined(graph, index, inputs, bounds, chosen, slopes, relaxations, rounding)
+        _check(graph, index, bounds[index])
+    return bounds
+
+
+def targets_of(graph: Graph) -> frozenset[int]:
+    """Nodes that a nonlinear operation reads, without the input."""
+    return frozenset(
+        source
+        for node in graph.nodes
+        if node.op in RULES and RULES[node.op].relax is not None
+        for source in node.inputs
+    ) - {0}
+
+
+def choose(graph: Graph, index: int, interval: Interval) -> Wanted | None:
+    """The neurons of a node whose bounds matter, None if there are none.
+
+    Where only operations with a kink at 0 read the node, these are the neurons whose interval contains 0.
+    """
+    readers = [node.op for node in graph.nodes if index in node.inputs and RULES[node.op].relax is not None]
+    low, high = interval.lower.detach().flatten(1), interval.upper.detach().flatten(1)
+    open_ = (low < 0) & (high > 0) if all(op in _KINKED for op in readers) else low < high
+    if len(graph.nodes[index].shape) == 3:
+        example, place = open_.nonzero(as_tuple=True)
+        return Wanted(place, example) if len(place) else None
+    count = int(open_.sum(1).max()) if len(open_) else 0
+    if not count:
+        return None
+    order = open_.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    return Wanted(order[:, :count])
+
+
+def _is_refined(graph: Graph, index: int, inputs: InputSet, method: Method) -> bool:
+    """Whether a backward pass can improve on the intervals of a node."""
+    mixing, chain = 0, True
+    while index:
+        node = graph.nodes[index]
+        mixing += node.op in _MIXING
+        chain = chain and len(node.inputs) == 1 and node.op in (*_MIXING, *_ONE_TO_ONE)
+        if not chain:
+            break
+        index = node.inputs[0]
+    if chain:  # linear in the input: intervals are exact for a box if values are mixed once
+        return inputs.ball is not None or mixing > 1
+    return method == "crown"
+
+
+def _refined(
+    graph: Graph,
+    index: int,
+    inputs: InputSet,
+    bounds: Bounds,
+    wanted: Wanted,
+    free: Mapping[int, Free] | None,
+    relaxations: Relaxations,
+    rounding: bool,
+) -> Interval:
+    """Bounds of a node with a backward pass for the wanted neurons."""
+    current = bounds[index]
+    shape = current.lower.shape
+    axis = 0 if wanted.example is not None else 1
+    lows, highs = [], []
+    for part, slopes in _chunks(graph, index, wanted, free):
+        at, rows, offset = _start(graph, index, part, current)
+        both = rows.with_coefficients(torch.cat([rows.coefficients, -rows.coefficients], axis))
+        if part.example is not None and rows.offset is not None:
+            both = replace(both, example=part.example.repeat(2), offset=rows.offset.repeat(2, 1))
+        shift = None if offset is None else torch.cat([offset, -offset], axis)
+        found = lower(
+            graph, at, both, inputs, bounds, offset=shift, free=slopes, relaxations=relaxations, rounding=rounding
+        )
+        low, high = found.value.chunk(2, axis)
+        lows.append(low)
+        highs.append(-high)
+    place = wanted.index
+    if wanted.example is not None:
+        place = wanted.example * graph.nodes[index].size + place
+    flat = 0 if wanted.example is not None else 1
+    old_low, old_high = current.lower.flatten(flat), current.upper.flatten(flat)
+    low = torch.maximum(old_low.gather(flat, place), torch.cat(lows, axis))
+    high = torch.minimum(old_high.gather(flat, place), torch.cat(highs, axis))
+    return Interval(old_low.scatter(flat, place, low).view(shape), old_high.scatter(flat, place, high).view(shape))
+
+
+def _start(graph: Graph, index: int, wanted: Wanted, current: Interval) -> tuple[int, Rows, Tensor | None]:
+    """Rows that select neurons; of a linear node they are its weights, as rows over the node's input."""
+    node, dtype = graph.nodes[index], current.lower.dtype
+    if wanted.example is None:
+        if node.op == "linear" and len(node.shape) == 1:
+            bias = node.constants.get("bias")
+            rows = Rows(node.constants["weight"][wanted.index])
+            return node.inputs[0], rows, None if bias is None else bias[wanted.index]
+        ones = torch.zeros(*wanted.index.shape, node.size, dtype=dtype, device=wanted.index.device)
+        ones.scatter_(2, wanted.index.unsqueeze(2), 1.0)
+        return index, Rows(ones.view(*wanted.index.shape, *node.shape)), None
+    channels, height, width = node.shape
+    channel, place = wanted.index // (height * width), wanted.index % (height * width)
+    ones = torch.nn.functional.one_hot(channel, channels).to(dtype).view(-1, channels, 1, 1)
+    corner = torch.stack([place // width, place % width], 1)
+    return index, Rows(ones, wanted.example, corner, (height, width)), None
+
+
+def _chunks(
+    graph: Graph, index: int, wanted: Wanted, free: Mapping[int, Free] | None
+) -> Iterator[tuple[Wanted, Mapping[int, Free] | None]]:
+    """Parts of the wanted neurons, with the free parameters of their rows."""
+    axis = 0 if wanted.example is not None else 1
+    count = wanted.index.shape[axis]
+    if wanted.example is not None:
+        size = _WINDOW_CHUNK
+    else:
+        widest = max(graph.nodes[one].size for one in graph.needed_for([index]))
+        size = max(1, _CHUNK // (2 * widest * len(wanted.index)))
+        size = max(1, -(-count // max(1, -(-count // size))))
+    for start in range(0, count, size):
+        part = slice(start, start + size)
+        example = None if wanted.example is None else wanted.example[part]
+        yield (
+            Wanted(wanted.index.narrow(axis, start, min(size, count - start)), example),
+            None if free is None else {one: _of_rows(value, start, size, count) for one, value in free.items()},
+        )
+
+
+def _of_rows(free: Free, start: int, size: int, count: int) -> Free:
+    if not free.per_row:
+        return free
+    low, high = free.values[:, :count], free.values[:, count:]
+    return Free(torch.cat([low[:, start : start + size], high[:, start : start + size]], 1), True)
+
+
+def _intersection(first: Interval, second: Interval) -> Interval:
+    return Interval(torch.maximum(first.lower, second.lower), torch.minimum(first.upper, second.upper))
+
+
+def _check(graph: Graph, index: int, interval: Interval) -> None:
+    crossed = (interval.lower - interval.upper).detach()
+    size = 1 + torch.maximum(interval.lower.detach().abs(), interval.upper.detach().abs())
+    tolerance = 1e3 * torch.finfo(crossed.dtype).eps
+    if bool((crossed > tolerance * len(graph.nodes) * size).any()):
+        node = graph.nodes[index]
+        raise UnsoundBoundsError(
+            f"{graph.source}: the bounds of node {node.name!r} ({node.op}) cross by {float(crossed.max()):g}"
+        )
