@@ -1,6 +1,7 @@
 """Certificates in an evaluation: verdicts, counterexamples, and what is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from half_space import (
 )
 from robustly.certification import CertificateResult, Verdict
 from robustly.evaluation import EvaluationError, Suite, evaluate
-from robustly.evidence import Evidence
+from robustly.evaluation.recording import certificate_columns
+from robustly.evidence import Evidence, read_evidence, write_evidence
+from robustly.randomness import KeyedGenerator
+from staged_certificate import SPENT, StagedCertificate
 
 
 def evaluated(decision: HalfSpaceDecision) -> Evidence:
@@ -115,3 +119,35 @@ def test_verdicts_and_radii_do_not_depend_on_batch_size() -> None:
         mine, theirs = one.table.certificates[name], other.table.certificates[name]
         np.testing.assert_array_equal(mine.verdict, theirs.verdict)
         np.testing.assert_allclose(mine.radius, theirs.radius, rtol=1e-5)
+
+
+def test_stages_work_and_reasons_are_recorded_and_survive_the_disk(tmp_path: Path) -> None:
+    suite = Suite("staged", {"across": StraightAcross()}, certificates={"staged": StagedCertificate(30)})
+    evidence = evaluate(half_space(), images(), THREAT, suite, batch_size=7)
+    write_evidence(evidence, tmp_path)
+    columns = read_evidence(tmp_path).table.certificates["staged"]
+    expected = StagedCertificate(30)(
+        half_space(), images().floats(), images().labels, threat=THREAT, generator=KeyedGenerator(0, images().ids)
+    )
+    assert tuple(columns.stage) == expected.stage
+    assert tuple(columns.reason) == expected.reason
+    np.testing.assert_array_equal(columns.work, expected.work)
+    np.testing.assert_array_equal(columns.seconds, expected.seconds)
+    np.testing.assert_array_equal(columns.reason == SPENT, columns.open)
+    (numbers,) = read_evidence(tmp_path).summary.metrics.certificates
+    assert list(numbers.stages) == ["attack", "ibp", "crown", "branch"]
+    assert numbers.stages["attack"].falsified == numbers.stages["attack"].count == int(columns.falsified.sum())
+    assert numbers.reasons == {SPENT: int(columns.open.sum())}
+    interval = evidence.summary.metrics.interval
+    assert interval is not None
+    assert interval.attacked.hits - interval.certified.hits == interval.undecided > 0
+
+
+def test_texts_of_a_certificate_are_one_for_each_example_and_printable() -> None:
+    part = StagedCertificate()(
+        half_space(), images().floats(), images().labels, threat=THREAT, generator=KeyedGenerator(0, images().ids)
+    )
+    with pytest.raises(ValueError, match="stage has 2 texts for 20 examples"):
+        replace(part, stage=("a", "b"))
+    columns = certificate_columns(replace(part, reason=("\x1b[2Jone\ntwo " + "x" * 999,) * 20))
+    assert set(columns.reason) == {("?[2Jone two " + "x" * 999)[:200]}

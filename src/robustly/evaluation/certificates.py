@@ -1,6 +1,6 @@
 """Run the certificates of a suite, and confirm their counterexamples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -115,7 +115,19 @@ def run_certificate(
         lower_bound=torch.cat([_lower_bound(part) for part in parts]),
         failure_probability=max(part.failure_probability for part in parts),
         counterexample=counterexample,
+        stage=_texts([part.stage for part in parts], chunks),
+        reason=_texts([part.reason for part in parts], chunks),
+        work=torch.cat([torch.zeros_like(part.prediction) if part.work is None else part.work for part in parts]),
+        seconds=torch.cat(
+            [torch.full_like(part.radius, torch.nan) if part.seconds is None else part.seconds for part in parts]
+        ),
     )
+
+
+def _texts(parts: Sequence[Sequence[str] | None], chunks: Sequence[Tensor]) -> tuple[str, ...]:
+    """The texts of all chunks; empty ones for a chunk without texts."""
+    pairs = zip(parts, chunks, strict=True)
+    return tuple(word for part, chunk in pairs for word in (part or [""] * len(chunk)))
 
 
 def _lower_bound(part: CertificateResult) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from robustly.evidence.schema import AttackColumns, CertificateColumns, EvidenceTable, Flags, Verdict, Whole
+from robustly.evidence.schema import AttackColumns, CertificateColumns, EvidenceTable, Flags, Texts, Verdict, Whole
 from robustly.evidence.summary import (
     AttackSummary,
     CertificateSummary,
@@ -12,13 +12,17 @@ from robustly.evidence.summary import (
     CertifiedSummary,
     ClassSummary,
     Metrics,
+    RobustInterval,
     SecurityCurve,
+    StageSummary,
     WorstCaseSummary,
 )
 from robustly.statistics import Proportion
 
 MODEL = "model"
 """Value of `certifies` for certificates of the attacked model itself."""
+STAGES = ("attack", "ibp", "crown_ibp", "forward", "crown", "alpha", "branch", "split", "milp")
+"""Names of the verifier's methods, from cheap to costly; others follow by name."""
 
 
 def metrics(
@@ -46,6 +50,7 @@ def metrics(
         attacks={name: _attack(columns) for name, columns in table.attacks.items()},
         worst_case=WorstCaseSummary(_share(worst), _share(~table.worst_case.broken_8bit)),
         certified=_certified(table, of_model, limit),
+        interval=_interval(table, {name: certificates[name] for name in of_model}, limit),
         certificates=tuple(
             _certificate(name, table.certificates[name], terms, limit) for name, terms in certificates.items()
         ),
@@ -80,10 +85,12 @@ def contradictions(table: EvidenceTable, certificates: Mapping[str, CertificateT
 
 
 def certified_at(table: EvidenceTable, certificate: CertificateColumns, size: float) -> Flags:
-    """Mask of the rows whose label is proved up to a size, `(N,)`; sizes are compared in single precision."""
-    proved: Flags = (certificate.radius.astype(np.float32) >= size) & (
-        certificate.prediction == table.examples.label
-    )
+    """Mask of the rows whose label is proved up to a size, `(N,)`.
+
+    A radius that is the size in single precision reaches it: the threat has this size there.
+    """
+    reached = (certificate.radius >= size) | (certificate.radius == float(np.float32(size)))
+    proved: Flags = reached & (certificate.prediction == table.examples.label)
     return proved
 
 
@@ -114,7 +121,59 @@ def _certificate(
     name: str, columns: CertificateColumns, terms: CertificateTerms, limit: float
 ) -> CertificateSummary:
     verdicts = {one.word: int((columns.verdict == one).sum()) for one in Verdict}
-    return CertificateSummary(name, terms, limit, _share(columns.verified), verdicts)
+    return CertificateSummary(
+        name,
+        terms,
+        limit,
+        _share(columns.verified),
+        verdicts,
+        _stages(columns),
+        _reasons(columns.reason[columns.open]),
+    )
+
+
+def _interval(
+    table: EvidenceTable, certificates: Mapping[str, CertificateTerms], limit: float
+) -> RobustInterval | None:
+    if not certificates:
+        return None
+    columns = [table.certificates[name] for name in certificates]
+    verified = np.any([one.verified for one in columns], axis=0)
+    refuted = np.any([table.worst_case.broken, *(one.falsified for one in columns)], axis=0)
+    risks = [one.failure_probability for one in certificates.values()]
+    known = [risk for risk in risks if risk is not None]
+    # any of the certificates may be the wrong one of a row
+    risk = min(1.0, float(sum(known))) if len(known) == len(risks) else None
+    undecided = int((~verified & ~refuted).sum())
+    return RobustInterval(_share(verified), _share(~refuted), undecided, limit, risk)
+
+
+def _stages(columns: CertificateColumns) -> dict[str, StageSummary]:
+    found = {}
+    for name in sorted(set(columns.stage.tolist()) - {""}, key=stage_rank):
+        here = columns.stage == name
+        seconds = columns.seconds[here]
+        measured = not np.isnan(seconds).any()
+        found[name] = StageSummary(
+            count=int(here.sum()),
+            verified=int((columns.verified & here).sum()),
+            falsified=int((columns.falsified & here).sum()),
+            work=int(columns.work[here].sum()),
+            seconds=float(seconds.sum()) if measured else None,
+        )
+    return found
+
+
+def stage_rank(name: str) -> tuple[int, str]:
+    """Sort key of the name of a stage: from cheap to costly, others after them."""
+    return (STAGES.index(name) if name in STAGES else len(STAGES), name)
+
+
+def _reasons(reasons: Texts) -> dict[str, int]:
+    """The number of each reason, the most frequent first."""
+    words, counts = np.unique(reasons[reasons != ""], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {str(words[i]): int(counts[i]) for i in order}
 
 
 def _per_class(label: Whole, correct: Flags, worst: Flags, classes: Sequence[str]) -> tuple[ClassSummary, ...]:
