@@ -83,8 +83,7 @@ def falsify_each(
     spec: Specification,
     *,
     steps: int = 20,
-    seed: int = 0,
-    ids: Tensor | None = None,
+    generator: KeyedGenerator | None = None,
     start: Tensor | None = None,
     deadline: Deadline | None = None,
 ) -> Found:
@@ -95,14 +94,13 @@ def falsify_each(
         inputs: a set for each of B examples.
         spec: a property for each.
         steps: gradient steps.
-        seed: seed of the random starts.
-        ids: ids of the examples, `(B,)`, to which the random starts are keyed; None for 0 to B-1.
+        generator: random numbers of the starts; None for seed 0 and ids 0 to B-1.
         start: starts, `(B, *shape)`; None for a random point of each box.
         deadline: moment at which the search stops.
     """
     low, high = inside(inputs)
-    ids = torch.arange(len(low), device=low.device) if ids is None else ids
-    share = KeyedGenerator(seed, ids).fold("falsify").uniform(*low.shape[1:]).double()
+    generator = generator or KeyedGenerator(0, torch.arange(len(low), device=low.device))
+    share = generator.fold("falsify").uniform(*low.shape[1:]).double()
     begin = low.double() + share * (high.double() - low.double()) if start is None else start.double()
     nearest = torch.full((len(low),), -1, device=low.device)
     problem = _Problem(inputs, low, high, spec, nearest, torch.zeros_like(nearest, dtype=torch.bool))
