@@ -7,7 +7,7 @@ import pytest
 from tables import attack, certificate, examples, worst_case
 
 from robustly.evidence import EvidenceTable, Verdict
-from robustly.evidence.metrics import certified_at, contradictions, metrics
+from robustly.evidence.metrics import certified_at, contradiction_problem, contradictions, metrics
 from robustly.evidence.schema import CertificateColumns, CurveColumns
 from robustly.evidence.summary import CertificateTerms, RobustInterval, StageSummary
 from robustly.statistics import Proportion
@@ -111,8 +111,9 @@ def test_contradictions_of_certificates_and_attacks(
     verdict: list[Verdict], radius: list[float], refuted: list[int]
 ) -> None:
     table = replace(TABLE, certificates={"c": certificate(verdict, radius, [0, 1, 0, 1, 1])})
-    assert contradictions(table, {"c": MODEL}).tolist() == [bool(one) for one in refuted]
-    assert not contradictions(table, {"c": SMOOTHED}).any(), "it speaks of another classifier"
+    assert contradictions(table, "c", MODEL).tolist() == [bool(one) for one in refuted]
+    assert not contradictions(table, "c", SMOOTHED).any(), "it speaks of another classifier"
+    assert ("by c at a size" in contradiction_problem(table, {"c": MODEL})) == any(refuted)
 
 
 def test_a_counterexample_of_one_certificate_contradicts_another() -> None:
@@ -121,7 +122,28 @@ def test_a_counterexample_of_one_certificate_contradicts_another() -> None:
         "search": certificate([U, U, U, F, U], [0.0] * 5, [0, 1, 0, 1, 1]),
     }
     table = replace(TABLE, certificates=two)
-    assert contradictions(table, {"proof": MODEL, "search": MODEL}).tolist() == [False, False, False, True, False]
+    assert contradictions(table, "proof", MODEL).tolist() == [False, False, False, True, False]
+    assert not contradictions(table, "search", MODEL).any()
+    assert "1 examples are certified by proof" in contradiction_problem(table, {"search": MODEL, "proof": MODEL})
+
+
+def test_an_image_of_the_curve_refutes_a_radius() -> None:
+    """Row 2 broke at the size 0.05 of the curve, where no attack was run at full size."""
+    table = replace(TABLE, certificates={"c": certificate([U] * 5, [0.0, 0.0, 0.06, 0.0, 0.0], [0, 1, 0, 1, 1])})
+    assert not contradictions(table, "c", MODEL).any()
+    broke = replace(table, curve=CurveColumns(np.array([INF, 0.0, 0.05, INF, NAN], dtype=np.float32)))
+    assert contradictions(broke, "c", MODEL).tolist() == [False, False, True, False, False]
+
+
+def test_a_proof_that_may_be_wrong_is_refused_only_beyond_chance() -> None:
+    table = replace(TABLE, certificates={"c": certificate([V, U, V, V, U], [0.1] * 5, [0, 1, 0, 1, 1])})
+    terms = {risk: {"c": CertificateTerms("model", risk)} for risk in (0.0, 1e-9, 0.01)}
+    assert contradiction_problem(table, terms[0.0]).endswith("broken")
+    assert "failure probability of 1e-09" in contradiction_problem(table, terms[1e-9])
+    assert not contradiction_problem(table, terms[0.01])
+    interval = metrics(table, certificates=terms[0.01], classes=(), limit=0.1, curve=[]).interval
+    assert interval is not None
+    assert (interval.certified.hits, interval.attacked.hits) == (2, 2), "a broken row is not certified"
 
 
 def staged(verdict: list[Verdict], stage: list[str], reason: list[str]) -> CertificateColumns:

@@ -17,10 +17,11 @@ from robustly.evidence.summary import (
     StageSummary,
     WorstCaseSummary,
 )
-from robustly.statistics import Proportion
+from robustly.statistics import Proportion, binomial_tail
 
 MODEL = "model"
 """Value of `certifies` for certificates of the attacked model itself."""
+_CHANCE = 1e-6
 STAGES = ("attack", "ibp", "crown_ibp", "forward", "crown", "alpha", "branch", "split", "milp")
 """Names of the verifier's methods, from cheap to costly; others follow by name."""
 
@@ -60,28 +61,44 @@ def metrics(
     )
 
 
-def contradictions(table: EvidenceTable, certificates: Mapping[str, CertificateTerms]) -> Flags:
-    """Mask of the rows that a certificate of the model proves and other evidence refutes, `(N,)`.
+def contradictions(table: EvidenceTable, name: str, terms: CertificateTerms) -> Flags:
+    """Mask of the rows that a certificate proves and other evidence refutes, `(N,)`; only one of the model can be.
 
     A row is refuted if an adversarial example is stored at a certified size, or if the row is verified and broken
     by an attack, or verified and falsified by another certificate.
     """
+    if terms.certifies != MODEL:
+        return np.zeros(len(table), dtype=bool)
     nearest = np.full(len(table), np.inf)
     refuted = np.zeros(len(table), dtype=bool)
+    found = [attack.distance for attack in table.attacks.values()]
+    for distance in [*found, *([] if table.curve is None else [table.curve.distance])]:
+        nearest = np.fmin(nearest, distance.astype(np.float64))
     for attack in table.attacks.values():
-        distance = attack.distance.astype(np.float64)
-        nearest = np.minimum(nearest, np.where(np.isnan(distance), np.inf, distance))
-        refuted |= attack.broken & attack.tried & np.isfinite(distance)
+        refuted |= attack.broken & attack.tried & np.isfinite(attack.distance)
     for certificate in table.certificates.values():
         refuted |= certificate.falsified
-    found = np.zeros(len(table), dtype=bool)
+    columns = table.certificates[name]
+    beyond = columns.radius * (1 - 1e-5) > nearest + 1e-6
+    contradicted: Flags = ((columns.prediction == table.examples.label) & beyond) | (columns.verified & refuted)
+    return contradicted
+
+
+def contradiction_problem(table: EvidenceTable, certificates: Mapping[str, CertificateTerms]) -> str:
+    """The problem with certificates that other evidence refutes, or an empty text.
+
+    A deterministic proof must never be refuted. One that may be wrong with a stated probability must not be refuted
+    more often than binomial chance explains, at a level of one in a million.
+    """
     for name, terms in certificates.items():
-        if terms.certifies == MODEL:
-            columns = table.certificates[name]
-            beyond = columns.radius * (1 - 1e-5) > nearest + 1e-6
-            found |= (columns.prediction == table.examples.label) & beyond
-            found |= columns.verified & refuted
-    return found
+        columns = table.certificates[name]
+        wrong = int(contradictions(table, name, terms).sum())
+        claims = int(((columns.radius > 0) & (columns.prediction == table.examples.label) | columns.verified).sum())
+        risk = terms.failure_probability or 0.0
+        if wrong and binomial_tail(wrong, claims, risk) < _CHANCE:
+            chance = f", far more than its failure probability of {risk:g} explains" if risk else ""
+            return f"{wrong} examples are certified by {name} at a size at which they are broken{chance}"
+    return ""
 
 
 def certified_at(table: EvidenceTable, certificate: CertificateColumns, size: float) -> Flags:
@@ -138,8 +155,8 @@ def _interval(
     if not certificates:
         return None
     columns = [table.certificates[name] for name in certificates]
-    verified = np.any([one.verified for one in columns], axis=0)
     refuted = np.any([table.worst_case.broken, *(one.falsified for one in columns)], axis=0)
+    verified = np.any([one.verified for one in columns], axis=0) & ~refuted
     risks = [one.failure_probability for one in certificates.values()]
     known = [risk for risk in risks if risk is not None]
     # any of the certificates may be the wrong one of a row
