@@ -13,8 +13,8 @@ MOST_INPUTS = 100
 def forward(graph: Graph, inputs: InputSet) -> dict[int, Interval]:
     """Bounds of every node from two linear functions of the input, which are moved forwards.
 
-    For a search only: rounding errors are not bounded. A linear operation maps the pair (function below, function above) as it maps an interval, for the coefficients
-    of each input and for the constant part.
+    For a search only: rounding errors are not bounded. A linear operation maps the pair (function below, function
+    above) as it maps an interval, for the coefficients of each input and for the constant part.
 
     Raises:
         UnsupportedOperationError: the network has more than `MOST_INPUTS` inputs.
