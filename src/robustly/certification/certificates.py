@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.certification.contract import CertificateResult
+from robustly.certification.contract import CertificateResult, joined_results
 from robustly.certification.deadline import Deadline
 from robustly.certification.network import Graph
 from robustly.certification.outcome import Outcome
@@ -124,13 +124,17 @@ class GraphCertificate:
     ) -> CertificateResult:
         """Certify a batch without a time limit; arguments as for an attack."""
         result = self.screen(model, x, y, threat=threat, generator=generator)
-        for row in (result.verdict == Verdict.UNKNOWN).nonzero()[:, 0].tolist():
-            one = torch.tensor([row], device=x.device)
-            ended = self.finish(
-                model, x[one], y[one], result.select(one), threat=threat, deadline=Deadline()
-            )
-            result = result.replaced(row, ended)
-        return result
+        parts = [result.select(torch.tensor([row], device=x.device)) for row in range(len(x))]
+        for row, part in enumerate(parts):
+            if int(part.verdict) == Verdict.UNKNOWN:
+                image, label = x[row : row + 1], y[row : row + 1]
+                parts[row] = self.finish(model, image, label, part, threat=threat, deadline=Deadline())
+        return joined_results(parts) if parts else result
+
+    @property
+    def seconds(self) -> float | None:
+        """Time for branch and bound of all examples together; None for no limit."""
+        return self.settings.seconds
 
     def screen(
         self,
@@ -243,7 +247,9 @@ def _outputs(model: nn.Module, x: Tensor) -> Tensor:
     return outputs
 
 
-def _result(outcomes: Sequence[Outcome], radius: Tensor, x: Tensor, y: Tensor, seconds: Tensor) -> CertificateResult:
+def _result(
+    outcomes: Sequence[Outcome], radius: Tensor, x: Tensor, y: Tensor, seconds: Tensor
+) -> CertificateResult:
     verdict = torch.tensor([int(one.verdict) for one in outcomes], dtype=torch.int8, device=x.device)
     counterexample = x.clone()
     for row, one in enumerate(outcomes):
