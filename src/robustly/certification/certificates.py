@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -40,7 +40,7 @@ class BoundCertificate:
     """
 
     method: Method = "auto"
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     halvings: int = 4
     seconds: float | None = None
     double: bool = False
