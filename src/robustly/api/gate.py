@@ -11,7 +11,7 @@ from robustly.evaluation.diagnostics import masking_suspected
 from robustly.evaluation.suites import SUITES
 from robustly.evidence import Evidence, Summary, read_evidence
 from robustly.evidence.audit_record import AuditRecord
-from robustly.evidence.schema import SCHEMA
+from robustly.evidence.schema import RULES_SINCE
 from robustly.evidence.storage import read_summary_fields
 from robustly.settings import SettingsError
 from robustly.statistics import Proportion
@@ -159,7 +159,7 @@ def _sound(folder: Path, evidence: Evidence) -> Condition:
         checks.append(numbers_check(evidence, read_summary_fields(folder)))
     wrong = [f"{one.name}: {one.problem}" for one in checks if not one.passed]
     silent = set(masking_suspected(evidence.summary.findings)) - set(evidence.summary.masking)
-    if silent and evidence.summary.schema == SCHEMA:
+    if silent and evidence.summary.schema >= RULES_SINCE:
         wrong.append(f"a failed diagnostic is not among the sentences on masked gradients: {min(silent)}")
     return Condition("evidence", not wrong, "; ".join(wrong) or "files, rows and numbers belong together")
 

@@ -1,6 +1,12 @@
 """Certificates: proofs that no attack can break an example."""
 
-from robustly.certification.contract import Certificate, CertificateResult, verdicts_of_radii
+from robustly.certification.contract import (
+    Certificate,
+    CertificateResult,
+    ChecksModel,
+    ProvesAgain,
+    verdicts_of_radii,
+)
 from robustly.evidence import Verdict
 
-__all__ = ["Certificate", "CertificateResult", "Verdict", "verdicts_of_radii"]
+__all__ = ["Certificate", "CertificateResult", "ChecksModel", "ProvesAgain", "Verdict", "verdicts_of_radii"]

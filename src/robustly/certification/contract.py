@@ -30,6 +30,15 @@ class CertificateResult:
         failure_probability: probability, per example, that the proof is wrong; 0 for a deterministic one.
         counterexample: images in the threat set that the model misclassifies, `(N, ...)`, in the rows with the
             verdict `FALSIFIED`; other rows are ignored. None if there are no such rows.
+        stage: name of the method that decided each example, or of the last one tried, such as "attack", "crown" or
+            "branch"; N names, None if the certificate has one method only.
+        reason: for each open example, the cause in words; N texts, empty where the example is decided. Few distinct
+            ones, without numbers of the example, because reports count them. None if there are none.
+        work: work spent on each example, in bounded domains or samples, `(N,)`; None if it is not counted.
+        seconds: time spent on each example, `(N,)`; None if it is not measured. Reported, never audited.
+
+    Raises:
+        ValueError: stages or reasons are not one for each example.
     """
 
     verdict: Int8[Tensor, " n"]
@@ -39,6 +48,16 @@ class CertificateResult:
     lower_bound: Float[Tensor, " n"] | None = None
     failure_probability: float = 0.0
     counterexample: Float[Tensor, "n ..."] | None = None
+    stage: tuple[str, ...] | None = None
+    reason: tuple[str, ...] | None = None
+    work: Int64[Tensor, " n"] | None = None
+    seconds: Float[Tensor, " n"] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("stage", "reason"):
+            words = getattr(self, name)
+            if words is not None and len(words) != len(self.verdict):
+                raise ValueError(f"{name} has {len(words)} texts for {len(self.verdict)} examples")
 
 
 @runtime_checkable
@@ -63,6 +82,36 @@ class Certificate(Protocol):
         generator: KeyedGenerator,
     ) -> CertificateResult:
         """Certify a batch; arguments as for an attack."""
+        ...
+
+
+@runtime_checkable
+class ChecksModel(Protocol):
+    """A certificate with a check of the model before any work."""
+
+    def check(self, model: nn.Module, x: Float[Tensor, "n ..."], *, threat: ThreatModel) -> None:
+        """Refuse what the certificate does not support.
+
+        Args:
+            model: the model.
+            x: a few images `(N, ...)`, for their shape.
+            threat: the threat model.
+
+        Raises:
+            ValueError: an operation of the model or the threat is not supported; the message is one sentence.
+        """
+        ...
+
+
+@runtime_checkable
+class ProvesAgain(Protocol):
+    """A certificate that audits can repeat with more work."""
+
+    def again(self, work_factor: int) -> Certificate:
+        """The same certificate with `work_factor` times its budget of work, computing in float64.
+
+        What this certificate verifies, the returned one must verify too.
+        """
         ...
 
 

@@ -1,4 +1,4 @@
-"""Input sets: a box for each example, or the intersection of a box and a ball, and least values of rows over them."""
+"""Input sets: a box for each example, or the intersection of a box and a ball, and least values of rows."""
 
 from dataclasses import dataclass, replace
 
@@ -166,7 +166,7 @@ def _l2_in_box(slopes: Tensor, down: Tensor, up: Tensor, radius: Tensor) -> Tens
             too_far = change.norm(dim=-1) > radius
             low, high = torch.where(too_far, middle, low), torch.where(too_far, high, middle)
     change = _best_change(slopes, down, up, high)
-    value = (slopes * change + high.unsqueeze(-1) * change**2 / 2).sum(-1)
+    value: Tensor = (slopes * change + high.unsqueeze(-1) * change**2 / 2).sum(-1)
     return value - high * radius**2 / 2
 
 
@@ -194,4 +194,5 @@ def _few_pixels(gain: Tensor, count: Tensor, lead: int) -> Tensor:
     pixels = gain.sum(lead).flatten(lead) if gain.ndim - lead >= 3 else gain.flatten(lead)
     ordered = pixels.clamp_max(0).sort(dim=-1).values
     allowed = torch.arange(ordered.shape[-1], device=gain.device) < count.unsqueeze(-1)
-    return (ordered * allowed).sum(-1)
+    found: Tensor = (ordered * allowed).sum(-1)
+    return found

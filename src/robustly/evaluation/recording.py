@@ -1,8 +1,9 @@
 """Conversion between PyTorch and evidence: tensors and arrays, and records of plain values for the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,10 +20,13 @@ from robustly.evidence.provenance import (
     SuiteRecord,
     ThreatRecord,
 )
-from robustly.evidence.schema import CertificateColumns
+from robustly.evidence.schema import CertificateColumns, Texts
 from robustly.models import weights_hash
 from robustly.models.adapter import model_name
+from robustly.output_text import one_line
 from robustly.threats import Threat, ThreatModel, parse_threat
+
+_LONGEST_TEXT = 200
 
 
 def as_array(values: Tensor, dtype: torch.dtype | None = None) -> NDArray[Any]:
@@ -45,13 +49,22 @@ def stored_images(ids: Tensor, images: Tensor, theta: Tensor | None = None) -> S
 
 def certificate_columns(found: CertificateResult) -> CertificateColumns:
     """The columns of a certificate."""
-    bound = found.lower_bound
+    bound, count = found.lower_bound, len(found.verdict)
     return CertificateColumns(
         verdict=as_array(found.verdict),
         radius=as_array(found.radius, torch.float64),
         prediction=as_array(found.prediction),
         lower_bound=as_array(torch.full_like(found.radius, torch.nan) if bound is None else bound, torch.float64),
+        stage=_texts(found.stage, count),
+        reason=_texts(found.reason, count),
+        work=np.zeros(count, dtype=np.int64) if found.work is None else as_array(found.work),
+        seconds=np.full(count, np.nan) if found.seconds is None else as_array(found.seconds, torch.float64),
     )
+
+
+def _texts(words: Sequence[str] | None, count: int) -> Texts:
+    """Texts as a column; characters that are not printed in one line are replaced, and long texts are cut."""
+    return np.array([""] * count if words is None else [one_line(word)[:_LONGEST_TEXT] for word in words], np.str_)
 
 
 def model_record(target: EvaluationTarget) -> ModelRecord:

@@ -115,7 +115,7 @@ def test_a_verified_row_that_an_attack_broke_is_a_contradiction(folder: Path) ->
     row = np.flatnonzero(attack.broken & attack.tried)[0]
     columns.verdict[row], columns.radius[row] = Verdict.VERIFIED, 0.2
     reseal(evidence, folder)
-    assert "no example both certified and broken: 1 are" in failed(folder)
+    assert "no example both certified and broken: 1 examples are certified by proof" in failed(folder)
 
 
 def originals(stored: StoredImages) -> StoredImages:

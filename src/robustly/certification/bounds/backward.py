@@ -5,7 +5,7 @@ Upper bounds do not occur: the upper bound of a row is minus the lower bound of 
 """
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -101,8 +101,7 @@ def lower(
             current = current.dense()
         if local and rule.relax is not None:
             bias = bias + InputSet(*bounds[index]).least(current)
-            if rounding:
-                lost = lost + relative_error(node.size) * row_magnitude(current, bounds[index])
+            lost = lost + relative_error(node.size) * row_magnitude(current, bounds[index]) if rounding else lost
             continue
         relaxation = _relaxation(node, index, rule, current, bounds, free, relaxations)
         if keep and rule.relax is not None:
@@ -115,17 +114,30 @@ def lower(
         for source, part in zip(node.inputs, pushed.inputs, strict=True):
             if part is not None:
                 pending[source] = add_rows(pending.get(source), part)
-    last = pending.get(0)
-    if last is None:
+    return _at_inputs(graph, inputs, pending.get(0), bias, lost, kept, added, exact=exact, rounding=rounding)
+
+
+def _at_inputs(
+    graph: Graph,
+    inputs: InputSet,
+    rows: Rows | None,
+    bias: Tensor,
+    lost: Tensor,
+    kept: Mapping[int, Tensor],
+    added: Mapping[int, Tensor] | None,
+    *,
+    exact: bool,
+    rounding: bool,
+) -> Bounded:
+    """Least values over the input sets of rows that have arrived there."""
+    if rows is None:
         return Bounded(bias - lost, None, bias - lost, kept)
     if added is not None and 0 in added:
-        last = last.with_coefficients(last.coefficients + added[0])
+        rows = rows.with_coefficients(rows.coefficients + added[0])
     if rounding:
-        lost = lost + relative_error(graph.nodes[0].size + len(graph.nodes)) * row_magnitude(
-            last, inputs.interval()
-        )
-    value = inputs.least(last, exact=exact) + (bias - lost)
-    return Bounded(value, last, bias - lost, kept)
+        terms = graph.nodes[0].size + len(graph.nodes)
+        lost = lost + relative_error(terms) * row_magnitude(rows, inputs.interval())
+    return Bounded(inputs.least(rows, exact=exact) + (bias - lost), rows, bias - lost, kept)
 
 
 def _relaxation(
@@ -143,7 +155,7 @@ def _relaxation(
     chosen = None if free is None else free.get(index)
     if chosen is not None and chosen.per_row:
         gathered = [Interval(rows.gather(one.lower), rows.gather(one.upper)) for one in intervals]
-        return rule.relax(node, gathered, chosen.values)
+        return replace(rule.relax(node, gathered, chosen.values), per_row=True)
     if chosen is not None:
         return rule.relax(node, intervals, chosen.values)
     if index not in relaxations:

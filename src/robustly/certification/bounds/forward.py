@@ -13,8 +13,8 @@ MOST_INPUTS = 100
 def forward(graph: Graph, inputs: InputSet) -> dict[int, Interval]:
     """Bounds of every node from two linear functions of the input, which are moved forwards.
 
-    For a search only: rounding errors are not bounded. A linear operation maps the pair (function below, function above) as it maps an interval, for the coefficients
-    of each input and for the constant part.
+    For a search only: rounding errors are not bounded. A linear operation maps the pair (function below, function
+    above) as it maps an interval, for the coefficients of each input and for the constant part.
 
     Raises:
         UnsupportedOperationError: the network has more than `MOST_INPUTS` inputs.
@@ -44,7 +44,7 @@ def forward(graph: Graph, inputs: InputSet) -> dict[int, Interval]:
             slopes[index] = Interval(*((side - shift).view(batch, count, *node.shape) for side in moved))
         else:
             relaxation = rule.relax(node, sources, None)
-            if not isinstance(relaxation, Relaxation):
+            if relaxation.index is not None or len(node.inputs) > 1:
                 slopes[index] = Interval(*(interval.lower.new_zeros(batch, count, *node.shape),) * 2)
                 parts[index] = interval
             else:

@@ -1,4 +1,4 @@
-"""Rounding errors of float64 arithmetic, after Higham, "Accuracy and Stability of Numerical Algorithms", chapter 3."""
+"""Rounding errors of float64 arithmetic (Higham, "Accuracy and Stability of Numerical Algorithms", chapter 3)."""
 
 import torch
 from torch import Tensor

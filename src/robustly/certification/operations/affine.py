@@ -143,14 +143,13 @@ def _conv_windows(node: Node, rows: Rows) -> Rows:
 
 def _one_product_pays(node: Node, h: int, w: int) -> bool:
     """True if one product with the matrix of the adjoint costs little more arithmetic than the convolution."""
-    weight, (down, right), (over, across) = (
-        node.constants["weight"],
-        node.settings["stride"],
-        node.settings["dilation"],
-    )
-    height = (h - 1) * down + over * (weight.shape[2] - 1) + 1
-    width = (w - 1) * right + across * (weight.shape[3] - 1) + 1
-    return height * width * node.settings["groups"] <= 8 * weight.shape[2] * weight.shape[3]
+    setting, kernel = node.settings, node.constants["weight"].shape[2:]
+    spread: list[int] = [
+        (size - 1) * stride + dilation * (taps - 1) + 1
+        for size, stride, dilation, taps in zip((h, w), setting["stride"], setting["dilation"], kernel, strict=True)
+    ]
+    cost: int = math.prod(spread) * setting["groups"]
+    return cost <= 8 * kernel.numel()
 
 
 def inside_plane(rows: Rows) -> Rows:

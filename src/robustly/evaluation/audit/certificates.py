@@ -9,7 +9,7 @@ from robustly.evaluation.certificates import is_counterexample
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence
-from robustly.evidence.metrics import MODEL, certified_at, contradictions
+from robustly.evidence.metrics import MODEL, certified_at, contradiction_problem
 from robustly.evidence.schema import CertificateColumns, EvidenceTable
 from robustly.threats import ThreatModel
 
@@ -26,8 +26,7 @@ def certificates_checks(evidence: Evidence, target: EvaluationTarget) -> Iterato
         yield Check(f"certificate {name}: verdicts follow from the rows", problem)
         yield Check(f"certificate {name}: counterexamples", _image_problem(name, columns, evidence, target))
     if terms:
-        count = int(contradictions(table, summary.terms).sum())
-        yield Check("no example both certified and broken", f"{count} are" if count else "")
+        yield Check("no example both certified and broken", contradiction_problem(table, summary.terms))
 
 
 def _row_problem(table: EvidenceTable, columns: CertificateColumns, certifies: str, limit: float) -> str:

@@ -16,7 +16,7 @@ from robustly.evaluation.audit.sampling import BROKEN_LEAST, BROKEN_SHARE, Sampl
 from robustly.evaluation.audit.selection import Closeness, misplaced
 from robustly.evaluation.certificates import run_certificate
 from robustly.evaluation.curve import curve_radii
-from robustly.evaluation.recording import as_array, certificate_columns
+from robustly.evaluation.recording import as_array
 from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.evaluation.target import EvaluationTarget, no_progress
 from robustly.evidence import Evidence
@@ -211,11 +211,12 @@ def _certificate_problem(
     falsified may differ, because they depend on the available time.
     """
     result = run_certificate(target, certificate, name, no_progress)
-    if result.certifies != terms.certifies:
-        return f"it certifies {result.certifies}, not {terms.certifies}"
-    if terms.failure_probability is not None and result.failure_probability > terms.failure_probability:
-        return f"its failure probability is {result.failure_probability:g}, not {terms.failure_probability:g}"
-    again = certificate_columns(result)
+    stated_risk, risk = terms.failure_probability, result.terms.failure_probability or 0.0
+    if result.terms.certifies != terms.certifies:
+        return f"it certifies {result.terms.certifies}, not {terms.certifies}"
+    if stated_risk is not None and risk > stated_risk:
+        return f"its failure probability is {risk:g}, not {stated_risk:g}"
+    again = result.columns
     wrong = ~np.isclose(stated.radius, again.radius, rtol=1e-4, atol=1e-6)
     wrong |= (stated.prediction != again.prediction) | (stated.verified & ~again.verified)
     wrong |= stated.verified & ~np.isclose(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from robustly.evidence import EvidenceTable
-from robustly.evidence.schema import SCHEMA
+from robustly.evidence.schema import RULES_SINCE
 from robustly.reports.formats import count, percent
 from robustly.reports.run import RunEvidence
 
@@ -47,7 +47,7 @@ def _strength(run: RunEvidence) -> Iterator[str]:
         yield "The evidence was not audited as it is now."
     elif not run.audit.passed:
         yield f"The last audit failed: {'; '.join(run.audit.failed)}."
-    if evaluation.schema < SCHEMA:
+    if evaluation.schema < RULES_SINCE:
         yield f"The evidence is of the older schema {evaluation.schema}, which an audit checks by older rules."
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from robustly.evidence import Finding, Summary
 from robustly.evidence.partial_unions import LeftOut
-from robustly.evidence.schema import SCHEMA
+from robustly.evidence.schema import RULES_SINCE
 from robustly.reports.figures.analysis_figures import (
     MeasureRow,
     UnionCell,
@@ -216,7 +216,7 @@ def _warnings(run: RunEvidence) -> tuple[str, ...]:
         found += evaluation.warnings
         if evaluation.data.seen:
             found.append(f"{evaluation.data.seen_words.capitalize()}. Accuracies may be too high.")
-    if evaluation is not None and evaluation.schema < SCHEMA:
+    if evaluation is not None and evaluation.schema < RULES_SINCE:
         found.append(
             f"The evidence is of schema {evaluation.schema}, which an audit checks by older rules. Evaluate again "
             "for all checks."
