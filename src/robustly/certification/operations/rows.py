@@ -17,12 +17,14 @@ class Rows:
         offset: row and column of the upper left corner of each window in the plane, `(R, 2)` int64, possibly
             negative; None if the coefficients cover the node's whole output. Coefficients outside the plane are 0.
         plane: height and width of the plane, if `offset` is given.
+        one: the example of all rows, if `example` names one only; values are not copied for each row then.
     """
 
     coefficients: Tensor
     example: Tensor | None = None
     offset: Tensor | None = None
     plane: tuple[int, int] | None = None
+    one: int | None = None
 
     @property
     def lead(self) -> int:
@@ -43,7 +45,7 @@ class Rows:
         if self.example is None:
             return values.unsqueeze(1)
         if self.offset is None:
-            return values[self.example]
+            return values[self.example] if self.one is None else values[self.one : self.one + 1]
         return self._windows(values)
 
     def dot(self, values: Tensor) -> Tensor:
@@ -66,7 +68,8 @@ class Rows:
         full = self.coefficients.new_zeros(count, channels, height * width + 1)
         places = self._places().unsqueeze(1).expand(count, channels, h * w)
         full = full.scatter_add(2, places, self.coefficients.flatten(2))
-        return Rows(full[:, :, :-1].reshape(count, channels, height, width), self.example)
+        full = full[:, :, :-1].reshape(count, channels, height, width)
+        return replace(self, coefficients=full, offset=None, plane=None)
 
     def flat(self) -> tuple[Tensor, tuple[int, ...]]:
         """Coefficients with one leading axis, and the leading axes."""
