@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -31,8 +31,8 @@ class BoundCertificate:
         budget: work that one example may cost.
         halvings: steps of a bisection that finds a certified radius below epsilon for examples that are not
             verified; 0 for none. It uses the last method before branch and bound.
-        seconds: time for the branch and bound of all examples together; None for no limit. Examples that it cuts off
-            have the verdict timeout.
+        seconds: time for the branch and bound of all examples together; None for no limit. Examples that it
+            cuts off have the verdict timeout.
         double: search in float64. Proofs are in float64 always.
 
     Raises:
@@ -40,7 +40,7 @@ class BoundCertificate:
     """
 
     method: Method = "auto"
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     halvings: int = 4
     seconds: float | None = None
     double: bool = False
@@ -68,7 +68,7 @@ class BoundCertificate:
             UnsupportedOperationError: the model has an operation that cannot be bounded.
         """
         graph = read_module(model, tuple(x.shape[1:]))
-        return GraphCertificate(self, graph.to(torch.float64) if self.double else graph)
+        return GraphCertificate(self, graph.to(torch.float64 if self.double else torch.float32))
 
     def check(self, model: nn.Module, x: Float[Tensor, "n ..."], *, threat: ThreatModel) -> None:
         """Refuse a model with an operation that cannot be bounded; arguments as for `prepared`."""
