@@ -111,7 +111,8 @@ def watched(console: Console, total: int, earlier: Sequence[Result]) -> Iterator
         for result in earlier:
             if result.is_wrong:
                 console.print(answers._line(result), style="bold red", markup=False)
-        console.print(answers.totals(), markup=False)
+        if not console.is_terminal:  # the table has them
+            console.print(answers.totals(), markup=False)
 
 
 def _names(one: Instance | Result) -> tuple[Text, Text]:
