@@ -31,7 +31,7 @@ class Computed:
 
 
 def drops(shape: Shape) -> bool:
-    """Whether the first axis is left out in the node's shape."""
+    """Return True if the first axis is left out in the node's shape."""
     return len(shape) > 1 and shape[0] == 1
 
 

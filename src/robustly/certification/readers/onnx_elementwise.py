@@ -81,6 +81,8 @@ def _combined(call: Call, op: str, first: Any, second: Any) -> Computed:
     if isinstance(second, Computed) and op == "div":
         raise call.refuse("divides by a computed tensor; only a constant divisor is supported")
     if isinstance(first, Computed) and isinstance(second, Computed):
+        if op == "mul" and first == second:
+            return call.same("square", first)
         pattern = (_gated(call, first, second) or _gated(call, second, first)) if op == "mul" else None
         shape = np.broadcast_shapes(first.shape, second.shape)
         return pattern or call.add(op, [call.expand(first, shape), call.expand(second, shape)], shape)
@@ -141,7 +143,7 @@ def _power(call: Call) -> Computed:
     exponent = call.constant(1, "exponent")
     if exponent is None or exponent.size != 1 or exponent.item() not in (1, 2):
         raise call.refuse("is supported for the exponents 1 and 2")
-    return call.x() if exponent.item() == 1 else call.add("mul", [call.x(), call.x()], call.x().shape)
+    return call.x() if exponent.item() == 1 else call.same("square", call.x())
 
 
 def _matmul(call: Call) -> Computed:
