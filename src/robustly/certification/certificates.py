@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustly.certification.contract import CertificateResult
+from robustly.certification.contract import CertificateResult, joined_results
 from robustly.certification.deadline import Deadline
 from robustly.certification.network import Graph
 from robustly.certification.outcome import Outcome
@@ -31,8 +31,8 @@ class BoundCertificate:
         budget: work that one example may cost.
         halvings: steps of a bisection that finds a certified radius below epsilon for examples that are not
             verified; 0 for none. It uses the last method before branch and bound.
-        seconds: time for the branch and bound of all examples together; None for no limit. Examples that it cuts off
-            have the verdict timeout.
+        seconds: time for the branch and bound of all examples together; None for no limit. Examples that it
+            cuts off have the verdict timeout.
         double: search in float64. Proofs are in float64 always.
 
     Raises:
@@ -40,7 +40,7 @@ class BoundCertificate:
     """
 
     method: Method = "auto"
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     halvings: int = 4
     seconds: float | None = None
     double: bool = False
@@ -68,7 +68,7 @@ class BoundCertificate:
             UnsupportedOperationError: the model has an operation that cannot be bounded.
         """
         graph = read_module(model, tuple(x.shape[1:]))
-        return GraphCertificate(self, graph.to(torch.float64) if self.double else graph)
+        return GraphCertificate(self, graph.to(torch.float64 if self.double else torch.float32))
 
     def check(self, model: nn.Module, x: Float[Tensor, "n ..."], *, threat: ThreatModel) -> None:
         """Refuse a model with an operation that cannot be bounded; arguments as for `prepared`."""
@@ -124,13 +124,17 @@ class GraphCertificate:
     ) -> CertificateResult:
         """Certify a batch without a time limit; arguments as for an attack."""
         result = self.screen(model, x, y, threat=threat, generator=generator)
-        for row in (result.verdict == Verdict.UNKNOWN).nonzero()[:, 0].tolist():
-            one = torch.tensor([row], device=x.device)
-            ended = self.finish(
-                model, x[one], y[one], result.select(one), threat=threat, deadline=Deadline()
-            )
-            result = result.replaced(row, ended)
-        return result
+        parts = [result.select(torch.tensor([row], device=x.device)) for row in range(len(x))]
+        for row, part in enumerate(parts):
+            if int(part.verdict) == Verdict.UNKNOWN:
+                image, label = x[row : row + 1], y[row : row + 1]
+                parts[row] = self.finish(model, image, label, part, threat=threat, deadline=Deadline())
+        return joined_results(parts) if parts else result
+
+    @property
+    def seconds(self) -> float | None:
+        """Time for branch and bound of all examples together; None for no limit."""
+        return self.settings.seconds
 
     def screen(
         self,
@@ -243,7 +247,9 @@ def _outputs(model: nn.Module, x: Tensor) -> Tensor:
     return outputs
 
 
-def _result(outcomes: Sequence[Outcome], radius: Tensor, x: Tensor, y: Tensor, seconds: Tensor) -> CertificateResult:
+def _result(
+    outcomes: Sequence[Outcome], radius: Tensor, x: Tensor, y: Tensor, seconds: Tensor
+) -> CertificateResult:
     verdict = torch.tensor([int(one.verdict) for one in outcomes], dtype=torch.int8, device=x.device)
     counterexample = x.clone()
     for row, one in enumerate(outcomes):

@@ -40,13 +40,13 @@ class Bounded:
         rows: rows over the input; None if the rows do not depend on it. `rows @ x + bias` is at most the value of
             the function at every x of the set.
         bias: with the leading axes of the rows.
-        at: coefficients on the output of each relaxed operation, by node, if they were kept.
+        at: the rows over the output of each relaxed operation, by node, if they were kept.
     """
 
     value: Tensor
     rows: Rows | None
     bias: Tensor
-    at: Mapping[int, Tensor]
+    at: Mapping[int, Rows]
 
 
 def lower(
@@ -77,7 +77,7 @@ def lower(
         free: free parameters of relaxations, by node; others are the standard ones.
         added: numbers that are added to the coefficients at a node, by node: multipliers of split constraints.
         relaxations: relaxations that are shared between calls with equal bounds; filled by the call.
-        keep: keep the coefficients on the output of each relaxed operation.
+        keep: keep the rows over the output of each relaxed operation.
         exact: find the exact least value over a ball inside a box.
         rounding: subtract a bound of all rounding errors, so that the value holds in real arithmetic.
         local: stop at the first operations that are not linear and use their bounds: interval arithmetic with the
@@ -87,7 +87,7 @@ def lower(
     bias = bias if offset is None else bias + offset
     relaxations = {} if relaxations is None else relaxations
     pending: dict[int, Rows] = {at: rows}
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, Rows] = {}
     lost = torch.zeros_like(bias)
     for index in range(at, 0, -1):
         current = pending.pop(index, None)
@@ -105,7 +105,7 @@ def lower(
             continue
         relaxation = _relaxation(node, index, rule, current, bounds, free, relaxations)
         if keep and rule.relax is not None:
-            kept[index] = current.coefficients
+            kept[index] = current
         if rounding:
             lost = lost + _lost(graph, index, rule, current, bounds)
         pushed = rule.backward(node, current, relaxation)

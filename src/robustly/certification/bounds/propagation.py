@@ -88,9 +88,9 @@ def intermediate(
             interval = widened(node, interval, sources)
         for other in (known, linear):
             if other is not None and index in other:
-                interval = _intersection(interval, other[index])
+                interval = intersection(interval, other[index])
         bounds[index] = interval
-        if index in targets and _is_refined(graph, index, inputs, method):
+        if index in targets and is_refined(graph, index, inputs, method):
             chosen = wanted.get(index) if wanted is not None else choose(graph, index, interval)
             if chosen is not None and chosen.index.numel():
                 slopes = None if free is None else free.get(index)
@@ -127,7 +127,7 @@ def choose(graph: Graph, index: int, interval: Interval) -> Wanted | None:
     return Wanted(order[:, :count])
 
 
-def _is_refined(graph: Graph, index: int, inputs: InputSet, method: Method) -> bool:
+def is_refined(graph: Graph, index: int, inputs: InputSet, method: Method = "crown") -> bool:
     """Whether a backward pass can improve on the intervals of a node."""
     mixing, chain = 0, True
     while index:
@@ -157,12 +157,8 @@ def _refined(
     shape = current.lower.shape
     axis = 0 if wanted.example is not None else 1
     lows, highs = [], []
-    for part, slopes in _chunks(graph, index, wanted, free):
-        at, rows, offset = _start(graph, index, part, current)
-        both = rows.with_coefficients(torch.cat([rows.coefficients, -rows.coefficients], axis))
-        if part.example is not None and rows.offset is not None:
-            both = replace(both, example=part.example.repeat(2), offset=rows.offset.repeat(2, 1))
-        shift = None if offset is None else torch.cat([offset, -offset], axis)
+    for part, slopes in chunks(graph, index, wanted, free):
+        at, both, shift = neuron_rows(graph, index, part, current.lower.dtype)
         found = lower(
             graph, at, both, inputs, bounds, offset=shift, free=slopes, relaxations=relaxations, rounding=rounding
         )
@@ -179,9 +175,19 @@ def _refined(
     return Interval(old_low.scatter(flat, place, low).view(shape), old_high.scatter(flat, place, high).view(shape))
 
 
-def _start(graph: Graph, index: int, wanted: Wanted, current: Interval) -> tuple[int, Rows, Tensor | None]:
+def neuron_rows(graph: Graph, index: int, wanted: Wanted, dtype: torch.dtype) -> tuple[int, Rows, Tensor | None]:
+    """Rows that select neurons, then the negated rows: the node over which they stand, the rows and their offset."""
+    axis = 0 if wanted.example is not None else 1
+    at, rows, offset = _start(graph, index, wanted, dtype)
+    both = rows.with_coefficients(torch.cat([rows.coefficients, -rows.coefficients], axis))
+    if wanted.example is not None and rows.offset is not None:
+        both = replace(both, example=wanted.example.repeat(2), offset=rows.offset.repeat(2, 1))
+    return at, both, None if offset is None else torch.cat([offset, -offset], axis)
+
+
+def _start(graph: Graph, index: int, wanted: Wanted, dtype: torch.dtype) -> tuple[int, Rows, Tensor | None]:
     """Rows that select neurons; of a linear node they are its weights, as rows over the node's input."""
-    node, dtype = graph.nodes[index], current.lower.dtype
+    node = graph.nodes[index]
     if wanted.example is None:
         if node.op == "linear" and len(node.shape) == 1:
             bias = node.constants.get("bias")
@@ -197,7 +203,7 @@ def _start(graph: Graph, index: int, wanted: Wanted, current: Interval) -> tuple
     return index, Rows(ones, wanted.example, corner, (height, width)), None
 
 
-def _chunks(
+def chunks(
     graph: Graph, index: int, wanted: Wanted, free: Mapping[int, Free] | None
 ) -> Iterator[tuple[Wanted, Mapping[int, Free] | None]]:
     """Parts of the wanted neurons, with the free parameters of their rows."""
@@ -214,18 +220,21 @@ def _chunks(
         example = None if wanted.example is None else wanted.example[part]
         yield (
             Wanted(wanted.index.narrow(axis, start, min(size, count - start)), example),
-            None if free is None else {one: _of_rows(value, start, size, count) for one, value in free.items()},
+            None
+            if free is None
+            else {one: _of_rows(value, axis, start, size, count) for one, value in free.items()},
         )
 
 
-def _of_rows(free: Free, start: int, size: int, count: int) -> Free:
-    if not free.per_row:
+def _of_rows(free: Free, axis: int, start: int, size: int, count: int) -> Free:
+    if not free.per_row or size >= count:
         return free
-    low, high = free.values[:, :count], free.values[:, count:]
-    return Free(torch.cat([low[:, start : start + size], high[:, start : start + size]], 1), True)
+    size = min(size, count - start)
+    parts = [free.values.narrow(axis, first, size) for first in (start, count + start)]
+    return Free(torch.cat(parts, axis), True)
 
 
-def _intersection(first: Interval, second: Interval) -> Interval:
+def intersection(first: Interval, second: Interval) -> Interval:
     return Interval(torch.maximum(first.lower, second.lower), torch.minimum(first.upper, second.upper))
 
 

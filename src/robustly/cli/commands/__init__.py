@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from robustly.cli.commands import (
     analyse,
     audit,
+    certify,
     compare,
     completion,
     demo,
@@ -77,6 +78,12 @@ COMMANDS: dict[str, Command] = {
         evaluate.run,
         takes_settings=True,
         settings_help=evaluate.settings_help,
+    ),
+    "certify": Command(
+        "prove for each test image that no attack succeeds, or find one that does",
+        certify.add_arguments,
+        certify.run,
+        takes_settings=True,
     ),
     "audit": Command("re-check an evaluation from scratch", audit.add_arguments, audit.run),
     "gate": Command("compare an evaluation with limits, for a pipeline", gate.add_arguments, gate.run),
