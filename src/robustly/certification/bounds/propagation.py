@@ -114,9 +114,8 @@ def choose(graph: Graph, index: int, interval: Interval) -> Wanted | None:
 
     Where only operations with a kink at 0 read the node, these are the neurons whose interval contains 0.
     """
-    readers = [node.op for node in graph.nodes if index in node.inputs and RULES[node.op].relax is not None]
     low, high = interval.lower.detach().flatten(1), interval.upper.detach().flatten(1)
-    open_ = (low < 0) & (high > 0) if all(op in _KINKED for op in readers) else low < high
+    open_ = (low < 0) & (high > 0) if has_kinks(graph, index) else low < high
     if len(graph.nodes[index].shape) == 3:
         example, place = open_.nonzero(as_tuple=True)
         return Wanted(place, example) if len(place) else None
@@ -125,6 +124,13 @@ def choose(graph: Graph, index: int, interval: Interval) -> Wanted | None:
         return None
     order = open_.to(torch.int8).argsort(dim=1, descending=True, stable=True)
     return Wanted(order[:, :count])
+
+
+def has_kinks(graph: Graph, index: int) -> bool:
+    """Whether all nonlinear operations that read a node are linear on either side of 0."""
+    return all(
+        node.op in _KINKED for node in graph.nodes if index in node.inputs and RULES[node.op].relax is not None
+    )
 
 
 def is_refined(graph: Graph, index: int, inputs: InputSet, method: Method = "crown") -> bool:
@@ -176,7 +182,7 @@ def _refined(
 
 
 def neuron_rows(graph: Graph, index: int, wanted: Wanted, dtype: torch.dtype) -> tuple[int, Rows, Tensor | None]:
-    """Rows that select neurons, then the negated rows: the node over which they stand, the rows and their offset."""
+    """Rows that select neurons, then their negatives: the node over which they stand, the rows, their offset."""
     axis = 0 if wanted.example is not None else 1
     at, rows, offset = _start(graph, index, wanted, dtype)
     both = rows.with_coefficients(torch.cat([rows.coefficients, -rows.coefficients], axis))
@@ -235,6 +241,7 @@ def _of_rows(free: Free, axis: int, start: int, size: int, count: int) -> Free:
 
 
 def intersection(first: Interval, second: Interval) -> Interval:
+    """The values in both of two intervals."""
     return Interval(torch.maximum(first.lower, second.lower), torch.minimum(first.upper, second.upper))
 
 
