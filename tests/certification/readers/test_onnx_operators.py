@@ -76,6 +76,13 @@ def test_arithmetic_with_a_constant_that_broadcasts(op, constant, opset):
         agrees([node(op, "c", "x")], [1, 2, 3], opset, c=c)
 
 
+def test_reshapes_that_follow_each_other_become_one():
+    network = agrees([node("MatMul", "w", "x")], [1, 3, 1], w=numbers(4, 3))
+    assert ops(network) == ["reshape", "linear", "reshape"]
+    back = [node("Unsqueeze", "x", "a"), node("Squeeze", "unsqueeze", "a"), node("Relu", "squeeze")]
+    assert ops(agrees(back, [1, 3], a=integers(2))) == ["relu"]
+
+
 def test_arithmetic_that_makes_the_input_larger_and_sums_of_computed_tensors():
     agrees([node("Add", "x", "c")], [1, 1, 3], c=numbers(1, 4, 3))
     agrees([node("Sub", "c", "x")], [1, 3], c=numbers(2, 5, 3))

@@ -179,7 +179,8 @@ def _gemm(call: Call) -> Computed:
         if isinstance(value, Computed):
             factors.append(call.transpose(value, (1, 0)) if turned else value)
         elif value is not None:
-            matrix = call.attributes.get("alpha", 1.0) * value
+            alpha = call.attributes.get("alpha", 1.0)
+            matrix = value if alpha == 1 else alpha * value
             factors.append(matrix.T if turned else matrix)
     result, beta = _product(call, *factors), call.attributes.get("beta", 1.0)
     third = call.inputs[2] if len(call.inputs) > 2 else None

@@ -135,7 +135,7 @@ def _model(source: Path | bytes, title: str) -> Any:
     """The parsed file, with the weights of its external files."""
     onnx = _package("onnx")
     try:
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
         if content[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
                 content = packed.read(_FILE_LIMIT + 1)
@@ -154,7 +154,7 @@ def _model(source: Path | bytes, title: str) -> Any:
         try:
             if isinstance(source, bytes):
                 raise FileNotFoundError("bytes have no folder")
-            onnx.load_external_data_for_model(model, str(source.parent))
+            onnx.load_external_data_for_model(model, str(Path(source).parent))
         except Exception as error:  # missing, outside the folder, a link, or too short
             reason = f"the weights of {outside[0]!r} are in an external file that cannot be read"
             raise OnnxError(f"{title}: {reason}") from error
