@@ -233,7 +233,7 @@ def test_shapes_inputs_and_versions_that_do_not_fit_are_refused():
 def test_bytes_that_are_no_model_are_refused(tmp_path):
     content = onnx_bytes(DENSE, [1, 3], WEIGHTS)
     for bad in (b"", b"\x00" * 50, b"not an ONNX file", content[: len(content) // 2], b"\x1f\x8b" + b"0" * 20):
-        refused(bad, "is no ONNX model|cannot be read")
+        refused(bad, "is not an ONNX model|cannot be read")
     refused(gzip.compress(content)[:-20], "cannot be read: Compressed file ended")
     refused(tmp_path / "bad.onnx", "cannot be read: No such file")
     (tmp_path / "bad.onnx").mkdir()

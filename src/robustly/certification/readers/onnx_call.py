@@ -31,7 +31,7 @@ class Computed:
 
 
 def drops(shape: Shape) -> bool:
-    """Whether the first axis is left out in the node's shape."""
+    """Return True if the first axis is left out in the node's shape."""
     return len(shape) > 1 and shape[0] == 1
 
 
@@ -112,6 +112,8 @@ class Call:
 
     def view(self, index: int, shape: Shape) -> int:
         """Index of a node with the values of another one in another shape."""
+        while self.nodes[index].shape != shape and self.nodes[index].op == "reshape":
+            index = self.nodes[index].inputs[0]
         if self.nodes[index].shape == shape:
             return index
         if math.prod(shape) != self.nodes[index].size:

@@ -75,13 +75,13 @@ def folded(call: Call, node: Any, room: int) -> list[Computed | Array]:
 
 def _size(call: Call) -> int:
     """Number of values of the result, at most."""
-    values = [one for one in call.inputs if isinstance(one, np.ndarray)]
+    values: list[Any] = [one for one in call.inputs if one is not None]
     if call.op == "ConstantOfShape":
         return math.prod(int(n) for n in values[0])
     if call.op == "Expand":
         return math.prod(np.broadcast_shapes(values[0].shape, tuple(int(n) for n in values[1])))
     if call.op == "Gather":
-        return values[0].size // max(values[0].shape[call.attributes.get("axis", 0)], 1) * values[1].size
+        return int(values[0].size // max(values[0].shape[call.attributes.get("axis", 0)], 1) * values[1].size)
     if call.op in BROADCAST:
         return math.prod(np.broadcast_shapes(*(value.shape for value in values)))
     return sum(int(value.size) for value in values)

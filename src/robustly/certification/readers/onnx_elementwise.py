@@ -81,6 +81,8 @@ def _combined(call: Call, op: str, first: Any, second: Any) -> Computed:
     if isinstance(second, Computed) and op == "div":
         raise call.refuse("divides by a computed tensor; only a constant divisor is supported")
     if isinstance(first, Computed) and isinstance(second, Computed):
+        if op == "mul" and first == second:
+            return call.same("square", first)
         pattern = (_gated(call, first, second) or _gated(call, second, first)) if op == "mul" else None
         shape = np.broadcast_shapes(first.shape, second.shape)
         return pattern or call.add(op, [call.expand(first, shape), call.expand(second, shape)], shape)
@@ -141,7 +143,7 @@ def _power(call: Call) -> Computed:
     exponent = call.constant(1, "exponent")
     if exponent is None or exponent.size != 1 or exponent.item() not in (1, 2):
         raise call.refuse("is supported for the exponents 1 and 2")
-    return call.x() if exponent.item() == 1 else call.add("mul", [call.x(), call.x()], call.x().shape)
+    return call.x() if exponent.item() == 1 else call.same("square", call.x())
 
 
 def _matmul(call: Call) -> Computed:
@@ -177,7 +179,8 @@ def _gemm(call: Call) -> Computed:
         if isinstance(value, Computed):
             factors.append(call.transpose(value, (1, 0)) if turned else value)
         elif value is not None:
-            matrix = call.attributes.get("alpha", 1.0) * value
+            alpha = call.attributes.get("alpha", 1.0)
+            matrix = value if alpha == 1 else alpha * value
             factors.append(matrix.T if turned else matrix)
     result, beta = _product(call, *factors), call.attributes.get("beta", 1.0)
     third = call.inputs[2] if len(call.inputs) > 2 else None

@@ -58,10 +58,17 @@ class OnnxNetwork:
     dropped: str | None = None
 
     def outputs(self, x: Array) -> Array:
-        """Outputs of onnxruntime, `(B, outputs)`, for inputs `(B, *graph.input_shape)`; one example at a time."""
+        """Outputs of onnxruntime, `(B, outputs)`, for inputs `(B, *graph.input_shape)`; one example at a time.
+
+        Raises:
+            OnnxError: onnxruntime cannot run the network.
+        """
         name = self.session.get_inputs()[0].name
         points = np.ascontiguousarray(x, self.element_type).reshape(-1, *self.input_shape)
-        return np.stack([self.session.run(None, {name: point})[0].ravel() for point in points])
+        try:
+            return np.stack([self.session.run(None, {name: point})[0].ravel() for point in points])
+        except Exception as error:  # onnxruntime has a class for each kind of failure
+            raise _not_run(self.source, error) from error
 
     def difference(self, x: Array) -> float:
         """Largest relative difference between onnxruntime and the graph in float64, for inputs of any box.
@@ -76,7 +83,7 @@ class OnnxNetwork:
             own = torch.cat([evaluate(self.graph, part) for part in parts])
         if self.dropped is not None:
             own = own.softmax(1) if self.dropped == "Softmax" else own.log_softmax(1)
-        if own.shape != theirs.shape:
+        if own.shape != theirs.shape or not np.isfinite(theirs).all():
             return math.inf
         apart = np.abs(own.numpy() - theirs).max(1) / np.maximum(np.abs(theirs).max(1), 1)
         return float(apart.max()) if np.isfinite(apart).all() else math.inf
@@ -97,7 +104,7 @@ def read_onnx(
         drop_softmax: leave out a softmax or log-softmax at the end, which changes no comparison of two outputs.
 
     Raises:
-        OnnxError: a package is missing, the bytes are no ONNX model, the shapes are not fixed, there are several
+        OnnxError: a package is missing, the bytes are not an ONNX model, shapes are not fixed, there are several
             inputs or outputs, or onnxruntime's outputs differ by more than `TOLERANCE`.
         UnsupportedOperationError: an operator or one of its settings cannot be bounded.
     """
@@ -128,7 +135,7 @@ def _model(source: Path | bytes, title: str) -> Any:
     """The parsed file, with the weights of its external files."""
     onnx = _package("onnx")
     try:
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
         if content[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
                 content = packed.read(_FILE_LIMIT + 1)
@@ -139,15 +146,15 @@ def _model(source: Path | bytes, title: str) -> Any:
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # the class of the error depends on the version of protobuf
-        raise OnnxError(f"{title} is no ONNX model, or is cut off") from error
+        raise OnnxError(f"{title} is not an ONNX model, or is cut off") from error
     if not model.graph.node or not model.graph.output:
-        raise OnnxError(f"{title} is no ONNX model: it has no operators or no output")
+        raise OnnxError(f"{title} is not an ONNX model: it has no operators or no output")
     outside = [one.name for one in model.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL]
     if outside:
         try:
             if isinstance(source, bytes):
                 raise FileNotFoundError("bytes have no folder")
-            onnx.load_external_data_for_model(model, str(source.parent))
+            onnx.load_external_data_for_model(model, str(Path(source).parent))
         except Exception as error:  # missing, outside the folder, a link, or too short
             reason = f"the weights of {outside[0]!r} are in an external file that cannot be read"
             raise OnnxError(f"{title}: {reason}") from error
@@ -155,14 +162,20 @@ def _model(source: Path | bytes, title: str) -> Any:
 
 
 def _session(model: Any, title: str) -> Any:
-    runtime = _package("onnxruntime")
+    runtime, content = _package("onnxruntime"), model.SerializeToString()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class for each kind of failure
-        raise OnnxError(f"{title}: onnxruntime cannot run it: {' '.join(str(error).split())[:200]}") from error
+        return runtime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )  # a second try prints to the terminal
+    except Exception as error:
+        raise _not_run(title, error) from error
+
+
+def _not_run(title: str, error: Exception) -> OnnxError:
+    return OnnxError(f"{title}: onnxruntime cannot run it: {' '.join(str(error).split())[:200]}")
 
 
 def _input(model: Any, title: str) -> tuple[str, Shape, type[np.generic]]:
@@ -196,7 +209,8 @@ def _network(model: Any, title: str, drop_softmax: bool) -> OnnxNetwork:
     values: dict[str, Computed | Array] = {}
     for one in model.graph.initializer:
         try:
-            values[one.name] = stored(one)
+            with np.errstate(all="ignore"):
+                values[one.name] = stored(one)
         except Exception as error:  # sizes that do not fit the data, unknown types
             raise OnnxError(f"{title}: the tensor {one.name!r} is damaged") from error
     room = GROWTH + 4 * sum(one.size for one in values.values() if not isinstance(one, Computed))
@@ -214,7 +228,8 @@ def _network(model: Any, title: str, drop_softmax: bool) -> OnnxNetwork:
             call = Call(label, op, title, opset, given, inputs, len(node.output), nodes)
             if op in ("Softmax", "LogSoftmax") and drop_softmax and last in node.output:
                 dropped = op
-            results = _results(call, node, room, dropped is not None)
+            with np.errstate(all="ignore"):  # weights that are not finite are refused
+                results = _results(call, node, room, dropped is not None)
         except (OnnxError, UnsupportedOperationError):
             raise
         except Exception as error:  # settings of a wrong type or length, shapes that do not fit, too little memory
