@@ -112,7 +112,7 @@ def _bent_nodes() -> list[Node]:
         node_of("abs", shape),
         *(
             node_of("clip", shape, settings={"low": low, "high": high})
-            for low, high in ((0.0, 0.7), (-1.0, 1.0), (-INFINITY, 0.2), (0.1, INFINITY))
+            for low, high in ((0.0, 0.75), (-1.0, 1.0), (-INFINITY, 0.25), (0.125, INFINITY))
         ),
         node_of("sigmoid", shape),
         node_of("tanh", shape),

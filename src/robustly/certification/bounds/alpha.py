@@ -17,6 +17,7 @@ from robustly.certification.bounds.propagation import (
     Wanted,
     choose,
     chunks,
+    has_kinks,
     intermediate,
     intersection,
     is_refined,
@@ -106,9 +107,9 @@ def optimise(
         single = lower(graph, graph.output, rows, inputs, seen, offset=offset).value.argmax(1, keepdim=True)
         weights = torch.full_like(offset, 0.1 / most).scatter(1, single, 1.0)
     raised = raise_rows(graph, rows, offset, inputs, seen, weights, iterations=iterations, goal=goal)
-    found = {key: value.unflatten(0, (batch, disjuncts)) for key, value in raised.parameters.items()}
+    found = {key: value.view(batch, disjuncts, *value.shape[1:]) for key, value in raised.parameters.items()}
     last = {node: value.squeeze(2) for (kind, node), value in found.items() if kind == SLOPE}
-    weights = found.get((WEIGHT, graph.output), weights.unflatten(0, (batch, disjuncts)))
+    weights = found.get((WEIGHT, graph.output), weights.view(batch, disjuncts, most))
     result = replace(slopes or Slopes(), last=last, weights=weights)
     return AlphaResult(raised.value.view(batch, disjuncts), result, bounds)
 
@@ -200,20 +201,23 @@ def _raised(
     with torch.no_grad():
         first = lower(graph, at, rows, inputs, bounds, offset=offset, keep=True)
         lines, start = lines_of(graph, first.at, bounds)
+        task = Task(graph, at, rows, offset, inputs, bounds, lines)
+        value = task.bounded(start).value.clone()
         axis = len(leading) - 1
-        low, high = first.value.view(leading).chunk(2, axis)
-        open_ = torch.cat([(low < 0) & (high < 0)] * 2, axis).flatten().nonzero().squeeze(1)
-    task = Task(graph, at, rows, offset, inputs, bounds, lines).select(open_)
-    chosen = {key: value[open_] for key, value in start.items()}
-    value = first.value.clone()
-    if len(open_) and chosen:
+        low, high = value.view(leading).chunk(2, axis)
+        kinked = has_kinks(graph, index)
+        open_ = (low < 0) & (high < 0) if kinked else torch.ones_like(low, dtype=torch.bool)
+        open_ = torch.cat([open_] * 2, axis).flatten().nonzero().squeeze(1)
+    if len(open_) and start:
         rates, decay = schedule(iterations)
-        raised = ascend(task, chosen, iterations=iterations, rates=rates, decay=decay, goal=0.0)
-        value[open_] = torch.maximum(value[open_], raised.value)
+        chosen = {key: one[open_] for key, one in start.items()}
+        goal = 0.0 if kinked else None
+        raised = ascend(task.select(open_), chosen, iterations=iterations, rates=rates, decay=decay, goal=goal)
+        value[open_] = raised.value
         for key, one in raised.parameters.items():
             start[key][open_] = one
     halves = value.view(leading).chunk(2, axis)
-    slopes = {key: one.unflatten(0, leading).chunk(2, axis) for (_, key), one in start.items()}
+    slopes = {key: one.view(*leading, *one.shape[1:]).chunk(2, axis) for (_, key), one in start.items()}
     return (halves[0], halves[1]), {key: (one[0], one[1]) for key, one in slopes.items()}
 
 

@@ -1,4 +1,4 @@
-"""Ascent on free parameters of lower bounds: slopes of relaxations, multipliers of splits, weights of combined rows.
+"""Ascent on free parameters of lower bounds: slopes of relaxations, multipliers of splits, weights of rows.
 
 Xu et al., "Fast and complete: enabling complete neural network verification with rapid and massively parallel
 incomplete verifiers" (ICLR 2021, slopes); Wang et al., "Beta-CROWN" (NeurIPS 2021, multipliers). Every value of the
@@ -20,6 +20,9 @@ Key = tuple[str, int]
 Parameters = dict[Key, Tensor]
 
 SLOPE, SPLIT, WEIGHT = "slope", "split", "weight"
+KINKED = ("relu", "leaky_relu", "abs")
+"""Operations that are linear on either side of 0. Their free parameter moves the slope of the line below evenly."""
+S_SHAPED = ("sigmoid", "tanh")
 _NARROW = 0.75
 """Rows that reached the goal are dropped when fewer than this share of rows is left."""
 _LEAST = 1e-6
@@ -55,13 +58,14 @@ class Lines:
         intervals = tuple(Interval(one.lower[index], one.upper[index]) for one in self.intervals)
         if self.base is None or self.span is None:
             return replace(self, intervals=intervals)
-        old = self.base
-        base = Relaxation(*(one if one is None else one[index] for one in _tensors(old)), per_row=True)
+        base = replace(
+            self.base,
+            lower_slope=self.base.lower_slope[index],
+            lower_offset=None if self.base.lower_offset is None else self.base.lower_offset[index],
+            upper_slope=self.base.upper_slope[index],
+            upper_offset=None if self.base.upper_offset is None else self.base.upper_offset[index],
+        )
         return Lines(self.node, (), base, self.span[index])
-
-
-def _tensors(one: Relaxation) -> tuple[Tensor | None, ...]:
-    return one.lower_slope, one.lower_offset, one.upper_slope, one.upper_offset
 
 
 def lines_of(
@@ -79,28 +83,27 @@ def lines_of(
     for index, rows in at.items():
         node = graph.nodes[index]
         rule = RULES[node.op]
-        if not rule.has_free or rule.relax is None:
+        same_shape = all(shape == node.shape for shape in node.input_shapes)
+        if rule.relax is None or not rule.has_free or not same_shape:
             continue
         intervals = tuple(
             Interval(rows.gather(bounds[one].lower), rows.gather(bounds[one].upper)) for one in node.inputs
         )
         shape = rows.coefficients.shape
         none = torch.zeros_like(intervals[0].lower)
-        base, steep = (replace(rule.relax(node, intervals, none + end), per_row=True) for end in (0.0, 1.0))
         free = torch.full_like(none, 0.5)
-        if base.lower_offset is None and _same(base.upper_slope, steep.upper_slope):
+        if node.op in KINKED:
+            base, steep = (replace(rule.relax(node, intervals, none + end), per_row=True) for end in (0.0, 1.0))
             span = steep.lower_slope - base.lower_slope
             usual = rule.relax(node, intervals, None).lower_slope - base.lower_slope
             free = torch.where(span != 0, usual / torch.where(span != 0, span, 1.0), 0.0).clamp(0, 1)
             lines[index] = Lines(node, intervals, base, span)
         else:
+            if node.op in S_SHAPED:  # the standard relaxation has the outermost tangents over 0
+                free = torch.where((intervals[0].lower < 0) & (intervals[0].upper > 0), 0.0, free)
             lines[index] = Lines(node, intervals, None, None)
         start[SLOPE, index] = free.expand(shape).clone()
     return lines, start
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and bool((first == second).all())
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def combined(rows: Rows, offset: Tensor | None, weight: Tensor) -> tuple[Rows, T
     """Convex combinations of the K rows of each example, `(P, 1, *shape)`; weights `(P, K)` are scaled to sum 1."""
     share = weight / weight.sum(1, keepdim=True)
     coefficients = torch.bmm(share.unsqueeze(1), rows.coefficients.flatten(2))
-    rows = rows.with_coefficients(coefficients.unflatten(2, rows.coefficients.shape[2:]))
+    rows = rows.with_coefficients(coefficients.view(len(weight), 1, *rows.coefficients.shape[2:]))
     return rows, None if offset is None else (share * offset).sum(1, keepdim=True)
 
 

@@ -123,7 +123,7 @@ def _at_inputs(
     rows: Rows | None,
     bias: Tensor,
     lost: Tensor,
-    kept: Mapping[int, Tensor],
+    kept: Mapping[int, Rows],
     added: Mapping[int, Tensor] | None,
     *,
     exact: bool,

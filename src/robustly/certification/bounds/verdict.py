@@ -1,5 +1,7 @@
 """Proofs: optimised bounds computed again bottom-up in float64, with a bound of all rounding errors."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from robustly.certification.specification import Specification
 
 
 def proved(graph: Graph, inputs: InputSet, spec: Specification, slopes: Slopes) -> Tensor:
-    """Lower bounds of each disjunct that hold in real arithmetic, `(B, D)`: the property holds where all are positive.
+    """Lower bounds of each disjunct that hold in real arithmetic, `(B, D)`; a property with positive ones holds.
 
     No float32 number enters but the slopes, and every slope gives a bound that holds.
 
@@ -85,14 +87,16 @@ def repeated(interval: Interval, times: int) -> Interval:
     return Interval(interval.lower.repeat_interleave(times, 0), interval.upper.repeat_interleave(times, 0))
 
 
-def _values(graph, rows, offset, inputs, bounds, last) -> Tensor:
+def _values(
+    graph: Graph, rows: Tensor, offset: Tensor, inputs: InputSet, bounds: Bounds, last: Mapping[int, Tensor]
+) -> Tensor:
     shape = graph.nodes[graph.output].shape
     free = {key: Free(one.to(torch.float64), True) for key, one in last.items()}
     with torch.no_grad():
         return lower(
             graph,
             graph.output,
-            Rows(rows.unflatten(2, shape)),
+            Rows(rows.view(*rows.shape[:2], *shape)),
             inputs,
             bounds,
             offset=offset,

@@ -29,6 +29,7 @@ from robustly.evidence import Verdict
 Rule = Literal["babsr", "fsb"]
 RATES = {SLOPE: 0.1, SPLIT: 0.05, WEIGHT: 0.05}
 DECAY = 0.98
+NEVER = Deadline()
 
 
 @dataclass(frozen=True)
@@ -180,13 +181,13 @@ def branch(
     iterations: int = 12,
     rule: Rule = "fsb",
     batch: int = 64,
-    deadline: Deadline = Deadline(),
+    deadline: Deadline = NEVER,
     confirm: Callable[[Tensor], Tensor] | None = None,
 ) -> Outcome:
     """Prove or refute one property by splitting neurons.
 
-    Every disjunct has a tree of its own in one queue. The search runs in float32; a domain is closed only by a bound
-    that a float64 pass with rounding errors confirms.
+    Every disjunct has a tree of its own in one queue. The search runs in float32; a domain is closed only by a
+    float64 pass that bounds its rounding errors.
 
     Args:
         graph: the network in float64.
@@ -253,7 +254,7 @@ def branch(
 
 def _rows(graph: Graph, spec: Specification) -> tuple[Tensor, Tensor]:
     index = rows_of_disjuncts(spec)
-    return spec.rows[0][index].unflatten(2, graph.nodes[graph.output].shape), spec.offset[0][index]
+    return spec.rows[0][index].view(*index.shape, *graph.nodes[graph.output].shape), spec.offset[0][index]
 
 
 def _start(problem: Problem, root: AlphaResult, margins: Tensor) -> Domains:

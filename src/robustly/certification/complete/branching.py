@@ -1,17 +1,18 @@
 """Choice of the neuron that is split next.
 
-Bunel et al., "Branch and bound for piecewise linear neural network verification" (JMLR 2020, BaBSR); De Palma et al.,
-"Improved branch and bound for neural network verification via Lagrangian decomposition" (2021, FSB).
+Bunel et al., "Branch and bound for piecewise linear neural network verification" (JMLR 2020, BaBSR); De Palma et
+al., "Improved branch and bound for neural network verification via Lagrangian decomposition" (2021, FSB).
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from robustly.certification.bounds.propagation import Bounds
 from robustly.certification.complete.domains import Domains, Sites
-from robustly.certification.network import Graph
+from robustly.certification.network import Graph, Node
 from robustly.certification.operations import Rows
 
 CANDIDATES = 3
@@ -39,8 +40,7 @@ def scores(
         gain, intercept = torch.zeros_like(low), torch.zeros_like(low)
         for node in sites.kinked[source]:
             slope = at[node].coefficients.flatten(1)[:, index] if node in at else torch.zeros_like(low)
-            kept = float(graph.nodes[node].settings.get("slope", 0.0))
-            slope = slope * (1 - kept)
+            slope = slope * (1 - _below(graph.nodes[node])[index])
             cut = slope.clamp_max(0) * (-low * share)
             gain = gain + torch.minimum(bias * slope * (share - 1), bias * slope * share) + cut
             intercept = intercept + cut
@@ -48,6 +48,12 @@ def scores(
         gains.append(torch.where(open_, gain.abs(), -1.0))
         intercepts.append(torch.where(open_, -intercept, -1.0))
     return torch.cat(gains, 1), torch.cat(intercepts, 1)
+
+
+def _below(node: Node) -> Tensor:
+    """Slope of a kinked operation below 0, flattened."""
+    slope = {"relu": 0.0, "abs": -1.0}.get(node.op, node.settings.get("slope", 0.0))
+    return torch.as_tensor(node.constants.get("slope", slope)).expand(node.shape).flatten()
 
 
 def _bias(graph: Graph, index: int) -> Tensor:
@@ -85,7 +91,7 @@ def filtered(domains: Domains, gain: Tensor, intercept: Tensor, bound: Callable[
     number = candidates.shape[1]
     rows = torch.arange(len(domains), device=gain.device).repeat_interleave(number)
     tried = domains.select(rows)
-    tried = Domains(*tried.tensors()[:-1], candidates.flatten())
+    tried = replace(tried, choice=candidates.flatten())
     halves = bound(tried.children()).view(2, len(domains), number)
     worse, better = halves.amin(0), halves.amax(0)
     usable = gain.gather(1, candidates) >= 0

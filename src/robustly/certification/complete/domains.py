@@ -7,11 +7,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from robustly.certification.bounds.ascent import KINKED
 from robustly.certification.bounds.propagation import Bounds
 from robustly.certification.network import Graph
 from robustly.certification.operations import RULES, Interval
-
-KINKED = ("relu", "leaky_relu")
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Sites:
     """Neurons that a search may split, and values with free slopes, both numbered through.
 
     Args:
-        split: indices in the flattened node of the neurons whose sign is open, by node that a kinked operation reads.
+        split: indices in the flattened node of neurons with an open sign, by node that a kinked operation reads.
         slope: indices of the values that have a free slope, by relaxed node.
         kinked: the kinked operations, by node that they read.
         complete: whether the network is linear once all these signs are known.
@@ -37,11 +36,16 @@ class Sites:
 
     def of_split(self, values: Tensor) -> dict[int, Tensor]:
         """Columns `(D, splits)` as one tensor for each node."""
-        return dict(zip(self.split, values.split([len(one) for one in self.split.values()], 1), strict=True))
+        return _parts(self.split, values)
 
     def of_slope(self, values: Tensor) -> dict[int, Tensor]:
         """Columns `(D, slopes)` as one tensor for each node."""
-        return dict(zip(self.slope, values.split([len(one) for one in self.slope.values()], 1), strict=True))
+        return _parts(self.slope, values)
+
+
+def _parts(sites: Mapping[int, Tensor], values: Tensor) -> dict[int, Tensor]:
+    parts = torch.split(values, [len(one) for one in sites.values()], 1)
+    return dict(zip(sites, parts, strict=True))
 
 
 def sites_of(graph: Graph, bounds: Bounds) -> Sites:
@@ -143,8 +147,8 @@ class Store:
             self._spare.extend(range(size - 1, old - 1, -1))
         places = [self._spare.pop() for _ in range(len(domains))]
         index = torch.tensor(places, device=new[0].device)
-        for place, one in zip(self._data, new, strict=True):
-            place[index] = one
+        for kept, one in zip(self._data, new, strict=True):
+            kept[index] = one
         for bound, place in zip(domains.bound.tolist(), places, strict=True):
             heapq.heappush(self._queue, (bound, place))
 
@@ -164,4 +168,4 @@ def clamped(interval: Interval, index: Tensor, signs: Tensor) -> Interval:
     low, high = lower[:, index], upper[:, index]
     lower[:, index] = torch.where(signs > 0, low.clamp_min(0), low)
     upper[:, index] = torch.where(signs < 0, high.clamp_max(0), high)
-    return Interval(lower.unflatten(1, shape), upper.unflatten(1, shape))
+    return Interval(lower.view(-1, *shape), upper.view(-1, *shape))

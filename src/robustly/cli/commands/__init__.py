@@ -28,6 +28,7 @@ from robustly.cli.commands import (
     suites,
     sweep,
     train,
+    verify,
 )
 
 
@@ -103,6 +104,9 @@ COMMANDS: dict[str, Command] = {
         analyse.add_arguments,
         analyse.run,
         takes_settings=True,
+    ),
+    "verify": Command(
+        "prove a property of a network in ONNX and VNN-LIB, or break it", verify.add_arguments, verify.run
     ),
     "predict": Command("classify image files", predict.add_arguments, predict.run),
     "info": Command("describe a run, weights, evidence or an exported model", info.add_arguments, info.run),
