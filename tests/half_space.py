@@ -111,7 +111,9 @@ class HalfSpaceDecision:
             radius=torch.where(verified, epsilon, 0.0),
             prediction=prediction,
             certifies=self.certifies,
-            lower_bound=(far - epsilon) * 2 * (model[1].weight[0]).detach().norm(),  # type: ignore[index]
+            lower_bound=(torch.where(prediction == y, far, -far) - epsilon)
+            * 2
+            * (model[1].weight[0]).detach().norm(),  # type: ignore[index]
             counterexample=across(model, x, y, epsilon),
         )
         return found if self.spoil is None else self.spoil(found, x)

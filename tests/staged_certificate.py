@@ -53,7 +53,7 @@ class StagedCertificate:
             radius=torch.where(verified, epsilon, 0.0).double(),
             prediction=prediction,
             certifies=self.certifies,
-            lower_bound=far - epsilon,
+            lower_bound=torch.where(correct & ~found, far, -far) - epsilon,
             counterexample=across(model, x, y, epsilon),
             stage=tuple(("attack", "ibp", "crown", "branch")[i] for i in stage.tolist()),
             reason=tuple(SPENT if is_open else "" for is_open in open_),

@@ -11,7 +11,7 @@ import pytest
 from tables import certificate, evaluation
 
 from robustly.evidence import Evidence, EvidenceError, Verdict, read_evidence
-from robustly.evidence.summary import CertifiedSummary
+from robustly.evidence.certified_numbers import CertifiedSummary
 from robustly.statistics import Proportion
 
 

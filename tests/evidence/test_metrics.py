@@ -7,9 +7,9 @@ import pytest
 from tables import attack, certificate, examples, worst_case
 
 from robustly.evidence import EvidenceTable, Verdict
+from robustly.evidence.certified_numbers import CertificateTerms, RobustInterval, StageSummary
 from robustly.evidence.metrics import certified_at, contradiction_problem, contradictions, metrics
 from robustly.evidence.schema import CertificateColumns, CurveColumns
-from robustly.evidence.summary import CertificateTerms, RobustInterval, StageSummary
 from robustly.statistics import Proportion
 
 MODEL, SMOOTHED = CertificateTerms("model"), CertificateTerms("the smoothed model", 0.001)

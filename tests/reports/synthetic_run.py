@@ -20,11 +20,12 @@ from robustly.evidence import (
     Summary,
     write_evidence,
 )
+from robustly.evidence.certified_numbers import CertifiedSummary
 from robustly.evidence.metrics import metrics
 from robustly.evidence.provenance import DataRecord, ModelRecord, Plan, SuiteAttack, SuiteRecord, ThreatRecord
 from robustly.evidence.records import to_json
 from robustly.evidence.schema import AttackColumns, ExampleColumns, WorstCaseColumns
-from robustly.evidence.summary import CertifiedSummary, Metrics, SecurityCurve
+from robustly.evidence.summary import Metrics, SecurityCurve
 from robustly.evidence.unions import MeanShare, ThreatShare, ThreatUnion
 from robustly.statistics import Proportion
 

@@ -7,8 +7,9 @@ import pytest
 
 from robustly.evidence import Summary
 from robustly.evidence.audit_record import AuditRecord
+from robustly.evidence.certified_numbers import CertifiedSummary
 from robustly.evidence.provenance import DataRecord, ModelRecord, Plan, SuiteAttack, SuiteRecord, ThreatRecord
-from robustly.evidence.summary import AttackSummary, CertifiedSummary, Metrics, WorstCaseSummary
+from robustly.evidence.summary import AttackSummary, Metrics, WorstCaseSummary
 from robustly.reports.comparison_verdict import comparison_verdict, is_undefended
 from robustly.reports.run import RunEvidence
 from robustly.reports.strength import (

@@ -18,8 +18,8 @@ from robustly.evaluation.stages import EvaluationError
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget, Progress, attack_generator
 from robustly.evidence import StoredImages, Verdict
+from robustly.evidence.certified_numbers import CertificateTerms
 from robustly.evidence.schema import CERTIFICATE, CertificateColumns, Whole
-from robustly.evidence.summary import CertificateTerms
 from robustly.threats import ThreatModel
 
 NO_MEMORY = "out of memory"

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from robustly.certification import CertificateResult
 from robustly.documents import parse_json
-from robustly.evaluation.recording import as_array, certificate_columns
+from robustly.evaluation.recording import STAGE, as_array, certificate_columns
+from robustly.evidence.certified_numbers import CertificateTerms
 from robustly.evidence.schema import CertificateColumns, Single, Verdict, Whole, column_fields
-from robustly.evidence.summary import CertificateTerms
 from robustly.files import whole_file
 
 _COLUMNS = column_fields(CertificateColumns)
@@ -61,6 +61,9 @@ class CertifiedPart:
             raise ValueError("it returns a verdict that is not one of Verdict")
         if not ((columns.radius >= 0) & np.isfinite(columns.radius)).all():
             raise ValueError("it returns a radius that is negative, infinite or not a number")
+        odd = [one for one in np.unique(columns.stage).tolist() if not STAGE.fullmatch(one)]
+        if odd:
+            raise ValueError(f"the name of its stage {odd[0]!r} is not up to 40 letters, digits, spaces and +-_.")
         falsified, shown = torch.from_numpy(columns.falsified), found.counterexample
         if columns.falsified.any() and (shown is None or found.certifies != "model"):
             raise ValueError(

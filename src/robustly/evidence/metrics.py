@@ -4,19 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from robustly.evidence.schema import AttackColumns, CertificateColumns, EvidenceTable, Flags, Texts, Verdict, Whole
-from robustly.evidence.summary import (
-    AttackSummary,
+from robustly.evidence.certified_numbers import (
     CertificateSummary,
     CertificateTerms,
     CertifiedSummary,
-    ClassSummary,
-    Metrics,
     RobustInterval,
-    SecurityCurve,
     StageSummary,
-    WorstCaseSummary,
 )
+from robustly.evidence.schema import AttackColumns, CertificateColumns, EvidenceTable, Flags, Texts, Verdict, Whole
+from robustly.evidence.summary import AttackSummary, ClassSummary, Metrics, SecurityCurve, WorstCaseSummary
 from robustly.statistics import Proportion, binomial_tail
 
 MODEL = "model"

@@ -20,19 +20,26 @@ _Relax = Callable[[Node, Interval, Tensor | None], Relaxation]
 def push_lines(node: Node, rows: Rows, extra: Relaxation | None) -> Pushed:
     """Rows through an elementwise operation: lower line where a coefficient is positive, else the upper line."""
     assert extra is not None
-
-    def at(values: Tensor) -> Tensor:
-        return values if extra.per_row else rows.gather(values)
-
     coefficients = rows.coefficients
-    slope = torch.where(coefficients > 0, at(extra.lower_slope), at(extra.upper_slope))
-    bias = None
-    if extra.upper_offset is not None:
-        bias = rows.total(coefficients.clamp_max(0) * at(extra.upper_offset))
-    if extra.lower_offset is not None:
-        below = rows.total(coefficients.clamp_min(0) * at(extra.lower_offset))
-        bias = below if bias is None else bias + below
-    return Pushed((rows.with_coefficients(coefficients * slope),), bias)
+    low, high, below, above = _at_rows(rows, extra)
+    up, down = coefficients.clamp_min(0), coefficients.clamp_max(0)
+    bias = None if above is None else rows.total(down * above)
+    if below is not None:
+        bias = rows.total(up * below) if bias is None else bias + rows.total(up * below)
+    return Pushed((rows.with_coefficients(torch.addcmul(down * high, up, low)),), bias)
+
+
+def _at_rows(rows: Rows, extra: Relaxation) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Slopes and offsets where the coefficients are; those of windows are gathered at once."""
+    low, high, below, above = extra.lower_slope, extra.upper_slope, extra.lower_offset, extra.upper_offset
+    if extra.per_row:
+        return low, high, below, above
+    if rows.offset is None:
+        gathered = [None if one is None else rows.gather(one) for one in (below, above)]
+        return rows.gather(low), rows.gather(high), gathered[0], gathered[1]
+    offsets = [one for one in (below, above) if one is not None]
+    parts = list(rows.gather(torch.cat([low, high, *offsets], 1)).chunk(2 + len(offsets), 1))
+    return parts[0], parts[1], parts[2] if below is not None else None, parts[-1] if above is not None else None
 
 
 def _one(node: Node) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -156,6 +157,7 @@ def _max_relax(node: Node, inputs: Sequence[Interval], free: Tensor | None) -> R
 
 
 def _max_backward(node: Node, rows: Rows, extra: Relaxation | None) -> Pushed:
+    rows = rows if _is_tiled(node) else rows.dense()
     assert extra is not None
     assert extra.index is not None
     assert extra.upper_offset is not None
@@ -165,11 +167,53 @@ def _max_backward(node: Node, rows: Rows, extra: Relaxation | None) -> Pushed:
     coefficients = rows.coefficients
     positive = coefficients > 0
     shape = node.input_shapes[0]
+    bias = rows.total(coefficients.clamp_max(0) * offset)
     place = torch.where(positive, below, above).flatten(rows.lead + 1)
     moved = (coefficients * torch.where(positive, 1.0, slope)).flatten(rows.lead + 1)
+    if rows.offset is not None:
+        return Pushed((_max_windows(node, rows, place, moved),), bias)
     plane = coefficients.new_zeros(*rows.leading, shape[0], math.prod(shape[1:]))
     full = plane.scatter_add(-1, place, moved).reshape(*rows.leading, *shape)
-    return Pushed((rows.with_coefficients(full),), rows.total(coefficients.clamp_max(0) * offset))
+    return Pushed((rows.with_coefficients(full),), bias)
+
+
+def _max_windows(node: Node, rows: Rows, place: Tensor, moved: Tensor) -> Rows:
+    """Windows moved through a max pool whose own windows do not overlap.
+
+    Args:
+        node: the max pool.
+        rows: rows over its output, as windows.
+        place: place in the input's plane to which each coefficient moves, `(R, C, h*w)`.
+        moved: the coefficients there.
+    """
+    assert rows.offset is not None
+    _, height, width = node.input_shapes[0]
+    (down, right), (h, w) = node.settings["stride"], rows.coefficients.shape[2:]
+    offset = rows.offset * torch.tensor([down, right], device=rows.offset.device)
+    row = place // width - offset[:, :1].unsqueeze(2)
+    column = place % width - offset[:, 1:].unsqueeze(2)
+    # outside the plane the coefficients are 0, wherever they go
+    inside = (row * (w * right) + column).clamp(0, h * down * w * right - 1)
+    window = moved.new_zeros(*moved.shape[:2], h * down * w * right).scatter_add(2, inside, moved)
+    moved_rows = replace(
+        rows,
+        coefficients=window.reshape(*moved.shape[:2], h * down, w * right),
+        offset=offset,
+        plane=(height, width),
+    )
+    return moved_rows.dense() if h * down * w * right >= height * width else moved_rows
+
+
+def _is_tiled(node: Node) -> bool:
+    """Return True if the windows of a pool of a plane do not overlap, and none leaves the plane."""
+    settings = node.settings
+    return len(node.shape) == 3 and all(
+        settings["kernel"][axis] == settings["stride"][axis]
+        and not settings["padding"][axis]
+        and settings["dilation"][axis] == 1
+        and node.shape[1 + axis] * settings["stride"][axis] <= node.input_shapes[0][1 + axis]
+        for axis in (0, 1)
+    )
 
 
 def _one(node: Node) -> int:
@@ -179,5 +223,5 @@ def _one(node: Node) -> int:
 RULES = {
     "avg_pool": Rule(_average, _average_interval, _average_backward, terms=_average_terms),
     "adaptive_avg_pool": Rule(_adaptive, _adaptive_interval, _adaptive_backward, terms=_adaptive_terms),
-    "max_pool": Rule(_max, _max_interval, _max_backward, _max_relax, terms=_one),
+    "max_pool": Rule(_max, _max_interval, _max_backward, _max_relax, windows=True, terms=_one),
 }

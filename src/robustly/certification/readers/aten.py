@@ -4,9 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from robustly.certification.readers.aten_layers import LAYERS, largest, weight_of
 from robustly.certification.readers.aten_shapes import SHAPES, Arguments, Translation, axes_of, first, same
 from robustly.certification.readers.building import Builder, Ref, Shape
@@ -69,14 +66,10 @@ def _largest_of(b: Builder, a: Arguments, shape: Shape) -> Any:
     b.refuse("works along the batch axis, so the outputs of an example depend on other examples")
 
 
-def _square(b: Builder, a: Arguments, shape: Shape) -> Ref:
-    return b.add("mul", (first(a), first(a)), shape)
-
-
 def _pow(b: Builder, a: Arguments, shape: Shape) -> Ref:
     if not isinstance(a["self"], Ref) or isinstance(a["exponent"], Ref) or a["exponent"] not in (1, 2):
         b.refuse("is supported for the exponents 1 and 2 only")
-    return a["self"] if a["exponent"] == 1 else _square(b, a, shape)
+    return a["self"] if a["exponent"] == 1 else b.add("square", (a["self"],), shape)
 
 
 def _sum(mean: bool) -> Translation:
@@ -113,14 +106,13 @@ def _hardswish(b: Builder, a: Arguments, shape: Shape) -> Ref:
 
 
 def _leaky_relu(b: Builder, a: Arguments, shape: Shape) -> Ref:
-    """Leaky ReLU with one slope, or one for each channel."""
-    x, slope = first(a), a["negative_slope"] if "negative_slope" in a else weight_of(b, a["weight"])
-    slopes = slope.flatten() if isinstance(slope, Tensor) else torch.tensor([slope], dtype=torch.float64)
-    if bool((slopes == slopes[0]).all()) and 0 <= slopes[0] <= 1:
-        return b.add("leaky_relu", (x,), shape, {"slope": float(slopes[0])})
-    slopes = slopes.reshape(-1, *(1,) * (len(shape) - 1))
-    positive = b.scale(b.add("relu", (x,), shape), 1 - slopes)  # w x + (1 - w) relu(x)
-    return b.add("add", (positive, b.scale(x, slopes)), shape)
+    """Leaky ReLU with one slope, and PReLU with one for each channel."""
+    if "negative_slope" in a:
+        return b.add("leaky_relu", (first(a),), shape, {"slope": float(a["negative_slope"])})
+    slope = weight_of(b, a["weight"]).reshape(-1, *(1,) * (len(shape) - 1))
+    if slope.numel() == 1:
+        return b.add("leaky_relu", (first(a),), shape, {"slope": float(slope)})
+    return b.add("leaky_relu", (first(a),), shape, slope=slope)
 
 
 def _elu(b: Builder, a: Arguments, shape: Shape) -> Ref:
@@ -161,7 +153,7 @@ def _dropout(b: Builder, a: Arguments, shape: Shape) -> Ref:
 TABLE: Mapping[str, Translation] = {
     **LAYERS, **SHAPES,
     "add": _arithmetic("add"), "sub": _arithmetic("sub"), "rsub": _arithmetic("rsub"), "mul": _arithmetic("mul"),
-    "div": _arithmetic("div"), "neg": _negative, "pow": _pow, "square": _square, "maximum": _maximum(1),
+    "div": _arithmetic("div"), "neg": _negative, "pow": _pow, "square": _plain("square"), "maximum": _maximum(1),
     "minimum": _maximum(-1), "max": _largest_of, "sum": _sum(False), "mean": _sum(True),
     "relu": _plain("relu"), "relu6": _clip(0, 6), "hardtanh": _clip(), "clamp": _clip(), "clamp_min": _clip(),
     "clamp_max": _clip(), "hardsigmoid": _hardsigmoid, "hardswish": _hardswish, "leaky_relu": _leaky_relu,

@@ -64,8 +64,9 @@ def _addmm(b: Builder, a: Arguments, shape: Shape) -> Ref:
 def _conv(b: Builder, a: Arguments, shape: Shape) -> Ref:
     x, weight = a["input"], weight_of(b, a["weight"])
     axes = weight.ndim - 2
-    if not isinstance(x, Ref) or len(x.shape) != axes + 1 or axes not in (1, 2):
-        b.refuse("is supported for batches `(N, C, L)` or `(N, C, H, W)` only")
+    if not isinstance(x, Ref):
+        b.refuse("has weights that depend on the input")
+    _check_planes(b, x, shape)
     settings: dict[str, Any] = {
         "stride": _numbers(a["stride"], axes),
         "dilation": _numbers(a["dilation"], axes),
@@ -87,6 +88,11 @@ def _conv(b: Builder, a: Arguments, shape: Shape) -> Ref:
             padding = [total // 2 for total in both]
     settings["padding"] = _numbers(padding, axes)
     return b.add("conv", (x,), shape, settings, weight=weight, bias=bias)
+
+
+def _check_planes(b: Builder, x: Ref, shape: Shape) -> None:
+    if len(shape) not in (2, 3) or len(x.shape) != len(shape):
+        b.refuse("is supported for batches `(N, C, L)` or `(N, C, H, W)` only")
 
 
 def _padded(b: Builder, x: Ref, pads: Sequence[int], value: float) -> Ref:
@@ -117,6 +123,7 @@ def _batch_norm(b: Builder, a: Arguments, shape: Shape) -> Ref:
 def _pool(op: str) -> Translation:
     def translate(b: Builder, a: Arguments, shape: Shape) -> Ref:
         x, axes = a["self"], len(shape) - 1
+        _check_planes(b, x, shape)
         if a.get("divisor_override") is not None:
             b.refuse("has a divisor of its own, which is not supported")
         kernel = _numbers(a["kernel_size"], axes)
@@ -130,33 +137,22 @@ def _pool(op: str) -> Translation:
             settings["dilation"] = _numbers(a["dilation"], axes)
         else:
             settings["count_include_pad"] = bool(a["count_include_pad"])
-        return _planar(b, op, x, shape, settings)
+        return b.add(op, (x,), shape, settings)
 
     return translate
-
-
-def _planar(b: Builder, op: str, x: Ref, shape: Shape, settings: dict[str, Any]) -> Ref:
-    """Pooling over two axes; one axis gets a second one of length 1."""
-    if len(shape) not in (2, 3) or len(x.shape) != len(shape):
-        b.refuse("is supported for batches `(N, C, L)` or `(N, C, H, W)` only")
-    if len(shape) == 3:
-        return b.add(op, (x,), shape, settings)
-    neutral = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1}
-    wide = {key: (neutral[key], *value) if key in neutral else value for key, value in settings.items()}
-    out = b.add(op, (b.reshape(x, (x.shape[0], 1, x.shape[1])),), (shape[0], 1, shape[1]), wide)
-    return b.reshape(out, shape)
 
 
 def _adaptive(op: str) -> Translation:
     def translate(b: Builder, a: Arguments, shape: Shape) -> Ref:
         x, out = a["self"], shape[1:]
+        _check_planes(b, x, shape)
         if all(n % m == 0 for n, m in zip(x.shape[1:], out, strict=True)):
             size = tuple(n // m for n, m in zip(x.shape[1:], out, strict=True))
             zeros = (0,) * len(size)
             settings: dict[str, Any] = {"kernel": size, "stride": size, "padding": zeros, "ceil_mode": False}
             extra = {"dilation": (1,) * len(size)} if op == "max_pool" else {"count_include_pad": True}
-            return _planar(b, op, x, shape, settings | extra)
-        if op == "max_pool" or len(out) != 2:
+            return b.add(op, (x,), shape, settings | extra)
+        if op == "max_pool":
             b.refuse("is supported only where its output size divides the input size")
         return b.add("adaptive_avg_pool", (x,), shape, {"output": tuple(out)})
 
@@ -180,9 +176,9 @@ def largest(b: Builder, a: Arguments, shape: Shape) -> Ref:
     axes = axes_of(b, a["dim"], x.shape)
     rest = [axis for axis in range(len(x.shape)) if axis not in axes]
     count = math.prod(x.shape[axis] for axis in axes)
-    flat = b.reshape(b.transpose(x, (*rest, *axes)), (math.prod(x.shape[axis] for axis in rest), 1, count))
-    window = {"kernel": (1, count), "stride": (1, count), "padding": (0, 0), "dilation": (1, 1), "ceil_mode": False}
-    return b.reshape(b.add("max_pool", (flat,), (flat.shape[0], 1, 1), window), shape)
+    flat = b.reshape(b.transpose(x, (*rest, *axes)), (math.prod(x.shape[axis] for axis in rest), count))
+    window = {"kernel": (count,), "stride": (count,), "padding": (0,), "dilation": (1,), "ceil_mode": False}
+    return b.reshape(b.add("max_pool", (flat,), (flat.shape[0], 1), window), shape)
 
 
 LAYERS: Mapping[str, Translation] = {

@@ -90,7 +90,8 @@ def _weight(program: ExportedProgram, name: str, source: str) -> Tensor:
 
 def _value(builder: Builder, node: Traced, values: Mapping[Traced, Any]) -> Any:
     """Value of a node: a `Ref` if it depends on the input, else the constant itself."""
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda one: values[one])
+    found: Any = torch.fx.node.map_arg((node.args, node.kwargs), lambda one: values[one])
+    args, kwargs = found
     target, name = node.target, _operator(node)
     module = list(node.meta.get("nn_module_stack", {}).values())[-1:]
     path, kind = module[0] if module else ("", "")
