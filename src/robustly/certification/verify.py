@@ -298,14 +298,21 @@ def _bounded(problem: Problem, stage: str, budget: Budget, last: bool) -> list[O
         bounds = torch.full_like(found, -torch.inf, dtype=torch.float64)
         rows = claimed.nonzero().squeeze(1)
         if len(rows):
-            chosen = None if slopes is None else slopes.select(rows)
-            bounds[rows] = _proofs(problem.select(rows), stage, chosen)
+            bounds[rows] = _proofs(problem.select(rows), stage, _of_rows(slopes, rows))
     except (MemoryError, torch.OutOfMemoryError):
         return [Outcome(Verdict.UNKNOWN, -torch.inf, None, stage, 0, NO_MEMORY)] * len(problem)
     return [
         Outcome(Verdict.VERIFIED if bound > 0 else Verdict.UNKNOWN, bound, None, stage, 1)
         for bound in bounds.tolist()
     ]
+
+
+def _of_rows(slopes: Slopes | None, rows: Tensor) -> Slopes | None:
+    """The slopes of some properties; the nodes have their standard bounds."""
+    if slopes is None:
+        return None
+    weights = None if slopes.weights is None else slopes.weights[rows]
+    return replace(slopes, last={node: one[rows] for node, one in slopes.last.items()}, weights=weights)
 
 
 def _searched(problem: Problem, stage: str, budget: Budget) -> tuple[Tensor, Slopes | None]:
