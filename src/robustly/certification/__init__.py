@@ -4,9 +4,22 @@ from robustly.certification.contract import (
     Certificate,
     CertificateResult,
     ChecksModel,
+    InStages,
+    Prepares,
     ProvesAgain,
     verdicts_of_radii,
 )
+from robustly.certification.deadline import Deadline
 from robustly.evidence import Verdict
 
-__all__ = ["Certificate", "CertificateResult", "ChecksModel", "ProvesAgain", "Verdict", "verdicts_of_radii"]
+__all__ = [
+    "Certificate",
+    "CertificateResult",
+    "ChecksModel",
+    "Deadline",
+    "InStages",
+    "Prepares",
+    "ProvesAgain",
+    "Verdict",
+    "verdicts_of_radii",
+]

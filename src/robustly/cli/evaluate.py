@@ -44,6 +44,7 @@ def run_evaluation(
     overwrite: bool,
     label: str | None = None,
     keep: bool = False,
+    extended: Callable[[Suite], Suite] | None = None,
 ) -> int:
     """Evaluate a run and print its table; returns the exit code.
 
@@ -54,6 +55,7 @@ def run_evaluation(
         overwrite: whether an earlier evaluation may be replaced.
         label: name of this evaluation if a run has several.
         keep: whether to return without an error if there is an earlier evaluation.
+        extended: adds certificates to the suite; None for the suite as it is.
 
     Raises:
         ValueError: wrong settings, weights or data.
@@ -78,6 +80,7 @@ def run_evaluation(
         if target.exists() and not (overwrite or keep):
             raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
         suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
+        suite = suite if extended is None else extended(suite)
         subject = load_subject(run, trust_code)
         keep_run(run)
         held.enter_context(removed_if_refused(run))

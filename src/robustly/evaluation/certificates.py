@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from robustly.attacks.core.contract import frozen
-from robustly.certification import Certificate, ChecksModel
+from robustly.certification import Certificate, ChecksModel, InStages, Prepares
+from robustly.evaluation.certificate_queue import finish_open
 from robustly.evaluation.certified_part import CertifiedPart, PartFolder, joined
 from robustly.evaluation.checkpoint import EvaluationCheckpoint
 from robustly.evaluation.recording import as_array, stored_images
@@ -137,6 +138,7 @@ def run_certificate(
     folder = (
         None if checkpoint is None else PartFolder(checkpoint.folder / f"{CERTIFICATE}.{name}", checkpoint.identity)
     )
+    certificate = _prepared(target, certificate, name)
     parts = [] if folder is None else folder.load()
     finished = {one for part in parts for one in part.ids.tolist()}
     _lp_threat(target, name)
@@ -151,9 +153,22 @@ def run_certificate(
             if folder is not None:
                 folder.save(part)
     try:
-        return joined(parts, as_array(data.ids[rows]))
+        screened = joined(parts, as_array(data.ids[rows]))
+        if not isinstance(certificate, InStages):
+            return screened
+        last = None if folder is None else PartFolder(folder.folder / "finished", folder.identity)
+        return finish_open(target, certificate, name, _lp_threat(target, name), screened, last, progress)
     except ValueError as error:
         raise EvaluationError(f"the certificate {name!r} failed: {error}") from error
+
+
+def _prepared(target: EvaluationTarget, certificate: Certificate, name: str) -> Certificate:
+    """The certificate with what it reads from the model."""
+    if not isinstance(certificate, Prepares):
+        return certificate
+    few = torch.arange(min(2, len(target.data)), device=target.data.images.device)
+    with frozen(target.model):
+        return certificate.prepared(target.model, target.data.floats(few), threat=_lp_threat(target, name))
 
 
 def _certified(target: EvaluationTarget, certificate: Certificate, name: str, rows: Tensor) -> list[CertifiedPart]:
@@ -161,7 +176,8 @@ def _certified(target: EvaluationTarget, certificate: Certificate, name: str, ro
     data, began = target.data, time.perf_counter()
     try:
         with frozen(target.model):
-            found = certificate(
+            certify = certificate.screen if isinstance(certificate, InStages) else certificate
+            found = certify(
                 target.model,
                 data.floats(rows),
                 data.labels[rows],
