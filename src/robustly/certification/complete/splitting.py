@@ -96,7 +96,12 @@ def split(
     lower, upper = inputs.lower.double().flatten(1), inputs.upper.double().flatten(1)
     queue = Queue(batch)
     queue.push(
-        Parts(lower, upper, lower.new_full((1, spec.disjuncts), -torch.inf), lower.new_zeros(1, hidden, dtype=torch.int8))
+        Parts(
+            lower,
+            upper,
+            lower.new_full((1, spec.disjuncts), -torch.inf),
+            lower.new_zeros(1, hidden, dtype=torch.int8),
+        )
     )
     proved, work = float("inf"), 0
     while (parts := queue.pop()) is not None:
@@ -135,7 +140,9 @@ def _counterexample(
     total = rows.sum(1)
     largest = torch.where(_member(parts.bound, spec), found.value, -torch.inf).argmax(1)
     hardest = found.rows.gather(1, largest.view(-1, 1, 1).expand(-1, 1, rows.shape[2])).squeeze(1)
-    points = torch.cat([(lower + upper) / 2, torch.where(total > 0, lower, upper), torch.where(hardest > 0, lower, upper)])
+    points = torch.cat(
+        [(lower + upper) / 2, torch.where(total > 0, lower, upper), torch.where(hardest > 0, lower, upper)]
+    )
     value = spec.worst_of(net.evaluate(points)) if hasattr(spec, "worst_of") else spec.worst(net.evaluate(points))
     best = value.argmin()
     if value[best] > 0:
