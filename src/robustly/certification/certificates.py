@@ -68,7 +68,7 @@ class BoundCertificate:
             UnsupportedOperationError: the model has an operation that cannot be bounded.
         """
         graph = read_module(model, tuple(x.shape[1:]))
-        return GraphCertificate(self, graph.to(torch.float64 if self.double else torch.float32))
+        return GraphCertificate(self, graph.to(torch.float64))
 
     def check(self, model: nn.Module, x: Float[Tensor, "n ..."], *, threat: ThreatModel) -> None:
         """Refuse a model with an operation that cannot be bounded; arguments as for `prepared`."""
@@ -102,7 +102,7 @@ class GraphCertificate:
 
     Args:
         settings: the certificate.
-        graph: the graph of the model, in the type of the search.
+        graph: the graph of the model, in float64.
     """
 
     settings: BoundCertificate
@@ -190,7 +190,8 @@ class GraphCertificate:
         if outcome.verdict == Verdict.VERIFIED:
             radius = radius.clamp_min(float(_epsilon(threat, x)))
         result = _result([outcome], radius, x, y, torch.zeros(1, dtype=torch.float64))
-        return replace(result, seconds=(before.seconds or 0) + (time.monotonic() - began))
+        assert before.seconds is not None
+        return replace(result, seconds=before.seconds + (time.monotonic() - began))
 
     def _problem(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, generator: KeyedGenerator | None
@@ -201,6 +202,7 @@ class GraphCertificate:
             robustness(y, self.graph.outputs, torch.float64),
             lambda points: _outputs(model, points.to(x)),
             generator,
+            torch.float64 if self.settings.double else torch.float32,
         )
 
     def _radii(

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from robustly.attacks.core.contract import frozen
 from robustly.certification import CertificateResult, Deadline, InStages
@@ -11,7 +12,6 @@ from robustly.evaluation.certified_part import CertifiedPart, PartFolder, joined
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget, Progress
 from robustly.evidence import Verdict
-from robustly.evidence.schema import Whole
 from robustly.threats import ThreatModel
 
 
@@ -76,7 +76,7 @@ def open_examples(screened: CertifiedPart) -> list[int]:
 def _result_of(part: CertifiedPart, row: int, device: torch.device) -> CertificateResult:
     columns, at = part.columns, slice(row, row + 1)
 
-    def tensor(values: Whole) -> torch.Tensor:
+    def tensor(values: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values[at])).to(device)
 
     return CertificateResult(

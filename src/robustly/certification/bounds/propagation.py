@@ -255,7 +255,8 @@ def _spans(example: Tensor, most: int) -> list[tuple[int, int]]:
     """Start and length of chunks of at most that many rows; rows of one example share chunks if they are many."""
     spans: list[tuple[int, int]] = []
     start, shared = 0, False
-    for count in example.unique_consecutive(return_counts=True)[1].tolist():
+    _, counts = torch.unique_consecutive(example, return_counts=True)
+    for count in counts.tolist():
         if shared and spans[-1][1] + count <= most:
             spans[-1] = (spans[-1][0], spans[-1][1] + count)
         else:
