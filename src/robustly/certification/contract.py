@@ -202,7 +202,8 @@ class ProvesAgain(Protocol):
     def again(self, work_factor: int) -> Certificate:
         """The same certificate with `work_factor` times its budget of work, computing in float64.
 
-        What this certificate verifies, the returned one must verify too.
+        What this certificate verifies, the returned one must verify too, and at every radius that this one states:
+        it is called with a radius of the threat for each example.
         """
         ...
 
