@@ -33,8 +33,8 @@ _STAGES: dict[str, tuple[str, ...]] = {
     "ibp": ("attack", "ibp"),
     "crown": ("attack", "ibp", "crown"),
     "alpha_crown": ("attack", "ibp", "crown", "alpha"),
-    "auto": ("attack", "ibp", "crown", "alpha", "complete"),
-    "bab": ("attack", "complete"),
+    "auto": ("attack", "ibp", "crown", "long_attack", "alpha", "complete"),
+    "bab": ("attack", "long_attack", "complete"),
 }
 METHODS = tuple(_STAGES)
 NEVER = Deadline()
@@ -49,7 +49,9 @@ class Budget:
     """Work that one property may cost, counted, so that a result does not depend on the machine.
 
     Args:
-        attack_starts: random starts of the attack.
+        attack_starts: starts of the first attack on a property of its own; examples have one start, their suite
+            has attacks before.
+        long_starts: starts of the attack that follows the cheap bounds; examples have none.
         attack_steps: steps from each start.
         alpha_iterations: steps of the optimisation of slopes.
         domains: domains of branch and bound or of input splitting.
@@ -57,7 +59,8 @@ class Budget:
         branching: score that chooses the neuron to split: "babsr" or "fsb".
     """
 
-    attack_starts: int = 8
+    attack_starts: int = 16
+    long_starts: int = 256
     attack_steps: int = 30
     alpha_iterations: int = 20
     domains: int = 20_000
@@ -141,8 +144,11 @@ def screen(
         if deadline.passed:
             return tuple(_stopped(one) for one in outcomes)
         part = problem.select(torch.tensor(waiting))
-        if stage == "attack":
-            found = _attacked(part, budget, deadline, seed)
+        if stage == "long_attack" and problem.generator is not None:
+            continue
+        if stage.endswith("attack"):
+            starts = budget.attack_starts if stage == "attack" else budget.long_starts
+            found = _attacked(part, starts, budget.attack_steps, deadline, seed)
         else:
             found = _bounded(part, stage, budget, last=stage == last_bound(method))
         for index, outcome in zip(waiting, found, strict=True):
@@ -238,7 +244,7 @@ def largest_radii(
 
 def last_bound(method: Method) -> str:
     """The last stage of a method before branch and bound: "ibp", "crown" or "alpha"."""
-    stages = [one for one in _STAGES[method] if one not in ("attack", "complete")]
+    stages = [one for one in _STAGES[method] if one in ("ibp", "crown", "alpha")]
     return stages[-1] if stages else "crown"
 
 
@@ -248,7 +254,7 @@ def _stopped(outcome: Outcome) -> Outcome:
     return replace(outcome, verdict=Verdict.TIMEOUT, reason="the time limit was reached")
 
 
-def _attacked(problem: Problem, budget: Budget, deadline: Deadline, seed: int) -> list[Outcome]:
+def _attacked(problem: Problem, starts: int, steps: int, deadline: Deadline, seed: int) -> list[Outcome]:
     points: list[Tensor | None] = [None] * len(problem)
     if problem.generator is None:
         for index in range(len(problem)):
@@ -257,8 +263,8 @@ def _attacked(problem: Problem, budget: Budget, deadline: Deadline, seed: int) -
                 one.graph,
                 one.inputs,
                 one.spec,
-                starts=budget.attack_starts,
-                steps=budget.attack_steps,
+                starts=starts,
+                steps=steps,
                 seed=seed,
                 deadline=deadline,
             )
@@ -267,7 +273,7 @@ def _attacked(problem: Problem, budget: Budget, deadline: Deadline, seed: int) -
             problem.graph,
             problem.inputs,
             problem.spec,
-            steps=budget.attack_steps,
+            steps=steps,
             generator=problem.generator,
             deadline=deadline,
         )
