@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from robustly.certification.evaluation import evaluate
+from robustly.certification.readers.onnx_reader import read_onnx
 from robustly.cli import main
 from robustly.cli.predict import predict_files
 from robustly.data import DataConfig, load_test
@@ -246,6 +248,9 @@ def test_onnx_has_the_same_predictions(run: Path, tmp_path: Path, capsys: pytest
     assert found.same + found.ties < found.count
     assert found.difference > 0.01
     assert [one.name for one in tmp_path.iterdir()] == ["m.onnx"]
+    # the verifier reads the file as the same network
+    own = evaluate(read_onnx(file).graph, x.double())
+    assert torch.allclose(own, portable.logits(x).double(), atol=1e-4)
 
 
 def test_onnx_without_its_packages(

@@ -36,8 +36,16 @@ def attack(count: int, **columns: Any) -> AttackColumns:
 
 
 def certificate(verdict: list[Verdict], radius: list[float], prediction: list[int]) -> CertificateColumns:
+    count = len(radius)
     return CertificateColumns(
-        np.array(verdict, dtype=np.int8), np.array(radius), np.array(prediction), np.full(len(radius), np.nan)
+        np.array(verdict, dtype=np.int8),
+        np.array(radius),
+        np.array(prediction),
+        np.full(count, np.nan),
+        stage=np.full(count, ""),
+        reason=np.full(count, ""),
+        work=np.zeros(count, dtype=np.int64),
+        seconds=np.full(count, np.nan),
     )
 
 

@@ -7,9 +7,9 @@ import pytest
 from tables import attack, certificate, examples, worst_case
 
 from robustly.evidence import EvidenceTable, Verdict
-from robustly.evidence.metrics import contradictions, metrics
-from robustly.evidence.schema import CurveColumns
-from robustly.evidence.summary import CertificateTerms
+from robustly.evidence.certified_numbers import CertificateTerms, RobustInterval, StageSummary
+from robustly.evidence.metrics import certified_at, contradiction_problem, contradictions, metrics
+from robustly.evidence.schema import CertificateColumns, CurveColumns
 from robustly.statistics import Proportion
 
 MODEL, SMOOTHED = CertificateTerms("model"), CertificateTerms("the smoothed model", 0.001)
@@ -111,8 +111,9 @@ def test_contradictions_of_certificates_and_attacks(
     verdict: list[Verdict], radius: list[float], refuted: list[int]
 ) -> None:
     table = replace(TABLE, certificates={"c": certificate(verdict, radius, [0, 1, 0, 1, 1])})
-    assert contradictions(table, {"c": MODEL}).tolist() == [bool(one) for one in refuted]
-    assert not contradictions(table, {"c": SMOOTHED}).any(), "it speaks of another classifier"
+    assert contradictions(table, "c", MODEL).tolist() == [bool(one) for one in refuted]
+    assert not contradictions(table, "c", SMOOTHED).any(), "it speaks of another classifier"
+    assert ("by c at a size" in contradiction_problem(table, {"c": MODEL})) == any(refuted)
 
 
 def test_a_counterexample_of_one_certificate_contradicts_another() -> None:
@@ -121,4 +122,79 @@ def test_a_counterexample_of_one_certificate_contradicts_another() -> None:
         "search": certificate([U, U, U, F, U], [0.0] * 5, [0, 1, 0, 1, 1]),
     }
     table = replace(TABLE, certificates=two)
-    assert contradictions(table, {"proof": MODEL, "search": MODEL}).tolist() == [False, False, False, True, False]
+    assert contradictions(table, "proof", MODEL).tolist() == [False, False, False, True, False]
+    assert not contradictions(table, "search", MODEL).any()
+    assert "1 examples are certified by proof" in contradiction_problem(table, {"search": MODEL, "proof": MODEL})
+
+
+def test_an_image_of_the_curve_refutes_a_radius() -> None:
+    """Row 2 broke at the size 0.05 of the curve, where no attack was run at full size."""
+    table = replace(TABLE, certificates={"c": certificate([U] * 5, [0.0, 0.0, 0.06, 0.0, 0.0], [0, 1, 0, 1, 1])})
+    assert not contradictions(table, "c", MODEL).any()
+    broke = replace(table, curve=CurveColumns(np.array([INF, 0.0, 0.05, INF, NAN], dtype=np.float32)))
+    assert contradictions(broke, "c", MODEL).tolist() == [False, False, True, False, False]
+
+
+def test_a_proof_that_may_be_wrong_is_refused_only_beyond_chance() -> None:
+    table = replace(TABLE, certificates={"c": certificate([V, U, V, V, U], [0.1] * 5, [0, 1, 0, 1, 1])})
+    terms = {risk: {"c": CertificateTerms("model", risk)} for risk in (0.0, 1e-9, 0.01)}
+    assert contradiction_problem(table, terms[0.0]).endswith("broken")
+    assert "failure probability of 1e-09" in contradiction_problem(table, terms[1e-9])
+    assert not contradiction_problem(table, terms[0.01])
+    interval = metrics(table, certificates=terms[0.01], classes=(), limit=0.1, curve=[]).interval
+    assert interval is not None
+    assert (interval.certified.hits, interval.attacked.hits) == (2, 2), "a broken row is not certified"
+
+
+def staged(verdict: list[Verdict], stage: list[str], reason: list[str]) -> CertificateColumns:
+    plain = certificate(verdict, [0.1 * (one == V) for one in verdict], [0, 1, 0, 1, 1])
+    seconds = np.array([0.5, 1.0, 2.0, 4.0, 8.0])
+    return replace(
+        plain, stage=np.array(stage), reason=np.array(reason), work=np.arange(5), seconds=seconds
+    )  # fmt: skip
+
+
+def test_the_interval_counts_counterexamples_of_certificates_as_broken() -> None:
+    """Rows 0, 1 and 4 are broken or misclassified, row 2 is proved, row 3 has a counterexample or stays open."""
+    open_, refuted = staged([U, F, V, U, U], [""] * 5, [""] * 5), staged([U, F, V, F, U], [""] * 5, [""] * 5)
+    for columns, attacked, undecided in ((open_, 2, 1), (refuted, 1, 0)):
+        table = replace(TABLE, certificates={"c": columns})
+        found = metrics(table, certificates={"c": MODEL}, classes=(), limit=0.1, curve=[])
+        assert found.interval == RobustInterval(Proportion(1, 5), Proportion(attacked, 5), undecided, 0.1, 0.0)
+        assert found.worst_case.robust == Proportion(2, 5)
+        other = metrics(table, certificates={"c": SMOOTHED}, classes=(), limit=0.1, curve=[])
+        assert other.interval is None
+    two = replace(TABLE, certificates={"a": open_, "b": staged([U, F, U, V, U], [""] * 5, [""] * 5)})
+    risky = {"a": CertificateTerms("model", 0.25), "b": CertificateTerms("model", 0.5)}
+    joint = metrics(two, certificates=risky, classes=(), limit=0.1, curve=[]).interval
+    assert joint == RobustInterval(Proportion(2, 5), Proportion(2, 5), 0, 0.1, 0.75)
+    unknown = {"a": CertificateTerms("model", None), "b": CertificateTerms("model", 0.5)}
+    joint = metrics(two, certificates=unknown, classes=(), limit=0.1, curve=[]).interval
+    assert joint is not None
+    assert joint.failure_probability is None
+
+
+def test_stages_and_reasons_are_counted_from_the_rows() -> None:
+    timeout = Verdict.TIMEOUT
+    columns = staged(
+        [U, F, V, V, timeout], ["zonotope", "attack", "ibp", "alpha", "alpha"], ["no budget", "", "", "", "time"]
+    )
+    table = replace(TABLE, certificates={"c": columns})
+    (found,) = metrics(table, certificates={"c": MODEL}, classes=(), limit=0.1, curve=[]).certificates
+    assert list(found.stages.items()) == [
+        ("attack", StageSummary(1, 0, 1, 1, 1.0)),
+        ("ibp", StageSummary(1, 1, 0, 2, 2.0)),
+        ("alpha", StageSummary(2, 1, 0, 7, 12.0)),
+        ("zonotope", StageSummary(1, 0, 0, 0, 0.5)),
+    ]
+    assert found.reasons == {"no budget": 1, "time": 1}
+    columns.seconds[3] = NAN
+    (found,) = metrics(table, certificates={"c": MODEL}, classes=(), limit=0.1, curve=[]).certificates
+    assert found.stages["alpha"].seconds is None
+
+
+def test_a_radius_that_is_less_than_the_size_does_not_reach_it() -> None:
+    size = 0.1
+    radii = [float(np.float32(size)), size, float(np.nextafter(size, 0)), 0.0, 1.0]
+    columns = certificate([U] * 5, radii, [0, 1, 0, 1, 1])
+    assert certified_at(TABLE, columns, size).tolist() == [True, False, False, False, True]

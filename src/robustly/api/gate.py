@@ -11,7 +11,7 @@ from robustly.evaluation.diagnostics import masking_suspected
 from robustly.evaluation.suites import SUITES
 from robustly.evidence import Evidence, Summary, read_evidence
 from robustly.evidence.audit_record import AuditRecord
-from robustly.evidence.schema import SCHEMA
+from robustly.evidence.schema import RULES_SINCE
 from robustly.evidence.storage import read_summary_fields
 from robustly.settings import SettingsError
 from robustly.statistics import Proportion
@@ -126,13 +126,12 @@ def gate(folder: Path, limits: Limits) -> Gate:
     conditions += [] if limits.threat is None else [_threat(summary, limits.threat)]
     conditions += [_failed(summary, limits.allow_failed), _masking(summary, limits.allow_masking)]
     metrics = summary.metrics
-    certified = None if metrics.certified is None else metrics.certified.robust
     conditions += [
         _share(name, share, least, limits.confident)
         for name, share, least in (
             ("clean accuracy", metrics.clean, limits.clean),
-            ("robust accuracy", metrics.worst_case.robust, limits.robust),
-            ("certified accuracy", certified, limits.certified),
+            ("robust accuracy", metrics.attacked, limits.robust),
+            ("certified accuracy", metrics.proved, limits.certified),
         )
         if least is not None
     ]
@@ -159,7 +158,7 @@ def _sound(folder: Path, evidence: Evidence) -> Condition:
         checks.append(numbers_check(evidence, read_summary_fields(folder)))
     wrong = [f"{one.name}: {one.problem}" for one in checks if not one.passed]
     silent = set(masking_suspected(evidence.summary.findings)) - set(evidence.summary.masking)
-    if silent and evidence.summary.schema == SCHEMA:
+    if silent and evidence.summary.schema >= RULES_SINCE:
         wrong.append(f"a failed diagnostic is not among the sentences on masked gradients: {min(silent)}")
     return Condition("evidence", not wrong, "; ".join(wrong) or "files, rows and numbers belong together")
 

@@ -21,13 +21,17 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """Whether the moment is over."""
+        """True once the moment is over."""
         return time.monotonic() >= self.at
 
     @property
     def left(self) -> float:
         """Seconds that are left, at least 0."""
         return max(0.0, self.at - time.monotonic())
+
+    def share(self, count: int) -> "Deadline":
+        """The deadline of the next of `count` equal parts of the time that is left."""
+        return self if self.at == float("inf") else Deadline(time.monotonic() + self.left / count)
 
     def sooner(self, seconds: float) -> "Deadline":
         """The earlier of this deadline and the one that many seconds from now."""

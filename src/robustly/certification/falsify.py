@@ -85,8 +85,7 @@ def falsify_each(
     spec: Specification,
     *,
     steps: int = 20,
-    seed: int = 0,
-    ids: Tensor | None = None,
+    generator: KeyedGenerator | None = None,
     start: Tensor | None = None,
     deadline: Deadline | None = None,
 ) -> Found:
@@ -97,14 +96,13 @@ def falsify_each(
         inputs: a set for each of B examples.
         spec: a property for each.
         steps: gradient steps.
-        seed: seed of the random starts.
-        ids: ids of the examples, `(B,)`, to which the random starts are keyed; None for 0 to B-1.
+        generator: random numbers of the starts; None for seed 0 and ids 0 to B-1.
         start: starts, `(B, *shape)`; None for a random point of each box.
         deadline: moment at which the search stops.
     """
     low, high = inside(inputs)
-    ids = torch.arange(len(low), device=low.device) if ids is None else ids
-    share = KeyedGenerator(seed, ids).fold("falsify").uniform(*low.shape[1:]).double()
+    generator = generator or KeyedGenerator(0, torch.arange(len(low), device=low.device))
+    share = generator.fold("falsify").uniform(*low.shape[1:]).double()
     begin = low.double() + share * (high.double() - low.double()) if start is None else start.double()
     nearest = torch.full((len(low),), -1, device=low.device)
     no = torch.zeros_like(nearest, dtype=torch.bool)
@@ -174,10 +172,10 @@ def _member(inputs: InputSet, points: Tensor) -> Tensor:
     within = ((exact >= inputs.lower.double()) & (exact <= inputs.upper.double())).flatten(1).all(1)
     if inputs.ball is None:
         return within
-    return within & (_sizes(inputs.ball, exact - inputs.ball.center.double()) <= inputs.ball.radius.double())
+    return within & (ball_sizes(inputs.ball, exact - inputs.ball.center.double()) <= inputs.ball.radius.double())
 
 
-def _sizes(ball: Ball, change: Tensor) -> Tensor:
+def ball_sizes(ball: Ball, change: Tensor) -> Tensor:
     """Sizes of changes `(P, *shape)` in the norm of the ball, `(P,)`."""
     if ball.norm == "l0":
         return _pixels(change.abs()).gt(0).sum(1)
@@ -249,7 +247,7 @@ class _Problem:
             )
             channels = change.abs().sum(1, keepdim=True) if change.ndim == 4 else change.abs()
             return torch.where(channels >= least.view(-1, *extra), points, center)
-        share = ball.radius.float() * (1 - 1e-6) / _sizes(ball, change).clamp_min(1e-30)
+        share = ball.radius.float() * (1 - 1e-6) / ball_sizes(ball, change).clamp_min(1e-30)
         return torch.where(
             (share < 1).view(-1, *extra), center + change * share.clamp_max(1).view(-1, *extra), points
         )
@@ -268,7 +266,7 @@ class _Problem:
                 size = gradient.abs().flatten(1)
                 least = size.topk(max(1, size.shape[1] // 50), dim=1).values[:, -1]
                 direction = torch.where(gradient.abs() >= least.view(-1, *extra), gradient.sign(), 0.0)
-            scale = rate * 2 * ball.radius.float() / _sizes(ball, direction).clamp_min(1e-30)
+            scale = rate * 2 * ball.radius.float() / ball_sizes(ball, direction).clamp_min(1e-30)
             change = scale.view(-1, *extra) * direction
         scaled = gradient * width
         length = _BEYOND * value / scaled.flatten(1).square().sum(1).clamp_min(1e-30)

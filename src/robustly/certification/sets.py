@@ -166,8 +166,8 @@ def _l2_in_box(slopes: Tensor, down: Tensor, up: Tensor, radius: Tensor) -> Tens
             too_far = change.norm(dim=-1) > radius
             low, high = torch.where(too_far, middle, low), torch.where(too_far, high, middle)
     change = _best_change(slopes, down, up, high)
-    value = (slopes * change + high.unsqueeze(-1) * change**2 / 2).sum(-1)
-    return value - high * radius**2 / 2
+    value: Tensor = (slopes * change + high.unsqueeze(-1) * change**2 / 2).sum(-1) - high * radius**2 / 2
+    return value
 
 
 def _best_change(slopes: Tensor, down: Tensor, up: Tensor, multiplier: Tensor) -> Tensor:

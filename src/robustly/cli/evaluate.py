@@ -44,6 +44,7 @@ def run_evaluation(
     overwrite: bool,
     label: str | None = None,
     keep: bool = False,
+    extended: Callable[[Suite], Suite] | None = None,
 ) -> int:
     """Evaluate a run and print its table; returns the exit code.
 
@@ -54,6 +55,7 @@ def run_evaluation(
         overwrite: whether an earlier evaluation may be replaced.
         label: name of this evaluation if a run has several.
         keep: whether to return without an error if there is an earlier evaluation.
+        extended: adds certificates to the suite; None for the suite as it is.
 
     Raises:
         ValueError: wrong settings, weights or data.
@@ -78,6 +80,7 @@ def run_evaluation(
         if target.exists() and not (overwrite or keep):
             raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
         suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
+        suite = suite if extended is None else extended(suite)
         subject = load_subject(run, trust_code)
         keep_run(run)
         held.enter_context(removed_if_refused(run))
@@ -143,6 +146,8 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path, colla
     """Print the table, the passes, warnings about the result, and the next command."""
     console.print(summary_table(summary))
     console.print(_spent(summary), highlight=False, soft_wrap=True)
+    for line in certificate_lines(summary):
+        console.print(escape(line), highlight=False, soft_wrap=True)
     if summary.overhead_words:
         console.print(summary.overhead_words, highlight=False, soft_wrap=True)
     console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
@@ -221,9 +226,31 @@ def summary_table(summary: Summary) -> Table:
     worst = metrics.worst_case
     name = "upper bound; masking suspected" if summary.masking else "worst case"
     table.add_row(name, *blank, *_share(worst.robust), f"{100 * worst.robust_8bit.share:.1f} %", "", style="bold")
-    if metrics.certified is not None:
-        table.add_row("certified", *blank, *_share(metrics.certified.robust), "", "")
+    if metrics.proved is not None:
+        table.add_row("certified", *blank, *_share(metrics.proved), "", "")
+        low, high = (f"{100 * part.share:.1f}" for part in (metrics.proved, metrics.attacked))
+        table.add_row("certified to attacked", *blank, f"{low} to {high} %", "", "", "", style="bold")
     return table
+
+
+def certificate_lines(summary: Summary) -> list[str]:
+    """A line for each certificate on the deciding methods, and one on the undecided examples and their reasons."""
+    lines = []
+    for one in summary.metrics.certificates:
+        stages = [
+            f"{name} {numbers.verified + numbers.falsified} of {numbers.count}"
+            + ("" if numbers.seconds is None else f" in {numbers.seconds:.1f} s")
+            for name, numbers in one.stages.items()
+        ]
+        verdicts = ", ".join(f"{number} {word}" for word, number in one.verdicts.items() if number)
+        lines.append(
+            f"certificate {one.name}: {verdicts}" + (f"; decided by {', '.join(stages)}" if stages else "")
+        )
+        if one.reasons:
+            lines.append(f"  open: {', '.join(f'{number} ({words})' for words, number in one.reasons.items())}")
+    if summary.metrics.proved is not None:
+        lines.append(f"undecided: {summary.metrics.undecided} of {summary.data.count} examples")
+    return lines
 
 
 def _share(part: Proportion) -> tuple[str, str]:

@@ -1,21 +1,29 @@
 """Run the certificates of a suite, and confirm their counterexamples."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from robustly.certification import Certificate, CertificateResult, Verdict
-from robustly.evaluation.recording import certificate_columns, stored_images
+from robustly.attacks.core.contract import frozen
+from robustly.certification import Certificate, ChecksModel, InStages, Prepares
+from robustly.evaluation.certificate_queue import finish_open
+from robustly.evaluation.certified_part import CertifiedPart, PartFolder, joined
+from robustly.evaluation.checkpoint import EvaluationCheckpoint
+from robustly.evaluation.recording import as_array, stored_images
 from robustly.evaluation.stages import EvaluationError
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget, Progress, attack_generator
-from robustly.evidence import StoredImages
-from robustly.evidence.metrics import MODEL
-from robustly.evidence.schema import CertificateColumns
-from robustly.evidence.summary import CertificateTerms
+from robustly.evidence import StoredImages, Verdict
+from robustly.evidence.certified_numbers import CertificateTerms
+from robustly.evidence.schema import CERTIFICATE, CertificateColumns, Whole
 from robustly.threats import ThreatModel
+
+NO_MEMORY = "out of memory"
+UNCONFIRMED = "a forward pass did not confirm its counterexample"
 
 
 @dataclass(frozen=True)
@@ -35,35 +43,56 @@ class Certified:
     unconfirmed: Mapping[str, int]
 
 
-def run_certificates(target: EvaluationTarget, suite: Suite, progress: Progress) -> Certified:
+def check_certificates(target: EvaluationTarget, suite: Suite) -> None:
+    """Refuse certificates that do not support the model or the threat, before the attacks start.
+
+    Raises:
+        EvaluationError: the threat is not an Lp ball, or a certificate does not support the model.
+    """
+    for name, certificate in suite.certificates.items():
+        if not isinstance(certificate, Certificate):
+            raise EvaluationError(
+                f"the certificate {name!r} lacks `certifies`: see `robustly.certification.Certificate`"
+            )
+        threat = _lp_threat(target, name)
+        if isinstance(certificate, ChecksModel):
+            few = torch.arange(min(2, len(target.data)), device=target.data.images.device)
+            try:
+                with frozen(target.model):
+                    certificate.check(target.model, target.data.floats(few), threat=threat)
+            except ValueError as error:
+                raise EvaluationError(f"the certificate {name!r} cannot be computed: {error}") from error
+
+
+def run_certificates(
+    target: EvaluationTarget, suite: Suite, progress: Progress, checkpoint: EvaluationCheckpoint | None = None
+) -> Certified:
     """Run all certificates of a suite on all images.
 
     A counterexample is confirmed if the stored image lies in the threat set and a separate forward pass
     misclassifies it. Otherwise the verdict becomes unknown.
 
+    Args:
+        target: the model, the data and the threat.
+        suite: the certificates.
+        progress: callback with (name, done, total).
+        checkpoint: storage of the finished parts; None without one.
+
     Raises:
-        EvaluationError: a falsified example has no counterexample, or its certificate is of another classifier.
+        EvaluationError: as `run_certificate`.
     """
     columns, images, terms, unconfirmed = {}, {}, {}, {}
     for name, certificate in suite.certificates.items():
-        found = run_certificate(target, certificate, name, progress)
-        terms[name] = CertificateTerms(found.certifies, found.failure_probability)
-        falsified = (found.verdict == Verdict.FALSIFIED).nonzero()[:, 0]
-        unconfirmed[name] = 0
-        if len(falsified):
-            if found.counterexample is None or found.certifies != MODEL:
-                raise EvaluationError(
-                    f"the certificate {name!r} returns {len(falsified)} examples as falsified: that needs a "
-                    "counterexample for each, and a certificate of the model itself"
-                )
-            holds = is_counterexample(target, _lp_threat(target, name), falsified, found.counterexample[falsified])
-            verdict = found.verdict.clone()
-            verdict[falsified[~holds]] = int(Verdict.UNKNOWN)
+        found = run_certificate(target, certificate, name, progress, checkpoint)
+        terms[name], columns[name], unconfirmed[name] = found.terms, found.columns, 0
+        rows = np.flatnonzero(found.columns.falsified)
+        if len(rows):
+            device = target.data.images.device
+            places, shown = torch.from_numpy(rows).to(device), torch.from_numpy(found.images).to(device)
+            holds = is_counterexample(target, _lp_threat(target, name), places, shown)
+            columns[name] = _without(found.columns, rows[as_array(~holds)])
             unconfirmed[name] = int((~holds).sum())
-            shown = falsified[holds]
-            images[name] = stored_images(target.data.ids[shown], found.counterexample[shown])
-            found = replace(found, verdict=verdict)
-        columns[name] = certificate_columns(found)
+            images[name] = stored_images(target.data.ids[places[holds]], shown[holds])
     return Certified(columns, images, terms, unconfirmed)
 
 
@@ -80,46 +109,107 @@ def is_counterexample(target: EvaluationTarget, threat: ThreatModel, rows: Tenso
 
 
 def run_certificate(
-    target: EvaluationTarget, certificate: Certificate, name: str, progress: Progress
-) -> CertificateResult:
-    """Run a certificate on all images, batch by batch.
+    target: EvaluationTarget,
+    certificate: Certificate,
+    name: str,
+    progress: Progress,
+    checkpoint: EvaluationCheckpoint | None = None,
+    rows: Tensor | None = None,
+) -> CertifiedPart:
+    """Run a certificate on images, in batches of the target.
+
+    Examples for which the memory does not suffice, each one alone, get the verdict `ERROR`.
+
+    Args:
+        target: the model, the data and the threat.
+        certificate: the certificate.
+        name: its name in the suite, which keys its random numbers.
+        progress: callback with (name, done, total).
+        checkpoint: storage of the finished parts; None without one.
+        rows: rows of the images, `(M,)`; None for all.
 
     Raises:
-        EvaluationError: the threat is not an Lp ball.
+        EvaluationError: the threat is not an Lp ball, or the certificate raises an error or returns something
+            other than its contract states.
+        OSError: a part cannot be written.
     """
-    data, parts, threat = target.data, [], _lp_threat(target, name)
-    chunks = target.chunks(torch.arange(len(data), device=data.images.device))
-    for done, chunk in enumerate(chunks):
-        progress(name, done * target.batch_size, len(data))
-        parts.append(
-            certificate(
-                target.model,
-                data.floats(chunk),
-                data.labels[chunk],
-                threat=threat,
-                generator=attack_generator(target, name, chunk),
-            )
-        )
-    counterexample = None
-    if any(part.counterexample is not None for part in parts):
-        shown = [
-            data.floats(chunk) if part.counterexample is None else part.counterexample
-            for part, chunk in zip(parts, chunks, strict=True)
-        ]
-        counterexample = torch.cat(shown)
-    return CertificateResult(
-        verdict=torch.cat([part.verdict for part in parts]),
-        radius=torch.cat([part.radius for part in parts]),
-        prediction=torch.cat([part.prediction for part in parts]),
-        certifies=parts[0].certifies,
-        lower_bound=torch.cat([_lower_bound(part) for part in parts]),
-        failure_probability=max(part.failure_probability for part in parts),
-        counterexample=counterexample,
+    data = target.data
+    rows = torch.arange(len(data), device=data.images.device) if rows is None else rows
+    folder = (
+        None if checkpoint is None else PartFolder(checkpoint.folder / f"{CERTIFICATE}.{name}", checkpoint.identity)
     )
+    certificate = prepared(target, certificate, name)
+    parts = [] if folder is None else folder.load()
+    finished = {one for part in parts for one in part.ids.tolist()}
+    _lp_threat(target, name)
+    for chunk in target.chunks(rows):
+        left = chunk[[one not in finished for one in data.ids[chunk].tolist()]]
+        progress(name, len(finished), len(rows))
+        if not len(left):
+            continue
+        for part in _certified(target, certificate, name, left):
+            parts.append(part)
+            finished.update(part.ids.tolist())
+            if folder is not None:
+                folder.save(part)
+    try:
+        screened = joined(parts, as_array(data.ids[rows]))
+        if not isinstance(certificate, InStages):
+            return screened
+        last = None if folder is None else PartFolder(folder.folder / "finished", folder.identity)
+        return finish_open(target, certificate, name, _lp_threat(target, name), screened, last, progress)
+    except ValueError as error:
+        raise EvaluationError(f"the certificate {name!r} failed: {error}") from error
 
 
-def _lower_bound(part: CertificateResult) -> Tensor:
-    return torch.full_like(part.radius, torch.nan) if part.lower_bound is None else part.lower_bound
+def prepared(target: EvaluationTarget, certificate: Certificate, name: str) -> Certificate:
+    """The certificate with everything that it reads from the model; the same one if it reads nothing."""
+    if not isinstance(certificate, Prepares):
+        return certificate
+    few = torch.arange(min(2, len(target.data)), device=target.data.images.device)
+    with frozen(target.model):
+        threat = _lp_threat(target, name).select(few)
+        return certificate.prepared(target.model, target.data.floats(few), threat=threat)
+
+
+def _certified(target: EvaluationTarget, certificate: Certificate, name: str, rows: Tensor) -> list[CertifiedPart]:
+    """The parts of one batch: one, or two halves if the memory does not suffice."""
+    data, began = target.data, time.perf_counter()
+    try:
+        with frozen(target.model):
+            certify = certificate.screen if isinstance(certificate, InStages) else certificate
+            found = certify(
+                target.model,
+                data.floats(rows),
+                data.labels[rows],
+                threat=_lp_threat(target, name).select(rows),
+                generator=attack_generator(target, name, rows),
+            )
+        return [CertifiedPart.of(data.ids[rows], found, time.perf_counter() - began)]
+    except Exception as error:
+        if not _is_memory(error):
+            raise EvaluationError(f"the certificate {name!r} failed: {_words(error)}") from error
+    if len(rows) > 1:
+        half = len(rows) // 2
+        return [part for some in (rows[:half], rows[half:]) for part in _certified(target, certificate, name, some)]
+    terms = CertificateTerms(certificate.certifies)
+    return [CertifiedPart.failed(data.ids[rows], terms, NO_MEMORY, time.perf_counter() - began)]
+
+
+def _is_memory(error: Exception) -> bool:
+    """Return True for an error of too little memory; PyTorch raises a plain RuntimeError for that of the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def _without(columns: CertificateColumns, rows: Whole) -> CertificateColumns:
+    """The columns with some falsified rows as unknown, because their counterexample does not hold."""
+    verdict, reason = columns.verdict.copy(), columns.reason.astype(object)
+    verdict[rows], reason[rows] = int(Verdict.UNKNOWN), UNCONFIRMED
+    return replace(columns, verdict=verdict, reason=reason.astype(np.str_))
 
 
 def _lp_threat(target: EvaluationTarget, name: str) -> ThreatModel:

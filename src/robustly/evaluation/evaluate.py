@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustly.attacks import Attack
 from robustly.data import ImageData
 from robustly.evaluation.batch_size import measure
-from robustly.evaluation.certificates import Certified, run_certificates
+from robustly.evaluation.certificates import Certified, check_certificates, run_certificates
 from robustly.evaluation.checkpoint import EvaluationCheckpoint, Speed
 from robustly.evaluation.curve import (
     Curve,
@@ -38,7 +38,7 @@ from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress
 from robustly.evidence import Evidence, EvidenceImages, EvidenceTable, Finding, Summary
 from robustly.evidence.collapse import collapse_words
-from robustly.evidence.metrics import contradictions, metrics
+from robustly.evidence.metrics import contradiction_problem, metrics
 from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import ExampleColumns
 from robustly.evidence.summary import Metrics
@@ -83,8 +83,8 @@ def evaluate(
     Raises:
         AdapterError: the model is not one, or fails on the images.
         EvaluationError: clean images have NaN or infinite logits, the number of outputs is not that of the classes,
-            an attack is not defined for the threat, the box of the threat is not [0, 1], every attack failed, or
-            evidence refutes a certificate.
+            an attack or a certificate is not defined for the threat or the model, the box of the threat is not
+            [0, 1], every attack or a certificate failed, or evidence refutes a certificate.
     """
     _check_arguments(mode, batch_size)
     if isinstance(threat.extent, Tensor):
@@ -100,6 +100,7 @@ def evaluate(
     _check_attacks(suite, threat)
     model = as_classifier(model, data.floats(torch.arange(min(2, len(data)), device=data.images.device)))
     target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))
+    check_certificates(target, suite)
     clean = _clean_logits(replace(target, batch_size=batch_size or 250))
     examples = _clean_columns(target, clean)
     overhead = Overhead()
@@ -113,7 +114,7 @@ def evaluate(
     run = run_stages(
         target, tuned, examples, mode=mode, suspicions=suspicions, checkpoint=checkpoint, progress=progress
     )
-    certified = run_certificates(target, suite, progress)
+    certified = run_certificates(target, suite, progress, checkpoint)
     with overhead.measured("curve"):
         drawn = _security_curve(target, tuned, examples, run, curve_count, progress)
     found = _Found(examples, findings, run, certified, drawn)
@@ -261,11 +262,9 @@ def _numbers(table: EvidenceTable, target: EvaluationTarget, suite: Suite, certi
     Raises:
         EvaluationError: evidence refutes a certificate.
     """
-    refuted = int(contradictions(table, certified.terms).sum())
-    if refuted:
-        raise EvaluationError(
-            f"{refuted} examples are certified at a size at which they are broken: a certificate is wrong"
-        )
+    problem = contradiction_problem(table, certified.terms)
+    if problem:
+        raise EvaluationError(f"{problem}: the certificate is wrong")
     threat = target.threat
     return metrics(
         table,

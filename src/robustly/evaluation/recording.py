@@ -1,8 +1,10 @@
 """Conversion between PyTorch and evidence: tensors and arrays, and records of plain values for the rest."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from robustly.certification import CertificateResult
 from robustly.evaluation.suites.suite import Suite, settings
 from robustly.evaluation.target import EvaluationTarget, Mode
-from robustly.evidence import EvidenceError, StoredImages
+from robustly.evidence import EvidenceError, StoredImages, Verdict
 from robustly.evidence.provenance import (
     DataRecord,
     ModelRecord,
@@ -19,10 +21,16 @@ from robustly.evidence.provenance import (
     SuiteRecord,
     ThreatRecord,
 )
-from robustly.evidence.schema import CertificateColumns
+from robustly.evidence.schema import CertificateColumns, Texts
 from robustly.models import weights_hash
 from robustly.models.adapter import model_name
+from robustly.output_text import one_line
 from robustly.threats import Threat, ThreatModel, parse_threat
+
+LONGEST_TEXT = 200
+"""Longest text of a column."""
+STAGE = re.compile(r"[A-Za-z0-9_ +.-]{0,40}", re.ASCII)
+"""Form of the names of stages."""
 
 
 def as_array(values: Tensor, dtype: torch.dtype | None = None) -> NDArray[Any]:
@@ -44,14 +52,24 @@ def stored_images(ids: Tensor, images: Tensor, theta: Tensor | None = None) -> S
 
 
 def certificate_columns(found: CertificateResult) -> CertificateColumns:
-    """The columns of a certificate."""
-    bound = found.lower_bound
+    """The columns of a certificate; a decided example has no reason for being open."""
+    bound, count = found.lower_bound, len(found.verdict)
+    decided = as_array((found.verdict == Verdict.VERIFIED) | (found.verdict == Verdict.FALSIFIED))
     return CertificateColumns(
         verdict=as_array(found.verdict),
         radius=as_array(found.radius, torch.float64),
         prediction=as_array(found.prediction),
         lower_bound=as_array(torch.full_like(found.radius, torch.nan) if bound is None else bound, torch.float64),
+        stage=_texts(found.stage, count),
+        reason=np.where(decided, "", _texts(found.reason, count)),
+        work=np.zeros(count, dtype=np.int64) if found.work is None else as_array(found.work),
+        seconds=np.full(count, np.nan) if found.seconds is None else as_array(found.seconds, torch.float64),
     )
+
+
+def _texts(words: Sequence[str] | None, count: int) -> Texts:
+    """Texts as a column; characters that are not printed in one line are replaced, and long texts are cut."""
+    return np.array([""] * count if words is None else [one_line(word)[:LONGEST_TEXT] for word in words], np.str_)
 
 
 def model_record(target: EvaluationTarget) -> ModelRecord:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from robustly.evidence.records import EvidenceError
 
-SCHEMA = 4
+SCHEMA = 5
+RULES_SINCE = 4
+"""First schema with the present diagnostics and the present rule for images of 8 bits."""
 TABLE, IMAGES, SUMMARY = "evidence.parquet", "adversarial.safetensors", "summary.json"
 WORST_CASE, CERTIFICATE, CURVE, GALLERY, THREAT = "worst_case", "certificate", "curve", "gallery", "threat"
 EIGHT_BIT = "8bit"
@@ -29,7 +31,8 @@ Whole = NDArray[np.int64]
 Codes = NDArray[np.int8]
 Single = NDArray[np.float32]
 Double = NDArray[np.float64]
-Kind = Literal["bool", "int64", "float32", "float64", "verdict"]
+Texts = NDArray[Any]  # of texts, whose longest length is part of the type
+Kind = Literal["bool", "int64", "float32", "float64", "verdict", "text"]
 Record = TypeVar("Record")
 
 
@@ -58,7 +61,7 @@ class Column:
     """Type and meaning of a column.
 
     Args:
-        kind: type of a value; "verdict" is an int8 in memory and a word in the file.
+        kind: type of a value; "verdict" is an int8 in memory and a word in the file, "text" is of any length.
         meaning: meaning and unit of the values.
         goal: kind of goal to which the column belongs; None for all.
     """
@@ -69,8 +72,8 @@ class Column:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the array in memory."""
-        return np.dtype(np.int8 if self.kind == "verdict" else self.kind)
+        """Type of the array in memory; of a text its kind alone, without the length."""
+        return np.dtype({"verdict": np.int8, "text": np.str_}.get(self.kind, self.kind))
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,11 @@ class CertificateColumns:
     ]
     radius: Annotated[
         Double,
-        Column("float64", "size up to which no change alters the prediction, in the threat's unit; 0: none"),
+        Column(
+            "float64",
+            "size up to which, itself included, no change alters the prediction, in the threat's unit, rounded "
+            "down; 0: none",
+        ),
     ]
     prediction: Annotated[
         Whole, Column("int64", "class of which the proof speaks; -1 where the classifier abstains", CLASSIFICATION)
@@ -166,6 +173,12 @@ class CertificateColumns:
             "classifier of the probability of the class; NaN where the method has none",
         ),
     ]
+    stage: Annotated[
+        Texts, Column("text", "method that decided the example, or the last one tried; empty: not recorded")
+    ]
+    reason: Annotated[Texts, Column("text", "why the example stayed open; empty where it is decided")]
+    work: Annotated[Whole, Column("int64", "work spent on the example, in bounded domains or samples")]
+    seconds: Annotated[Double, Column("float64", "time spent on the example; NaN: not measured. Not audited")]
 
     @property
     def verified(self) -> Flags:
@@ -178,6 +191,11 @@ class CertificateColumns:
         """Mask of the examples that have a counterexample."""
         falsified: Flags = self.verdict == Verdict.FALSIFIED
         return falsified
+
+    @property
+    def open(self) -> Flags:
+        """Mask of the examples that are neither proved nor refuted."""
+        return ~(self.verified | self.falsified)
 
 
 @dataclass(frozen=True)
@@ -291,7 +309,7 @@ def _record(record: type[Record], prefix: str, columns: Mapping[str, NDArray[Any
         values = columns.get(prefix + name)
         if values is None:
             raise EvidenceError(f"the column {prefix}{name} is missing")
-        if values.dtype != one.dtype:
+        if values.dtype.kind != "U" if one.kind == "text" else values.dtype != one.dtype:
             raise EvidenceError(f"the column {prefix}{name} should be {one.dtype}, but is {values.dtype}")
         found[name] = values
     return record(**found)

@@ -25,6 +25,7 @@ from robustly.evidence.schema import (
 )
 from robustly.evidence.schema_2 import columns_of_schema_2, summary_of_schema_2
 from robustly.evidence.schema_3 import columns_of_schema_3, summary_of_schema_3
+from robustly.evidence.schema_4 import columns_of_schema_4, summary_of_schema_4
 from robustly.evidence.summary import Summary
 from robustly.files import file_sha256, whole_file, write_json
 from robustly.memory import SizeError, TableError, read_parquet
@@ -154,9 +155,7 @@ def read_summary_fields(folder: Path) -> dict[str, Any]:
         EvidenceError: the file is cut off or of another schema.
     """
     values, version = _opened(folder)
-    if version == 2:
-        values = _of_file(folder / SUMMARY, lambda: summary_of_schema_2(values))
-    return values if version == SCHEMA else _of_file(folder / SUMMARY, lambda: summary_of_schema_3(values))
+    return _of_file(folder / SUMMARY, lambda: _present_summary(values, version))
 
 
 def read_table(folder: Path) -> EvidenceTable:
@@ -177,8 +176,10 @@ def read_table(folder: Path) -> EvidenceTable:
     columns = {name: _column(file, name, stored[name]) for name in stored.column_names}
     if version == 2:
         columns = _of_file(folder / SUMMARY, lambda: columns_of_schema_2(columns, values))
-    if version != SCHEMA:
+    if version <= 3:
         columns = columns_of_schema_3(columns)
+    if version <= 4:
+        columns = columns_of_schema_4(columns)
     return _of_file(file, lambda: EvidenceTable.from_columns(columns))
 
 
@@ -246,13 +247,22 @@ def _opened(folder: Path) -> tuple[dict[str, Any], int]:
     """The fields of a summary as written, and the version of their schema."""
     values = read_object(folder / SUMMARY)
     version = values.get("schema")
-    if version not in (SCHEMA, 3, 2):
+    if version not in (SCHEMA, 4, 3, 2):
         raise EvidenceError(
             f"{folder / SUMMARY} is written in schema {str(version)[:20]}, but this version reads schema {SCHEMA} "
-            "and, with the older meaning of their columns, 3 and 2: evaluate again, or use the robustly that wrote "
-            "it"
+            "and, with the older meaning of their columns, 4, 3 and 2: evaluate again, or use the robustly that "
+            "wrote it"
         )
     return values, int(version)
+
+
+def _present_summary(values: dict[str, Any], version: int) -> dict[str, Any]:
+    """The fields of a summary of any version, with the names of this schema."""
+    if version == 2:
+        values = summary_of_schema_2(values)
+    if version <= 3:
+        values = summary_of_schema_3(values)
+    return summary_of_schema_4(values) if version <= 4 else values
 
 
 def _of_file(file: Path, read: Callable[[], Found]) -> Found:
@@ -280,4 +290,5 @@ def _column(file: Path, name: str, values: "pa.ChunkedArray[Any]") -> NDArray[An
         if unknown:
             raise EvidenceError(f"{file}: the column {name} has the verdict {unknown[0]!r}")
         return np.array([codes[word] for word in words], dtype=np.int8)
-    return np.array(values.to_numpy())
+    found = np.array(values.to_numpy())
+    return found.astype(np.str_) if found.dtype.kind == "O" else found

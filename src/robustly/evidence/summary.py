@@ -4,6 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from robustly.evidence.certified_numbers import (
+    CertificateSummary,
+    CertificateTerms,
+    CertifiedSummary,
+    RobustInterval,
+)
 from robustly.evidence.provenance import DataRecord, ModelRecord, Seen, SuiteAttack, SuiteRecord, ThreatRecord
 from robustly.evidence.records import Inline, Key, ShareKeys, ShareObject, to_json
 from robustly.evidence.schema import SCHEMA
@@ -40,46 +46,6 @@ class WorstCaseSummary:
 
     robust: Annotated[Proportion, ShareKeys("robust")]
     robust_8bit: EightBit
-
-
-@dataclass(frozen=True)
-class CertifiedSummary:
-    """Certified accuracy: the share of examples that a certificate of the model itself verifies.
-
-    Args:
-        name: names of these certificates.
-        radius: size of the threat.
-        robust: share of verified examples.
-    """
-
-    name: str
-    radius: float
-    robust: Annotated[Proportion, ShareKeys("robust")]
-
-
-@dataclass(frozen=True)
-class CertificateTerms:
-    """The conditions of a certificate, the same for all its rows.
-
-    Args:
-        certifies: the certified classifier; "model" for the attacked model itself.
-        failure_probability: probability per example that the proof is wrong; 0 for a deterministic proof, None
-            if it is missing (schema 2).
-    """
-
-    certifies: str
-    failure_probability: float | None = 0.0
-
-
-@dataclass(frozen=True)
-class CertificateSummary:
-    """The numbers of one certificate; `verdicts` counts its rows by verdict."""
-
-    name: str
-    terms: Annotated[CertificateTerms, Inline()]
-    radius: float
-    robust: Annotated[Proportion, ShareKeys("robust")]
-    verdicts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -131,6 +97,7 @@ class Metrics:
         attacks: numbers by name of the attack.
         worst_case: numbers of the union over all attacks.
         certified: numbers over all certificates of the model itself; None without one.
+        interval: bounds of the robust accuracy; None without a certificate of the model itself.
         certificates: numbers of each certificate, those of other classifiers included.
         per_class: numbers of the classes that have examples.
         security_curve: the security curve, or None.
@@ -141,10 +108,29 @@ class Metrics:
     attacks: Mapping[str, AttackSummary]
     worst_case: WorstCaseSummary
     certified: CertifiedSummary | None = None
+    interval: RobustInterval | None = None
     certificates: tuple[CertificateSummary, ...] = ()
     per_class: tuple[ClassSummary, ...] = ()
     security_curve: SecurityCurve | None = None
     invalid: int = 0
+
+    @property
+    def proved(self) -> Proportion | None:
+        """Lower end of the headline: certified accuracy of the model itself; None without such a certificate."""
+        if self.interval is not None:
+            return self.interval.certified
+        return None if self.certified is None else self.certified.robust
+
+    @property
+    def attacked(self) -> Proportion:
+        """Upper end of the headline: share of examples without a counterexample, of attacks or of certificates."""
+        return self.worst_case.robust if self.interval is None else self.interval.attacked
+
+    @property
+    def undecided(self) -> int:
+        """Number of examples between the two ends of the headline."""
+        low = 0 if self.proved is None else self.proved.hits
+        return max(self.attacked.hits - low, 0) if self.interval is None else self.interval.undecided
 
 
 @dataclass(frozen=True)

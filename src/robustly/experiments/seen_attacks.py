@@ -11,8 +11,9 @@ from pathlib import Path
 from robustly.attacks import Attack
 from robustly.attacks.pgd import PGD
 from robustly.evaluation import Check, Suite
-from robustly.evidence import SCHEMA, Summary
+from robustly.evidence import Summary
 from robustly.evidence.provenance import Seen
+from robustly.evidence.schema import RULES_SINCE
 from robustly.experiments.configuration import RunConfig
 from robustly.objectives import OBJECTIVES
 from robustly.training import CurriculumInner, FreeInner, FriendlyInner, InnerMaximiser, NoisyFGSMInner, PGDInner
@@ -76,7 +77,7 @@ def seen_attacks_check(folder: Path, config: RunConfig, summary: Summary, suite:
     """
     stated, name = summary.seen_attacks, "the attacks marked as seen in training"
     expected = None if suite is None else seen_attacks(folder, config, summary.threat.kind, suite)
-    if suite is None or (stated is None and (expected is None or summary.schema < SCHEMA)):
+    if suite is None or (stated is None and (expected is None or summary.schema < RULES_SINCE)):
         return Check("no attack is marked as seen in training")
     if stated is None:
         return Check(name, "they are stated to be unknown, but the run has trained the network")

@@ -144,8 +144,8 @@ def _contradictions(evaluation: Summary, table: EvidenceTable | None) -> list[st
     notes = []
     metrics = evaluation.metrics
     worst = metrics.worst_case.robust
-    if metrics.certified is not None and metrics.certified.robust.count == worst.count:
-        proved = metrics.certified.robust.hits
+    if metrics.proved is not None and metrics.proved.count == worst.count:
+        proved = metrics.proved.hits
         if proved > worst.hits:
             notes.append(
                 f"A certificate and an attack contradict each other: {proved} examples are certified, but "

@@ -86,23 +86,31 @@ def attacks_words(number: int) -> str:
 
 def _result(name: str, evaluation: Summary) -> str:
     metrics, number = evaluation.metrics, len(ran_attacks(evaluation))
-    worst, certified = metrics.worst_case.robust, metrics.certified
+    worst, proved = metrics.attacked, metrics.proved
     what, threat = examples_words(evaluation), evaluation.threat.text
     clean = f"without an attack, it classifies {percent(metrics.clean.share)} correctly"
     if not metrics.clean.hits:
         none = f"none of {count(metrics.clean.count)}"
         return f"{name} classifies {none} {what} correctly, so there is nothing to attack."
-    if not number:
-        if certified is None:
-            return f"No attack ran on {name}: its robust accuracy is unknown; {clean}."
-        return f"{name} is proved robust on {held(certified.robust)} {what} under {threat}; no attack ran; {clean}."
+    if not number and proved is None:
+        return f"No attack ran on {name}: its robust accuracy is unknown; {clean}."
+    if proved is not None and not number:
+        most = f", and at most on {percent(worst.share)}" if metrics.interval is not None else ""
+        return f"{name} is proved robust on {held(proved)} {what} under {threat}{most}; no attack ran; {clean}."
     if evaluation.masking:
+        least = "lower" if proved is None else f"lower, but not below the proved {percent(proved.share)}"
         return (
             f"{name} seems to hold {held(worst)} {what} against {attacks_words(number)} under {threat}, but "
-            f"gradient masking is suspected: its true robust accuracy may be far lower."
+            f"gradient masking is suspected: its true robust accuracy may be far {least}."
         )
-    proof = "" if certified is None else f"is proved robust on {percent(certified.robust.share)} and "
-    return f"{name} {proof}holds {held(worst)} {what} against {attacks_words(number)} under {threat}; {clean}."
+    also = " and a certificate's counterexamples" if worst.hits < metrics.worst_case.robust.hits else ""
+    against = f"against {attacks_words(number)}{also} under {threat}"
+    if proved is None or not metrics.undecided:
+        exact = "" if proved is None else ", and all of these are proved"
+        return f"{name} holds {held(worst)} {what} {against}{exact}; {clean}."
+    left = f"{count(metrics.undecided)} {'is' if metrics.undecided == 1 else 'are'} undecided"
+    both = f"is proved robust on {percent(proved.share)} and holds {held(worst)} {what} {against}"
+    return f"{name} {both}; {left}; {clean}."
 
 
 def _doubts(run: RunEvidence, evaluation: Summary) -> Iterator[str]:

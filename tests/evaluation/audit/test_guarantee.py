@@ -64,3 +64,16 @@ def test_samples_differ_and_are_prefixes_of_one_order() -> None:
     assert np.isin(small, large).all()
     assert not np.array_equal(Sampling().order(300), Sampling().order(300))
     assert sorted(order) == list(range(300))
+
+
+def test_the_share_that_a_smaller_sample_detects() -> None:
+    """C(N - F, n) / C(N, n) at most 1 % for the first F, and more for the one before."""
+    sampling = Sampling()
+    for population, size in ((100, 90), (500, 32), (11, 6)):
+        share = sampling.detected(population, size)
+        assert share is not None
+        false = round(share * population)
+        missed = [math.comb(population - one, size) / math.comb(population, size) for one in (false, false - 1)]
+        assert missed[0] <= 0.01 < missed[1]
+    assert sampling.detected(100, 100) == 0.01
+    assert sampling.detected(3, 0) is None

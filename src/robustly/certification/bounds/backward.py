@@ -40,13 +40,13 @@ class Bounded:
         rows: rows over the input; None if the rows do not depend on it. `rows @ x + bias` is at most the value of
             the function at every x of the set.
         bias: with the leading axes of the rows.
-        at: coefficients on the output of each relaxed operation, by node, if they were kept.
+        at: the rows over the output of each relaxed operation, by node, if they were kept.
     """
 
     value: Tensor
     rows: Rows | None
     bias: Tensor
-    at: Mapping[int, Tensor]
+    at: Mapping[int, Rows]
 
 
 def lower(
@@ -77,7 +77,7 @@ def lower(
         free: free parameters of relaxations, by node; others are the standard ones.
         added: numbers that are added to the coefficients at a node, by node: multipliers of split constraints.
         relaxations: relaxations that are shared between calls with equal bounds; filled by the call.
-        keep: keep the coefficients on the output of each relaxed operation.
+        keep: keep the rows over the output of each relaxed operation.
         exact: find the exact least value over a ball inside a box.
         rounding: subtract a bound of all rounding errors, so that the value holds in real arithmetic.
         local: stop at the first operations that are not linear and use their bounds: interval arithmetic with the
@@ -87,7 +87,7 @@ def lower(
     bias = bias if offset is None else bias + offset
     relaxations = {} if relaxations is None else relaxations
     pending: dict[int, Rows] = {at: rows}
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, Rows] = {}
     lost = torch.zeros_like(bias)
     for index in range(at, 0, -1):
         current = pending.pop(index, None)
@@ -101,12 +101,11 @@ def lower(
             current = current.dense()
         if local and rule.relax is not None:
             bias = bias + InputSet(*bounds[index]).least(current)
-            if rounding:
-                lost = lost + relative_error(node.size) * row_magnitude(current, bounds[index])
+            lost = lost + relative_error(node.size) * row_magnitude(current, bounds[index]) if rounding else lost
             continue
         relaxation = _relaxation(node, index, rule, current, bounds, free, relaxations)
         if keep and rule.relax is not None:
-            kept[index] = current.coefficients
+            kept[index] = current
         if rounding:
             lost = lost + _lost(graph, index, rule, current, bounds)
         pushed = rule.backward(node, current, relaxation)
@@ -115,17 +114,30 @@ def lower(
         for source, part in zip(node.inputs, pushed.inputs, strict=True):
             if part is not None:
                 pending[source] = add_rows(pending.get(source), part)
-    last = pending.get(0)
-    if last is None:
+    return _at_inputs(graph, inputs, pending.get(0), bias, lost, kept, added, exact=exact, rounding=rounding)
+
+
+def _at_inputs(
+    graph: Graph,
+    inputs: InputSet,
+    rows: Rows | None,
+    bias: Tensor,
+    lost: Tensor,
+    kept: Mapping[int, Rows],
+    added: Mapping[int, Tensor] | None,
+    *,
+    exact: bool,
+    rounding: bool,
+) -> Bounded:
+    """Least values over the input sets of rows that have arrived there."""
+    if rows is None:
         return Bounded(bias - lost, None, bias - lost, kept)
     if added is not None and 0 in added:
-        last = last.with_coefficients(last.coefficients + added[0])
+        rows = rows.with_coefficients(rows.coefficients + added[0])
     if rounding:
-        lost = lost + relative_error(graph.nodes[0].size + len(graph.nodes)) * row_magnitude(
-            last, inputs.interval()
-        )
-    value = inputs.least(last, exact=exact) + (bias - lost)
-    return Bounded(value, last, bias - lost, kept)
+        terms = graph.nodes[0].size + len(graph.nodes)
+        lost = lost + relative_error(terms) * row_magnitude(rows, inputs.interval())
+    return Bounded(inputs.least(rows, exact=exact) + (bias - lost), rows, bias - lost, kept)
 
 
 def _relaxation(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustly.certification.bounds.boxes import BoxBounds
 from robustly.certification.network import Graph, Node
 from robustly.certification.operations import RULES
 from robustly.certification.specification import Specification
@@ -47,26 +48,6 @@ class Lines(NamedTuple):
     step: Tensor
     offset: Tensor
     gap: Tensor
-
-
-class BoxBounds(NamedTuple):
-    """Bounds of the rows of a property over B boxes.
-
-    Args:
-        value: lower bounds, `(B, R)`.
-        rows: coefficients over the input, `(B, R, d)`: `rows @ x + bias` is at most the row's value at every x of
-            the box, in real arithmetic.
-        bias: `(B, R)`.
-        stable: sign of every hidden neuron, `(B, n)` int8: 1 and -1 where it is known, 0 for unstable ones.
-        influence: what the lines around unstable neurons take from the bounds, shared out to the inputs that move
-            these neurons, `(B, R, d)`.
-    """
-
-    value: Tensor
-    rows: Tensor
-    bias: Tensor
-    stable: Tensor
-    influence: Tensor
 
 
 @dataclass(frozen=True)
@@ -105,6 +86,11 @@ class Dense:
         terms += 2 * sum(layer.weight.shape[1] for layer in layers) + 16 * len(layers)
         return cls(tuple(layers), 2 * terms * _UNIT)
 
+    @property
+    def hidden(self) -> int:
+        """Number of hidden neurons."""
+        return sum(len(layer.bias) for layer in self.layers[:-1])
+
     def evaluate(self, points: Tensor) -> Tensor:
         """Outputs `(P, outputs)` at points `(P, d)`."""
         for index, layer in enumerate(self.layers):
@@ -124,7 +110,7 @@ class Dense:
         return replace(self, layers=(*self.layers[:-1], folded), error=self.error + 4 * rows.shape[1] * _UNIT)
 
     def bounds(self, lower: Tensor, upper: Tensor, stable: Tensor) -> BoxBounds:
-        """Bounds of all outputs over boxes `(B, d)`; `stable` holds what is known of the hidden neurons, `(B, n)`."""
+        """Bounds of all outputs over boxes `(B, d)`, as `Boxed`."""
         lines: list[Lines] = []
         signs: list[Tensor] = []
         known = stable.split([len(layer.bias) for layer in self.layers[:-1]], 1)

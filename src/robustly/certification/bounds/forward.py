@@ -44,7 +44,7 @@ def forward(graph: Graph, inputs: InputSet) -> dict[int, Interval]:
             slopes[index] = Interval(*((side - shift).view(batch, count, *node.shape) for side in moved))
         else:
             relaxation = rule.relax(node, sources, None)
-            if not isinstance(relaxation, Relaxation):
+            if relaxation.index is not None or len(node.inputs) > 1:
                 slopes[index] = Interval(*(interval.lower.new_zeros(batch, count, *node.shape),) * 2)
                 parts[index] = interval
             else:

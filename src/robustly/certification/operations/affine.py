@@ -129,9 +129,11 @@ def _conv_windows(node: Node, rows: Rows) -> Rows:
     count, channels, h, w = coefficients.shape
     arguments = (None, setting["stride"], 0, 0, setting["groups"], setting["dilation"])
     if count > channels * h * w and _one_product_pays(node, h, w):
-        identity = torch.eye(channels * h * w, dtype=weight.dtype, device=weight.device).view(-1, channels, h, w)
-        matrix = functional.conv_transpose2d(identity, weight, *arguments)
-        moved = (coefficients.flatten(1) @ matrix.flatten(1)).view(-1, *matrix.shape[1:])
+        identity = torch.eye(channels * h * w, dtype=weight.dtype, device=weight.device)
+        cells = identity.view(-1, h, w, channels).permute(0, 3, 1, 2)
+        matrix = functional.conv_transpose2d(cells, weight, *arguments).permute(0, 2, 3, 1)
+        product = coefficients.permute(0, 2, 3, 1).reshape(count, -1) @ matrix.flatten(1)
+        moved = product.view(-1, *matrix.shape[1:]).permute(0, 3, 1, 2)
     else:
         moved = functional.conv_transpose2d(coefficients, weight, *arguments)
     steps = torch.tensor([setting["stride"], setting["padding"]], device=rows.offset.device)
@@ -143,14 +145,13 @@ def _conv_windows(node: Node, rows: Rows) -> Rows:
 
 def _one_product_pays(node: Node, h: int, w: int) -> bool:
     """True if one product with the matrix of the adjoint costs little more arithmetic than the convolution."""
-    weight, (down, right), (over, across) = (
-        node.constants["weight"],
-        node.settings["stride"],
-        node.settings["dilation"],
-    )
-    height = (h - 1) * down + over * (weight.shape[2] - 1) + 1
-    width = (w - 1) * right + across * (weight.shape[3] - 1) + 1
-    return bool(height * width * node.settings["groups"] <= 8 * weight.shape[2] * weight.shape[3])
+    setting, kernel = node.settings, node.constants["weight"].shape[2:]
+    spread: list[int] = [
+        (size - 1) * stride + dilation * (taps - 1) + 1
+        for size, stride, dilation, taps in zip((h, w), setting["stride"], setting["dilation"], kernel, strict=True)
+    ]
+    cost: int = math.prod(spread) * setting["groups"]
+    return cost <= 8 * kernel.numel()
 
 
 def inside_plane(rows: Rows) -> Rows:

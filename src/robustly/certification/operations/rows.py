@@ -17,12 +17,14 @@ class Rows:
         offset: row and column of the upper left corner of each window in the plane, `(R, 2)` int64, possibly
             negative; None if the coefficients cover the node's whole output. Coefficients outside the plane are 0.
         plane: height and width of the plane, if `offset` is given.
+        one: the example of all rows, if `example` names one only; values are not copied for each row then.
     """
 
     coefficients: Tensor
     example: Tensor | None = None
     offset: Tensor | None = None
     plane: tuple[int, int] | None = None
+    one: int | None = None
 
     @property
     def lead(self) -> int:
@@ -43,7 +45,7 @@ class Rows:
         if self.example is None:
             return values.unsqueeze(1)
         if self.offset is None:
-            return values[self.example]
+            return values[self.example] if self.one is None else values[self.one : self.one + 1]
         return self._windows(values)
 
     def dot(self, values: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class Rows:
         if self.example is None:
             flat = self.coefficients.flatten(2)
             return torch.bmm(flat, values.flatten(1).unsqueeze(2)).squeeze(2)
-        return (self.coefficients * self.gather(values)).flatten(1).sum(1)
+        return self.total(self.coefficients * self.gather(values))
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over all axes but the leading ones of a tensor of the shape of the coefficients."""
@@ -62,11 +64,13 @@ class Rows:
         """The same rows without windows."""
         if self.offset is None or self.plane is None:
             return self
-        (height, width), (count, channels, h, w) = self.plane, self.coefficients.shape
-        full = self.coefficients.new_zeros(count, channels, height * width + 1)
-        places = self._places().unsqueeze(1).expand(count, channels, h * w)
-        full = full.scatter_add(2, places, self.coefficients.flatten(2))
-        return Rows(full[:, :, :-1].reshape(count, channels, height, width), self.example)
+        (height, width), (count, channels, _, _) = self.plane, self.coefficients.shape
+        size = height * width + 1
+        first = size * torch.arange(count, device=self.offset.device).unsqueeze(1)
+        values = self.coefficients.permute(0, 2, 3, 1).reshape(-1, channels)
+        full = values.new_zeros(count * size, channels).index_add(0, (first + self._places()).flatten(), values)
+        plane = full.view(count, size, channels)[:, :-1].reshape(count, height, width, channels)
+        return replace(self, coefficients=plane.permute(0, 3, 1, 2), offset=None, plane=None)
 
     def flat(self) -> tuple[Tensor, tuple[int, ...]]:
         """Coefficients with one leading axis, and the leading axes."""
@@ -88,11 +92,11 @@ class Rows:
         assert self.example is not None
         h, w = self.coefficients.shape[-2:]
         channels = values.shape[1]
-        padded = torch.nn.functional.pad(values.flatten(2), (0, 1))
-        count = padded.shape[2]
-        start = (self.example.unsqueeze(1) * channels + torch.arange(channels, device=values.device)) * count
-        index = start.unsqueeze(2) + self._places().unsqueeze(1)
-        return padded.flatten().take(index).reshape(-1, channels, h, w)
+        cells = torch.nn.functional.pad(values.flatten(2), (0, 1)).transpose(1, 2)  # values of a cell side by side
+        index = self.example.unsqueeze(1) * cells.shape[1] + self._places()
+        source = cells.flatten() if channels == 1 else cells.reshape(-1, channels)  # a vector is read faster
+        picked = source.index_select(0, index.flatten())
+        return picked.view(-1, h, w, channels).permute(0, 3, 1, 2)
 
 
 def add_rows(first: Rows | None, second: Rows) -> Rows:

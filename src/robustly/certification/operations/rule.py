@@ -21,12 +21,17 @@ class Interval(NamedTuple):
 class Relaxation:
     """Two lines around an operation f: `lower_slope x + lower_offset <= f(x) <= upper_slope x + upper_offset`.
 
+    For an operation with two inputs the slopes have a last axis of length 2, one slope for each input.
+
     Args:
         lower_slope: slope of the line below.
         lower_offset: its offset; None means 0.
         upper_slope: slope of the line above.
         upper_offset: its offset; None means 0.
         per_row: the tensors have the leading axes of the rows, `(B, R, ...)` or `(R, ...)`; else `(B, *shape)`.
+            The caller of `relax` sets it if the free parameters are per row.
+        index: places in the flattened plane of a channel of the input values that the line below and the line
+            above read, int64 like the slopes; None if they read the value at the output's own place.
     """
 
     lower_slope: Tensor
@@ -34,6 +39,7 @@ class Relaxation:
     upper_slope: Tensor
     upper_offset: Tensor | None
     per_row: bool = False
+    index: tuple[Tensor, Tensor] | None = None
 
 
 class Pushed(NamedTuple):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from robustly.cli.commands import (
     analyse,
     audit,
+    certify,
     compare,
     completion,
     demo,
@@ -27,6 +28,7 @@ from robustly.cli.commands import (
     suites,
     sweep,
     train,
+    verify,
 )
 
 
@@ -78,6 +80,12 @@ COMMANDS: dict[str, Command] = {
         takes_settings=True,
         settings_help=evaluate.settings_help,
     ),
+    "certify": Command(
+        "prove for each test image that no attack succeeds, or find one that does",
+        certify.add_arguments,
+        certify.run,
+        takes_settings=True,
+    ),
     "audit": Command("re-check an evaluation from scratch", audit.add_arguments, audit.run),
     "gate": Command("compare an evaluation with limits, for a pipeline", gate.add_arguments, gate.run),
     "dossier": Command(
@@ -96,6 +104,9 @@ COMMANDS: dict[str, Command] = {
         analyse.add_arguments,
         analyse.run,
         takes_settings=True,
+    ),
+    "verify": Command(
+        "prove a property of a network in ONNX and VNN-LIB, or break it", verify.add_arguments, verify.run
     ),
     "predict": Command("classify image files", predict.add_arguments, predict.run),
     "info": Command("describe a run, weights, evidence or an exported model", info.add_arguments, info.run),

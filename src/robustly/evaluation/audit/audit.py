@@ -22,6 +22,7 @@ from robustly.evaluation.audit.identity import (
     suite_check,
 )
 from robustly.evaluation.audit.numbers import numbers_check
+from robustly.evaluation.audit.proofs import proofs_checks
 from robustly.evaluation.audit.rerun import rerun_checks
 from robustly.evaluation.audit.rounding import Rounding
 from robustly.evaluation.audit.sampling import Sampling
@@ -99,9 +100,10 @@ def audit(
 
     The files must have the hashes of the summary, and data and weights must be the named ones. Every image of a
     broken example must lie in the threat set and be misclassified. Rows must agree with the images, and numbers
-    and sentences with the rows. Counterexamples of certificates must break the model. Certificates are computed
-    again. A random sample of the standing examples is attacked again, another one in each audit; its size follows
-    from the guarantee, and nothing in the evidence changes how hard the audit searches.
+    and sentences with the rows. Counterexamples of certificates must break the model. A random sample of the
+    standing examples is attacked again, and a random sample of the proofs is repeated, with more work where the
+    certificate allows it. Every audit draws other samples; their size follows from the guarantee, and nothing in
+    the evidence changes how hard the audit searches.
 
     Args:
         folder: folder of the evaluation.
@@ -122,7 +124,8 @@ def audit(
         checks.append(Check("the evidence is complete and readable", str(error)))
     except (KeyError, TypeError, IndexError, ValueError) as error:
         checks.append(Check("the evidence has the form it should", f"{type(error).__name__}: {error}"))
-    return Audit(tuple(checks), sampling.words())
+    statements = [check.statement for check in checks if check.statement]
+    return Audit(tuple(checks), " ".join([sampling.words(), *statements]))
 
 
 def _checks(
@@ -160,6 +163,7 @@ def _checks(
     if suite is not None:
         yield description_check(summary, target, suite)
         yield from rerun_checks(evidence, target, suite, sampling, rounding, clean)
+        yield from proofs_checks(evidence, target, suite, sampling)
 
 
 def _as_evaluated(target: EvaluationTarget, evidence: Evidence) -> EvaluationTarget:

@@ -23,11 +23,13 @@ class Check:
         name: the checked property, in a few words.
         problem: the difference found, or an empty text.
         note: a remark for readers if the check passed, such as near-ties.
+        statement: a sentence for the guarantee of the audit if the check passed.
     """
 
     name: str
     problem: str = ""
     note: str = ""
+    statement: str = ""
 
     @property
     def passed(self) -> bool:

@@ -12,11 +12,10 @@ from robustly.evaluation.eight_bit import search_again
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget, places
 from robustly.evidence import Evidence, EvidenceTable
-from robustly.evidence.schema import AttackColumns, Flags
+from robustly.evidence.schema import RULES_SINCE, AttackColumns, Flags
 from robustly.threats import LpBall
 from robustly.threats.eight_bit import WHITE
 
-FIRST_SCHEMA = 4
 _RENDERING = 0.5 / WHITE + 1e-4  # rounding of a rendered image to the nearest level, and of the rendering
 _MOST = 100  # passes by which one search may differ: it takes no more
 _OTHER_PATHS = 0.1  # share of the searches that may take other passes, by other rounding of the arithmetic
@@ -32,7 +31,7 @@ def eight_bit_checks(evidence: Evidence, target: EvaluationTarget, rounding: Rou
     table, survivors_only = evidence.table, evidence.summary.suite.mode == "worst_case"
     before = ~table.correct
     for name, columns in table.attacks.items():
-        if evidence.summary.schema < FIRST_SCHEMA:
+        if evidence.summary.schema < RULES_SINCE:
             yield _older_rule(evidence, target, name, rounding)
             continue
         problem = _problem(evidence, target, name, before, rounding)

@@ -1,4 +1,4 @@
-"""Attack standing examples again, and certify all examples again."""
+"""Attack standing examples again."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,20 +8,17 @@ import torch
 from torch import Tensor
 
 from robustly.attacks import Attack
-from robustly.certification import Certificate
 from robustly.evaluation.audit.again import LARGEST, Again, attack_again, differences
 from robustly.evaluation.audit.check import Check
 from robustly.evaluation.audit.rounding import Rounding, too_many_ties
 from robustly.evaluation.audit.sampling import BROKEN_LEAST, BROKEN_SHARE, Sampling, drawn
 from robustly.evaluation.audit.selection import Closeness, misplaced
-from robustly.evaluation.certificates import run_certificate
 from robustly.evaluation.curve import curve_radii
-from robustly.evaluation.recording import as_array, certificate_columns
+from robustly.evaluation.recording import as_array
 from robustly.evaluation.suites.suite import Suite, in_full_precision
-from robustly.evaluation.target import EvaluationTarget, no_progress
+from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence
-from robustly.evidence.schema import AttackColumns, CertificateColumns, Double, EvidenceTable, Flags, Whole
-from robustly.evidence.summary import CertificateTerms
+from robustly.evidence.schema import AttackColumns, Double, EvidenceTable, Flags, Whole
 from robustly.objectives import ClassificationGoal, margin
 
 _NAMED = 5  # ids that a message names
@@ -36,7 +33,7 @@ def rerun_checks(
     rounding: Rounding,
     clean: Tensor,
 ) -> Iterator[Check]:
-    """Attack a sample of the standing examples and all examples with NaN outputs again, and certify all again.
+    """Attack a sample of the standing examples and all examples with NaN outputs again.
 
     The sample depends on the number of standing examples and on `sampling` alone, and every audit draws another.
 
@@ -71,10 +68,6 @@ def rerun_checks(
         unbroken = unbroken & ~columns.broken
         closeness = closeness.after(columns.margin, again.columns.margin)
     yield from _curve_check(evidence, target, run, sampling, order, rounding, exact=exact)
-    for name, certificate in suite.certificates.items():
-        if name in table.certificates:
-            proved, terms = table.certificates[name], evidence.summary.terms[name]
-            yield Check(f"certificate {name}", _certificate_problem(target, name, certificate, proved, terms))
 
 
 def _chosen(columns: AttackColumns, standing: Flags, order: Whole, sampling: Sampling, *, has_own: bool) -> Flags:
@@ -196,29 +189,3 @@ def _largest_standing(distance: Double, sizes: Sequence[float]) -> Double:
     below = np.searchsorted(grid, np.nan_to_num(distance, nan=0.0, posinf=np.inf) * (1 - 1e-6), side="left")
     found: Double = np.where(below > 0, grid[np.maximum(below - 1, 0)], np.nan)
     return found
-
-
-def _certificate_problem(
-    target: EvaluationTarget,
-    name: str,
-    certificate: Certificate,
-    stated: CertificateColumns,
-    terms: CertificateTerms,
-) -> str:
-    """The difference between a certificate and the stated one, or an empty text.
-
-    Counterexamples have a separate check and need not be found again. Verdicts that are neither verified nor
-    falsified may differ, because they depend on the available time.
-    """
-    result = run_certificate(target, certificate, name, no_progress)
-    if result.certifies != terms.certifies:
-        return f"it certifies {result.certifies}, not {terms.certifies}"
-    if terms.failure_probability is not None and result.failure_probability > terms.failure_probability:
-        return f"its failure probability is {result.failure_probability:g}, not {terms.failure_probability:g}"
-    again = certificate_columns(result)
-    wrong = ~np.isclose(stated.radius, again.radius, rtol=1e-4, atol=1e-6)
-    wrong |= (stated.prediction != again.prediction) | (stated.verified & ~again.verified)
-    wrong |= stated.verified & ~np.isclose(
-        stated.lower_bound, again.lower_bound, rtol=1e-3, atol=1e-5, equal_nan=True
-    )
-    return f"{int(wrong.sum())} verdicts are not reproduced" if wrong.any() else ""

@@ -57,6 +57,24 @@ class Sampling:
             size += 1
         return size
 
+    def detected(self, population: int, size: int) -> float | None:
+        """Least share of false statements of which a sample has one with the stated probability; None without one.
+
+        Args:
+            population: number of statements.
+            size: number of them in a sample drawn without replacement.
+        """
+        allowed = math.log(1 - self.confidence) + 1e-12
+        for false in range(1, population + 1):
+            if population - false < size:
+                return false / population
+            left = population - false
+            missed = math.lgamma(left + 1) - math.lgamma(left - size + 1)
+            missed -= math.lgamma(population + 1) - math.lgamma(population - size + 1)
+            if missed <= allowed:
+                return false / population
+        return None
+
     def order(self, count: int) -> Whole:
         """A random order of the examples; every sample is a prefix of the rows of its population in this order."""
         seed = secrets.randbits(62) if self.seed is None else self.seed

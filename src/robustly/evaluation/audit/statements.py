@@ -14,7 +14,7 @@ from robustly.evaluation.diagnostics import masking_suspected
 from robustly.evaluation.sentinel import SentinelOutcome
 from robustly.evidence import Evidence, Finding, Summary
 from robustly.evidence.collapse import collapse_words
-from robustly.evidence.schema import SCHEMA
+from robustly.evidence.schema import RULES_SINCE
 from robustly.evidence.schema_3 import OLD_RULE
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -82,7 +82,7 @@ def _findings_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
     expected = [*cheap, *(one.finding for one in _sentinels(evidence))]
     stated = evidence.summary.findings
     name = "the diagnostics are reproduced"
-    if evidence.summary.schema < SCHEMA:
+    if evidence.summary.schema < RULES_SINCE:
         return Check(name, _older_problem(evidence, cheap), _older_note(evidence.summary))
     if [one.id for one in stated] != [one.id for one in expected]:
         return Check(name, "other tests are stated than the evaluation makes")
@@ -151,7 +151,7 @@ def _tolerated(digits: str) -> float:
 
 def _masking_check(evidence: Evidence, cheap: Sequence[Finding]) -> Check:
     name = "the sentences on masked gradients follow from the findings"
-    if evidence.summary.schema < SCHEMA:
+    if evidence.summary.schema < RULES_SINCE:
         return Check(name, _older_masking_problem(evidence, cheap))
     expected = list(masking_suspected(cheap))
     for outcome in _sentinels(evidence):
@@ -173,7 +173,7 @@ def _warnings_check(evidence: Evidence, clean: Tensor) -> Check:
         return Check(name, "a warning is missing")
     forms = [unconfirmed_warning(1)]
     forms += [unconfirmed_counterexamples(1, one.name) for one in summary.suite.certificates]
-    forms += [OLD_RULE] if summary.schema < SCHEMA else []
+    forms += [OLD_RULE] if summary.schema < RULES_SINCE else []
     allowed = {_NUMBER.sub("#", form) for form in forms}
     most = sum(int(columns.tried.sum()) for columns in evidence.table.attacks.values()) + len(evidence.table)
     shapes = [_NUMBER.sub("#", text) for text in rest]

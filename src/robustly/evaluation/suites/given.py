@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from robustly.attacks import ATTACK_KINDS, ATTACKS, TITLES, Attack
+from robustly.evaluation.suites.certified import split_certificates, with_certificates
 from robustly.evaluation.suites.named import SUITES, suite_named
 from robustly.evaluation.suites.suite import Suite
 from robustly.settings import SettingsError, nearest
@@ -17,9 +18,9 @@ def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) ->
     """A suite from any form in which one may be given.
 
     Args:
-        given: a suite; the name of one ("standard"); names of attacks, separated by commas ("pgd_20,square"); an
-            attack; or a list of attacks and names of attacks. A list becomes one stage per attack; the mode of the
-            evaluation selects its examples.
+        given: a suite; the name of one ("standard"); names of attacks, separated by commas ("pgd_20,square"); either
+            followed by certificates ("quick+certify"); an attack; or a list of attacks and names of attacks. A list
+            becomes one stage per attack; the mode of the evaluation selects its examples.
         kind: kind of the threat.
 
     Raises:
@@ -29,6 +30,9 @@ def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) ->
     if isinstance(given, Suite):
         return given
     if isinstance(given, str):
+        given, proofs = split_certificates(given)
+        if proofs:
+            return with_certificates(as_suite(given, kind), proofs)
         if given in SUITES:
             return suite_named(given, kind)
         names = attack_names(given)
@@ -58,6 +62,7 @@ def check_suite_name(given: str) -> None:
     Raises:
         SettingsError: an unknown name, or an attack given twice.
     """
+    given, _ = split_certificates(given)
     if given not in SUITES:
         attack_names(given)
 

@@ -1,0 +1,1 @@
+"""Readers: networks of other formats as graphs of the verifier."""

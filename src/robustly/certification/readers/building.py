@@ -1,0 +1,169 @@
+"""Assembly of a graph node by node, with broadcasting, slices and constants in the vocabulary of the verifier."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from robustly.certification.network import Graph, Node, UnsupportedOperationError
+from robustly.certification.network.graph import INPUT
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value that depends on the input: a node of the graph under construction.
+
+    Args:
+        index: place of the node.
+        shape: shape for one example.
+    """
+
+    index: int
+    shape: Shape
+
+
+@dataclass
+class Builder:
+    """Nodes of a graph under construction.
+
+    Args:
+        source: what is read, for messages.
+        batch: number of examples in constants that have a batch axis.
+        nodes: nodes so far.
+        name: name of the operation that is translated now.
+        place: the same operation in messages: operator and module.
+    """
+
+    source: str
+    batch: int
+    nodes: list[Node] = field(default_factory=list)
+    name: str = INPUT
+    place: str = ""
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise `UnsupportedOperationError` for the present operation; the reason continues the sentence."""
+        raise UnsupportedOperationError(f"{self.place} in {self.source} {reason}")
+
+    def input(self, shape: Shape) -> Ref:
+        """Add the input."""
+        self.nodes.append(Node(INPUT, INPUT, (), shape))
+        return Ref(0, shape)
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Ref],
+        shape: Shape,
+        settings: Mapping[str, Any] | None = None,
+        **constants: Tensor | None,
+    ) -> Ref:
+        """Add a node; floating constants become float64, constants that are None are left out.
+
+        Raises:
+            UnsupportedOperationError: a constant has NaN or infinite values.
+        """
+        kept = {}
+        for name, value in constants.items():
+            if value is None:
+                continue
+            wide = value.double() if value.is_floating_point() else value
+            if not bool(wide.isfinite().all()):
+                self.refuse(f"has NaN or infinite numbers in its {name}: a network with these has no bounds")
+            kept[name] = wide.detach().cpu().contiguous()
+        places = tuple(ref.index for ref in inputs)
+        self.nodes.append(Node(self.name, op, places, tuple(shape), settings or {}, kept))
+        return Ref(len(self.nodes) - 1, tuple(shape))
+
+    def example(self, value: Any, axes: int) -> Tensor:
+        """The constant for one example, for a value with that many axes, batch included."""
+        tensor = torch.as_tensor(value)
+        tensor = tensor if tensor.dtype == torch.float64 else tensor.double()
+        if tensor.ndim < axes:
+            return tensor
+        if tensor.ndim > axes or len(tensor) not in (1, self.batch):
+            self.refuse("has a constant along the batch axis")
+        if len(tensor) > 1 and not torch.equal(tensor, tensor[:1].expand_as(tensor)):
+            self.refuse("has a constant that differs between the examples of a batch")
+        return tensor[0]
+
+    def as_ref(self, value: Ref | Tensor, axes: int) -> Ref:
+        """The value itself, or a node for a constant whose first of `axes` axes is the batch."""
+        if isinstance(value, Ref):
+            return value
+        constant = self.example(value, axes)
+        return self.add("constant", (), tuple(constant.shape), value=constant)
+
+    def scale(
+        self, x: Ref, factor: Tensor | float | None = None, shift: Tensor | float | None = None, shape: Shape = ()
+    ) -> Ref:
+        """`factor * x + shift` with broadcasting to a shape; the input's own by default."""
+        x = self.expand(x, shape or x.shape)
+
+        def ranked(value: Tensor | float | None) -> Tensor | None:
+            if value is None:
+                return None
+            tensor = torch.as_tensor(value, dtype=torch.float64)
+            return tensor.reshape((1,) * (len(x.shape) - tensor.ndim) + tuple(tensor.shape))
+
+        return self.add("scale", (x,), x.shape, factor=ranked(factor), shift=ranked(shift))
+
+    def expand(self, x: Ref, shape: Shape) -> Ref:
+        """Broadcast to a shape of the same rank."""
+        if x.shape == tuple(shape):
+            return x
+        if len(x.shape) != len(shape):
+            self.refuse("broadcasts along the batch axis")
+        return self.add("expand", (x,), shape)
+
+    def reshape(self, x: Ref, shape: Shape) -> Ref:
+        """Give the values of an example another shape."""
+        if prod(x.shape) != prod(shape):
+            self.refuse("mixes the examples of a batch")
+        return x if x.shape == tuple(shape) else self.add("reshape", (x,), shape)
+
+    def transpose(self, x: Ref, order: Sequence[int]) -> Ref:
+        """Permute the axes of an example."""
+        if list(order) == list(range(len(x.shape))):
+            return x
+        return self.add("transpose", (x,), tuple(x.shape[axis] for axis in order), {"permutation": tuple(order)})
+
+    def slice(self, x: Ref, axis: int, start: int, stop: int, step: int = 1) -> Ref:
+        """Take `start:stop:step` of an axis; 0 <= start <= stop <= length."""
+        length = len(range(start, stop, step))
+        if length == 0:
+            self.refuse("takes an empty slice")
+        if length == x.shape[axis]:
+            return x
+        shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
+        return self.add("slice", (x,), shape, {"axis": axis, "start": start, "stop": stop, "step": step})
+
+    def gather(self, x: Ref, axis: int, index: Tensor) -> Ref:
+        """Take entries of an axis, `index` of one axis."""
+        index = index.to(torch.int64)
+        index = torch.where(index < 0, index + x.shape[axis], index)
+        shape = (*x.shape[:axis], len(index), *x.shape[axis + 1 :])
+        return self.add("gather", (x,), shape, {"axis": axis}, index=index)
+
+    def concat(self, parts: Sequence[Ref], axis: int) -> Ref:
+        """Join along an axis."""
+        if len(parts) == 1:
+            return parts[0]
+        first = parts[0].shape
+        length = sum(part.shape[axis] for part in parts)
+        return self.add("concat", parts, (*first[:axis], length, *first[axis + 1 :]), {"axis": axis})
+
+    def graph(self, output: Ref) -> Graph:
+        """The finished graph, without nodes on which the output does not depend."""
+        whole = Graph(tuple(self.nodes), self.source)
+        kept = sorted({0, *whole.needed_for([output.index])})
+        place = {old: new for new, old in enumerate(kept)}
+        nodes = [whole.nodes[old] for old in kept]
+        moved = [
+            Node(n.name, n.op, tuple(place[i] for i in n.inputs), n.shape, n.settings, n.constants) for n in nodes
+        ]
+        return Graph(tuple(moved), self.source)

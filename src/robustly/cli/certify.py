@@ -1,0 +1,44 @@
+"""`robustly certify`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from robustly.certification.certificates import BoundCertificate
+from robustly.certification.verify import Method
+from robustly.cli.evaluate import run_evaluation
+from robustly.evaluation.suites.suite import Suite
+
+
+def run_certification(
+    place: Path | None,
+    overrides: list[str],
+    *,
+    method: Method,
+    seconds: float | None,
+    trust_code: bool,
+    overwrite: bool,
+    label: str,
+    keep: bool,
+) -> int:
+    """Attack and certify a run and print the interval; returns the exit code.
+
+    Args:
+        place: the run, or a model that was trained elsewhere; see `given_run`.
+        overrides: settings.
+        method: stages of the proofs; see `BoundCertificate`.
+        seconds: time for the branch and bound of all images together; None for no limit.
+        trust_code: True if models that only a file names may be imported.
+        overwrite: True to replace an earlier result.
+        label: name of the folder of the result.
+        keep: True to return without an error if there is a result already.
+
+    Raises:
+        ValueError: wrong settings, weights or data, or an operation that cannot be bounded.
+        OSError: files that cannot be read or written.
+    """
+    certificate = BoundCertificate(method, seconds=seconds)
+
+    def extended(suite: Suite) -> Suite:
+        return replace(suite, certificates={**suite.certificates, "bounds": certificate})
+
+    return run_evaluation(place, overrides, trust_code, overwrite, label, keep, extended)

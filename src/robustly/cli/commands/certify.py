@@ -1,0 +1,57 @@
+"""`robustly certify`: its arguments."""
+
+import argparse
+
+from robustly.cli.arguments import add_model, add_trust
+
+LABEL = "certified"
+METHODS = ("auto", "ibp", "crown", "alpha_crown", "bab")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `robustly certify` to a parser."""
+    parser.description = (
+        "Attack the test images of a run and prove the rest: each image is falsified (with the counterexample), "
+        "verified (with the method and its bound) or open (with the reason). Robust accuracy becomes the interval "
+        "[certified, attacked]. Settings as for evaluate, such as --threat linf:0.1. A killed command goes on where "
+        "it stopped."
+    )
+    add_trust(parser)
+    add_model(parser)
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help="intervals, backward bounds, optimised bounds, all of these and branch and bound (auto, the default), "
+        "or branch and bound at once",
+    )
+    parser.add_argument("--count", type=int, metavar="N", help="number of images, from the first")
+    parser.add_argument(
+        "--time", type=float, metavar="SECONDS", help="time for the branch and bound of all images together"
+    )
+    parser.add_argument(
+        "--suite", metavar="NAME", default="quick", help="attacks that run before the proofs (default: quick)"
+    )
+    parser.add_argument(
+        "--as", dest="label", metavar="NAME", default=LABEL, help=f"write to evaluation_NAME (default: {LABEL})"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier result")
+    parser.add_argument("--keep", action="store_true", help="do nothing if there is a result already")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Certify; returns the exit code. See `run_certification`."""
+    from robustly.cli.certify import run_certification
+
+    if options.count is not None:
+        overrides = ["--evaluation.count", str(options.count), *overrides]
+    return run_certification(
+        options.run,
+        ["--evaluation.suite", options.suite, *overrides],
+        method=options.method,
+        seconds=options.time,
+        trust_code=options.trust_code,
+        overwrite=options.overwrite,
+        label=options.label,
+        keep=options.keep,
+    )
