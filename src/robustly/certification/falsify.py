@@ -205,8 +205,8 @@ class _Problem:
         spec: their properties.
         target: disjunct that a point follows, `(P,)`; -1 for the nearest.
         sums: points that descend on the sum of the rows' excess instead of the largest row, `(P,)` bool.
-        to_zero: points whose steps go to where the linear approximation of the objective is 0 (Polyak's step), instead
-            of by signs and of a length that decreases, `(P,)` bool.
+        to_zero: points whose steps go to where the linear approximation of the objective is 0 (Polyak's step),
+            instead of by signs and of a length that decreases, `(P,)` bool.
     """
 
     inputs: InputSet

@@ -1,5 +1,6 @@
 """Bounds of the rows of one property over many boxes, for input splitting: any network, in proof mode."""
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -87,8 +88,8 @@ class AnyNetwork:
         self,
         lower: Tensor,
         upper: Tensor,
-        bounds: dict[int, Interval],
-        at: "dict[int, Tensor]",
+        bounds: Mapping[int, Interval],
+        at: Mapping[int, Rows],
         size: tuple[int, int, int],
     ) -> Tensor:
         """Distances of the lines at the middle of each operation, by input; see `BoxBounds`.
@@ -100,7 +101,8 @@ class AnyNetwork:
         points = torch.cat([middle.unsqueeze(1) + sides, middle.unsqueeze(1) - sides], 1)
         values = evaluate(self.graph, points.view(-1, *self.graph.input_shape), keep=True)
         total = lower.new_zeros(size)
-        for index, coefficients in at.items():
+        for index, reached in at.items():
+            slopes = reached.dense().coefficients
             node = self.graph.nodes[index]
             relax = RULES[node.op].relax
             if relax is None or len(node.inputs) != 1:
@@ -116,5 +118,5 @@ class AnyNetwork:
             first, second = values[node.inputs[0]].view(len(lower), 2, size[2], -1).unbind(1)
             share = (first - second).abs().transpose(1, 2)
             share = share / share.sum(2, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
-            total = total + (coefficients.flatten(2).abs() * gap.flatten(1).unsqueeze(1)) @ share
+            total = total + (slopes.flatten(2).abs() * gap.flatten(1).unsqueeze(1)) @ share
         return total

@@ -113,7 +113,7 @@ class Dense:
         """Bounds of all outputs over boxes `(B, d)`, as `Boxed`."""
         lines: list[Lines] = []
         signs: list[Tensor] = []
-        known = stable.split([len(layer.bias) for layer in self.layers[:-1]], 1)
+        known = torch.split(stable, [len(layer.bias) for layer in self.layers[:-1]], 1)
         low, high = lower, upper
         reach = _largest(lower, upper)
         slacks = []
@@ -169,8 +169,7 @@ class Dense:
     def _shared(self, losses: list[Tensor], lines: list[Lines], width: Tensor, shape: tuple[int, int]) -> Tensor:
         """Losses of the neurons of each layer, the last first, shared out to the inputs, `(B, R, d)`.
 
-        The share of an input is the size of its term in the neuron's linear approximation by the slopes of the lines
-        above.
+        An input's share is the size of its term in the neuron's approximation by the slopes of the lines above.
         """
         total = width.new_zeros(*shape, width.shape[1])
         moved = self.layers[0].weight.unsqueeze(0)
@@ -195,7 +194,8 @@ class Dense:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Least values of rows `(Q, n)` over the output of the last layer with lines, of boxes `box` `(Q,)`.
 
-        What each neuron's lines take from a row is added to `losses`. Rounding errors cost no pass: `|a| slack` is `a slack - 2 min(a, 0) slack`, and both are summed anyway.
+        What each neuron's lines take from a row is added to `losses`. Rounding errors cost no pass: `|a| slack` is
+        `a slack - 2 min(a, 0) slack`, and both are summed anyway.
         """
         for layer, line, slack in zip(
             reversed(self.layers[: len(lines)]), reversed(lines), reversed(slacks[: len(lines)]), strict=True

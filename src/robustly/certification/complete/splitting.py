@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from robustly.certification.bounds.boxes import AnyNetwork, Boxed, BoxBounds
+from robustly.certification.bounds.boxes import AnyNetwork, BoxBounds, Boxed
 from robustly.certification.bounds.dense import Dense
 from robustly.certification.deadline import Deadline
 from robustly.certification.falsify import ball_sizes, descend
@@ -31,6 +31,7 @@ class Parts:
         upper: `(N, d)`.
         bound: proved lower bound of each disjunct's largest row, `(N, D)`; above 0 where the disjunct is refuted.
         stable: signs of the hidden neurons, `(N, n)` int8, 0 for unknown.
+        near: least margin that was found at a point near, `(N,)`.
     """
 
     lower: Tensor
@@ -42,11 +43,13 @@ class Parts:
     def __len__(self) -> int:
         return len(self.lower)
 
-    def select(self, index: Tensor | slice) -> "Parts":
-        return Parts(self.lower[index], self.upper[index], self.bound[index], self.stable[index], self.near[index])
+    def select(self, index: Tensor) -> "Parts":
+        """Some of the parts."""
+        return Parts(*(getattr(self, field.name)[index] for field in fields(Parts)))
 
     @staticmethod
     def joined(parts: "list[Parts]") -> "Parts":
+        """All parts of several groups."""
         if len(parts) == 1:
             return parts[0]
         return Parts(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Parts)))
@@ -64,7 +67,7 @@ class Queue:
     def push(self, parts: Parts) -> None:
         """Add parts."""
         order = (parts.bound.amin(1) if self._pushed % 2 else parts.near).argsort()
-        for index in order.split(max(1, self.size // 2)):
+        for index in torch.split(order, max(1, self.size // 2)):
             chunk = parts.select(index)
             self._open[self._pushed] = chunk
             heapq.heappush(self._heaps[0], (float(chunk.bound.amin()), self._pushed))
@@ -115,7 +118,7 @@ def split(
         deadline: moment at which the search stops.
 
     Returns:
-        Verified, falsified with a float32 point inside the set, or unknown or timeout with the proved lower bound of
+        Verified, falsified with a float32 point inside the set, or unknown or timeout; with the proved lower bound of
         the worst margin. Inputs that clipping removes have margins of more than 1e-12, and no better bound.
     """
     chain = Dense.of(graph)
@@ -178,8 +181,8 @@ def _reached(inputs: InputSet, parts: Parts) -> Tensor:
 def _candidates(net: Boxed, spec: Specification, parts: Parts, found: BoxBounds) -> tuple[Tensor, Tensor]:
     """The nearest points to a violation among those that the bounds suggest, `(P, d)`.
 
-    They are the corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few steps to
-    where the largest row would be 0 if it had the slopes of its bound.
+    They are the corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few steps
+    to where the largest row would be 0 if it had the slopes of its bound. Second, the least margin in each part.
     """
     lower, upper = parts.lower, parts.upper
     member = _member(parts.bound, spec)
@@ -210,7 +213,7 @@ def _of_worst(bound: Tensor, rows: Tensor, spec: Specification) -> Tensor:
 def _clipped(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts, Tensor]:
     """Parts without inputs at which every open disjunct has a row above `_LEAST`, and the indices of those left.
 
-    A row `a x + b <= f` above the limit t excludes x, so what is left has `a_i x_i <= t - b - sum_{j != i} min a_j x_j`.
+    A row `a x + b <= f` above the limit t excludes x, so what stays has `a_i x_i <= t - b - sum_{j != i} min a_j x_j`.
     The boxes of several open disjuncts are joined to their hull.
     """
     rows, bias = found.rows, found.bias - _LEAST
@@ -234,11 +237,11 @@ def _clipped(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts
         high = high.scatter_reduce(1, index, top, "amin")
         low = low.scatter_reduce(1, index, bottom, "amax")
     alive = open_ & (low <= high).all(2)
-    bound = torch.where(alive, parts.bound, parts.bound.clamp_min(_LEAST))
     lower = torch.where(alive.unsqueeze(2), low, torch.inf).amin(1)
     upper = torch.where(alive.unsqueeze(2), high, -torch.inf).amax(1)
     kept = alive.any(1).nonzero().squeeze(1)
-    return Parts(lower[kept], upper[kept], torch.where(alive, bound, torch.inf)[kept], parts.stable[kept], parts.near[kept]), kept
+    bound = torch.where(alive, parts.bound, torch.inf)
+    return replace(parts, lower=lower, upper=upper, bound=bound).select(kept), kept
 
 
 def _halved(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts, bool]:
