@@ -287,7 +287,7 @@ def _attacked(problem: Problem, starts: int, steps: int, deadline: Deadline, see
 
 
 def _confirmed(problem: Problem, point: Tensor | None) -> bool:
-    """Whether the real network violates the property at a point of the input set."""
+    """Return True if the real network violates the property at a point of the input set."""
     if point is None:
         return False
     if problem.confirm is None:
@@ -322,7 +322,7 @@ def _of_rows(slopes: Slopes | None, rows: Tensor) -> Slopes | None:
 
 
 def _searched(problem: Problem, stage: str, budget: Budget) -> tuple[Tensor, Slopes | None]:
-    """Lower bound of the worst margin of each property, `(B,)`, not proved, and the slopes with which it is reached."""
+    """Lower bound of the worst margin of each property, `(B,)`, without proof, and the slopes that reach it."""
     graph, inputs = problem.graph.to(problem.dtype), problem.inputs.to(problem.dtype)
     spec = problem.spec.to(problem.dtype)
     if stage == "alpha":

@@ -222,7 +222,7 @@ def _raised(
 
 
 def _scattered(old: Interval, wanted: Wanted, low: Tensor, high: Tensor) -> Interval:
-    """Bounds of a node with those of the wanted neurons."""
+    """Bounds of a node with those of the chosen neurons."""
     shape, flat = old.lower.shape, 0 if wanted.example is not None else 1
     place = wanted.index
     if wanted.example is not None:
