@@ -15,9 +15,8 @@ from robustly.api.progress import evaluation_progress
 from robustly.cli.arguments import trust_in
 from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
-from robustly.evaluation import EvaluationCheckpoint, evaluate
+from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
-from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
@@ -107,16 +106,6 @@ def _evaluated(
     """Attack the model, and replace the folder of the evaluation by the new evidence, which is returned."""
     settings = config.evaluation
     unfinished = partial_of(target)
-    identity = evaluation_identity(
-        subject.model,
-        subject.data,
-        config.threat,
-        suite,
-        mode=settings.mode,
-        seed=config.seed,
-        batch_size=settings.batch_size,
-        curve_count=settings.curve_count,
-    )
     about = announcement(subject.model, subject.data, config.threat, suite)
     PlainConsole().print(about, highlight=False, soft_wrap=True)
     with evaluation_progress(PlainConsole()) as progress:
@@ -130,7 +119,7 @@ def _evaluated(
             batch_size=settings.batch_size,
             curve_count=settings.curve_count,
             curve=settings.curve,
-            checkpoint=EvaluationCheckpoint(unfinished, identity),
+            checkpoint=unfinished,
             progress=progress,
         )
     evidence = replace(evidence, summary=named(evidence.summary))
