@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robustly.data import ImageData
 from robustly.evaluation import EvaluationError
 from robustly.evaluation.fitting import fitted_data
-from robustly.models import as_classifier, weights_hash
+from robustly.models import as_classifier, has_weights
 from robustly.models.adapter import unwrapped
 from robustly.models.wrapping import missing_normalisation
 
@@ -29,7 +29,7 @@ def fit(model: Model, data: ImageData, device: torch.device | str | None) -> tup
     if unnormalised:
         warnings.warn(unnormalised, stacklevel=3)
     placed = next((value.device for value in (*bare.parameters(), *bare.buffers())), None)
-    if isinstance(unwrapped(model), nn.Module) and weights_hash(bare) == weights_hash({}):
+    if isinstance(unwrapped(model), nn.Module) and not has_weights(bare):
         warnings.warn(
             "no weights were found in the model, so they are not part of the evidence: register its networks as "
             "attributes, and its tensors as buffers, so that others can check it",

@@ -122,14 +122,10 @@ def _tried(model: nn.Module, images: Images) -> nn.Module:
         hint = ": return the numbers of all classes, without argmax" if logits.ndim == 1 else ""
         raise AdapterError(f"the model returns {logits.dtype}, not logits of floating-point numbers{hint}")
     _warn_of_changes(before, model)
-    changes = {
-        "copies_input": given._version != version,
-        "single_logit": is_single_logit(logits, len(images)),
-        "backward_only": False,
-    }
+    copies_input, single_logit = given._version != version, is_single_logit(logits, len(images))
     fitted = model
-    if changes["copies_input"] or changes["single_logit"] or not isinstance(output, Tensor):
-        fitted = changed(model, **changes)
+    if copies_input or single_logit or not isinstance(output, Tensor):
+        fitted = changed(model, copies_input=copies_input, single_logit=single_logit)
     if _refuses_input_gradients(fitted, images):
         fitted = changed(fitted, backward_only=True)
     return fitted

@@ -122,6 +122,11 @@ def weights_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def has_weights(model: nn.Module) -> bool:
+    """True if a hash of the model's weights contains any tensor."""
+    return bool(_hashed_state(model))
+
+
 def _hashed_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Named tensors, also those inside of tuples, or else the constants of frozen programs."""
     state: Mapping[str, object] = model.state_dict() if isinstance(model, nn.Module) else model
