@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustly.models.adapted import Adapted, FunctionModel, Images
 from robustly.models.hidden import hidden_modules, modules_of_function
+from robustly.models.modes import modes_kept
 from robustly.models.outputs import OutputError, is_single_logit, logits_in
 
 
@@ -82,24 +83,21 @@ _PARALLEL = (
 
 def _fitted(model: nn.Module, images: Images) -> nn.Module:
     """The model, adapted to what a trial on a few images shows."""
-    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise AdapterError(
             "the model's weights were made in torch.inference_mode, so nothing can be differentiated through them: "
             "make the model outside of it, or pass copy.deepcopy(model)"
         )
-    try:
-        if not _has_fixed_mode(model):
-            model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        return _tried(model, images)
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, was_training in modes:
-            module.training = was_training
+    with modes_kept(model):
+        model.eval()
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            return _tried(model, images)
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
 
 
 def _tried(model: nn.Module, images: Images) -> nn.Module:

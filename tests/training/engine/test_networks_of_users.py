@@ -314,6 +314,18 @@ def test_half_networks_are_refused_in_words(dtype: torch.dtype, little: Splits, 
         run(make_job(little, Method(), Net().to(dtype), training=SHORT), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_frozen_program_without_modes_can_be_a_teacher() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10)).eval()
+    x = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    for program in (
+        torch.jit.freeze(torch.jit.script(net)),
+        as_classifier(torch.jit.freeze(torch.jit.script(net))),
+    ):
+        fit = try_training(program, x, 10, channels_last=True, trained=False)
+        assert not fit.takes_first
+
+
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compiled", "parallel"])
 @pytest.mark.slow
 def test_wrappers_are_removed(wrap: Callable[[nn.Module], nn.Module], little: Splits, tmp_path: Path) -> None:

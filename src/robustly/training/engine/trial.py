@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustly.models.hidden import hidden_modules
 from robustly.models.layout import contiguous, put_in_layout
 from robustly.models.lazy import create_parameters, has_lazy_parameters
+from robustly.models.modes import modes_kept
 from robustly.models.outputs import OutputError, logits_in
 from robustly.training.modes import frozen_parts, train_mode
 
@@ -199,16 +200,13 @@ def _check_logits(logits: Tensor, count: int, classes: int) -> None:
 @contextmanager
 def _unchanged(network: nn.Module, x: Tensor, seed: int) -> Iterator[None]:
     """Restore parameters, buffers, gradients, modes and random numbers at the end."""
-    modes = [(module, module.training) for module in network.modules()]
     gradients = [(p, p.grad) for p in network.parameters()]
     values = {key: value.detach().clone() for key, value in (*network.named_parameters(), *network.named_buffers())}
     try:
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        with modes_kept(network), torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             torch.manual_seed(seed)  # for layers that the network builds in its first pass
             yield
     finally:
-        for module, was_training in modes:
-            module.training = was_training
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():
