@@ -100,7 +100,7 @@ def evaluate(
         )
     suite = with_curve(as_suite(suite, threat.kind), curve, threat)
     _check_attacks(suite, threat)
-    model = as_classifier(model, data.floats(torch.arange(min(2, len(data)), device=data.images.device)))
+    model = as_classifier(model, data.first(2))
     if isinstance(checkpoint, Path):
         identity = evaluation_identity(
             model, data, threat, suite, mode=mode, seed=seed, batch_size=batch_size, curve_count=curve_count
