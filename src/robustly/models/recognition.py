@@ -5,12 +5,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from robustly.models.checkpoints import WeightsError, read_weights, weights_file, written_about
 from robustly.models.registry import MODELS, WIDEST, ModelConfig, new_network
 from robustly.models.weight_names import NamesError, fitted
+from robustly.models.without_values import without_values
 from robustly.settings import SettingsError, build
 
 ABOUT_MODEL = "model"
@@ -123,6 +123,4 @@ def _has_shapes(config: ModelConfig, weights: Mapping[str, Tensor]) -> bool:
 
 
 def _empty(config: ModelConfig) -> nn.Module:
-    """The network without values, which takes no memory."""
-    with torch.device("meta"):
-        return new_network(config, allow_code=False)
+    return without_values(lambda: new_network(config, allow_code=False))
