@@ -20,6 +20,7 @@ def test_weights_are_not_drawn() -> None:
     def build() -> nn.Module:
         assert nn.init.normal_(given) is given
         assert nn.init.uniform_(tensor=given) is given
+        assert nn.init.kaiming_normal_(given.reshape(2, 2)).sum() == 0
         return nn.Linear(4, 2)
 
     state = torch.get_rng_state()

@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+_DRAWS = (Tensor.normal_, Tensor.uniform_)
+"""Draws of functions in `torch.nn.init` that a mode does not see, such as `kaiming_normal_`."""
 
 
 def without_values(build: Callable[[], nn.Module]) -> nn.Module:
@@ -26,6 +29,6 @@ class _NoDraws(TorchFunctionMode):
     ) -> Any:
         """Return the tensor unchanged instead of initialising it."""
         given = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
+        if func in _DRAWS or getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else given["tensor"]
         return func(*args, **given)
