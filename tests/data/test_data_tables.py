@@ -175,6 +175,14 @@ def test_numbered_labels_with_names_of_their_own_are_read_alike(
         assert (len(data.classes), data.classes[90], data.labels[:3].tolist()) == (100, "name 90", [0, 40, 90])
 
 
+def test_a_failing_hub_without_a_message_is_named_by_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, setting: str | None) -> None:
+        raise ConnectionError
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    refused("hf:some/data", r"hf:some/data cannot be loaded \(ConnectionError\)")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("ROBUSTLY_SHARED_DATA" not in os.environ, reason="ROBUSTLY_SHARED_DATA names no folder of data")
 def test_shared_cifar10() -> None:

@@ -13,6 +13,7 @@ from robustly.data.table_files import Columns
 from robustly.data.tables import table_rows
 from robustly.documents import read_json
 from robustly.memory import check_bytes
+from robustly.output_text import typed_line
 
 
 def hub_rows(
@@ -38,8 +39,7 @@ def hub_rows(
     try:
         tables = _arrow_tables(datasets.load_dataset(name, config))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"the data set hf:{name} cannot be loaded ({type(error).__name__}: {reason})") from error
+        raise ValueError(f"the data set hf:{name} cannot be loaded ({typed_line(error)})") from error
     sources = {part: f"hf:{name} ({part})" for part in tables}
     return table_rows(tables, sources, columns, decoding, named, with_paths=True)
 
