@@ -6,7 +6,7 @@ import pytest
 from rich.table import Table
 
 from robustly.cli.terminal import PlainConsole
-from robustly.output_text import csv_cell, one_line, plain_text
+from robustly.output_text import csv_cell, first_line, one_line, plain_text, typed_line
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,21 @@ def test_control_characters_are_replaced(text: str, shown: str) -> None:
 
 def test_a_sentence_is_one_line() -> None:
     assert one_line("a\n  b\x1b[2J\r\n") == "a b?[2J"
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [("no room", "no room"), ("\n \n  it is\nbroken", "it is"), ("x" * 500, "x" * 160), ("\u2028b", "b")],
+)
+def test_the_reason_of_an_error_is_one_line(message: str, line: str) -> None:
+    assert first_line(ValueError(message)) == line
+    assert typed_line(ValueError(message)) == f"ValueError: {line}"
+
+
+@pytest.mark.parametrize("message", ["", " \n\t\n"])
+def test_an_error_without_a_message_is_named_by_its_class(message: str) -> None:
+    assert first_line(ZeroDivisionError(message)) == "ZeroDivisionError"
+    assert typed_line(ZeroDivisionError(message)) == "ZeroDivisionError"
 
 
 def test_a_console_prints_no_escapes_of_names() -> None:

@@ -89,10 +89,23 @@ def save_weights(
         raise WeightsError(f"{file}: weights are written as .safetensors, so the name must end in it")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{file.parent}: there is no such folder to write {file.name} in")
-    state = _state(model)
+    write_tensors(model, file, {**(about or {}), **_OURS})
+
+
+def write_tensors(model: nn.Module | Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
+    """Write the tensors of a state dict atomically as safetensors; equal ones give equal files.
+
+    Args:
+        model: the network, or its named tensors.
+        file: the file, whose folder exists.
+        metadata: the metadata of the file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     # safetensors rejects shared storage, so tied weights are copied
-    copies = {name: _plain(value).clone() for name, value in state.items()}
-    blob = to_safetensors(copies, metadata={**(about or {}), **_OURS})
+    copies = {name: _plain(value).clone() for name, value in _state(model).items()}
+    blob = to_safetensors(copies, metadata=dict(metadata))
     with whole_file(file) as temporary:
         temporary.write_bytes(_with_sorted_metadata(blob))
 
