@@ -192,8 +192,9 @@ class SuiteRecord:
         return [attack.name for attack in self.attacks]
 
     def title(self, name: str) -> str:
-        """Title of an attack, or its name if the suite does not have it."""
-        return next((attack.title for attack in self.attacks if attack.name == name), name)
+        """Title of an attack or a certificate, or its name if the suite does not have it."""
+        parts: tuple[SuiteAttack | SuiteCertificate, ...] = (*self.attacks, *self.certificates)
+        return next((one.title for one in parts if one.name == name), name)
 
 
 def class_name(classes: Sequence[str], label: int) -> str:
