@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
-from robustly.cli.arguments import trust_in
 from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation import evaluate
@@ -25,11 +24,7 @@ from robustly.evidence.collapse import collapse_words
 from robustly.evidence.provenance import Seen
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.locks import lock_evaluation, partial_of
-from robustly.experiments.run_folder import (
-    RunError,
-    evaluation_folder,
-    open_run,
-)
+from robustly.experiments.run_folder import RunError, evaluation_folder, open_run
 from robustly.experiments.seen_attacks import seen_attacks
 from robustly.experiments.surrogates import load_surrogates
 from robustly.files import whole_folder
@@ -82,7 +77,7 @@ def run_evaluation(
         held.enter_context(removed_if_refused(run))
         if run.is_new:
             held.enter_context(lock_evaluation(target))
-        suite = load_surrogates(suite, config, subject.data, trust_in(overrides, trust_code).allows, subject.device)
+        suite = load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
         marks = seen_attacks(folder, config if run.is_new else open_run(folder), config.threat.kind, suite)
         named = partial(_named, subject=subject, marks=marks)
         console = PlainConsole()
