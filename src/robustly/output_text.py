@@ -2,11 +2,14 @@
 
 import math
 import unicodedata
+from collections.abc import Iterable
 
 REPLACEMENT = "?"
 """Shown instead of a character that would control the terminal."""
 LONGEST_REASON = 160
 """Characters of an error's message that `first_line` returns."""
+LONGEST_LIST = 6
+"""Names of a list that `listed` returns."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -39,6 +42,13 @@ def typed_line(error: BaseException) -> str:
     """Class of an error and `first_line` of its message, as `ValueError: it is empty`."""
     line, name = _first_line(error), type(error).__name__
     return f"{name}: {line}" if line else name
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first `LONGEST_LIST` names of a list, separated by commas, and the number of the others."""
+    every = list(names)
+    more = f" and {len(every) - LONGEST_LIST} more" if len(every) > LONGEST_LIST else ""
+    return ", ".join(every[:LONGEST_LIST]) + more
 
 
 def csv_cell(value: object) -> str:

@@ -9,6 +9,7 @@ from robustly.data import ImageData, fitted_to
 from robustly.data.class_names import are_numbers
 from robustly.evaluation.stages import EvaluationError
 from robustly.models import names_of_outputs
+from robustly.output_text import first_line
 
 
 def fitted_data(model: nn.Module, data: ImageData, outputs: int) -> ImageData:
@@ -42,8 +43,7 @@ def first_logits(model: nn.Module, data: ImageData) -> Tensor:
         with frozen(model), torch.no_grad():
             logits = logits_of(model, x)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:160]
-        raise EvaluationError(f"the model fails on images of shape {tuple(x.shape)}: {reason}") from None
+        raise EvaluationError(f"the model fails on images of shape {tuple(x.shape)}: {first_line(error)}") from None
     if logits.ndim != 2 or len(logits) != len(x):
         raise EvaluationError(
             f"the model returns {tuple(logits.shape)} for {len(x)} images: expected logits of shape "

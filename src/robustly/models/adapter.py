@@ -12,6 +12,7 @@ from robustly.models.adapted import Adapted, FunctionModel, Images
 from robustly.models.hidden import hidden_modules, modules_of_function
 from robustly.models.modes import modes_kept
 from robustly.models.outputs import OutputError, is_single_logit, logits_in
+from robustly.output_text import first_line
 
 
 class AdapterError(ValueError):
@@ -114,7 +115,7 @@ def _tried(model: nn.Module, images: Images) -> nn.Module:
         raise
     except Exception as error:
         raise AdapterError(
-            f"the model fails on images of shape {tuple(images.shape)}: {_first_line(error)}"
+            f"the model fails on images of shape {tuple(images.shape)}: {first_line(error)}"
         ) from None
     if not logits.is_floating_point():
         hint = ": return the numbers of all classes, without argmax" if logits.ndim == 1 else ""
@@ -196,8 +197,3 @@ def _in_dtype_of(model: nn.Module, images: Images) -> Images:
 def kind_of(value: object) -> str:
     """Name of a value's class, or of the class itself."""
     return value.__name__ if isinstance(value, type) else type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from robustly.files import whole_file
 from robustly.models.adapted import Adapted
 from robustly.models.checkpoints import WeightsError, read_weights, weights_file, written_about
-from robustly.models.weight_names import Fitted, NamesError, fitted, is_normalisation, listed
+from robustly.models.weight_names import Fitted, NamesError, fitted, is_normalisation
 from robustly.models.wide_resnet import WideResNet
+from robustly.output_text import listed
 
 _NORMALISATION = ("normalize.mean", "normalize.std")
 _OURS = {"written_by": "robustly"}

@@ -389,6 +389,18 @@ def test_a_network_that_fails_is_refused_with_its_reason() -> None:
         trial(nn.Sequential(nn.Flatten(), nn.Linear(7, 10)), name="guide")
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"), [("", "RuntimeError"), ("\n", "RuntimeError"), ("\n no room\nat all", "no room")]
+)
+def test_the_reason_of_a_failing_network_is_never_empty(message: str, reason: str) -> None:
+    class Failing(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError(message)
+
+    with pytest.raises(TrialError, match=rf"fails in a trial on images of shape \(4, 1, 16, 16\): {reason}$"):
+        trial(Failing(2, 2), name="model")
+
+
 def test_a_trial_changes_nothing() -> None:
     network = nn.Sequential(NormNet(), nn.Dropout(0.5)).train()
     network[0].norm.eval()

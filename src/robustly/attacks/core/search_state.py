@@ -16,7 +16,7 @@ Rows = Int64[Tensor, " m"]
 
 
 class SearchState:
-    """What one attack on one batch has found and spent.
+    """The record of one attack on one batch: what it has found and spent.
 
     Examples are addressed by `rows`, positions in the batch `(M,)`, each at most once in a call. Points are the
     threat's parameters theta; the model receives `render(theta, rows)`. Every output gets a verdict: NaN or

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from robustly.compat.robustbench.zoo import CLASSES, ENTRIES, OTHER_NETWORKS, THREATS, Entry
 from robustly.models import WeightsError, read_weights
-from robustly.models.weight_names import Fitted, NamesError, fitted, listed
+from robustly.models.weight_names import Fitted, NamesError, fitted
 from robustly.models.without_values import without_values
+from robustly.output_text import listed
 from robustly.settings import nearest
 
 _CONSTANTS = ("normalize.mean", "normalize.std")

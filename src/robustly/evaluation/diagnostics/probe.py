@@ -153,7 +153,7 @@ class Probe:
         objectives: Sequence[Objective],
         allowed: ThreatSet | None = None,
     ) -> list[tuple[Theta, Float[Tensor, " m"], bool]]:
-        """What `gradients` returns, for several objectives from one forward pass."""
+        """The result of `gradients` for several objectives, from one forward pass."""
         gradients = [[torch.zeros_like(points[:0])] for _ in objectives]
         values, through = [[points.new_zeros(0)] for _ in objectives], [True] * len(objectives)
         for first in range(0, len(points), self.target.batch_size):
