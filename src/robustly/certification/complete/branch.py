@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustly.certification.bounds.alpha import AlphaResult, rows_of_disjuncts
-from robustly.certification.bounds.ascent import SLOPE, SPLIT, WEIGHT, Parameters, Task, ascend, lines_of
+from robustly.certification.bounds.ascent import SLOPE, SPLIT, WEIGHT, Parameters, Task, ascend, combined, lines_of
 from robustly.certification.bounds.backward import Bounded, Free, lower
 from robustly.certification.bounds.propagation import Bounds
 from robustly.certification.bounds.verdict import proof_rows, proved, proved_bounds, repeated
@@ -84,7 +84,12 @@ class Problem:
 
     def inputs_of(self, count: int) -> InputSet:
         """The input set, repeated."""
-        return self.inputs.select(torch.zeros(count, dtype=torch.int64, device=self.rows.device))
+        low, high, ball = self.inputs.lower, self.inputs.upper, self.inputs.ball
+        if ball is not None:
+            ball = replace(
+                ball, center=ball.center.expand(count, *ball.center.shape[1:]), radius=ball.radius.expand(count)
+            )
+        return InputSet(low.expand(count, *low.shape[1:]), high.expand(count, *high.shape[1:]), ball)
 
 
 def _spread(values: Tensor, index: Tensor, base: Tensor) -> Tensor:
@@ -135,10 +140,9 @@ def _with_parameters(problem: Problem, domains: Domains, parameters: Parameters)
     )
 
 
-def _proof(problem: Problem, domains: Domains) -> tuple[Bounded, Bounds]:
-    """Bounds of domains in float64 that hold in real arithmetic, with the coefficients that give them."""
+def _bounded(problem: Problem, domains: Domains, bounds: Bounds, *, proof: bool = False) -> Bounded:
+    """Lower bounds of domains with the parameters that they have; a proof bounds its rounding errors."""
     graph, sites = problem.graph, problem.sites
-    bounds = problem.bounds_in(domains)
     count = len(domains)
     zero = problem.rows.new_zeros(())
     free, added = {}, {}
@@ -149,14 +153,14 @@ def _proof(problem: Problem, domains: Domains) -> tuple[Bounded, Bounds]:
     for key, sign in sites.of_split(domains.splits).items():
         if sign.any():
             base = zero.expand(count, 1, *graph.nodes[key].shape)
-            added[key] = _spread(-sign * multipliers[key].double(), sites.split[key], base)
-    rows, offset = proof_rows(
-        Rows(problem.rows[domains.disjunct]),
-        problem.offset[domains.disjunct],
-        domains.weights,
-        repeated(problem.bounds[graph.output], count),
-    )
-    found = lower(
+            added[key] = _spread(-sign * multipliers[key].to(problem.dtype), sites.split[key], base)
+    rows, offset = Rows(problem.rows[domains.disjunct]), problem.offset[domains.disjunct]
+    if proof:
+        output = problem.bounds[graph.output]
+        rows, offset = proof_rows(rows, offset, domains.weights, repeated(output, count))
+    else:
+        rows, offset = combined(rows, offset, domains.weights)
+    return lower(
         graph,
         graph.output,
         rows,
@@ -165,10 +169,9 @@ def _proof(problem: Problem, domains: Domains) -> tuple[Bounded, Bounds]:
         offset=offset,
         free=free,
         added=added,
-        keep=True,
-        rounding=True,
+        keep=proof,
+        rounding=proof,
     )
-    return found, bounds
 
 
 def branch(
@@ -294,7 +297,8 @@ def _examined(
     if not len(domains):
         return domains
     with torch.no_grad():
-        found, bounds = _proof(exact, domains)
+        bounds = exact.bounds_in(domains)
+        found = _bounded(exact, domains, bounds, proof=True)
         bound = torch.maximum(domains.bound, found.value.squeeze(1))
         open_ = (bound <= 0).nonzero().squeeze(1)
         if not len(open_):
@@ -317,8 +321,7 @@ def _examined(
 
 def _quick_bound(problem: Problem, domains: Domains) -> Tensor:
     """Lower bounds of domains with the parameters that they have."""
-    task, parameters = _task(problem, domains)
-    return task.bounded(parameters).value.flatten()
+    return _bounded(problem, domains, problem.bounds_in(domains)).value.flatten()
 
 
 def _counterexample(
