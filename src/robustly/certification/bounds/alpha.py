@@ -198,7 +198,7 @@ def tighten(
 
 
 def _cost(graph: Graph, index: int, wanted: Wanted) -> int:
-    """Number of coefficients of the rows of the wanted neurons in all nodes before; windows count as planes / 4."""
+    """Number of coefficients of the rows of some neurons in all nodes before; a window counts as a quarter plane."""
     sizes = sum(
         graph.nodes[one].size for one in graph.needed_for([index]) if one and RULES[graph.nodes[one].op].relax
     )
@@ -239,7 +239,7 @@ def _raised(
 
 
 def _scattered(old: Interval, wanted: Wanted, low: Tensor, high: Tensor) -> Interval:
-    """Bounds of a node with those of the wanted neurons."""
+    """Bounds of a node in which some neurons have new ones."""
     shape, flat = old.lower.shape, 0 if wanted.example is not None else 1
     place = wanted.index
     if wanted.example is not None:

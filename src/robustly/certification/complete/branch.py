@@ -225,8 +225,8 @@ def branch(
             return Outcome(Verdict.FALSIFIED, -torch.inf, found.point, "branch", work)
         store.push(_chosen(exact, quick, found, rule))
         least = min(least, found.closed)
-        bound, stuck = min(least, store.worst), found.stuck
-        if stuck:
+        bound = min(least, store.worst, found.stuck)
+        if found.stuck < torch.inf:
             reason = "all signs are known in a domain whose bound is not positive"
             return Outcome(Verdict.UNKNOWN, bound, None, "branch", work, reason)
         if not len(store):
@@ -281,7 +281,7 @@ class Examined:
         gain: scores of the neurons, `(D, splits)`.
         intercept: second scores.
         closed: least bound of the domains that are closed; infinite if there are none.
-        stuck: whether a domain without open signs stays open.
+        stuck: least bound of a domain without open signs that stays open; infinite if there is none.
         point: a counterexample, `(1, *shape)`; None if none was found.
     """
 
@@ -289,7 +289,7 @@ class Examined:
     gain: Tensor
     intercept: Tensor
     closed: float = float("inf")
-    stuck: bool = False
+    stuck: float = float("inf")
     point: Tensor | None = None
 
 
@@ -315,17 +315,17 @@ def _examined(problem: Problem, domains: Domains, spec: Specification, confirm: 
         at = {key: one.with_coefficients(one.coefficients[open_]) for key, one in found.at.items()}
         seen = {key: Interval(one.lower[open_], one.upper[open_]) for key, one in bounds.items()}
         gain, intercept = scores(problem.graph, problem.sites, domains, seen, at)
-        stuck = False
+        stuck = float("inf")
         leaf = (domains.splits != 0).all(1)
         for place in leaf.nonzero().squeeze(1).tolist():
-            if point is not None or stuck:
+            if point is not None or stuck < torch.inf:
                 break
             bound, candidate = _leaf_bound(problem, domains.select(torch.tensor([place])))
             if bound > 0:
                 closed = min(closed, bound)
                 continue
             point = None if candidate is None else _violation(problem, spec, candidate, confirm)
-            stuck = point is None
+            stuck = float(domains.bound[place]) if point is None else stuck
         rest = (~leaf).nonzero().squeeze(1)
         return Examined(domains.select(rest), gain[rest], intercept[rest], closed, stuck, point)
 
