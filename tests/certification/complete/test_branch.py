@@ -277,6 +277,32 @@ def test_store_returns_the_worst_first_and_uses_places_again():
     assert store.worst == float("inf")
 
 
+def test_weights_that_are_no_numbers_prove_nothing():
+    hole = torch.full((2, 3), torch.nan, dtype=F64)
+    graph = dense([hole, torch.ones(1, 2, dtype=F64)], [torch.zeros(2, dtype=F64), torch.ones(1, dtype=F64)])
+    inputs, spec = box(0.5, 3, 0), one_property(torch.ones(1, 1, dtype=F64), torch.zeros(1, dtype=F64))
+    found = branch(graph, inputs, spec, root_of(graph, inputs, spec), domains=50)
+    assert found.verdict == Verdict.UNKNOWN
+    assert found.lower_bound == -torch.inf
+
+
+def test_no_disjunct_is_never_violated():
+    graph, inputs = random_dense([3, 4, 2], seed=0), box(0.5, 3, 0)
+    spec = one_property(torch.zeros(0, 2, dtype=F64), torch.zeros(0, dtype=F64))
+    assert branch(graph, inputs, spec, root_of(graph, inputs, spec), domains=50).verdict == Verdict.VERIFIED
+
+
+def test_refuses_two_properties_and_other_types():
+    graph, inputs = random_dense([3, 4, 2], seed=0), box(0.5, 3, 0)
+    spec = one_property(torch.eye(2, dtype=F64), torch.zeros(2, dtype=F64))
+    root = root_of(graph, inputs, spec)
+    with pytest.raises(ValueError, match="float64"):
+        branch(graph, inputs.to(torch.float32), spec, root, domains=1)
+    twice = torch.tensor([0, 0])
+    with pytest.raises(ValueError, match="one property at a time, not 2"):
+        branch(graph, inputs.select(twice), spec.select(twice), root, domains=1)
+
+
 def test_clamped_bounds():
     interval = Interval(torch.tensor([[-1.0, -2.0, 3.0]]), torch.tensor([[1.0, 2.0, 4.0]]))
     found = clamped(interval, torch.tensor([0, 1]), torch.tensor([[1, 0], [-1, -1]]))

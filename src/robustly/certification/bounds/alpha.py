@@ -29,8 +29,8 @@ from robustly.certification.operations import RULES, Interval, Rows
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import Specification
 
-MOST_VALUES = 2**26
-"""Default for the size of a node's rows that are optimised in one step: about a second of work."""
+MOST_VALUES = 2**23
+"""Default for the size of a node's rows that are optimised: a few seconds of work."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,10 @@ class AlphaResult:
 
 def rows_of_disjuncts(spec: Specification) -> Tensor:
     """Indices of the rows of each disjunct, `(D, K)`; a disjunct with fewer than K rows repeats its first row."""
+    if not spec.disjuncts:
+        return torch.zeros(0, 1, dtype=torch.int64, device=spec.rows.device)
     members = [(spec.disjunct == one).nonzero().squeeze(1) for one in range(spec.disjuncts)]
-    most = max((len(one) for one in members), default=0)
+    most = max(len(one) for one in members)
     return torch.stack([torch.cat([one, one[:1].expand(most - len(one))]) for one in members])
 
 

@@ -206,7 +206,14 @@ def branch(
         batch: number of domains that are split at once.
         deadline: moment at which the search stops.
         confirm: outputs `(1, outputs)` of the real network for a counterexample; None to accept the graph's own.
+
+    Raises:
+        ValueError: more than one example, or numbers that are not float64.
     """
+    if len(spec.rows) != 1 or len(inputs.lower) != 1:
+        raise ValueError(f"branch and bound decides one property at a time, not {len(spec.rows)}")
+    if spec.rows.dtype != torch.float64 or inputs.lower.dtype != torch.float64:
+        raise ValueError("branch and bound proves in float64: the inputs and the property must have this type")
     exact = Problem(
         graph,
         inputs,
@@ -250,7 +257,7 @@ def _rows(graph: Graph, spec: Specification) -> tuple[Tensor, Tensor]:
 def _start(problem: Problem, root: AlphaResult, margins: Tensor) -> Domains:
     """A domain for each disjunct that is not refuted."""
     sites = problem.sites
-    open_ = (margins <= 0).nonzero().squeeze(1)
+    open_ = (~(margins > 0)).nonzero().squeeze(1)
     count, device = len(open_), margins.device
     slopes = [
         root.slopes.last[key][0, open_].flatten(1)[:, index]
@@ -301,8 +308,9 @@ def _examined(problem: Problem, domains: Domains, spec: Specification, confirm: 
     with torch.no_grad():
         bounds = problem.bounds_in(domains)
         found = _bounded(problem, domains, bounds, proof=True)
-        domains = replace(domains, bound=torch.maximum(domains.bound, found.value.squeeze(1)))
-        open_ = (domains.bound <= 0).nonzero().squeeze(1)
+        value = torch.where(found.value.isnan(), -torch.inf, found.value).squeeze(1)
+        domains = replace(domains, bound=torch.maximum(domains.bound, value))
+        open_ = (~(domains.bound > 0)).nonzero().squeeze(1)
         closed = float(torch.cat([domains.bound[domains.bound > 0], domains.bound.new_full((1,), torch.inf)]).min())
         if not len(open_):
             return Examined(domains.select(open_), nothing[:0], nothing[:0], closed)

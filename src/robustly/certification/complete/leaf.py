@@ -70,6 +70,8 @@ def solve_leaf(
         right.append(-start)
     low, high = inputs.lower.flatten().numpy(), inputs.upper.flatten().numpy()
     limits = [*zip(low, high, strict=True), (None, None), (0, None)]
+    if not all(np.isfinite(one).all() for one in (*left, *right, low, high)):
+        return None
     cost = np.concatenate([np.zeros(count), [1.0, _PENALTY]])
     found = linprog(cost, np.concatenate(left), np.concatenate(right), bounds=limits, method="highs")
     if found.status != 0:
