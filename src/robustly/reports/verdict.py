@@ -109,7 +109,8 @@ def _result(name: str, evaluation: Summary) -> str:
         exact = "" if proved is None else ", and all of these are proved"
         return f"{name} holds {held(worst)} {what} {against}{exact}; {clean}."
     left = f"{count(metrics.undecided)} {'is' if metrics.undecided == 1 else 'are'} undecided"
-    both = f"is proved robust on {percent(proved.share)} and holds {held(worst)} {what} {against}"
+    least = percent(proved.share) if proved.hits else "none"
+    both = f"is proved robust on {least} and holds {held(worst)} {what} {against}"
     return f"{name} {both}; {left}; {clean}."
 
 
