@@ -42,8 +42,8 @@ def test_weights_of_the_configuration_are_loaded(tmp_path: Path) -> None:
 def test_open_settings_are_those_of_the_reference(name: str) -> None:
     # width shrinks the hidden layers only, so that input and output show what was chosen
     model = build_model(ModelConfig(name, width=0.02), seed=0).eval()
-    side = 28 if name == "small_cnn" else 32
-    assert model(torch.rand(1, 1 if name == "small_cnn" else 3, side, side)).shape == (1, 10)
+    channels, side = (1, 28) if name in ("small_cnn", "conv_small") else (3, 32)
+    assert model(torch.rand(1, channels, side, side)).shape == (1, 10)
 
 
 def test_dropout_of_small_cnn_is_the_original_one_unless_set() -> None:

@@ -20,6 +20,7 @@ from robustly.models import (
 THREE = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
 CONFIGS = [
     ModelConfig("small_cnn", width=0.25, classes=7, channels=3, image_size=(20, 20)),
+    ModelConfig("conv_small", width=0.3, classes=5, channels=3, image_size=(22, 18), **THREE),
     ModelConfig("preact_resnet18", width=0.13, classes=3),
     ModelConfig("wrn16_4", width=0.3, mean=THREE["mean"], std=THREE["std"]),
     ModelConfig("wrn16_4", width=0.25, classes=5, channels=1),  # without a shortcut in its first block

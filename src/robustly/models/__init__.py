@@ -2,6 +2,7 @@
 
 from robustly.models.adapter import AdapterError, as_classifier
 from robustly.models.checkpoints import WeightsError, is_torchscript, read_weights, weights_file
+from robustly.models.conv_small import ConvSmall
 from robustly.models.hidden import hidden_modules
 from robustly.models.layers import ACTIVATIONS, Normalize
 from robustly.models.published import Expected, PublishedError, expected_images
@@ -18,6 +19,7 @@ __all__ = [
     "MODELS",
     "AdapterError",
     "Architecture",
+    "ConvSmall",
     "Expected",
     "ModelConfig",
     "Normalize",

@@ -18,13 +18,14 @@ _EXPORTED = "robustly"
 """Key of the metadata of `robustly export`, whose JSON has the settings under `model`."""
 _SIGNS = {
     "small_cnn": "classifier.fc3.weight",
+    "conv_small": "features.conv2.weight",
     "wrn": "block1.layer.0.conv1.weight",
     "resnet": "layer1.0.conv1.weight",
 }
 """A weight that networks have whose name begins so; the others are not tried, because building them takes time."""
-_OUTPUT_LAYERS = ("linear.weight", "fc.weight", "classifier.fc3.weight")
+_OUTPUT_LAYERS = ("linear.weight", "fc.weight", "classifier.fc3.weight", "classifier.fc2.weight")
 _OF_IMAGE_SIZE = "classifier.fc1.weight"
-_INPUT_LAYERS = ("conv1.weight", "feature_extractor.conv1.weight")
+_INPUT_LAYERS = ("conv1.weight", "feature_extractor.conv1.weight", "features.conv1.weight")
 _NORMALISATION = ("normalize.mean", "normalize.std")
 
 

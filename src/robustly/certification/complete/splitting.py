@@ -213,7 +213,7 @@ def _of_worst(bound: Tensor, rows: Tensor, spec: Specification) -> Tensor:
 def _clipped(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts, Tensor]:
     """Parts without inputs at which every open disjunct has a row above `_LEAST`, and the indices of those left.
 
-    A row `a x + b <= f` above the limit t excludes x, so the rest has `a_i x_i <= t - b - sum_{j != i} min a_j x_j`.
+    A row `a x + b <= f` above the limit t excludes x; the rest has `a_i x_i <= t - b - sum_{j != i} min a_j x_j`.
     The boxes of several open disjuncts are joined to their hull.
     """
     rows, bias = found.rows, found.bias - _LEAST

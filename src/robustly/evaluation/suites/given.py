@@ -18,7 +18,7 @@ def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) ->
     """A suite from any form in which one may be given.
 
     Args:
-        given: a suite; the name of one ("standard") or names of attacks, separated by commas ("pgd_20,square"), each
+        given: a suite; the name of one ("standard") or names of attacks, separated by commas ("pgd_20,square"),
             with certificates behind it or without ("quick+certify"); an attack; or a list of attacks and names of
             attacks. A list becomes one stage per attack; the mode of the evaluation selects its examples.
         kind: kind of the threat.
