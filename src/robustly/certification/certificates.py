@@ -211,7 +211,7 @@ class GraphCertificate:
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, generator: KeyedGenerator | None
     ) -> Problem:
         spec = robustness(y, self.graph.outputs, torch.float64)
-        spec = replace(spec, strict=torch.ones_like(spec.strict))  # equal outputs are no misclassification
+        spec = replace(spec, strict=torch.ones_like(spec.strict))  # equal outputs do not misclassify
         return Problem(
             self.graph,
             InputSet.of(threat, x, torch.float64),
