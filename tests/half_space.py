@@ -45,13 +45,13 @@ def distance(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return (logits[:, 0] - logits[:, 1]).abs() / normal.norm(), normal / normal.norm()
 
 
-def across(model: nn.Module, x: Tensor, y: Tensor, reach: float) -> Tensor:
-    """Images moved straight across the boundary, by at most `reach`; misclassified ones stay."""
+def across(model: nn.Module, x: Tensor, y: Tensor, reach: float | Tensor) -> Tensor:
+    """Images moved straight across the boundary by at most `reach`, misclassified ones unmoved."""
     logits = model(x).detach()
     correct = logits.argmax(1) == y
     far, normal = distance(model, x)
     sign = torch.where(y == 0, -1.0, 1.0)[:, None]
-    size = torch.minimum(far * 1.001 + 1e-5, torch.full_like(far, reach))
+    size = torch.minimum(far * 1.001 + 1e-5, torch.as_tensor(reach).to(far).expand_as(far))
     moved = (x.flatten(1) + sign * size[:, None] * normal).view_as(x).clamp(0, 1)
     return torch.where(correct[:, None, None, None], moved, x)
 

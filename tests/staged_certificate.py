@@ -38,7 +38,7 @@ class StagedCertificate:
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, generator: KeyedGenerator
     ) -> CertificateResult:
-        epsilon = float(threat.epsilon)
+        epsilon = threat.epsilon.double() if isinstance(threat.epsilon, Tensor) else float(threat.epsilon)
         prediction, far = model(x).detach().argmax(1), distance(model, x)[0].double() * self.inflated
         correct, apart = prediction == y, 1 - epsilon / far
         stage = torch.where(apart > 0.5, 1, torch.where(apart > 0.25, 2, 3))

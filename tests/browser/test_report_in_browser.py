@@ -31,7 +31,7 @@ VIEWS = [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")]
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
-    first = write_synthetic_run(folder / "runs", Synthetic(count=300, certified=0.4, epochs=8))
+    first = write_synthetic_run(folder / "runs", Synthetic(count=300, proofs=True, epochs=8))
     second = write_synthetic_run(folder / "runs", Synthetic(name="mnist5k_plain", count=300, robust=0.2, epochs=8))
     colour = write_synthetic_run(
         folder / "runs",

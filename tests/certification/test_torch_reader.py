@@ -255,6 +255,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "number of examples": (lambda: Own(lambda s, x: x * len(x)), "depend on other inputs of a batch"),
     "place in the batch": (lambda: Own(lambda s, x: x * torch.arange(len(x)).unsqueeze(1)), "between the examples"),
     "float32": (lambda: Own(lambda s, x: F.relu(x + 2**25) - F.relu(x + 2**25 - 1)), "too large for float32"),
+    "no numbers": (lambda: nn.Sequential(nn.LazyLinear(3)), "weights without numbers"),
+    "meta": (lambda: nn.Linear(4, 3, device="meta"), "weights without numbers"),
+    "inference": (torch.inference_mode()(lambda: nn.Linear(4, 3)), r"copy.deepcopy\(model\)"),
+    "NumPy": (lambda: Own(lambda s, x: torch.from_numpy(x.numpy() * 2)), "consists of PyTorch operations"),
     "wrong shape": (lambda: nn.Linear(5, 3), r"fails on inputs of shape \(4,\)"),
     "no batch axis": (lambda: Own(lambda s, x: x.sum()), r"returns a tensor of shape \(\)"),
     "text": (lambda: Own(lambda s, x: "dog"), "must return a tensor of logits, got str"),
@@ -270,6 +274,11 @@ def test_what_cannot_be_verified_is_refused_in_one_sentence(name: str) -> None:
     with pytest.raises((ModuleError, UnsupportedOperationError), match=reason) as caught:
         read_module(build(), (4,))
     assert "\n" not in str(caught.value)
+
+
+def test_impossible_shape_of_the_input() -> None:
+    with pytest.raises(ModuleError, match=r"input_shape is \(4, -1\)"):
+        read_module(nn.Linear(4, 3), (4, -1))
 
 
 def test_modes_and_weights_stay_as_they_were() -> None:

@@ -149,13 +149,14 @@ def test_stages_work_and_reasons_are_recorded_and_survive_the_disk(tmp_path: Pat
 
 
 def test_texts_of_a_certificate_are_one_for_each_example_and_printable() -> None:
-    part = StagedCertificate()(
+    part = StagedCertificate(30)(
         half_space(), images().floats(), images().labels, threat=THREAT, generator=KeyedGenerator(0, images().ids)
     )
     with pytest.raises(ValueError, match="stage has 2 texts for 20 examples"):
         replace(part, stage=("a", "b"))
     columns = certificate_columns(replace(part, reason=("\x1b[2Jone\ntwo " + "x" * 999,) * 20))
-    assert set(columns.reason) == {("?[2Jone two " + "x" * 999)[:200]}
+    assert set(columns.reason[columns.open]) == {("?[2Jone two " + "x" * 999)[:200]}
+    assert set(columns.reason[~columns.open]) == {""}, "a decided example has no reason for being open"
 
 
 def rows_of(model: Any, x: Tensor) -> list[int]:

@@ -57,7 +57,7 @@ def test_text_has_the_interval_masking_and_failures() -> None:
         certified(evaluation("linf:0.3", [1, 0, 1, 1]), 2), masking=("D2 failed.",), failures={"pgd": "x"}
     )
     said = repr(evidence)
-    assert "  interval    50.0 % certified to 75.0 % attacked\n" in said
+    assert "  interval    50.0 % certified to 75.0 % attacked, 1 undecided\n" in said
     assert "  masking     suspected: D2 failed.\n" in said
     assert said.endswith("  failed      pgd")
 
@@ -83,6 +83,7 @@ def test_table_has_a_row_for_each_attack_and_the_worst_case() -> None:
     assert texts[start : start + 3] == ["PGD", "75.0 %", "30.1 to 95.4"]
     assert texts[-3:] == ["certified (crown)", "50.0 %", "15.0 to 85.0"]
     assert page.tags.count("tr") == 5
+    assert "50.0 % certified to 75.0 % attacked, 1 undecided" in texts[:start]
 
 
 def test_table_takes_its_colours_from_the_page_around_it() -> None:

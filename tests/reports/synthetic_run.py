@@ -18,13 +18,22 @@ from robustly.evidence import (
     Finding,
     StoredImages,
     Summary,
+    Verdict,
     write_evidence,
 )
-from robustly.evidence.certified_numbers import CertifiedSummary
+from robustly.evidence.certified_numbers import CertificateTerms, CertifiedSummary
 from robustly.evidence.metrics import metrics
-from robustly.evidence.provenance import DataRecord, ModelRecord, Plan, SuiteAttack, SuiteRecord, ThreatRecord
+from robustly.evidence.provenance import (
+    DataRecord,
+    ModelRecord,
+    Plan,
+    SuiteAttack,
+    SuiteCertificate,
+    SuiteRecord,
+    ThreatRecord,
+)
 from robustly.evidence.records import to_json
-from robustly.evidence.schema import AttackColumns, ExampleColumns, WorstCaseColumns
+from robustly.evidence.schema import AttackColumns, CertificateColumns, ExampleColumns, WorstCaseColumns
 from robustly.evidence.summary import Metrics, SecurityCurve
 from robustly.evidence.unions import MeanShare, ThreatShare, ThreatUnion
 from robustly.statistics import Proportion
@@ -59,6 +68,7 @@ class Synthetic:
     seed: int = 0
     masking: tuple[str, ...] = ()
     analysis: bool = False
+    proofs: bool = False
 
 
 @cache
@@ -257,9 +267,36 @@ def _write_evaluation(path: Path, options: Synthetic) -> None:
         stored[attack] = StoredImages(np.flatnonzero(broken), moved)
     shown = np.concatenate([np.flatnonzero(broken_by_any)[:24], np.flatnonzero(clean_right & ~broken_by_any)[:4]])
     fallen = broken_by_any | ~clean_right
-    table = EvidenceTable(examples, attacks, WorstCaseColumns(fallen, fallen))
-    kept = EvidenceImages(stored, StoredImages(shown, np.ascontiguousarray(images[shown])))
+    proofs = {"bounds": _proofs(order, broken_by_any, examples, epsilon)} if options.proofs else {}
+    table = EvidenceTable(examples, attacks, WorstCaseColumns(fallen, fallen), proofs)
+    found = {
+        name: StoredImages(np.flatnonzero(one.falsified), images[one.falsified]) for name, one in proofs.items()
+    }
+    kept = EvidenceImages(stored, StoredImages(shown, np.ascontiguousarray(images[shown])), found)
     write_evidence(Evidence(table, kept, _summary(options, classes, table)), path / "evaluation")
+
+
+def _proofs(order: np.ndarray, broken: np.ndarray, examples: ExampleColumns, epsilon: float) -> CertificateColumns:
+    """A certificate that proves easy examples by cheap bounds, refutes the hardest, and leaves others open."""
+    correct, count = examples.label == examples.clean_prediction, len(order)
+    verified = ~broken & correct & (order < 0.7)
+    falsified = ~correct | (broken & (order > 0.93)) | (correct & ~broken & (order > 0.88))
+    radius = np.where(verified, epsilon * (2.2 - 1.7 * order), epsilon * np.maximum(0.0, 1.5 - 1.5 * order))
+    names = np.array(["ibp", "crown", "alpha", "branch"])
+    stage = np.where(falsified, "attack", names[np.digitize(order, [0.25, 0.5, 0.6])])
+    late = order > 0.8
+    reason = np.where(late, "the time limit was reached", "the budget of domains is spent")
+    verdict = np.where(verified, Verdict.VERIFIED, np.where(late, Verdict.TIMEOUT, Verdict.UNKNOWN))
+    return CertificateColumns(
+        verdict=np.where(falsified, Verdict.FALSIFIED, verdict).astype(np.int8),
+        radius=np.where(falsified, 0.0, radius),
+        prediction=examples.clean_prediction,
+        lower_bound=np.full(count, np.nan),
+        stage=stage,
+        reason=np.where(verified | falsified, "", reason),
+        work=np.where(stage == "branch", 500, 1),
+        seconds=np.where(stage == "branch", 4.0, 0.05),
+    )
 
 
 def _summary(options: Synthetic, classes: tuple[str, ...], table: EvidenceTable) -> Summary:
@@ -283,7 +320,7 @@ def _summary(options: Synthetic, classes: tuple[str, ...], table: EvidenceTable)
             seed=0,
             batch_size=250,
             attacks=tuple(SuiteAttack(key, title, settings, Plan()) for key, title in ATTACKS.items()),
-            certificates=(),
+            certificates=tuple(SuiteCertificate(name, "Bounds", "model", {}) for name in table.certificates),
             curve="pgd_20",
         ),
         metrics=_metrics(options, classes, table),
@@ -298,12 +335,13 @@ def _summary(options: Synthetic, classes: tuple[str, ...], table: EvidenceTable)
 
 def _metrics(options: Synthetic, classes: tuple[str, ...], table: EvidenceTable) -> Metrics:
     """The counted numbers, with passes, a security curve and a certificate that are made up."""
-    counted = metrics(table, certificates={}, classes=classes, limit=_threat(options).limit, curve=[])
+    terms = {name: CertificateTerms("model") for name in table.certificates}
+    counted = metrics(table, certificates=terms, classes=classes, limit=_threat(options).limit, curve=[])
     attacks = {
         name: replace(one, mean_forwards=9.1 * (i + 1), mean_backwards=9.1 * (i + 1) - 1.1)
         for i, (name, one) in enumerate(counted.attacks.items())
     }
-    worst, certified = counted.worst_case.robust, None
+    worst, certified = counted.worst_case.robust, counted.certified
     if options.certified is not None:
         proved = Proportion(round(options.certified * len(table)), len(table))
         certified = CertifiedSummary("CROWN bounds", _threat(options).limit, proved)

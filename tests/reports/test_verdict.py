@@ -90,7 +90,14 @@ def test_shares_near_none_and_all_are_not_rounded_away(hits, count, words):
 
 def test_a_certificate_is_a_lower_bound_in_the_sentence(tmp_path):
     one = evaluation(certified=400)
-    assert f"dynat is proved robust on 40.0{T}% and holds 74.6{T}% of" in verdict(evidence(tmp_path, one)).sentence
+    sentence = verdict(evidence(tmp_path, one)).sentence
+    assert f"dynat is proved robust on 40.0{T}% and holds 74.6{T}% of" in sentence
+    assert "; 346 are undecided; without" in sentence
+    exact = verdict(evidence(tmp_path, evaluation(certified=746))).sentence
+    assert f"dynat holds 74.6{T}% of" in exact
+    assert ", and all of these are proved; without" in exact
+    masked = verdict(evidence(tmp_path, evaluation(certified=400, masking=("Square broke more.",)))).sentence
+    assert f"may be far lower, but not below the proved 40.0{T}%." in masked
     assert "no lower bound" not in strength_rows(strength(one), certified=True)[-1].words
     assert "no lower bound" in strength_rows(strength(one), certified=False)[-1].words
     alone = evaluation(certified=400, attacks=())

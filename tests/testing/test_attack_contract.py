@@ -423,6 +423,40 @@ def test_the_contract_catches_certificates_that_are_wrong(spoil: Callable[..., o
         inspect.unwrap(check_certificate)(Margin(spoil=spoil, settled=False), net, x, y, THREATS[1])
 
 
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda net, x, found: replace(found, stage=("<b>",) * len(x)), "name of a stage"),
+        (lambda net, x, found: replace(found, work=torch.full((len(x),), -1)), "non-negative work"),
+    ],
+)
+def test_the_contract_catches_records_that_are_wrong(spoil: Callable[..., object], sentence: str) -> None:
+    net, x, y = linear_problem()
+    with pytest.raises(AssertionError, match=sentence):
+        check_certificate(Margin(spoil=spoil), net, x, y, THREATS[1])
+
+
+@dataclass(frozen=True)
+class Repeated(Margin):
+    """A certificate whose repetition proves `share` of the radius."""
+
+    share: float = 1.0
+
+    def again(self, work_factor: int) -> Margin:
+        return Margin(stretch=self.share)
+
+
+def test_more_work_must_prove_at_least_as_much() -> None:
+    net, x, y = linear_problem()
+    y = net(x).argmax(1)
+    threat = THREATS[1].with_epsilon(0.001)
+    check_certificate(Repeated(), net, x, y, threat)
+    with pytest.raises(AssertionError, match="with more work a certified radius is shorter"):
+        check_certificate(Repeated(share=0.9), net, x, y, threat)
+    with pytest.raises(AssertionError, match="with more work it does not verify"):
+        check_certificate(Repeated(share=1e-6), net, x, y, threat)
+
+
 def falsified(found: CertificateResult, counterexample: Tensor | None, **changes: object) -> CertificateResult:
     """All examples falsified."""
     verdict = torch.full_like(found.verdict, Verdict.FALSIFIED)

@@ -126,13 +126,12 @@ def gate(folder: Path, limits: Limits) -> Gate:
     conditions += [] if limits.threat is None else [_threat(summary, limits.threat)]
     conditions += [_failed(summary, limits.allow_failed), _masking(summary, limits.allow_masking)]
     metrics = summary.metrics
-    certified = None if metrics.certified is None else metrics.certified.robust
     conditions += [
         _share(name, share, least, limits.confident)
         for name, share, least in (
             ("clean accuracy", metrics.clean, limits.clean),
-            ("robust accuracy", metrics.worst_case.robust, limits.robust),
-            ("certified accuracy", certified, limits.certified),
+            ("robust accuracy", metrics.attacked, limits.robust),
+            ("certified accuracy", metrics.proved, limits.certified),
         )
         if least is not None
     ]

@@ -15,7 +15,7 @@ from robustly.certification.outcome import Outcome
 from robustly.certification.readers.torch_reader import read_module
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import robustness
-from robustly.certification.verify import COMPLETE, METHODS, Budget, Method, Problem, bounds_hold, finish, screen
+from robustly.certification.verify import COMPLETE, METHODS, Budget, Method, Problem, finish, largest_radii, screen
 from robustly.evidence import Verdict
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
@@ -67,7 +67,7 @@ class BoundCertificate:
         Raises:
             UnsupportedOperationError: the model has an operation that cannot be bounded.
         """
-        graph = read_module(model, tuple(x.shape[1:]))
+        graph = read_module(model, tuple(x.shape[1:]), drop_softmax=True)
         return GraphCertificate(self, graph.to(torch.float64))
 
     def check(self, model: nn.Module, x: Float[Tensor, "n ..."], *, threat: ThreatModel) -> None:
@@ -225,14 +225,21 @@ class GraphCertificate:
         high = torch.where(verified, 2 * epsilon, epsilon)
         if threat.norm == "linf":
             high = high.clamp_max(threat.box[1] - threat.box[0])
-        for _ in range(self.settings.halvings if threat.norm != "l0" else 0):
-            if not len(rows):
-                break
-            middle = (low + high) / 2
-            part = self._problem(model, x[rows], y[rows], threat.with_epsilon(middle[rows]), None)
-            proved = torch.zeros_like(verified)
-            proved[rows] = bounds_hold(part, method=self.settings.method, budget=self.settings.budget).to(x.device)
-            low, high = torch.where(proved, middle, low), torch.where(proved, high, middle)
+        if not len(rows) or threat.norm == "l0":
+            return low
+
+        def at(some: Tensor, radii: Tensor) -> Problem:
+            chosen = rows[some]
+            return self._problem(model, x[chosen], y[chosen], threat.with_epsilon(radii), None)
+
+        low[rows] = largest_radii(
+            at,
+            low[rows],
+            high[rows],
+            method=self.settings.method,
+            budget=self.settings.budget,
+            halvings=self.settings.halvings,
+        )
         return low
 
 

@@ -33,7 +33,7 @@ class CertificateResult:
         counterexample: images in the threat set that the model misclassifies, `(N, ...)`, in the rows with the
             verdict `FALSIFIED`; other rows are ignored. None if there are no such rows.
         stage: name of the method that decided each example, or of the last one tried, such as "attack", "crown" or
-            "branch"; N names, None if the certificate has one method only.
+            "branch"; N names of up to 40 letters, digits, spaces and +-_. None if the certificate has one method.
         reason: for each open example, the cause in words; N texts, empty where the example is decided. Few distinct
             ones, without numbers of the example, because reports count them. None if there are none.
         work: work spent on each example, in bounded domains or samples, `(N,)`; None if it is not counted.
@@ -202,7 +202,8 @@ class ProvesAgain(Protocol):
     def again(self, work_factor: int) -> Certificate:
         """The same certificate with `work_factor` times its budget of work, computing in float64.
 
-        What this certificate verifies, the returned one must verify too.
+        What this certificate verifies, the returned one must verify too, and at every radius that this one states:
+        it is called with a radius of the threat for each example.
         """
         ...
 

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustly.certification.bounds.alpha import optimise, tighten
+from robustly.certification.bounds.alpha import Slopes, optimise, tighten
 from robustly.certification.bounds.dense import Dense
-from robustly.certification.bounds.methods import row_bounds
+from robustly.certification.bounds.methods import margins, row_bounds
 from robustly.certification.bounds.propagation import intermediate
 from robustly.certification.bounds.verdict import proved
 from robustly.certification.complete.branch import branch
@@ -33,8 +33,8 @@ _STAGES: dict[str, tuple[str, ...]] = {
     "ibp": ("attack", "ibp"),
     "crown": ("attack", "ibp", "crown"),
     "alpha_crown": ("attack", "ibp", "crown", "alpha"),
-    "auto": ("attack", "ibp", "crown", "alpha", "complete"),
-    "bab": ("attack", "complete"),
+    "auto": ("attack", "ibp", "crown", "long_attack", "alpha", "complete"),
+    "bab": ("attack", "long_attack", "complete"),
 }
 METHODS = tuple(_STAGES)
 NEVER = Deadline()
@@ -49,7 +49,9 @@ class Budget:
     """Work that one property may cost, counted, so that a result does not depend on the machine.
 
     Args:
-        attack_starts: random starts of the attack.
+        attack_starts: starts of the first attack on a property of its own; examples have one start, their suite
+            has attacks before.
+        long_starts: starts of the attack that follows the cheap bounds; examples have none.
         attack_steps: steps from each start.
         alpha_iterations: steps of the optimisation of slopes.
         domains: domains of branch and bound or of input splitting.
@@ -57,7 +59,8 @@ class Budget:
         branching: score that chooses the neuron to split: "babsr" or "fsb".
     """
 
-    attack_starts: int = 8
+    attack_starts: int = 16
+    long_starts: int = 256
     attack_steps: int = 30
     alpha_iterations: int = 20
     domains: int = 20_000
@@ -141,7 +144,13 @@ def screen(
         if deadline.passed:
             return tuple(_stopped(one) for one in outcomes)
         part = problem.select(torch.tensor(waiting))
-        found = _attacked(part, budget, deadline, seed) if stage == "attack" else _bounded(part, stage, budget)
+        if stage == "long_attack" and problem.generator is not None:
+            continue
+        if stage.endswith("attack"):
+            starts = budget.attack_starts if stage == "attack" else budget.long_starts
+            found = _attacked(part, starts, budget.attack_steps, deadline, seed)
+        else:
+            found = _bounded(part, stage, budget, last=stage == last_bound(method))
         for index, outcome in zip(waiting, found, strict=True):
             before = outcomes[index]
             outcomes[index] = replace(
@@ -198,11 +207,45 @@ def _branched(problem: Problem, budget: Budget, deadline: Deadline) -> Outcome:
     )
 
 
-def bounds_hold(problem: Problem, *, method: Method, budget: Budget) -> Tensor:
-    """Mask of the properties that the last method before branch and bound proves, `(B,)` bool."""
-    stage = [one for one in _STAGES[method] if one not in ("attack", "complete")]
-    found = _bounded(problem, stage[-1] if stage else "crown", budget)
-    return torch.tensor([one.verdict == Verdict.VERIFIED for one in found], dtype=torch.bool)
+def largest_radii(
+    at: Callable[[Tensor, Tensor], Problem],
+    low: Tensor,
+    high: Tensor,
+    *,
+    method: Method,
+    budget: Budget,
+    halvings: int,
+) -> Tensor:
+    """Radii up to which the last method before branch and bound proves properties, by bisection, `(B,)`.
+
+    The search computes in the type of the problems; each radius is proved at the end.
+
+    Args:
+        at: the problem of some properties at given radii: `(rows, radii) -> problem`.
+        low: radii that are proved already, `(B,)`.
+        high: radii that are not, or are not examined.
+        method: as for `verify`.
+        budget: as for `verify`.
+        halvings: steps of the bisection.
+    """
+    stage = last_bound(method)
+    every, proved_low = torch.arange(len(low)), low
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        holds = _searched(at(every, middle), stage, budget)[0] > 0
+        low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
+    risen = (low > proved_low).nonzero().squeeze(1)
+    if len(risen):
+        problem = at(risen, low[risen])
+        fails = risen[~(_proofs(problem, stage, _searched(problem, stage, budget)[1]) > 0)]
+        low[fails] = proved_low[fails]
+    return low
+
+
+def last_bound(method: Method) -> str:
+    """The last stage of a method before branch and bound: "ibp", "crown" or "alpha"."""
+    stages = [one for one in _STAGES[method] if one in ("ibp", "crown", "alpha")]
+    return stages[-1] if stages else "crown"
 
 
 def _stopped(outcome: Outcome) -> Outcome:
@@ -211,7 +254,7 @@ def _stopped(outcome: Outcome) -> Outcome:
     return replace(outcome, verdict=Verdict.TIMEOUT, reason="the time limit was reached")
 
 
-def _attacked(problem: Problem, budget: Budget, deadline: Deadline, seed: int) -> list[Outcome]:
+def _attacked(problem: Problem, starts: int, steps: int, deadline: Deadline, seed: int) -> list[Outcome]:
     points: list[Tensor | None] = [None] * len(problem)
     if problem.generator is None:
         for index in range(len(problem)):
@@ -220,8 +263,8 @@ def _attacked(problem: Problem, budget: Budget, deadline: Deadline, seed: int) -
                 one.graph,
                 one.inputs,
                 one.spec,
-                starts=budget.attack_starts,
-                steps=budget.attack_steps,
+                starts=starts,
+                steps=steps,
                 seed=seed,
                 deadline=deadline,
             )
@@ -230,7 +273,7 @@ def _attacked(problem: Problem, budget: Budget, deadline: Deadline, seed: int) -
             problem.graph,
             problem.inputs,
             problem.spec,
-            steps=budget.attack_steps,
+            steps=steps,
             generator=problem.generator,
             deadline=deadline,
         )
@@ -244,7 +287,7 @@ def _attacked(problem: Problem, budget: Budget, deadline: Deadline, seed: int) -
 
 
 def _confirmed(problem: Problem, point: Tensor | None) -> bool:
-    """Whether the real network violates the property at a point of the input set."""
+    """Return True if the real network violates the property at a point of the input set."""
     if point is None:
         return False
     if problem.confirm is None:
@@ -253,22 +296,49 @@ def _confirmed(problem: Problem, point: Tensor | None) -> bool:
     return bool(problem.spec.to(outputs.dtype).violated(outputs)[0])
 
 
-def _bounded(problem: Problem, stage: str, budget: Budget) -> list[Outcome]:
-    """Bounds by one method in the search's type; what is positive is proved again in float64 with rounding."""
-    graph, spec = problem.graph, problem.spec
+def _bounded(problem: Problem, stage: str, budget: Budget, last: bool) -> list[Outcome]:
+    """Bounds by one method: searched in the type of the problem, then proved where they are positive, or all."""
     try:
-        if stage == "alpha":
-            search, inputs = graph.to(problem.dtype), problem.inputs.to(problem.dtype)
-            start = intermediate(search, inputs, method="crown")
-            found = optimise(search, inputs, spec.to(problem.dtype), start, iterations=budget.alpha_iterations)
-            worst = proved(graph, problem.inputs, spec, found.slopes).amin(1)
-        else:
-            bounds = intermediate(graph, problem.inputs, method="ibp" if stage == "ibp" else "crown", rounding=True)
-            margins = row_bounds(graph, problem.inputs, spec, bounds, rounding=True, local=stage == "ibp")
-            worst = spec.worst(margins)
+        found, slopes = _searched(problem, stage, budget)
+        claimed = torch.ones_like(found, dtype=torch.bool) if last else found > 0
+        bounds = torch.full_like(found, -torch.inf, dtype=torch.float64)
+        rows = claimed.nonzero().squeeze(1)
+        if len(rows):
+            bounds[rows] = _proofs(problem.select(rows), stage, _of_rows(slopes, rows))
     except (MemoryError, torch.OutOfMemoryError):
         return [Outcome(Verdict.UNKNOWN, -torch.inf, None, stage, 0, NO_MEMORY)] * len(problem)
     return [
         Outcome(Verdict.VERIFIED if bound > 0 else Verdict.UNKNOWN, bound, None, stage, 1)
-        for bound in worst.tolist()
+        for bound in bounds.tolist()
     ]
+
+
+def _of_rows(slopes: Slopes | None, rows: Tensor) -> Slopes | None:
+    """The slopes of some properties; the nodes have their standard bounds."""
+    if slopes is None:
+        return None
+    weights = None if slopes.weights is None else slopes.weights[rows]
+    return replace(slopes, last={node: one[rows] for node, one in slopes.last.items()}, weights=weights)
+
+
+def _searched(problem: Problem, stage: str, budget: Budget) -> tuple[Tensor, Slopes | None]:
+    """Lower bound of the worst margin of each property, `(B,)`, without proof, and the slopes that reach it."""
+    graph, inputs = problem.graph.to(problem.dtype), problem.inputs.to(problem.dtype)
+    spec = problem.spec.to(problem.dtype)
+    if stage == "alpha":
+        start = intermediate(graph, inputs, method="crown")
+        found = optimise(graph, inputs, spec, start, iterations=budget.alpha_iterations)
+        return found.margins.amin(1), found.slopes
+    return spec.worst(margins(graph, inputs, spec, "ibp" if stage == "ibp" else "crown")), None
+
+
+def _proofs(problem: Problem, stage: str, slopes: Slopes | None) -> Tensor:
+    """Lower bound of the worst margin of each property in real arithmetic, `(B,)` in float64."""
+    graph, inputs, spec = problem.graph, problem.inputs, problem.spec
+    if slopes is not None:
+        return proved(graph, inputs, spec, slopes).amin(1)
+    bounds = intermediate(graph, inputs, method="ibp" if stage == "ibp" else "crown", rounding=True)
+    found = row_bounds(graph, inputs, spec, bounds, rounding=True, local=True)
+    if stage != "ibp":
+        found = torch.maximum(found, row_bounds(graph, inputs, spec, bounds, rounding=True))
+    return spec.worst(found)

@@ -19,6 +19,8 @@ SHORT_FORMS = {
     "data": ("data.source", ""),
 }
 """Settings, and the beginning of their value, by the short form."""
+_OPTIONS = {"certify": ("method",)}
+"""Options that have the name of a setting, by command."""
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -33,6 +35,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     words: list[str] = []
     overrides: list[str] = []
     rest = list(arguments)
+    options = _OPTIONS.get(rest[0], ()) if rest else ()
     while rest:
         word = rest.pop(0)
         key, equals, value = word.removeprefix("--").partition("=")
@@ -40,7 +43,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             long, before = SHORT_FORMS[key]
             value = value if equals else (rest.pop(0) if rest and not rest[0].startswith("--") else "")
             overrides += [f"--{long}", f"{before}{value}" if value else ""]
-        elif word.startswith("--") and ("." in key or key in TOP_LEVEL):
+        elif word.startswith("--") and ("." in key or key in TOP_LEVEL) and key not in options:
             overrides.append(word)
             if not equals and rest and not rest[0].startswith("--"):
                 overrides.append(rest.pop(0))

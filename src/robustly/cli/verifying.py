@@ -66,7 +66,7 @@ def decide(model: Path, property_: Path, end: float) -> Answer:
     """Answer an instance until `time.monotonic()` is `end`; a small part is kept for what cannot be stopped."""
     from robustly.certification.verify import Budget, Problem, verify  # noqa: PLC0415
 
-    budget = Budget(attack_starts=256, attack_steps=40, domains=10**9)
+    budget = Budget(attack_steps=40, domains=10**9)
 
     def prove(graph, inputs, spec, *, deadline, confirm):  # type: ignore[no-untyped-def]
         return verify(Problem(graph, inputs, spec, confirm), budget=budget, deadline=deadline)[0]

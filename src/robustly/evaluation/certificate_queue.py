@@ -56,7 +56,7 @@ def finish_open(
                 target.data.floats(where),
                 target.data.labels[where],
                 _result_of(screened, row, where.device),
-                threat=threat,
+                threat=threat.select(where),
                 deadline=deadline.share(len(order) - done),
             )
         part = CertifiedPart.of(target.data.ids[where], found, time.perf_counter() - began)

@@ -138,7 +138,7 @@ def run_certificate(
     folder = (
         None if checkpoint is None else PartFolder(checkpoint.folder / f"{CERTIFICATE}.{name}", checkpoint.identity)
     )
-    certificate = _prepared(target, certificate, name)
+    certificate = prepared(target, certificate, name)
     parts = [] if folder is None else folder.load()
     finished = {one for part in parts for one in part.ids.tolist()}
     _lp_threat(target, name)
@@ -162,13 +162,14 @@ def run_certificate(
         raise EvaluationError(f"the certificate {name!r} failed: {error}") from error
 
 
-def _prepared(target: EvaluationTarget, certificate: Certificate, name: str) -> Certificate:
-    """The certificate with what it reads from the model."""
+def prepared(target: EvaluationTarget, certificate: Certificate, name: str) -> Certificate:
+    """The certificate with everything that it reads from the model; the same one if it reads nothing."""
     if not isinstance(certificate, Prepares):
         return certificate
     few = torch.arange(min(2, len(target.data)), device=target.data.images.device)
     with frozen(target.model):
-        return certificate.prepared(target.model, target.data.floats(few), threat=_lp_threat(target, name))
+        threat = _lp_threat(target, name).select(few)
+        return certificate.prepared(target.model, target.data.floats(few), threat=threat)
 
 
 def _certified(target: EvaluationTarget, certificate: Certificate, name: str, rows: Tensor) -> list[CertifiedPart]:
@@ -181,7 +182,7 @@ def _certified(target: EvaluationTarget, certificate: Certificate, name: str, ro
                 target.model,
                 data.floats(rows),
                 data.labels[rows],
-                threat=_lp_threat(target, name),
+                threat=_lp_threat(target, name).select(rows),
                 generator=attack_generator(target, name, rows),
             )
         return [CertifiedPart.of(data.ids[rows], found, time.perf_counter() - began)]

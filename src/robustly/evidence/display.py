@@ -2,7 +2,7 @@
 
 from html import escape
 
-from robustly.evidence.summary import Summary
+from robustly.evidence.summary import Metrics, Summary
 from robustly.output_text import one_line
 from robustly.statistics import Proportion
 
@@ -13,7 +13,7 @@ _NAME_WIDTH = 12
 
 
 def evidence_text(kind: str, summary: Summary) -> str:
-    """The outcome in five to seven lines of plain text, without control characters.
+    """The outcome in five to eight lines of plain text, without control characters.
 
     Args:
         kind: name of the class, which begins the first line.
@@ -44,7 +44,8 @@ def evidence_html(summary: Summary) -> str:
     notes = [f'<p style="{_WARNING}">{escape(one_line(text))}</p>' for text in _notes(summary)]
     return (
         '<div class="robustly-evidence" style="color: inherit; max-width: 60em;">'
-        f'<p style="margin: 0 0 6px;"><b>{escape(_subject(summary))}</b><br>{escape(_test(summary))}</p>'
+        f'<p style="margin: 0 0 6px;"><b>{escape(_subject(summary))}</b><br>{escape(_test(summary))}'
+        f"{_headline(summary)}</p>"
         f'<table style="border-collapse: collapse; color: inherit; font-variant-numeric: tabular-nums;"><thead><tr>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{''.join(notes)}</div>"
     )
@@ -67,15 +68,26 @@ def _test(summary: Summary) -> str:
 def _rows(summary: Summary) -> list[tuple[str, str]]:
     """Names and values of the lines below the first."""
     metrics = summary.metrics
-    worst, certified = metrics.worst_case.robust, metrics.certified
+    worst = metrics.worst_case.robust
     rows = [("threat", _test(summary)), ("clean", str(metrics.clean)), ("worst case", str(worst))]
-    if certified is not None:
-        rows.append(("interval", f"{_percent(certified.robust)} certified to {_percent(worst)} attacked"))
+    if metrics.proved is not None:
+        rows.append(("interval", _interval(metrics)))
     rows.append(("masking", "suspected: " + " ".join(summary.masking) if summary.masking else "not suspected"))
     rows += [("warnings", " ".join(summary.warnings))] if summary.warnings else []
     if summary.failures:
         rows.append(("failed", ", ".join(summary.failures)))
     return rows
+
+
+def _interval(metrics: Metrics) -> str:
+    low = "" if metrics.proved is None else _percent(metrics.proved)
+    return f"{low} certified to {_percent(metrics.attacked)} attacked, {metrics.undecided:,} undecided"
+
+
+def _headline(summary: Summary) -> str:
+    """A line of HTML with the interval; empty without a certificate."""
+    metrics = summary.metrics
+    return "" if metrics.proved is None else f"<br>robust accuracy: <b>{escape(_interval(metrics))}</b>"
 
 
 def _notes(summary: Summary) -> list[str]:

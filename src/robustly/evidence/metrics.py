@@ -18,7 +18,7 @@ from robustly.statistics import Proportion, binomial_tail
 MODEL = "model"
 """Value of `certifies` for certificates of the attacked model itself."""
 _CHANCE = 1e-6
-STAGES = ("attack", "ibp", "crown_ibp", "forward", "crown", "alpha", "branch", "split", "milp")
+STAGES = ("clean", "attack", "ibp", "crown_ibp", "forward", "crown", "alpha", "branch", "split", "milp")
 """Names of the verifier's methods, from cheap to costly; others follow by name."""
 
 

@@ -114,6 +114,24 @@ class Metrics:
     security_curve: SecurityCurve | None = None
     invalid: int = 0
 
+    @property
+    def proved(self) -> Proportion | None:
+        """Lower end of the headline: certified accuracy of the model itself; None without such a certificate."""
+        if self.interval is not None:
+            return self.interval.certified
+        return None if self.certified is None else self.certified.robust
+
+    @property
+    def attacked(self) -> Proportion:
+        """Upper end of the headline: share of examples without a counterexample, of attacks or of certificates."""
+        return self.worst_case.robust if self.interval is None else self.interval.attacked
+
+    @property
+    def undecided(self) -> int:
+        """Number of examples between the two ends of the headline."""
+        low = 0 if self.proved is None else self.proved.hits
+        return max(self.attacked.hits - low, 0) if self.interval is None else self.interval.undecided
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -51,7 +51,8 @@ def _claim(run: RunEvidence, evaluation: Summary) -> str:
     threat, worst = evaluation.threat.text, held(evaluation.metrics.worst_case.robust)
     if not ran_attacks(evaluation):
         return f"no attack ran on {run.name}"
-    return f"{_named(run)} {'seems to hold' if evaluation.masking else 'holds'} {worst} under {threat}"
+    holds = "seems to hold" if evaluation.masking else "holds"
+    return f"{_named(run)} {holds} {worst} under {threat}{_proof(evaluation)}"
 
 
 def _states(runs: Sequence[RunEvidence]) -> list[str]:
@@ -70,7 +71,7 @@ def _ranking(ranked: Sequence[_Tested]) -> str:
     against = attacks_words(numbers.pop()) if len(numbers) == 1 else f"the suite {best.suite.name}"
     words = (
         f"{_named(first)} holds {held(best.metrics.worst_case.robust)} {examples_words(best)} against {against} "
-        f"under {best.threat.text}"
+        f"under {best.threat.text}{_proof(best)}"
     )
     shown = others if len(ranked) <= MOST_NAMED else [others[0], others[-1]]
     if len(ranked) > MOST_NAMED:
@@ -84,7 +85,13 @@ def _ranking(ranked: Sequence[_Tested]) -> str:
 
 def _short(evaluation: Summary) -> str:
     worst = evaluation.metrics.worst_case.robust
-    return {0: "none", worst.count: "all"}.get(worst.hits, percent(worst.share))
+    return {0: "none", worst.count: "all"}.get(worst.hits, percent(worst.share)) + _proof(evaluation)
+
+
+def _proof(evaluation: Summary) -> str:
+    """The certified accuracy in brackets, if there is a certificate."""
+    proved = evaluation.metrics.proved
+    return "" if proved is None else f" ({percent(proved.share)} proved)"
 
 
 def _chance(ranked: Sequence[_Tested]) -> list[str]:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import PGD
-from robustly.certification import Certificate, CertificateResult, Verdict
+from robustly.certification import Certificate, CertificateResult, ChecksModel, ProvesAgain, Verdict
+from robustly.evaluation.recording import STAGE
 from robustly.randomness import KeyedGenerator
 from robustly.testing.networks import eval_logits, require
 from robustly.threats.lp import ThreatModel
@@ -12,6 +13,8 @@ from robustly.threats.lp import ThreatModel
 
 def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     """Check a certificate against its contract: per example, deterministic, consistent, and not refuted.
+
+    With twice the work it must verify what it verified, if it can be repeated with more work.
 
     A proof about the model itself is also tested with random images and PGD inside its radius, and its
     counterexamples are classified again. A proof about another classifier (a smoothed one) cannot be refuted in
@@ -47,6 +50,7 @@ def check_certificate(certificate: Certificate, net: nn.Module, x: Tensor, y: Te
     part = certificate(net, x[rows], y[rows], threat=threat.select(rows), generator=KeyedGenerator(1, rows))
     same = torch.allclose(part.radius, result.radius[rows], rtol=1e-4, atol=1e-6)
     require(same, "the certificate depends on the other examples of the batch or their order")
+    _check_again(certificate, net, x, y, result, threat)
     if certificate.certifies == "model":
         _check_counterexamples(net, x, y, result, threat)
         _check_truth(net, x, result, threat)
@@ -64,6 +68,10 @@ def _check_form(result: CertificateResult, x: Tensor, y: Tensor, threat: ThreatM
     require(0 <= result.failure_probability < 1, "the failure probability is not in [0, 1)")
     if result.lower_bound is not None:
         require(result.lower_bound.shape == shape, "one lower bound per example")
+    if result.work is not None:
+        require(result.work.shape == shape and (result.work >= 0).all(), "one non-negative work per example")
+    odd = [name for name in result.stage or () if not STAGE.fullmatch(name)]
+    require(not odd, f"the name of a stage is not up to 40 letters, digits, spaces and +-_.: {odd[:1]}")
     verified, falsified = result.verdict == Verdict.VERIFIED, result.verdict == Verdict.FALSIFIED
     epsilon = threat.epsilon
     reached = result.radius >= (epsilon.to(result.radius) if isinstance(epsilon, Tensor) else float(epsilon))
@@ -73,6 +81,23 @@ def _check_form(result: CertificateResult, x: Tensor, y: Tensor, threat: ThreatM
         require(result.certifies == "model", "only a certificate of the model itself can falsify")
         shown = result.counterexample is not None and result.counterexample.shape == x.shape
         require(shown, "a falsified example has no counterexample")
+
+
+def _check_again(
+    certificate: Certificate, net: nn.Module, x: Tensor, y: Tensor, result: CertificateResult, threat: ThreatModel
+) -> None:
+    """The model passes the certificate's own check, and more work proves at least as much."""
+    if isinstance(certificate, ChecksModel):
+        certificate.check(net, x, threat=threat)
+    if not isinstance(certificate, ProvesAgain):
+        return
+    harder = certificate.again(2)
+    again = harder(net, x, y, threat=threat, generator=KeyedGenerator(1, torch.arange(len(x))))
+    require(again.certifies == result.certifies, "with more work it speaks of another classifier")
+    verified, kept = result.verdict == Verdict.VERIFIED, again.verdict == Verdict.VERIFIED
+    require(kept[verified].all(), "with more work it does not verify an example that it verified")
+    shorter = again.radius < result.radius * (1 - 1e-6)
+    require(not shorter.any(), "with more work a certified radius is shorter")
 
 
 def _check_counterexamples(

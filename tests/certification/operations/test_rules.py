@@ -19,7 +19,7 @@ from certification.operations.nodes import (
     regular_rows,
     window_rows,
 )
-from robustly.certification.network import Node
+from robustly.certification.network import Node, UnsupportedOperationError
 from robustly.certification.operations import RULES, Interval, Pushed, Rows, add_rows, supported
 
 BENT = pytest.mark.parametrize("node", BENT_NODES, ids=name_of)
@@ -241,3 +241,32 @@ def test_the_difference_of_a_value_with_itself_is_zero():
     assert pushed.inputs[0] is not None
     assert float(pushed.inputs[0].coefficients.abs().max()) == 0
     assert float(pushed.bias.abs().max()) == 0
+
+
+@pytest.mark.parametrize(
+    ("op", "setting", "message"),
+    [
+        ("clip", {"low": 1.0, "high": 0.0}, r"'tested' \(clip\) clips to \[1, 0\]; supported is the lower limit"),
+        ("elu", {"alpha": -1.0}, r"'tested' \(elu\) has alpha -1; supported is 0 or more"),
+        ("softplus", {"beta": 0.0}, r"'tested' \(softplus\) has beta 0; supported is more than 0"),
+    ],
+)
+def test_settings_for_which_the_bounds_would_be_wrong_are_refused(
+    op: str, setting: dict[str, object], message: str
+):
+    node = node_of(op, (3,), settings=setting, shape=(3,))
+    zero = torch.zeros(1, 3)
+    with pytest.raises(UnsupportedOperationError, match=message):
+        RULES[op].evaluate(node, [zero])
+    with pytest.raises(UnsupportedOperationError, match=message):
+        RULES[op].relax(node, [Interval(zero, zero)], None)
+
+
+@pytest.mark.parametrize("node", PLANES, ids=name_of)
+def test_no_rows(node: Node):
+    rule = RULES[node.op]
+    extra = None if rule.relax is None else rule.relax(node, boxes_of(node, 2, 1.0), None)
+    for rows in (window_rows(node, 2, 0, (2, 2)), ragged_rows(node, 2, 0), regular_rows(node, 2, 0)):
+        for part in rule.backward(node, rows, extra).inputs:
+            assert part is not None
+            assert part.coefficients.numel() == 0

@@ -99,6 +99,8 @@ def test_arithmetic_that_makes_the_input_larger_and_sums_of_computed_tensors():
 def test_a_matrix_product_takes_an_added_constant_as_its_bias_unless_others_read_it():
     products = [node("MatMul", "x", "w"), node("Add", "matmul", "c")]
     assert ops(agrees(products, [1, 3], w=numbers(3, 4), c=numbers(4))) == ["linear"]
+    twice = [*products, node("Add", "add", "c", outputs=["y"])]
+    assert ops(agrees(twice, [1, 3], w=numbers(3, 4), c=numbers(4))) == ["linear", "scale"]
     network = agrees([*products, node("Mul", "matmul", "add")], [1, 3], w=numbers(3, 4), c=numbers(4))
     assert ops(network) == ["linear", "linear", "mul"]
     assert ops(agrees([node("Sub", "x", "c"), node("Relu", "sub")], [1, 3], c=np.zeros(3, np.float32))) == ["relu"]
@@ -233,9 +235,9 @@ def test_batch_norm_and_sums_over_axes(opset):
 @pytest.mark.parametrize("opset", OPSETS)
 def test_shapes(opset):
     for axis in (0, 1, 2, 3):
-        agrees([node("Flatten", "x", axis=axis)], ["n", 2, 3], opset)
+        agrees([node("Flatten", "x", axis=axis), node("Transpose", "flatten")], ["n", 2, 3], opset)
     for target in ((1, -1), (-1, 6), (0, 3, 2), (0, 0, -1), (1, 1, 6), (6,), (3, 2)):
-        agrees([node("Reshape", "x", "s")], ["n", 2, 3], opset, s=integers(*target))
+        agrees([node("Reshape", "x", "s"), node("Transpose", "reshape")], ["n", 2, 3], opset, s=integers(*target))
     for order in ([0, 2, 1, 3], [3, 2, 1, 0], [2, 0, 1, 3], None):
         settings = {} if order is None else {"perm": order}
         agrees([node("Transpose", "x", **settings)], [1, 2, 3, 4], opset)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from half_space import HalfSpaceDecision, HalfSpaceProof, StraightAcross, target
+from half_space import HalfSpaceDecision, HalfSpaceProof, StraightAcross, distance, target
 from robustly.certification import CertificateResult
 from robustly.evaluation import Sampling, Suite, audit, evaluate
 from robustly.evaluation.audit import proofs
@@ -310,3 +310,19 @@ def test_an_audit_without_time_states_that_it_proved_too_few(
     assert "too few for a statement on the others" in result.guarantee
     result = audit(folder, target(), STAGED, sampling=Sampling(everything=True))
     assert " 6 of 6 proofs of staged were repeated with 4 times the work." in result.guarantee
+
+
+def test_a_radius_that_is_stated_beyond_the_threat_is_proved_at_that_radius(tmp_path: Path) -> None:
+    """Verified rows prove their full distance, not only epsilon; an unknown row proves a radius below it."""
+    evidence = read_evidence(staged_folder(tmp_path))
+    columns = evidence.table.certificates["staged"]
+    far = distance(target().model, target().data.floats())[0].double().numpy()
+    columns.radius[columns.verified] = (far * 0.7).clip(0.2)[columns.verified]
+    for row in np.flatnonzero(columns.open):
+        columns.radius[row] = 0.01
+    write_evidence(evidence, tmp_path)
+    assert not failed(tmp_path, STAGED)
+    wrong = np.flatnonzero(columns.verified)[0]
+    columns.radius[wrong] = far[wrong] * 1.01
+    write_evidence(evidence, tmp_path)
+    assert f"1 are not reproduced (ids {evidence.table.examples.id[wrong]})" in failed(tmp_path, STAGED)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustly.certification.network import Node
+from robustly.certification.network import Node, UnsupportedOperationError
 from robustly.certification.operations import relaxations
 from robustly.certification.operations.relaxations import Smooth, slack
 from robustly.certification.operations.rows import Rows
@@ -99,7 +99,14 @@ def _kink_lines(node: Node, x: Interval, free: Tensor | None) -> Relaxation:
 
 
 def _limits(node: Node) -> tuple[float, float]:
-    return float(node.settings["low"]), float(node.settings["high"])
+    low, high = float(node.settings["low"]), float(node.settings["high"])
+    _need(node, low <= high, f"clips to [{low:g}, {high:g}]", "the lower limit at most the upper one")
+    return low, high
+
+
+def _need(node: Node, fulfilled: bool, has: str, allowed: str) -> None:
+    if not fulfilled:
+        raise UnsupportedOperationError(f"node {node.name!r} ({node.op}) {has}; supported is {allowed}")
 
 
 def _clip(node: Node, x: Tensor) -> Tensor:
@@ -153,19 +160,25 @@ def _tanh_lines(node: Node, x: Interval, free: Tensor | None) -> Relaxation:
     return relaxations.s_shaped(x, TANH, 0.0, free)
 
 
-def _softplus(node: Node, x: Tensor) -> Tensor:
+def _beta(node: Node) -> float:
     beta = float(node.settings.get("beta", 1.0))
+    _need(node, beta > 0, f"has beta {beta:g}", "more than 0")
+    return beta
+
+
+def _softplus(node: Node, x: Tensor) -> Tensor:
+    beta = _beta(node)
     return torch.logaddexp(beta * x, torch.zeros_like(x)) / beta
 
 
 def _softplus_interval(node: Node, x: Interval) -> Interval:
     low, high = _softplus(node, x.lower), _softplus(node, x.upper)
-    beta = float(node.settings.get("beta", 1.0))  # rounding beta * x changes exp(beta * x) by that many units
+    beta = _beta(node)  # rounding beta * x changes exp(beta * x) by that many units
     return Interval(low - slack(low, low * beta * x.lower), high + slack(high, high * beta * x.upper))
 
 
 def _softplus_lines(node: Node, x: Interval, free: Tensor | None) -> Relaxation:
-    beta = float(node.settings.get("beta", 1.0))
+    beta = _beta(node)
 
     def slope(x: Tensor) -> Tensor:
         return torch.sigmoid(beta * x)
@@ -174,7 +187,9 @@ def _softplus_lines(node: Node, x: Interval, free: Tensor | None) -> Relaxation:
 
 
 def _alpha(node: Node) -> float:
-    return float(node.settings.get("alpha", 1.0))
+    alpha = float(node.settings.get("alpha", 1.0))
+    _need(node, alpha >= 0, f"has alpha {alpha:g}", "0 or more")
+    return alpha
 
 
 def _elu(node: Node, x: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def _value(builder: Builder, node: Traced, values: Mapping[Traced, Any]) -> Any:
     if name in _LIKE and isinstance(args[0], Ref):
         args = (torch.empty(builder.batch, *args[0].shape, dtype=torch.float64), *args[1:])
     if not any(isinstance(one, Ref) for one in _leaves((args, kwargs))):
-        kwargs = {key: torch.device("cpu") if key == "device" else value for key, value in kwargs.items()}
+        args, kwargs = torch.utils._pytree.tree_map(_on_cpu, (args, kwargs))
         return torch.utils._pytree.tree_map(_wide, target(*args, **kwargs))  # type: ignore[operator]
     base = name.removesuffix("_") if not name.startswith("_") else name
     if base not in TABLE or not isinstance(target, torch._ops.OpOverload):
@@ -157,6 +157,10 @@ def _operator(node: Traced) -> str:
 
 def _leaves(value: Any) -> Iterator[Any]:
     yield from torch.utils._pytree.tree_leaves(value)
+
+
+def _on_cpu(value: Any) -> Any:
+    return torch.device("cpu") if isinstance(value, torch.device) else value
 
 
 def _wide(value: Any) -> Any:

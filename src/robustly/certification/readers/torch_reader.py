@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node as Traced
 
@@ -18,6 +19,7 @@ from robustly.certification.readers.building import Builder
 from robustly.certification.readers.torch_program import fixed_length, translated
 from robustly.models.adapted import Adapted
 from robustly.models.adapter import kind_of, unwrapped
+from robustly.models.lazy import has_lazy_parameters
 from robustly.models.modes import modes_kept
 from robustly.models.outputs import OutputError
 
@@ -56,6 +58,10 @@ def read_module(model: nn.Module, input_shape: tuple[int, ...], *, drop_softmax:
     if any(isinstance(module, torch.jit.ScriptModule) for module in bare.modules()):
         raise ModuleError(f"{source} has parts in TorchScript, which torch.export cannot trace: give the original")
     dtype, device = _kind_of_weights(bare, source)
+    if not all(isinstance(length, int) and length > 0 for length in input_shape):
+        raise ModuleError(
+            f"input_shape is {input_shape}: give the lengths of one input's axes, such as (3, 32, 32)"
+        )
     generator = torch.Generator().manual_seed(SEED)
     x = torch.rand(POINTS, *input_shape, generator=generator, dtype=dtype).to(device)
     with torch.inference_mode(False), torch.no_grad(), modes_kept(bare), _quiet():
@@ -70,6 +76,13 @@ def read_module(model: nn.Module, input_shape: tuple[int, ...], *, drop_softmax:
 
 def _kind_of_weights(model: nn.Module, source: str) -> tuple[torch.dtype, torch.device]:
     values = [v for v in (*model.parameters(), *model.buffers()) if v.is_floating_point()]
+    if has_lazy_parameters(model) or any(value.is_meta for value in values):
+        raise ModuleError(f"{source} has weights without numbers: run it once on an input, or load its weights")
+    if any(value.is_inference() for value in values):
+        raise ModuleError(
+            f"{source} has weights that were made in torch.inference_mode, which cannot be traced: make it outside "
+            "of that mode, or pass copy.deepcopy(model)"
+        )
     half = next((v.dtype for v in values if v.dtype not in (torch.float32, torch.float64)), None)
     if half is not None:
         name = str(half).removeprefix("torch.")
@@ -136,8 +149,8 @@ def _exported(model: nn.Module, x: Tensor, source: str) -> tuple[ExportedProgram
             program = program.run_decompositions({})
     except Exception as error:  # the exporter raises many kinds of errors
         raise ModuleError(
-            f"torch.export cannot trace {source}, which must not have control flow that depends on its input: "
-            f"{_line(error)}"
+            f"torch.export cannot trace {source} ({_line(error)}): a network to verify consists of PyTorch "
+            "operations, without control flow that depends on its input"
         ) from None
     name = program.graph_signature.user_inputs[0]
     traced = next(node for node in program.graph.nodes if node.name == name)
@@ -146,13 +159,19 @@ def _exported(model: nn.Module, x: Tensor, source: str) -> tuple[ExportedProgram
 
 def _hidden_change(node: Traced) -> bool:
     """True for a change in place that other nodes may see; others equal the operation on a copy."""
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+    if (
+        not isinstance(node.target, OpOverload)
+        or not node.target._schema.is_mutable
+        or "dropout" in node.target._schema.name
+    ):
         return False
-    changed = node.args[0] if node.args else None
-    if not isinstance(changed, Traced) or len(changed.users) > 1 or changed.op != "call_function":
-        return True
-    returned = changed.target._schema.returns if isinstance(changed.target, torch._ops.OpOverload) else ()
-    return not returned or any(value.alias_info is not None and not value.alias_info.is_write for value in returned)
+    changed: Any = node.args[0] if node.args else None
+    while isinstance(changed, Traced) and len(changed.users) == 1 and isinstance(changed.target, OpOverload):
+        aliases = [value.alias_info for value in changed.target._schema.returns]
+        if all(alias is None or alias.is_write for alias in aliases):
+            return False
+        changed = changed.args[0]  # a view
+    return True
 
 
 def _checked(graph: Graph, x: Tensor, theirs: Tensor, softmax: Any) -> Graph:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ import torch
 from robustly.certification import Certificate, ProvesAgain
 from robustly.evaluation.audit.check import Check
 from robustly.evaluation.audit.sampling import Sampling
-from robustly.evaluation.certificates import run_certificate
+from robustly.evaluation.certificates import prepared, run_certificate
 from robustly.evaluation.certified_part import CertifiedPart, joined
 from robustly.evaluation.stages import EvaluationError
 from robustly.evaluation.suites.suite import Suite
@@ -18,11 +18,13 @@ from robustly.evaluation.target import EvaluationTarget, no_progress
 from robustly.evidence import Evidence
 from robustly.evidence.certified_numbers import CertificateTerms
 from robustly.evidence.schema import CertificateColumns, Flags, Whole
+from robustly.threats import ThreatModel
 
 WORK_FACTOR = 4
 """Work of a repeated proof, as a multiple of the budget of the certificate."""
 SECONDS = 300.0
 """Time of the audit after which no further proof of a certificate begins, unless all are repeated."""
+_ROUNDING = 1e-6
 _TOGETHER = 8  # proofs between two readings of the clock
 _NAMED = 5  # ids that a message names
 
@@ -88,12 +90,15 @@ def _proofs_check(
     sampling: Sampling,
 ) -> Check:
     columns, terms = evidence.table.certificates[name], evidence.summary.terms[name]
-    harder = certificate.again(WORK_FACTOR) if isinstance(certificate, ProvesAgain) else certificate
-    more = f" with {WORK_FACTOR} times the work" if isinstance(certificate, ProvesAgain) else ""
+    more = ""
+    if isinstance(certificate, ProvesAgain):
+        certificate, more = certificate.again(WORK_FACTOR), f" with {WORK_FACTOR} times the work"
+        target = _at_stated_radii(target, columns)
     parts: list[CertifiedPart] = []
     until = time.monotonic() + (np.inf if sampling.everything else SECONDS)
     done = 0
     try:
+        harder = prepared(target, certificate, name)
         for rows, counted in _batches(drawn):
             if parts and time.monotonic() >= until:
                 break
@@ -111,7 +116,8 @@ def _proofs_check(
     rows = np.array([place[one] for one in again.ids.tolist()], dtype=np.int64)
     problem = _terms_problem(again.terms, terms)
     if not problem:
-        wrong = _unproved(columns, rows, again.columns, exact=not more)
+        of_label = columns.prediction[rows] == evidence.table.examples.label[rows]
+        wrong = _unproved(columns, rows, again.columns, of_label, exact=not more)
         problem = f"{int(wrong.sum())} are not reproduced ({_ids(again.ids[wrong])})" if wrong.any() else ""
     start = f"{repeated} of {name} were repeated{more}"
     statement = start + _conclusion(done, drawn.claims, sampling)
@@ -137,20 +143,37 @@ def _terms_problem(found: CertificateTerms, stated: CertificateTerms) -> str:
     return ""
 
 
-def _unproved(stated: CertificateColumns, rows: Whole, again: CertificateColumns, *, exact: bool) -> Flags:
+def _at_stated_radii(target: EvaluationTarget, stated: CertificateColumns) -> EvaluationTarget:
+    """The target with the stated radius of each example as threat, at least the full size where it is verified."""
+    threat = target.threat
+    if not isinstance(threat, ThreatModel):
+        return target
+    limit, radius = float(threat.extent), stated.radius * (1 - _ROUNDING)
+    radius = np.floor(stated.radius) if threat.norm == "l0" else radius
+    sizes = np.where(stated.verified, np.maximum(radius, limit), np.where(radius > 0, radius, limit))
+    width = threat.box[1] - threat.box[0]
+    sizes = np.minimum(sizes, width) if threat.norm == "linf" else sizes
+    return replace(target, threat=threat.with_epsilon(torch.from_numpy(sizes).to(target.data.images.device)))
+
+
+def _unproved(
+    stated: CertificateColumns, rows: Whole, again: CertificateColumns, of_label: Flags, *, exact: bool
+) -> Flags:
     """Mask of the repeated rows whose statement is not proved again.
 
     Args:
         stated: all rows of the evidence.
         rows: rows that were repeated.
         again: their results.
-        exact: whether the same certificate ran, which must give the same radius and bound; else with more work,
-            which must give at least the radius.
+        of_label: whether the stated class is the label; of another class there is a radius, but no verdict.
+        exact: whether the same certificate ran, which must give the same radius and bound; else with more work and
+            the stated radius as threat, which must verify the label.
     """
     radius, verified = stated.radius[rows], stated.verified[rows]
-    wrong: Flags = (stated.prediction[rows] != again.prediction) | (verified & ~again.verified)
+    wrong: Flags = stated.prediction[rows] != again.prediction
     if not exact:
-        return wrong | (again.radius < radius * (1 - 1e-6))
+        return wrong | np.where(of_label, ~again.verified, again.radius < radius * (1 - 2 * _ROUNDING))
+    wrong = wrong | (verified & ~again.verified)
     bound = stated.lower_bound[rows]
     wrong = wrong | ~np.isclose(radius, again.radius, rtol=1e-4, atol=1e-6)
     return wrong | (verified & ~np.isclose(bound, again.lower_bound, rtol=1e-3, atol=1e-5, equal_nan=True))

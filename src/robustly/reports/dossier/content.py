@@ -12,7 +12,7 @@ from robustly.reports.dossier.limits import limit_sentences
 from robustly.reports.formats import count, interval, moment, percent, proportion, short
 from robustly.reports.pages.facts import audit_words, facts
 from robustly.reports.run import ReportError, RunEvidence
-from robustly.reports.strength import strength, strength_rows
+from robustly.reports.strength import strength_words
 from robustly.reports.verdict import Verdict, verdict
 from robustly.statistics import Proportion
 
@@ -72,7 +72,7 @@ def dossier(run: RunEvidence, known: Sequence[KnownAttack], floors: Floors = Flo
 
 def _result(run: RunEvidence, evaluation: Summary, judged: Verdict, floors: Floors) -> Iterator[Block]:
     metrics = evaluation.metrics
-    worst, certified = metrics.worst_case.robust, metrics.certified
+    worst, certified, proved = metrics.worst_case.robust, metrics.certified, metrics.proved
     for text in run.notes:
         yield Paragraph(text, strong=True)
     for text in evaluation.masking:
@@ -93,12 +93,13 @@ def _result(run: RunEvidence, evaluation: Summary, judged: Verdict, floors: Floo
             (f"Certified ({certified.name})", proportion(share), f"{count(share.hits)} of {count(share.count)}")
         )
     yield Grid("Result", ("Quantity", "Accuracy, 95 % interval", "Examples"), tuple(rows))
-    low = "0 (no certificate)" if certified is None else percent(certified.robust.share)
-    yield Paragraph(f"Interval [certified, attacked] on these examples: {low} to {percent(worst.share)}.")
+    low = "0 (no certificate)" if proved is None else percent(proved.share)
+    high, left = percent(metrics.attacked.share), f"; {count(metrics.undecided)} undecided" if proved else ""
+    yield Paragraph(f"Interval [certified, attacked] on these examples: {low} to {high}{left}.")
     yield Facts(
         (
             ("Least clean accuracy", _floor(metrics.clean, floors.clean, "--clean")),
-            ("Least robust accuracy", _floor(worst, floors.robust, "--robust")),
+            ("Least robust accuracy", _floor(metrics.attacked, floors.robust, "--robust")),
             ("Audit", audit_words(run)),
         )
     )
@@ -156,20 +157,29 @@ def _attacks(run: RunEvidence, evaluation: Summary) -> Iterator[Block]:
     if not suite.attacks:
         yield Paragraph("The suite has no attack.")
     else:
-        rows_of_kinds = strength_rows(strength(evaluation), evaluation.metrics.certified is not None)
-        yield Facts(tuple((row.title, row.words) for row in rows_of_kinds))
+        yield Facts(tuple((row.title, row.words) for row in strength_words(evaluation)))
         yield tried_table(evaluation, run.table)
     certificates = evaluation.metrics.certificates
     if certificates:
         rows = tuple(
-            (suite_title(evaluation, one.name), one.terms.certifies, proportion(one.robust)) for one in certificates
+            (
+                suite.title(one.name),
+                one.terms.certifies,
+                proportion(one.robust),
+                ", ".join(f"{name} {count(part.count)}" for name, part in one.stages.items()) or "not recorded",
+            )
+            for one in certificates
         )
-        yield Grid("Certificates", ("Certificate", "Certifies", "Certified accuracy"), rows)
-
-
-def suite_title(evaluation: Summary, name: str) -> str:
-    """Title of a certificate of the suite, or its name."""
-    return next((one.title for one in evaluation.suite.certificates if one.name == name), name)
+        yield Grid(
+            "Certificates", ("Certificate", "Certifies", "Certified accuracy", "Decided or last tried by"), rows
+        )
+        reasons = tuple(
+            (suite.title(one.name), words, count(number))
+            for one in certificates
+            for words, number in one.reasons.items()
+        )
+        if reasons:
+            yield Grid("Open examples", ("Certificate", "Reason", "Examples"), reasons)
 
 
 def _untried(evaluation: Summary, known: Sequence[KnownAttack]) -> Iterator[Block]:

@@ -33,14 +33,18 @@ def _strength(run: RunEvidence) -> Iterator[str]:
         yield "Gradient masking is suspected: the accuracy under attack may be far above the true robust accuracy."
     for name in evaluation.failures:
         yield f"The attack {name} failed, so the worst case is without it."
-    if metrics.certified is None:
+    if metrics.proved is None:
         yield (
             "No certificate was computed: the accuracy under attack is an upper bound, and a stronger attack can "
             "only lower it."
         )
     else:
-        gap = metrics.worst_case.robust.hits - metrics.certified.robust.hits
-        yield f"{count(max(gap, 0))} examples are neither broken nor certified; on these the truth is open."
+        yield f"{count(metrics.undecided)} examples are neither broken nor certified; on these the truth is open."
+        risk = 0.0 if metrics.interval is None else metrics.interval.failure_probability
+        if risk is None:
+            yield "The failure probability of the certificates is not recorded."
+        elif risk:
+            yield f"Each certified example is wrong with a probability of at most {risk:g}."
     if evaluation.composed is not None:
         yield "The suite was composed by its user; its strength is that of its stages, not that of a known suite."
     if run.audit is None:

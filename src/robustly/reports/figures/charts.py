@@ -23,6 +23,13 @@ def run_symbol(index: int) -> str:
     return RUN_SYMBOLS[(index + index // 8) % 8]
 
 
+LEGEND: dict[str, object] = {
+    "orientation": "h",
+    "x": 0,
+    "y": 1.02,
+    "yanchor": "bottom",
+    "font": {"color": INK},
+}
 PERCENT_AXIS: dict[str, object] = {"tickformat": ".0%", "rangemode": "tozero"}
 
 
@@ -101,7 +108,7 @@ def figure(
             "bordercolor": "var(--line)",
             "font": {"color": INK, "size": 12.5},
         },
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": INK}},
+        "legend": LEGEND,
         "hovermode": "closest",
         "xaxis": {**axis, **x},
         "yaxis": {**axis, **y},

@@ -110,8 +110,8 @@ def _bars(evaluation: Summary) -> Panel:
         share = None if outcome.state else outcome.numbers.robust
         rows.append((outcome.attack.title, share, ROBUST, outcome.state))
     rows.append(("Worst case", worst, ROBUST, ""))
-    if metrics.certified is not None:
-        rows.append(("Certified", metrics.certified.robust, CERTIFIED, ""))
+    if metrics.proved is not None:
+        rows.append(("Certified", metrics.proved, CERTIFIED, ""))
     bottom = TOP + ROW * len(rows)
     inside = text("Accuracy by attack", 14, 18, {"font-weight": "600"}) + _grid_of_bars(bottom)
     for index, (name, share, colour, state) in enumerate(rows):

@@ -18,6 +18,7 @@ from robustly.reports.tables.comparison import Comparison, compare, comparison_f
 
 SECTIONS = (
     ("attacks", "Attacks"),
+    ("proofs", "Proofs"),
     ("trust", "Trust"),
     ("union", "Several threats"),
     ("robustness", "Robustness"),
@@ -134,6 +135,7 @@ def _navigation(views: Sequence[RunView], comparison: Comparison | None) -> list
 def _has(one: RunView, section: str) -> bool:
     parts = {
         "attacks": one.run.evaluation is not None,
+        "proofs": bool(one.certificates),
         "trust": one.run.evaluation is not None,
         "union": bool(one.union or one.left_out),
         "robustness": bool(one.charts),
@@ -148,5 +150,7 @@ def _has(one: RunView, section: str) -> bool:
 def _figures(views: Sequence[RunView], together: Sequence[Figure]) -> dict[str, Figure]:
     """All figures of the page, by the id of their element."""
     found = [("all", figure) for figure in together]
-    found += [(one.key, figure) for one in views for figure in (*one.charts, *one.analysis, *one.training)]
+    found += [
+        (one.key, figure) for one in views for figure in (*one.charts, *one.proofs, *one.analysis, *one.training)
+    ]
     return {f"{key}-{figure.words.key}": figure for key, figure in found}

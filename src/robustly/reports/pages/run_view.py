@@ -16,16 +16,18 @@ from robustly.reports.figures.analysis_figures import (
     measure_rows,
     union_cells,
 )
+from robustly.reports.figures.certificate_figures import certificate_figures
 from robustly.reports.figures.charts import Figure, Table
 from robustly.reports.figures.evaluation_figures import evaluation_figures
 from robustly.reports.figures.training_figures import metrics_table, training_figures
 from robustly.reports.formats import count
 from robustly.reports.pages.attack_rows import AttackRow, attack_rows, not_needed
+from robustly.reports.pages.certificate_rows import CertificateRow, OpenRow, certificate_rows, open_rows
 from robustly.reports.pages.facts import FactGroup, audit_words, facts
 from robustly.reports.pages.gallery import MOST_BYTES, Gallery, gallery
 from robustly.reports.run import RunEvidence
 from robustly.reports.source_names import shown_path
-from robustly.reports.strength import StrengthRow, strength, strength_rows
+from robustly.reports.strength import StrengthRow, strength_words
 from robustly.reports.verdict import Verdict, verdict
 
 
@@ -94,6 +96,9 @@ class RunView:
     audit: str = ""
     left_out: tuple[LeftOut, ...] = ()
     strength: tuple[StrengthRow, ...] = ()
+    proofs: tuple[Figure, ...] = ()
+    certificates: tuple[CertificateRow, ...] = ()
+    open: tuple[OpenRow, ...] = ()
 
 
 def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView:
@@ -134,7 +139,10 @@ def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView
         union=() if analysis is None or analysis.union is None else union_cells(analysis.union),
         audit=audit_words(run),
         left_out=() if analysis is None else analysis.left_out,
-        strength=() if evaluation is None else _strength(evaluation),
+        strength=() if evaluation is None else strength_words(evaluation),
+        proofs=() if evaluation is None else certificate_figures(evaluation, run.table),
+        certificates=() if evaluation is None else certificate_rows(evaluation),
+        open=() if evaluation is None else open_rows(evaluation, run.table),
     )
 
 
@@ -157,10 +165,6 @@ def badges(run: RunEvidence) -> tuple[Badge, ...]:
     if evaluation.metrics.certified is not None:
         found.append(Badge("good", "Lower bound proved"))
     return tuple(found)
-
-
-def _strength(evaluation: Summary) -> tuple[StrengthRow, ...]:
-    return strength_rows(strength(evaluation), certified=evaluation.metrics.certified is not None)
 
 
 def config_lines(config: Mapping[str, object]) -> tuple[ConfigLine, ...]:
@@ -227,17 +231,18 @@ def _warnings(run: RunEvidence) -> tuple[str, ...]:
 def _segments(evaluation: Summary) -> tuple[Segment, ...]:
     """The outcomes of the examples; the shares add up to 1."""
     metrics = evaluation.metrics
-    worst, certified = metrics.worst_case.robust, metrics.certified
-    total, clean, held = metrics.clean.count, metrics.clean.hits, worst.hits
-    if worst.count != total or held > clean:
+    worst, certified = metrics.worst_case.robust, metrics.proved
+    total, clean, held = metrics.clean.count, metrics.clean.hits, metrics.attacked.hits
+    if worst.count != total or not held <= worst.hits <= clean:
         return ()
     proved = 0
-    if certified is not None and certified.robust.count == total and certified.robust.hits <= held:
-        proved = certified.robust.hits
+    if certified is not None and certified.count == total and certified.hits <= held:
+        proved = certified.hits
     parts = [
         ("proved", "proved robust", proved),
         ("held", "not broken, not proved" if proved else "not broken by these attacks", held - proved),
-        ("broken", "broken by an attack", clean - held),
+        ("refuted", "broken by a certificate's counterexample alone", worst.hits - held),
+        ("broken", "broken by an attack", clean - worst.hits),
         ("wrong", "misclassified without an attack", total - clean),
     ]
     return tuple(Segment(kind, words, number, number / total) for kind, words, number in parts if number)

@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from robustly.evidence import Summary
+from robustly.reports.figures.certificate_figures import intervals_of_runs
 from robustly.reports.figures.charts import (
     MUTED,
     PERCENT_AXIS,
@@ -91,7 +92,7 @@ def _row(evaluation: Summary | None, attacks: Sequence[str], certified: bool) ->
     own = {one.attack.name: one.numbers.robust for one in evaluation.outcomes if not one.state}
     row = [metrics.clean, *(own.get(name) for name in attacks), metrics.worst_case.robust]
     if certified:
-        row.append(metrics.certified.robust if metrics.certified else None)
+        row.append(metrics.proved)
     return row
 
 
@@ -137,7 +138,12 @@ def differences(evaluations: Sequence[Summary]) -> tuple[str, ...]:
 
 def comparison_figures(runs: Sequence[RunEvidence]) -> tuple[Figure, ...]:
     """Figures that show all runs together."""
-    found = [clean_against_robust(_points(runs)), security_curves(runs), robust_by_epoch(runs)]
+    found = [
+        clean_against_robust(_points(runs)),
+        intervals_of_runs(runs),
+        security_curves(runs),
+        robust_by_epoch(runs),
+    ]
     return tuple(each for each in found if each is not None)
 
 
