@@ -200,7 +200,7 @@ def tighten(
 
 
 def _cost(graph: Graph, index: int, wanted: Wanted) -> int:
-    """Number of coefficients of the rows of some neurons in all nodes before; a window counts as a quarter plane."""
+    """Number of coefficients of the rows of some neurons in all nodes before; a window counts as 1/4 of a plane."""
     sizes = sum(
         graph.nodes[one].size for one in graph.needed_for([index]) if one and RULES[graph.nodes[one].op].relax
     )
