@@ -13,6 +13,7 @@ from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
 from robustly.cli.arguments import trust_in
+from robustly.cli.proofs import print_certificates
 from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation import EvaluationCheckpoint, evaluate
@@ -27,6 +28,8 @@ from robustly.evidence.provenance import Seen
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.locks import lock_evaluation, partial_of
 from robustly.experiments.run_folder import (
+    CERTIFIED,
+    EVALUATION,
     RunError,
     evaluation_folder,
     open_run,
@@ -153,10 +156,13 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path, colla
     console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
     mark = "[red]![/] " if summary.data.seen else ""
     console.print(f"{mark}images seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
+    print_certificates(console, summary)
     for sentence in [*([collapse] if collapse else []), *summary.masking, *summary.failures.values()]:
         console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    label = target.name.removeprefix(EVALUATION).removeprefix("_")
+    named = "" if label in ("", CERTIFIED) else f" --as {label}"
     console.print(
-        f"evidence: {target}\nnext: robustly report {quote(str(folder))}",
+        f"evidence: {target}\nnext: robustly report {quote(str(folder))}{named}",
         soft_wrap=True,
         highlight=False,
         markup=False,
