@@ -140,3 +140,14 @@ def test_a_user_factory_gets_the_number_of_classes_if_it_takes_it(user_module: s
 def test_a_wrong_user_model_is_one_sentence(name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build_model(ModelConfig(name), 0, allow_code=True)
+
+
+def test_an_archive_that_fails_without_a_message_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str, map_location: str) -> nn.Module:
+        raise RuntimeError
+
+    file = tmp_path / "m.pt"
+    torch.jit.script(nn.Linear(2, 2)).save(str(file))
+    monkeypatch.setattr(torch.jit, "load", load)
+    with pytest.raises(ValueError, match=r"m\.pt cannot be loaded as TorchScript: RuntimeError$"):
+        build_model(ModelConfig(f"torchscript:{file}"), 0, allow_code=True)

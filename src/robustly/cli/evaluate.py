@@ -12,13 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
-from robustly.cli.arguments import trust_in
 from robustly.cli.proofs import print_certificates
 from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
-from robustly.evaluation import EvaluationCheckpoint, evaluate
+from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
-from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
@@ -89,7 +87,7 @@ def run_evaluation(
         held.enter_context(removed_if_refused(run))
         if run.is_new:
             held.enter_context(lock_evaluation(target))
-        suite = load_surrogates(suite, config, subject.data, trust_in(overrides, trust_code).allows, subject.device)
+        suite = load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
         marks = seen_attacks(folder, config if run.is_new else open_run(folder), config.threat.kind, suite)
         named = partial(_named, subject=subject, marks=marks)
         console = PlainConsole()
@@ -113,16 +111,6 @@ def _evaluated(
     """Attack the model, and replace the folder of the evaluation by the new evidence, which is returned."""
     settings = config.evaluation
     unfinished = partial_of(target)
-    identity = evaluation_identity(
-        subject.model,
-        subject.data,
-        config.threat,
-        suite,
-        mode=settings.mode,
-        seed=config.seed,
-        batch_size=settings.batch_size,
-        curve_count=settings.curve_count,
-    )
     about = announcement(subject.model, subject.data, config.threat, suite)
     PlainConsole().print(about, highlight=False, soft_wrap=True)
     with evaluation_progress(PlainConsole()) as progress:
@@ -136,7 +124,7 @@ def _evaluated(
             batch_size=settings.batch_size,
             curve_count=settings.curve_count,
             curve=settings.curve,
-            checkpoint=EvaluationCheckpoint(unfinished, identity),
+            checkpoint=unfinished,
             progress=progress,
         )
     evidence = replace(evidence, summary=named(evidence.summary))

@@ -31,7 +31,9 @@ def print_certificates(console: Console, summary: Summary) -> None:
     for one in summary.metrics.certificates:
         console.print(_stages(one))
         for reason, count in one.reasons.items():
-            console.print(f"open, {count} of {one.robust.count}: {reason}", highlight=False, soft_wrap=True, markup=False)
+            console.print(
+                f"open, {count} of {one.robust.count}: {reason}", highlight=False, soft_wrap=True, markup=False
+            )
     words = interval_words(summary)
     if words:
         console.print(words, highlight=False, soft_wrap=True, markup=False)
