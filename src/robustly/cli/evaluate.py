@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
+from robustly.cli.proofs import print_certificates
 from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation import evaluate
@@ -24,7 +25,13 @@ from robustly.evidence.collapse import collapse_words
 from robustly.evidence.provenance import Seen
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.locks import lock_evaluation, partial_of
-from robustly.experiments.run_folder import RunError, evaluation_folder, open_run
+from robustly.experiments.run_folder import (
+    CERTIFIED,
+    EVALUATION,
+    RunError,
+    evaluation_folder,
+    open_run,
+)
 from robustly.experiments.seen_attacks import seen_attacks
 from robustly.experiments.surrogates import load_surrogates
 from robustly.files import whole_folder
@@ -137,10 +144,13 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path, colla
     console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
     mark = "[red]![/] " if summary.data.seen else ""
     console.print(f"{mark}images seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
+    print_certificates(console, summary)
     for sentence in [*([collapse] if collapse else []), *summary.masking, *summary.failures.values()]:
         console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    label = target.name.removeprefix(EVALUATION).removeprefix("_")
+    named = "" if label in ("", CERTIFIED) else f" --as {label}"
     console.print(
-        f"evidence: {target}\nnext: robustly report {quote(str(folder))}",
+        f"evidence: {target}\nnext: robustly report {quote(str(folder))}{named}",
         soft_wrap=True,
         highlight=False,
         markup=False,

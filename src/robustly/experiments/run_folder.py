@@ -32,6 +32,8 @@ from robustly.training.engine.loop import BEST, FINAL
 
 CONFIG = "config.yaml"
 EVALUATION = "evaluation"
+CERTIFIED = "certified"
+"""Name of the evaluation of `robustly certify`."""
 REPORT = "report.html"
 
 OWN_WEIGHTS = "factory's own"
