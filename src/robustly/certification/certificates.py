@@ -128,7 +128,8 @@ class GraphCertificate:
         for row, part in enumerate(parts):
             if int(part.verdict) == Verdict.UNKNOWN:
                 image, label = x[row : row + 1], y[row : row + 1]
-                parts[row] = self.finish(model, image, label, part, threat=threat, deadline=Deadline())
+                own = threat.select(torch.tensor([row], device=x.device))
+                parts[row] = self.finish(model, image, label, part, threat=own, deadline=Deadline())
         return joined_results(parts) if parts else result
 
     @property
@@ -147,10 +148,11 @@ class GraphCertificate:
     ) -> CertificateResult:
         """Run the cheap stages on a batch; arguments as for an attack."""
         began = time.monotonic()
+        self._check(x, y, threat)
         right = _outputs(model, x).argmax(1) == y
         rows = right.nonzero()[:, 0]
         outcomes = [Outcome(Verdict.FALSIFIED, -torch.inf, x[row : row + 1], "clean", 0) for row in range(len(x))]
-        problem = self._problem(model, x[rows], y[rows], threat, generator.select(rows))
+        problem = self._problem(model, x[rows], y[rows], threat.select(rows), generator.select(rows))
         found = screen(problem, method=self.settings.method, budget=self.settings.budget)
         for row, outcome in zip(rows.tolist(), found, strict=True):
             outcomes[row] = outcome
@@ -193,13 +195,27 @@ class GraphCertificate:
         assert before.seconds is not None
         return replace(result, seconds=before.seconds + (time.monotonic() - began))
 
+    def _check(self, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+        """Refuse images and labels of which nothing can be proved."""
+        own, outputs = self.graph.input_shape, self.graph.outputs
+        if tuple(x.shape[1:]) != own or not x.is_floating_point() or not bool(x.isfinite().all()):
+            raise ValueError(f"images to certify must be finite numbers of shape {own}, got {list(x.shape[1:])}")
+        if y.shape != x.shape[:1] or y.dtype != torch.int64 or not bool(((y >= 0) & (y < outputs)).all()):
+            raise ValueError(f"labels to certify must be {len(x)} of type int64 from 0 to {outputs - 1}")
+        if outputs < 2:
+            raise ValueError(f"{self.graph.source} has {outputs} output: a certificate compares at least 2")
+        if isinstance(threat.epsilon, Tensor) and len(threat.epsilon) != len(x):
+            raise ValueError(f"epsilon has {len(threat.epsilon)} entries for {len(x)} images")
+
     def _problem(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, generator: KeyedGenerator | None
     ) -> Problem:
+        spec = robustness(y, self.graph.outputs, torch.float64)
+        spec = replace(spec, strict=torch.ones_like(spec.strict))  # equal outputs do not misclassify
         return Problem(
             self.graph,
             InputSet.of(threat, x, torch.float64),
-            robustness(y, self.graph.outputs, torch.float64),
+            spec,
             lambda points: _outputs(model, points.to(x)),
             generator,
             torch.float64 if self.settings.double else torch.float32,
@@ -220,7 +236,9 @@ class GraphCertificate:
         verified at epsilon are searched up to twice epsilon, within the box.
         """
         epsilon = _epsilon(threat, x)
-        verified = torch.tensor([one.verdict == Verdict.VERIFIED for one in outcomes], device=x.device)
+        verified = torch.tensor(
+            [one.verdict == Verdict.VERIFIED for one in outcomes], dtype=torch.bool, device=x.device
+        )
         low = torch.where(verified, epsilon, 0.0)
         high = torch.where(verified, 2 * epsilon, epsilon)
         if threat.norm == "linf":

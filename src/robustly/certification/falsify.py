@@ -152,7 +152,7 @@ def judge(graph: Graph, inputs: InputSet, spec: Specification, points: Tensor) -
         The float32 points, and their worst margins `(B,)`, positive where a point is not a counterexample.
     """
     low, high = inside(inputs)
-    rounded = points.float().maximum(low).minimum(high)
+    rounded = _rounded(inputs.ball, low, high, points)
     value = _exact(graph.to(torch.float64), inputs, spec.to(torch.float64), rounded)
     return rounded, value
 
@@ -230,27 +230,7 @@ class _Problem:
 
     def rounded(self, points: Tensor) -> Tensor:
         """The nearest points of the sets in float32, `(P, *shape)`."""
-        points = points.float().maximum(self.low).minimum(self.high)
-        ball = self.inputs.ball
-        if ball is None:
-            return points
-        center = ball.center.float()
-        change = points - center
-        extra = [1] * (points.ndim - 1)
-        if ball.norm == "l0":
-            size = _pixels(change.abs())
-            keep = int(ball.radius.max())
-            least = (
-                size.topk(min(keep, size.shape[1]), dim=1).values[:, -1]
-                if keep
-                else size.new_full((len(size),), torch.inf)
-            )
-            channels = change.abs().sum(1, keepdim=True) if change.ndim == 4 else change.abs()
-            return torch.where(channels >= least.view(-1, *extra), points, center)
-        share = ball.radius.float() * (1 - 1e-6) / ball_sizes(ball, change).clamp_min(1e-30)
-        return torch.where(
-            (share < 1).view(-1, *extra), center + change * share.clamp_max(1).view(-1, *extra), points
-        )
+        return _rounded(self.inputs.ball, self.low, self.high, points)
 
     def moved(self, points: Tensor, gradient: Tensor, value: Tensor, rate: float) -> Tensor:
         """Points after a step against the gradient of objectives with the given values, `(P,)`."""
@@ -272,6 +252,28 @@ class _Problem:
         length = _BEYOND * value / scaled.flatten(1).square().sum(1).clamp_min(1e-30)
         to_zero = width * (length.view(-1, *extra) * scaled).clamp(-_FIRST_RATE, _FIRST_RATE)
         return self.rounded(points - torch.where(self.to_zero.view(-1, *extra), to_zero, change))
+
+
+def _rounded(ball: Ball | None, low: Tensor, high: Tensor, points: Tensor) -> Tensor:
+    """The nearest points in float32 of boxes and balls, `(P, *shape)`."""
+    points = points.float().maximum(low).minimum(high)
+    if ball is None:
+        return points
+    center = ball.center.float()
+    change = points - center
+    extra = [1] * (points.ndim - 1)
+    if ball.norm == "l0":
+        size = _pixels(change.abs())
+        keep = int(ball.radius.max())
+        least = (
+            size.topk(min(keep, size.shape[1]), dim=1).values[:, -1]
+            if keep
+            else size.new_full((len(size),), torch.inf)
+        )
+        channels = change.abs().sum(1, keepdim=True) if change.ndim == 4 else change.abs()
+        return torch.where(channels >= least.view(-1, *extra), points, center)
+    share = ball.radius.float() * (1 - 1e-6) / ball_sizes(ball, change).clamp_min(1e-30)
+    return torch.where((share < 1).view(-1, *extra), center + change * share.clamp_max(1).view(-1, *extra), points)
 
 
 def _excess(spec: Specification, margins: Tensor) -> Tensor:

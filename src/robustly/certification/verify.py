@@ -19,7 +19,7 @@ from robustly.certification.bounds.verdict import proved
 from robustly.certification.complete.branch import branch
 from robustly.certification.complete.splitting import split
 from robustly.certification.deadline import Deadline
-from robustly.certification.falsify import falsify, falsify_each
+from robustly.certification.falsify import falsify, falsify_each, judge
 from robustly.certification.network import Graph
 from robustly.certification.operations.pool_as_relu import max_pool_as_relu
 from robustly.certification.outcome import Outcome
@@ -39,6 +39,8 @@ _STAGES: dict[str, tuple[str, ...]] = {
 METHODS = tuple(_STAGES)
 NEVER = Deadline()
 MOST_INPUTS = 20
+LARGEST = 1e100
+"""Largest size of an input; sums and products of larger ones could overflow."""
 NO_MEMORY = "the memory is not enough"
 UNCONFIRMED = "the network does not confirm the counterexample of its graph: they differ by rounding"
 COMPLETE = tuple(name for name, stages in _STAGES.items() if "complete" in stages)
@@ -68,6 +70,10 @@ class Budget:
     branching: Literal["babsr", "fsb"] = "fsb"
 
 
+class ProblemError(ValueError):
+    """Properties of which nothing can be proved; the message gives the reason."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """Properties of one network.
@@ -79,6 +85,9 @@ class Problem:
         confirm: the outputs `(N, outputs)` of the real network for inputs `(N, *shape)`; None for the graph itself.
         generator: random numbers of the attack, if the properties are examples; None for a property of its own.
         dtype: type of the search for a proof.
+
+    Raises:
+        ProblemError: sizes that do not fit, bounds of inputs that are NaN, crossed or beyond `LARGEST`, or no rows.
     """
 
     graph: Graph
@@ -87,6 +96,25 @@ class Problem:
     confirm: Callable[[Tensor], Tensor] | None = None
     generator: KeyedGenerator | None = None
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        low, high, source = self.inputs.lower, self.inputs.upper, self.graph.source
+        if tuple(low.shape[1:]) != self.graph.input_shape:
+            own = self.graph.input_shape
+            raise ProblemError(f"{source}: inputs have shape {tuple(low.shape[1:])}, the network's input has {own}")
+        if tuple(self.spec.rows.shape) != (len(low), len(self.spec.disjunct), self.graph.outputs):
+            found = tuple(self.spec.rows.shape)
+            raise ProblemError(
+                f"{source}: rows of shape {found} do not fit {len(low)} x {self.graph.outputs} outputs"
+            )
+        if not len(self.spec.disjunct):
+            raise ProblemError(f"{source}: there is nothing to prove; a classifier needs at least 2 outputs")
+        if not bool(((low <= high) & (low.abs() <= LARGEST) & (high.abs() <= LARGEST)).all()):
+            raise ProblemError(
+                f"{source}: bounds of inputs must be numbers from {-LARGEST:g} to {LARGEST:g}, the lower one first"
+            )
+        if not bool(self.spec.rows.isfinite().all() and self.spec.offset.isfinite().all()):
+            raise ProblemError(f"{source}: the property has numbers that are NaN or infinite")
 
     def select(self, index: Tensor) -> "Problem":
         """Some of the properties."""
@@ -170,9 +198,13 @@ def finish(problem: Problem, before: Outcome, *, budget: Budget, deadline: Deadl
     except (MemoryError, torch.OutOfMemoryError):
         return replace(before, stage="split" if splits_inputs else "branch", reason=NO_MEMORY)
     found = replace(found, work=before.work + found.work, lower_bound=max(before.lower_bound, found.lower_bound))
-    if found.verdict == Verdict.FALSIFIED and not _confirmed(problem, found.counterexample):
+    if found.verdict != Verdict.FALSIFIED:
+        return found
+    assert found.counterexample is not None
+    point, margin = judge(problem.graph, problem.inputs, problem.spec, found.counterexample)
+    if not bool(margin <= 0) or not _confirmed(problem, point):
         return replace(found, verdict=Verdict.UNKNOWN, counterexample=None, reason=UNCONFIRMED)
-    return found
+    return replace(found, counterexample=point)
 
 
 def _has_few_inputs(problem: Problem) -> bool:
@@ -287,7 +319,7 @@ def _attacked(problem: Problem, starts: int, steps: int, deadline: Deadline, see
 
 
 def _confirmed(problem: Problem, point: Tensor | None) -> bool:
-    """Whether the real network violates the property at a point of the input set."""
+    """Return True if the real network violates the property at a point of the input set."""
     if point is None:
         return False
     if problem.confirm is None:
@@ -322,7 +354,7 @@ def _of_rows(slopes: Slopes | None, rows: Tensor) -> Slopes | None:
 
 
 def _searched(problem: Problem, stage: str, budget: Budget) -> tuple[Tensor, Slopes | None]:
-    """Lower bound of the worst margin of each property, `(B,)`, not proved, and the slopes with which it is reached."""
+    """Lower bound of the worst margin of each property, `(B,)`, without proof, and the slopes that reach it."""
     graph, inputs = problem.graph.to(problem.dtype), problem.inputs.to(problem.dtype)
     spec = problem.spec.to(problem.dtype)
     if stage == "alpha":

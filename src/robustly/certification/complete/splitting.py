@@ -119,8 +119,13 @@ def split(
         deadline: moment at which the search stops.
 
     Returns:
+<<<<<<< HEAD
         Verified, falsified with a float32 point inside the set, or unknown or timeout; with the proved lower bound
         of the worst margin. Inputs that clipping removes have margins of more than 1e-12, and no better bound.
+=======
+        Verified, falsified with a float32 point inside the set, unknown or timeout; with the proved lower bound of
+        the worst margin. Inputs that clipping removes have margins of more than 1e-12, and no better bound.
+>>>>>>> cert
     """
     chain = Dense.of(graph)
     net: Boxed = AnyNetwork(graph, spec) if chain is None else chain.with_property(spec)
@@ -183,11 +188,16 @@ def _reached(inputs: InputSet, parts: Parts) -> Tensor:
 def _candidates(net: Boxed, spec: Specification, parts: Parts, found: BoxBounds) -> tuple[Tensor, Tensor]:
     """The nearest points to a violation among those that the bounds suggest, `(P, d)`.
 
+<<<<<<< HEAD
     They are the corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few
     steps to where the largest row would be 0 if it had the slopes of its bound.
 
     Returns:
         The points, and the least margin at those of each part, `(N,)`.
+=======
+    They are corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few steps
+    to where the largest row would be 0 if it had the slopes of its bound. Second, the least margin in each part.
+>>>>>>> cert
     """
     lower, upper = parts.lower, parts.upper
     member = _member(parts.bound, spec)
@@ -218,8 +228,12 @@ def _of_worst(bound: Tensor, rows: Tensor, spec: Specification) -> Tensor:
 def _clipped(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts, Tensor]:
     """Parts without inputs at which every open disjunct has a row above `_LEAST`, and the indices of those left.
 
+<<<<<<< HEAD
     A row `a x + b <= f` above the limit excludes x. Where it is not, `a_i x_i` is at most the limit less b and the
     least values of the other terms.
+=======
+    A row `a x + b <= f` above the limit t excludes x; the rest has `a_i x_i <= t - b - sum_{j != i} min a_j x_j`.
+>>>>>>> cert
     The boxes of several open disjuncts are joined to their hull.
     """
     rows, bias = found.rows, found.bias - _LEAST
