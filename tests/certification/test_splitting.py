@@ -266,3 +266,11 @@ def test_verdicts_of_public_instances(folder: str, network: str, name: str):
         verdicts.append(split(graph, box, case.specification, domains=10_000).verdict)
     found = "sat" if Verdict.FALSIFIED in verdicts else "unsat" if set(verdicts) == {Verdict.VERIFIED} else "open"
     assert found == expected
+
+
+@pytest.mark.parametrize(("weight", "side"), [(math.nan, 1.0), (1.0, math.inf)])
+def test_numbers_that_are_not_finite_end_as_unknown(weight: float, side: float):
+    graph = chain([torch.tensor([[weight]]), torch.ones(1, 1)], [torch.zeros(1), torch.zeros(1)])
+    outcome = split(graph, box([-side], [side]), violation([[1.0]], [1.0], [0]))
+    assert outcome.verdict == Verdict.UNKNOWN
+    assert "not finite" in outcome.reason
