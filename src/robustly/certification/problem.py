@@ -50,9 +50,9 @@ class Budget:
     long_starts: int = 256
     attack_steps: int = 30
     alpha_iterations: int = 20
-    domains: int = 20_000
-    iterations: int = 12
-    branching: Literal["babsr", "fsb"] = "fsb"
+    domains: int = 5_000
+    iterations: int = 6
+    branching: Literal["babsr", "fsb"] = "babsr"
 
 
 class ProblemError(ValueError):

@@ -11,7 +11,6 @@ import torch
 
 from robustly.certification.bounds.alpha import optimise, tighten
 from robustly.certification.bounds.dense import Dense
-from robustly.certification.bounds.propagation import intermediate
 from robustly.certification.complete.branch import branch
 from robustly.certification.complete.splitting import split
 from robustly.certification.deadline import Deadline
@@ -95,10 +94,7 @@ def _branched(problem: Problem, budget: Budget, deadline: Deadline) -> Outcome:
     graph = max_pool_as_relu(problem.graph)
     search = graph.to(problem.dtype)
     inputs, spec = problem.inputs.to(problem.dtype), problem.spec.to(problem.dtype)
-    if any(len(node.shape) == 3 for node in graph.nodes[1:]):  # rows of convolutions are too many to optimise each
-        bounds, slopes = intermediate(search, inputs, method="crown"), None
-    else:
-        bounds, slopes = tighten(search, inputs, iterations=budget.alpha_iterations)
+    bounds, slopes = tighten(search, inputs, iterations=budget.alpha_iterations)
     root = optimise(search, inputs, spec, bounds, iterations=budget.alpha_iterations, slopes=slopes)
     return branch(
         graph,
