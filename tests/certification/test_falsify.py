@@ -129,13 +129,12 @@ def test_results_of_an_example_do_not_depend_on_the_batch():
     center = torch.rand(5, 4)
     labels = (center @ graph.nodes[1].constants["weight"].T).argmax(1)
     inputs = InputSet(center - 0.04, center + 0.04)
-    together = falsify_each(
-        graph, inputs, robustness(labels, 3), steps=3, generator=KeyedGenerator(7, torch.arange(5))
-    )
+    generator = KeyedGenerator(7, torch.arange(5))
+    together = falsify_each(graph, inputs, robustness(labels, 3), steps=3, generator=generator)
     for one in range(5):
         index = torch.tensor([one])
         alone = falsify_each(
-            graph, inputs.select(index), robustness(labels[index], 3), steps=3, generator=KeyedGenerator(7, index)
+            graph, inputs.select(index), robustness(labels[index], 3), steps=3, generator=generator.select(index)
         )
         assert torch.equal(alone.points[0], together.points[one])
         assert bool(alone.mask) == bool(together.mask[one])

@@ -18,6 +18,7 @@ from robustly.evidence import Verdict
 
 _LEAST = 1e-12  # margin above 0 that closes a disjunct; clipping removes inputs above it only
 _CLIPS = 2
+_SMALLEST = 2.0**-34  # width of a part that is not halved, as a share of the box
 _STEPS, _CANDIDATES = 4, 32
 _DESCENT, _EVERY = 20, 8  # gradient steps from the best candidates, in one of so many rounds
 
@@ -106,20 +107,25 @@ def split(
 ) -> Outcome:
     """Verify one property over a box of few inputs, or falsify it.
 
-    All bounds are in float64 with outward rounding. Parts outside a ball are dropped; a ball is bounded by its box.
-    An input set is split where the relaxation loses most, so that inputs that move no unstable neuron stay whole.
+        All bounds are in float64 with outward rounding. Parts outside a ball are dropped; a ball is bounded by its box.
+        An input set is split where the relaxation loses most, so that inputs that move no unstable neuron stay whole.
 
-    Args:
-        graph: the network; a chain of affine operations and ReLUs is several times as fast as others.
-        inputs: the set of one example.
-        spec: the property of one example.
-        domains: number of bounded parts after which the search stops; None for no limit.
-        batch: parts that are bounded at a time.
-        deadline: moment at which the search stops.
+        Args:
+            graph: the network; a chain of affine operations and ReLUs is several times as fast as others.
+            inputs: the set of one example.
+            spec: the property of one example.
+            domains: number of bounded parts after which the search stops; None for no limit.
+            batch: parts that are bounded at a time.
+            deadline: moment at which the search stops.
 
-    Returns:
-        Verified, falsified with a float32 point inside the set, unknown or timeout; with the proved lower bound of
-        the worst margin. Inputs that clipping removes have margins of more than 1e-12, and no better bound.
+        Returns:
+    <<<<<<< HEAD
+            Verified, falsified with a float32 point inside the set, or unknown or timeout; with the proved lower bound
+            of the worst margin. Inputs that clipping removes have margins of more than 1e-12, and no better bound.
+    =======
+            Verified, falsified with a float32 point inside the set, unknown or timeout; with the proved lower bound of
+            the worst margin. Inputs that clipping removes have margins of more than 1e-12, and no better bound.
+    >>>>>>> cert
     """
     chain = Dense.of(graph)
     net: Boxed = AnyNetwork(graph, spec) if chain is None else chain.with_property(spec)
@@ -137,11 +143,15 @@ def split(
             return Outcome(verdict, min(proved, worst, queue.worst), None, "split", work, reason)
         work += len(parts)
         found = net.bounds(parts.lower, parts.upper, parts.stable)
+        if not bool(found.value.isfinite().all()):
+            reason = "the bounds are not finite: weights or inputs are infinite or not numbers"
+            return Outcome(Verdict.UNKNOWN, -torch.inf, None, "split", work, reason)
         bound = torch.maximum(parts.bound, spec.by_disjunct(found.value))
         parts = replace(parts, bound=bound, stable=found.stable)
         least = bound.amin(1)
-        closed = (least > _LEAST) | ~_reached(inputs, parts)
-        proved = min([proved, *least[closed].tolist()])
+        refuted = least > _LEAST
+        proved = min([proved, *least[refuted].tolist()])
+        closed = refuted | ~_reached(inputs, parts)
         still = (~closed).nonzero().squeeze(1)
         if not len(still):
             continue
@@ -157,13 +167,13 @@ def split(
             point = descend(graph, inputs, spec, points.view(-1, *inputs.lower.shape[1:]), steps, deadline)
             if point is not None:
                 return Outcome(Verdict.FALSIFIED, min(proved, worst, queue.worst), point, "split", work)
-        halves, whole = _halved(replace(parts, near=near), found, spec)
+        halves, whole = _halved(replace(parts, near=near), found, spec, (upper - lower) * _SMALLEST)
         stuck = stuck or whole
         proved = min(proved, float(parts.bound.amin())) if whole else proved
         if len(halves):
             queue.push(halves)
     if stuck:
-        reason = "parts of the input box that float64 cannot halve stayed open: the least margin is 0, or nearly"
+        reason = "parts too small to halve stayed open: the least margin is 0, or nearly"
         return Outcome(Verdict.UNKNOWN, proved, None, "split", work, reason)
     return Outcome(Verdict.VERIFIED, proved, None, "split", work)
 
@@ -181,8 +191,16 @@ def _reached(inputs: InputSet, parts: Parts) -> Tensor:
 def _candidates(net: Boxed, spec: Specification, parts: Parts, found: BoxBounds) -> tuple[Tensor, Tensor]:
     """The nearest points to a violation among those that the bounds suggest, `(P, d)`.
 
-    They are corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few steps
-    to where the largest row would be 0 if it had the slopes of its bound. Second, the least margin in each part.
+    <<<<<<< HEAD
+        They are the corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few
+        steps to where the largest row would be 0 if it had the slopes of its bound.
+
+        Returns:
+            The points, and the least margin at those of each part, `(N,)`.
+    =======
+        They are corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few steps
+        to where the largest row would be 0 if it had the slopes of its bound. Second, the least margin in each part.
+    >>>>>>> cert
     """
     lower, upper = parts.lower, parts.upper
     member = _member(parts.bound, spec)
@@ -213,8 +231,13 @@ def _of_worst(bound: Tensor, rows: Tensor, spec: Specification) -> Tensor:
 def _clipped(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts, Tensor]:
     """Parts without inputs at which every open disjunct has a row above `_LEAST`, and the indices of those left.
 
-    A row `a x + b <= f` above the limit t excludes x; the rest has `a_i x_i <= t - b - sum_{j != i} min a_j x_j`.
-    The boxes of several open disjuncts are joined to their hull.
+    <<<<<<< HEAD
+        A row `a x + b <= f` above the limit excludes x. Where it is not, `a_i x_i` is at most the limit less b and the
+        least values of the other terms.
+    =======
+        A row `a x + b <= f` above the limit t excludes x; the rest has `a_i x_i <= t - b - sum_{j != i} min a_j x_j`.
+    >>>>>>> cert
+        The boxes of several open disjuncts are joined to their hull.
     """
     rows, bias = found.rows, found.bias - _LEAST
     open_ = parts.bound <= _LEAST
@@ -244,14 +267,14 @@ def _clipped(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts
     return replace(parts, lower=lower, upper=upper, bound=bound).select(kept), kept
 
 
-def _halved(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts, bool]:
+def _halved(parts: Parts, found: BoxBounds, spec: Specification, smallest: Tensor) -> tuple[Parts, bool]:
     """Both halves of each part along the input from which the relaxation of its worst disjunct loses most.
 
     Returns:
-        The halves, and whether a part is left out because float64 has no value between its sides.
+        The halves, and whether a part is left out because it is not wider than `smallest`, `(1, d)`.
     """
     middle = (parts.lower + parts.upper) / 2
-    possible = (middle > parts.lower) & (middle < parts.upper)
+    possible = (middle > parts.lower) & (middle < parts.upper) & (parts.upper - parts.lower > smallest)
     score = _of_worst(parts.bound, found.influence, spec).sum(1)
     slope = _of_worst(parts.bound, found.rows, spec).abs().amax(1) * (parts.upper - parts.lower)
     score = score + 1e-3 * slope + 1e-9 * (parts.upper - parts.lower)
