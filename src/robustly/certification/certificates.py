@@ -12,10 +12,12 @@ from robustly.certification.contract import CertificateResult, joined_results
 from robustly.certification.deadline import Deadline
 from robustly.certification.network import Graph
 from robustly.certification.outcome import Outcome
+from robustly.certification.problem import COMPLETE, METHODS, Budget, Method, Problem
 from robustly.certification.readers.torch_reader import read_module
+from robustly.certification.screening import largest_radii, screen
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import robustness
-from robustly.certification.verify import COMPLETE, METHODS, Budget, Method, Problem, finish, largest_radii, screen
+from robustly.certification.verify import finish
 from robustly.evidence import Verdict
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
