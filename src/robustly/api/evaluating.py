@@ -11,10 +11,9 @@ from robustly.api.progress import evaluation_progress
 from robustly.api.result import Result
 from robustly.attacks import Attack
 from robustly.data import as_image_data
-from robustly.evaluation import EvaluationCheckpoint, EvaluationTarget, Suite
+from robustly.evaluation import EvaluationTarget, Suite
 from robustly.evaluation import evaluate as run_evaluation
 from robustly.evaluation.diagnostics import diagnose as run_diagnostics
-from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites import as_suite
 from robustly.evaluation.target import Mode, Progress
 from robustly.evidence import Finding
@@ -69,19 +68,6 @@ def evaluate(
     with torch.inference_mode(False):  # gradients are refused in it
         images = as_image_data(data, classes=classes, round_to_8_bits=round_to_8_bits, limit=count)
         adapted, images = fit(model, images, device)
-        stored = None
-        if checkpoint is not None:
-            identity = evaluation_identity(
-                adapted,
-                images,
-                parsed,
-                attacks,
-                mode=mode,
-                seed=seed,
-                batch_size=batch_size,
-                curve_count=curve_count,
-            )
-            stored = EvaluationCheckpoint(Path(checkpoint), identity)
         with evaluation_progress(Console(stderr=True, quiet=progress is not True)) as shown:
             evidence = run_evaluation(
                 adapted,
@@ -93,7 +79,7 @@ def evaluate(
                 batch_size=batch_size,
                 curve=curve,
                 curve_count=curve_count,
-                checkpoint=stored,
+                checkpoint=None if checkpoint is None else Path(checkpoint),
                 progress=shown if isinstance(progress, bool) else progress,
             )
         return Result.of(evidence, adapted, images, attacks)

@@ -69,9 +69,8 @@ class Result(Evidence):
         file = Path(path)
         if file.suffix.lower() not in (".html", ".htm") or file.is_dir():
             raise ReportError(f"a report is one file that ends in .html, got {str(file)!r}.")
-        check = 'robustly.read_result("FOLDER").audit(model, data)'
         record = self.audited if audit is None else self._record(audit)
-        run = run_of_evidence(self, check, record)
+        run = run_of_evidence(self, record)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, render([run]))
         return file

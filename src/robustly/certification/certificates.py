@@ -12,10 +12,12 @@ from robustly.certification.contract import CertificateResult, joined_results
 from robustly.certification.deadline import Deadline
 from robustly.certification.network import Graph
 from robustly.certification.outcome import Outcome
+from robustly.certification.problem import COMPLETE, METHODS, Budget, Method, Problem
 from robustly.certification.readers.torch_reader import read_module
+from robustly.certification.screening import largest_radii, screen
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import robustness
-from robustly.certification.verify import COMPLETE, METHODS, Budget, Method, Problem, finish, largest_radii, screen
+from robustly.certification.verify import finish
 from robustly.evidence import Verdict
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
@@ -211,7 +213,7 @@ class GraphCertificate:
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, generator: KeyedGenerator | None
     ) -> Problem:
         spec = robustness(y, self.graph.outputs, torch.float64)
-        spec = replace(spec, strict=torch.ones_like(spec.strict))  # equal outputs are no misclassification
+        spec = replace(spec, strict=torch.ones_like(spec.strict))  # equal outputs do not misclassify
         return Problem(
             self.graph,
             InputSet.of(threat, x, torch.float64),

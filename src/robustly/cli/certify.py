@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from robustly.certification.certificates import BoundCertificate
-from robustly.certification.verify import Method
+from robustly.certification.problem import Method
 from robustly.cli.evaluate import run_evaluation
 from robustly.evaluation.suites.suite import Suite
 

@@ -12,12 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
-from robustly.cli.arguments import trust_in
+from robustly.cli.proofs import print_certificates
 from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
-from robustly.evaluation import EvaluationCheckpoint, evaluate
+from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
-from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
@@ -27,6 +26,8 @@ from robustly.evidence.provenance import Seen
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.locks import lock_evaluation, partial_of
 from robustly.experiments.run_folder import (
+    CERTIFIED,
+    EVALUATION,
     RunError,
     evaluation_folder,
     open_run,
@@ -86,7 +87,7 @@ def run_evaluation(
         held.enter_context(removed_if_refused(run))
         if run.is_new:
             held.enter_context(lock_evaluation(target))
-        suite = load_surrogates(suite, config, subject.data, trust_in(overrides, trust_code).allows, subject.device)
+        suite = load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
         marks = seen_attacks(folder, config if run.is_new else open_run(folder), config.threat.kind, suite)
         named = partial(_named, subject=subject, marks=marks)
         console = PlainConsole()
@@ -110,16 +111,6 @@ def _evaluated(
     """Attack the model, and replace the folder of the evaluation by the new evidence, which is returned."""
     settings = config.evaluation
     unfinished = partial_of(target)
-    identity = evaluation_identity(
-        subject.model,
-        subject.data,
-        config.threat,
-        suite,
-        mode=settings.mode,
-        seed=config.seed,
-        batch_size=settings.batch_size,
-        curve_count=settings.curve_count,
-    )
     about = announcement(subject.model, subject.data, config.threat, suite)
     PlainConsole().print(about, highlight=False, soft_wrap=True)
     with evaluation_progress(PlainConsole()) as progress:
@@ -133,7 +124,7 @@ def _evaluated(
             batch_size=settings.batch_size,
             curve_count=settings.curve_count,
             curve=settings.curve,
-            checkpoint=EvaluationCheckpoint(unfinished, identity),
+            checkpoint=unfinished,
             progress=progress,
         )
     evidence = replace(evidence, summary=named(evidence.summary))
@@ -153,10 +144,13 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path, colla
     console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
     mark = "[red]![/] " if summary.data.seen else ""
     console.print(f"{mark}images seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
+    print_certificates(console, summary)
     for sentence in [*([collapse] if collapse else []), *summary.masking, *summary.failures.values()]:
         console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    label = target.name.removeprefix(EVALUATION).removeprefix("_")
+    named = "" if label in ("", CERTIFIED) else f" --as {label}"
     console.print(
-        f"evidence: {target}\nnext: robustly report {quote(str(folder))}",
+        f"evidence: {target}\nnext: robustly report {quote(str(folder))}{named}",
         soft_wrap=True,
         highlight=False,
         markup=False,

@@ -1,6 +1,5 @@
 """The sentence on the cost of an evaluation before it starts."""
 
-import torch
 from torch import nn
 
 from robustly.attacks.core.contract import frozen
@@ -21,7 +20,7 @@ def announcement(model: nn.Module, data: ImageData, threat: Threat, suite: Suite
         suite: the suite.
     """
     cost = announced_cost(suite, threat, len(data), data.num_classes, data.images[:1].numel())
-    first = data.floats(torch.arange(min(FEW, len(data)), device=data.images.device))
+    first = data.first(FEW)
     with frozen(model):
         seconds = pass_seconds(model, first) / max(len(first), 1)
     return (

@@ -178,7 +178,7 @@ def _refined(
     relaxations: Relaxations,
     rounding: bool,
 ) -> Interval:
-    """Bounds of a node with a backward pass for the wanted neurons."""
+    """Bounds of a node with a backward pass for the chosen neurons."""
     current = bounds[index]
     shape = current.lower.shape
     axis = 0 if wanted.example is not None else 1
@@ -238,7 +238,7 @@ def _start(graph: Graph, index: int, wanted: Wanted, dtype: torch.dtype) -> tupl
 def chunks(
     graph: Graph, index: int, wanted: Wanted, free: Mapping[int, Free] | None
 ) -> Iterator[tuple[Wanted, Mapping[int, Free] | None]]:
-    """Parts of the wanted neurons, with the free parameters of their rows."""
+    """Parts of the chosen neurons, with the free parameters of their rows."""
     axis = 0 if wanted.example is not None else 1
     count = wanted.index.shape[axis]
     if wanted.example is not None:

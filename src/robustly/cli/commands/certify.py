@@ -13,8 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Attack the test images of a run and prove the rest: each image is falsified (with the counterexample), "
         "verified (with the method and its bound) or open (with the reason). Robust accuracy becomes the interval "
-        "[certified, attacked]. Settings as for evaluate, such as --threat linf:0.1. A killed command goes on where "
-        "it stopped."
+        "[certified, attacked]. Settings as for evaluate, such as --threat linf:0.1. The same command continues a "
+        "killed one."
     )
     add_trust(parser)
     add_model(parser)
