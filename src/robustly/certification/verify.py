@@ -77,7 +77,7 @@ def finish(problem: Problem, before: Outcome, *, budget: Budget, deadline: Deadl
     point, margin = judge(problem.graph, problem.inputs, problem.spec, found.counterexample)
     if not bool(margin <= 0) or not problem.confirmed(point):
         return replace(found, verdict=Verdict.UNKNOWN, counterexample=None, reason=UNCONFIRMED)
-    return replace(found, counterexample=point)
+    return replace(found, counterexample=point, lower_bound=min(found.lower_bound, float(margin)))
 
 
 def _has_few_inputs(problem: Problem) -> bool:
