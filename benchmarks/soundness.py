@@ -210,7 +210,12 @@ def _verdicts(counts: Counts, seed: int) -> None:
     if encoded:
         try:
             bounds = intermediate(graph, inputs, rounding=True)
-            least = solve(graph, inputs, _moved(spec, 1e6 * torch.ones(1)), bounds, deadline=Deadline.after(5)).lower_bound - 1e6
+            least = (
+                solve(
+                    graph, inputs, _moved(spec, 1e6 * torch.ones(1)), bounds, deadline=Deadline.after(5)
+                ).lower_bound
+                - 1e6
+            )
             counts.numbers["milp minima"] += 1
             if least > float(attained) + 1e-4 * float(size):
                 counts.wrong.append(f"milp, {graph.source}: least {least:g}, attained {float(attained):g}")
@@ -269,16 +274,19 @@ def report(counts: Counts, seconds: float) -> str:
         "| lower bounds | compared with attained values | within 0.1 % of them | values of nodes |",
         "| --- | --- | --- | --- |",
     ]
-    lines += [f"| {one} | {n[f'{one} bounds']:,} | {n[f'{one} tight']:,} | {n[f'{one} nodes']:,} |" for one in bounds]
+    lines += [
+        f"| {one} | {n[f'{one} bounds']:,} | {n[f'{one} tight']:,} | {n[f'{one} nodes']:,} |" for one in bounds
+    ]
     lines += [
         "",
         "| method | false properties | verified | falsified | true properties | verified | falsified |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in deciders:
-        cells = [f"{n[f'{one} {key}']:,}" for key in (
-            "false", "false verified", "false falsified", "true", "true verified", "true falsified"
-        )]
+        cells = [
+            f"{n[f'{one} {key}']:,}"
+            for key in ("false", "false verified", "false falsified", "true", "true verified", "true falsified")
+        ]
         lines.append(f"| {one} | {' | '.join(cells)} |")
     lines += [
         "",

@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch
 
 from robustly.certification.bounds.alpha import optimise, tighten
-from robustly.certification.bounds.dense import Dense
 from robustly.certification.complete.branch import branch
 from robustly.certification.complete.splitting import split
 from robustly.certification.deadline import Deadline
@@ -81,8 +80,7 @@ def finish(problem: Problem, before: Outcome, *, budget: Budget, deadline: Deadl
 
 
 def _has_few_inputs(problem: Problem) -> bool:
-    few = problem.inputs.ball is None and problem.graph.nodes[0].size <= MOST_INPUTS
-    return few and Dense.of(problem.graph) is not None
+    return problem.graph.nodes[0].size <= MOST_INPUTS
 
 
 def _split(problem: Problem, budget: Budget, deadline: Deadline) -> Outcome:

@@ -18,7 +18,9 @@ from robustly.certification.sets import InputSet
 NETWORKS = 16
 
 
-def _convolution(d: Draft, at: int, stride: tuple[int, ...] | None = None, kernel: tuple[int, ...] | None = None) -> int:
+def _convolution(
+    d: Draft, at: int, stride: tuple[int, ...] | None = None, kernel: tuple[int, ...] | None = None
+) -> int:
     shape = d.nodes[at].shape
     axes = range(len(shape) - 1)
     kernel = kernel or tuple(d.draws.randint(1, 3) for _ in axes)
@@ -69,7 +71,10 @@ def _joined(d: Draft, at: int) -> int:
     if min(shape[1:]) >= 4 and d.draws.random() < 0.5:  # two paths of different strides
         half = tuple(length // 2 for length in shape[1:])
         kernel = tuple(length - made + 1 for length, made in zip(shape[1:], half, strict=True))
-        ends = [_convolution(d, at, (1,) * len(half), kernel), _convolution(d, at, (2,) * len(half), (2,) * len(half))]
+        ends = [
+            _convolution(d, at, (1,) * len(half), kernel),
+            _convolution(d, at, (2,) * len(half), (2,) * len(half)),
+        ]
         if d.nodes[ends[0]].shape == d.nodes[ends[1]].shape:
             return d.add("add", *ends, shape=d.nodes[ends[0]].shape)
     same = [one for one, node in enumerate(d.nodes) if node.shape == shape]
@@ -84,7 +89,15 @@ def random_group(seed: int) -> Graph:
     d = Draft(draws, torch.Generator().manual_seed(seed), [Node("x", "input", (), shape)], most=160 * NETWORKS)
     at = 0
     for _ in range(draws.randint(2, 3)):
-        steps: list[Callable[[Draft, int], int]] = [_convolution, _convolution, _scaled, pool, _transposed, _cut, _joined]
+        steps: list[Callable[[Draft, int], int]] = [
+            _convolution,
+            _convolution,
+            _scaled,
+            pool,
+            _transposed,
+            _cut,
+            _joined,
+        ]
         for step in [_convolution, *draws.sample(steps, draws.randint(0, 2))]:
             count = len(d.nodes)
             try:

@@ -173,7 +173,9 @@ def _moved(d: Draft, at: int) -> int:
     if kind == "sum":
         return d.add("sum", at, settings={"axes": (axis,), "keepdim": len(shape) == 1 or d.draws.random() < 0.3})
     if kind == "transpose":
-        return d.add("transpose", at, settings={"permutation": tuple(d.draws.sample(range(len(shape)), len(shape)))})
+        return d.add(
+            "transpose", at, settings={"permutation": tuple(d.draws.sample(range(len(shape)), len(shape)))}
+        )
     if kind == "scale":
         over = (shape[0], *[1] * (len(shape) - 1)) if d.draws.random() < 0.5 else shape
         return d.add("scale", at, constants={"factor": d.numbers(*over), "shift": 0.3 * d.numbers(*over)})
@@ -216,7 +218,9 @@ def random_network(seed: int, *, kinked_only: bool = False, flat: bool = False) 
     if not flat:
         size = draws.randint(3, 6)
         shapes += [(draws.randint(1, 2), size, size), (draws.randint(1, 2), draws.randint(4, 8))]
-    d = Draft(draws, torch.Generator().manual_seed(seed), [Node("x", "input", (), draws.choice(shapes))], kinked_only)
+    d = Draft(
+        draws, torch.Generator().manual_seed(seed), [Node("x", "input", (), draws.choice(shapes))], kinked_only
+    )
     at = 0
     for _ in range(draws.randint(2, 4)):
         shape = d.nodes[at].shape
@@ -242,7 +246,9 @@ def random_network(seed: int, *, kinked_only: bool = False, flat: bool = False) 
     return Graph(tuple(d.nodes), f"network {seed}")
 
 
-def random_set(graph: Graph, seed: int, count: int, norms: tuple[str, ...] = ("linf", "l2", "l1", "l0")) -> InputSet:
+def random_set(
+    graph: Graph, seed: int, count: int, norms: tuple[str, ...] = ("linf", "l2", "l1", "l0")
+) -> InputSet:
     """Input sets around random centres, in which a few values may change."""
     draws = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -310,7 +316,13 @@ def inside(inputs: InputSet, points: Tensor) -> Tensor:
 
 
 def nearest(
-    graph: Graph, inputs: InputSet, spec: Specification, generator: torch.Generator, *, count: int = 64, rounds: int = 2
+    graph: Graph,
+    inputs: InputSet,
+    spec: Specification,
+    generator: torch.Generator,
+    *,
+    count: int = 64,
+    rounds: int = 2,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points of small worst margin `(B, *shape)`, these margins `(B,)`, and all points that were tried."""
     points = random_points(inputs, count, generator)
