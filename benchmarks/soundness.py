@@ -31,7 +31,8 @@ from robustly.certification.network import Graph, UnsupportedOperationError
 from robustly.certification.outcome import Outcome
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import Specification
-from robustly.certification.verify import Budget, Problem, finish, verify
+from robustly.certification.problem import Budget, Problem
+from robustly.certification.verify import finish, verify
 from robustly.evidence import Verdict
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

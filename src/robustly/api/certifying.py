@@ -10,7 +10,7 @@ from robustly.api.fitting import Model
 from robustly.api.result import Result
 from robustly.attacks import Attack
 from robustly.certification.certificates import BoundCertificate
-from robustly.certification.verify import Method
+from robustly.certification.problem import Method
 from robustly.evaluation import Suite
 from robustly.evaluation.suites import as_suite
 from robustly.evaluation.suites.certified import with_certificate
