@@ -35,6 +35,9 @@ wheel: .venv/installed-dev
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/pgd_peers.py
 	$(BIN)/python benchmarks/suites.py
+	$(BIN)/python benchmarks/small_jobs.py
+	$(BIN)/python benchmarks/first_minute.py
+	$(BIN)/python benchmarks/user_code.py
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/training_speed.py

@@ -39,7 +39,7 @@ def victim(folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
         raise SystemExit("training failed")
     config = open_run(folder)
     data = load_test(evaluation_data(config))
-    model, _ = load_trained(folder, config, data, trusts=lambda name: False)
+    model, data, _ = load_trained(folder, config, data, trusts=lambda name: False)
     return model, data.floats(), data.labels
 
 

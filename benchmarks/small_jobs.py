@@ -15,26 +15,23 @@ at the model, for every tool alike. Finished rows are kept and not run again. Wr
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchattacks
 from torch import Tensor, nn
 
-from counted import Counted
-from robustly import ThreatModel, evaluate
+from autoattack_tools import measured
+from robustly import ThreatModel
 from robustly.data import DataConfig, ImageData, load_splits, load_test
-from robustly.evaluation import suite_named
 
 RESULTS = Path(__file__).parent / "results" / "small_jobs.md"
 TOOLS = ("torchattacks", "aa_standard", "quick", "standard", "strong")
@@ -159,58 +156,6 @@ def trained(name: str, train: ImageData, folder: Path) -> nn.Module:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), file)
     return model.eval()
-
-
-def by_torchattacks(model: nn.Module, data: ImageData, threat: ThreatModel) -> Tensor:
-    """Images unbroken by AutoAttack's four attacks, batch by batch, each on the images unbroken before it."""
-    eps = float(threat.epsilon)
-    attacks = [
-        torchattacks.APGD(model, eps=eps, steps=100, loss="ce", n_restarts=1),
-        torchattacks.APGDT(model, eps=eps, steps=100, n_classes=10, n_restarts=1),
-        torchattacks.FAB(model, eps=eps, steps=100, multi_targeted=True, n_classes=10, n_restarts=1),
-        torchattacks.Square(model, eps=eps, n_queries=5000, n_restarts=1),
-    ]
-    robust = torch.zeros(len(data), dtype=torch.bool)
-    for rows in torch.arange(len(data)).split(250):
-        x, y = data.floats(rows), data.labels[rows]
-        with torch.no_grad():
-            unbroken = (model(x).argmax(1) == y).nonzero()[:, 0]
-        for attack in attacks:
-            if len(unbroken):
-                found = attack(x[unbroken], y[unbroken])
-                with torch.no_grad():
-                    unbroken = unbroken[model(found).argmax(1) == y[unbroken]]
-        robust[rows[unbroken]] = True
-    return robust
-
-
-def by_us(name: str, model: nn.Module, data: ImageData, threat: ThreatModel) -> Tensor:
-    """Images unbroken by one of our suites."""
-    suite = replace(suite_named(name, threat.norm), curve=None)
-    return torch.from_numpy(~evaluate(model, data, threat, suite).table.worst_case.broken)
-
-
-def measured(tool: str, model: nn.Module, data: ImageData, threat: ThreatModel, record: Path) -> dict[str, object]:
-    """Verdicts and cost of one tool on one network, from the record if there is one."""
-    if record.exists():
-        stored: dict[str, object] = json.loads(record.read_text())
-        return stored
-    counted = Counted(model).eval()
-    for parameter in counted.parameters():
-        parameter.requires_grad_(True)  # the default for users of all tools
-    began = time.process_time()
-    robust = (
-        by_torchattacks(counted, data, threat) if tool == "torchattacks" else by_us(tool, counted, data, threat)
-    )
-    row = {
-        "robust": robust.tolist(),
-        "seconds": time.process_time() - began,
-        "forwards": counted.passes.forwards,
-        "backwards": counted.passes.backwards,
-    }
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(row))
-    return row
 
 
 def table(rows: dict[tuple[int, str], dict[str, object]]) -> str:

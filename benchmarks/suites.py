@@ -11,25 +11,20 @@ alike. Finished rows are kept and not run again. Writes `benchmarks/results/suit
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
-import time
 import warnings
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torchattacks
-from torch import Tensor, nn
+from torch import nn
 
-from counted import Counted
-from robustly import ThreatModel, evaluate
+from autoattack_tools import measured
+from robustly import ThreatModel
 from robustly.cli import main as robustly
 from robustly.data import ImageData, load_test
-from robustly.evaluation import suite_named
 from robustly.experiments.run_folder import evaluation_data, load_trained, open_run
 from robustly.statistics import Proportion
 
@@ -81,62 +76,9 @@ def victim(name: str, folder: Path, count: int) -> tuple[nn.Module, ImageData, T
             sys.exit(f"{' '.join(words[:2])} failed")
     config = open_run(out)
     data = load_test(evaluation_data(config))
-    model, _ = load_trained(out, config, data, trusts=lambda module: False)
+    model, data, _ = load_trained(out, config, data, trusts=lambda module: False)
     rows = torch.arange(min(count, len(data)))
     return model.eval(), data.select(rows), config.threat
-
-
-def by_torchattacks(model: Counted, data: ImageData, threat: ThreatModel) -> Tensor:
-    """Images unbroken by AutoAttack's four attacks, batch by batch, each on the images unbroken before it."""
-    eps = float(threat.epsilon)
-    attacks = [
-        torchattacks.APGD(model, eps=eps, steps=100, loss="ce", n_restarts=1),
-        torchattacks.APGDT(model, eps=eps, steps=100, n_classes=10, n_restarts=1),
-        torchattacks.FAB(model, eps=eps, steps=100, multi_targeted=True, n_classes=10, n_restarts=1),
-        torchattacks.Square(model, eps=eps, n_queries=5000, n_restarts=1),
-    ]
-    robust = torch.zeros(len(data), dtype=torch.bool)
-    for rows in torch.arange(len(data)).split(250):
-        x, y = data.floats(rows), data.labels[rows]
-        with torch.no_grad():
-            unbroken = (model(x).argmax(1) == y).nonzero()[:, 0]
-        for attack in attacks:
-            if len(unbroken):
-                found = attack(x[unbroken], y[unbroken])
-                with torch.no_grad():
-                    unbroken = unbroken[model(found).argmax(1) == y[unbroken]]
-        robust[rows[unbroken]] = True
-    return robust
-
-
-def by_us(name: str, model: Counted, data: ImageData, threat: ThreatModel) -> Tensor:
-    """Images unbroken by one of our suites."""
-    suite = replace(suite_named(name, threat.norm), curve=None)
-    broken = evaluate(model, data, threat, suite, batch_size=250).table.worst_case.broken
-    return torch.from_numpy(~broken)
-
-
-def measured(tool: str, model: nn.Module, data: ImageData, threat: ThreatModel, record: Path) -> dict[str, object]:
-    """Verdicts and cost of one tool on one network, from the record if there is one."""
-    if record.exists():
-        stored: dict[str, object] = json.loads(record.read_text())
-        return stored
-    counted = Counted(model).eval()  # torchattacks restores the mode of the outer module
-    for parameter in counted.parameters():
-        parameter.requires_grad_(True)  # the default for users of all tools
-    began = time.process_time()
-    robust = (
-        by_torchattacks(counted, data, threat) if tool == "torchattacks" else by_us(tool, counted, data, threat)
-    )
-    row = {
-        "robust": robust.tolist(),
-        "seconds": time.process_time() - began,
-        "forwards": counted.passes.forwards,
-        "backwards": counted.passes.backwards,
-    }
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(row))
-    return row
 
 
 def table(rows: dict[str, dict[str, object]]) -> str:
@@ -181,7 +123,7 @@ def main() -> None:
         rows: dict[str, dict[str, object]] = {}
         for tool in options.tools.split(","):
             record = options.out / "records" / f"{name}-{tool}-{len(data)}.json"
-            rows[tool] = measured(tool, model, data, threat, record)
+            rows[tool] = measured(tool, model, data, threat, record, batch_size=250)
             print(name, tool, sum(rows[tool]["robust"]), f"{rows[tool]['seconds']:.0f} s", flush=True)
         parts.append(f"## {titles[name]}\n\n{len(data)} test images.\n\n{table(rows)}\n")
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchattacks"))

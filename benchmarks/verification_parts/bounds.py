@@ -149,7 +149,9 @@ def _their_methods(
         """Bounds of the inputs of activations, in the order of the network."""
         read = sorted({node.inputs[0] for node in graph.nodes if node.op == "relu"})
         return {
-            index: Interval(*(one.detach().view(len(x), *graph.nodes[index].shape) for one in (node.lower, node.upper)))
+            index: Interval(
+                *(one.detach().view(len(x), *graph.nodes[index].shape) for one in (node.lower, node.upper))
+            )
             for index, node in zip(read, activation_inputs(), strict=True)
         }
 

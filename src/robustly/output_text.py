@@ -2,9 +2,14 @@
 
 import math
 import unicodedata
+from collections.abc import Iterable
 
 REPLACEMENT = "?"
 """Shown instead of a character that would control the terminal."""
+LONGEST_REASON = 160
+"""Characters of an error's message that `first_line` returns."""
+LONGEST_LIST = 6
+"""Names of a list that `listed` returns."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -28,6 +33,24 @@ def one_line(text: str) -> str:
     return plain_text(" ".join(text.split()))
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message that is not empty, at most `LONGEST_REASON` characters; else its class."""
+    return _first_line(error) or type(error).__name__
+
+
+def typed_line(error: BaseException) -> str:
+    """Class of an error and `first_line` of its message, as `ValueError: it is empty`."""
+    line, name = _first_line(error), type(error).__name__
+    return f"{name}: {line}" if line else name
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first `LONGEST_LIST` names of a list, separated by commas, and the number of the others."""
+    every = list(names)
+    more = f" and {len(every) - LONGEST_LIST} more" if len(every) > LONGEST_LIST else ""
+    return ", ".join(every[:LONGEST_LIST]) + more
+
+
 def csv_cell(value: object) -> str:
     """Text of a CSV cell that a spreadsheet does not take for a formula.
 
@@ -36,6 +59,11 @@ def csv_cell(value: object) -> str:
     """
     text = plain_text(str(value), kept="\t\r\n")
     return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
+
+
+def _first_line(error: BaseException) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), "")[:LONGEST_REASON]
 
 
 def _controls(character: str) -> bool:

@@ -117,6 +117,7 @@ def interleaved(generators: Sequence[KeyedGenerator]) -> KeyedGenerator:
         return generators[0]
     ids, times = generators[0].ids, len(generators)
     seeds = tuple(one.seed for one in generators if not isinstance(one.seed, tuple))
+    assert len(seeds) == times, "generators that are interleaved already have several seeds"
     return KeyedGenerator(
         seeds, ids.repeat_interleave(times), torch.arange(times, device=ids.device).repeat(len(ids))
     )

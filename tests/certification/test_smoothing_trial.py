@@ -149,7 +149,7 @@ def test_a_forged_certificate_has_no_way_through(tmp_path: Path) -> None:
             verdict = torch.full((len(y),), int(Verdict.VERIFIED), dtype=torch.int8)
             return CertificateResult(verdict, torch.full((len(y),), 9.0), y, "model")
 
-    with pytest.raises(ValueError, match="a certificate is wrong"):
+    with pytest.raises(ValueError, match="the certificate is wrong"):
         evaluate(model, data, threat, replace(suite, certificates={"liar": Liar()}))
 
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 from cli_tools import refusal
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,7 +26,7 @@ from robustly.evidence import read_summary
 from robustly.evidence.storage import read_images
 from robustly.experiments import onnx_export
 from robustly.experiments.configuration import build_config
-from robustly.experiments.export import model_card
+from robustly.experiments.export import model_card, write_safetensors
 from robustly.experiments.given_models import given_run
 from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.onnx_export import compare_onnx
@@ -92,6 +93,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(pixels[0]).save(folder / ".hidden.png")
     (folder / "notes.txt").write_text("no image")
     return folder
+
+
+def test_two_exports_of_a_model_are_equal_byte_by_byte(exported: Path, tmp_path: Path) -> None:
+    model = open_portable(exported / "m.safetensors", trust_nothing)
+    files = [tmp_path / f"{number}.safetensors" for number in range(12)]  # an order by chance is found
+    for file in files:
+        write_safetensors(model, file)
+    everywhere = [exported / "m.safetensors", exported / "hf" / "model.safetensors", *files]
+    assert len({file.read_bytes() for file in everywhere}) == 1
+    with safe_open(files[0], framework="pt") as content:
+        assert sorted(content.metadata()) == ["format", KEY]
 
 
 def rows(text: str) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,42 @@ def test_hub_data_set(tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyP
     assert torch.equal(splits.test.images, channels_first(images["test"]))
     assert torch.equal(splits.train.images, channels_first(images["train"])[splits.train.ids])
     refused("hf:nobody/no-such-data-set", "hf:nobody/no-such-data-set cannot be loaded")
+
+
+class StandInSplit:
+    """A split of `datasets`, which has a table in the format "arrow" and the features of its columns."""
+
+    def __init__(self, content: pa.Table) -> None:
+        self.content = content
+        self.features = SimpleNamespace(arrow_schema=content.schema)
+
+    def with_format(self, kind: str) -> pa.Table:
+        assert kind == "arrow"
+        return self.content.replace_schema_metadata(None)
+
+
+def test_numbered_labels_with_names_of_their_own_are_read_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = pa.array([0, 40, 90] * 4, pa.int64())  # more classes than rows
+    made = table(pictures(12), named=False, label=labels)
+    pq.write_table(made, tmp_path / "train.parquet")
+    (tmp_path / "names.txt").write_text("".join(f"name {number}\n" for number in range(100)))
+    hub = SimpleNamespace(load_dataset=lambda name, setting: {"train": StandInSplit(made)})
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    for source in ("hf:some/data", str(tmp_path / "train.parquet")):
+        refused(source, "the label 90 but only 12 examples", evaluation_only=True)
+        data = load_test(config(source, classes=str(tmp_path / "names.txt"), evaluation_only=True))
+        assert torch.equal(data.images, channels_first(pictures(12)))
+        assert (len(data.classes), data.classes[90], data.labels[:3].tolist()) == (100, "name 90", [0, 40, 90])
+
+
+def test_a_failing_hub_without_a_message_is_named_by_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, setting: str | None) -> None:
+        raise ConnectionError
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    refused("hf:some/data", r"hf:some/data cannot be loaded \(ConnectionError\)")
 
 
 @pytest.mark.slow

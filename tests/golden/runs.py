@@ -169,7 +169,7 @@ def little_settings(recipe: str, teacher: Path, extra: Path) -> dict[str, str]:
             words[f"{role}.width"] = "0.0625" if recipe in WITH_NORMS else "0.25"
             if recipe in WITH_NORMS:
                 words |= {f"{role}.name": "resnet18", f"{role}.mean": "[0.1]", f"{role}.std": "[0.3]"}
-            elif role == "model":
+            elif role == "model" and settings["model"]["name"] == "small_cnn":
                 words["model.dropout"] = "0.3"
             if role.endswith("teacher"):
                 words[f"{role}.weights"] = str(teacher)

@@ -6,7 +6,7 @@ import pytest
 from rich.table import Table
 
 from robustly.cli.terminal import PlainConsole
-from robustly.output_text import csv_cell, one_line, plain_text
+from robustly.output_text import csv_cell, first_line, listed, one_line, plain_text, typed_line
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,32 @@ def test_control_characters_are_replaced(text: str, shown: str) -> None:
 
 def test_a_sentence_is_one_line() -> None:
     assert one_line("a\n  b\x1b[2J\r\n") == "a b?[2J"
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [("no room", "no room"), ("\n \n  it is\nbroken", "it is"), ("x" * 500, "x" * 160), ("\u2028b", "b")],
+)
+def test_the_reason_of_an_error_is_one_line(message: str, line: str) -> None:
+    assert first_line(ValueError(message)) == line
+    assert typed_line(ValueError(message)) == f"ValueError: {line}"
+
+
+@pytest.mark.parametrize("message", ["", " \n\t\n"])
+def test_an_error_without_a_message_is_named_by_its_class(message: str) -> None:
+    assert first_line(ZeroDivisionError(message)) == "ZeroDivisionError"
+    assert typed_line(ZeroDivisionError(message)) == "ZeroDivisionError"
+
+
+def test_a_long_list_is_cut_and_counted() -> None:
+    assert [listed("abcdefgh"[:length]) for length in (0, 1, 6, 7, 8)] == [
+        "",
+        "a",
+        "a, b, c, d, e, f",
+        "a, b, c, d, e, f and 1 more",
+        "a, b, c, d, e, f and 2 more",
+    ]
+    assert listed(name for name in ("x", "y")) == "x, y"
 
 
 def test_a_console_prints_no_escapes_of_names() -> None:

@@ -280,7 +280,7 @@ class Views(nn.Module):
 
 def test_the_layout_falls_back_for_networks_that_flatten_with_view():
     torch.manual_seed(0)
-    net = in_fastest_layout(Views(), IMAGES, training=True)
+    net = in_fastest_layout(Views(), IMAGES)
     assert net.training
     assert net.conv.weight.is_contiguous()
     other = in_fastest_layout(nn.Conv2d(3, 4, 3), IMAGES)

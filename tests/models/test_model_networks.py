@@ -26,6 +26,8 @@ def parameter_count(model: nn.Module) -> int:
     [
         # 320 + 9248 + 18496 + 36928 in the convolutions, 205000 + 40200 + 2010 in the linear layers
         ("small_cnn", 312_202),
+        # 272 + 8224 in the convolutions, 156900 + 1010 in the linear layers
+        ("conv_small", 166_406),
         ("resnet18", 11_173_962),
         ("resnet18_lbgat", 11_173_962),
         # with the last batch normalisation, which kuangliu's 11,171,146 is without
@@ -46,7 +48,9 @@ def _reference_settings(name: str) -> Settings:
     return Settings(10, known.channels, known.image_size, 1.0, known.activation, known.dropout or 0.0, None, None)
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "resnet18_lbgat", "preact_resnet18", "wrn16_4"])
+@pytest.mark.parametrize(
+    "name", ["small_cnn", "conv_small", "resnet18", "resnet18_lbgat", "preact_resnet18", "wrn16_4"]
+)
 def test_logits_have_one_column_for_each_class(name: str) -> None:
     model = build_model(ModelConfig(name, classes=7, channels=2, image_size=(24, 20), width=0.1), seed=0)
     assert model.eval()(torch.rand(3, 2, 24, 20)).shape == (3, 7)

@@ -42,8 +42,8 @@ def test_weights_of_the_configuration_are_loaded(tmp_path: Path) -> None:
 def test_open_settings_are_those_of_the_reference(name: str) -> None:
     # width shrinks the hidden layers only, so that input and output show what was chosen
     model = build_model(ModelConfig(name, width=0.02), seed=0).eval()
-    side = 28 if name == "small_cnn" else 32
-    assert model(torch.rand(1, 1 if name == "small_cnn" else 3, side, side)).shape == (1, 10)
+    channels, side = (1, 28) if name in ("small_cnn", "conv_small") else (3, 32)
+    assert model(torch.rand(1, channels, side, side)).shape == (1, 10)
 
 
 def test_dropout_of_small_cnn_is_the_original_one_unless_set() -> None:
@@ -140,3 +140,14 @@ def test_a_user_factory_gets_the_number_of_classes_if_it_takes_it(user_module: s
 def test_a_wrong_user_model_is_one_sentence(name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build_model(ModelConfig(name), 0, allow_code=True)
+
+
+def test_an_archive_that_fails_without_a_message_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str, map_location: str) -> nn.Module:
+        raise RuntimeError
+
+    file = tmp_path / "m.pt"
+    torch.jit.script(nn.Linear(2, 2)).save(str(file))
+    monkeypatch.setattr(torch.jit, "load", load)
+    with pytest.raises(ValueError, match=r"m\.pt cannot be loaded as TorchScript: RuntimeError$"):
+        build_model(ModelConfig(f"torchscript:{file}"), 0, allow_code=True)

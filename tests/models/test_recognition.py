@@ -20,8 +20,10 @@ from robustly.models import (
 THREE = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
 CONFIGS = [
     ModelConfig("small_cnn", width=0.25, classes=7, channels=3, image_size=(20, 20)),
+    ModelConfig("conv_small", width=0.3, classes=5, channels=3, image_size=(22, 18), **THREE),
     ModelConfig("preact_resnet18", width=0.13, classes=3),
     ModelConfig("wrn16_4", width=0.3, mean=THREE["mean"], std=THREE["std"]),
+    ModelConfig("wrn16_4", width=0.25, classes=5, channels=1),  # without a shortcut in its first block
 ]
 
 
@@ -33,6 +35,39 @@ def test_names_and_shapes_show_the_settings(tmp_path: Path, config: ModelConfig)
     assert (found.name, found.width, found.weights) == (config.name, config.width, str(file))
     rebuilt = build_model(replace(found, image_size=config.image_size), 1)
     assert weights_hash(rebuilt) == weights_hash(model)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"block1.layer.1.bn2.weight": None},
+        {"block1.layer.0.convShortcut.weight": torch.zeros(16, 16, 1, 1)},
+        {"normalize.mean": torch.zeros(1, 3, 1, 1)},
+        {"normalize.mean": torch.zeros(1, 1, 1, 1), "normalize.std": torch.ones(1, 1, 1, 1)},
+        {"conv1.weight": torch.zeros(16)},
+        {"fc.weight": torch.zeros(5, 0)},
+        {"fc.weight": torch.zeros(2, 64 * 4 * 65)},
+    ],
+)
+def test_missing_and_unknown_weights_show_no_network(
+    tmp_path: Path, changed: dict[str, torch.Tensor | None]
+) -> None:
+    state = build_model(ModelConfig("wrn16_4", width=0.25), 0).state_dict()
+    file = tmp_path / "w.pth"
+    torch.save({name: value for name, value in {**state, **changed}.items() if value is not None}, file)
+    with pytest.raises(WeightsError, match="fits none of the networks"):
+        recognised(file)
+
+
+def test_two_sets_of_weights_of_the_whole_network_are_not_guessed(tmp_path: Path) -> None:
+    first, second = (build_model(ModelConfig("wrn16_4", width=0.25), seed).state_dict() for seed in (0, 1))
+    file = tmp_path / "w.pth"
+    torch.save(
+        {f"{key}.{name}": value for key, state in (("a", first), ("b.c", second)) for name, value in state.items()},
+        file,
+    )
+    with pytest.raises(WeightsError, match="fits none of the networks"):
+        recognised(file)
 
 
 def test_networks_of_the_same_shapes_are_not_guessed(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from robustly.reports import ReportError, read_run, render, write_report
 from robustly.reports.figures.charts import json_safe
 from robustly.reports.figures.evaluation_figures import by_class, distances
 from robustly.reports.formats import count, decimal, duration, percent, proportion
+from robustly.reports.pages import gallery as pages_gallery
 from robustly.reports.pages.gallery import MOST_BROKEN, MOST_BYTES, PER_RUN, gallery, share_of_bytes
 from robustly.reports.pages.run_view import embedded_json, view
 from robustly.reports.tables.comparison import compare
@@ -227,6 +228,18 @@ def test_large_pictures_are_shown_smaller(run):
     grid = gallery(evidence.evaluation, None, pictures)
     assert grid.shrunk
     assert len(grid.shelves[0].shots[0].original) < 2000
+
+
+def test_no_picture_is_encoded_twice(run, monkeypatch):
+    evidence, calls = read_run(run), []
+    monkeypatch.setattr(pages_gallery, "_png", lambda pixels, side: calls.append(side) or "x" * 100_000)
+    assert gallery(evidence.evaluation, evidence.table, evidence.pictures) is None
+    tried, calls[:] = calls.copy(), []
+    grid = gallery(evidence.evaluation, evidence.table, evidence.pictures, most=10**9)
+    shots = [shot for shelf in grid.shelves for shot in shelf.shots]
+    pairs = sum(shot.adversarial is not None for shot in shots)
+    assert len(tried) == len(calls) == len({shot.example for shot in shots}) + 2 * pairs
+    assert set(tried) == {28}, "small pictures have one size, so that smaller sides need no new ones"
 
 
 def test_a_comparison_marks_only_what_is_clear(tmp_path):

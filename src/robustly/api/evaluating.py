@@ -11,10 +11,9 @@ from robustly.api.progress import evaluation_progress
 from robustly.api.result import Result
 from robustly.attacks import Attack
 from robustly.data import as_image_data
-from robustly.evaluation import EvaluationCheckpoint, EvaluationTarget, Suite
+from robustly.evaluation import EvaluationTarget, Suite
 from robustly.evaluation import evaluate as run_evaluation
 from robustly.evaluation.diagnostics import diagnose as run_diagnostics
-from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites import as_suite
 from robustly.evaluation.target import Mode, Progress
 from robustly.evidence import Finding
@@ -58,30 +57,18 @@ def evaluate(
         curve: radii of the security curve, or "off"; None takes those of the suite.
         curve_count: number of examples of the security curve; None for all.
         checkpoint: folder of finished attacks, so that a killed evaluation continues; None keeps them in memory.
-        progress: True shows a bar in terminals and notebooks; or a callback with (name, done, total).
+        progress: True shows a bar in terminals and notebooks, and a line every half minute elsewhere; or a callback
+            with (name, done, total).
 
     Raises:
         ValueError: a model, data, threat or suite that is invalid or does not fit the others; the sentence states
             which and why. `AdapterError`, `EvaluationError`, `ThreatError` and others are kinds of it.
     """
-    parsed = _threat(threat)
+    parsed = parsed_threat(threat)
     attacks = as_suite(suite, parsed.kind)
     with torch.inference_mode(False):  # gradients are refused in it
         images = as_image_data(data, classes=classes, round_to_8_bits=round_to_8_bits, limit=count)
         adapted, images = fit(model, images, device)
-        stored = None
-        if checkpoint is not None:
-            identity = evaluation_identity(
-                adapted,
-                images,
-                parsed,
-                attacks,
-                mode=mode,
-                seed=seed,
-                batch_size=batch_size,
-                curve_count=curve_count,
-            )
-            stored = EvaluationCheckpoint(Path(checkpoint), identity)
         with evaluation_progress(Console(stderr=True, quiet=progress is not True)) as shown:
             evidence = run_evaluation(
                 adapted,
@@ -93,7 +80,7 @@ def evaluate(
                 batch_size=batch_size,
                 curve=curve,
                 curve_count=curve_count,
-                checkpoint=stored,
+                checkpoint=None if checkpoint is None else Path(checkpoint),
                 progress=shown if isinstance(progress, bool) else progress,
             )
         return Result.of(evidence, adapted, images, attacks)
@@ -162,14 +149,19 @@ def diagnose(
     Raises:
         ValueError: as `evaluate`.
     """
-    parsed = _threat(threat)
+    parsed = parsed_threat(threat)
     with torch.inference_mode(False):  # gradients are refused in it
         images = as_image_data(data, classes=classes, round_to_8_bits=round_to_8_bits, limit=count)
         adapted, images = fit(model, images, device)
         return run_diagnostics(EvaluationTarget(adapted, images, parsed, seed, batch_size), count=len(images))
 
 
-def _threat(given: object) -> Threat:
+def parsed_threat(given: object) -> Threat:
+    """A threat from a threat or its text.
+
+    Raises:
+        ThreatError: an unknown or invalid threat.
+    """
     if isinstance(given, str):
         return parse_threat(given)
     if not isinstance(given, Threat):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from robustly.data import ImageData
 from robustly.evaluation import EvaluationError
-from robustly.evaluation.fitting import fitted_data
-from robustly.models import as_classifier, weights_hash
+from robustly.evaluation.fitting import first_logits, fitted_data
+from robustly.models import as_classifier, has_weights
 from robustly.models.adapter import unwrapped
 from robustly.models.wrapping import missing_normalisation
 
@@ -29,7 +29,7 @@ def fit(model: Model, data: ImageData, device: torch.device | str | None) -> tup
     if unnormalised:
         warnings.warn(unnormalised, stacklevel=3)
     placed = next((value.device for value in (*bare.parameters(), *bare.buffers())), None)
-    if isinstance(unwrapped(model), nn.Module) and weights_hash(bare) == weights_hash({}):
+    if isinstance(unwrapped(model), nn.Module) and not has_weights(bare):
         warnings.warn(
             "no weights were found in the model, so they are not part of the evidence: register its networks as "
             "attributes, and its tensors as buffers, so that others can check it",
@@ -39,9 +39,8 @@ def fit(model: Model, data: ImageData, device: torch.device | str | None) -> tup
     if placed is not None and wanted is not None and placed.type != wanted.type:
         raise EvaluationError(f"the model is on {placed}, not on {wanted}: move it with model.to({str(wanted)!r})")
     data = data if wanted is None or wanted.type == "meta" else data.to(wanted)
-    first = data.floats(torch.arange(min(2, len(data)), device=data.images.device))
-    adapted = as_classifier(bare, first)
-    return adapted, fitted_data(adapted, data)
+    adapted = as_classifier(bare, data.first(2))
+    return adapted, fitted_data(adapted, data, first_logits(adapted, data).shape[1])
 
 
 def _device(name: torch.device | str) -> torch.device:

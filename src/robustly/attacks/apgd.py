@@ -11,7 +11,8 @@ from robustly.attacks.core.contract import ANY_BUT_L0, AttackError, AttackResult
 from robustly.attacks.core.gradient_estimators import GradientEstimator
 from robustly.attacks.core.linearisation import Ranking, ranked_targets
 from robustly.attacks.core.run_search import run_search
-from robustly.attacks.core.search import Precision, Rows, Search
+from robustly.attacks.core.search import Precision, Search
+from robustly.attacks.core.search_state import Rows
 from robustly.attacks.core.together import in_turn, together
 from robustly.objectives import (
     ClassificationGoal,

@@ -10,7 +10,8 @@ from torch import Tensor
 from robustly.attacks.apgd_l1 import ascend_l1
 from robustly.attacks.core.ascent import random_direction_ascent
 from robustly.attacks.core.gradient_estimators import GradientEstimator
-from robustly.attacks.core.search import Rows, Search
+from robustly.attacks.core.search import Search
+from robustly.attacks.core.search_state import Rows
 from robustly.objectives import Goal, Objective, at_step
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import L1Ball, LpBall

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from robustly.attacks.core.contract import Images
 from robustly.attacks.core.gradient_estimators import GradientEstimator
-from robustly.attacks.core.search import Rows, Search
+from robustly.attacks.core.search import Search
+from robustly.attacks.core.search_state import Rows
 from robustly.objectives import Goal, Objective, at_step
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LpBall

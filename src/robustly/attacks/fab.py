@@ -16,7 +16,8 @@ from robustly.attacks.core.linearisation import (
     step_to_hyperplane,
 )
 from robustly.attacks.core.run_search import run_search
-from robustly.attacks.core.search import Rows, Search
+from robustly.attacks.core.search import Search
+from robustly.attacks.core.search_state import Rows
 from robustly.attacks.core.together import in_turn, together
 from robustly.objectives import ClassificationGoal, Goal, margin
 from robustly.randomness import KeyedGenerator

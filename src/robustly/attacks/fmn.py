@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import ANY_BALL, AttackError, AttackResult, Images, Needs
 from robustly.attacks.core.linearisation import lead_of_target, ranked_targets, steepness, unit
 from robustly.attacks.core.run_search import run_search
-from robustly.attacks.core.search import Evaluated, Rows, Search
+from robustly.attacks.core.search import Evaluated, Search
+from robustly.attacks.core.search_state import Rows
 from robustly.objectives import ClassificationGoal, Goal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LpBall, laid_out_like

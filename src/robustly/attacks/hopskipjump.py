@@ -17,7 +17,8 @@ from robustly.attacks.core.decision_boundary import (
     random_adversarials,
 )
 from robustly.attacks.core.run_search import run_search
-from robustly.attacks.core.search import Rows, Search
+from robustly.attacks.core.search import Search
+from robustly.attacks.core.search_state import Rows
 from robustly.objectives import Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import laid_out_like

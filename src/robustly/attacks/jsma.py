@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.linearisation import ranked_targets
 from robustly.attacks.core.run_search import run_search
-from robustly.attacks.core.search import Rows, Search
+from robustly.attacks.core.search import Search
+from robustly.attacks.core.search_state import Rows
 from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Threat

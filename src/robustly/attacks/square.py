@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import AttackError, AttackResult, Images, Needs, lp_balls
 from robustly.attacks.core.random_search import Flat, Moves, falling_share, random_search
 from robustly.attacks.core.run_search import run_search
-from robustly.attacks.core.search import Precision, Rows, Search
+from robustly.attacks.core.search import Precision, Search
+from robustly.attacks.core.search_state import Rows
 from robustly.objectives import Goal, Objective, cross_entropy, margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LinfBall, LpBall

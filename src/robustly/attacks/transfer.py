@@ -16,7 +16,8 @@ from robustly.attacks.core.contract import (
     Needs,
 )
 from robustly.attacks.core.run_search import run_search
-from robustly.attacks.core.search import Rows, Search
+from robustly.attacks.core.search import Search
+from robustly.attacks.core.search_state import Rows
 from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Threat

@@ -13,6 +13,7 @@ from robustly.certification.specification import Specification
 from robustly.randomness import KeyedGenerator
 
 _CHUNK = 1 << 22  # values of the widest node in one batch of points, which bounds the memory
+_BEYOND = 1.2  # share of the way to 0 that Polyak's step goes
 _FIRST_RATE, _DECAY = 0.3, 0.9  # size of the first step as a share of the box, and its factor per step
 
 
@@ -65,13 +66,14 @@ def falsify(
     shape = low.shape[1:]
     random = generator.uniform(starts, *shape)[0].double()
     corner = generator.fold("corner").bits(starts, *shape)[0].bitwise_and_(1)
-    at_corner = torch.arange(starts, device=low.device) // 2 % 4 == 1
+    number = torch.arange(starts, device=low.device)
+    at_corner = number // 2 % 4 == 1
     share = torch.where(at_corner.view(-1, *[1] * len(shape)), corner, random)
     share[0] = 0.5
-    number = torch.arange(starts, device=low.device)
     target = number // 2 % (spec.disjuncts + 1) - 1
     sums = (number % 2 == 1) & (len(spec.disjunct) > spec.disjuncts)
-    problem = _Problem(inputs, low, high, _expanded(spec, starts), target, sums)
+    to_zero = number % 2 == 1
+    problem = _Problem(inputs, low, high, _expanded(spec, starts), target, sums, to_zero)
     found = _chunked(graph, problem, lower + share * span, steps, deadline or Deadline(), stop=True)
     hits = found.mask.nonzero()
     return found.points[hits[0]] if len(hits) else None
@@ -103,8 +105,27 @@ def falsify_each(
     share = generator.fold("falsify").uniform(*low.shape[1:]).double()
     begin = low.double() + share * (high.double() - low.double()) if start is None else start.double()
     nearest = torch.full((len(low),), -1, device=low.device)
-    problem = _Problem(inputs, low, high, spec, nearest, torch.zeros_like(nearest, dtype=torch.bool))
+    no = torch.zeros_like(nearest, dtype=torch.bool)
+    problem = _Problem(inputs, low, high, spec, nearest, no, no)
     return _chunked(graph, problem, begin, steps, deadline or Deadline())
+
+
+def descend(
+    graph: Graph, inputs: InputSet, spec: Specification, points: Tensor, steps: int, deadline: Deadline
+) -> Tensor | None:
+    """Search for a counterexample of one property from given points `(P, *shape)`, by Polyak's steps.
+
+    Returns:
+        A counterexample `(1, *shape)` in float32, or None.
+    """
+    low, high = inside(inputs)
+    number = torch.arange(len(points), device=points.device)
+    nearest, yes = torch.full_like(number, -1), torch.ones_like(number, dtype=torch.bool)
+    sums = yes & (len(spec.disjunct) > spec.disjuncts)
+    problem = _Problem(inputs, low, high, _expanded(spec, len(points)), nearest, sums, yes)
+    found = _chunked(graph, problem, points.double(), steps, deadline, stop=True)
+    hits = found.mask.nonzero()
+    return found.points[hits[0]] if len(hits) else None
 
 
 def inside(inputs: InputSet) -> tuple[Tensor, Tensor]:
@@ -131,7 +152,7 @@ def judge(graph: Graph, inputs: InputSet, spec: Specification, points: Tensor) -
         The float32 points, and their worst margins `(B,)`, positive where a point is not a counterexample.
     """
     low, high = inside(inputs)
-    rounded = points.float().maximum(low).minimum(high)
+    rounded = _rounded(inputs.ball, low, high, points)
     value = _exact(graph.to(torch.float64), inputs, spec.to(torch.float64), rounded)
     return rounded, value
 
@@ -151,10 +172,10 @@ def _member(inputs: InputSet, points: Tensor) -> Tensor:
     within = ((exact >= inputs.lower.double()) & (exact <= inputs.upper.double())).flatten(1).all(1)
     if inputs.ball is None:
         return within
-    return within & (_sizes(inputs.ball, exact - inputs.ball.center.double()) <= inputs.ball.radius.double())
+    return within & (ball_sizes(inputs.ball, exact - inputs.ball.center.double()) <= inputs.ball.radius.double())
 
 
-def _sizes(ball: Ball, change: Tensor) -> Tensor:
+def ball_sizes(ball: Ball, change: Tensor) -> Tensor:
     """Sizes of changes `(P, *shape)` in the norm of the ball, `(P,)`."""
     if ball.norm == "l0":
         return _pixels(change.abs()).gt(0).sum(1)
@@ -184,6 +205,8 @@ class _Problem:
         spec: their properties.
         target: disjunct that a point follows, `(P,)`; -1 for the nearest.
         sums: points that descend on the sum of the rows' excess instead of the largest row, `(P,)` bool.
+        to_zero: points whose steps go to where the linear approximation of the objective is 0 (Polyak's step),
+            instead of by signs and of a length that decreases, `(P,)` bool.
     """
 
     inputs: InputSet
@@ -192,6 +215,7 @@ class _Problem:
     spec: Specification
     target: Tensor
     sums: Tensor
+    to_zero: Tensor
 
     def select(self, index: Tensor) -> "_Problem":
         one = len(self.low) == 1
@@ -200,45 +224,56 @@ class _Problem:
             if one
             else (self.inputs.select(index), self.low[index], self.high[index])
         )
-        return _Problem(inputs, low, high, self.spec.select(index), self.target[index], self.sums[index])
+        return _Problem(
+            inputs, low, high, self.spec.select(index), self.target[index], self.sums[index], self.to_zero[index]
+        )
 
     def rounded(self, points: Tensor) -> Tensor:
         """The nearest points of the sets in float32, `(P, *shape)`."""
-        points = points.float().maximum(self.low).minimum(self.high)
-        ball = self.inputs.ball
-        if ball is None:
-            return points
-        center = ball.center.float()
-        change = points - center
-        extra = [1] * (points.ndim - 1)
-        if ball.norm == "l0":
-            size = _pixels(change.abs())
-            keep = int(ball.radius.max())
-            least = (
-                size.topk(min(keep, size.shape[1]), dim=1).values[:, -1]
-                if keep
-                else size.new_full((len(size),), torch.inf)
-            )
-            channels = change.abs().sum(1, keepdim=True) if change.ndim == 4 else change.abs()
-            return torch.where(channels >= least.view(-1, *extra), points, center)
-        share = ball.radius.float() * (1 - 1e-6) / _sizes(ball, change).clamp_min(1e-30)
-        return torch.where(
-            (share < 1).view(-1, *extra), center + change * share.clamp_max(1).view(-1, *extra), points
-        )
+        return _rounded(self.inputs.ball, self.low, self.high, points)
 
-    def moved(self, points: Tensor, gradient: Tensor, rate: float) -> Tensor:
-        """Points after a step against the gradient of a share `rate` of the sets' widths."""
-        ball = self.inputs.ball
+    def moved(self, points: Tensor, gradient: Tensor, value: Tensor, rate: float) -> Tensor:
+        """Points after a step against the gradient of objectives with the given values, `(P,)`."""
         extra = [1] * (points.ndim - 1)
+        width = self.high - self.low
+        ball = self.inputs.ball
         if ball is None or ball.norm == "l0":
-            return self.rounded(points - rate * (self.high - self.low) * gradient.sign())
-        gradient = torch.where(self.high > self.low, gradient, 0.0)
-        if ball.norm == "l1":
-            size = gradient.abs().flatten(1)
-            least = size.topk(max(1, size.shape[1] // 50), dim=1).values[:, -1]
-            gradient = torch.where(gradient.abs() >= least.view(-1, *extra), gradient.sign(), 0.0)
-        scale = rate * 2 * ball.radius.float() / _sizes(ball, gradient).clamp_min(1e-30)
-        return self.rounded(points - scale.view(-1, *extra) * gradient)
+            change = rate * width * gradient.sign()
+        else:
+            gradient = torch.where(width > 0, gradient, 0.0)
+            direction = gradient
+            if ball.norm == "l1":
+                size = gradient.abs().flatten(1)
+                least = size.topk(max(1, size.shape[1] // 50), dim=1).values[:, -1]
+                direction = torch.where(gradient.abs() >= least.view(-1, *extra), gradient.sign(), 0.0)
+            scale = rate * 2 * ball.radius.float() / ball_sizes(ball, direction).clamp_min(1e-30)
+            change = scale.view(-1, *extra) * direction
+        scaled = gradient * width
+        length = _BEYOND * value / scaled.flatten(1).square().sum(1).clamp_min(1e-30)
+        to_zero = width * (length.view(-1, *extra) * scaled).clamp(-_FIRST_RATE, _FIRST_RATE)
+        return self.rounded(points - torch.where(self.to_zero.view(-1, *extra), to_zero, change))
+
+
+def _rounded(ball: Ball | None, low: Tensor, high: Tensor, points: Tensor) -> Tensor:
+    """The nearest points in float32 of boxes and balls, `(P, *shape)`."""
+    points = points.float().maximum(low).minimum(high)
+    if ball is None:
+        return points
+    center = ball.center.float()
+    change = points - center
+    extra = [1] * (points.ndim - 1)
+    if ball.norm == "l0":
+        size = _pixels(change.abs())
+        keep = int(ball.radius.max())
+        least = (
+            size.topk(min(keep, size.shape[1]), dim=1).values[:, -1]
+            if keep
+            else size.new_full((len(size),), torch.inf)
+        )
+        channels = change.abs().sum(1, keepdim=True) if change.ndim == 4 else change.abs()
+        return torch.where(channels >= least.view(-1, *extra), points, center)
+    share = ball.radius.float() * (1 - 1e-6) / ball_sizes(ball, change).clamp_min(1e-30)
+    return torch.where((share < 1).view(-1, *extra), center + change * share.clamp_max(1).view(-1, *extra), points)
 
 
 def _excess(spec: Specification, margins: Tensor) -> Tensor:
@@ -277,7 +312,8 @@ def _search(graph: Graph, problem: _Problem, start: Tensor, steps: int, deadline
         if done.any():
             rest = (~done).nonzero().squeeze(1)
             alive, x, gradient, problem = alive[rest], x[rest], gradient[rest], problem.select(rest)
-        x = problem.moved(x, gradient, _FIRST_RATE * _DECAY**step)
+            objective = objective[rest]
+        x = problem.moved(x, gradient, objective.detach(), _FIRST_RATE * _DECAY**step)
     return Found(margin <= 0, points, margin)
 
 

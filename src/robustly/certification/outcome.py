@@ -9,7 +9,7 @@ from robustly.evidence import Verdict
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one method found for one property.
+    """The result of one method for one property.
 
     Args:
         verdict: verified, falsified, unknown or timeout.
@@ -18,7 +18,7 @@ class Outcome:
         stage: method that decided, or the last one tried: "attack", "ibp", "crown", "alpha", "branch", "split",
             "milp".
         work: work spent, in bounded domains.
-        reason: one sentence that says why the property stayed open; empty if it is decided.
+        reason: why the property stayed open, in a few words; empty if it is decided.
     """
 
     verdict: Verdict

@@ -122,7 +122,8 @@ class InputSet:
                     down.expand_as(coefficients).flatten(rows.lead),
                     up.expand_as(coefficients).flatten(rows.lead),
                 )
-                change = torch.maximum(change, _l2_in_box(movable, *limits, radius))
+                found = _l2_in_box(movable, *limits, radius)
+                change = torch.where(found > change, found, change)  # the dual may overflow for tiny radii
         else:
             change = torch.maximum(box, -radius * movable.abs().amax(-1))
             if exact:

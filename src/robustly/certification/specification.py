@@ -1,4 +1,4 @@
-"""What is to be proved of a network's output: no disjunct of a violation can hold."""
+"""Specifications of a network's output: no disjunct of a violation can hold."""
 
 from dataclasses import dataclass
 

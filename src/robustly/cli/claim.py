@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from robustly.cli.targets import check_new_file
 from robustly.cli.terminal import PlainConsole
 from robustly.compat.robustbench import claim
-from robustly.experiments.run_folder import RunError
 
 
 def write_claim(run: Path, target: Path, overwrite: bool) -> None:
@@ -20,11 +20,8 @@ def write_claim(run: Path, target: Path, overwrite: bool) -> None:
         OSError: a file cannot be written.
     """
     issue = target.with_suffix(".md")
-    if target.suffix != ".json":
-        raise RunError(f"--robustbench takes the name of a file that ends in .json, got {target}")
-    for path in (target, issue):
-        if path.is_dir() or (path.exists() and not overwrite):
-            raise RunError(f"{path} exists already: --overwrite replaces it")
+    for path, suffix in ((target, ".json"), (issue, ".md")):
+        check_new_file("robustbench", path, suffix, overwrite)
     found = claim(run, target.stem)
     found.write(target, issue)
     console = PlainConsole()

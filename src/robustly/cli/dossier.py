@@ -10,7 +10,7 @@ from robustly.evaluation.recording import stored_threat
 from robustly.evaluation.suites.suite import settings
 from robustly.evidence import read_evidence
 from robustly.evidence.audit_record import read_audit
-from robustly.evidence.storage import read_summary, read_threat_arrays
+from robustly.evidence.storage import read_threat_arrays
 from robustly.experiments.locks import repair_evaluations
 from robustly.reports.dossier.attack_tables import KnownAttack
 from robustly.reports.dossier.content import Floors, dossier
@@ -39,9 +39,11 @@ def run_dossier(run: Path, out: Path | None, label: str | None, floors: Floors) 
     check_output(target)
     repair_evaluations(run)
     folder = evidence_folder(run, label)
-    summary = read_summary(folder)
-    known = known_attacks(stored_threat(summary.threat, read_threat_arrays(folder)))
-    written = write_dossier(dossier(_evidence(run, folder), known, floors), target)
+    evidence = _evidence(run, folder)
+    known: tuple[KnownAttack, ...] = ()
+    if evidence.evaluation is not None:  # otherwise the dossier is refused below
+        known = known_attacks(stored_threat(evidence.evaluation.threat, read_threat_arrays(folder)))
+    written = write_dossier(dossier(evidence, known, floors), target)
     PlainConsole().print(f"dossier: {written.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
@@ -50,8 +52,7 @@ def _evidence(run: Path, folder: Path) -> RunEvidence:
     """The content of a run folder, or of a folder of evidence."""
     if folder != run:
         return read_run(run, folder)
-    check = 'robustly.read_result("FOLDER").audit(model, data)'
-    return run_of_evidence(read_evidence(folder), check, read_audit(folder))
+    return run_of_evidence(read_evidence(folder), read_audit(folder))
 
 
 def known_attacks(threat: Threat) -> tuple[KnownAttack, ...]:

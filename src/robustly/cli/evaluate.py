@@ -12,12 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
-from robustly.cli.arguments import trust_in
+from robustly.cli.proofs import print_certificates
 from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
-from robustly.evaluation import EvaluationCheckpoint, evaluate
+from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
-from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
@@ -27,6 +26,8 @@ from robustly.evidence.provenance import Seen
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.locks import lock_evaluation, partial_of
 from robustly.experiments.run_folder import (
+    CERTIFIED,
+    EVALUATION,
     RunError,
     evaluation_folder,
     open_run,
@@ -86,14 +87,16 @@ def run_evaluation(
         held.enter_context(removed_if_refused(run))
         if run.is_new:
             held.enter_context(lock_evaluation(target))
-        suite = load_surrogates(suite, config, subject.data, trust_in(overrides, trust_code).allows, subject.device)
+        suite = load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
         marks = seen_attacks(folder, config if run.is_new else open_run(folder), config.threat.kind, suite)
         named = partial(_named, subject=subject, marks=marks)
         console = PlainConsole()
         try:
             evidence = _evaluated(config, suite, subject, target, named)
         except KeyboardInterrupt:
-            console.print("\nstopped; the same command continues after the finished attacks", highlight=False)
+            console.print(
+                "\nstopped; the same command continues after the finished attacks and proofs", highlight=False
+            )
             raise
     collapse = collapse_words(evidence.table.examples, subject.data.classes)
     _print(console, evidence.summary, folder, target, collapse)
@@ -110,16 +113,6 @@ def _evaluated(
     """Attack the model, and replace the folder of the evaluation by the new evidence, which is returned."""
     settings = config.evaluation
     unfinished = partial_of(target)
-    identity = evaluation_identity(
-        subject.model,
-        subject.data,
-        config.threat,
-        suite,
-        mode=settings.mode,
-        seed=config.seed,
-        batch_size=settings.batch_size,
-        curve_count=settings.curve_count,
-    )
     about = announcement(subject.model, subject.data, config.threat, suite)
     PlainConsole().print(about, highlight=False, soft_wrap=True)
     with evaluation_progress(PlainConsole()) as progress:
@@ -133,7 +126,7 @@ def _evaluated(
             batch_size=settings.batch_size,
             curve_count=settings.curve_count,
             curve=settings.curve,
-            checkpoint=EvaluationCheckpoint(unfinished, identity),
+            checkpoint=unfinished,
             progress=progress,
         )
     evidence = replace(evidence, summary=named(evidence.summary))
@@ -145,18 +138,20 @@ def _evaluated(
 def _print(console: Console, summary: Summary, folder: Path, target: Path, collapse: str) -> None:
     """Print the table, the passes, warnings about the result, and the next command."""
     console.print(summary_table(summary))
-    console.print(_spent(summary), highlight=False, soft_wrap=True)
-    for line in certificate_lines(summary):
-        console.print(escape(line), highlight=False, soft_wrap=True)
+    if summary.metrics.attacks:
+        console.print(_spent(summary), highlight=False, soft_wrap=True)
     if summary.overhead_words:
         console.print(summary.overhead_words, highlight=False, soft_wrap=True)
     console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
     mark = "[red]![/] " if summary.data.seen else ""
     console.print(f"{mark}images seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
+    print_certificates(console, summary)
     for sentence in [*([collapse] if collapse else []), *summary.masking, *summary.failures.values()]:
         console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    label = target.name.removeprefix(EVALUATION).removeprefix("_")
+    named = "" if label in ("", CERTIFIED) else f" --as {label}"
     console.print(
-        f"evidence: {target}\nnext: robustly report {quote(str(folder))}",
+        f"evidence: {target}\nnext: robustly report {quote(str(folder))}{named}",
         soft_wrap=True,
         highlight=False,
         markup=False,
@@ -228,29 +223,7 @@ def summary_table(summary: Summary) -> Table:
     table.add_row(name, *blank, *_share(worst.robust), f"{100 * worst.robust_8bit.share:.1f} %", "", style="bold")
     if metrics.proved is not None:
         table.add_row("certified", *blank, *_share(metrics.proved), "", "")
-        low, high = (f"{100 * part.share:.1f}" for part in (metrics.proved, metrics.attacked))
-        table.add_row("certified to attacked", *blank, f"{low} to {high} %", "", "", "", style="bold")
     return table
-
-
-def certificate_lines(summary: Summary) -> list[str]:
-    """A line for each certificate on the deciding methods, and one on the undecided examples and their reasons."""
-    lines = []
-    for one in summary.metrics.certificates:
-        stages = [
-            f"{name} {numbers.verified + numbers.falsified} of {numbers.count}"
-            + ("" if numbers.seconds is None else f" in {numbers.seconds:.1f} s")
-            for name, numbers in one.stages.items()
-        ]
-        verdicts = ", ".join(f"{number} {word}" for word, number in one.verdicts.items() if number)
-        lines.append(
-            f"certificate {one.name}: {verdicts}" + (f"; decided by {', '.join(stages)}" if stages else "")
-        )
-        if one.reasons:
-            lines.append(f"  open: {', '.join(f'{number} ({words})' for words, number in one.reasons.items())}")
-    if summary.metrics.proved is not None:
-        lines.append(f"undecided: {summary.metrics.undecided} of {summary.data.count} examples")
-    return lines
 
 
 def _share(part: Proportion) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from robustly.cli.arguments import Trust
+from robustly.cli.targets import check_new_file
 from robustly.cli.terminal import PlainConsole
 from robustly.evidence import EvidenceError, Summary
 from robustly.evidence.storage import read_images
@@ -58,16 +59,13 @@ def run_export(path: Path, targets: Mapping[str, Path], overwrite: bool, trust_c
 
 
 def _check_target(kind: str, target: Path, overwrite: bool) -> None:
-    if kind == "hf":
+    if kind == "hf":  # a folder
         is_ours = (target / HF_CONFIG).is_file()
         if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (overwrite and is_ours))):
             hint = ": --overwrite replaces it" if is_ours else ", and is not an exported model: name a new folder"
             raise RunError(f"{target} exists already{hint}")
         return
-    if target.suffix != f".{kind}":
-        raise RunError(f"--{kind} takes the name of a file that ends in .{kind}, got {target}")
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise RunError(f"{target} exists already: --overwrite replaces it")
+    check_new_file(kind, target, f".{kind}", overwrite)
 
 
 def _export_onnx(

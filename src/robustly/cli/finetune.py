@@ -77,7 +77,7 @@ def _config_of(options: argparse.Namespace, overrides: list[str]) -> tuple[RunCo
     """Settings of the run, and the overrides without those that are options of this command."""
     pairs = pairs_of(overrides)
     named = dict(pairs)
-    rest = [word for key, value in pairs if key not in ("data", "method") for word in (f"--{key}", value)]
+    rest = [word for key, value in pairs if key != "method" for word in (f"--{key}", value)]
     if not is_of_a_run(options.source) and not any(is_model_name(word) for word in rest):
         raise ValueError(
             f"name the network of {options.source} with --model.name: resnet18, ... or package.module:factory"
@@ -85,7 +85,7 @@ def _config_of(options: argparse.Namespace, overrides: list[str]) -> tuple[RunCo
     name = named.get("method", "trades")
     plan = FinetunePlan(
         source=options.source,
-        data=named.get("data", named.get("data.source")),
+        data=named.get("data.source"),
         epochs=options.epochs,
         mode=options.mode,
         head_epochs=options.head_epochs,

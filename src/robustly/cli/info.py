@@ -8,7 +8,7 @@ from typing import Any
 from robustly.cli.runs import is_sweep, runs_in
 from robustly.cli.terminal import PlainConsole
 from robustly.documents import read_json
-from robustly.evidence import EvidenceError, read_summary
+from robustly.evidence import EvidenceError, Summary, read_summary
 from robustly.evidence.audit_record import read_audit, read_signature
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.experiments.keys import UNTRAINED
@@ -128,7 +128,7 @@ def evidence_facts(folder: Path) -> Facts:
             "checkpoint": model.checkpoint,
         },
         "data": {"source": data.source, "split": data.split, "count": data.count, "classes": len(data.classes)},
-        **_evaluation(folder),
+        **_evaluation(folder, summary),
         "attacks": {one.attack.title: one.state or _share(one.numbers.robust) for one in summary.outcomes},
         "failed diagnostics": failed,
         "warnings": list(summary.warnings),
@@ -192,10 +192,11 @@ def _weights(file: Path) -> Facts:
     }
 
 
-def _evaluation(folder: Path) -> Facts:
-    """The numbers of an evaluation, and whether it was audited and signed."""
+def _evaluation(folder: Path, summary: Summary | None = None) -> Facts:
+    """The numbers of an evaluation, and whether it was audited and signed. A summary of None is read."""
     try:
-        summary, audit, signature = read_summary(folder), read_audit(folder), read_signature(folder)
+        summary = summary or read_summary(folder)
+        audit, signature = read_audit(folder), read_signature(folder)
     except EvidenceError as error:
         return {"damaged": str(error)}
     metrics = summary.metrics

@@ -1,6 +1,7 @@
 """`robustly report`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -9,40 +10,84 @@ from rich.table import Table
 
 from robustly.cli.runs import runs_in
 from robustly.cli.terminal import PlainConsole
+from robustly.evidence.schema import SUMMARY
 from robustly.experiments.locks import repair_evaluations
-from robustly.experiments.run_folder import REPORT
-from robustly.reports import ReportError, RunEvidence, read_run, write_report
+from robustly.experiments.run_folder import CERTIFIED, EVALUATION, REPORT, evaluation_folder
+from robustly.files import write_text
+from robustly.reports import ReportError, RunEvidence, read_run, render
 from robustly.reports.reading import has_results
 from robustly.statistics import Proportion
 
 
-def run_report(runs: Sequence[Path], out: Path | None) -> int:
+def run_report(runs: Sequence[Path], out: Path | None, label: str | None = None) -> int:
     """Write the page of one run, or of a comparison; the folder of a sweep counts as its runs with results.
 
-    Returns the exit code.
+    An evaluation of `robustly certify` stands on the page beside the evaluation of its run, or alone if there is
+    no other one.
+
+    Args:
+        runs: run folders, or folders of sweeps.
+        out: file to write; None for `report.html` in the run, `report_LABEL.html` with a label, or `report.html`
+            in the current folder for several runs.
+        label: name of an evaluation; None for the evaluation without a name.
+
+    Returns:
+        The exit code.
 
     Raises:
-        ValueError: a run that cannot be read.
+        ValueError: a run that cannot be read, or one without an evaluation of this name.
         OSError: the page cannot be written.
     """
     for run in runs:
         repair_evaluations(run)
-    target = out or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
+    page = REPORT if label is None else f"{Path(REPORT).stem}_{label}.html"
+    target = out or (runs[0] / page if len(runs) == 1 else Path(page))
     console = PlainConsole()
     folders = []
     for folder in (one for run in runs for one in runs_in(run)):
-        if folder in runs or has_results(folder):
+        if folder in runs or has_results(folder) or (evaluation_folder(folder, CERTIFIED) / SUMMARY).is_file():
             folders.append(folder)
         else:
             console.print(f"left out: {folder} has no results yet", soft_wrap=True, highlight=False, markup=False)
     if not folders:
         raise ReportError(f"{runs[0]} is a sweep without results so far.")
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    written = write_report(folders, target)
-    if len(folders) > 1:
-        console.print(_comparison([read_run(folder) for folder in folders]))
-    console.print(f"report: {written.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
+    content = [found for folder in folders for found in read_evaluations(folder, label)]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, render(content))
+    if len(content) > 1:
+        console.print(_comparison(content))
+    console.print(f"report: {target.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
     return 0
+
+
+def read_evaluations(run: Path, label: str | None = None) -> list[RunEvidence]:
+    """The evaluation of a name, or without one the evaluation of a run and that of `robustly certify`.
+
+    Args:
+        run: folder of the run.
+        label: name of the evaluation; None for both.
+
+    Raises:
+        ReportError: there is none, or a file is cut off.
+        EvidenceError: a file of the evaluation is cut off or has another schema.
+    """
+    if label is not None:
+        folder = evaluation_folder(run, label)
+        if run.is_dir() and not (folder / SUMMARY).is_file():
+            found = sorted(one.parent.name for one in run.glob(f"{EVALUATION}_*/{SUMMARY}"))
+            names = ", ".join(one.removeprefix(f"{EVALUATION}_") for one in found)
+            raise ReportError(
+                f"{run} has no evaluation named {label!r}; " + (f"it has {names}." if found else "it has none.")
+            )
+        return [read_run(run, folder)]
+    certified = evaluation_folder(run, CERTIFIED)
+    if not (certified / SUMMARY).is_file():
+        return [read_run(run)]
+    if not (run / EVALUATION / SUMMARY).is_file():
+        return [read_run(run, certified)]
+    proofs = read_run(run, certified)
+    return [read_run(run), replace(proofs, name=f"{proofs.name}, {CERTIFIED}", training=None)]
 
 
 def _comparison(runs: Sequence[RunEvidence]) -> Table:
@@ -51,11 +96,16 @@ def _comparison(runs: Sequence[RunEvidence]) -> Table:
     titles = list(dict.fromkeys(one.title for _, found in evaluations for one in found.suite.attacks))
     table = Table(title="accuracy in %, with 95 % intervals", title_justify="left", box=SIMPLE)
     table.add_column("attack")
-    rows: dict[str, list[str]] = {title: [title] for title in ("clean", *titles, "worst case")}
+    names = ("clean", *titles, "worst case")
+    if any(found.metrics.proved is not None for _, found in evaluations):
+        names = (*names, "certified")
+    rows: dict[str, list[str]] = {title: [title] for title in names}
     for name, found in evaluations:
         table.add_column(escape(name), justify="right")
         by_title = {one.attack.title: one.numbers.robust for one in found.outcomes}
         shares = {"clean": found.metrics.clean, **by_title, "worst case": found.metrics.worst_case.robust}
+        if found.metrics.proved is not None:
+            shares["certified"] = found.metrics.proved
         for title, row in rows.items():
             row.append(_cell(shares[title]) if title in shares else "-")
     for row in rows.values():

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from robustly.cli.arguments import Trust, check_evaluation_overrides, trust_in
+from robustly.cli.arguments import check_evaluation_overrides, trust_in
 from robustly.cli.terminal import PlainConsole
 from robustly.data import DataConfig, ImageData, load_test
 from robustly.experiments.configuration import RunConfig
@@ -19,6 +19,7 @@ from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_wei
 from robustly.experiments.run_folder import (
     OWN_WEIGHTS,
     RunError,
+    Trusts,
     create_run,
     evaluation_data,
     load_on_device,
@@ -38,6 +39,7 @@ class Subject:
         data: the images.
         checkpoint: the origin of the weights.
         device: where model and images are.
+        trusts: whether a model of this name may be imported, for the surrogates of an evaluation.
     """
 
     run: GivenRun
@@ -47,6 +49,7 @@ class Subject:
     data: ImageData
     checkpoint: str
     device: torch.device
+    trusts: Trusts
 
 
 def run_of_command(place: Path | None, overrides: list[str]) -> GivenRun:
@@ -89,7 +92,8 @@ def load_subject(run: GivenRun, trust_code: bool, config: RunConfig | None = Non
     source = evaluation_data(config)
     data = load_test(source)
     seen = check_test_rows(run.folder, config, data)
-    loaded = load_on_device(run.folder, config, data, _trust(run, trust_code).allows)
+    trusts = trust_in(run.overrides, trust_code).allows
+    loaded = load_on_device(run.folder, config, data, trusts)
     if loaded.checkpoint == OWN_WEIGHTS:
         PlainConsole().print(
             f"the weights are those that {config.model.name} gives; their hash is recorded",
@@ -97,7 +101,7 @@ def load_subject(run: GivenRun, trust_code: bool, config: RunConfig | None = Non
             markup=False,
             highlight=False,
         )
-    return Subject(run, source, seen, loaded.model, loaded.data, loaded.checkpoint, loaded.device)
+    return Subject(run, source, seen, loaded.model, loaded.data, loaded.checkpoint, loaded.device, trusts)
 
 
 def keep_run(run: GivenRun) -> None:
@@ -122,7 +126,3 @@ def removed_if_refused(run: GivenRun) -> Iterator[None]:
         if run.is_new:
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
-
-
-def _trust(run: GivenRun, trust_code: bool) -> Trust:
-    return trust_in(run.overrides, trust_code)

@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from robustly.documents import parse_json
+from robustly.output_text import listed
 from robustly.settings import nearest
 
 ClassNames = Sequence[str | Sequence[str]]
@@ -20,7 +21,6 @@ ClassNames = Sequence[str | Sequence[str]]
 _MOST_BYTES = 2**24
 _WORDNET = re.compile(r"(n\d{8})[\s,:]+(\S.*)")
 _NUMBERED = re.compile(r"(\d+)[\s,:]+([^\s-].*)")
-_LISTED = 6  # names in an error message
 
 
 def read_class_names(file: Path | str) -> tuple[tuple[str, ...], ...]:
@@ -149,7 +149,7 @@ def numbers_among(classes: Sequence[str], names: ClassNames, source: str) -> tup
         near = nearest(unknown[0], [alternative for name in names for alternative in _parts(name)])
         near = near or f", such as {', '.join(shown_names(names)[:3])}"
         raise ValueError(
-            f"{source}: its {'classes' if len(unknown) > 1 else 'class'} {_list(unknown)} "
+            f"{source}: its {'classes' if len(unknown) > 1 else 'class'} {listed(unknown)} "
             f"{'are' if len(unknown) > 1 else 'is'} not among the {len(names)} class names that are given{near}"
         )
     for name, places in zip(classes, found, strict=True):
@@ -161,7 +161,7 @@ def numbers_among(classes: Sequence[str], names: ClassNames, source: str) -> tup
     twice = [name for name, number in zip(classes, numbers_found, strict=True) if counts[number] > 1]
     if twice:
         raise ValueError(
-            f"{source}: its classes {_list(twice)} have the same number among the names that are given"
+            f"{source}: its classes {listed(twice)} have the same number among the names that are given"
         )
     return numbers_found
 
@@ -197,8 +197,3 @@ def _parts(entry: str | Sequence[str]) -> list[str]:
 
 def _folded(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", name.casefold().strip()))
-
-
-def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -13,9 +13,12 @@ from robustly.data.table_files import Columns
 from robustly.data.tables import table_rows
 from robustly.documents import read_json
 from robustly.memory import check_bytes
+from robustly.output_text import typed_line
 
 
-def hub_rows(name: str, config: str | None, columns: Columns, decoding: Decoding) -> dict[str, Rows]:
+def hub_rows(
+    name: str, config: str | None, columns: Columns, decoding: Decoding, named: int = 0
+) -> dict[str, Rows]:
     """Splits of a data set of the Hugging Face hub, downloaded once and cached by `datasets`.
 
     Args:
@@ -23,6 +26,7 @@ def hub_rows(name: str, config: str | None, columns: Columns, decoding: Decoding
         config: the data set's configuration, such as `cropped_digits`, or None for its default.
         columns: names of columns.
         decoding: settings of decoding.
+        named: number of classes that are named elsewhere.
 
     Raises:
         ValueError: if `datasets` is not installed, the data set cannot be loaded, or its columns do not fit.
@@ -33,13 +37,11 @@ def hub_rows(name: str, config: str | None, columns: Columns, decoding: Decoding
         raise ValueError(f"the source hf:{name} needs the package datasets: pip install 'robustly[hf]'") from error
     # networks and loaders raise many kinds of errors
     try:
-        loaded = datasets.load_dataset(name, config)
-        tables = {part: _arrow_table(split) for part, split in loaded.items()}
+        tables = _arrow_tables(datasets.load_dataset(name, config))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"the data set hf:{name} cannot be loaded ({type(error).__name__}: {reason})") from error
+        raise ValueError(f"the data set hf:{name} cannot be loaded ({typed_line(error)})") from error
     sources = {part: f"hf:{name} ({part})" for part in tables}
-    return table_rows(tables, sources, columns, decoding, with_paths=True)
+    return table_rows(tables, sources, columns, decoding, named, with_paths=True)
 
 
 def data_set_rows(
@@ -57,7 +59,7 @@ def data_set_rows(
     Raises:
         ValueError: if the columns do not fit.
     """
-    tables = {part: _arrow_table(split) for part, split in splits.items()}
+    tables = _arrow_tables(splits)
     sources = {part: source if len(tables) == 1 else f"{source} ({part})" for part in tables}
     return table_rows(tables, sources, columns, decoding, named, with_paths=True)
 
@@ -117,7 +119,10 @@ def _mapped(file: Path) -> pa.Table:
         raise ValueError(f"{file}: is missing, damaged or not an Arrow file of datasets ({error})") from error
 
 
-def _arrow_table(split: Any) -> pa.Table:
-    """The table of a `datasets.Dataset`, with its features, which formatted tables lack."""
-    table: pa.Table = split.with_format("arrow")[:]
-    return table.replace_schema_metadata(split.features.arrow_schema.metadata)
+def _arrow_tables(splits: Mapping[str, Any]) -> dict[str, pa.Table]:
+    """The table of each `datasets.Dataset`, with its features, which formatted tables lack."""
+    tables: dict[str, pa.Table] = {part: split.with_format("arrow")[:] for part, split in splits.items()}
+    return {
+        part: table.replace_schema_metadata(splits[part].features.arrow_schema.metadata)
+        for part, table in tables.items()
+    }

@@ -153,6 +153,10 @@ class ImageData:
         """Pixels as float32 in [0, 1], of all examples or of those at `index` (positions or mask)."""
         return to_floats(self.images if index is None else self.images[index])
 
+    def first(self, count: int) -> Float32[Tensor, "m c h w"]:
+        """The first images, at most `count`, as float32 in [0, 1], for trials of a model."""
+        return to_floats(self.images[:count])
+
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of images, labels and ids: the same on every device and machine."""
         digest = hashlib.sha256()

@@ -189,7 +189,7 @@ def _read_parts(config: DataConfig, named: int) -> dict[str, Rows]:
     if config.source == "mnist5k":
         return _refitted(mnist5k_rows(), decoding)
     if config.source.startswith("hf:"):
-        return _hub_parts(config)
+        return _hub_parts(config, named)
     path = Path(config.source).expanduser()
     if not path.exists():
         hint = nearest(config.source, ["mnist5k"])
@@ -206,14 +206,14 @@ def _read_parts(config: DataConfig, named: int) -> dict[str, Rows]:
     raise ValueError(f"the source {config.source!r} holds no data of a supported format: use {_ALLOWED}")
 
 
-def _hub_parts(config: DataConfig) -> dict[str, Rows]:
+def _hub_parts(config: DataConfig, named: int) -> dict[str, Rows]:
     from robustly.data.hugging_face import hub_rows  # noqa: PLC0415 (it imports pyarrow, which is slow)
 
     name, _, setting = config.source.removeprefix("hf:").partition(":")
     if not name:
         raise ValueError(f"the source {config.source!r} names no data set: write hf:NAME or hf:NAME:CONFIG")
     columns = Columns(config.image_column, config.label_column)
-    return hub_rows(name, setting or None, columns, Decoding(config.image_size, config.channels))
+    return hub_rows(name, setting or None, columns, Decoding(config.image_size, config.channels), named)
 
 
 def _table_parts(path: Path, config: DataConfig, named: int) -> dict[str, Rows]:

@@ -24,6 +24,7 @@ from torch.utils.data import (
 from robustly.data.items import Reading, check_shape, is_item, is_one_label, labels_of, pair_of, pixels_of
 from robustly.data.splits import balanced_order, is_sorted_by_class
 from robustly.memory import check_bytes
+from robustly.output_text import LONGEST_REASON, typed_line
 
 _ITEMS = 64  # read together
 _READ_AGAIN = 3
@@ -239,9 +240,9 @@ def _item(data: Any, place: int, reading: Reading) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    from_worker = "Original Traceback" in str(error)  # the last line has the error itself
-    return lines[-1][:160] if from_worker else f"{type(error).__name__}: {lines[0][:160]}"
+    if "Original Traceback" in str(error):  # of a worker; the last line has the error itself
+        return str(error).strip().splitlines()[-1][:LONGEST_REASON]
+    return typed_line(error)
 
 
 def _chunks(items: Iterator[Any]) -> Iterator[Any]:

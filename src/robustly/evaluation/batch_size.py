@@ -56,7 +56,7 @@ def _timed(target: EvaluationTarget, sizes: Sequence[int]) -> Tuning:
     data = target.data
     device = data.images.device
     with frozen(target.model):
-        first = data.floats(torch.arange(min(FEW, len(data)), device=device))
+        first = data.first(FEW)
         twin = half_precision_copy(target.model, first)
         best = Tuning(sizes[0], float("inf"), None)
         for model in (target.model, twin):

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -24,6 +25,7 @@ from robustly.evaluation.curve import (
 )
 from robustly.evaluation.derived import derived_warnings, gallery, unconfirmed_counterexamples, unconfirmed_warning
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
+from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.overhead import Overhead
 from robustly.evaluation.recording import (
     as_array,
@@ -58,7 +60,7 @@ def evaluate(
     batch_size: int | None = None,
     curve_count: int | None = 500,
     curve: GivenCurve = None,
-    checkpoint: EvaluationCheckpoint | None = None,
+    checkpoint: EvaluationCheckpoint | Path | None = None,
     progress: Progress | None = None,
 ) -> Evidence:
     """Evaluate a model and return the evidence.
@@ -77,7 +79,7 @@ def evaluate(
         curve_count: number of examples, from the first, of the security curve; None for all.
         curve: "off" for no security curve; sizes of the threat for others than those of the suite, as a list or a
             text ("1/255, 2/255"); None for the curve of the suite.
-        checkpoint: storage of finished attacks, so that a killed evaluation continues.
+        checkpoint: storage of finished attacks, or its folder, so that a killed evaluation continues.
         progress: callback with (name, done, total).
 
     Raises:
@@ -98,7 +100,12 @@ def evaluate(
         )
     suite = with_curve(as_suite(suite, threat.kind), curve, threat)
     _check_attacks(suite, threat)
-    model = as_classifier(model, data.floats(torch.arange(min(2, len(data)), device=data.images.device)))
+    model = as_classifier(model, data.first(2))
+    if isinstance(checkpoint, Path):
+        identity = evaluation_identity(
+            model, data, threat, suite, mode=mode, seed=seed, batch_size=batch_size, curve_count=curve_count
+        )
+        checkpoint = EvaluationCheckpoint(checkpoint, identity)
     target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))
     check_certificates(target, suite)
     clean = _clean_logits(replace(target, batch_size=batch_size or 250))

@@ -4,11 +4,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from robustly.evidence.provenance import class_name
 from robustly.evidence.schema import ExampleColumns
 from robustly.statistics import binomial_tail, collapsed_class
 
 _FEWEST = 30
 """Images below which chance explains too much."""
+
+
+def collapsed(examples: ExampleColumns) -> int | None:
+    """The class that every clean image is predicted as while the labels differ; None if there is no such class.
+
+    Ids of classes are compared as they stand: a damaged file may hold any number.
+
+    Args:
+        examples: labels and predictions; without examples, there is no such class.
+    """
+    ids, places = np.unique([examples.clean_prediction, examples.label], return_inverse=True)
+    predicted, labels = (np.bincount(row).tolist() for row in places.reshape(2, -1))
+    found = collapsed_class(predicted, labels)
+    return None if found is None else int(ids[found])
 
 
 def collapse_words(examples: ExampleColumns, classes: Sequence[str]) -> str:
@@ -18,16 +33,12 @@ def collapse_words(examples: ExampleColumns, classes: Sequence[str]) -> str:
         examples: labels and predictions.
         classes: class names.
     """
-    predicted, labels = (
-        np.bincount(values[values >= 0]).tolist() for values in (examples.clean_prediction, examples.label)
-    )
-    found = collapsed_class(predicted, labels)
+    found = collapsed(examples)
     if found is None:
         return _chance_words(examples, len(classes))
-    name = classes[found] if found < len(classes) else str(found)
     return (
-        f"Every image is predicted as the class {name}: the network has collapsed. Its accuracies are the share of "
-        "that class among the images, and attacks have nothing to change."
+        f"Every image is predicted as the class {class_name(classes, found)}: the network has collapsed. Its "
+        "accuracies are the share of that class among the images, and attacks have nothing to change."
     )
 
 

@@ -13,7 +13,7 @@ _NAME_WIDTH = 12
 
 
 def evidence_text(kind: str, summary: Summary) -> str:
-    """The outcome in five to seven lines of plain text, without control characters.
+    """The outcome in five to eight lines of plain text, without control characters.
 
     Args:
         kind: name of the class, which begins the first line.

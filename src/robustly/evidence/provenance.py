@@ -1,7 +1,7 @@
 """Provenance: model, data, threat, suite, versions."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -81,7 +81,7 @@ class DataRecord:
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number if it is not one of the classes."""
-        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
+        return class_name(self.classes, label)
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,14 @@ class SuiteRecord:
         return [attack.name for attack in self.attacks]
 
     def title(self, name: str) -> str:
-        """Title of an attack, or its name if the suite does not have it."""
-        return next((attack.title for attack in self.attacks if attack.name == name), name)
+        """Title of an attack or a certificate, or its name if the suite does not have it."""
+        parts: tuple[SuiteAttack | SuiteCertificate, ...] = (*self.attacks, *self.certificates)
+        return next((one.title for one in parts if one.name == name), name)
+
+
+def class_name(classes: Sequence[str], label: int) -> str:
+    """The name of a class, or its number if it is not one of the classes."""
+    return classes[label] if 0 <= label < len(classes) else str(label)
 
 
 def size_unit(norm: str) -> str:

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save
 
 from robustly.evidence import Summary
 from robustly.experiments.portable import HF_CONFIG, HF_WEIGHTS, KEY, Description, PortableModel, description_text
-from robustly.files import whole_file, write_json, write_text
+from robustly.files import write_json, write_text
+from robustly.models.weights import write_tensors
 from robustly.output_text import one_line
 from robustly.statistics import Proportion
 
@@ -19,11 +19,7 @@ def write_safetensors(model: PortableModel, file: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    # safetensors refuses storage that two tensors share
-    state = {name: value.detach().clone().contiguous() for name, value in model.model.state_dict().items()}
-    blob = save(state, metadata={"format": "pt", KEY: description_text(model.description)})
-    with whole_file(file) as temporary:
-        temporary.write_bytes(blob)
+    write_tensors(model.model, file, {"format": "pt", KEY: description_text(model.description)})
 
 
 def write_hugging_face(model: PortableModel, folder: Path, name: str, summary: Summary | None) -> None:

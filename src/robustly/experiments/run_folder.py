@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from robustly.attacks.core.contract import check_output
 from robustly.data import DataConfig, ImageData, Splits, load_extra, load_splits
@@ -32,6 +32,8 @@ from robustly.training.engine.loop import BEST, FINAL
 
 CONFIG = "config.yaml"
 EVALUATION = "evaluation"
+CERTIFIED = "certified"
+"""Name of the evaluation of `robustly certify`."""
 REPORT = "report.html"
 
 OWN_WEIGHTS = "factory's own"
@@ -185,13 +187,13 @@ def build_network(
     """
     try:
         model = _new_network(config, data, seed, trusts)
-        outputs = first_logits(model, data).shape[1]
-        if outputs != data.num_classes:
+        logits = first_logits(model, data)
+        if logits.shape[1] != data.num_classes:
             raise RunError(
-                f"the model has {outputs} outputs but the data {data.num_classes} classes: training needs as many "
-                "outputs as classes (a factory of your own gets the number as its argument classes)"
+                f"the model has {logits.shape[1]} outputs but the data {data.num_classes} classes: training needs "
+                "as many outputs as classes (a factory of your own gets the number as its argument classes)"
             )
-        try_network(model, data)
+        check_logits(logits, data)
     except ValueError as error:
         if role == "model":
             raise
@@ -200,7 +202,7 @@ def build_network(
 
 
 def _new_network(config: ModelConfig, data: ImageData, seed: int, trusts: Trusts) -> nn.Module:
-    images = data.floats(torch.arange(min(8, len(data))))
+    images = data.first(8)
     return as_classifier(build_model(_fitted(config, data), seed, trusts(config.name), images), images)
 
 
@@ -209,13 +211,16 @@ def _fitted(config: ModelConfig, data: ImageData) -> ModelConfig:
     return config.for_images(data.num_classes, channels, (height, width))
 
 
-def try_network(model: nn.Module, data: ImageData) -> None:
+def check_logits(logits: Tensor, data: ImageData) -> None:
     """Refuse a network that cannot classify a data set; warn if it returns probabilities.
 
+    Args:
+        logits: its logits of the first images.
+        data: the images.
+
     Raises:
-        ValueError: it fails on the images, it has fewer outputs than there are classes, or it returns NaN.
+        ValueError: it has fewer outputs than there are classes, or returns NaN.
     """
-    logits = first_logits(model, data)
     check_output(logits, ClassificationGoal(data.labels[: len(logits)]))
     if not bool(logits.isfinite().all()):
         raise RunError("the model returns NaN or infinite logits")
@@ -254,8 +259,9 @@ def load_trained(
 
 
 def _evaluated(model: nn.Module, data: ImageData, origin: str) -> tuple[nn.Module, ImageData, str]:
-    data = fitted_data(model, data)
-    try_network(model, data)
+    logits = first_logits(model, data)
+    data = fitted_data(model, data, logits.shape[1])
+    check_logits(logits, data)
     return model.eval(), data, origin
 
 
@@ -285,8 +291,7 @@ def load_on_device(folder: Path, config: RunConfig, data: ImageData, trusts: Tru
     model, fitted, name = load_trained(folder, config, data, trusts)
     device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
     placed = fitted.to(device)
-    first = placed.floats(torch.arange(min(2, len(placed)), device=placed.images.device))
-    return Loaded(in_fastest_layout(model.to(device), first), placed, name, device)
+    return Loaded(in_fastest_layout(model.to(device), placed.first(2)), placed, name, device)
 
 
 def evaluation_data(config: RunConfig) -> DataConfig:

@@ -43,7 +43,6 @@ def load_surrogates(
                 raise RunError("it is neither a run folder nor a file of weights")
         except (ValueError, OSError) as error:
             raise RunError(f"stages.{stage}.surrogate {source}: {error}") from None
-        first = data.floats(torch.arange(min(2, len(data)), device=data.images.device)).to(device)
-        return in_fastest_layout(model.to(device), first)
+        return in_fastest_layout(model.to(device), data.first(2).to(device))
 
     return with_surrogates(suite, load)

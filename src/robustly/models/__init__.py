@@ -2,6 +2,7 @@
 
 from robustly.models.adapter import AdapterError, as_classifier
 from robustly.models.checkpoints import WeightsError, is_torchscript, read_weights, weights_file
+from robustly.models.conv_small import ConvSmall
 from robustly.models.hidden import hidden_modules
 from robustly.models.layers import ACTIVATIONS, Normalize
 from robustly.models.published import Expected, PublishedError, expected_images
@@ -9,7 +10,7 @@ from robustly.models.recognition import about_model, recognised
 from robustly.models.registry import MODELS, Architecture, ModelConfig, Settings, build_model
 from robustly.models.resnet import PreActResNet, ResNet
 from robustly.models.small_cnn import SmallCNN
-from robustly.models.weights import load_weights, save_weights, weights_hash
+from robustly.models.weights import has_weights, load_weights, save_weights, weights_hash
 from robustly.models.wide_resnet import WideResNet
 from robustly.models.wrapping import names_of_outputs, wrap
 
@@ -18,6 +19,7 @@ __all__ = [
     "MODELS",
     "AdapterError",
     "Architecture",
+    "ConvSmall",
     "Expected",
     "ModelConfig",
     "Normalize",
@@ -32,6 +34,7 @@ __all__ = [
     "as_classifier",
     "build_model",
     "expected_images",
+    "has_weights",
     "hidden_modules",
     "is_torchscript",
     "load_weights",

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from robustly.models.adapted import Adapted, FunctionModel, Images
 from robustly.models.hidden import hidden_modules, modules_of_function
+from robustly.models.modes import modes_kept
 from robustly.models.outputs import OutputError, is_single_logit, logits_in
+from robustly.output_text import first_line
 
 
 class AdapterError(ValueError):
@@ -82,24 +84,21 @@ _PARALLEL = (
 
 def _fitted(model: nn.Module, images: Images) -> nn.Module:
     """The model, adapted to what a trial on a few images shows."""
-    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise AdapterError(
             "the model's weights were made in torch.inference_mode, so nothing can be differentiated through them: "
             "make the model outside of it, or pass copy.deepcopy(model)"
         )
-    try:
-        if not _has_fixed_mode(model):
-            model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        return _tried(model, images)
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, was_training in modes:
-            module.training = was_training
+    with modes_kept(model):
+        model.eval()
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            return _tried(model, images)
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
 
 
 def _tried(model: nn.Module, images: Images) -> nn.Module:
@@ -116,20 +115,16 @@ def _tried(model: nn.Module, images: Images) -> nn.Module:
         raise
     except Exception as error:
         raise AdapterError(
-            f"the model fails on images of shape {tuple(images.shape)}: {_first_line(error)}"
+            f"the model fails on images of shape {tuple(images.shape)}: {first_line(error)}"
         ) from None
     if not logits.is_floating_point():
         hint = ": return the numbers of all classes, without argmax" if logits.ndim == 1 else ""
         raise AdapterError(f"the model returns {logits.dtype}, not logits of floating-point numbers{hint}")
     _warn_of_changes(before, model)
-    changes = {
-        "copies_input": given._version != version,
-        "single_logit": is_single_logit(logits, len(images)),
-        "backward_only": False,
-    }
+    copies_input, single_logit = given._version != version, is_single_logit(logits, len(images))
     fitted = model
-    if changes["copies_input"] or changes["single_logit"] or not isinstance(output, Tensor):
-        fitted = changed(model, **changes)
+    if copies_input or single_logit or not isinstance(output, Tensor):
+        fitted = changed(model, copies_input=copies_input, single_logit=single_logit)
     if _refuses_input_gradients(fitted, images):
         fitted = changed(fitted, backward_only=True)
     return fitted
@@ -202,8 +197,3 @@ def _in_dtype_of(model: nn.Module, images: Images) -> Images:
 def kind_of(value: object) -> str:
     """Name of a value's class, or of the class itself."""
     return value.__name__ if isinstance(value, type) else type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

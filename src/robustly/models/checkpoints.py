@@ -16,6 +16,7 @@ from robustly.documents import DocumentError, read_json
 from robustly.memory import check_archive
 from robustly.models.foreign_pickles import ForeignPickleError, load_pickle
 from robustly.models.nested import NestedError, state_dict_in
+from robustly.output_text import typed_line
 
 _IN_FOLDERS = (
     "model.safetensors",
@@ -101,7 +102,7 @@ def written_about(file: Path) -> Mapping[str, str]:
         with safe_open(file, framework="pt") as content:
             return dict(content.metadata() or {})
     except Exception as error:  # the parser raises many kinds
-        raise WeightsError(f"{file}: is damaged or not a safetensors file ({_first_line(error)})") from error
+        raise WeightsError(f"{file}: is damaged or not a safetensors file ({typed_line(error)})") from error
 
 
 def is_torchscript(path: Path) -> bool:
@@ -131,7 +132,7 @@ def _parsed(file: Path, parse: Callable[[], object], kind: str) -> object:
     except ForeignPickleError:
         raise
     except Exception as error:
-        raise WeightsError(f"{file}: is damaged or not {kind} ({_first_line(error)})") from error
+        raise WeightsError(f"{file}: is damaged or not {kind} ({typed_line(error)})") from error
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -200,8 +201,3 @@ def _converting_line(file: Path) -> str:
         f"{new})"
     )
     return f"if you trust its source, since this runs code in it, convert it with: python -c {shlex.quote(code)}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

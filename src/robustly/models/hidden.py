@@ -122,9 +122,11 @@ def _as_names(slots: Any) -> Iterator[str]:
     yield from [slots] if isinstance(slots, str) else slots
 
 
-def _global_names(code: types.CodeType) -> set[str]:
+@functools.lru_cache(maxsize=1024)  # a model is searched again at every call of an attack
+def _global_names(code: types.CodeType) -> frozenset[str]:
     """Global names that some code reads, that of its inner functions included; names of attributes are others."""
-    own = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    steps = dis.get_instructions(code)
+    own = frozenset(str(step.argval) for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     return own.union(*(_global_names(one) for one in code.co_consts if isinstance(one, types.CodeType)))
 
 

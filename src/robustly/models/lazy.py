@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from robustly.models.modes import modes_kept
+
 
 def has_lazy_parameters(model: nn.Module) -> bool:
     """Return True if a parameter or buffer of the model has no shape yet."""
@@ -20,13 +22,8 @@ def create_parameters(model: nn.Module, x: Tensor, seed: int) -> None:
         x: a few images `(N, ...)`.
         seed: any integer of 64 bits.
     """
-    modes = [(module, module.training) for module in model.modules()]
     devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with modes_kept(model), torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
         model.eval()
-        try:
-            model(x)
-        finally:
-            for module, training in modes:
-                module.training = training
+        model(x)

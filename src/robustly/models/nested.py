@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from robustly.models.foreign_pickles import Placeholder, module_state
+from robustly.output_text import listed
 
 _PLAIN_NAMES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "model_state", "params")
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|averag", re.IGNORECASE)
@@ -13,7 +14,6 @@ _OTHER_STATE = re.compile(
     r"optim|sched|scaler|callback|loops|rng|hyper|config|args|criterion|loss|history|_extra_state$", re.IGNORECASE
 )
 _DEEPEST = 4
-_LISTED = 6
 
 
 class NestedError(ValueError):
@@ -48,7 +48,7 @@ def state_dict_in(loaded: object, key: str | None) -> tuple[dict[str, Tensor], s
     foreign = _foreign_in(loaded if path == "" else _at(loaded, path))
     if foreign:
         raise NestedError(
-            f"{_listed(foreign)} hold no tensors; put the state dict alone in the file, or under one of the keys "
+            f"{listed(foreign)} hold no tensors; put the state dict alone in the file, or under one of the keys "
             f"{', '.join(_PLAIN_NAMES[:4])}"
         )
     return tensors, remark
@@ -97,7 +97,7 @@ def _chosen(found: Mapping[str, dict[str, Tensor]]) -> tuple[str, str]:
     if not plain and len(averaged) == 1:
         return averaged[0], ""
     paths = [path or "(top)" for path in found]
-    raise NestedError(f"holds several state dicts ({_listed(paths)}): choose one with --model.weights_key KEY")
+    raise NestedError(f"holds several state dicts ({listed(paths)}): choose one with --model.weights_key KEY")
 
 
 def _main(paths: list[str]) -> list[str]:
@@ -149,9 +149,4 @@ def _refusal(loaded: object) -> str:
 def _what_it_holds(loaded: object) -> str:
     if not isinstance(loaded, Mapping):
         return f"it holds {type(loaded).__name__}"
-    return f"it holds {_listed([path for path, _ in _state_dicts(loaded) if path] or [str(key) for key in loaded])}"
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_LISTED])
-    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
+    return f"it holds {listed([path for path, _ in _state_dicts(loaded) if path] or [str(key) for key in loaded])}"

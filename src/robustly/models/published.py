@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustly.documents import DocumentError, read_json
 from robustly.model_names import HUGGING_FACE, TIMM
 from robustly.models.checkpoints import read_weights
+from robustly.output_text import typed_line
 
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -185,7 +186,7 @@ def _from_hub(where: str, name: str) -> Path | None:
     except hub.errors.EntryNotFoundError:
         return None
     except Exception as error:
-        raise PublishedError(f"the model 'hf:{where}' cannot be loaded: {_first_line(error)}") from None
+        raise PublishedError(f"the model 'hf:{where}' cannot be loaded: {typed_line(error)}") from None
 
 
 def _side(stated: Mapping[str, Any]) -> int | None:
@@ -226,7 +227,7 @@ def _library(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except Exception as error:  # a library whose own libraries do not fit raises other kinds than ImportError
         raise PublishedError(
-            f"{name} cannot be imported ({_first_line(error)}): pip install 'robustly[{extra}]'"
+            f"{name} cannot be imported ({typed_line(error)}): pip install 'robustly[{extra}]'"
         ) from None
 
 
@@ -237,7 +238,7 @@ def _tried(name: str, load: Callable[[], T]) -> T:
     except PublishedError:
         raise
     except Exception as error:
-        raise PublishedError(f"the model {name!r} cannot be loaded: {_first_line(error)}") from None
+        raise PublishedError(f"the model {name!r} cannot be loaded: {typed_line(error)}") from None
 
 
 @contextmanager
@@ -253,8 +254,3 @@ def _quiet(library: Any) -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

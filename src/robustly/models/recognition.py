@@ -5,12 +5,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from robustly.models.checkpoints import WeightsError, read_weights, weights_file, written_about
 from robustly.models.registry import MODELS, WIDEST, ModelConfig, new_network
 from robustly.models.weight_names import NamesError, fitted
+from robustly.models.without_values import without_values
 from robustly.settings import SettingsError, build
 
 ABOUT_MODEL = "model"
@@ -18,13 +18,15 @@ _EXPORTED = "robustly"
 """Key of the metadata of `robustly export`, whose JSON has the settings under `model`."""
 _SIGNS = {
     "small_cnn": "classifier.fc3.weight",
+    "conv_small": "features.conv2.weight",
     "wrn": "block1.layer.0.conv1.weight",
     "resnet": "layer1.0.conv1.weight",
 }
 """A weight that networks have whose name begins so; the others are not tried, because building them takes time."""
-_OUTPUT_LAYERS = ("linear.weight", "fc.weight", "classifier.fc3.weight")
+_OUTPUT_LAYERS = ("linear.weight", "fc.weight", "classifier.fc3.weight", "classifier.fc2.weight")
 _OF_IMAGE_SIZE = "classifier.fc1.weight"
-_INPUT_LAYERS = ("conv1.weight", "feature_extractor.conv1.weight")
+_INPUT_LAYERS = ("conv1.weight", "feature_extractor.conv1.weight", "features.conv1.weight")
+_NORMALISATION = ("normalize.mean", "normalize.std")
 
 
 def about_model(config: ModelConfig) -> dict[str, str]:
@@ -76,53 +78,53 @@ def _fitting(name: str, given: Mapping[str, Tensor]) -> Iterator[ModelConfig]:
     if not any(one.endswith(sign) for one in given):
         return
     plain = ModelConfig(name)
-    normalised = replace(plain, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
-    found = next(
-        (one for config in (plain, normalised) if (one := _with_names_of(config, given)) is not None), None
-    )
-    if found is None:
-        return
-    weights, reference = found
+    weights, reference = _named_as(plain, given), _empty(plain).state_dict()
     first, last = _layer(_INPUT_LAYERS, weights), _layer(_OUTPUT_LAYERS, weights)
-    config = ModelConfig(name, classes=max(2, len(last)), channels=first.shape[1])
-    if "normalize.mean" in weights:
-        mean, std = (tuple(weights[f"normalize.{one}"].flatten().tolist()) for one in ("mean", "std"))
-        config = replace(config, mean=mean, std=std)
-    exact = last.shape[1] / _layer(_OUTPUT_LAYERS, reference).shape[1]
-    for width in dict.fromkeys([*(round(exact, digits) for digits in (2, 3, 4)), exact]):
-        if 0 < width <= WIDEST and _has_shapes(replace(config, width=width), weights):
-            yield replace(config, width=width)
+    if first is None or last is None:
+        return
+    channels = first.shape[1]
+    config = ModelConfig(name, classes=max(2, len(last)), channels=channels)
+    stated = config
+    if all(one in weights for one in _NORMALISATION):
+        config = replace(config, mean=(0.0,) * channels, std=(1.0,) * channels)
+        mean, std = (tuple(weights[one].flatten().tolist()) for one in _NORMALISATION)
+        stated = replace(stated, mean=mean, std=std)
+    exact = last.shape[1] / next(reference[one].shape[1] for one in _OUTPUT_LAYERS if one in reference)
+    widths = dict.fromkeys([*(round(exact, digits) for digits in (2, 3, 4)), exact])
+    for sized in (replace(config, width=width) for width in widths if 0 < width <= WIDEST):
+        # fitted to the names at this width, weights of the whole network may be found twice
+        if _fits(sized, weights) and _fits(sized, _named_as(sized, given)):
+            yield replace(stated, width=sized.width)
             return
 
 
-def _with_names_of(
-    config: ModelConfig, given: Mapping[str, Tensor]
-) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None:
-    """The given weights under the names of a network, and its own; None if the names differ."""
-    own = _empty(config).state_dict()
+def _named_as(config: ModelConfig, given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The given weights under the names of a network; none if they fit it in several ways."""
     try:
-        weights = fitted(given, own).weights
+        weights = fitted(given, _empty(config).state_dict()).weights
     except NamesError:
-        return None
-    weights = {name: value for name, value in weights.items() if not name.startswith("sub_block1.")}
-    needed = {name for name in own if not name.endswith("num_batches_tracked")}
-    return (weights, own) if needed <= weights.keys() <= own.keys() else None
+        return {}
+    return {name: value for name, value in weights.items() if not name.startswith("sub_block1.")}
 
 
-def _layer(names: tuple[str, ...], weights: Mapping[str, Tensor]) -> Tensor:
-    return next(weights[name] for name in names if name in weights)
+def _layer(names: tuple[str, ...], weights: Mapping[str, Tensor]) -> Tensor | None:
+    """The weight of a layer, `(outputs, inputs, ...)`; None without one."""
+    found = (weights[name] for name in names if name in weights)
+    return next((value for value in found if value.ndim > 1 and value.numel()), None)
 
 
-def _has_shapes(config: ModelConfig, weights: Mapping[str, Tensor]) -> bool:
-    """True if a network has the shapes of the weights, apart from the size of the images."""
+def _fits(config: ModelConfig, weights: Mapping[str, Tensor]) -> bool:
+    """True if a network has the names and shapes of the weights, apart from the size of the images.
+
+    Names depend on the width: a wide ResNet has no shortcut in a block that keeps the number of channels.
+    """
     own = _empty(config).state_dict()
-    return all(
+    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+    return needed <= weights.keys() <= own.keys() and all(
         value.shape == own[name].shape or (name == _OF_IMAGE_SIZE and len(value) == len(own[name]))
         for name, value in weights.items()
     )
 
 
 def _empty(config: ModelConfig) -> nn.Module:
-    """The network without values, which takes no memory."""
-    with torch.device("meta"):
-        return new_network(config, allow_code=False)
+    return without_values(lambda: new_network(config, allow_code=False))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustly.model_names import TORCHSCRIPT, is_published
 from robustly.models.adapter import as_classifier
+from robustly.models.conv_small import ConvSmall
 from robustly.models.layers import ACTIVATIONS
 from robustly.models.lazy import create_parameters, has_lazy_parameters
 from robustly.models.published import build_published, expected_images
@@ -31,8 +32,9 @@ class ModelConfig:
         name: a name in `MODELS`; `package.module:factory` for a model of the user's own; `timm:NAME`; `hf:FOLDER`
             or `hf:NAME` for a model of Hugging Face; `torchscript:FILE`.
         classes: number of logits, at least 2; None is 10.
-        channels: channels of the images; None is 1 for `small_cnn` and 3 for the others.
-        image_size: height and width in pixels; None is 28x28 for `small_cnn` and 32x32 for the others.
+        channels: channels of the images; None is 1 for `small_cnn` and `conv_small`, and 3 for the others.
+        image_size: height and width in pixels; None is 28x28 for `small_cnn` and `conv_small`, and 32x32 for the
+            others.
         width: factor of the hidden widths, in (0, 64], such as 0.25 for small machines.
         activation: a name in `ACTIVATIONS`; None is silu for the `_silu` networks and relu for the others.
         mean: per-channel mean on the [0, 1] scale for the input normalisation, such as 125.3/255; None for none.
@@ -148,6 +150,18 @@ def _small_cnn(s: Settings) -> nn.Module:
     )
 
 
+def _conv_small(s: Settings) -> nn.Module:
+    return ConvSmall(
+        classes=s.classes,
+        channels=s.channels,
+        image_size=s.image_size,
+        width=s.width,
+        activation=s.activation,
+        mean=s.mean,
+        std=s.std,
+    )
+
+
 def _resnet(strides: tuple[int, int, int, int]) -> Architecture:
     def build(s: Settings) -> nn.Module:
         return ResNet(
@@ -193,6 +207,7 @@ def _wide(depth: int, widen: int, activation: str = "relu", momentum: float = 0.
 
 MODELS: dict[str, Architecture] = {
     "small_cnn": Architecture(_small_cnn, channels=1, image_size=(28, 28), dropout=0.5),
+    "conv_small": Architecture(_conv_small, channels=1, image_size=(28, 28)),
     "resnet18": _resnet((1, 2, 2, 2)),
     "resnet18_lbgat": _resnet((1, 1, 2, 2)),
     "preact_resnet18": Architecture(_preact_resnet18),

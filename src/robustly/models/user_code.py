@@ -9,6 +9,7 @@ from torch import nn
 
 from robustly.memory import check_archive
 from robustly.model_names import TORCHSCRIPT
+from robustly.output_text import first_line
 
 
 def build_user_model(name: str, classes: int | None, allow_code: bool) -> nn.Module:
@@ -73,7 +74,7 @@ def load_torchscript(name: str, allow_code: bool) -> nn.Module:
     try:
         model: nn.Module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
-        raise ValueError(f"{file} cannot be loaded as TorchScript: {str(error).strip().splitlines()[0]}") from None
+        raise ValueError(f"{file} cannot be loaded as TorchScript: {first_line(error)}") from None
     return model
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 _WRAPPING = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _MEANS, _STDS = ("mean", "new_mean"), ("std", "new_std")
 _COUNTERS = ("n_averaged",)
-_NAMED = 4
 
 
 class NamesError(ValueError):
@@ -65,13 +64,6 @@ def is_normalisation(name: str) -> bool:
     """True for the constants of an input normalisation layer, such as `normalize.mean` and `normalizer.new_std`."""
     layer, _, last = name.rpartition(".")
     return last in (*_MEANS, *_STDS) and ("normali" in layer or layer in ("", "0"))
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first names of a list, and the number of the others."""
-    every = list(names)
-    shown = ", ".join(every[:_NAMED])
-    return shown if len(every) <= _NAMED else f"{shown} and {len(every) - _NAMED} more"
 
 
 def _is_optional(name: str) -> bool:

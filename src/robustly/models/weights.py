@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from robustly.files import whole_file
 from robustly.models.adapted import Adapted
 from robustly.models.checkpoints import WeightsError, read_weights, weights_file, written_about
-from robustly.models.weight_names import Fitted, NamesError, fitted, is_normalisation, listed
+from robustly.models.weight_names import Fitted, NamesError, fitted, is_normalisation
 from robustly.models.wide_resnet import WideResNet
+from robustly.output_text import listed
 
 _NORMALISATION = ("normalize.mean", "normalize.std")
 _OURS = {"written_by": "robustly"}
@@ -89,10 +90,23 @@ def save_weights(
         raise WeightsError(f"{file}: weights are written as .safetensors, so the name must end in it")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{file.parent}: there is no such folder to write {file.name} in")
-    state = _state(model)
+    write_tensors(model, file, {**(about or {}), **_OURS})
+
+
+def write_tensors(model: nn.Module | Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
+    """Write the tensors of a state dict atomically as safetensors; equal ones give equal files.
+
+    Args:
+        model: the network, or its named tensors.
+        file: the file, whose folder exists.
+        metadata: the metadata of the file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     # safetensors rejects shared storage, so tied weights are copied
-    copies = {name: _plain(value).clone() for name, value in state.items()}
-    blob = to_safetensors(copies, metadata={**(about or {}), **_OURS})
+    copies = {name: _plain(value).clone() for name, value in _state(model).items()}
+    blob = to_safetensors(copies, metadata=dict(metadata))
     with whole_file(file) as temporary:
         temporary.write_bytes(_with_sorted_metadata(blob))
 
@@ -120,6 +134,11 @@ def weights_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
         digest.update(f"{name}\x1f{value.dtype}\x1f{tuple(value.shape)}\x1e".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def has_weights(model: nn.Module) -> bool:
+    """True if a hash of the model's weights contains any tensor."""
+    return bool(_hashed_state(model))
 
 
 def _hashed_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

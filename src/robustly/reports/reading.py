@@ -17,6 +17,9 @@ from robustly.reports.run import ReportError, RunEvidence, Status, Training
 
 Content = TypeVar("Content")
 
+AUDIT_CALL = 'robustly.read_result("FOLDER").audit(model, data)'
+"""The audit of evidence without a run folder, which states neither model nor data."""
+
 
 def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     """Read a run folder.
@@ -58,12 +61,11 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     )
 
 
-def run_of_evidence(evidence: Evidence, check: str, audit: AuditRecord | None = None) -> RunEvidence:
-    """Evidence in memory, as the content of a run folder without training.
+def run_of_evidence(evidence: Evidence, audit: AuditRecord | None = None) -> RunEvidence:
+    """Evidence in memory, as the content of a run folder without training; a reader audits it with `AUDIT_CALL`.
 
     Args:
         evidence: the evidence.
-        check: command with which a reader audits it.
         audit: an audit of this evidence.
     """
     summary, table = evidence.summary, evidence.table
@@ -77,7 +79,7 @@ def run_of_evidence(evidence: Evidence, check: str, audit: AuditRecord | None = 
         pictures=pictures_of(evidence.images),
         notes=tuple(_contradictions(summary, table)),
         audit=audit,
-        check=check,
+        check=AUDIT_CALL,
     )
 
 

@@ -92,6 +92,11 @@ class StrengthRow:
     words: str
 
 
+def strength_words(evaluation: Summary) -> tuple[StrengthRow, ...]:
+    """The strength of the test behind an evaluation and its limits, for readers."""
+    return strength_rows(strength(evaluation), certified=evaluation.metrics.certified is not None)
+
+
 def strength_rows(found: Strength, certified: bool) -> tuple[StrengthRow, ...]:
     """The strength of a test and its limits, for readers.
 

@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from robustly.evidence import Summary
+from robustly.evidence.collapse import collapsed
 from robustly.reports.formats import count, in_words, interval, percent
 from robustly.reports.run import RunEvidence
 from robustly.reports.strength import ran_attacks, strength
-from robustly.statistics import Proportion, collapsed_class
+from robustly.statistics import Proportion
 
 FEW_EXAMPLES = 200
 """With fewer, chance in their choice moves a share by several points, and the verdict states the interval."""
@@ -35,30 +34,17 @@ def verdict(run: RunEvidence) -> Verdict:
     evaluation = run.evaluation
     if evaluation is None:
         return Verdict(f"{run.name} is trained but not evaluated: its robust accuracy is unknown.", sound=False)
-    collapsed = collapse(run)
+    one_class = None if run.table is None else collapsed(run.table.examples)
     failed = run.audit is not None and not run.audit.passed
     doubtful = bool(evaluation.masking or run.notes) or failed or not ran_attacks(evaluation)
-    if collapsed is not None:
+    if one_class is not None:
         sentence = (
-            f"{run.name} predicts class {evaluation.data.class_name(collapsed)} for every one of "
+            f"{run.name} predicts class {evaluation.data.class_name(one_class)} for every one of "
             f"{count(evaluation.data.count)} examples: the network has collapsed, and its accuracies mean nothing."
         )
     else:
         sentence = _result(run.name, evaluation)
-    return Verdict(sentence, tuple(_doubts(run, evaluation)), not doubtful and collapsed is None)
-
-
-def collapse(run: RunEvidence) -> int | None:
-    """The class that every test image is predicted as; None if there are several, or no evidence of it."""
-    if run.table is None or len(run.table) == 0:
-        return None
-    examples = run.table.examples
-    most = int(max(examples.clean_prediction.max(), examples.label.max())) + 1
-    predicted, labels = (
-        np.bincount(values.clip(0), minlength=most).tolist()
-        for values in (examples.clean_prediction, examples.label)
-    )
-    return collapsed_class(predicted, labels)
+    return Verdict(sentence, tuple(_doubts(run, evaluation)), not doubtful and one_class is None)
 
 
 def held(part: Proportion) -> str:
@@ -109,7 +95,8 @@ def _result(name: str, evaluation: Summary) -> str:
         exact = "" if proved is None else ", and all of these are proved"
         return f"{name} holds {held(worst)} {what} {against}{exact}; {clean}."
     left = f"{count(metrics.undecided)} {'is' if metrics.undecided == 1 else 'are'} undecided"
-    both = f"is proved robust on {percent(proved.share)} and holds {held(worst)} {what} {against}"
+    least = percent(proved.share) if proved.hits else "none"
+    both = f"is proved robust on {least} and holds {held(worst)} {what} {against}"
     return f"{name} {both}; {left}; {clean}."
 
 

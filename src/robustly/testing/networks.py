@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from robustly.models.modes import modes_kept
+
 SHAPES: tuple[tuple[int, ...], ...] = ((6,), (2, 5), (1, 4, 4), (3, 5, 4))
 
 
@@ -35,10 +37,7 @@ def require(holds: Tensor | bool, sentence: str) -> None:
 
 def eval_logits(net: nn.Module, x: Tensor) -> Tensor:
     """Logits of a network in evaluation mode; its modes are restored."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    with torch.no_grad():
+    with modes_kept(net), torch.no_grad():
+        net.eval()
         logits: Tensor = net(x)
-    for module, training in modes:
-        module.training = training
     return logits

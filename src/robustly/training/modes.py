@@ -1,8 +1,9 @@
-"""Training and evaluation mode of networks of which some parts are not trained."""
+"""Training and evaluation mode of networks of which some parts are not trained, and another state for a while."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def frozen_parts(network: nn.Module) -> list[nn.Module]:
@@ -21,3 +22,20 @@ def train_mode(network: nn.Module, still: Sequence[nn.Module]) -> None:
     network.train()
     for part in still:
         part.eval()
+
+
+@contextmanager
+def with_state(network: nn.Module, state: dict[str, Tensor] | None) -> Iterator[None]:
+    """Give a network another state for a while; None changes nothing.
+
+    The network is not copied, because modules with hooks, such as weight normalisation, cannot always be copied.
+    """
+    if state is None:
+        yield
+        return
+    own = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    try:
+        network.load_state_dict(state)
+        yield
+    finally:
+        network.load_state_dict(own)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from robustly.evaluation import Suite, suite_named
 from robustly.evaluation.suites.autoattack import autoattack
-from robustly.evaluation.suites.passes import autoattack_passes, suite_passes
+from robustly.evaluation.suites.passes import autoattack_passes, passes_of
 from robustly.evaluation.suites.suite import in_full_precision
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
@@ -42,6 +42,10 @@ def unbroken(suite: Suite, net: nn.Module, x: Tensor, threat: ThreatModel) -> in
         draws = KeyedGenerator(0, rows).fold(name)
         alive[rows] = ~attack(net, x[rows], y, threat=threat, generator=draws).broken
     return int(alive.sum())
+
+
+def suite_passes(suite: Suite, threat: ThreatModel) -> dict[str, tuple[int, int]]:
+    return {name: passes_of(attack, threat) for name, attack in in_full_precision(suite).attacks.items()}
 
 
 @pytest.mark.slow

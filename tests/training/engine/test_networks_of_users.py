@@ -314,6 +314,18 @@ def test_half_networks_are_refused_in_words(dtype: torch.dtype, little: Splits, 
         run(make_job(little, Method(), Net().to(dtype), training=SHORT), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_frozen_program_without_modes_can_be_a_teacher() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10)).eval()
+    x = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    for program in (
+        torch.jit.freeze(torch.jit.script(net)),
+        as_classifier(torch.jit.freeze(torch.jit.script(net))),
+    ):
+        fit = try_training(program, x, 10, channels_last=True, trained=False)
+        assert not fit.takes_first
+
+
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compiled", "parallel"])
 @pytest.mark.slow
 def test_wrappers_are_removed(wrap: Callable[[nn.Module], nn.Module], little: Splits, tmp_path: Path) -> None:
@@ -375,6 +387,18 @@ def test_a_network_that_fails_is_refused_with_its_reason() -> None:
         TrialError, match=r"the guide fails in a trial on images of shape \(4, 1, 16, 16\): mat1 and mat2"
     ):
         trial(nn.Sequential(nn.Flatten(), nn.Linear(7, 10)), name="guide")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"), [("", "RuntimeError"), ("\n", "RuntimeError"), ("\n no room\nat all", "no room")]
+)
+def test_the_reason_of_a_failing_network_is_never_empty(message: str, reason: str) -> None:
+    class Failing(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError(message)
+
+    with pytest.raises(TrialError, match=rf"fails in a trial on images of shape \(4, 1, 16, 16\): {reason}$"):
+        trial(Failing(2, 2), name="model")
 
 
 def test_a_trial_changes_nothing() -> None:

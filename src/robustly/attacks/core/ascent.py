@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from robustly.attacks.core.gradient_estimators import GradientEstimator
-from robustly.attacks.core.search import Evaluated, PointValue, Rows, Search, Settled
+from robustly.attacks.core.search import Evaluated, PointValue, Search, Settled
+from robustly.attacks.core.search_state import Rows
 from robustly.attacks.core.update_rules import Iterate, Steepest, UpdateRule, select_state
 from robustly.objectives import Goal, Objective, at_step
 from robustly.randomness import KeyedGenerator

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robustly.models.modes import modes_kept
 from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall
@@ -172,36 +173,33 @@ def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = Tr
             ones); or "train_nostat" (batch statistics, running ones not updated).
         full_precision: True switches autocast and TF32 off.
     """
-    # frozen programs of TorchScript have no mode
-    training = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     tracked = [(norm, norm.track_running_stats) for norm in norms]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = next((p.device.type for p in model.parameters()), "cpu")
     autocast = torch.autocast(device, enabled=not full_precision and torch.is_autocast_enabled(device))
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    try:
-        if full_precision:  # the 10-bit mantissas of TF32 give other verdicts than the CPU that audits them
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        if mode == "eval":
-            model.eval()
-        elif mode == "train_nostat":
-            model.eval()
-            for norm in norms:
-                norm.train()
-                norm.track_running_stats = False
-        with torch.inference_mode(False), torch.enable_grad(), autocast:
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, was_training in training:
-            module.training = was_training
-        for norm, was_tracked in tracked:
-            norm.track_running_stats = was_tracked
+    with modes_kept(model):
+        try:
+            if full_precision:  # the 10-bit mantissas of TF32 give other verdicts than the CPU that audits them
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            if mode == "eval":
+                model.eval()
+            elif mode == "train_nostat":
+                model.eval()
+                for norm in norms:
+                    norm.train()
+                    norm.track_running_stats = False
+            with torch.inference_mode(False), torch.enable_grad(), autocast:
+                yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+            for norm, was_tracked in tracked:
+                norm.track_running_stats = was_tracked
 
 
 def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: Threat) -> tuple[Images, Goal]:

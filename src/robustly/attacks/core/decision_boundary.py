@@ -6,7 +6,8 @@ from torch import Tensor
 
 from robustly.attacks.core.contract import Images
 from robustly.attacks.core.model_access import logits_of
-from robustly.attacks.core.search import Rows, Search
+from robustly.attacks.core.search import Search
+from robustly.attacks.core.search_state import Rows
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import LinfBall, LpBall
 from robustly.threats.contract import per_example

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from robustly.attacks.core.contract import AttackError, Images
 from robustly.attacks.core.model_access import input_gradient, logits_of
-from robustly.attacks.core.search import Rows, Search
+from robustly.attacks.core.search import Search
+from robustly.attacks.core.search_state import Rows
 from robustly.objectives import ClassificationGoal, margin
 from robustly.threats.balls import Limit, LpBall
 from robustly.threats.contract import per_example

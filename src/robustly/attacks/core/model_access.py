@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustly.attacks.core.contract import AttackError, Images
+from robustly.models.layout import put_in_layout
 from robustly.models.outputs import OutputError, logits_in
 
 
@@ -72,33 +73,25 @@ def half_precision_copy(model: nn.Module, x: Images) -> nn.Module | None:
 
     Use only for search: gradients have about three digits. Confirm successes in full precision.
     """
+    layouts = [torch.channels_last, torch.contiguous_format] if x.ndim == 4 else [torch.contiguous_format]
     try:
-        half = copy.deepcopy(model).to(torch.bfloat16)
-        layouts = (torch.channels_last, torch.contiguous_format) if x.ndim == 4 else (torch.contiguous_format,)
-        return _first_that_runs([_HalfPrecision(half, layout) for layout in layouts], x[:1])
+        net = copy.deepcopy(model).to(torch.bfloat16)
+        for layout in layouts:
+            put_in_layout(net, layout)
+            half = _HalfPrecision(net, layout)
+            try:
+                with torch.no_grad():
+                    tried = logits_of(half, x[:1])
+                break
+            except Exception:  # networks that flatten with `.view` fail on channels-last images
+                if layout is layouts[-1]:
+                    raise
+        if not bool(tried.isfinite().all()):
+            raise ValueError("its logits are not finite")
     except Exception as error:
         warnings.warn(f"no search in bfloat16 with this model ({error}); searching in full precision", stacklevel=4)
         return None
-
-
-def _first_that_runs(models: Sequence["_HalfPrecision"], x: Images) -> nn.Module:
-    """The first model that returns finite logits.
-
-    Raises:
-        Exception: that of the last model.
-    """
-    model, *others = models
-    try:
-        model.lay_out()
-        with torch.no_grad():
-            tried = logits_of(model, x)
-    except Exception:  # networks that flatten with `.view` fail on channels-last images
-        if not others:
-            raise
-        return _first_that_runs(others, x)
-    if not bool(tried.isfinite().all()):
-        raise ValueError("its logits are not finite")
-    return model
+    return half
 
 
 class _HalfPrecision(nn.Module):
@@ -107,10 +100,6 @@ class _HalfPrecision(nn.Module):
     def __init__(self, net: nn.Module, layout: torch.memory_format) -> None:
         super().__init__()
         self.net, self.layout = net, layout
-
-    def lay_out(self) -> None:
-        """Convert the weights to the memory format."""
-        self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images in any format."""

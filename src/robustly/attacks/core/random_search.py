@@ -6,7 +6,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from robustly.attacks.core.search import Rows, Search
+from robustly.attacks.core.search import Search
+from robustly.attacks.core.search_state import Rows
 from robustly.objectives import Objective
 from robustly.randomness import KeyedGenerator
 

@@ -61,7 +61,8 @@ def run_search(
         AttackError: see `prepare`; a threat that the attack is not defined for; a model on another device.
     """
     check_needs(threat, needs)
-    model = as_classifier(model)
+    if verdicts:  # training tries its networks once, before the first step
+        model = as_classifier(model)
     x, goal = prepare(x, y, threat)
     check_ids(x, generator)
     check_device(model, x)

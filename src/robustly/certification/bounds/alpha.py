@@ -25,9 +25,12 @@ from robustly.certification.bounds.propagation import (
     targets_of,
 )
 from robustly.certification.network import Graph
-from robustly.certification.operations import Interval, Rows
+from robustly.certification.operations import RULES, Interval, Rows
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import Specification
+
+MOST_VALUES = 2**23
+"""Default for the size of a node's rows that are optimised: a few seconds of work."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,10 @@ class AlphaResult:
 
 def rows_of_disjuncts(spec: Specification) -> Tensor:
     """Indices of the rows of each disjunct, `(D, K)`; a disjunct with fewer than K rows repeats its first row."""
+    if not spec.disjuncts:
+        return torch.zeros(0, 1, dtype=torch.int64, device=spec.rows.device)
     members = [(spec.disjunct == one).nonzero().squeeze(1) for one in range(spec.disjuncts)]
-    most = max((len(one) for one in members), default=0)
+    most = max(len(one) for one in members)
     return torch.stack([torch.cat([one, one[:1].expand(most - len(one))]) for one in members])
 
 
@@ -154,6 +159,7 @@ def tighten(
     *,
     known: Bounds | None = None,
     iterations: int = 20,
+    most: int = MOST_VALUES,
 ) -> tuple[Bounds, Slopes]:
     """Bounds of every node, layer after layer, each row of an open neuron with slopes of its own.
 
@@ -165,6 +171,8 @@ def tighten(
         inputs: the input sets of B examples.
         known: bounds that hold already.
         iterations: gradient steps of each layer.
+        most: number of coefficients of the rows of a node, summed over the nodes before it, above which its rows
+            have standard slopes.
     """
     known = dict(known or {})
     wanted: dict[int, Wanted] = {}
@@ -175,6 +183,9 @@ def tighten(
         if chosen is None:
             continue
         wanted[index] = chosen
+        if _cost(graph, index, chosen) > most:
+            known[index] = intermediate(graph, inputs, known=known, wanted={index: chosen})[index]
+            continue
         parts = [
             _raised(graph, index, one, inputs, bounds, iterations) for one, _ in chunks(graph, index, chosen, None)
         ]
@@ -186,6 +197,14 @@ def tighten(
         }
         known[index] = intersection(bounds[index], _scattered(bounds[index], chosen, values[0], -values[1]))
     return intermediate(graph, inputs, known=known, wanted={}), Slopes(wanted, free)
+
+
+def _cost(graph: Graph, index: int, wanted: Wanted) -> int:
+    """Number of coefficients of the rows of some neurons in all nodes before; a window counts as 1/4 of a plane."""
+    sizes = sum(
+        graph.nodes[one].size for one in graph.needed_for([index]) if one and RULES[graph.nodes[one].op].relax
+    )
+    return 2 * wanted.index.numel() * sizes // (4 if wanted.example is not None else 1)
 
 
 def _raised(
@@ -222,7 +241,7 @@ def _raised(
 
 
 def _scattered(old: Interval, wanted: Wanted, low: Tensor, high: Tensor) -> Interval:
-    """Bounds of a node with those of the wanted neurons."""
+    """Bounds of a node in which some neurons have new ones."""
     shape, flat = old.lower.shape, 0 if wanted.example is not None else 1
     place = wanted.index
     if wanted.example is not None:

@@ -131,13 +131,19 @@ def _at_inputs(
 ) -> Bounded:
     """Least values over the input sets of rows that have arrived there."""
     if rows is None:
-        return Bounded(bias - lost, None, bias - lost, kept)
+        return Bounded(_finite(bias - lost) if rounding else bias - lost, None, bias - lost, kept)
     if added is not None and 0 in added:
         rows = rows.with_coefficients(rows.coefficients + added[0])
     if rounding:
         terms = graph.nodes[0].size + len(graph.nodes)
         lost = lost + relative_error(terms) * row_magnitude(rows, inputs.interval())
-    return Bounded(inputs.least(rows, exact=exact) + (bias - lost), rows, bias - lost, kept)
+    value = inputs.least(rows, exact=exact) + (bias - lost)
+    return Bounded(_finite(value) if rounding else value, rows, bias - lost, kept)
+
+
+def _finite(value: Tensor) -> Tensor:
+    """Bounds without numbers that overflow made, which prove nothing."""
+    return torch.where(value.isfinite(), value, -torch.inf)
 
 
 def _relaxation(

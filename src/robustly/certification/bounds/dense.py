@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustly.certification.bounds.boxes import BoxBounds
 from robustly.certification.network import Graph, Node
 from robustly.certification.operations import RULES
 from robustly.certification.specification import Specification
@@ -47,26 +48,6 @@ class Lines(NamedTuple):
     step: Tensor
     offset: Tensor
     gap: Tensor
-
-
-class BoxBounds(NamedTuple):
-    """Bounds of the rows of a property over B boxes.
-
-    Args:
-        value: lower bounds, `(B, R)`.
-        rows: coefficients over the input, `(B, R, d)`: `rows @ x + bias` is at most the row's value at every x of
-            the box, in real arithmetic.
-        bias: `(B, R)`.
-        stable: sign of every hidden neuron, `(B, n)` int8: 1 and -1 where it is known, 0 for unstable ones.
-        influence: what the lines around unstable neurons take from the bounds, shared out to the inputs that move
-            these neurons, `(B, R, d)`.
-    """
-
-    value: Tensor
-    rows: Tensor
-    bias: Tensor
-    stable: Tensor
-    influence: Tensor
 
 
 @dataclass(frozen=True)
@@ -105,6 +86,11 @@ class Dense:
         terms += 2 * sum(layer.weight.shape[1] for layer in layers) + 16 * len(layers)
         return cls(tuple(layers), 2 * terms * _UNIT)
 
+    @property
+    def hidden(self) -> int:
+        """Number of hidden neurons."""
+        return sum(len(layer.bias) for layer in self.layers[:-1])
+
     def evaluate(self, points: Tensor) -> Tensor:
         """Outputs `(P, outputs)` at points `(P, d)`."""
         for index, layer in enumerate(self.layers):
@@ -124,10 +110,10 @@ class Dense:
         return replace(self, layers=(*self.layers[:-1], folded), error=self.error + 4 * rows.shape[1] * _UNIT)
 
     def bounds(self, lower: Tensor, upper: Tensor, stable: Tensor) -> BoxBounds:
-        """Bounds of all outputs over boxes `(B, d)`; `stable` holds what is known of the hidden neurons, `(B, n)`."""
+        """Bounds of all outputs over boxes `(B, d)`, as `Boxed`."""
         lines: list[Lines] = []
         signs: list[Tensor] = []
-        known = stable.split([len(layer.bias) for layer in self.layers[:-1]], 1)
+        known = torch.split(stable, [len(layer.bias) for layer in self.layers[:-1]], 1)
         low, high = lower, upper
         reach = _largest(lower, upper)
         slacks = []
@@ -183,8 +169,7 @@ class Dense:
     def _shared(self, losses: list[Tensor], lines: list[Lines], width: Tensor, shape: tuple[int, int]) -> Tensor:
         """Losses of the neurons of each layer, the last first, shared out to the inputs, `(B, R, d)`.
 
-        The share of an input is the size of its term in the neuron's linear approximation by the slopes of the lines
-        above.
+        An input's share is the size of its term in the neuron's approximation by the slopes of the lines above.
         """
         total = width.new_zeros(*shape, width.shape[1])
         moved = self.layers[0].weight.unsqueeze(0)
@@ -209,7 +194,8 @@ class Dense:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Least values of rows `(Q, n)` over the output of the last layer with lines, of boxes `box` `(Q,)`.
 
-        What each neuron's lines take from a row is added to `losses`. Rounding errors cost no pass: `|a| slack` is `a slack - 2 min(a, 0) slack`, and both are summed anyway.
+        What each neuron's lines take from a row is added to `losses`. Rounding errors cost no pass: `|a| slack` is
+        `a slack - 2 min(a, 0) slack`, and both are summed anyway.
         """
         for layer, line, slack in zip(
             reversed(self.layers[: len(lines)]), reversed(lines), reversed(slacks[: len(lines)]), strict=True

@@ -80,6 +80,7 @@ def intermediate(
     if method == "forward" and rounding:
         raise ValueError("forward bounds do not bound rounding errors: prove with method='crown'")
     linear = forward(graph, inputs) if method == "forward" else {}
+    batch = len(inputs.lower)
     for index, node in enumerate(graph.nodes[1:], start=1):
         sources = [bounds[one] for one in node.inputs]
         interval = RULES[node.op].interval(node, sources)
@@ -88,12 +89,16 @@ def intermediate(
         for other in (known, linear):
             if other is not None and index in other:
                 interval = intersection(interval, other[index])
+        interval = finite_or_open(interval) if rounding else interval
+        if not node.inputs:  # a constant
+            interval = Interval(*(side.expand(batch, *node.shape) for side in interval))
         bounds[index] = interval
         if index in targets and is_refined(graph, index, inputs, method):
             chosen = wanted.get(index) if wanted is not None else choose(graph, index, interval)
             if chosen is not None and chosen.index.numel():
                 slopes = None if free is None else free.get(index)
-                bounds[index] = _refined(graph, index, inputs, bounds, chosen, slopes, relaxations, rounding)
+                refined = _refined(graph, index, inputs, bounds, chosen, slopes, relaxations, rounding)
+                bounds[index] = finite_or_open(refined) if rounding else refined
         _check(graph, index, bounds[index])
     return bounds
 
@@ -173,7 +178,7 @@ def _refined(
     relaxations: Relaxations,
     rounding: bool,
 ) -> Interval:
-    """Bounds of a node with a backward pass for the wanted neurons."""
+    """Bounds of a node with a backward pass for the chosen neurons."""
     current = bounds[index]
     shape = current.lower.shape
     axis = 0 if wanted.example is not None else 1
@@ -233,7 +238,7 @@ def _start(graph: Graph, index: int, wanted: Wanted, dtype: torch.dtype) -> tupl
 def chunks(
     graph: Graph, index: int, wanted: Wanted, free: Mapping[int, Free] | None
 ) -> Iterator[tuple[Wanted, Mapping[int, Free] | None]]:
-    """Parts of the wanted neurons, with the free parameters of their rows."""
+    """Parts of the chosen neurons, with the free parameters of their rows."""
     axis = 0 if wanted.example is not None else 1
     count = wanted.index.shape[axis]
     if wanted.example is not None:
@@ -301,6 +306,14 @@ def _of_rows(free: Free, axis: int, start: int, size: int, count: int) -> Free:
         return free
     parts = [free.values.narrow(axis, first, size) for first in (start, count + start)]
     return Free(torch.cat(parts, axis), True)
+
+
+def finite_or_open(interval: Interval) -> Interval:
+    """An interval without the ends that overflow made NaN or infinite on the wrong side: nothing is known there."""
+    lower, upper = interval
+    return Interval(
+        torch.where(lower < torch.inf, lower, -torch.inf), torch.where(upper > -torch.inf, upper, torch.inf)
+    )
 
 
 def intersection(first: Interval, second: Interval) -> Interval:

@@ -44,7 +44,7 @@ def proved(graph: Graph, inputs: InputSet, spec: Specification, slopes: Slopes) 
     )
     return _values(
         graph,
-        rows.coefficients.view(batch, disjuncts, -1),
+        rows.coefficients.view(batch, disjuncts, spec.rows.shape[2]),
         offset.view(batch, disjuncts),
         inputs,
         bounds,
@@ -93,7 +93,7 @@ def _values(
     shape = graph.nodes[graph.output].shape
     free = {key: Free(one.to(torch.float64), True) for key, one in last.items()}
     with torch.no_grad():
-        return lower(
+        found = lower(
             graph,
             graph.output,
             Rows(rows.view(*rows.shape[:2], *shape)),
@@ -104,3 +104,4 @@ def _values(
             exact=inputs.ball is not None,
             rounding=True,
         ).value
+    return torch.where(found.isnan(), -torch.inf, found)

@@ -17,6 +17,7 @@ from robustly.certification.bounds.propagation import Bounds
 from robustly.certification.bounds.verdict import proof_rows, proved, proved_bounds, repeated
 from robustly.certification.complete.branching import choose, filtered, scores
 from robustly.certification.complete.domains import Domains, Sites, Store, clamped, sites_of
+from robustly.certification.complete.leaf import solve_leaf
 from robustly.certification.deadline import Deadline
 from robustly.certification.evaluation import evaluate
 from robustly.certification.network import Graph
@@ -27,7 +28,8 @@ from robustly.certification.specification import Specification
 from robustly.evidence import Verdict
 
 Rule = Literal["babsr", "fsb"]
-RATES = {SLOPE: 0.1, SPLIT: 0.05, WEIGHT: 0.05}
+Confirm = Callable[[Tensor], Tensor]
+RATES = {SLOPE: 0.1, SPLIT: 0.2, WEIGHT: 0.05}
 DECAY = 0.98
 NEVER = Deadline()
 
@@ -159,7 +161,8 @@ def _bounded(problem: Problem, domains: Domains, bounds: Bounds, *, proof: bool 
         output = problem.bounds[graph.output]
         rows, offset = proof_rows(rows, offset, domains.weights, repeated(output, count))
     else:
-        rows, offset = combined(rows, offset, domains.weights)
+        rows, shifted = combined(rows, offset, domains.weights)
+        offset = offset if shifted is None else shifted
     return lower(
         graph,
         graph.output,
@@ -181,11 +184,11 @@ def branch(
     root: AlphaResult,
     *,
     domains: int,
-    iterations: int = 12,
-    rule: Rule = "fsb",
-    batch: int = 64,
+    iterations: int = 6,
+    rule: Rule = "babsr",
+    batch: int = 128,
     deadline: Deadline = NEVER,
-    confirm: Callable[[Tensor], Tensor] | None = None,
+    confirm: Confirm | None = None,
 ) -> Outcome:
     """Prove or refute one property by splitting neurons.
 
@@ -199,11 +202,18 @@ def branch(
         root: bounds of the whole set with optimised slopes.
         domains: number of domains that may be bounded.
         iterations: gradient steps for each domain.
-        rule: choice of the neuron to split.
+        rule: choice of the neuron to split: "babsr", or "fsb", which tries the best few and costs more.
         batch: number of domains that are split at once.
         deadline: moment at which the search stops.
         confirm: outputs `(1, outputs)` of the real network for a counterexample; None to accept the graph's own.
+
+    Raises:
+        ValueError: more than one example, or numbers that are not float64.
     """
+    if len(spec.rows) != 1 or len(inputs.lower) != 1:
+        raise ValueError(f"branch and bound decides one property at a time, not {len(spec.rows)}")
+    if spec.rows.dtype != torch.float64 or inputs.lower.dtype != torch.float64:
+        raise ValueError("branch and bound proves in float64: the inputs and the property must have this type")
     exact = Problem(
         graph,
         inputs,
@@ -214,45 +224,29 @@ def branch(
     quick = exact.to(torch.float32)
     margins = proved(graph, inputs, spec, root.slopes)[0]
     store = Store()
-    work = 0
-    stuck = float("inf")
-
-    def outcome(verdict: Verdict, reason: str = "", point: Tensor | None = None) -> Outcome:
-        closed = float(margins[margins > 0].min()) if bool((margins > 0).any()) else float("inf")
-        return Outcome(
-            verdict,
-            min(store.worst, stuck, closed if verdict == Verdict.VERIFIED else 0),
-            point,
-            "branch",
-            work,
-            reason,
-        )
-
+    work, least = 0, float(torch.cat([margins[margins > 0], margins.new_full((1,), torch.inf)]).min())
     fresh = _start(exact, root, margins)
     while True:
-        found = _examined(exact, quick, spec, fresh, rule, confirm)
-        if isinstance(found, Tensor):
-            return outcome(Verdict.FALSIFIED, point=found)
-        leaf = found.choice < 0
-        if leaf.any():
-            stuck = min(stuck, float(found.bound[leaf].min()))
-        store.push(found.select((~leaf).nonzero().squeeze(1)))
+        found = _examined(exact, fresh, spec, confirm)
+        if found.point is not None:
+            return Outcome(Verdict.FALSIFIED, -torch.inf, found.point, "branch", work)
+        store.push(_chosen(exact, quick, found, rule))
+        least = min(least, found.closed)
+        bound = min(least, store.worst, found.stuck)
+        if found.stuck < torch.inf:
+            reason = "all signs are known in a domain whose bound is not positive"
+            return Outcome(Verdict.UNKNOWN, bound, None, "branch", work, reason)
         if not len(store):
-            break
-        if work >= domains:
-            return outcome(Verdict.UNKNOWN, f"{work} domains were bounded and {len(store)} are open")
-        if deadline.passed:
-            return outcome(
-                Verdict.TIMEOUT, f"the time is over; {work} domains were bounded and {len(store)} are open"
-            )
+            return Outcome(Verdict.VERIFIED, bound, None, "branch", work)
+        if deadline.passed or work >= domains:
+            reason = f"{work} domains were bounded and {len(store)} are open"
+            verdict = Verdict.TIMEOUT if deadline.passed else Verdict.UNKNOWN
+            return Outcome(verdict, bound, None, "branch", work, reason)
         children = store.pop(batch).children()
         work += len(children)
         task, start = _task(quick, children)
         raised = ascend(task, start, iterations=iterations, rates=RATES, decay=DECAY)
         fresh = _with_parameters(quick, children, raised.parameters)
-    if stuck < float("inf"):
-        return outcome(Verdict.UNKNOWN, "all signs are split in a domain whose bound is not positive")
-    return outcome(Verdict.VERIFIED)
 
 
 def _rows(graph: Graph, spec: Specification) -> tuple[Tensor, Tensor]:
@@ -263,7 +257,7 @@ def _rows(graph: Graph, spec: Specification) -> tuple[Tensor, Tensor]:
 def _start(problem: Problem, root: AlphaResult, margins: Tensor) -> Domains:
     """A domain for each disjunct that is not refuted."""
     sites = problem.sites
-    open_ = (margins <= 0).nonzero().squeeze(1)
+    open_ = (~(margins > 0)).nonzero().squeeze(1)
     count, device = len(open_), margins.device
     slopes = [
         root.slopes.last[key][0, open_].flatten(1)[:, index]
@@ -285,38 +279,92 @@ def _start(problem: Problem, root: AlphaResult, margins: Tensor) -> Domains:
     )
 
 
-def _examined(
-    exact: Problem,
-    quick: Problem,
-    spec: Specification,
-    domains: Domains,
-    rule: Rule,
-    confirm: Callable[[Tensor], Tensor] | None,
-) -> Domains | Tensor:
-    """The domains that a float64 pass leaves open, with the neuron to split next; or a counterexample."""
+@dataclass(frozen=True)
+class Examined:
+    """Result of the float64 pass over domains.
+
+    Args:
+        domains: the domains that stay open and have a neuron to split.
+        gain: scores of the neurons, `(D, splits)`.
+        intercept: second scores.
+        closed: least bound of the domains that are closed; infinite if there are none.
+        stuck: least bound of a domain without open signs that stays open; infinite if there is none.
+        point: a counterexample, `(1, *shape)`; None if none was found.
+    """
+
+    domains: Domains
+    gain: Tensor
+    intercept: Tensor
+    closed: float = float("inf")
+    stuck: float = float("inf")
+    point: Tensor | None = None
+
+
+def _examined(problem: Problem, domains: Domains, spec: Specification, confirm: Confirm | None) -> Examined:
+    """Prove domains; for the others, try counterexamples, score neurons, and solve those without open signs."""
+    nothing = domains.bound.new_zeros(len(domains), problem.sites.splits)
     if not len(domains):
-        return domains
+        return Examined(domains, nothing, nothing)
     with torch.no_grad():
-        bounds = exact.bounds_in(domains)
-        found = _bounded(exact, domains, bounds, proof=True)
-        bound = torch.maximum(domains.bound, found.value.squeeze(1))
-        open_ = (bound <= 0).nonzero().squeeze(1)
+        bounds = problem.bounds_in(domains)
+        found = _bounded(problem, domains, bounds, proof=True)
+        value = torch.where(found.value.isnan(), -torch.inf, found.value).squeeze(1)
+        domains = replace(domains, bound=torch.maximum(domains.bound, value))
+        open_ = (~(domains.bound > 0)).nonzero().squeeze(1)
+        closed = float(torch.cat([domains.bound[domains.bound > 0], domains.bound.new_full((1,), torch.inf)]).min())
         if not len(open_):
-            return domains.select(open_)
+            return Examined(domains.select(open_), nothing[:0], nothing[:0], closed)
+        point = None
         if found.rows is not None:
-            point = _counterexample(
-                exact, spec, found.rows.with_coefficients(found.rows.coefficients[open_]), confirm
-            )
-            if point is not None:
-                return point
-        domains = replace(domains, bound=bound).select(open_)
+            rows = found.rows.with_coefficients(found.rows.coefficients[open_])
+            points = problem.inputs_of(len(open_)).minimisers(rows).squeeze(1)
+            point = _violation(problem, spec, points, confirm)
+        domains = domains.select(open_)
         at = {key: one.with_coefficients(one.coefficients[open_]) for key, one in found.at.items()}
         seen = {key: Interval(one.lower[open_], one.upper[open_]) for key, one in bounds.items()}
-        gain, intercept = scores(exact.graph, exact.sites, domains, seen, at)
-        choice = choose(gain, intercept)
-        if rule == "fsb" and gain.shape[1]:
-            choice = filtered(domains, gain, intercept, lambda tried: _quick_bound(quick, tried))
-        return replace(domains, choice=choice)
+        gain, intercept = scores(problem.graph, problem.sites, domains, seen, at)
+        stuck = float("inf")
+        leaf = (domains.splits != 0).all(1)
+        for place in leaf.nonzero().squeeze(1).tolist():
+            if point is not None or stuck < torch.inf:
+                break
+            bound, candidate = _leaf_bound(problem, domains.select(torch.tensor([place])))
+            if bound > 0:
+                closed = min(closed, bound)
+                continue
+            point = None if candidate is None else _violation(problem, spec, candidate, confirm)
+            stuck = float(domains.bound[place]) if point is None else stuck
+        rest = (~leaf).nonzero().squeeze(1)
+        return Examined(domains.select(rest), gain[rest], intercept[rest], closed, stuck, point)
+
+
+def _leaf_bound(problem: Problem, domain: Domains) -> tuple[float, Tensor | None]:
+    """Bound of a domain without open signs, and the point of the linear programme; -inf if there is none."""
+    if not problem.sites.complete:
+        return -torch.inf, None
+    bounds = problem.bounds_in(domain)
+    disjunct = int(domain.disjunct)
+    known = problem.sites.of_split(domain.splits)
+    signs = {key: (problem.sites.split[key], one[0]) for key, one in known.items() if one.shape[1]}
+    rows, offset = problem.rows[disjunct], problem.offset[disjunct]
+    solved = solve_leaf(problem.graph, problem.inputs, bounds, rows, offset, signs)
+    if solved is None:
+        return -torch.inf, None
+    parts = [solved.multipliers.get(key, one[0].double()) for key, one in known.items()]
+    domain = replace(domain, multipliers=torch.cat(parts).unsqueeze(0), weights=solved.weights.unsqueeze(0))
+    return float(_bounded(problem, domain, bounds, proof=True).value), solved.point
+
+
+def _chosen(exact: Problem, quick: Problem, found: Examined, rule: Rule) -> Domains:
+    """Open domains with the neuron that is split next."""
+    if not len(found.domains):
+        return found.domains
+    with torch.no_grad():
+        if rule == "fsb":
+            choice = filtered(found.domains, found.gain, found.intercept, lambda one: _quick_bound(quick, one))
+        else:
+            choice = choose(found.gain, found.intercept)
+    return replace(found.domains, choice=choice)
 
 
 def _quick_bound(problem: Problem, domains: Domains) -> Tensor:
@@ -324,13 +372,10 @@ def _quick_bound(problem: Problem, domains: Domains) -> Tensor:
     return _bounded(problem, domains, problem.bounds_in(domains)).value.flatten()
 
 
-def _counterexample(
-    problem: Problem, spec: Specification, rows: Rows, confirm: Callable[[Tensor], Tensor] | None
-) -> Tensor | None:
-    """A point where the bounds of some domains are reached and the property is violated, `(1, *shape)`."""
-    points = problem.inputs_of(len(rows.coefficients)).minimisers(rows).squeeze(1)
+def _violation(problem: Problem, spec: Specification, points: Tensor, confirm: Confirm | None) -> Tensor | None:
+    """The first of some points that violates the property, `(1, *shape)`."""
     outputs = evaluate(problem.graph, points)
-    violated = spec.select(torch.zeros(len(points), dtype=torch.int64)).violated(outputs)
+    violated = spec.select(torch.zeros(len(points), dtype=torch.int64, device=points.device)).violated(outputs)
     for place in violated.nonzero().flatten().tolist():
         point = points[place : place + 1]
         if confirm is None or bool(spec.violated(confirm(point).to(spec.rows))):

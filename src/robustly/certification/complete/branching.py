@@ -32,6 +32,9 @@ def scores(
         at: rows over the outputs of the relaxed operations.
     """
     gains, intercepts = [], []
+    if not sites.splits:
+        nothing = domains.bound.new_zeros(len(domains), 0)
+        return nothing, nothing
     for source, signs in sites.of_split(domains.splits).items():
         index = sites.split[source]
         low, high = bounds[source].lower.flatten(1)[:, index], bounds[source].upper.flatten(1)[:, index]

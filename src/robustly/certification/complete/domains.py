@@ -44,6 +44,8 @@ class Sites:
 
 
 def _parts(sites: Mapping[int, Tensor], values: Tensor) -> dict[int, Tensor]:
+    if not sites:
+        return {}
     parts = torch.split(values, [len(one) for one in sites.values()], 1)
     return dict(zip(sites, parts, strict=True))
 

@@ -109,10 +109,11 @@ def add_rows(first: Rows | None, second: Rows) -> Rows:
     """The sum of two sets of rows over the same node; a window of one plane is widened to hold both."""
     if first is None:
         return second
-    if first.offset is None or second.offset is None:
+    apart = None if first.offset is None or second.offset is None else second.offset - first.offset
+    if first.offset is None or apart is None or bool((apart != apart[:1]).any()):  # paths with different strides
         first, second = first.dense(), second.dense()
         return first.with_coefficients(first.coefficients + second.coefficients)
-    shift = (second.offset - first.offset)[0].tolist() if len(first.offset) else [0, 0]
+    shift = apart[0].tolist() if len(apart) else [0, 0]
     sizes = (first.coefficients.shape[-2:], second.coefficients.shape[-2:])
     low = [min(0, step) for step in shift]
     high = [max(sizes[0][axis], shift[axis] + sizes[1][axis]) for axis in (0, 1)]

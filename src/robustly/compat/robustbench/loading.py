@@ -2,17 +2,17 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from robustly.compat.robustbench.zoo import CLASSES, ENTRIES, OTHER_NETWORKS, THREATS, Entry
 from robustly.models import WeightsError, read_weights
-from robustly.models.weight_names import Fitted, NamesError, fitted, listed
+from robustly.models.weight_names import Fitted, NamesError, fitted
+from robustly.models.without_values import without_values
+from robustly.output_text import listed
 from robustly.settings import nearest
 
 _CONSTANTS = ("normalize.mean", "normalize.std")
@@ -111,25 +111,7 @@ def network_from(entry: Entry, file: Path) -> nn.Module:
 
 def empty_network(entry: Entry) -> nn.Module:
     """The network of an entry without values, which takes no memory and milliseconds."""
-    with torch.device("meta"), _NoDraws():
-        return entry.network()
-
-
-class _NoDraws(TorchFunctionMode):
-    """Construction of modules without drawing new weights, which on the meta device imports all of TorchDynamo."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Return the tensor unchanged instead of initialising it."""
-        given = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else given["tensor"]
-        return func(*args, **given)
+    return without_values(entry.network)
 
 
 def _one_of(value: object, allowed: Iterable[str], argument: str) -> str:

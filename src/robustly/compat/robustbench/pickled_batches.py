@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustly.output_text import first_line
+
 MOST_BYTES = 256 * 1024 * 1024
 _BYTE_TYPES = (b"u1", "u1", b"|u1", "|u1", b"uint8", "uint8")
 
@@ -35,10 +37,8 @@ def read_batch(file: Path) -> dict[str, Any]:
             _text(key): value.pixels() if isinstance(value, _Array) else value for key, value in content.items()
         }
     except Exception as error:  # the pickle machine raises many kinds
-        reason = str(error).strip().splitlines()
         raise BatchError(
-            f"{file}: is damaged or not a batch of CIFAR in the format for Python "
-            f"({reason[0][:160] if reason else type(error).__name__})"
+            f"{file}: is damaged or not a batch of CIFAR in the format for Python ({first_line(error)})"
         ) from None
 
 

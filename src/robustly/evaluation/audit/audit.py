@@ -39,6 +39,7 @@ from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import SUMMARY
 from robustly.evidence.storage import read_summary_fields
 from robustly.files import file_sha256
+from robustly.models.modes import modes_kept
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,10 +177,6 @@ def _as_evaluated(target: EvaluationTarget, evidence: Evidence) -> EvaluationTar
 @contextmanager
 def _given_mode(model: nn.Module, stated: Sequence[Finding]) -> Iterator[None]:
     """Switch a model to the mode in which it was given to the evaluation, of which a finding speaks."""
-    modes = [(part, part.training) for part in model.modules() if hasattr(part, "training")]
-    model.train(any(one.id == "eval_mode" and one.words.startswith(GIVEN_TRAINING) for one in stated))
-    try:
+    with modes_kept(model):
+        model.train(any(one.id == "eval_mode" and one.words.startswith(GIVEN_TRAINING) for one in stated))
         yield
-    finally:
-        for part, was_training in modes:
-            part.training = was_training

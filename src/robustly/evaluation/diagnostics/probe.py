@@ -1,6 +1,6 @@
 """Sample of images for all diagnostics, with gradients and attacks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,44 +137,41 @@ class Probe:
         Returns:
             Gradients, which may be NaN; values; and False if the model has no gradient to its input.
         """
-        gradients, values, through = [torch.zeros_like(points[:0])], [points.new_zeros(0)], True
+        (found,) = self._slopes(points, rows, [objective], allowed)
+        return found
+
+    @cached_property
+    def at_images(self) -> dict[str, tuple[Images, Float[Tensor, " m"]]]:
+        """Gradient and value of three objectives at the correct images, from one forward pass, by name."""
+        found = self._slopes(self.x, self.correct, list(AT_IMAGES.values()))
+        return {name: (gradient, value) for name, (gradient, value, _) in zip(AT_IMAGES, found, strict=True)}
+
+    def _slopes(
+        self,
+        points: Theta,
+        rows: Int64[Tensor, " m"],
+        objectives: Sequence[Objective],
+        allowed: ThreatSet | None = None,
+    ) -> list[tuple[Theta, Float[Tensor, " m"], bool]]:
+        """The result of `gradients` for several objectives, from one forward pass."""
+        gradients = [[torch.zeros_like(points[:0])] for _ in objectives]
+        values, through = [[points.new_zeros(0)] for _ in objectives], [True] * len(objectives)
         for first in range(0, len(points), self.target.batch_size):
             part = slice(first, first + self.target.batch_size)
             with self.seeded("slopes"), frozen(self.target.model):
                 here = points[part].detach().clone().requires_grad_()
                 images = here if allowed is None else _part_of(allowed, part).apply(here)
-                value = objective(logits_of(self.target.model, images), self.goal(rows[part]))
-                gradient = None
-                if value.requires_grad:
-                    (gradient,) = torch.autograd.grad(value.sum(), here, allow_unused=True)
-                through &= gradient is not None
-                gradients.append(torch.zeros_like(here) if gradient is None else gradient)
-                values.append(value.detach().to(here.dtype))
-        return torch.cat(gradients), torch.cat(values), through
-
-    @cached_property
-    def at_images(self) -> dict[str, tuple[Images, Float[Tensor, " m"]]]:
-        """Gradient and value of three objectives at the correct images, from one forward pass, by name."""
-        parts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in AT_IMAGES}
-        for first in range(0, len(self.x), self.target.batch_size):
-            part = slice(first, first + self.target.batch_size)
-            with self.seeded("slopes"), frozen(self.target.model):
-                here = self.x[part].detach().clone().requires_grad_()
-                logits, goal = logits_of(self.target.model, here), self.goal(self.correct[part])
-                for name, objective in AT_IMAGES.items():
+                logits, goal = logits_of(self.target.model, images), self.goal(rows[part])
+                for place, objective in enumerate(objectives):
                     value, gradient = objective(logits, goal), None
                     if value.requires_grad:
-                        (gradient,) = torch.autograd.grad(value.sum(), here, allow_unused=True, retain_graph=True)
-                    found = torch.zeros_like(here) if gradient is None else gradient
-                    parts[name].append((found, value.detach().to(here.dtype)))
-        nothing = self.x[:0], self.x.new_zeros(0)
-        return {
-            name: (
-                torch.cat([nothing[0], *(gradient for gradient, _ in found)]),
-                torch.cat([nothing[1], *(value for _, value in found)]),
-            )
-            for name, found in parts.items()
-        }
+                        again = place + 1 < len(objectives)
+                        (gradient,) = torch.autograd.grad(value.sum(), here, allow_unused=True, retain_graph=again)
+                    through[place] &= gradient is not None
+                    gradients[place].append(torch.zeros_like(here) if gradient is None else gradient)
+                    values[place].append(value.detach().to(here.dtype))
+        joined = zip(gradients, values, through, strict=True)
+        return [(torch.cat(slopes), torch.cat(found), passed) for slopes, found, passed in joined]
 
     def broken_by_one_step(self, factor: float = 1.0) -> Bool[Tensor, " m"]:
         """Mask of the correct rows that one step along the gradient of cross-entropy breaks: FGSM.
@@ -182,11 +179,10 @@ class Probe:
         Args:
             factor: length of the step, as a factor of epsilon.
         """
-        threat = self.target.threat
+        threat = self.target.threat if factor == 1.0 else self.target.threat.scaled(factor)
         if not isinstance(threat, ThreatModel) or threat.norm == "l0":
-            scaled = threat if factor == 1.0 else threat.scaled(factor)
-            return self.attack(fgsm(), "fgsm", self.correct, scaled)[0]
-        ball = (threat if factor == 1.0 else threat.scaled(factor)).around(self.x)
+            return self.attack(fgsm(), "fgsm", self.correct, threat)[0]
+        ball = threat.around(self.x)
         gradient = ball.along_free(self.at_images["cross_entropy"][0].nan_to_num(0.0, 0.0, 0.0))
         points = ball.step(self.x, gradient, ball.radius)
         return ~(self.values(points, self.correct, _is_correct) > 0)

@@ -18,9 +18,9 @@ def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) ->
     """A suite from any form in which one may be given.
 
     Args:
-        given: a suite; the name of one ("standard"); names of attacks, separated by commas ("pgd_20,square"); either
-            followed by certificates ("quick+certify"); an attack; or a list of attacks and names of attacks. A list
-            becomes one stage per attack; the mode of the evaluation selects its examples.
+        given: a suite; the name of one ("standard") or names of attacks, separated by commas ("pgd_20,square"),
+            with certificates behind it or without ("quick+certify"); an attack; or a list of attacks and names of
+            attacks. A list becomes one stage per attack; the mode of the evaluation selects its examples.
         kind: kind of the threat.
 
     Raises:
@@ -30,13 +30,7 @@ def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) ->
     if isinstance(given, Suite):
         return given
     if isinstance(given, str):
-        given, proofs = split_certificates(given)
-        if proofs:
-            return with_certificates(as_suite(given, kind), proofs)
-        if given in SUITES:
-            return suite_named(given, kind)
-        names = attack_names(given)
-        return _listed(",".join(names), {name: _attack(name) for name in names})
+        return _from_text(given, kind)
     if isinstance(given, Attack):
         return _listed(OWN, {_name_of(given): given})
     if not isinstance(given, Sequence) or not all(isinstance(one, str | Attack) for one in given):
@@ -54,6 +48,14 @@ def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) ->
         turns = [name, *(f"{name}_{turn}" for turn in range(2, len(given) + 1))]
         attacks[next(free for free in turns if free not in attacks)] = attack
     return _listed(OWN, attacks)
+
+
+def _from_text(given: str, kind: str) -> Suite:
+    given, proofs = split_certificates(given)
+    if given in SUITES:
+        return with_certificates(suite_named(given, kind), proofs)
+    names = attack_names(given)
+    return with_certificates(_listed(",".join(names), {name: _attack(name) for name in names}), proofs)
 
 
 def check_suite_name(given: str) -> None:

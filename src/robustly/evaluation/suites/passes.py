@@ -1,10 +1,9 @@
-"""The cost of a suite: counted passes per unbroken image."""
+"""Counted passes of an attack, and those of AutoAttack, per unbroken image."""
 
 import torch
 from torch import Tensor, nn
 
 from robustly.attacks import Attack
-from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.randomness import KeyedGenerator
 from robustly.threats import Threat
 
@@ -27,18 +26,6 @@ def passes_of(attack: Attack, threat: Threat, classes: int = 10) -> tuple[int, i
     draws = KeyedGenerator(0, torch.arange(1))
     found = attack(_Unbreakable(classes), x, y, threat=threat, generator=draws)
     return int(found.forwards[0]), int(found.backwards[0])
-
-
-def suite_passes(suite: Suite, threat: Threat, classes: int = 10) -> dict[str, tuple[int, int]]:
-    """Forward and backward passes of every attack of a suite on an unbroken image that its plan selects.
-
-    Args:
-        suite: the suite.
-        threat: the threat of the evaluation.
-        classes: number of classes.
-    """
-    attacks = in_full_precision(suite).attacks
-    return {name: passes_of(attack, threat, classes) for name, attack in attacks.items()}
 
 
 def autoattack_passes(classes: int) -> int:

@@ -12,7 +12,7 @@ from robustly.reports.dossier.limits import limit_sentences
 from robustly.reports.formats import count, interval, moment, percent, proportion, short
 from robustly.reports.pages.facts import audit_words, facts
 from robustly.reports.run import ReportError, RunEvidence
-from robustly.reports.strength import strength, strength_rows
+from robustly.reports.strength import strength_words
 from robustly.reports.verdict import Verdict, verdict
 from robustly.statistics import Proportion
 
@@ -157,14 +157,13 @@ def _attacks(run: RunEvidence, evaluation: Summary) -> Iterator[Block]:
     if not suite.attacks:
         yield Paragraph("The suite has no attack.")
     else:
-        rows_of_kinds = strength_rows(strength(evaluation), evaluation.metrics.certified is not None)
-        yield Facts(tuple((row.title, row.words) for row in rows_of_kinds))
+        yield Facts(tuple((row.title, row.words) for row in strength_words(evaluation)))
         yield tried_table(evaluation, run.table)
     certificates = evaluation.metrics.certificates
     if certificates:
         rows = tuple(
             (
-                suite_title(evaluation, one.name),
+                suite.title(one.name),
                 one.terms.certifies,
                 proportion(one.robust),
                 ", ".join(f"{name} {count(part.count)}" for name, part in one.stages.items()) or "not recorded",
@@ -175,17 +174,12 @@ def _attacks(run: RunEvidence, evaluation: Summary) -> Iterator[Block]:
             "Certificates", ("Certificate", "Certifies", "Certified accuracy", "Decided or last tried by"), rows
         )
         reasons = tuple(
-            (suite_title(evaluation, one.name), words, count(number))
+            (suite.title(one.name), words, count(number))
             for one in certificates
             for words, number in one.reasons.items()
         )
         if reasons:
             yield Grid("Open examples", ("Certificate", "Reason", "Examples"), reasons)
-
-
-def suite_title(evaluation: Summary, name: str) -> str:
-    """Title of a certificate of the suite, or its name."""
-    return next((one.title for one in evaluation.suite.certificates if one.name == name), name)
 
 
 def _untried(evaluation: Summary, known: Sequence[KnownAttack]) -> Iterator[Block]:

@@ -2,7 +2,8 @@
 
 import base64
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,42 +95,79 @@ def gallery(
         pictures: its pictures.
         most: most bytes; with more, fewer and smaller pictures are taken.
     """
-    made = (_gallery(evaluation, table, pictures, extent) for extent in _EXTENTS)
+    originals = {int(i): image for i, image in zip(pictures.ids, pictures.originals, strict=True)}
+    encoder = _Encoder(originals, pictures.adversarial, evaluation.threat.box, _factor(originals, pictures))
+    largest = max(pictures.originals.shape[2:])
+    made = (_gallery(evaluation, table, encoder, extent, largest) for extent in _EXTENTS)
     return next((one for one in made if one is None or one.size <= most), None)
 
 
+@dataclass(frozen=True)
+class _Encoder:
+    """The encoded pictures of a run, each made once for a side.
+
+    Args:
+        originals: images by id, `(C, H, W)` in the box.
+        adversarial: adversarial images by attack and id.
+        box: least and largest valid value of a pixel.
+        factor: magnification of the differences.
+        made: the encoded pictures by attack, id and side; those without an attack are the originals.
+    """
+
+    originals: Mapping[int, NDArray[np.float32]]
+    adversarial: Mapping[str, Mapping[int, NDArray[np.float32]]]
+    box: tuple[float, float]
+    factor: float
+    made: dict[tuple[str | None, int, int], tuple[str, ...]] = field(default_factory=dict)
+
+    def original(self, example: int, side: int) -> str:
+        """The data URI of an original."""
+        key = (None, example, side)
+        if key not in self.made:
+            self.made[key] = (_png(_bytes(self.originals[example], self.box), side),)
+        return self.made[key][0]
+
+    def broken(self, attack: str, example: int, side: int) -> tuple[str, ...]:
+        """The data URIs of an adversarial image and of its magnified difference."""
+        key = (attack, example, side)
+        if key not in self.made:
+            image = self.adversarial[attack][example]
+            difference = 0.5 + self.factor * (image - self.originals[example])
+            self.made[key] = (
+                _png(_bytes(image, self.box), side),
+                _png(_bytes(difference, (0.0, 1.0)), side),
+            )
+        return self.made[key]
+
+
 def _gallery(
-    evaluation: Summary, table: EvidenceTable | None, pictures: Pictures, extent: _Extent
+    evaluation: Summary, table: EvidenceTable | None, encoder: _Encoder, extent: _Extent, largest: int
 ) -> Gallery | None:
-    originals = {int(i): image for i, image in zip(pictures.ids, pictures.originals, strict=True)}
-    factor = _factor(originals, pictures)
-    box = evaluation.threat.box
-    encoded = {i: _png(_bytes(image, box), extent.side) for i, image in originals.items()}
+    originals, side = encoder.originals, min(largest, extent.side)
     shelves = []
     for attack in [outcome.attack for outcome in evaluation.outcomes if not outcome.state]:
-        found = pictures.adversarial.get(attack.name, {})
+        found = encoder.adversarial.get(attack.name, {})
         broken = [i for i in originals if i in found][: extent.broken]
         shots = [
             Shot(
                 example=i,
                 label=_label(table, i, evaluation.data),
-                original=encoded[i],
-                adversarial=_png(_bytes(found[i], box), extent.side),
-                difference=_png(_bytes(0.5 + factor * (found[i] - originals[i]), (0.0, 1.0)), extent.side),
+                original=encoder.original(i, side),
+                adversarial=encoder.broken(attack.name, i, side)[0],
+                difference=encoder.broken(attack.name, i, side)[1],
                 prediction=_prediction(table, attack.name, i, evaluation.data),
                 distance=_distance(table, attack.name, i),
             )
             for i in broken
         ]
         held = [i for i in originals if _held(table, attack.name, i)][: extent.held]
-        shots += [Shot(i, _label(table, i, evaluation.data), encoded[i]) for i in held]
+        shots += [Shot(i, _label(table, i, evaluation.data), encoder.original(i, side)) for i in held]
         if shots:
             total = None
             if table is not None and attack.name in table.attacks:
                 total = int(table.broken_by(attack.name).sum())
             shelves.append(Shelf(attack.name, attack.title, tuple(shots), total))
-    side = max(pictures.originals.shape[2:])
-    return Gallery(tuple(shelves), factor, min(side, extent.side), side > extent.side) if shelves else None
+    return Gallery(tuple(shelves), encoder.factor, side, largest > side) if shelves else None
 
 
 def _factor(originals: dict[int, NDArray[np.float32]], pictures: Pictures) -> float:

@@ -27,7 +27,7 @@ from robustly.reports.pages.facts import FactGroup, audit_words, facts
 from robustly.reports.pages.gallery import MOST_BYTES, Gallery, gallery
 from robustly.reports.run import RunEvidence
 from robustly.reports.source_names import shown_path
-from robustly.reports.strength import StrengthRow, strength, strength_rows
+from robustly.reports.strength import StrengthRow, strength_words
 from robustly.reports.verdict import Verdict, verdict
 
 
@@ -139,7 +139,7 @@ def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView
         union=() if analysis is None or analysis.union is None else union_cells(analysis.union),
         audit=audit_words(run),
         left_out=() if analysis is None else analysis.left_out,
-        strength=() if evaluation is None else _strength(evaluation),
+        strength=() if evaluation is None else strength_words(evaluation),
         proofs=() if evaluation is None else certificate_figures(evaluation, run.table),
         certificates=() if evaluation is None else certificate_rows(evaluation),
         open=() if evaluation is None else open_rows(evaluation, run.table),
@@ -165,10 +165,6 @@ def badges(run: RunEvidence) -> tuple[Badge, ...]:
     if evaluation.metrics.certified is not None:
         found.append(Badge("good", "Lower bound proved"))
     return tuple(found)
-
-
-def _strength(evaluation: Summary) -> tuple[StrengthRow, ...]:
-    return strength_rows(strength(evaluation), certified=evaluation.metrics.certified is not None)
 
 
 def config_lines(config: Mapping[str, object]) -> tuple[ConfigLine, ...]:

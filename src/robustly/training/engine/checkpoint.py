@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustly.files import whole_file
 from robustly.memory import check_archive
+from robustly.output_text import first_line
 from robustly.training.engine.checkpoint_content import wrong_part
 from robustly.training.step import Memory
 
@@ -79,8 +80,9 @@ def load_state(path: Path, config_digest: str) -> TrainingState:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is truncated or not a checkpoint of robustly ({reason})") from None
+        raise CheckpointError(
+            f"{path} is truncated or not a checkpoint of robustly ({first_line(error)})"
+        ) from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not a training checkpoint of robustly (its format is not {FORMAT!r})")
     checksum = content.pop("sha256", None)

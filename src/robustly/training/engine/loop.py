@@ -19,7 +19,8 @@ from robustly.training.engine.job import Job
 from robustly.training.engine.metrics import Totals, as_csv
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import DivergenceError, check_weights, reason_to_stop
-from robustly.training.engine.validation import Validation, averaged_state, validate, with_state
+from robustly.training.engine.validation import Validation, averaged_state, validate
+from robustly.training.modes import with_state
 from robustly.training.parts import EpochEnd, InstanceWeightsError
 from robustly.training.step import Moment
 

@@ -68,7 +68,7 @@ def place_networks(job: Job, device: torch.device, processes: int = 1) -> Placed
     for network in everything.values():
         network.to(device)
     dtype = dtype_of(everything)
-    x = job.train.floats(torch.arange(min(IMAGES, len(job.train)))).to(device, dtype)
+    x = job.train.first(IMAGES).to(device, dtype)
     fits = {
         name: try_training(
             network,

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from robustly.models.hidden import hidden_modules
 from robustly.models.layout import contiguous, put_in_layout
 from robustly.models.lazy import create_parameters, has_lazy_parameters
+from robustly.models.modes import modes_kept
 from robustly.models.outputs import OutputError, logits_in
+from robustly.output_text import first_line
 from robustly.training.modes import frozen_parts, train_mode
 
 IMAGES = 4
@@ -117,7 +119,7 @@ def try_training(
         raise TrialError(f"the {name} has no parameter that requires a gradient: there is nothing to train")
     last = channels_last and x.ndim == 4
     layouts = ([torch.channels_last] if last else []) + [torch.contiguous_format]
-    failures: list[str] = []
+    message = reason = ""
     for layout in layouts:
         for copies in (False, True):
             with _unchanged(network, x, seed), adapted(network, Fit(layout, copies)):
@@ -129,12 +131,11 @@ def try_training(
                 except TrialError as error:
                     raise TrialError(f"the {name} {error}") from None
                 except Exception as error:  # the code of the network is the user's
-                    failures.append(str(error) or type(error).__name__)
-            if "use_reentrant" in failures[-1]:
+                    message, reason = str(error), first_line(error)
+            if "use_reentrant" in message:
                 raise TrialError(_REENTRANT.format(name=name))
-            if "in-place" not in failures[-1] and "inplace" not in failures[-1]:
+            if "in-place" not in message and "inplace" not in message:
                 break
-    reason = failures[-1].splitlines()[0][:160]
     raise TrialError(f"the {name} fails in a trial on images of shape {tuple(x.shape)}: {reason}")
 
 
@@ -199,16 +200,13 @@ def _check_logits(logits: Tensor, count: int, classes: int) -> None:
 @contextmanager
 def _unchanged(network: nn.Module, x: Tensor, seed: int) -> Iterator[None]:
     """Restore parameters, buffers, gradients, modes and random numbers at the end."""
-    modes = [(module, module.training) for module in network.modules()]
     gradients = [(p, p.grad) for p in network.parameters()]
     values = {key: value.detach().clone() for key, value in (*network.named_parameters(), *network.named_buffers())}
     try:
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        with modes_kept(network), torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             torch.manual_seed(seed)  # for layers that the network builds in its first pass
             yield
     finally:
-        for module, was_training in modes:
-            module.training = was_training
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():

@@ -1,7 +1,6 @@
 """Clean and robust accuracy on held-out images, and the network to validate and release."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -95,20 +94,3 @@ def averaged_state(method: Method, memory: Memory) -> dict[str, Tensor] | None:
     """
     states = (part.evaluation_state(memory.get(slot, {})) for slot, part in method.slots())
     return next((state for state in states if state is not None), None)
-
-
-@contextmanager
-def with_state(network: nn.Module, state: dict[str, Tensor] | None) -> Iterator[None]:
-    """Give a network another state for a while; None changes nothing.
-
-    The network is not copied, because modules with hooks, such as weight normalisation, cannot always be copied.
-    """
-    if state is None:
-        yield
-        return
-    own = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    try:
-        network.load_state_dict(state)
-        yield
-    finally:
-        network.load_state_dict(own)

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustly.attacks import AttackResult
 from robustly.attacks.core.contract import Images, ModelMode
 from robustly.attacks.core.model_access import logits_of
-from robustly.attacks.core.search import Rows
+from robustly.attacks.core.search_state import Rows
 from robustly.attacks.pgd import Start
 from robustly.objectives import OBJECTIVES, ClassificationGoal, Goal, cross_entropy, probability_margin
 from robustly.randomness import KeyedGenerator

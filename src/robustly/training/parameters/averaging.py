@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks.core.model_access import batch_norms
-from robustly.training.modes import frozen_parts
+from robustly.models.modes import modes_kept
+from robustly.training.modes import frozen_parts, with_state
 from robustly.training.parts import Composition, EpochEnd, Part, averages_weights, begins_too_late
 from robustly.training.step import Step
 
@@ -108,16 +109,12 @@ class WeightAverage(Part):
                 memory[name] = value.detach().clone()
         memory[_COUNT] = count
         if batch_norms(end.model):
-            own = {name: value.detach().clone() for name, value in end.model.state_dict().items()}
-            try:  # in place, because not every network can be copied
-                end.model.load_state_dict(_weights(memory))
+            with with_state(end.model, _weights(memory)):  # in place, because not every network can be copied
                 estimate_statistics(end.model, end)
                 buffers = _names(end.model, parameters=False)
                 for name, value in end.model.state_dict().items():
                     if name in buffers:
                         memory[name] = value.detach().clone()
-            finally:
-                end.model.load_state_dict(own)
 
     def evaluation_state(self, memory: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """Return the average, once there is one."""
@@ -194,24 +191,22 @@ def estimate_statistics(network: nn.Module, end: EpochEnd) -> None:
     still = {module for part in frozen_parts(network) for module in part.modules()}
     norms = [norm for norm in batch_norms(network) if norm.running_mean is not None and norm not in still]
     momenta = [norm.momentum for norm in norms]
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    for norm in norms:
-        norm.train()
-        norm.reset_running_stats()
-    seen = 0
-    for x in end.images():
-        if len(x) == 0:
-            continue
-        seen += len(x)
+    with modes_kept(network):
+        network.eval()
         for norm in norms:
-            norm.momentum = len(x) / seen
-        network(x)
+            norm.train()
+            norm.reset_running_stats()
+        seen = 0
+        for x in end.images():
+            if len(x) == 0:
+                continue
+            seen += len(x)
+            for norm in norms:
+                norm.momentum = len(x) / seen
+            network(x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         for statistic in (norm.running_mean, norm.running_var):
             assert statistic is not None
             share = torch.tensor(float(seen), device=statistic.device)
             statistic.copy_(end.global_mean(statistic * share) / end.global_mean(share))
-    for module, was_training in modes:
-        module.training = was_training

@@ -1,0 +1,224 @@
+"""State of a search: counts of passes, verdicts, and the best point of each example."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.model_access import logits_of
+from robustly.objectives import ClassificationGoal, Goal
+from robustly.threats.balls import LpBall, laid_out_like
+from robustly.threats.contract import Theta, Threat, ThreatSet, per_example
+
+Rows = Int64[Tensor, " m"]
+
+
+class SearchState:
+    """The record of one attack on one batch: what it has found and spent.
+
+    Examples are addressed by `rows`, positions in the batch `(M,)`, each at most once in a call. Points are the
+    threat's parameters theta; the model receives `render(theta, rows)`. Every output gets a verdict: NaN or
+    infinite values make an example invalid. The first point that reaches the goal is kept (under `nearest` the
+    nearest one, whatever its size). Of failing points the one with the highest objective is kept.
+
+    Args:
+        model: the model, frozen by `frozen`.
+        x: inputs `(N, ...)`.
+        goal: the goal that defines success.
+        threat: the threat.
+        nearest: for minimum-norm attacks.
+        by_margin: True ranks failing points by the goal's margin instead of the objective, for searches whose
+            objective changes.
+        half: a bfloat16 copy of the model to search with. Its successes count only if `model` confirms them.
+        verdicts: False only moves the points and records nothing (the inner maximisation of training).
+
+    Attributes:
+        runs: runs per example, which stop together; more than 1 in a search made by `attacks.core.together`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Images,
+        goal: Goal,
+        threat: Threat,
+        *,
+        nearest: bool = False,
+        by_margin: bool = False,
+        half: nn.Module | None = None,
+        verdicts: bool = True,
+    ) -> None:
+        self.model, self.x, self.goal, self.threat = model, x, goal, threat
+        self.nearest, self.by_margin, self.half, self.verdicts = nearest, by_margin, half, verdicts
+        self.threat_set: ThreatSet = threat.around(x)
+        self._is_direct = isinstance(self.threat_set, LpBall)
+        self.runs = 1
+        count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self.theta: Theta = self.threat_set.identity().clone()
+        self.distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        self.highest = torch.full_like(self.distance, -torch.inf)
+        self.margin = torch.full_like(self.distance, -torch.inf)
+        self.forwards, self.backwards = count, count.clone()
+        self.correct_iterates, self.zero_gradients = count.clone(), count.clone()
+        self.broken, self.invalid = count.bool(), count.bool()
+        self.clean = x.new_zeros(len(x), 0)
+
+    @property
+    def unbroken(self) -> Rows:
+        """Rows of the unbroken examples; under `nearest`, of all that were classified correctly at the start."""
+        return (~self.broken & ~self.invalid).nonzero()[:, 0]
+
+    @property
+    def ball(self) -> LpBall:
+        """Threat set of an attack that is defined for Lp balls only."""
+        assert isinstance(self.threat_set, LpBall)  # `check_needs` rejects other threats before
+        return self.threat_set
+
+    @property
+    def labels(self) -> ClassificationGoal:
+        """Goal of an attack that is defined for classification only.
+
+        Raises:
+            AttackError: another kind of goal.
+        """
+        if not isinstance(self.goal, ClassificationGoal):
+            raise AttackError(
+                f"this attack is defined for classification, the goal is a {type(self.goal).__name__}"
+            )
+        return self.goal
+
+    def render(self, theta: Theta, rows: Rows) -> Images:
+        """Inputs of the model for some parameters; differentiable.
+
+        Args:
+            theta: `(M, ...)`, or a multiple of M rows: the repetitions of one example follow each other.
+            rows: `(M,)`.
+        """
+        if self._is_direct:
+            return theta
+        each = len(theta) // max(len(rows), 1)
+        return self.threat_set.select(rows.repeat_interleave(each) if each > 1 else rows).apply(theta)
+
+    def along_free(self, gradient: Theta) -> Theta:
+        """Gradient with zeros where the mask of an Lp threat forbids changes."""
+        return self.ball.along_free(gradient) if self._is_direct else gradient
+
+    def in_any_run(self, found: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """True where it is true of any run of the same example."""
+        if self.runs == 1:
+            return found
+        return found.view(-1, self.runs).any(1).repeat_interleave(self.runs)
+
+    def record(
+        self,
+        theta: Theta,
+        rows: Rows,
+        output: Tensor,
+        value: Tensor | None,
+        *,
+        exact: bool,
+        lead: Tensor | None = None,
+    ) -> Bool[Tensor, " m"]:
+        """Record outputs that the caller may have computed itself, and keep the best points.
+
+        Args:
+            theta: allowed points (under `nearest`: points in the box) `(M, ...)`.
+            rows: their examples.
+            output: the model's outputs there.
+            value: the objective, by which failing points are ranked; None ranks none.
+            exact: True if the outputs are those of `model`, in full precision.
+            lead: margin of the goal at the outputs, if it is known, with -inf for NaN.
+
+        Returns:
+            True where the goal was reached, `(M,)`.
+        """
+        goal, finite = self.goal.select(rows), all_finite(output)
+        reached = goal.reached(output) & ~self.broken[rows]
+        if finite is not None:
+            reached &= finite
+        if self.nearest:
+            self._record_nearest(theta, rows, reached, exact)
+        else:
+            if not exact:
+                reached = self._confirmed(theta, rows, reached)
+            kept = reached
+            if value is not None:
+                kept = reached | ((value > self.highest[rows]) & ~self.broken[rows])
+            place = kept.nonzero()[:, 0]  # few: most points of a search are not better than those before
+            if len(place):
+                here = rows[place]
+                self.theta[here] = theta[place]
+                self.broken[here] |= reached[place]
+                if value is not None:
+                    self.highest[here] = value[place]
+        if finite is not None:
+            self.invalid[rows] |= ~finite
+            if not self.nearest:
+                self.broken[rows] |= ~finite
+        lead = goal_margin(output, goal) if lead is None else lead
+        self.margin[rows] = torch.maximum(self.margin[rows], lead.to(self.margin))
+        return reached
+
+    def _record_nearest(self, theta: Theta, rows: Rows, reached: Bool[Tensor, " m"], exact: bool) -> None:
+        place = reached.nonzero()[:, 0]
+        if len(place) == 0:
+            return
+        here, point = rows[place], theta[place]
+        distance = self.threat_set.select(here).size(point).to(self.distance)
+        closer = distance < self.distance[here]
+        if not exact:
+            closer = self._confirmed(point, here, closer)
+        self.theta[here[closer]] = point[closer]
+        self.distance[here[closer]] = distance[closer]
+
+    def _confirmed(self, theta: Theta, rows: Rows, claimed: Bool[Tensor, " m"]) -> Bool[Tensor, " m"]:
+        """Mask of the half-precision successes that hold in full precision: one forward pass each."""
+        place = claimed.nonzero()[:, 0]
+        if len(place) == 0:
+            return claimed
+        with torch.no_grad():
+            output = logits_of(self.model, self.render(theta[place], rows[place]))
+        self.forwards[rows[place]] += 1
+        holds = torch.zeros_like(claimed)
+        finite = all_finite(output)
+        holds[place] = self.goal.select(rows[place]).reached(output) & (True if finite is None else finite)
+        return holds
+
+    def result(self) -> AttackResult:
+        """Result of the search."""
+        everyone = torch.arange(len(self.x), device=self.x.device)
+        inside, theta, beyond = self.broken, self.theta, None
+        if self.nearest:
+            found = self.distance.isfinite() & ~self.invalid
+            inside = (found & self.threat_set.contains(theta)) | self.invalid
+            beyond = laid_out_like(self.x, self.render(theta, everyone).detach())
+            theta = torch.where(per_example(inside, theta), theta, self.threat_set.identity())
+        elif self.verdicts:
+            self.distance = torch.where(inside, self.threat_set.size(theta), torch.inf)
+        return AttackResult(
+            laid_out_like(self.x, self.render(theta, everyone).detach()),
+            inside,
+            self.distance,
+            self.forwards,
+            self.backwards,
+            self.correct_iterates,
+            self.invalid,
+            beyond,
+            self.margin if self.verdicts else None,
+            self.zero_gradients if self.verdicts else None,
+            None if self._is_direct else theta,
+        )
+
+
+def all_finite(output: Tensor) -> Bool[Tensor, " m"] | None:
+    """True where all outputs of an example are finite; None if they all are."""
+    if math.isfinite(float(output.sum())):  # one operation: a sum with NaN or infinity is not finite
+        return None
+    return output.flatten(1).isfinite().all(1)
+
+
+def goal_margin(output: Tensor, goal: Goal) -> Float[Tensor, " m"]:
+    """Margin of the goal at some outputs, -inf for NaN."""
+    return goal.margin(output).nan_to_num(-torch.inf)
