@@ -24,11 +24,23 @@ from robustly.threats.lp import ThreatModel
 from verification_parts.networks import eran, shared_folder
 
 LISTS = ("rl_benchmarks", "reach_prob_density", "mnist_fc", "verivital", "acasxu")
-ERAN = ("mnist_6_100_nat", "mnist_conv_small_nat", "mnist_9_100_nat", "cifar_conv_small_pgd", "cifar_conv_small_sigmoid")
+ERAN = (
+    "mnist_6_100_nat",
+    "mnist_conv_small_nat",
+    "mnist_9_100_nat",
+    "cifar_conv_small_pgd",
+    "cifar_conv_small_sigmoid",
+)
 BARS = {"rl_benchmarks": 200, "reach_prob_density": 34, "mnist_fc": 30, "verivital": 58, "acasxu": 180}
 SHARES = {"mnist_6_100_nat": 0.35, "mnist_conv_small_nat": 0.40}
 IMAGES, SECONDS = 100, 60.0
-_WORDS = {Verdict.VERIFIED: "unsat", Verdict.FALSIFIED: "sat", Verdict.TIMEOUT: "timeout", Verdict.UNKNOWN: "unknown"}
+_KINDS = {"limit": float, "wall": float, "cpu": float, "lower_bound": float, "work": int}
+_WORDS = {
+    Verdict.VERIFIED: "unsat",
+    Verdict.FALSIFIED: "sat",
+    Verdict.TIMEOUT: "timeout",
+    Verdict.UNKNOWN: "unknown",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ def _image(network: Path, number: Path, end: float) -> Answer:
     return Answer(word, one.reason, time.monotonic() - begin, one.stage, one.work, one.lower_bound)
 
 
-def run(name: str, folder: Path, processes: int, count: int | None) -> None:
+def run(name: str, folder: Path, processes: int, count: int | None, again: bool) -> None:
     """Run what is missing of a set, and write each row at once.
 
     Args:
@@ -85,18 +97,27 @@ def run(name: str, folder: Path, processes: int, count: int | None) -> None:
         folder: folder of the rows, `NAME.csv`.
         processes: instances at the same time.
         count: only the first of them; None for all.
+        again: repeat those that are open.
     """
     jobs, keys, expected = _jobs(name)
     file = folder / f"{name}.csv"
     rows = read(file)
-    jobs = [job for job in jobs[:count] if keys[job.number] not in rows]
-    print(f"{name}: {len(rows)} answers are there, {len(jobs)} to do", flush=True)
+    kept = {key for key, row in rows.items() if row.result in ("sat", "unsat") or not again}
+    jobs = [job for job in jobs[:count] if keys[job.number] not in kept]
+    print(f"{name}: {len(kept)} answers are there, {len(jobs)} to do", flush=True)
     for job, found in decided(jobs, processes, timed, lambda job: None):
         cpu, _, reason = found.reason.partition("|")
         if not cpu.replace(".", "").isdigit():  # a process that was killed
             cpu, reason = str(found.seconds), found.reason
         row = Row(
-            *(*keys[job.number], job.timeout, expected[job.number], found.word, round(found.seconds, 3), float(cpu)),
+            *(
+                *keys[job.number],
+                job.timeout,
+                expected[job.number],
+                found.word,
+                round(found.seconds, 3),
+                float(cpu),
+            ),
             *(found.stage, found.work, found.lower_bound, reason),
         )
         rows[keys[job.number]] = row
@@ -132,15 +153,12 @@ def read(file: Path) -> dict[tuple[str, str], Row]:
     """The rows of a file by network and property; none if there is no file."""
     if not file.is_file():
         return {}
-    kinds = {field.name: {"float": float, "int": int}.get(str(field.type), str) for field in fields(Row)}
-    types = {name: _kind(name) for name in kinds}
     with file.open(encoding="utf-8", newline="") as content:
-        rows = [Row(**{name: types[name](value) for name, value in one.items()}) for one in csv.DictReader(content)]
+        rows = [
+            Row(**{name: _KINDS.get(name, str)(text) for name, text in one.items()})
+            for one in csv.DictReader(content)
+        ]
     return {(row.network, row.property): row for row in rows}
-
-
-def _kind(name: str) -> type:
-    return {"limit": float, "wall": float, "cpu": float, "lower_bound": float, "work": int}.get(name, str)
 
 
 def table(rows: Mapping[str, Mapping[tuple[str, str], Row]]) -> str:
@@ -160,7 +178,7 @@ def table(rows: Mapping[str, Mapping[tuple[str, str], Row]]) -> str:
             f"{sum(row.is_wrong for row in found)} | {len(found) - sum(counts.values())} | "
             f"{statistics.median(wall):.2f} | {max(wall):.1f} | {cpu:.0f} | {_goal(name, found, counts['unsat'])} |"
         )
-    return "\n".join(lines) if len(lines) > 2 else "No set has run."  # noqa: PLR2004
+    return "\n".join(lines) if len(lines) > 2 else "No set has run."
 
 
 def _goal(name: str, found: list[Row], verified: int) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _NARROW = 4
-"""Most input channels for which the ordinary convolution is faster on CPUs (1.5 to 7 times with 1 to 3 channels)."""
+"""Most input channels for which the ordinary convolution is faster on CPUs: 1.5 to 7 times with 1 to 3 channels."""
 
 
 def is_narrow(weight: Tensor, setting: Mapping[str, Any]) -> bool:
@@ -48,7 +48,7 @@ def _interleaved(
 ) -> Tensor:
     """One convolution for each remainder of the place by the stride; their results are interleaved.
 
-    The input at place `stride * q + r` gets the products of the weights at `stride * t + r` with the rows at `q - t`.
+    The input at place `stride * q + r` gets the rows at `q - t` times the weights at `stride * t + r`.
     """
     made, channels, *kernel = weight.shape
     taps = [-(-size // step) for size, step in zip(kernel, stride, strict=True)]
