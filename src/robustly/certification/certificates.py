@@ -16,10 +16,22 @@ from robustly.certification.outcome import Outcome
 from robustly.certification.readers.torch_reader import read_module
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import robustness
-from robustly.certification.verify import COMPLETE, METHODS, Budget, Method, Problem, finish, largest_radii, screen
+from robustly.certification.verify import (
+    COMPLETE,
+    METHODS,
+    OUT_OF_TIME,
+    Budget,
+    Method,
+    Problem,
+    finish,
+    largest_radii,
+    screen,
+)
 from robustly.evidence import Verdict
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
+
+TOO_LOOSE = "the bounds of this method are too loose"
 
 
 @dataclass(frozen=True)
@@ -135,8 +147,8 @@ class GraphCertificate:
 
     @property
     def seconds(self) -> float | None:
-        """Time for branch and bound of all examples together; None for no limit."""
-        return self.settings.seconds
+        """Time for branch and bound of all examples together; None for no limit, 0 for a method without it."""
+        return self.settings.seconds if self.settings.method in COMPLETE else 0.0
 
     @property
     def batch(self) -> int:
@@ -180,7 +192,9 @@ class GraphCertificate:
         problem = self._problem(model, x[rows], y[rows], threat.select(rows), generator.select(rows))
         found = screen(problem, method=self.settings.method, budget=self.settings.budget)
         for row, outcome in zip(rows.tolist(), found, strict=True):
-            outcomes[row] = outcome
+            is_left = outcome.verdict == Verdict.UNKNOWN and not outcome.reason
+            is_left = is_left and self.settings.method not in COMPLETE
+            outcomes[row] = replace(outcome, reason=TOO_LOOSE) if is_left else outcome
         radius = self._radii(model, x, y, outcomes, rows, threat)
         seconds = torch.full((len(x),), (time.monotonic() - began) / max(1, len(x)), dtype=torch.float64)
         return _result(outcomes, radius, x, y, seconds)
@@ -216,6 +230,10 @@ class GraphCertificate:
         radius = before.radius
         if outcome.verdict == Verdict.VERIFIED:
             radius = radius.clamp_min(float(_epsilon(threat, x)))
+        if outcome.verdict == Verdict.TIMEOUT:
+            outcome = replace(outcome, reason=OUT_OF_TIME)
+        elif outcome.reason[:1].isdigit():
+            outcome = replace(outcome, reason="the budget of domains is spent")  # reports count equal reasons
         result = _result([outcome], radius, x, y, torch.zeros(1, dtype=torch.float64))
         assert before.seconds is not None
         return replace(result, seconds=before.seconds + (time.monotonic() - began))
@@ -236,7 +254,7 @@ class GraphCertificate:
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, generator: KeyedGenerator | None
     ) -> Problem:
         spec = robustness(y, self.graph.outputs, torch.float64)
-        spec = replace(spec, strict=torch.ones_like(spec.strict))  # equal outputs are no misclassification
+        spec = replace(spec, strict=torch.ones_like(spec.strict))  # equal outputs do not misclassify
         return Problem(
             self.graph,
             InputSet.of(threat, x, torch.float64),

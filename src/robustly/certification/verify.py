@@ -42,6 +42,7 @@ MOST_INPUTS = 20
 LARGEST = 1e100
 """Largest size of an input; sums and products of larger ones could overflow."""
 NO_MEMORY = "the memory is not enough"
+OUT_OF_TIME = "the time limit was reached"
 UNCONFIRMED = "the network does not confirm the counterexample of its graph: they differ by rounding"
 COMPLETE = tuple(name for name, stages in _STAGES.items() if "complete" in stages)
 
@@ -283,7 +284,7 @@ def last_bound(method: Method) -> str:
 def _stopped(outcome: Outcome) -> Outcome:
     if outcome.verdict != Verdict.UNKNOWN:
         return outcome
-    return replace(outcome, verdict=Verdict.TIMEOUT, reason="the time limit was reached")
+    return replace(outcome, verdict=Verdict.TIMEOUT, reason=OUT_OF_TIME)
 
 
 def _attacked(problem: Problem, starts: int, steps: int, deadline: Deadline, seed: int) -> list[Outcome]:
