@@ -146,3 +146,12 @@ def _check_header(stream: BinaryIO, size: int, where: str) -> None:
     held = size - stream.tell()
     if not dtype.hasobject and stated != held:
         raise ValueError(f"{where}: its header states {stated} bytes of values, but {held} follow")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return True for an error of too little memory; PyTorch raises a plain RuntimeError for that of the CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )

@@ -9,6 +9,7 @@ from robustly.certification.falsify import falsify, falsify_each, inside, judge
 from robustly.certification.network import Graph, Node
 from robustly.certification.sets import Ball, InputSet
 from robustly.certification.specification import Specification, robustness
+from robustly.randomness import KeyedGenerator
 
 
 def affine(weight: list[list[float]], bias: list[float]) -> Graph:
@@ -128,11 +129,12 @@ def test_results_of_an_example_do_not_depend_on_the_batch():
     center = torch.rand(5, 4)
     labels = (center @ graph.nodes[1].constants["weight"].T).argmax(1)
     inputs = InputSet(center - 0.04, center + 0.04)
-    together = falsify_each(graph, inputs, robustness(labels, 3), steps=3, seed=7)
+    generator = KeyedGenerator(7, torch.arange(5))
+    together = falsify_each(graph, inputs, robustness(labels, 3), steps=3, generator=generator)
     for one in range(5):
         index = torch.tensor([one])
         alone = falsify_each(
-            graph, inputs.select(index), robustness(labels[index], 3), steps=3, seed=7, ids=torch.tensor([one])
+            graph, inputs.select(index), robustness(labels[index], 3), steps=3, generator=generator.select(index)
         )
         assert torch.equal(alone.points[0], together.points[one])
         assert bool(alone.mask) == bool(together.mask[one])

@@ -13,20 +13,12 @@ from robustly.certification.deadline import Deadline
 from robustly.certification.network import Graph
 from robustly.certification.operations import RULES
 from robustly.certification.outcome import Outcome
+from robustly.certification.problem import COMPLETE, METHODS, OUT_OF_TIME, Budget, Method, Problem
 from robustly.certification.readers.torch_reader import read_module
+from robustly.certification.screening import largest_radii, screen
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import robustness
-from robustly.certification.verify import (
-    COMPLETE,
-    METHODS,
-    OUT_OF_TIME,
-    Budget,
-    Method,
-    Problem,
-    finish,
-    largest_radii,
-    screen,
-)
+from robustly.certification.verify import finish
 from robustly.evidence import Verdict
 from robustly.randomness import KeyedGenerator
 from robustly.threats.lp import ThreatModel
@@ -61,8 +53,10 @@ class BoundCertificate:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}: use {', '.join(METHODS)}")
-        if self.halvings < 0 or (self.seconds is not None and not self.seconds > 0):
-            raise ValueError("halvings must be at least 0 and seconds more than 0")
+        if self.halvings < 0:
+            raise ValueError(f"halvings is {self.halvings}: use 0 or more steps")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError(f"the time for branch and bound is {self.seconds} seconds: use a positive number")
 
     @property
     def certifies(self) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from robustly.certification.certificates import BoundCertificate
-from robustly.certification.verify import Method
+from robustly.certification.problem import Method
 from robustly.cli.evaluate import run_evaluation
 from robustly.evaluation.suites.certified import with_certificate
 from robustly.evaluation.suites.suite import Suite

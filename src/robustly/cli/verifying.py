@@ -64,7 +64,8 @@ def verify_one(options: OneOptions, began: float) -> int:
 
 def decide(model: Path, property_: Path, end: float) -> Answer:
     """Answer an instance until `time.monotonic()` is `end`; a small part is kept for what cannot be stopped."""
-    from robustly.certification.verify import Budget, Problem, verify  # noqa: PLC0415
+    from robustly.certification.problem import Budget, Problem  # noqa: PLC0415
+    from robustly.certification.verify import verify  # noqa: PLC0415
 
     budget = Budget(attack_steps=40, domains=10**9)
 

@@ -20,6 +20,7 @@ from robustly.evaluation.target import EvaluationTarget, Progress, attack_genera
 from robustly.evidence import StoredImages, Verdict
 from robustly.evidence.certified_numbers import CertificateTerms
 from robustly.evidence.schema import CERTIFICATE, CertificateColumns, Whole
+from robustly.memory import is_out_of_memory
 from robustly.threats import ThreatModel
 
 NO_MEMORY = "out of memory"
@@ -188,18 +189,13 @@ def _certified(target: EvaluationTarget, certificate: Certificate, name: str, ro
             )
         return [CertifiedPart.of(data.ids[rows], found, time.perf_counter() - began)]
     except Exception as error:
-        if not _is_memory(error):
+        if not is_out_of_memory(error):
             raise EvaluationError(f"the certificate {name!r} failed: {_words(error)}") from error
     if len(rows) > 1:
         half = len(rows) // 2
         return [part for some in (rows[:half], rows[half:]) for part in _certified(target, certificate, name, some)]
     terms = CertificateTerms(certificate.certifies)
     return [CertifiedPart.failed(data.ids[rows], terms, NO_MEMORY, time.perf_counter() - began)]
-
-
-def _is_memory(error: Exception) -> bool:
-    """Return True for an error of too little memory; PyTorch raises a plain RuntimeError for that of the CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _words(error: Exception) -> str:
@@ -217,6 +213,6 @@ def _lp_threat(target: EvaluationTarget, name: str) -> ThreatModel:
     if not isinstance(target.threat, ThreatModel):
         raise EvaluationError(
             f"the certificate {name!r} is defined for Lp balls, the threat is {target.threat.kind!r}: "
-            "use a suite without certificates"
+            "certify a ball such as linf:0.1, or evaluate without certificates"
         )
     return target.threat

@@ -65,19 +65,19 @@ def exact_minimum(graph: Graph, inputs: InputSet, row: Tensor) -> float:
     return best
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("rule", ["babsr", "fsb"])
-def test_decides_on_both_sides_of_the_exact_minimum(seed, rule):
-    graph = random_dense([3, 4, 4, 2], seed=seed)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 2, 3))])
+def test_decides_on_both_sides_of_the_exact_minimum(seed):
+    graph = random_dense([3, 4, 3, 2] if seed == 0 else [3, 4, 4, 2], seed=seed)
     inputs, row = box(1.5, 3, seed), torch.tensor([1.0, -1.0], dtype=F64)
     least = exact_minimum(graph, inputs, row)
-    for gap, verdict in ((1e-4, Verdict.VERIFIED), (-1e-4, Verdict.FALSIFIED)):
+    for gap, rule in itertools.product((1e-4, -1e-4), ("babsr", "fsb")):
         spec = one_property(row[None], torch.tensor([gap - least], dtype=F64))
         found = branch(graph, inputs, spec, root_of(graph, inputs, spec), domains=2000, rule=rule)
-        assert found.verdict == verdict
-        if verdict == Verdict.VERIFIED:
+        if gap > 0:
+            assert found.verdict == Verdict.VERIFIED
             assert 0 < found.lower_bound <= gap + 1e-9
         else:
+            assert found.verdict == Verdict.FALSIFIED
             assert found.counterexample is not None
             assert bool(spec.violated(evaluate(graph, found.counterexample)))
             assert bool(((found.counterexample >= inputs.lower) & (found.counterexample <= inputs.upper)).all())
@@ -132,6 +132,7 @@ def test_any_multipliers_stay_below_the_least_value_of_the_half():
         assert float(plain) <= float(least) + 1e-9
 
 
+@pytest.mark.slow
 def test_bound_grows_with_the_number_of_domains():
     graph = random_dense([4, 20, 20, 16, 1], seed=2)
     inputs, row = box(1.0, 4, 2), torch.ones(1, 1, dtype=F64)
@@ -152,6 +153,7 @@ def test_bound_grows_with_the_number_of_domains():
     assert bounds[-1] > bounds[0]
 
 
+@pytest.mark.slow
 def test_all_disjuncts_must_be_refuted():
     graph = random_dense([3, 4, 3, 3], seed=6)
     inputs = box(1.0, 3, 6)
@@ -222,7 +224,6 @@ def test_smooth_activation_ends_as_unknown():
 def test_stops_in_time_and_goes_on_after_a_rejected_counterexample():
     graph = random_dense([4, 30, 30, 1], seed=1)
     inputs, row = box(1.0, 4, 1), torch.ones(1, 1, dtype=F64)
-    spec = one_property(row, torch.zeros(1, dtype=F64))
     spec = one_property(row, -evaluate(graph, inputs.lower)[0] + 1e-3)
     root = root_of(graph, inputs, spec)
     begin = time.monotonic()

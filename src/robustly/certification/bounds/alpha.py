@@ -200,7 +200,7 @@ def tighten(
 
 
 def _cost(graph: Graph, index: int, wanted: Wanted) -> int:
-    """Number of coefficients of the rows of some neurons in all nodes before; a window is a quarter of a plane."""
+    """Number of coefficients of the rows of some neurons in all nodes before; a window counts as 1/4 of a plane."""
     sizes = sum(
         graph.nodes[one].size for one in graph.needed_for([index]) if one and RULES[graph.nodes[one].op].relax
     )
@@ -241,7 +241,7 @@ def _raised(
 
 
 def _scattered(old: Interval, wanted: Wanted, low: Tensor, high: Tensor) -> Interval:
-    """Bounds of a node with those of the chosen neurons."""
+    """Bounds of a node in which some neurons have new ones."""
     shape, flat = old.lower.shape, 0 if wanted.example is not None else 1
     place = wanted.index
     if wanted.example is not None:

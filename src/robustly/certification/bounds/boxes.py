@@ -1,7 +1,7 @@
 """Bounds of the rows of one property over many boxes, for input splitting: any network, in proof mode."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class BoxBounds(NamedTuple):
         return BoxBounds(*(part[index] for part in self))
 
 
+@runtime_checkable
 class Boxed(Protocol):
     """A network with the rows of one property as its outputs."""
 

@@ -18,6 +18,7 @@ from robustly.evidence import Verdict
 
 _LEAST = 1e-12  # margin above 0 that closes a disjunct; clipping removes inputs above it only
 _CLIPS = 2
+_SMALLEST = 2.0**-34  # width of a part that is not halved, as a share of the box
 _STEPS, _CANDIDATES = 4, 32
 _DESCENT, _EVERY = 20, 8  # gradient steps from the best candidates, in one of so many rounds
 
@@ -118,8 +119,8 @@ def split(
         deadline: moment at which the search stops.
 
     Returns:
-        Verified, falsified with a float32 point inside the set, unknown or timeout; with the proved lower bound of
-        the worst margin. Inputs that clipping removes have margins of more than 1e-12, and no better bound.
+        Verified, falsified with a float32 point inside the set, or unknown or timeout; with the proved lower bound
+        of the worst margin. Inputs that clipping removes have margins of more than 1e-12, and no better bound.
     """
     chain = Dense.of(graph)
     net: Boxed = AnyNetwork(graph, spec) if chain is None else chain.with_property(spec)
@@ -137,11 +138,15 @@ def split(
             return Outcome(verdict, min(proved, worst, queue.worst), None, "split", work, reason)
         work += len(parts)
         found = net.bounds(parts.lower, parts.upper, parts.stable)
+        if not bool(found.value.isfinite().all()):
+            reason = "the bounds are not finite: weights or inputs are infinite or not numbers"
+            return Outcome(Verdict.UNKNOWN, -torch.inf, None, "split", work, reason)
         bound = torch.maximum(parts.bound, spec.by_disjunct(found.value))
         parts = replace(parts, bound=bound, stable=found.stable)
         least = bound.amin(1)
-        closed = (least > _LEAST) | ~_reached(inputs, parts)
-        proved = min([proved, *least[closed].tolist()])
+        refuted = least > _LEAST
+        proved = min([proved, *least[refuted].tolist()])
+        closed = refuted | ~_reached(inputs, parts)
         still = (~closed).nonzero().squeeze(1)
         if not len(still):
             continue
@@ -157,13 +162,13 @@ def split(
             point = descend(graph, inputs, spec, points.view(-1, *inputs.lower.shape[1:]), steps, deadline)
             if point is not None:
                 return Outcome(Verdict.FALSIFIED, min(proved, worst, queue.worst), point, "split", work)
-        halves, whole = _halved(replace(parts, near=near), found, spec)
+        halves, whole = _halved(replace(parts, near=near), found, spec, (upper - lower) * _SMALLEST)
         stuck = stuck or whole
         proved = min(proved, float(parts.bound.amin())) if whole else proved
         if len(halves):
             queue.push(halves)
     if stuck:
-        reason = "parts of the input box that float64 cannot halve stayed open: the least margin is 0, or nearly"
+        reason = "parts too small to halve stayed open: the least margin is 0, or nearly"
         return Outcome(Verdict.UNKNOWN, proved, None, "split", work, reason)
     return Outcome(Verdict.VERIFIED, proved, None, "split", work)
 
@@ -181,8 +186,11 @@ def _reached(inputs: InputSet, parts: Parts) -> Tensor:
 def _candidates(net: Boxed, spec: Specification, parts: Parts, found: BoxBounds) -> tuple[Tensor, Tensor]:
     """The nearest points to a violation among those that the bounds suggest, `(P, d)`.
 
-    They are corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few steps
-    to where the largest row would be 0 if it had the slopes of its bound. Second, the least margin in each part.
+    They are the corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few
+    steps to where the largest row would be 0 if it had the slopes of its bound.
+
+    Returns:
+        The points, and the least margin at those of each part, `(N,)`.
     """
     lower, upper = parts.lower, parts.upper
     member = _member(parts.bound, spec)
@@ -213,7 +221,8 @@ def _of_worst(bound: Tensor, rows: Tensor, spec: Specification) -> Tensor:
 def _clipped(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts, Tensor]:
     """Parts without inputs at which every open disjunct has a row above `_LEAST`, and the indices of those left.
 
-    A row `a x + b <= f` above the limit t excludes x; the rest has `a_i x_i <= t - b - sum_{j != i} min a_j x_j`.
+    A row `a x + b <= f` above the limit excludes x. Where it is not, `a_i x_i` is at most the limit less b and the
+    least values of the other terms.
     The boxes of several open disjuncts are joined to their hull.
     """
     rows, bias = found.rows, found.bias - _LEAST
@@ -244,14 +253,14 @@ def _clipped(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts
     return replace(parts, lower=lower, upper=upper, bound=bound).select(kept), kept
 
 
-def _halved(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts, bool]:
+def _halved(parts: Parts, found: BoxBounds, spec: Specification, smallest: Tensor) -> tuple[Parts, bool]:
     """Both halves of each part along the input from which the relaxation of its worst disjunct loses most.
 
     Returns:
-        The halves, and whether a part is left out because float64 has no value between its sides.
+        The halves, and whether a part is left out because it is not wider than `smallest`, `(1, d)`.
     """
     middle = (parts.lower + parts.upper) / 2
-    possible = (middle > parts.lower) & (middle < parts.upper)
+    possible = (middle > parts.lower) & (middle < parts.upper) & (parts.upper - parts.lower > smallest)
     score = _of_worst(parts.bound, found.influence, spec).sum(1)
     slope = _of_worst(parts.bound, found.rows, spec).abs().amax(1) * (parts.upper - parts.lower)
     score = score + 1e-3 * slope + 1e-9 * (parts.upper - parts.lower)

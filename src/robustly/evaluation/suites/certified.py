@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from robustly.certification.certificates import BoundCertificate
-from robustly.certification.verify import METHODS, Budget
+from robustly.certification.problem import METHODS, Budget
 from robustly.evaluation.suites.suite import Suite
 from robustly.settings import SettingsError, changed, check_keys, choose, nearest
 
