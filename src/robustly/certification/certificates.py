@@ -158,12 +158,15 @@ class GraphCertificate:
         """
         method, halvings = self.settings.method, self.settings.halvings
         problem = self._problem(nn.Identity(), x, torch.zeros(1, dtype=torch.int64, device=x.device), threat, None)
-        began, zero = time.monotonic(), torch.zeros(1, dtype=torch.float64)
         bound: Method = "ibp" if method == "ibp" else "crown"
-        largest_radii(
-            lambda rows, radii: problem, zero, zero, method=bound, budget=self.settings.budget, halvings=1
-        )
-        seconds, proof = time.monotonic() - began, 4
+        zero, seconds, proof = torch.zeros(1, dtype=torch.float64), 0.0, 4
+        for turn in range(2):
+            if turn == 0 or seconds < 0.5:  # the first call also loads code
+                began = time.monotonic()
+                largest_radii(
+                    lambda rows, radii: problem, zero, zero, method=bound, budget=self.settings.budget, halvings=1
+                )
+                seconds = time.monotonic() - began
         stages = {"ibp": 1 + proof, "crown": 1 + proof, "bab": 0}.get(method, 3 + 2 * proof)
         search = 2 if method in ("alpha_crown", "auto") else 1
         return seconds * (stages + (halvings * search + proof if halvings else 0))

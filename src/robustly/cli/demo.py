@@ -13,7 +13,7 @@ from robustly.experiments.run_folder import CERTIFIED
 
 RECIPES = {"standard": "mnist5k/standard", "dynat": "mnist5k/dynat"}
 """Recipes by the names of their run folders; the last one is audited and certified."""
-PROVED_THREAT, PROVED_IMAGES = "linf:0.05", 12
+PROVED_THREAT, PROVED_IMAGES = "linf:0.05", 10
 """Threat and number of images of the proofs, which take 6 s of CPU time each."""
 
 
