@@ -20,7 +20,7 @@ def network() -> nn.Sequential:
 
 
 def images() -> tuple[Tensor, Tensor]:
-    """Images with distances 0.1, 0.2, 0.3 and 0.4 to the boundary, in the l-inf norm; the last has a wrong label."""
+    """Images with l-inf distances 0.1, 0.2, 0.3 and 0.4 to the boundary; the last has a wrong label."""
     apart = torch.tensor([51, 102, 153, 204]) / 255
     x = torch.stack([0 * apart, apart], 1).view(4, 1, 1, 2)
     return x, torch.tensor([1, 1, 1, 0])

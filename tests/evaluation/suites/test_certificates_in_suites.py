@@ -1,5 +1,8 @@
 """Certificates behind names of suites and as stages, and the sentence on their time."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from half_space import THREAT, half_space, images
@@ -7,8 +10,10 @@ from robustly.certification.certificates import BoundCertificate
 from robustly.certification.problem import Budget
 from robustly.evaluation.announcement import announcement
 from robustly.evaluation.suites import as_suite
-from robustly.evaluation.suites.certified import with_certificate
+from robustly.evaluation.suites.certified import as_recorded, with_certificate
 from robustly.evaluation.suites.composed import suite_from
+from robustly.evaluation.suites.suite import settings
+from robustly.evidence.provenance import SuiteCertificate
 from robustly.settings import SettingsError
 
 PROOFS = {"method": "auto", "domains": 50, "alpha_iterations": 5, "seconds": 60, "halvings": 1}
@@ -52,6 +57,17 @@ def test_names_of_certificates_follow_those_of_suites() -> None:
     assert [*renewed.certificates] == ["certify"], "an audit finds the certificate by the name of the suite"
 
 
+def test_an_audit_takes_work_and_time_from_the_record() -> None:
+    certificate = BoundCertificate("crown", Budget(domains=7), halvings=2, seconds=5.0)
+    suite = with_certificate(as_suite("pgd_10", "linf"), certificate)
+    record = SuiteCertificate("crown", "crown", "model", settings(certificate))
+    renewed = as_recorded(as_suite(suite.name, "linf"), [record])
+    assert renewed.certificates == suite.certificates
+    other = replace(record, settings={**record.settings, "method": "ibp"})
+    named = as_suite(suite.name, "linf")
+    assert as_recorded(named, [other]) == named, "a record of another method than the name states is not taken"
+
+
 def test_the_time_of_proofs_is_announced() -> None:
     model, data = half_space(), images()
 
@@ -59,7 +75,7 @@ def test_the_time_of_proofs_is_announced() -> None:
         suite = with_certificate(as_suite("pgd_10", "linf"), BoundCertificate(method, seconds=seconds))  # type: ignore
         return announcement(model, data, THREAT, suite).splitlines()[-1]
 
-    bounds = "certificate crown: about 0 s at most here for the bounds of 20 images"
-    assert words("crown") == bounds
+    bounds = r"certificate crown: about [\d.]+ (s|min) at most here for the bounds of 20 images"
+    assert re.fullmatch(bounds, words("crown"))
     assert words("auto").endswith("; then branch and bound of the open ones, without a time limit")
     assert words("auto", 90.0).endswith("; then branch and bound of the open ones, 90 s at most")
