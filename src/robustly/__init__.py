@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustly.api import Result, curve, diagnose, evaluate, read_result
+    from robustly.api import Result, certify, curve, diagnose, evaluate, read_result
     from robustly.attacks import ATTACKS, PGD
     from robustly.data import ImageData
     from robustly.evaluation import SUITES, Suite, audit
@@ -30,6 +30,7 @@ _EXPORTS = {
     "Suite": "robustly.evaluation",
     "ThreatModel": "robustly.threats.lp",
     "audit": "robustly.evaluation",
+    "certify": "robustly.api",
     "curve": "robustly.api",
     "diagnose": "robustly.api",
     "evaluate": "robustly.api",
@@ -59,6 +60,7 @@ __all__ = [
     "ThreatModel",
     "__version__",
     "audit",
+    "certify",
     "curve",
     "diagnose",
     "evaluate",

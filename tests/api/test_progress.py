@@ -1,5 +1,6 @@
 """The progress line of a notebook: one display, whose text changes and ends in a sentence."""
 
+import io
 from typing import Any
 
 import pytest
@@ -53,3 +54,14 @@ def test_nothing_is_displayed_without_progress(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(progress, "_notebook_line", displayed)
     with progress.evaluation_progress(Console(quiet=True)) as shown:
         shown("pgd", 1, 10)
+
+
+def test_lines_in_a_file_come_after_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    console = Console(file=io.StringIO())
+    with progress.evaluation_progress(console) as shown:
+        for done in range(10):
+            shown("crown", done, 10)
+            now[0] += 11
+    assert console.file.getvalue().splitlines() == ["crown: 3 of 10", "crown: 6 of 10", "crown: 9 of 10"]  # type: ignore

@@ -1,16 +1,19 @@
 """Certificates on pages: the interval everywhere, the band, one line for each image, stages and open examples."""
 
 import html
+import io
 import json
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from synthetic_run import Synthetic, write_synthetic_run
 
 from robustly.api.gate import Limits, gate
-from robustly.cli.evaluate import certificate_lines, summary_table
+from robustly.cli.evaluate import summary_table
+from robustly.cli.proofs import interval_words, print_certificates
 from robustly.reports import read_run, render
 from robustly.reports.comparison_verdict import comparison_verdict
 from robustly.reports.dossier.content import dossier
@@ -83,9 +86,11 @@ def test_the_interval_stands_wherever_a_headline_stands(run, plain):
     assert f"{undecided} examples are neither broken nor certified" in " ".join(limit_sentences(run))
     table = summary_table(run.evaluation)
     cells = [list(column.cells) for column in table.columns]
-    assert cells[0][-1] == "certified to attacked"
-    assert cells[1][-1] == f"{low_text.removesuffix(' %')} to {high_text}"
-    assert certificate_lines(run.evaluation)[-1] == f"undecided: {undecided} of 500 examples"
+    assert (cells[0][-1], cells[1][-1]) == ("certified", low_text)
+    words = interval_words(run.evaluation)
+    assert words.startswith(f"robust accuracy at linf:0.3: at least {low_text} (")
+    assert f", at most {high_text} (" in words
+    assert words.endswith(f"; {undecided} open")
 
 
 def _repr(run):
@@ -95,12 +100,18 @@ def _repr(run):
 
 
 def test_terminal_lines_name_stages_and_reasons(run):
-    first, second, _ = certificate_lines(run.evaluation)
+    console = Console(file=io.StringIO(), width=100)
+    print_certificates(console, run.evaluation)
+    lines = console.file.getvalue().splitlines()
     numbers = run.evaluation.metrics.certificates[0]
-    assert first.startswith(f"certificate bounds: {numbers.verdicts['unknown']} unknown, ")
-    assert f"ibp {numbers.stages['ibp'].verified} of {numbers.stages['ibp'].count} in " in first
+    words = numbers.verdicts
+    open_ = words["unknown"] + words["timeout"] + words["error"]
+    shown = f"certificate bounds: {words['falsified']} falsified, {words['verified']} verified, {open_} open"
+    assert lines[0].startswith(shown)
+    (intervals_row,) = [line for line in lines if line.strip().startswith("ibp: intervals")]
+    assert str(numbers.stages["ibp"].verified) in intervals_row.split()
     for reason, number in numbers.reasons.items():
-        assert f"{number} ({reason})" in second
+        assert f"open, {number} of 500: {reason}" in lines
 
 
 def test_the_gate_decides_on_the_ends_of_the_interval(folder, run):

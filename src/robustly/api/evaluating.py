@@ -57,13 +57,14 @@ def evaluate(
         curve: radii of the security curve, or "off"; None takes those of the suite.
         curve_count: number of examples of the security curve; None for all.
         checkpoint: folder of finished attacks, so that a killed evaluation continues; None keeps them in memory.
-        progress: True shows a bar in terminals and notebooks; or a callback with (name, done, total).
+        progress: True shows a bar in terminals and notebooks, and a line every half minute elsewhere; or a callback
+            with (name, done, total).
 
     Raises:
         ValueError: a model, data, threat or suite that is invalid or does not fit the others; the sentence states
             which and why. `AdapterError`, `EvaluationError`, `ThreatError` and others are kinds of it.
     """
-    parsed = _threat(threat)
+    parsed = parsed_threat(threat)
     attacks = as_suite(suite, parsed.kind)
     with torch.inference_mode(False):  # gradients are refused in it
         images = as_image_data(data, classes=classes, round_to_8_bits=round_to_8_bits, limit=count)
@@ -148,14 +149,19 @@ def diagnose(
     Raises:
         ValueError: as `evaluate`.
     """
-    parsed = _threat(threat)
+    parsed = parsed_threat(threat)
     with torch.inference_mode(False):  # gradients are refused in it
         images = as_image_data(data, classes=classes, round_to_8_bits=round_to_8_bits, limit=count)
         adapted, images = fit(model, images, device)
         return run_diagnostics(EvaluationTarget(adapted, images, parsed, seed, batch_size), count=len(images))
 
 
-def _threat(given: object) -> Threat:
+def parsed_threat(given: object) -> Threat:
+    """A threat from a threat or its text.
+
+    Raises:
+        ThreatError: an unknown or invalid threat.
+    """
     if isinstance(given, str):
         return parse_threat(given)
     if not isinstance(given, Threat):

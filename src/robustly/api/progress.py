@@ -1,4 +1,4 @@
-"""Progress of an evaluation: a live bar on a terminal, one line that changes in a notebook, nothing elsewhere."""
+"""Progress of an evaluation: a live bar on a terminal, a line that changes in a notebook, a few lines elsewhere."""
 
 import sys
 import time
@@ -15,6 +15,8 @@ from robustly.output_text import plain_text
 
 _SECONDS = 0.2
 """Shortest time between two texts in a notebook."""
+LINE_SECONDS = 30.0
+"""Shortest time between two lines in a file."""
 
 
 @contextmanager
@@ -37,8 +39,10 @@ def evaluation_progress(console: Console) -> Iterator[Progress]:
             console=console,
         ) as bar:
             yield _in_terminal(bar)
-    else:
+    elif console.quiet:
         yield no_progress
+    else:
+        yield _in_lines(console)
 
 
 def _in_terminal(bar: LiveBar) -> Progress:
@@ -48,6 +52,19 @@ def _in_terminal(bar: LiveBar) -> Progress:
         if name not in tasks:
             tasks[name] = bar.add_task(plain_text(name), total=total)
         bar.update(tasks[name], completed=done, total=total)
+
+    return progress
+
+
+def _in_lines(console: Console) -> Progress:
+    """Plain lines for files: none in the first seconds, so that short evaluations print nothing."""
+    shown = [time.monotonic()]
+
+    def progress(name: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - shown[0] >= LINE_SECONDS:
+            shown[0] = now
+            console.print(f"{plain_text(name)}: {done} of {total}", highlight=False, soft_wrap=True, markup=False)
 
     return progress
 

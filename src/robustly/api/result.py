@@ -14,13 +14,16 @@ from robustly.evaluation.recording import stored_threat
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evidence import Evidence, EvidenceError, Summary, read_evidence
 from robustly.evidence.audit_record import AuditRecord, read_audit, write_audit
-from robustly.evidence.schema import SUMMARY
+from robustly.evidence.certified_numbers import RobustInterval
+from robustly.evidence.schema import SUMMARY, Verdict
 from robustly.experiments.run_folder import evaluation_folder
 from robustly.files import write_text
 from robustly.reports import ReportError
 from robustly.reports.figures.result_plot import Plot, result_plot
 from robustly.reports.pages.page import render
 from robustly.reports.reading import run_of_evidence
+
+_PROOF = ("radius", "lower_bound", "stage", "reason", "work", "seconds")
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,6 +53,29 @@ class Result(Evidence):
     ) -> "Result":
         """Build from evidence; the arguments are those of the class."""
         return cls(evidence.table, evidence.images, evidence.summary, model, data, suite, audited)
+
+    @property
+    def interval(self) -> RobustInterval | None:
+        """Certified and attacked accuracy, the bounds of robust accuracy; None without a certificate."""
+        return self.summary.metrics.interval
+
+    @property
+    def proofs(self) -> list[dict[str, object]]:
+        """Results of the certificates, one row for each certificate and image.
+
+        Keys: `certificate` (its name), `id` (of the image), `verdict` (a word), `radius` (certified, in the unit of
+        the threat), `lower_bound` (proved, of the margin), `stage` (that decided, or was the last), `reason` (of an
+        open image), `work` and `seconds`.
+        """
+        ids = self.table.examples.id.tolist()
+        rows: list[dict[str, object]] = []
+        for name, columns in self.table.certificates.items():
+            words = [Verdict(code).word for code in columns.verdict.tolist()]
+            values = {key: getattr(columns, key).tolist() for key in _PROOF}
+            for row, (one, word) in enumerate(zip(ids, words, strict=True)):
+                shown = {key: column[row] for key, column in values.items()}
+                rows.append({"certificate": name, "id": one, "verdict": word, **shown})
+        return rows
 
     def plot(self) -> Plot:
         """A figure of the accuracy by attack and the security curve; notebooks show it, `.save(path)` writes it."""

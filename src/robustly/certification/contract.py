@@ -160,6 +160,20 @@ class InStages(Protocol):
         """Time for all calls of `finish` together; None for no limit."""
         ...
 
+    @property
+    def batch(self) -> int:
+        """Most examples of a call of `screen`, after which results are stored and progress is shown."""
+        ...
+
+    def expected_seconds(self, x: Float[Tensor, "1 ..."], *, threat: ThreatModel) -> float:
+        """Estimate the time that `screen` takes for one example, by a trial that takes a fraction of it.
+
+        Args:
+            x: an image, `(1, ...)`.
+            threat: the threat model.
+        """
+        ...
+
     def screen(
         self,
         model: nn.Module,

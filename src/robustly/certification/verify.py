@@ -10,14 +10,13 @@ from dataclasses import replace
 import torch
 
 from robustly.certification.bounds.alpha import optimise, tighten
-from robustly.certification.bounds.dense import Dense
 from robustly.certification.complete.branch import branch
 from robustly.certification.complete.splitting import split
-from robustly.certification.deadline import Deadline
+from robustly.certification.deadline import NEVER, Deadline
 from robustly.certification.falsify import judge
 from robustly.certification.operations.pool_as_relu import max_pool_as_relu
-from robustly.certification.outcome import Outcome
-from robustly.certification.problem import COMPLETE, NEVER, NO_MEMORY, UNCONFIRMED, Budget, Method, Problem
+from robustly.certification.outcome import Outcome, spent
+from robustly.certification.problem import COMPLETE, NO_MEMORY, UNCONFIRMED, Budget, Method, Problem
 from robustly.certification.screening import screen
 from robustly.evidence import Verdict
 from robustly.memory import is_out_of_memory
@@ -77,12 +76,11 @@ def finish(problem: Problem, before: Outcome, *, budget: Budget, deadline: Deadl
     point, margin = judge(problem.graph, problem.inputs, problem.spec, found.counterexample)
     if not bool(margin <= 0) or not problem.confirmed(point):
         return replace(found, verdict=Verdict.UNKNOWN, counterexample=None, reason=UNCONFIRMED)
-    return replace(found, counterexample=point)
+    return replace(found, counterexample=point, lower_bound=min(found.lower_bound, float(margin)))
 
 
 def _has_few_inputs(problem: Problem) -> bool:
-    few = problem.inputs.ball is None and problem.graph.nodes[0].size <= MOST_INPUTS
-    return few and Dense.of(problem.graph) is not None
+    return problem.graph.nodes[0].size <= MOST_INPUTS
 
 
 def _split(problem: Problem, budget: Budget, deadline: Deadline) -> Outcome:
@@ -91,10 +89,12 @@ def _split(problem: Problem, budget: Budget, deadline: Deadline) -> Outcome:
 
 def _branched(problem: Problem, budget: Budget, deadline: Deadline) -> Outcome:
     """Branch and bound from bounds with optimised slopes; max pools become ReLUs, which can be split."""
+    if deadline.passed:
+        return spent(deadline, -torch.inf, "branch", 0)
     graph = max_pool_as_relu(problem.graph)
     search = graph.to(problem.dtype)
     inputs, spec = problem.inputs.to(problem.dtype), problem.spec.to(problem.dtype)
-    bounds, slopes = tighten(search, inputs, iterations=budget.alpha_iterations)
+    bounds, slopes = tighten(search, inputs, iterations=budget.alpha_iterations, deadline=deadline)
     root = optimise(search, inputs, spec, bounds, iterations=budget.alpha_iterations, slopes=slopes)
     return branch(
         graph,

@@ -1,11 +1,11 @@
 """`robustly certify`."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from robustly.certification.certificates import BoundCertificate
 from robustly.certification.problem import Method
 from robustly.cli.evaluate import run_evaluation
+from robustly.evaluation.suites.certified import with_certificate
 from robustly.evaluation.suites.suite import Suite
 
 
@@ -15,6 +15,7 @@ def run_certification(
     *,
     method: Method,
     seconds: float | None,
+    halvings: int,
     trust_code: bool,
     overwrite: bool,
     label: str,
@@ -27,6 +28,7 @@ def run_certification(
         overrides: settings.
         method: stages of the proofs; see `BoundCertificate`.
         seconds: time for the branch and bound of all images together; None for no limit.
+        halvings: steps of the bisection that finds certified radii; 0 for none.
         trust_code: True if models that only a file names may be imported.
         overwrite: True to replace an earlier result.
         label: name of the folder of the result.
@@ -36,9 +38,9 @@ def run_certification(
         ValueError: wrong settings, weights or data, or an operation that cannot be bounded.
         OSError: files that cannot be read or written.
     """
-    certificate = BoundCertificate(method, seconds=seconds)
+    certificate = BoundCertificate(method, halvings=halvings, seconds=seconds)
 
     def extended(suite: Suite) -> Suite:
-        return replace(suite, certificates={**suite.certificates, "bounds": certificate})
+        return with_certificate(suite, certificate)
 
     return run_evaluation(place, overrides, trust_code, overwrite, label, keep, extended)

@@ -94,7 +94,9 @@ def run_evaluation(
         try:
             evidence = _evaluated(config, suite, subject, target, named)
         except KeyboardInterrupt:
-            console.print("\nstopped; the same command continues after the finished attacks", highlight=False)
+            console.print(
+                "\nstopped; the same command continues after the finished attacks and proofs", highlight=False
+            )
             raise
     collapse = collapse_words(evidence.table.examples, subject.data.classes)
     _print(console, evidence.summary, folder, target, collapse)
@@ -136,9 +138,8 @@ def _evaluated(
 def _print(console: Console, summary: Summary, folder: Path, target: Path, collapse: str) -> None:
     """Print the table, the passes, warnings about the result, and the next command."""
     console.print(summary_table(summary))
-    console.print(_spent(summary), highlight=False, soft_wrap=True)
-    for line in certificate_lines(summary):
-        console.print(escape(line), highlight=False, soft_wrap=True)
+    if summary.metrics.attacks:
+        console.print(_spent(summary), highlight=False, soft_wrap=True)
     if summary.overhead_words:
         console.print(summary.overhead_words, highlight=False, soft_wrap=True)
     console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
@@ -222,29 +223,7 @@ def summary_table(summary: Summary) -> Table:
     table.add_row(name, *blank, *_share(worst.robust), f"{100 * worst.robust_8bit.share:.1f} %", "", style="bold")
     if metrics.proved is not None:
         table.add_row("certified", *blank, *_share(metrics.proved), "", "")
-        low, high = (f"{100 * part.share:.1f}" for part in (metrics.proved, metrics.attacked))
-        table.add_row("certified to attacked", *blank, f"{low} to {high} %", "", "", "", style="bold")
     return table
-
-
-def certificate_lines(summary: Summary) -> list[str]:
-    """A line for each certificate on the deciding methods, and one on the undecided examples and their reasons."""
-    lines = []
-    for one in summary.metrics.certificates:
-        stages = [
-            f"{name} {numbers.verified + numbers.falsified} of {numbers.count}"
-            + ("" if numbers.seconds is None else f" in {numbers.seconds:.1f} s")
-            for name, numbers in one.stages.items()
-        ]
-        verdicts = ", ".join(f"{number} {word}" for word, number in one.verdicts.items() if number)
-        lines.append(
-            f"certificate {one.name}: {verdicts}" + (f"; decided by {', '.join(stages)}" if stages else "")
-        )
-        if one.reasons:
-            lines.append(f"  open: {', '.join(f'{number} ({words})' for words, number in one.reasons.items())}")
-    if summary.metrics.proved is not None:
-        lines.append(f"undecided: {summary.metrics.undecided} of {summary.data.count} examples")
-    return lines
 
 
 def _share(part: Proportion) -> tuple[str, str]:

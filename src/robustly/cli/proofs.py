@@ -56,11 +56,11 @@ def _stages(one: CertificateSummary) -> Table:
     verdicts = one.verdicts
     waiting = sum(verdicts.get(name, 0) for name in OPEN)
     title = (
-        f"certificate {one.name}: {verdicts.get('falsified', 0)} falsified, {verdicts.get('verified', 0)} verified, "
-        f"{waiting} open"
+        f"certificate {one.name}: {verdicts.get('falsified', 0)} falsified, {verdicts.get('verified', 0)} verified"
+        f", {waiting} open"
     )
     if verdicts.get("timeout"):
-        title += f" ({verdicts['timeout']} of them by the time limit)"
+        title += f" ({verdicts['timeout']} by the time limit)"
     table = Table(title=escape(title), title_justify="left", box=SIMPLE)
     table.add_column("decided by, or tried last")
     for column in ("falsified", "verified", "open", "time"):

@@ -47,7 +47,7 @@ def finish_open(
         example = int(screened.ids[row])
         if example in finished:
             continue
-        progress(f"{name}: open examples", done, len(order))
+        progress(f"{name}: branch and bound", done, len(order))
         where = torch.tensor([place[example]], device=target.data.images.device)
         began = time.perf_counter()
         with frozen(target.model):
@@ -63,6 +63,8 @@ def finish_open(
         finished[example] = part
         if folder is not None:
             folder.save(part)
+    if order:
+        progress(f"{name}: branch and bound", len(order), len(order))
     return joined([screened, *(finished[int(screened.ids[row])] for row in order)], screened.ids)
 
 

@@ -143,7 +143,8 @@ def run_certificate(
     parts = [] if folder is None else folder.load()
     finished = {one for part in parts for one in part.ids.tolist()}
     _lp_threat(target, name)
-    for chunk in target.chunks(rows):
+    size = min(target.batch_size, certificate.batch) if isinstance(certificate, InStages) else target.batch_size
+    for chunk in replace(target, batch_size=size).chunks(rows):
         left = chunk[[one not in finished for one in data.ids[chunk].tolist()]]
         progress(name, len(finished), len(rows))
         if not len(left):

@@ -35,7 +35,11 @@ def forward(graph: Graph, inputs: InputSet) -> dict[int, Interval]:
         rule = RULES[node.op]
         sources = [bounds[one] for one in node.inputs]
         interval = rule.interval(node, sources)
-        if rule.relax is None:
+        if not node.inputs:  # a constant
+            interval = Interval(*(side.expand(batch, *node.shape) for side in interval))
+            slopes[index] = Interval(*(interval.lower.new_zeros(batch, count, *node.shape),) * 2)
+            parts[index] = interval
+        elif rule.relax is None:
             base = rule.evaluate(node, [torch.zeros_like(parts[one].lower) for one in node.inputs])
             parts[index] = rule.interval(node, [parts[one] for one in node.inputs])
             flat = [Interval(*(side.flatten(0, 1) for side in slopes[one])) for one in node.inputs]

@@ -11,7 +11,7 @@ from robustly.certification.bounds.dense import Dense
 from robustly.certification.deadline import Deadline
 from robustly.certification.falsify import ball_sizes, descend
 from robustly.certification.network import Graph
-from robustly.certification.outcome import Outcome
+from robustly.certification.outcome import Outcome, spent
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import Specification
 from robustly.evidence import Verdict
@@ -107,25 +107,20 @@ def split(
 ) -> Outcome:
     """Verify one property over a box of few inputs, or falsify it.
 
-        All bounds are in float64 with outward rounding. Parts outside a ball are dropped; a ball is bounded by its box.
-        An input set is split where the relaxation loses most, so that inputs that move no unstable neuron stay whole.
+    All bounds are in float64 with outward rounding. Parts outside a ball are dropped; a ball is bounded by its box.
+    An input set is split where the relaxation loses most, so that inputs that move no unstable neuron stay whole.
 
-        Args:
-            graph: the network; a chain of affine operations and ReLUs is several times as fast as others.
-            inputs: the set of one example.
-            spec: the property of one example.
-            domains: number of bounded parts after which the search stops; None for no limit.
-            batch: parts that are bounded at a time.
-            deadline: moment at which the search stops.
+    Args:
+        graph: the network; a chain of affine operations and ReLUs is several times as fast as others.
+        inputs: the set of one example.
+        spec: the property of one example.
+        domains: number of bounded parts after which the search stops; None for no limit.
+        batch: parts that are bounded at a time.
+        deadline: moment at which the search stops.
 
-        Returns:
-    <<<<<<< HEAD
-            Verified, falsified with a float32 point inside the set, or unknown or timeout; with the proved lower bound
-            of the worst margin. Inputs that clipping removes have margins of more than 1e-12, and no better bound.
-    =======
-            Verified, falsified with a float32 point inside the set, unknown or timeout; with the proved lower bound of
-            the worst margin. Inputs that clipping removes have margins of more than 1e-12, and no better bound.
-    >>>>>>> cert
+    Returns:
+        Verified, falsified with a float32 point inside the set, or unknown or timeout; with the proved lower bound
+        of the worst margin. Inputs that clipping removes have margins of more than 1e-12, and no better bound.
     """
     chain = Dense.of(graph)
     net: Boxed = AnyNetwork(graph, spec) if chain is None else chain.with_property(spec)
@@ -138,9 +133,7 @@ def split(
     while (parts := queue.pop()) is not None:
         worst = float(parts.bound.amin())
         if deadline.passed or (domains is not None and work >= domains):
-            verdict = Verdict.TIMEOUT if deadline.passed else Verdict.UNKNOWN
-            reason = f"{len(parts) + len(queue)} parts of the input box were open after {work} had been bounded"
-            return Outcome(verdict, min(proved, worst, queue.worst), None, "split", work, reason)
+            return spent(deadline, min(proved, worst, queue.worst), "split", work)
         work += len(parts)
         found = net.bounds(parts.lower, parts.upper, parts.stable)
         if not bool(found.value.isfinite().all()):
@@ -191,16 +184,11 @@ def _reached(inputs: InputSet, parts: Parts) -> Tensor:
 def _candidates(net: Boxed, spec: Specification, parts: Parts, found: BoxBounds) -> tuple[Tensor, Tensor]:
     """The nearest points to a violation among those that the bounds suggest, `(P, d)`.
 
-    <<<<<<< HEAD
-        They are the corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few
-        steps to where the largest row would be 0 if it had the slopes of its bound.
+    They are the corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few
+    steps to where the largest row would be 0 if it had the slopes of its bound.
 
-        Returns:
-            The points, and the least margin at those of each part, `(N,)`.
-    =======
-        They are corners where the rows of the worst disjunct are least in sum, and the centres, moved by a few steps
-        to where the largest row would be 0 if it had the slopes of its bound. Second, the least margin in each part.
-    >>>>>>> cert
+    Returns:
+        The points, and the least margin at those of each part, `(N,)`.
     """
     lower, upper = parts.lower, parts.upper
     member = _member(parts.bound, spec)
@@ -231,13 +219,9 @@ def _of_worst(bound: Tensor, rows: Tensor, spec: Specification) -> Tensor:
 def _clipped(parts: Parts, found: BoxBounds, spec: Specification) -> tuple[Parts, Tensor]:
     """Parts without inputs at which every open disjunct has a row above `_LEAST`, and the indices of those left.
 
-    <<<<<<< HEAD
-        A row `a x + b <= f` above the limit excludes x. Where it is not, `a_i x_i` is at most the limit less b and the
-        least values of the other terms.
-    =======
-        A row `a x + b <= f` above the limit t excludes x; the rest has `a_i x_i <= t - b - sum_{j != i} min a_j x_j`.
-    >>>>>>> cert
-        The boxes of several open disjuncts are joined to their hull.
+    A row `a x + b <= f` above the limit excludes x. Where it is not, `a_i x_i` is at most the limit less b and the
+    least values of the other terms.
+    The boxes of several open disjuncts are joined to their hull.
     """
     rows, bias = found.rows, found.bias - _LEAST
     open_ = parts.bound <= _LEAST

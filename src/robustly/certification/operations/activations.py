@@ -205,7 +205,7 @@ def _elu_lines(node: Node, x: Interval, free: Tensor | None) -> Relaxation:
     if alpha <= 1:
         return relaxations.convex(x, Smooth(lambda x: _elu(node, x), slope), free)
     low, high = _increasing(_elu)(node, x)
-    flat = torch.zeros_like(low)
+    flat = torch.zeros_like(low) if free is None else 0 * free  # optimisers need the parameter in the graph
     return Relaxation(flat, low, flat, high)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustly.certification.network import Node
+from robustly.certification.network import Node, UnsupportedOperationError
 from robustly.certification.operations.relaxations import slack
 from robustly.certification.operations.rows import Rows
 from robustly.certification.operations.rule import Interval, Pushed, Relaxation, Rule
@@ -102,7 +102,12 @@ def _max(node: Node, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _max_interval(node: Node, inputs: Sequence[Interval]) -> Interval:
-    return Interval(_max(node, [inputs[0].lower]), _max(node, [inputs[0].upper]))
+    low, high = _max(node, [inputs[0].lower]), _max(node, [inputs[0].upper])
+    if bool((high == -torch.inf).any()):
+        raise UnsupportedOperationError(
+            f"node {node.name!r} (max_pool) has windows that lie in the padding; supported are windows with a value"
+        )
+    return Interval(low, high)
 
 
 def taps(node: Node, axis: int) -> list[list[int]]:

@@ -5,6 +5,7 @@ import argparse
 from robustly.cli.arguments import add_model, add_trust
 
 LABEL = "certified"
+HALVINGS = 4
 METHODS = ("auto", "ibp", "crown", "alpha_crown", "bab")
 
 
@@ -14,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Attack the test images of a run and prove the rest: each image is falsified (with the counterexample), "
         "verified (with the method and its bound) or open (with the reason). Robust accuracy becomes the interval "
         "[certified, attacked]. Settings as for evaluate, such as --threat linf:0.1. The same command continues a "
-        "killed one."
+        "killed one. `robustly report RUN` shows the interval."
     )
     add_trust(parser)
     add_model(parser)
@@ -22,12 +23,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=METHODS,
         default="auto",
-        help="intervals, backward bounds, optimised bounds, all of these and branch and bound (auto, the default), "
-        "or branch and bound at once",
+        help="ibp: intervals; crown: backward bounds too; alpha_crown: optimised bounds too; auto: all of these, "
+        "then branch and bound; bab: branch and bound at once (default: auto)",
     )
     parser.add_argument("--count", type=int, metavar="N", help="number of images, from the first")
     parser.add_argument(
-        "--time", type=float, metavar="SECONDS", help="time for the branch and bound of all images together"
+        "--time",
+        type=float,
+        metavar="SECONDS",
+        help="time for the branch and bound of all images together; bounds always run before (default: no limit)",
+    )
+    parser.add_argument(
+        "--halvings",
+        type=int,
+        metavar="N",
+        default=HALVINGS,
+        help="steps of the bisection that finds the certified radius of each image; 0 saves half of the time of "
+        f"bounds (default: {HALVINGS})",
     )
     parser.add_argument(
         "--suite", metavar="NAME", default="quick", help="attacks that run before the proofs (default: quick)"
@@ -50,6 +62,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         ["--evaluation.suite", options.suite, *overrides],
         method=options.method,
         seconds=options.time,
+        halvings=options.halvings,
         trust_code=options.trust_code,
         overwrite=options.overwrite,
         label=options.label,

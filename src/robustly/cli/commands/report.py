@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as",
         dest="label",
         metavar="NAME",
-        help="the evaluation of this name, alone (default: the one without a name, and that of certify if there is one)",
+        help="the evaluation of this name, alone (default: the one without a name, and that of certify)",
     )
     parser.add_argument("--out", type=Path, help="file to write (default: report.html in the run, or here)")
 

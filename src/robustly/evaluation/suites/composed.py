@@ -11,6 +11,8 @@ from robustly.attacks import ATTACK_KINDS, ATTACKS, TITLES, Attack
 from robustly.attacks.core.gradient_estimators import NES, SPSA
 from robustly.attacks.mim import MIM, InputDiversity
 from robustly.attacks.transfer import Transfer, Unloaded
+from robustly.certification.certificates import BoundCertificate
+from robustly.evaluation.suites.certified import certificate_of, split_certificates, with_certificates
 from robustly.evaluation.suites.given import as_suite
 from robustly.evaluation.suites.named import SUITES
 from robustly.evaluation.suites.suite import Suite
@@ -27,12 +29,15 @@ def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, kind: 
     """A built-in suite, attacks by their names, or a new suite composed of stages.
 
     Args:
-        name: name of a built-in suite, or names of attacks separated by commas; with stages, a new name.
+        name: name of a built-in suite, or names of attacks separated by commas; with stages, a new name. Either may
+            be followed by certificates ("quick+certify").
         stages: settings of each stage by name: `attack`, the name of a preset or kind; settings of that attack; and
             settings of its `Plan`, which selects the examples (`closest`, `at_least`, `sample`, `sample_share`,
             `sentinel`, `on_suspicion`). `nes` and `spsa` also have `samples` and `sigma`. `transfer` has
             `surrogate`, a run folder or file of weights or a list of them, and `craft`, the name of the attack that
-            the other settings are of ("mim" with random resizing without it). None for a suite without stages.
+            the other settings are of ("mim" with random resizing without it). A stage with `certificate` in place
+            of `attack` is a proof of the images that the attacks leave; see `certificate_of`. None for a suite
+            without stages.
         kind: kind of the threat.
 
     Raises:
@@ -48,15 +53,23 @@ def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, kind: 
                 raise SettingsError(
                     f"names of suites and stages are at most {_LONGEST} printable ASCII characters, got {given!r}"
                 )
-        built = {stage: _stage(f"stages.{stage}", settings) for stage, settings in stages.items()}
-        titles = {stage: _title(stage, settings, built[stage][0]) for stage, settings in stages.items()}
-        return Suite(
+        name, proofs = split_certificates(name)
+        attacks = {stage: settings for stage, settings in stages.items() if not _is_proof(settings)}
+        built = {stage: _stage(f"stages.{stage}", settings) for stage, settings in attacks.items()}
+        titles = {stage: _title(stage, settings, built[stage][0]) for stage, settings in attacks.items()}
+        suite = Suite(
             name,
             {stage: attack for stage, (attack, _) in built.items()},
             titles=titles,
             plans={stage: plan for stage, (_, plan) in built.items()},
             worst_case=True,
+            certificates={
+                stage: _proof(f"stages.{stage}", settings)
+                for stage, settings in stages.items()
+                if stage not in attacks
+            },
         )
+        return with_certificates(suite, proofs)
     except SettingsError:
         raise
     except ValueError as error:
@@ -74,9 +87,18 @@ def _title(stage: str, settings: Mapping[str, Any], attack: Attack) -> str:
     return TITLES.get(settings["attack"], stage) if attack == preset else f"{stage} ({type(attack).__name__})"
 
 
+def _is_proof(settings: Any) -> bool:
+    return isinstance(settings, Mapping) and "certificate" in settings
+
+
+def _proof(where: str, settings: Mapping[str, Any]) -> BoundCertificate:
+    check_keys(settings, ["certificate"], where)
+    return certificate_of(f"{where}.certificate", settings["certificate"])
+
+
 def _stage(where: str, settings: Any) -> tuple[Attack, Plan]:
     if not isinstance(settings, Mapping) or not isinstance(settings.get("attack"), str):
-        raise SettingsError(f"{where}: expected 'attack' and its settings, got {settings!r}")
+        raise SettingsError(f"{where}: expected 'attack' and its settings, or 'certificate', got {settings!r}")
     plan_keys = [item.name for item in fields(Plan)]
     plan = build(Plan, {key: value for key, value in settings.items() if key in plan_keys}, where)
     given = {key: value for key, value in settings.items() if key not in ("attack", *plan_keys)}
