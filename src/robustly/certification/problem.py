@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustly.certification.deadline import Deadline
 from robustly.certification.network import Graph
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import Specification
@@ -23,10 +22,10 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 """Stages of each method, in their order."""
 METHODS = tuple(STAGES)
-NEVER = Deadline()
 LARGEST = 1e100
 """Largest size of an input; sums and products of larger ones could overflow."""
 NO_MEMORY = "the memory is not enough"
+OUT_OF_TIME = "the time limit was reached"
 UNCONFIRMED = "the network does not confirm the counterexample of its graph: they differ by rounding"
 COMPLETE = tuple(name for name, stages in STAGES.items() if "complete" in stages)
 
