@@ -12,8 +12,8 @@ from robustly.certification.contract import CertificateResult, joined_results
 from robustly.certification.deadline import Deadline
 from robustly.certification.network import Graph
 from robustly.certification.operations import RULES
-from robustly.certification.outcome import Outcome
-from robustly.certification.problem import COMPLETE, METHODS, OUT_OF_TIME, Budget, Method, Problem
+from robustly.certification.outcome import OUT_OF_TIME, Outcome
+from robustly.certification.problem import COMPLETE, METHODS, Budget, Method, Problem
 from robustly.certification.readers.torch_reader import read_module
 from robustly.certification.screening import largest_radii, screen
 from robustly.certification.sets import InputSet
