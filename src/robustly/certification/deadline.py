@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass
 
+_LEAST = 2.0
+
 
 @dataclass(frozen=True)
 class Deadline:
@@ -30,9 +32,15 @@ class Deadline:
         return max(0.0, self.at - time.monotonic())
 
     def share(self, count: int) -> "Deadline":
-        """The deadline of the next of `count` equal parts of the time that is left."""
-        return self if self.at == float("inf") else Deadline(time.monotonic() + self.left / count)
+        """The deadline of the next of `count` equal parts of the time that is left, of at least `_LEAST` seconds.
+
+        With less nothing would be decided, so that those who come last get none.
+        """
+        return self if self.at == float("inf") else self.sooner(max(self.left / count, _LEAST))
 
     def sooner(self, seconds: float) -> "Deadline":
         """The earlier of this deadline and the one that many seconds from now."""
         return Deadline(min(self.at, time.monotonic() + seconds))
+
+
+NEVER = Deadline()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from robustly.certification.deadline import Deadline
 from robustly.evidence import Verdict
 
 
@@ -27,3 +28,10 @@ class Outcome:
     stage: str
     work: int
     reason: str = ""
+
+
+def spent(deadline: Deadline, lower_bound: float, stage: str, work: int) -> Outcome:
+    """The outcome of a method whose time or budget of domains is spent."""
+    if deadline.passed:
+        return Outcome(Verdict.TIMEOUT, lower_bound, None, stage, work, "the time limit was reached")
+    return Outcome(Verdict.UNKNOWN, lower_bound, None, stage, work, "the budget of domains was spent")

@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustly.certification.deadline import Deadline
 from robustly.certification.network import Graph
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import Specification
@@ -23,7 +22,6 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 """Stages of each method, in their order."""
 METHODS = tuple(STAGES)
-NEVER = Deadline()
 LARGEST = 1e100
 """Largest size of an input; sums and products of larger ones could overflow."""
 NO_MEMORY = "the memory is not enough"

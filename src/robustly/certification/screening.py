@@ -10,10 +10,10 @@ from robustly.certification.bounds.alpha import Slopes, optimise
 from robustly.certification.bounds.methods import margins, row_bounds
 from robustly.certification.bounds.propagation import intermediate
 from robustly.certification.bounds.verdict import proved
-from robustly.certification.deadline import Deadline
+from robustly.certification.deadline import NEVER, Deadline
 from robustly.certification.falsify import falsify, falsify_each
 from robustly.certification.outcome import Outcome
-from robustly.certification.problem import NEVER, NO_MEMORY, OUT_OF_TIME, STAGES, Budget, Method, Problem
+from robustly.certification.problem import NO_MEMORY, STAGES, Budget, Method, Problem
 from robustly.evidence import Verdict
 from robustly.memory import is_out_of_memory
 
@@ -57,7 +57,7 @@ def largest_radii(
     budget: Budget,
     halvings: int,
 ) -> Tensor:
-    """Radii up to which the last method before branch and bound proves properties, by bisection, `(B,)`.
+    """Radii up to which intervals or backward bounds prove properties, by bisection, `(B,)`.
 
     The search computes in the type of the problems; each radius is proved at the end.
 
@@ -65,11 +65,11 @@ def largest_radii(
         at: the problem of some properties at given radii: `(rows, radii) -> problem`.
         low: radii that are proved already, `(B,)`.
         high: radii that are not, or are not examined.
-        method: as for `verify`.
+        method: as for `verify`; radii are searched by "ibp" for it, and by backward bounds for the others.
         budget: as for `verify`.
         halvings: steps of the bisection.
     """
-    stage = last_bound(method)
+    stage = "ibp" if last_bound(method) == "ibp" else "crown"
     every, proved_low = torch.arange(len(low)), low
     for _ in range(halvings):
         middle = (low + high) / 2

@@ -12,11 +12,11 @@ import torch
 from robustly.certification.bounds.alpha import optimise, tighten
 from robustly.certification.complete.branch import branch
 from robustly.certification.complete.splitting import split
-from robustly.certification.deadline import Deadline
+from robustly.certification.deadline import NEVER, Deadline
 from robustly.certification.falsify import judge
 from robustly.certification.operations.pool_as_relu import max_pool_as_relu
-from robustly.certification.outcome import Outcome
-from robustly.certification.problem import COMPLETE, NEVER, NO_MEMORY, UNCONFIRMED, Budget, Method, Problem
+from robustly.certification.outcome import Outcome, spent
+from robustly.certification.problem import COMPLETE, NO_MEMORY, UNCONFIRMED, Budget, Method, Problem
 from robustly.certification.screening import screen
 from robustly.evidence import Verdict
 from robustly.memory import is_out_of_memory
@@ -89,10 +89,12 @@ def _split(problem: Problem, budget: Budget, deadline: Deadline) -> Outcome:
 
 def _branched(problem: Problem, budget: Budget, deadline: Deadline) -> Outcome:
     """Branch and bound from bounds with optimised slopes; max pools become ReLUs, which can be split."""
+    if deadline.passed:
+        return spent(deadline, -torch.inf, "branch", 0)
     graph = max_pool_as_relu(problem.graph)
     search = graph.to(problem.dtype)
     inputs, spec = problem.inputs.to(problem.dtype), problem.spec.to(problem.dtype)
-    bounds, slopes = tighten(search, inputs, iterations=budget.alpha_iterations)
+    bounds, slopes = tighten(search, inputs, iterations=budget.alpha_iterations, deadline=deadline)
     root = optimise(search, inputs, spec, bounds, iterations=budget.alpha_iterations, slopes=slopes)
     return branch(
         graph,

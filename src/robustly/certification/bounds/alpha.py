@@ -24,6 +24,7 @@ from robustly.certification.bounds.propagation import (
     neuron_rows,
     targets_of,
 )
+from robustly.certification.deadline import NEVER, Deadline
 from robustly.certification.network import Graph
 from robustly.certification.operations import RULES, Interval, Rows
 from robustly.certification.sets import InputSet
@@ -160,6 +161,7 @@ def tighten(
     known: Bounds | None = None,
     iterations: int = 20,
     most: int = MOST_VALUES,
+    deadline: Deadline = NEVER,
 ) -> tuple[Bounds, Slopes]:
     """Bounds of every node, layer after layer, each row of an open neuron with slopes of its own.
 
@@ -173,6 +175,7 @@ def tighten(
         iterations: gradient steps of each layer.
         most: number of coefficients of the rows of a node, summed over the nodes before it, above which its rows
             have standard slopes.
+        deadline: moment after which the remaining nodes have standard slopes.
     """
     known = dict(known or {})
     wanted: dict[int, Wanted] = {}
@@ -183,7 +186,7 @@ def tighten(
         if chosen is None:
             continue
         wanted[index] = chosen
-        if _cost(graph, index, chosen) > most:
+        if deadline.passed or _cost(graph, index, chosen) > most:
             known[index] = intermediate(graph, inputs, known=known, wanted={index: chosen})[index]
             continue
         parts = [

@@ -18,11 +18,11 @@ from robustly.certification.bounds.verdict import proof_rows, proved, proved_bou
 from robustly.certification.complete.branching import choose, filtered, scores
 from robustly.certification.complete.domains import Domains, Sites, Store, clamped, sites_of
 from robustly.certification.complete.leaf import solve_leaf
-from robustly.certification.deadline import Deadline
+from robustly.certification.deadline import NEVER, Deadline
 from robustly.certification.evaluation import evaluate
 from robustly.certification.network import Graph
 from robustly.certification.operations import Interval, Rows
-from robustly.certification.outcome import Outcome
+from robustly.certification.outcome import Outcome, spent
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import Specification
 from robustly.evidence import Verdict
@@ -31,7 +31,6 @@ Rule = Literal["babsr", "fsb"]
 Confirm = Callable[[Tensor], Tensor]
 RATES = {SLOPE: 0.1, SPLIT: 0.2, WEIGHT: 0.05}
 DECAY = 0.98
-NEVER = Deadline()
 
 
 @dataclass(frozen=True)
@@ -239,9 +238,7 @@ def branch(
         if not len(store):
             return Outcome(Verdict.VERIFIED, bound, None, "branch", work)
         if deadline.passed or work >= domains:
-            reason = f"{work} domains were bounded and {len(store)} are open"
-            verdict = Verdict.TIMEOUT if deadline.passed else Verdict.UNKNOWN
-            return Outcome(verdict, bound, None, "branch", work, reason)
+            return spent(deadline, bound, "branch", work)
         children = store.pop(batch).children()
         work += len(children)
         task, start = _task(quick, children)

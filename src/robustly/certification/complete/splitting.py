@@ -11,7 +11,7 @@ from robustly.certification.bounds.dense import Dense
 from robustly.certification.deadline import Deadline
 from robustly.certification.falsify import ball_sizes, descend
 from robustly.certification.network import Graph
-from robustly.certification.outcome import Outcome
+from robustly.certification.outcome import Outcome, spent
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import Specification
 from robustly.evidence import Verdict
@@ -133,9 +133,7 @@ def split(
     while (parts := queue.pop()) is not None:
         worst = float(parts.bound.amin())
         if deadline.passed or (domains is not None and work >= domains):
-            verdict = Verdict.TIMEOUT if deadline.passed else Verdict.UNKNOWN
-            reason = f"{len(parts) + len(queue)} parts of the input box were open after {work} had been bounded"
-            return Outcome(verdict, min(proved, worst, queue.worst), None, "split", work, reason)
+            return spent(deadline, min(proved, worst, queue.worst), "split", work)
         work += len(parts)
         found = net.bounds(parts.lower, parts.upper, parts.stable)
         if not bool(found.value.isfinite().all()):
