@@ -115,6 +115,8 @@ def _all_pools(self: Own, x: Tensor) -> Tensor:
         F.adaptive_avg_pool1d(x.flatten(2), 7),
         x.amax((2, 3)),
         x.max(1).values,
+        F.max_pool2d(F.pad(x, (1, 1, 1, 1), value=-torch.inf), 3, 2),
+        F.pad(x, ()),
     ]
     return torch.cat([one.flatten(1) for one in pooled], 1)
 
@@ -264,6 +266,17 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "text": (lambda: Own(lambda s, x: "dog"), "must return a tensor of logits, got str"),
     "product of two": (lambda: Own(lambda s, x: x.unsqueeze(1) @ x.unsqueeze(2)), "multiplies two values"),
     "quotient": (lambda: Own(lambda s, x: x / (x + 1)), "divides by a value"),
+    "threshold of softplus": (lambda: nn.Softplus(threshold=5), "jumps at its threshold 5"),
+    "powers": (lambda: Own(lambda s, x: x ** torch.tensor([2.0, 1.0, 2.0, 2.0])), "exponents 1 and 2 only"),
+    "batch as channels": (
+        lambda: Own(lambda s, x: F.max_pool2d(x.unflatten(1, (2, 2)), 2)),
+        r"batches `\(N, C, L\)`",
+    ),
+    "adaptive, batch as channels": (
+        lambda: Own(lambda s, x: F.adaptive_avg_pool2d(x.unflatten(1, (2, 2)), 1)),
+        r"batches `\(N, C, L\)`",
+    ),
+    "some examples": (lambda: Own(lambda s, x: x[:7]), "depend on other inputs of a batch"),
     "TorchScript": (lambda: torch.jit.trace(nn.Linear(4, 3), torch.rand(1, 4)), "TorchScript"),
 }  # fmt: skip
 

@@ -132,3 +132,13 @@ def test_average_pools_agree_with_pytorch():
     node = node_of("avg_pool", (3, 7, 9), settings=settings)
     module = nn.AvgPool2d((3, 2), (2, 2), (1, 1), ceil_mode=True, count_include_pad=False)
     torch.testing.assert_close(RULES["avg_pool"].evaluate(node, [x]), module(x))
+
+
+def test_infinite_padding_of_a_max_pool_adds_nothing_to_rows():
+    padded = node_of("pad", (1, 3, 3), settings={"pads": (1, 1, 1, 1), "value": -torch.inf})
+    node = node_of("max_pool", (1, 5, 5), settings=pool((3, 3), (2, 2)))
+    low = draws(1, 1, 3, 3)
+    inputs = [RULES["pad"].interval(padded, [Interval(low, low + 0.1)])]
+    moved = RULES["max_pool"].backward(node, regular_rows(node, 1, 2), RULES["max_pool"].relax(node, inputs, None))
+    bias = RULES["pad"].backward(padded, moved.inputs[0], None).bias
+    assert torch.equal(bias, torch.zeros_like(bias))

@@ -322,6 +322,8 @@ def intersection(first: Interval, second: Interval) -> Interval:
 
 
 def _check(graph: Graph, index: int, interval: Interval) -> None:
+    if not bool((interval.lower > interval.upper).any()):
+        return
     crossed = (interval.lower - interval.upper).detach()
     size = 1 + torch.maximum(interval.lower.detach().abs(), interval.upper.detach().abs())
     tolerance = 1e3 * torch.finfo(crossed.dtype).eps

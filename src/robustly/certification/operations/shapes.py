@@ -141,7 +141,8 @@ def _pad_backward(node: Node, rows: Rows, extra: Relaxation | None) -> Pushed:
     if not _value(node):
         return Pushed((moved,))
     edge = functional.pad(coefficients.new_zeros(node.input_shapes[0]), pads, value=_value(node))
-    return Pushed((moved,), rows.total(coefficients * edge))
+    added = torch.where(coefficients == 0, 0.0, coefficients * edge)  # no NaN where infinite padding is not read
+    return Pushed((moved,), rows.total(added))
 
 
 def _cropped(rows: Rows) -> Rows:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from robustly.certification.readers.aten_layers import LAYERS, largest, weight_of
 from robustly.certification.readers.aten_shapes import SHAPES, Arguments, Translation, axes_of, first, same
 from robustly.certification.readers.building import Builder, Ref, Shape
@@ -67,7 +69,7 @@ def _largest_of(b: Builder, a: Arguments, shape: Shape) -> Any:
 
 
 def _pow(b: Builder, a: Arguments, shape: Shape) -> Ref:
-    if not isinstance(a["self"], Ref) or isinstance(a["exponent"], Ref) or a["exponent"] not in (1, 2):
+    if not isinstance(a["self"], Ref) or isinstance(a["exponent"], Ref | Tensor) or a["exponent"] not in (1, 2):
         b.refuse("is supported for the exponents 1 and 2 only")
     return a["self"] if a["exponent"] == 1 else b.add("square", (a["self"],), shape)
 
@@ -125,7 +127,9 @@ def _elu(b: Builder, a: Arguments, shape: Shape) -> Ref:
 
 
 def _softplus(b: Builder, a: Arguments, shape: Shape) -> Ref:
-    beta = float(a["beta"])
+    beta, threshold = float(a["beta"]), float(a["threshold"])
+    if threshold < 20:
+        b.refuse(f"jumps at its threshold {threshold:g}; supported are thresholds from 20 on")
     if beta == 1:
         return b.add("softplus", (a["self"],), shape)
     return b.scale(b.add("softplus", (b.scale(a["self"], beta),), shape), 1 / beta)

@@ -66,7 +66,7 @@ def _conv(b: Builder, a: Arguments, shape: Shape) -> Ref:
     axes = weight.ndim - 2
     if not isinstance(x, Ref):
         b.refuse("has weights that depend on the input")
-    _check_planes(b, x, shape)
+    _check_planes(b, x, shape, axes)
     settings: dict[str, Any] = {
         "stride": _numbers(a["stride"], axes),
         "dilation": _numbers(a["dilation"], axes),
@@ -90,13 +90,13 @@ def _conv(b: Builder, a: Arguments, shape: Shape) -> Ref:
     return b.add("conv", (x,), shape, settings, weight=weight, bias=bias)
 
 
-def _check_planes(b: Builder, x: Ref, shape: Shape) -> None:
-    if len(shape) not in (2, 3) or len(x.shape) != len(shape):
+def _check_planes(b: Builder, x: Ref, shape: Shape, axes: int) -> None:
+    if axes not in (1, 2) or len(shape) != axes + 1 or len(x.shape) != len(shape):
         b.refuse("is supported for batches `(N, C, L)` or `(N, C, H, W)` only")
 
 
 def _padded(b: Builder, x: Ref, pads: Sequence[int], value: float) -> Ref:
-    if len(pads) // 2 > len(x.shape) or min(pads) < 0:
+    if len(pads) // 2 > len(x.shape) or min(pads, default=0) < 0:
         b.refuse("pads the batch axis, or crops: use a slice to crop")
     shape = list(x.shape)
     for place in range(len(pads) // 2):
@@ -120,10 +120,10 @@ def _batch_norm(b: Builder, a: Arguments, shape: Shape) -> Ref:
     return b.scale(a["input"], factor.reshape(ranked), shift.reshape(ranked))
 
 
-def _pool(op: str) -> Translation:
+def _pool(op: str, axes: int) -> Translation:
     def translate(b: Builder, a: Arguments, shape: Shape) -> Ref:
-        x, axes = a["self"], len(shape) - 1
-        _check_planes(b, x, shape)
+        x = a["self"]
+        _check_planes(b, x, shape, axes)
         if a.get("divisor_override") is not None:
             b.refuse("has a divisor of its own, which is not supported")
         kernel = _numbers(a["kernel_size"], axes)
@@ -142,10 +142,10 @@ def _pool(op: str) -> Translation:
     return translate
 
 
-def _adaptive(op: str) -> Translation:
+def _adaptive(op: str, axes: int) -> Translation:
     def translate(b: Builder, a: Arguments, shape: Shape) -> Ref:
         x, out = a["self"], shape[1:]
-        _check_planes(b, x, shape)
+        _check_planes(b, x, shape, axes)
         if all(n % m == 0 for n, m in zip(x.shape[1:], out, strict=True)):
             size = tuple(n // m for n, m in zip(x.shape[1:], out, strict=True))
             zeros = (0,) * len(size)
@@ -185,10 +185,10 @@ LAYERS: Mapping[str, Translation] = {
     "conv1d": _conv, "conv2d": _conv, "convolution": _conv, "conv_transpose1d": _conv, "conv_transpose2d": _conv,
     "linear": _linear, "matmul": _matmul, "mm": _matmul, "addmm": _addmm, "pad": _pad, "constant_pad_nd": _pad,
     "batch_norm": _batch_norm, "_native_batch_norm_legit_no_training": _with_indices(_batch_norm),
-    "max_pool1d": _pool("max_pool"), "max_pool2d": _pool("max_pool"), "avg_pool1d": _pool("avg_pool"),
-    "avg_pool2d": _pool("avg_pool"), "max_pool1d_with_indices": _with_indices(_pool("max_pool")),
-    "max_pool2d_with_indices": _with_indices(_pool("max_pool")), "adaptive_avg_pool1d": _adaptive("avg_pool"),
-    "adaptive_avg_pool2d": _adaptive("avg_pool"), "_adaptive_avg_pool2d": _adaptive("avg_pool"),
-    "adaptive_max_pool1d": _with_indices(_adaptive("max_pool")),
-    "adaptive_max_pool2d": _with_indices(_adaptive("max_pool")), "amax": largest,
+    "max_pool1d": _pool("max_pool", 1), "max_pool2d": _pool("max_pool", 2), "avg_pool1d": _pool("avg_pool", 1),
+    "avg_pool2d": _pool("avg_pool", 2), "max_pool1d_with_indices": _with_indices(_pool("max_pool", 1)),
+    "max_pool2d_with_indices": _with_indices(_pool("max_pool", 2)), "adaptive_avg_pool1d": _adaptive("avg_pool", 1),
+    "adaptive_avg_pool2d": _adaptive("avg_pool", 2), "_adaptive_avg_pool2d": _adaptive("avg_pool", 2),
+    "adaptive_max_pool1d": _with_indices(_adaptive("max_pool", 1)),
+    "adaptive_max_pool2d": _with_indices(_adaptive("max_pool", 2)), "amax": largest,
 }  # fmt: skip

@@ -13,6 +13,7 @@ from torch.fx import Node as Traced
 from robustly.certification.network import Graph, UnsupportedOperationError
 from robustly.certification.readers.aten import TABLE, supported
 from robustly.certification.readers.building import Builder, Ref
+from robustly.output_text import first_line
 
 Softmax = Callable[[Tensor, int], Tensor]
 
@@ -115,7 +116,13 @@ def _value(builder: Builder, node: Traced, values: Mapping[Traced, Any]) -> Any:
         builder.refuse(f"is not supported{hint}; supported are {supported()}")
     named = {a.name: a.default_value if a.has_default_value() else None for a in target._schema.arguments}
     named |= {**dict(zip(named, args, strict=False)), **kwargs}
-    return TABLE[base](builder, named, _example_shape(builder, node))
+    shape = _example_shape(builder, node)
+    try:
+        return TABLE[base](builder, named, shape)
+    except UnsupportedOperationError:
+        raise
+    except Exception as error:  # arguments of a kind that the translation does not expect
+        builder.refuse(f"has arguments that are not supported ({first_line(error)})")
 
 
 def _example_shape(builder: Builder, node: Traced) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """PyTorch modules as graphs, through `torch.export` without decomposition."""
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -22,6 +23,7 @@ from robustly.models.adapter import kind_of, unwrapped
 from robustly.models.lazy import has_lazy_parameters
 from robustly.models.modes import modes_kept
 from robustly.models.outputs import OutputError
+from robustly.output_text import first_line
 
 POINTS, TOLERANCE, SEED = 20, 1e-4, 13
 FREE_BATCH = 7
@@ -114,7 +116,7 @@ def _runnable(model: nn.Module, x: Tensor, source: str) -> tuple[nn.Module, int]
         except OutputError as error:
             raise ModuleError(f"{source} cannot be verified: {error}") from None
         except Exception as error:  # any error of the user's code
-            reason = reason or _line(error)
+            reason = reason or first_line(error)
             continue
         if first.ndim == 0 or len(first) != batch:
             raise ModuleError(
@@ -149,7 +151,7 @@ def _exported(model: nn.Module, x: Tensor, source: str) -> tuple[ExportedProgram
             program = program.run_decompositions({})
     except Exception as error:  # the exporter raises many kinds of errors
         raise ModuleError(
-            f"torch.export cannot trace {source} ({_line(error)}): a network to verify consists of PyTorch "
+            f"torch.export cannot trace {source} ({first_line(error)}): a network to verify consists of PyTorch "
             "operations, without control flow that depends on its input"
         ) from None
     name = program.graph_signature.user_inputs[0]
@@ -183,8 +185,8 @@ def _checked(graph: Graph, x: Tensor, theirs: Tensor, softmax: Any) -> Graph:
     with torch.no_grad():
         ours = evaluate(graph, x)
     ours = ours if softmax is None else softmax(ours, 1)
-    scale = max(float(theirs.abs().max()), 1e-3)
-    difference = float((ours - theirs.reshape(len(theirs), -1)).abs().max()) / scale
+    scale, theirs = max(float(theirs.abs().max()), 1e-3), theirs.reshape(len(theirs), -1)
+    difference = float((ours - theirs).abs().max()) / scale if ours.shape == theirs.shape else math.inf
     if not difference <= TOLERANCE:
         raise ModuleError(
             f"the outputs of {graph.source} differ by {difference:.1e} (relative) from those of its graph in "
@@ -192,11 +194,6 @@ def _checked(graph: Graph, x: Tensor, theirs: Tensor, softmax: Any) -> Graph:
             "depend on other inputs of a batch"
         )
     return graph
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 @contextmanager
