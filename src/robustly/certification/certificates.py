@@ -12,11 +12,7 @@ from robustly.certification.contract import CertificateResult, joined_results
 from robustly.certification.deadline import Deadline
 from robustly.certification.network import Graph
 from robustly.certification.operations import RULES
-<<<<<<< HEAD
-from robustly.certification.outcome import OUT_OF_TIME, Outcome
-=======
 from robustly.certification.outcome import Outcome
->>>>>>> user
 from robustly.certification.problem import COMPLETE, METHODS, Budget, Method, Problem
 from robustly.certification.readers.torch_reader import read_module
 from robustly.certification.screening import largest_radii, screen
