@@ -52,7 +52,7 @@ from certification.soundness.random_problems import (  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "soundness.md"
 STATE = Path("runs/soundness/soundness.json")
-GROUPS = 2
+GROUPS = 5
 """Groups of networks for each single network."""
 DECIDED = 5
 """One of this many single networks is a problem for the methods that decide."""
