@@ -83,9 +83,9 @@ def intermediate(
     batch = len(inputs.lower)
     for index, node in enumerate(graph.nodes[1:], start=1):
         sources = [bounds[one] for one in node.inputs]
-        interval = RULES[node.op].interval(node, sources)
+        alone = interval = RULES[node.op].interval(node, sources)
         if rounding:
-            interval = widened(node, interval, sources)
+            alone = interval = widened(node, interval, sources)
         for other in (known, linear):
             if other is not None and index in other:
                 interval = intersection(interval, other[index])
@@ -99,7 +99,8 @@ def intermediate(
                 slopes = None if free is None else free.get(index)
                 refined = _refined(graph, index, inputs, bounds, chosen, slopes, relaxations, rounding)
                 bounds[index] = finite_or_open(refined) if rounding else refined
-        _check(graph, index, bounds[index])
+        if bounds[index] is not alone:
+            _check(graph, index, bounds[index])
     return bounds
 
 
