@@ -12,7 +12,7 @@ from robustly.certification.contract import CertificateResult, joined_results
 from robustly.certification.deadline import Deadline
 from robustly.certification.network import Graph
 from robustly.certification.operations import RULES
-from robustly.certification.outcome import OUT_OF_TIME, Outcome
+from robustly.certification.outcome import Outcome
 from robustly.certification.problem import COMPLETE, METHODS, Budget, Method, Problem
 from robustly.certification.readers.torch_reader import read_module
 from robustly.certification.screening import largest_radii, screen
@@ -227,10 +227,6 @@ class GraphCertificate:
         radius = before.radius
         if outcome.verdict == Verdict.VERIFIED:
             radius = radius.clamp_min(float(_epsilon(threat, x)))
-        if outcome.verdict == Verdict.TIMEOUT:
-            outcome = replace(outcome, reason=OUT_OF_TIME)
-        elif outcome.reason[:1].isdigit():
-            outcome = replace(outcome, reason="the budget of domains is spent")  # reports count equal reasons
         result = _result([outcome], radius, x, y, torch.zeros(1, dtype=torch.float64))
         assert before.seconds is not None
         return replace(result, seconds=before.seconds + (time.monotonic() - began))
