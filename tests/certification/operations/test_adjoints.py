@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from robustly.certification.operations.adjoints import adjoint, is_narrow
 
-
 CASES = [
     (stride, kernel, padding, lost)
     for stride in ((1, 1), (2, 2), (3, 2))
