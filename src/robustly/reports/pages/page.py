@@ -56,7 +56,7 @@ def render(runs: Sequence[RunEvidence], beside: Sequence[RunEvidence] = ()) -> s
 
     Args:
         runs: the runs, which are compared if there are several.
-        beside: further evaluations of theirs, such as proofs under a smaller threat, which are shown but not ranked.
+        beside: further evaluations of theirs, such as proofs under a smaller threat, shown but not ranked.
 
     Raises:
         ReportError: there is no run.
