@@ -5,10 +5,11 @@
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 robustly="${ROBUSTLY:-$project/.venv-vnncomp/bin/robustly}"
 network="$3" property="$4" result="$5" seconds="$6"
-[ -f "$network" ] || network="${network#*:}"
+[ -f "$network" ] || [ -f "$network.gz" ] || network="${network#*:}"
 [ -f "$network" ] || network="$network.gz"
 [ -f "$property" ] || property="$property.gz"
 rm -f "$result"
+mkdir -p "$(dirname "$result")"
 timeout --kill-after=5 "$seconds" "$robustly" verify "$network" "$property" --timeout "$seconds" --result "$result"
 code=$?
 if [ ! -s "$result" ]; then # stopped by `timeout`, or killed for lack of memory

@@ -45,5 +45,8 @@ def test_every_run_has_a_result(folder: Path, command: str, result: str) -> None
 def test_missing_files_and_other_versions(folder: Path) -> None:
     assert script(folder, "prepare_instance.sh", "v1", "acasxu", "net.onnx", "p.vnnlib").returncode == 0
     assert script(folder, "prepare_instance.sh", "v1", "acasxu", "no.onnx", "p.vnnlib").returncode == 1
+    (folder / "a:b.onnx").touch()
+    assert script(folder, "prepare_instance.sh", "v1", "acasxu", "a:b.onnx", "p.vnnlib").returncode == 0
+    assert script(folder, "prepare_instance.sh", "v1", "acasxu", "f:net.onnx", "p.vnnlib").returncode == 0
     for name in ("install_tool.sh", "prepare_instance.sh", "run_instance.sh"):
         assert "expected the version v1, got 'v2'" in script(folder, name, "v2").stderr

@@ -159,6 +159,17 @@ def test_names_in_lists_cannot_control_the_terminal() -> None:
     assert "[bold]p" in console.file.getvalue()
 
 
+def test_counterexamples_of_files_with_one_name(folder: Path, asked: list[str]) -> None:
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / name / "net.onnx").touch()
+    rows = ["one/net.onnx,sat_1.vnnlib,1", "two/net.onnx,sat_1.vnnlib,1", f"{folder}/net.onnx,unsat_0.vnnlib,1"]
+    (folder / "instances.csv").write_text("\r\n\r\n".join(rows))
+    verify_list(options(folder), 60, pretended)
+    names = sorted(file.name for file in (folder / "out/counterexamples").iterdir())
+    assert names == ["one-net-sat_1.txt", "two-net-sat_1.txt"]
+
+
 @pytest.mark.slow
 def test_processes_that_die_or_do_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifying_workers, "GRACE", 0.5)
@@ -215,11 +226,25 @@ def test_files_of_one_instance(
         (["--instances", "l.csv", "--count", "0"], "--count must be at least 1, got 0"),
         (["--instances", "l.csv", "--processes", "-1"], "--processes must be at least 1"),
         (["none.onnx", "none.vnnlib"], "none.onnx does not exist"),
+        (["l.csv"], "robustly verify --instances l.csv"),
+        (["none.onnx", "none.vnnlib", "--result", "."], ". is a folder: name a file to write"),
+        (["--instances", "."], ". is a folder: name the list in it, such as instances.csv"),
         (["--instances", "none.csv"], "No such file or directory"),
     ],
 )
 def test_refusals(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in refusal(capsys, "verify", *words)
+
+
+def test_files_in_the_wrong_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / "net.onnx.gz", tmp_path / "p.vnnlib"]
+    for file in files:
+        file.touch()
+    right, wrong = (" ".join(map(str, some)) for some in (files, files[::-1]))
+    assert f"the network stands before the property: robustly verify {right}" in refusal(
+        capsys, "verify", *wrong.split(), "--result", str(tmp_path / "result")
+    )
+    assert (tmp_path / "result").read_text() == "error\n"
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Answers to one instance: a network from an ONNX file and a property from a VNN-LIB file."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from robustly.certification.sets import InputSet
 from robustly.certification.specification import Specification
 from robustly.certification.vnnlib import Case, Query, UnsupportedQueryError, VnnlibError, read_vnnlib, witness_text
 from robustly.evidence import Verdict
+from robustly.output_text import first_line
 
 WORDS = ("unsat", "sat", "timeout", "unknown", "error")
 _WORD = {
@@ -127,7 +129,7 @@ def _decided(network: Path, query: Query, deadline: Deadline, prove: Prover) -> 
         answers = [one for one in answers if one.word != "timeout"]
         open_cases = still_open
     hardest = max(answers, key=lambda one: (WORDS.index(one.word), one.work))
-    least = min(one.lower_bound for one in answers)
+    least = min(-math.inf if math.isnan(one.lower_bound) else one.lower_bound for one in answers)
     return replace(hardest, work=sum(one.work for one in answers), lower_bound=least)
 
 
@@ -211,5 +213,4 @@ def _lacks_memory(error: RuntimeError) -> bool:
 
 
 def _out_of_memory(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0][:120]
-    return "out of memory" + (f": {first}" if first else "")
+    return f"out of memory: {first_line(error)}"

@@ -52,9 +52,11 @@ def read_instances(file: Path) -> list[Instance]:
         file: the list.
 
     Raises:
-        InstancesError: the list is empty or a row is wrong; the message names the line.
+        InstancesError: it is a folder, the list is empty or a row is wrong; the message names the line.
         OSError: it cannot be read.
     """
+    if file.is_dir():
+        raise InstancesError(f"{file} is a folder: name the list in it, such as {file / 'instances.csv'}")
     try:
         with file.open(encoding="utf-8-sig", newline="") as content:
             rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(content), 1)]

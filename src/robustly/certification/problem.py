@@ -25,7 +25,6 @@ METHODS = tuple(STAGES)
 LARGEST = 1e100
 """Largest size of an input; sums and products of larger ones could overflow."""
 NO_MEMORY = "the memory is not enough"
-OUT_OF_TIME = "the time limit was reached"
 UNCONFIRMED = "the network does not confirm the counterexample of its graph: they differ by rounding"
 COMPLETE = tuple(name for name, stages in STAGES.items() if "complete" in stages)
 

@@ -12,8 +12,8 @@ from robustly.certification.bounds.propagation import intermediate
 from robustly.certification.bounds.verdict import proved
 from robustly.certification.deadline import NEVER, Deadline
 from robustly.certification.falsify import falsify, falsify_each
-from robustly.certification.outcome import Outcome
-from robustly.certification.problem import NO_MEMORY, OUT_OF_TIME, STAGES, Budget, Method, Problem
+from robustly.certification.outcome import OUT_OF_TIME, Outcome
+from robustly.certification.problem import NO_MEMORY, STAGES, Budget, Method, Problem
 from robustly.evidence import Verdict
 from robustly.memory import is_out_of_memory
 

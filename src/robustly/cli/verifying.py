@@ -43,10 +43,12 @@ def verify_one(options: OneOptions, began: float) -> int:
         ValueError: the network or the property is wrong; the result file has the word "error" then.
         OSError: a file cannot be written.
     """
-    for file in (options.model, options.property_):
-        if not file.is_file():
-            _write(options, Answer("error"))
-            raise ValueError(f"{file} does not exist" if not file.exists() else f"{file} is a folder, not a file")
+    for file in (options.result, options.witness):
+        if file is not None and file.is_dir():
+            raise ValueError(f"{file} is a folder: name a file to write")
+    if wrong := _wrong_files(options.model, options.property_):
+        _write(options, Answer("error"))
+        raise ValueError(wrong)
     found = decide(options.model, options.property_, began + options.timeout)
     _write(options, found)
     if found.word == "error":
@@ -60,6 +62,17 @@ def verify_one(options: OneOptions, began: float) -> int:
     elif lines and options.witness is None and options.result is None:
         console.print(f"the counterexample has {len(lines)} values: --witness FILE writes it")
     return 0
+
+
+def _wrong_files(model: Path, property_: Path) -> str:
+    """The mistake in the names of the files; empty if there is none."""
+    for file in (model, property_):
+        if not file.is_file():
+            return f"{file} does not exist" if not file.exists() else f"{file} is a folder, not a file"
+    first, second = (file.name.removesuffix(".gz") for file in (model, property_))
+    if first.endswith(".vnnlib") and second.endswith(".onnx"):
+        return f"the network stands before the property: robustly verify {property_} {model}"
+    return ""
 
 
 def decide(model: Path, property_: Path, end: float) -> Answer:

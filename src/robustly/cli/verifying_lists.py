@@ -1,10 +1,10 @@
 """`robustly verify --instances`: a list of instances, its results file, and continuing after a kill."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustly.certification.answers import Answer
 from robustly.certification.instances import Instance, InstancesError, read_instances
 from robustly.cli.terminal import PlainConsole
 from robustly.cli.verifying import decide
@@ -12,6 +12,7 @@ from robustly.cli.verifying_results import Result, read_results, write_results
 from robustly.cli.verifying_table import watched
 from robustly.cli.verifying_workers import Decide, Job, decided
 from robustly.files import write_text
+from robustly.output_text import listed
 
 RESULTS, WITNESSES = "results.csv", "counterexamples"
 
@@ -70,7 +71,7 @@ def verify_list(options: ListOptions, usual: float, decide_one: Decide = decide)
         for number, one in enumerate(chosen)
         if one.key not in results and one.network is not None and one.property_ is not None
     ]
-    console = PlainConsole(highlight=False, soft_wrap=True)
+    console, names = PlainConsole(highlight=False, soft_wrap=True), _witness_names(options.instances)
     shown = [results[one.key] for one in chosen if one.key in results]
     with watched(console, len(chosen), shown) as table:
         for job, found in decided(
@@ -78,7 +79,8 @@ def verify_list(options: ListOptions, usual: float, decide_one: Decide = decide)
         ):
             one = chosen[job.number]
             results[one.key] = Result.of(one, job.timeout, found)
-            _keep(folder, one, found)
+            if found.witness:
+                write_text(folder / WITNESSES / f"{names[one.key]}.txt", f"sat\n{found.witness}")
             write_results(file, results.values())
             table.finished(results[one.key])
     final = [results[one.key] for one in chosen]
@@ -106,11 +108,9 @@ def _chosen(options: ListOptions) -> Sequence[Instance]:
         if not found
     ]
     if missing:
-        names = list(dict.fromkeys(missing))
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise InstancesError(
-            f"{options.instances}: missing files (also with the ending .gz): {', '.join(names[:3])}{more}; names "
-            "are relative to the folder of the list or to its folders onnx and vnnlib"
+            f"{options.instances}: missing files (also with the ending .gz): {listed(dict.fromkeys(missing))}; "
+            "names are relative to the folder of the list or to its folders onnx and vnnlib"
         )
     return chosen
 
@@ -119,7 +119,15 @@ def _name(instances: Path) -> str:
     return instances.resolve().parent.name if instances.stem == "instances" else instances.stem
 
 
-def _keep(folder: Path, one: Instance, found: Answer) -> None:
-    if found.witness:
-        name = "-".join(Path(part.removesuffix(".gz")).stem for part in one.key)
-        write_text(folder / WITNESSES / f"{name}.txt", f"sat\n{found.witness}")
+def _witness_names(instances: Path) -> dict[tuple[str, str], str]:
+    """Names of counterexamples, by the names of the files; where these are equal, by their folders too."""
+    parts = {
+        one.key: [Path(name.removesuffix(".gz")).with_suffix("") for name in one.key]
+        for one in read_instances(instances)
+    }
+    short = {key: "-".join(path.name for path in paths) for key, paths in parts.items()}
+    count = Counter(short.values())
+    return {
+        key: short[key] if count[short[key]] == 1 else "-".join("-".join(p.parts).strip("/-") for p in parts[key])
+        for key in parts
+    }

@@ -1,5 +1,6 @@
 """Normal form: cases, boxes around and inside decimals, and exact checks of counterexamples."""
 
+from decimal import Decimal
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from robustly.certification.vnnlib import VnnlibError, read_vnnlib
+from robustly.certification.vnnlib import UnsupportedQueryError, VnnlibError, read_vnnlib
 
 HEAD = "".join(f"(declare-const {name} Real)\n" for name in ("X_0", "X_1", "Y_0", "Y_1"))
 BOX = HEAD + "(assert (and (<= 0 X_0 1) (<= 0 X_1 1)))\n"
@@ -87,6 +88,7 @@ def evaluated(code: str, names: dict[str, float]) -> bool:
 
 
 @settings(max_examples=60)
+@example(Decimal("0.01953125"), Decimal("1e-9"), "<")  # a float32 number on the border, and none inside
 @given(st.decimals(-10, 10, places=12), st.decimals(0, 1, places=9), st.sampled_from(["<", "<="]))
 def test_boxes_enclose_decimals_and_witnesses_are_inside(low: object, width: object, sign: str) -> None:
     lower, upper = Fraction(str(low)), Fraction(str(low)) + Fraction(str(width))
@@ -103,7 +105,8 @@ def test_boxes_enclose_decimals_and_witnesses_are_inside(low: object, width: obj
     assert Fraction(float(box.lower)) <= lower
     assert Fraction(float(box.upper)) >= upper
     least, most = Fraction(float(box.least)), Fraction(float(box.most))
-    if least == most and not lower <= least <= upper:  # no float32 number is between the bounds
+    inside = lower < least < upper if sign == "<" else lower <= least <= upper
+    if least == most and not inside:  # no float32 number is between the bounds
         assert least in (
             Fraction(float(np.float32(one))) for one in (float(lower), float(upper), float(lower + upper) / 2)
         )
@@ -197,3 +200,17 @@ def test_inputs_are_moved_into_the_written_box() -> None:
     assert moved.dtype == torch.float32
     assert Fraction(float(moved[0, 0])) <= Fraction(3, 10)
     assert moved[0, 1] == 1
+
+
+def test_a_file_from_windows(tmp_path: Path) -> None:
+    file = tmp_path / "p.vnnlib"
+    file.write_bytes(b"\xef\xbb\xbf" + f"{BOX}(assert (<= Y_0 0))".replace("\n", "\r\n").encode())
+    assert len(read_vnnlib(file).cases) == 1
+
+
+def test_too_many_boxes_are_refused_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = " ".join(f"(and (<= X_0 0.{place}) (<= Y_0 0))" for place in range(1, 6))
+    monkeypatch.setattr("robustly.certification.vnnlib.query.LARGEST_BOXES", 10)
+    assert len(read_vnnlib(f"{BOX}(assert (or {boxes}))").cases) == 5
+    with pytest.raises(UnsupportedQueryError, match="6 boxes of 2 inputs; the most bounds of all boxes are 10"):
+        read_vnnlib(f"{BOX}(assert (or (<= X_0 0.6) {boxes}))")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustly.certification.vnnlib.formulas import Condition, VnnlibError
+from robustly.output_text import listed
 
 LARGEST = Fraction(float(np.finfo(np.float32).max))
 
@@ -137,10 +138,8 @@ class BoxBuilder:
             if np.isnan(outer[side, index])
         ]
         if missing:
-            more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
             raise VnnlibError(
-                f"{self._source}: every input needs a lower and an upper bound; missing are "
-                f"{', '.join(missing[:10])}{more}"
+                f"{self._source}: every input needs a lower and an upper bound; missing are {listed(missing)}"
             )
 
 

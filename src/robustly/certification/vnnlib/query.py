@@ -10,8 +10,17 @@ from torch import Tensor
 
 from robustly.certification.specification import Specification
 from robustly.certification.vnnlib.boxes import Bounds, Box, BoxBuilder, as_bound, rounded_down, tightened
-from robustly.certification.vnnlib.formulas import Condition, Formula, Linear, VnnlibError, disjuncts
+from robustly.certification.vnnlib.formulas import (
+    Condition,
+    Formula,
+    Linear,
+    UnsupportedQueryError,
+    VnnlibError,
+    disjuncts,
+)
 
+LARGEST_BOXES = 2**25
+"""Most inputs of all boxes together, about 1 GB of bounds."""
 _ALWAYS = Condition(Linear({}, Fraction(-1)))
 
 
@@ -109,7 +118,7 @@ def query_of(
 
     Raises:
         VnnlibError: an input has no bounds.
-        UnsupportedQueryError: there are too many disjuncts.
+        UnsupportedQueryError: there are too many disjuncts, or boxes.
     """
     shared, alternatives = disjuncts(formula, source)
     shared_bounds, shared_rest = _divided(Bounds({}, {}), shared)
@@ -125,6 +134,10 @@ def query_of(
             key = (tuple(sorted(bounds.below.items())), tuple(sorted(bounds.above.items())))
             group = groups.setdefault(key, _Group(bounds))
             group.disjuncts.append(tuple(one for one in conditions if one.left.terms) or (_ALWAYS,))
+    if len(groups) * inputs > LARGEST_BOXES:
+        raise UnsupportedQueryError(
+            f"{source}: {len(groups)} boxes of {inputs} inputs; the most bounds of all boxes are {LARGEST_BOXES}"
+        )
     builder = BoxBuilder(shared_bounds, inputs, source)
     cases = tuple(_case(group, builder, outputs, inputs) for group in groups.values())
     remark = _remark(cases, contradiction)

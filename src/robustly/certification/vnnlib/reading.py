@@ -46,7 +46,7 @@ def _text(path: Path) -> str:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
             raise VnnlibError(f"{path.name}: larger than {LARGEST_FILE} bytes after unpacking")
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise VnnlibError(f"{path.name}: damaged gzip file ({error})") from error
     except UnicodeDecodeError as error:

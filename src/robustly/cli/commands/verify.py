@@ -49,6 +49,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise ValueError(f"--timeout must be a positive number of seconds, got {timeout:g}")
     if options.instances is None:
         _refuse(options, ("output", "resume", "only", "count"), "needs --instances LIST.csv")
+        if options.model is not None and options.property is None and options.model.suffix == ".csv":
+            raise ValueError(f"a list of instances needs its option: robustly verify --instances {options.model}")
         if options.model is None or options.property is None:
             raise ValueError("name a network and a property (MODEL.onnx PROPERTY.vnnlib), or --instances LIST.csv")
         from robustly.cli.verifying import OneOptions, verify_one
