@@ -29,21 +29,21 @@ from robustly.certification.deadline import Deadline
 from robustly.certification.evaluation import evaluate
 from robustly.certification.network import Graph, UnsupportedOperationError
 from robustly.certification.outcome import Outcome
+from robustly.certification.problem import Budget, Problem
 from robustly.certification.sets import InputSet
 from robustly.certification.specification import Specification
-from robustly.certification.problem import Budget, Problem
 from robustly.certification.verify import finish, verify
 from robustly.evidence import Verdict
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from certification.soundness.random_groups import (  # noqa: E402
+from certification.soundness.random_groups import (
     NETWORKS,
     least_values,
     random_boxes,
     random_group,
     random_rows,
 )
-from certification.soundness.random_problems import (  # noqa: E402
+from certification.soundness.random_problems import (
     nearest,
     random_network,
     random_set,
@@ -52,7 +52,7 @@ from certification.soundness.random_problems import (  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "soundness.md"
 STATE = Path("runs/soundness/soundness.json")
-GROUPS = 2
+GROUPS = 5
 """Groups of networks for each single network."""
 DECIDED = 5
 """One of this many single networks is a problem for the methods that decide."""

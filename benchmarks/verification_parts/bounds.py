@@ -161,7 +161,7 @@ def _their_methods(
 def table(rows: list[dict[str, object]], reason: str) -> str:
     """The rows as Markdown."""
     lines = [
-        "| network | epsilon | bounds | ours, ms | auto_LiRPA, ms | ratio | at most | margin | auto_LiRPA | difference |",
+        "| network | epsilon | bounds | ours, ms | auto_LiRPA, ms | ratio | goal | margin | theirs | difference |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in (Compared(**one) for one in rows):  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def eran(name: str) -> Pictured:
 
 def _number(text: str) -> float:
     """A number or a fraction, perhaps with a remark behind it."""
-    top, _, bottom = text.split()[0].partition("/")
+    top, _, bottom = text.split(maxsplit=1)[0].partition("/")
     return float(top) / float(bottom or 1)
 
 

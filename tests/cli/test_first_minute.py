@@ -8,11 +8,15 @@ import sys
 import pytest
 
 import robustly
+from robustly.certification.certificates import BoundCertificate
+from robustly.certification.problem import METHODS
 from robustly.cli import main
-from robustly.cli.commands import COMMANDS, analyse, audit, diagnose, suites
+from robustly.cli.commands import COMMANDS, analyse, audit, certify, diagnose, suites
 from robustly.evaluation import SUITES, Sampling
+from robustly.evaluation.suites.certified import CERTIFICATES
 from robustly.experiments.configuration import SECTION_TYPES
 from robustly.experiments.keys import NETWORKS, SECTIONS
+from robustly.experiments.run_folder import CERTIFIED
 from robustly.training.parts import CONVENTIONAL_NETWORKS
 
 HEAVY = ("torch", "numpy", "pyarrow", "rich", "PIL", "jinja2", "lightning_fabric", "jaxtyping")
@@ -59,6 +63,9 @@ def test_another_name_is_an_attribute_error() -> None:
 
 def test_the_tables_without_pytorch_are_those_of_the_package() -> None:
     assert list(suites.SUITE_WORDS) == list(SUITES)
+    assert list(suites.CERTIFICATE_NAMES) == list(CERTIFICATES)
+    assert (BoundCertificate.halvings, METHODS) == (certify.HALVINGS, certify.METHODS)
+    assert certify.LABEL == CERTIFIED
     assert list(SECTION_TYPES) == list(SECTIONS)
     assert tuple(CONVENTIONAL_NETWORKS) == NETWORKS
     assert (Sampling.share, Sampling.confidence) == (audit.SHARE, audit.CONFIDENCE)
@@ -67,7 +74,9 @@ def test_the_tables_without_pytorch_are_those_of_the_package() -> None:
 def test_the_list_of_suites_has_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["suites"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    *lines, last = lines
     assert [line.split()[0] for line in lines] == list(SUITES)
+    assert last == "proofs behind any of them: +certify, +ibp, +crown, +alpha_crown, +bab, as in quick+certify"
     assert all(len(line) < 120 and len(line.split()) > 3 for line in lines)
 
 

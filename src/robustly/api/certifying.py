@@ -43,7 +43,7 @@ def certify(
     Args:
         model: as for `evaluate`; its operations must be among those that can be bounded (docs/operations.md).
         data: as for `evaluate`.
-        threat: an Lp ball (linf, l2 or l1), as a value or text such as "linf:0.1".
+        threat: an Lp ball (linf, l2, l1 or l0), as a value or text such as "linf:0.1".
         method: "ibp", "crown", "alpha_crown", "auto" (all of these, then branch and bound) or "bab".
         count: number of images, from the first; None for all.
         seconds: time for the branch and bound of all images together; None for no limit. The bounds before it

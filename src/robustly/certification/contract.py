@@ -157,7 +157,7 @@ class InStages(Protocol):
 
     @property
     def seconds(self) -> float | None:
-        """Time for all calls of `finish` together; None for no limit."""
+        """Time for all calls of `finish` together; None for no limit, 0 if they do nothing."""
         ...
 
     @property

@@ -7,6 +7,8 @@ from torch import Tensor
 from robustly.certification.deadline import Deadline
 from robustly.evidence import Verdict
 
+OUT_OF_TIME = "the time limit was reached"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -33,5 +35,5 @@ class Outcome:
 def spent(deadline: Deadline, lower_bound: float, stage: str, work: int) -> Outcome:
     """The outcome of a method whose time or budget of domains is spent."""
     if deadline.passed:
-        return Outcome(Verdict.TIMEOUT, lower_bound, None, stage, work, "the time limit was reached")
+        return Outcome(Verdict.TIMEOUT, lower_bound, None, stage, work, OUT_OF_TIME)
     return Outcome(Verdict.UNKNOWN, lower_bound, None, stage, work, "the budget of domains was spent")

@@ -12,7 +12,7 @@ from robustly.certification.bounds.propagation import intermediate
 from robustly.certification.bounds.verdict import proved
 from robustly.certification.deadline import NEVER, Deadline
 from robustly.certification.falsify import falsify, falsify_each
-from robustly.certification.outcome import Outcome
+from robustly.certification.outcome import OUT_OF_TIME, Outcome
 from robustly.certification.problem import NO_MEMORY, STAGES, Budget, Method, Problem
 from robustly.evidence import Verdict
 from robustly.memory import is_out_of_memory
@@ -92,7 +92,7 @@ def last_bound(method: Method) -> str:
 def _stopped(outcome: Outcome) -> Outcome:
     if outcome.verdict != Verdict.UNKNOWN:
         return outcome
-    return replace(outcome, verdict=Verdict.TIMEOUT, reason="the time limit was reached")
+    return replace(outcome, verdict=Verdict.TIMEOUT, reason=OUT_OF_TIME)
 
 
 def _attacked(problem: Problem, starts: int, steps: int, deadline: Deadline, seed: int) -> list[Outcome]:

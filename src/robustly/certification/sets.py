@@ -101,9 +101,8 @@ class InputSet:
         """
         coefficients = rows.coefficients
         if self.ball is None:
-            return rows.total(
-                coefficients.clamp_min(0) * rows.gather(self.lower)
-                + coefficients.clamp_max(0) * rows.gather(self.upper)
+            return rows.products(coefficients.clamp_min(0), rows.gather(self.lower)) + rows.products(
+                coefficients.clamp_max(0), rows.gather(self.upper)
             )
         rows = rows.dense()
         coefficients = rows.coefficients

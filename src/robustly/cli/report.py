@@ -93,6 +93,7 @@ def read_evaluations(run: Path, label: str | None = None) -> list[RunEvidence]:
 def _comparison(runs: Sequence[RunEvidence]) -> Table:
     """A table of attacks (rows) and runs (columns), with 95 % intervals."""
     evaluations = [(run.name, run.evaluation) for run in runs if run.evaluation is not None]
+    threats = {found.threat.text for _, found in evaluations}
     titles = list(dict.fromkeys(one.title for _, found in evaluations for one in found.suite.attacks))
     table = Table(title="accuracy in %, with 95 % intervals", title_justify="left", box=SIMPLE)
     table.add_column("attack")
@@ -101,7 +102,8 @@ def _comparison(runs: Sequence[RunEvidence]) -> Table:
         names = (*names, "certified")
     rows: dict[str, list[str]] = {title: [title] for title in names}
     for name, found in evaluations:
-        table.add_column(escape(name), justify="right")
+        title = f"{name}\n{found.threat.text}" if len(threats) > 1 else name
+        table.add_column(escape(title), justify="right")
         by_title = {one.attack.title: one.numbers.robust for one in found.outcomes}
         shares = {"clean": found.metrics.clean, **by_title, "worst case": found.metrics.worst_case.robust}
         if found.metrics.proved is not None:

@@ -1,8 +1,11 @@
 """`robustly suites NAME`: the stages of a suite."""
 
+from typing import Any
+
 from rich.table import Table
 
 from robustly.attacks import Attack
+from robustly.certification import Certificate
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation import Plan
 from robustly.evaluation.suites import as_suite
@@ -30,6 +33,9 @@ def show_suite(name: str, threat: Threat) -> int:
         images = _images(suite.plan(stage)) if suite.worst_case else "all"
         table.add_row(suite.title(stage), _attack(suite.attacks[stage]), images, f"{forwards:,} + {backwards:,}")
     console.print(table)
+    for title, certificate in suite.certificates.items():
+        words = ", ".join(f"{key} {value}" for key, value in _certificate(certificate).items())
+        console.print(f"certificate {title}: {words}", highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"passes: forward + backward per image, for an unbroken 32x32 colour image of {CLASSES} classes; at most "
         f"{cost.per_image:,.0f} for each of {IMAGES:,} images on average",
@@ -46,6 +52,14 @@ def _attack(attack: Attack) -> str:
         f"{key} {value}" for key, value in chosen.items() if value != usual[key] or key in ("steps", "queries")
     ]
     return f"{chosen['kind']}: {', '.join(words)}"
+
+
+def _certificate(certificate: Certificate) -> dict[str, Any]:
+    """The settings of a certificate and of its work, apart from values that are not set."""
+    chosen = settings(certificate)
+    budget = chosen.pop("budget", None)
+    shown = {**chosen, **(budget if isinstance(budget, dict) else {})}
+    return {key: value for key, value in shown.items() if key not in ("kind", "double") and value is not None}
 
 
 def _images(plan: Plan) -> str:

@@ -65,7 +65,7 @@ def verify_one(options: OneOptions, began: float) -> int:
 
 
 def _wrong_files(model: Path, property_: Path) -> str:
-    """Reason to refuse the files by their names; empty if there is none."""
+    """The mistake in the names of the files; empty if there is none."""
     for file in (model, property_):
         if not file.is_file():
             return f"{file} does not exist" if not file.exists() else f"{file} is a folder, not a file"

@@ -45,11 +45,11 @@ def _proofs(model: nn.Module, data: ImageData, threat: Threat, name: str, certif
             seconds = len(data) * ready.expected_seconds(first, threat=threat)
     except ValueError:
         return ""
-    rest = "without a time limit" if ready.seconds is None else f"{_duration(ready.seconds)} at most"
-    return (
-        f"certificate {name}: about {_duration(seconds)} at most here for the bounds of {len(data):,} images; then "
-        f"branch and bound of the open ones, {rest}"
-    )
+    words = f"certificate {name}: about {_duration(seconds)} at most here for the bounds of {len(data):,} images"
+    if ready.seconds == 0:
+        return words
+    limit = "without a time limit" if ready.seconds is None else f"{_duration(ready.seconds)} at most"
+    return f"{words}; then branch and bound of the open ones, {limit}"
 
 
 def _duration(seconds: float) -> str:

@@ -213,6 +213,6 @@ def _lp_threat(target: EvaluationTarget, name: str) -> ThreatModel:
     if not isinstance(target.threat, ThreatModel):
         raise EvaluationError(
             f"the certificate {name!r} is defined for Lp balls, the threat is {target.threat.kind!r}: "
-            "use a suite without certificates"
+            "certify a ball such as linf:0.1, or evaluate without certificates"
         )
     return target.threat

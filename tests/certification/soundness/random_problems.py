@@ -137,7 +137,7 @@ def pool(d: Draft, at: int) -> int:
     if d.draws.random() < 0.6:
         settings["dilation"] = tuple(d.draws.choice((1, 1, 2)) for _ in axes)
         return d.add("max_pool", at, settings=settings)
-    if d.draws.random() < 0.3:
+    if len(shape) > 1 and d.draws.random() < 0.3:
         out = tuple(d.draws.randint(1, length) for length in shape[1:])
         return d.add("adaptive_avg_pool", at, settings={"output": out}, shape=(shape[0], *out))
     settings["count_include_pad"] = d.draws.random() < 0.5

@@ -12,18 +12,16 @@ from torch import Tensor
 
 from robustly.certification.bounds.ascent import SLOPE, WEIGHT, Parameters, Raised, Task, ascend, lines_of
 from robustly.certification.bounds.backward import Free, lower
-from robustly.certification.bounds.propagation import (
-    Bounds,
+from robustly.certification.bounds.neurons import (
     Wanted,
     choose,
     chunks,
     has_kinks,
-    intermediate,
-    intersection,
     is_refined,
     neuron_rows,
     targets_of,
 )
+from robustly.certification.bounds.propagation import Bounds, intermediate, intersection
 from robustly.certification.deadline import NEVER, Deadline
 from robustly.certification.network import Graph
 from robustly.certification.operations import RULES, Interval, Rows

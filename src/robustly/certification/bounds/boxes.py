@@ -116,7 +116,7 @@ class AnyNetwork:
             gap = (lines.upper_slope - lines.lower_slope) * center
             gap = gap + (0 if lines.upper_offset is None else lines.upper_offset)
             gap = gap - (0 if lines.lower_offset is None else lines.lower_offset)
-            first, second = values[node.inputs[0]].view(len(lower), 2, size[2], -1).unbind(1)
+            first, second = values[node.inputs[0]].reshape(len(lower), 2, size[2], -1).unbind(1)
             share = (first - second).abs().transpose(1, 2)
             share = share / share.sum(2, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
             total = total + (slopes.flatten(2).abs() * gap.flatten(1).unsqueeze(1)) @ share

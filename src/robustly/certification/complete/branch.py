@@ -222,6 +222,9 @@ def branch(
     )
     quick = exact.to(torch.float32)
     margins = proved(graph, inputs, spec, root.slopes)[0]
+    if not exact.sites.splits and not bool((margins > 0).all()):
+        reason = "the network has no sign to split: its other operations are bounded by lines only"
+        return Outcome(Verdict.UNKNOWN, float(margins.min()), None, "branch", 0, reason)
     store = Store()
     work, least = 0, float(torch.cat([margins[margins > 0], margins.new_full((1,), torch.inf)]).min())
     fresh = _start(exact, root, margins)

@@ -23,9 +23,10 @@ def push_lines(node: Node, rows: Rows, extra: Relaxation | None) -> Pushed:
     coefficients = rows.coefficients
     low, high, below, above = _at_rows(rows, extra)
     up, down = coefficients.clamp_min(0), coefficients.clamp_max(0)
-    bias = None if above is None else rows.total(down * above)
+    bias = None if above is None else rows.products(down, above)
     if below is not None:
-        bias = rows.total(up * below) if bias is None else bias + rows.total(up * below)
+        under = rows.products(up, below)
+        bias = under if bias is None else bias + under
     return Pushed((rows.with_coefficients(torch.addcmul(down * high, up, low)),), bias)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustly.certification.network import Node
+from robustly.certification.operations.adjoints import adjoint, is_narrow
 from robustly.certification.operations.rows import Rows
 from robustly.certification.operations.rule import Interval, Pushed, Relaxation, Rule
 
@@ -90,11 +91,6 @@ def _conv_backward(node: Node, rows: Rows, extra: Relaxation | None) -> Pushed:
         return Pushed((_conv_windows(node, rows),), bias)
     weight, setting = node.constants["weight"], node.settings
     flat, leading = rows.flat()
-    back = functional.conv_transpose1d
-    if weight.dim() == 4:
-        back = functional.conv_transpose2d
-        flat = flat.contiguous(memory_format=torch.channels_last)
-        weight = weight.contiguous(memory_format=torch.channels_last)
     lost = tuple(
         have - ((made - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
         for have, made, stride, padding, dilation, kernel in zip(
@@ -107,9 +103,7 @@ def _conv_backward(node: Node, rows: Rows, extra: Relaxation | None) -> Pushed:
             strict=True,
         )
     )
-    moved = back(
-        flat, weight, None, setting["stride"], setting["padding"], lost, setting["groups"], setting["dilation"]
-    )
+    moved = adjoint(flat, weight, setting, padding=setting["padding"], lost=lost)
     return Pushed((rows.with_coefficients(moved.reshape(*leading, *moved.shape[1:])),), bias)
 
 
@@ -127,15 +121,14 @@ def _conv_windows(node: Node, rows: Rows) -> Rows:
     assert rows.offset is not None
     plane = (node.input_shapes[0][1], node.input_shapes[0][2])
     count, channels, h, w = coefficients.shape
-    arguments = (None, setting["stride"], 0, 0, setting["groups"], setting["dilation"])
-    if count > channels * h * w and _one_product_pays(node, h, w):
+    if not is_narrow(weight, setting) and count > channels * h * w and _one_product_pays(node, h, w):
         identity = torch.eye(channels * h * w, dtype=weight.dtype, device=weight.device)
         cells = identity.view(-1, h, w, channels).permute(0, 3, 1, 2)
-        matrix = functional.conv_transpose2d(cells, weight, *arguments).permute(0, 2, 3, 1)
+        matrix = adjoint(cells, weight, setting).permute(0, 2, 3, 1)
         product = coefficients.permute(0, 2, 3, 1).reshape(count, -1) @ matrix.flatten(1)
         moved = product.view(-1, *matrix.shape[1:]).permute(0, 3, 1, 2)
     else:
-        moved = functional.conv_transpose2d(coefficients, weight, *arguments)
+        moved = adjoint(coefficients, weight, setting)
     steps = torch.tensor([setting["stride"], setting["padding"]], device=rows.offset.device)
     result = replace(rows, coefficients=moved, offset=rows.offset * steps[0] - steps[1], plane=plane)
     if moved.shape[2] * moved.shape[3] >= math.prod(plane):

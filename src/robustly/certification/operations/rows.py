@@ -55,6 +55,12 @@ class Rows:
             return torch.bmm(flat, values.flatten(1).unsqueeze(2)).squeeze(2)
         return self.total(self.coefficients * self.gather(values))
 
+    def products(self, coefficients: Tensor, gathered: Tensor) -> Tensor:
+        """Inner products of the rows of coefficients with values from `gather`, with the leading axes."""
+        if self.lead == 2 and gathered.shape == (len(coefficients), 1, *coefficients.shape[2:]):
+            return torch.bmm(coefficients.flatten(2), gathered.flatten(2).transpose(1, 2)).squeeze(2)
+        return self.total(coefficients * gathered)
+
     def total(self, values: Tensor) -> Tensor:
         """Sum over all axes but the leading ones of a tensor of the shape of the coefficients."""
         axes = tuple(range(self.lead, values.dim()))

@@ -14,11 +14,12 @@ SUITE_WORDS = {
     "single_step": "FGSM, R-FGSM and PGD-20, for models of single-step training",
 }
 """One line for each suite of `robustly.evaluation.SUITES`, in its order."""
+CERTIFICATE_NAMES = ("certify", "ibp", "crown", "alpha_crown", "bab")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `robustly suites` to a parser."""
-    parser.add_argument("name", nargs="?", help="a suite, to print its stages")
+    parser.add_argument("name", nargs="?", help="a suite, to print its stages; with certificates: quick+certify")
     parser.add_argument(
         "threat", nargs="?", default="linf:8/255", help="such as l2:0.5 or rotation:30 (default: linf:8/255)"
     )
@@ -29,6 +30,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.name is None:
         width = max(map(len, SUITE_WORDS))
         print("\n".join(f"{name:{width}}  {words}" for name, words in SUITE_WORDS.items()))
+        names = ", ".join(f"+{name}" for name in CERTIFICATE_NAMES)
+        print(f"proofs behind any of them: {names}, as in quick+certify")
         return 0
     from robustly.cli.suites import show_suite
     from robustly.threats import parse_threat

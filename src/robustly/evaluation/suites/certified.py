@@ -1,12 +1,13 @@
 """Certificates in suites, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from robustly.certification.certificates import BoundCertificate
 from robustly.certification.problem import METHODS, Budget
 from robustly.evaluation.suites.suite import Suite
+from robustly.evidence.provenance import SuiteCertificate
 from robustly.settings import SettingsError, changed, check_keys, choose, nearest
 
 CERTIFICATES: Mapping[str, BoundCertificate] = {
@@ -58,6 +59,28 @@ def with_certificate(suite: Suite, certificate: BoundCertificate) -> Suite:
     """
     names = {one.method: name for name, one in CERTIFICATES.items()}
     return _with(suite, names[certificate.method], certificate)
+
+
+def as_recorded(suite: Suite, records: Iterable[SuiteCertificate]) -> Suite:
+    """A suite whose certificates have the work, halvings and time that an evaluation records for them.
+
+    Args:
+        suite: the suite of the name that the evaluation records.
+        records: the recorded certificates; others than those by bounds, and another method than that of the name,
+            leave the certificate as it is.
+
+    Raises:
+        SettingsError: recorded settings that no certificate can have.
+    """
+    certificates = dict(suite.certificates)
+    for one in records:
+        named, given = certificates.get(one.name), dict(one.settings)
+        budget = given.pop("budget", None)
+        if isinstance(named, BoundCertificate) and given.get("method") == named.method:
+            work = budget if isinstance(budget, Mapping) else {}
+            plain = {key: value for key, value in {**given, **work}.items() if key not in ("kind", "double")}
+            certificates[one.name] = certificate_of(one.name, plain)
+    return replace(suite, certificates=certificates)
 
 
 def certificate_of(where: str, given: Any) -> BoundCertificate:
