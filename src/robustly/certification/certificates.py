@@ -47,7 +47,7 @@ class BoundCertificate:
 
     method: Method = "auto"
     budget: Budget = field(default_factory=Budget)
-    halvings: int = 4
+    halvings: int = 3
     seconds: float | None = None
     double: bool = False
 
@@ -162,7 +162,7 @@ class GraphCertificate:
         bound: Method = "ibp" if method == "ibp" else "crown"
         zero, seconds, proof = torch.zeros(1, dtype=torch.float64), 0.0, 4
         for turn in range(2):
-            if turn == 0 or seconds < 2:  # the first call also loads code
+            if turn == 0 or seconds < 5:  # the first call also loads code
                 began = time.monotonic()
                 largest_radii(
                     lambda rows, radii: problem, zero, zero, method=bound, budget=self.settings.budget, halvings=1

@@ -1,7 +1,7 @@
 """ATen operations with weights or windows: linear, convolutions, batch norm, padding, pooling."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -83,7 +83,7 @@ def _conv(b: Builder, a: Arguments, shape: Shape) -> Ref:
         ]
         padding = [0] * axes
         if any(total % 2 for total in both):
-            x = _padded(b, x, [side for total in reversed(both) for side in (total // 2, total - total // 2)], 0.0)
+            x = b.pad(x, [side for total in reversed(both) for side in (total // 2, total - total // 2)])
         else:
             padding = [total // 2 for total in both]
     settings["padding"] = _numbers(padding, axes)
@@ -95,19 +95,12 @@ def _check_planes(b: Builder, x: Ref, shape: Shape, axes: int) -> None:
         b.refuse("is supported for batches `(N, C, L)` or `(N, C, H, W)` only")
 
 
-def _padded(b: Builder, x: Ref, pads: Sequence[int], value: float) -> Ref:
-    if len(pads) // 2 > len(x.shape) or min(pads, default=0) < 0:
-        b.refuse("pads the batch axis, or crops: use a slice to crop")
-    shape = list(x.shape)
-    for place in range(len(pads) // 2):
-        shape[-1 - place] += pads[2 * place] + pads[2 * place + 1]
-    return b.add("pad", (x,), tuple(shape), {"pads": tuple(int(p) for p in pads), "value": float(value)})
-
-
 def _pad(b: Builder, a: Arguments, shape: Shape) -> Ref:
     if a.get("mode", "constant") != "constant":
         b.refuse(f"has the mode {a['mode']!r}; only 'constant' is supported")
-    return _padded(b, a["self"], a["pad"], a["value"] or 0.0)
+    if len(a["pad"]) // 2 > len(a["self"].shape) or min(a["pad"], default=0) < 0:
+        b.refuse("pads the batch axis, or crops: use a slice to crop")
+    return b.pad(a["self"], a["pad"], a["value"] or 0.0)
 
 
 def _batch_norm(b: Builder, a: Arguments, shape: Shape) -> Ref:
