@@ -48,12 +48,15 @@ class StagedCertificate:
         stage, work = torch.where(found, 0, stage), torch.where(found, 1, work.clamp_max(self.budget))
         verdict = torch.where(found, int(Verdict.FALSIFIED), int(Verdict.UNKNOWN))
         open_ = (~found & ~verified).tolist()
+        outputs = model(x).detach().double()
+        margin = (2 * outputs.gather(1, y.unsqueeze(1)) - outputs.sum(1, keepdim=True)).squeeze(1)  # of two classes
+        bound = margin - margin.abs() * epsilon / far
         return CertificateResult(
             verdict=torch.where(verified, int(Verdict.VERIFIED), verdict).to(torch.int8),
             radius=torch.where(verified, epsilon, 0.0).double(),
             prediction=prediction,
             certifies=self.certifies,
-            lower_bound=torch.where(correct & ~found, far, -far) - epsilon,
+            lower_bound=torch.where(found, -margin.abs(), bound),
             counterexample=across(model, x, y, epsilon),
             stage=tuple(("attack", "ibp", "crown", "branch")[i] for i in stage.tolist()),
             reason=tuple(SPENT if is_open else "" for is_open in open_),
