@@ -47,7 +47,7 @@ class BoundCertificate:
 
     method: Method = "auto"
     budget: Budget = field(default_factory=Budget)
-    halvings: int = 4
+    halvings: int = 3
     seconds: float | None = None
     double: bool = False
 
