@@ -100,6 +100,7 @@ def test_bounds_of_boxes_hold_at_samples(kind, seed: int):
     graph = random_chain(seed, [3, 12, 12, 12, 3])
     spec = violation([[1.0, -1.0, 0.0], [0.0, 2.0, -1.0]], [0.1, -0.2], [0, 1])
     net = kind(graph, spec)
+    torch.manual_seed(seed)
     lower = torch.rand(6, 3, dtype=torch.float64) * 2 - 1
     width = torch.tensor([2.0, 1.0, 0.3, 0.1, 1e-3, 0.0], dtype=torch.float64).unsqueeze(1)
     upper = lower + width

@@ -93,6 +93,16 @@ def test_the_interval_stands_wherever_a_headline_stands(run, plain):
     assert words.endswith(f"; {undecided} open")
 
 
+def test_evaluations_beside_the_compared_runs_are_shown_and_not_ranked(run, plain):
+    others = [plain, replace(plain, name="other")]
+    page, alone = text_of(render(others, [run])), text_of(render(others))
+    proofs, ranked = (" ".join(one.sentence.split()) for one in (verdict(run), comparison_verdict(others)))
+    assert proofs in page
+    assert proofs not in alone
+    assert ranked in page
+    assert "Comparison of 2 runs" in page
+
+
 def _repr(run):
     from robustly.evidence.display import evidence_text
 

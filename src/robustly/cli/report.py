@@ -52,9 +52,10 @@ def run_report(runs: Sequence[Path], out: Path | None, label: str | None = None)
     if not folders:
         raise ReportError(f"{runs[0]} is a sweep without results so far.")
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    content = [found for folder in folders for found in read_evaluations(folder, label)]
+    groups = [read_evaluations(folder, label) for folder in folders]
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, render(content))
+    write_text(target, render([group[0] for group in groups], [one for group in groups for one in group[1:]]))
+    content = [one for group in groups for one in group]
     if len(content) > 1:
         console.print(_comparison(content))
     console.print(f"report: {target.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)

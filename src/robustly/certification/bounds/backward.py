@@ -16,6 +16,7 @@ from robustly.certification.operations import RULES, Interval, Relaxation, Rows,
 from robustly.certification.sets import InputSet
 
 Relaxations = MutableMapping[int, Relaxation]
+Sizes = MutableMapping[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def lower(
     free: Mapping[int, Free] | None = None,
     added: Mapping[int, Tensor] | None = None,
     relaxations: Relaxations | None = None,
+    sizes: Sizes | None = None,
     keep: bool = False,
     exact: bool = False,
     rounding: bool = False,
@@ -77,6 +79,7 @@ def lower(
         free: free parameters of relaxations, by node; others are the standard ones.
         added: numbers that are added to the coefficients at a node, by node: multipliers of split constraints.
         relaxations: relaxations that are shared between calls with equal bounds; filled by the call.
+        sizes: largest sizes of the values of nodes, for `rounding`, shared like the relaxations.
         keep: keep the rows over the output of each relaxed operation.
         exact: find the exact least value over a ball inside a box.
         rounding: subtract a bound of all rounding errors, so that the value holds in real arithmetic.
@@ -86,6 +89,7 @@ def lower(
     bias = torch.zeros(rows.leading, dtype=rows.coefficients.dtype, device=rows.coefficients.device)
     bias = bias if offset is None else bias + offset
     relaxations = {} if relaxations is None else relaxations
+    sizes = {} if sizes is None else sizes
     pending: dict[int, Rows] = {at: rows}
     kept: dict[int, Rows] = {}
     lost = torch.zeros_like(bias)
@@ -107,7 +111,7 @@ def lower(
         if keep and rule.relax is not None:
             kept[index] = current
         if rounding:
-            lost = lost + _lost(graph, index, rule, current, bounds)
+            lost = lost + _lost(graph, index, rule, current, bounds, sizes)
         pushed = rule.backward(node, current, relaxation)
         if pushed.bias is not None:
             bias = bias + pushed.bias
@@ -169,15 +173,23 @@ def _relaxation(
     return relaxations[index]
 
 
-def _lost(graph: Graph, index: int, rule: Rule, rows: Rows, bounds: Mapping[int, Interval]) -> Tensor:
+def _lost(graph: Graph, index: int, rule: Rule, rows: Rows, bounds: Mapping[int, Interval], sizes: Sizes) -> Tensor:
     """Bound of the rounding errors of moving rows through a node, with the leading axes of the rows."""
     node = graph.nodes[index]
     terms = rule.terms(node) + (4 if rule.relax is not None else 0)
     if not terms:
         return torch.zeros((), dtype=rows.coefficients.dtype)
-    sources = [torch.maximum(bounds[one].lower.abs(), bounds[one].upper.abs()) for one in node.inputs]
+    if index not in sizes:
+        sizes[index] = _largest(node, rule, [bounds[one] for one in node.inputs])
+    size = sizes[index]
+    return relative_error(terms + node.size + len(graph.nodes)) * row_magnitude(rows, Interval(-size, size))
+
+
+def _largest(node: Node, rule: Rule, inputs: list[Interval]) -> Tensor:
+    """Largest sizes of intermediate results in the values of a node, `(B, *shape)`."""
+    sources = [torch.maximum(one.lower.abs(), one.upper.abs()) for one in inputs]
     reached = rule.interval(node, [Interval(-size, size) for size in sources])
     size = torch.maximum(reached.lower.abs(), reached.upper.abs())
     if rule.relax is not None:  # lines may leave the range of the function: their slopes are at most about 1
         size = 3 * (size + sum(one for one in sources if one.shape == size.shape))
-    return relative_error(terms + node.size + len(graph.nodes)) * row_magnitude(rows, Interval(-size, size))
+    return size

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from robustly.certification.bounds.backward import Free, Relaxations, lower
+from robustly.certification.bounds.backward import Free, Relaxations, Sizes, lower
 from robustly.certification.bounds.forward import forward
 from robustly.certification.bounds.neurons import (
     Method,
@@ -63,15 +63,16 @@ def intermediate(
     targets = targets_of(graph)
     bounds: Bounds = {0: inputs.interval()}
     relaxations: Relaxations = {}
+    sizes: Sizes | None = {} if rounding else None
     if method == "forward" and rounding:
         raise ValueError("forward bounds do not bound rounding errors: prove with method='crown'")
     linear = forward(graph, inputs) if method == "forward" else {}
     batch = len(inputs.lower)
     for index, node in enumerate(graph.nodes[1:], start=1):
         sources = [bounds[one] for one in node.inputs]
-        interval = RULES[node.op].interval(node, sources)
+        alone = interval = RULES[node.op].interval(node, sources)
         if rounding:
-            interval = widened(node, interval, sources)
+            alone = interval = widened(node, interval, sources)
         for other in (known, linear):
             if other is not None and index in other:
                 interval = intersection(interval, other[index])
@@ -83,9 +84,10 @@ def intermediate(
             chosen = wanted.get(index) if wanted is not None else choose(graph, index, interval)
             if chosen is not None and chosen.index.numel():
                 slopes = None if free is None else free.get(index)
-                refined = _refined(graph, index, inputs, bounds, chosen, slopes, relaxations, rounding)
+                refined = _refined(graph, index, inputs, bounds, chosen, slopes, relaxations, sizes)
                 bounds[index] = finite_or_open(refined) if rounding else refined
-        _check(graph, index, bounds[index])
+        if bounds[index] is not alone:
+            _check(graph, index, bounds[index])
     return bounds
 
 
@@ -97,7 +99,7 @@ def _refined(
     wanted: Wanted,
     free: Mapping[int, Free] | None,
     relaxations: Relaxations,
-    rounding: bool,
+    sizes: Sizes | None,
 ) -> Interval:
     """Bounds of a node with a backward pass for the chosen neurons."""
     current = bounds[index]
@@ -107,7 +109,16 @@ def _refined(
     for part, slopes in chunks(graph, index, wanted, free):
         at, both, shift = neuron_rows(graph, index, part, current.lower.dtype)
         found = lower(
-            graph, at, both, inputs, bounds, offset=shift, free=slopes, relaxations=relaxations, rounding=rounding
+            graph,
+            at,
+            both,
+            inputs,
+            bounds,
+            offset=shift,
+            free=slopes,
+            relaxations=relaxations,
+            sizes=sizes,
+            rounding=sizes is not None,
         )
         low, high = found.value.chunk(2, axis)
         lows.append(low)

@@ -25,8 +25,8 @@ def _ball(node: Node, inputs: Sequence[Interval], apply: _Apply) -> Interval:
     """Interval through `apply(node, x, weight, bias)`: the radius goes through the absolute weight."""
     lower, upper = inputs[0]
     weight = node.constants["weight"]
-    center = apply(node, (lower + upper) / 2, weight, node.constants.get("bias"))
-    radius = apply(node, (upper - lower) / 2, weight.abs(), None)
+    center = apply(node, (lower + upper).mul_(0.5), weight, node.constants.get("bias"))
+    radius = apply(node, (upper - lower).mul_(0.5), weight.abs(), None)
     return Interval(center - radius, center + radius)
 
 

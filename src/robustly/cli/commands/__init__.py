@@ -54,7 +54,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "train, attack, audit and report two networks, in two minutes",
+        "train, attack, audit, certify and report two networks, in three minutes",
         demo.add_arguments,
         demo.run,
         takes_settings=True,

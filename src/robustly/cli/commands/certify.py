@@ -6,7 +6,7 @@ from robustly.cli.arguments import add_model, add_trust
 
 LABEL = "certified"
 HALVINGS = 4
-METHODS = ("auto", "ibp", "crown", "alpha_crown", "bab")
+METHODS = ("ibp", "crown", "alpha_crown", "auto", "bab")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

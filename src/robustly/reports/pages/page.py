@@ -51,17 +51,25 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def render(runs: Sequence[RunEvidence]) -> str:
+def render(runs: Sequence[RunEvidence], beside: Sequence[RunEvidence] = ()) -> str:
     """The page of these runs as text.
+
+    Args:
+        runs: the runs, which are compared if there are several.
+        beside: further evaluations of theirs, such as proofs under a smaller threat, shown but not ranked.
 
     Raises:
         ReportError: there is no run.
     """
     if not runs:
         raise ReportError("A report needs at least one run.")
-    names = distinct_names([(run.name, run.path) for run in runs])
-    runs = [replace(_without_folders(run), name=name) for run, name in zip(runs, names, strict=True)]
-    views = [view(run, f"run{i + 1}", share_of_bytes(len(runs))) for i, run in enumerate(runs)]
+    if len(runs) == 1:
+        runs, beside = [*runs, *beside], ()
+    every = [*runs, *beside]
+    names = distinct_names([(run.name, run.path) for run in every])
+    every = [replace(_without_folders(run), name=name) for run, name in zip(every, names, strict=True)]
+    runs, beside = every[: len(runs)], every[len(runs) :]
+    views = [view(run, f"run{i + 1}", share_of_bytes(len(every))) for i, run in enumerate(every)]
     comparison = compare(runs) if len(runs) > 1 else None
     together = comparison_figures(runs) if comparison else ()
     return assembled(
@@ -70,6 +78,7 @@ def render(runs: Sequence[RunEvidence]) -> str:
         {
             "title": _title(runs),
             "lead": _lead(runs),
+            "beside": [one.verdict.sentence for one in views[len(runs) :]],
             "verdict": views[0].verdict if comparison is None else comparison_verdict(runs),
             "navigation": _navigation(views, comparison),
             "views": views,
