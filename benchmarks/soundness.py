@@ -3,10 +3,10 @@
     python benchmarks/soundness.py [--networks 100000] [--first 0] [--seconds S]
 
 Every network has an input set and a property (single ones have two). Sampling that narrows in on the best point
-gives a value that the worst margin attains; no lower bound may exceed it. For the methods that decide, the property
-is moved so that this point violates it by 1e-3 or 1e-6 of its size, which must never be verified, or misses it by
-as much. Where a mixed-integer program can encode the network, its minimum is the truth. Continues what the file
-`soundness.json` has counted. Writes `benchmarks/results/soundness.md`.
+gives a value that the worst margin attains; no lower bound may exceed it. For the methods that decide, the
+property is moved so that this point violates it by 1e-3 or 1e-6 of its size, which must never be verified, or
+misses it by as much. Where a mixed-integer program can encode the network, its minimum is the truth. Continues
+what `soundness.json` has counted. Writes `benchmarks/results/soundness.md`.
 """
 
 import argparse

@@ -116,6 +116,7 @@ class Dense:
         known = torch.split(stable, [len(layer.bias) for layer in self.layers[:-1]], 1)
         low, high = lower, upper
         reach = _largest(lower, upper)
+        finite = torch.ones(len(lower), dtype=torch.bool, device=lower.device)
         slacks = []
         for index, layer in enumerate(self.layers):
             slack = self.error * (layer.size @ reach + layer.shift)
@@ -124,6 +125,7 @@ class Dense:
             center = torch.addmm(layer.bias, center, layer.weight.T)
             radius = torch.addmm(slack, radius, layer.weight.abs().T)
             below, above = center - radius, center + radius
+            finite = finite & below.isfinite().all(1) & above.isfinite().all(1)
             if index == len(self.layers) - 1:
                 break
             below = torch.where(known[index] > 0, below.clamp_min(0), below)
@@ -162,9 +164,8 @@ class Dense:
         )
         hidden = torch.cat(signs, 1) if signs else stable
         influence = self._shared(losses, lines, upper - lower, shape)
-        return BoxBounds(
-            torch.maximum(value.view(shape), below), rows.view(*shape, inputs), bias.view(shape), hidden, influence
-        )
+        best = torch.where(finite.unsqueeze(1), torch.maximum(value.view(shape), below), -torch.inf)
+        return BoxBounds(best, rows.view(*shape, inputs), bias.view(shape), hidden, influence)
 
     def _shared(self, losses: list[Tensor], lines: list[Lines], width: Tensor, shape: tuple[int, int]) -> Tensor:
         """Losses of the neurons of each layer, the last first, shared out to the inputs, `(B, R, d)`.

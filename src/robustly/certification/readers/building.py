@@ -186,6 +186,23 @@ class Builder:
         total = self.add("sum", (x,), tuple(kept), {"axes": tuple(axes), "keepdim": keepdim}) if axes else x
         return self.scale(total, 1 / prod(x.shape[axis] for axis in axes)) if mean else total
 
+    def pool(
+        self,
+        op: str,
+        x: Ref,
+        lengths: Sequence[int],
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int] | None = None,
+        ceil: bool = False,
+        own: Mapping[str, Any] | None = None,
+    ) -> Ref:
+        """Pool the axes behind the channels to lengths; `own`: settings that max or average pools alone have."""
+        padding = tuple(padding or [0] * len(kernel))
+        settings = {"kernel": tuple(kernel), "stride": tuple(stride), "padding": padding, "ceil_mode": ceil}
+        plain = {"dilation": (1,) * len(kernel)} if op == "max_pool" else {"count_include_pad": True}
+        return self.add(op, (x,), (x.shape[0], *lengths), {**settings, **plain, **(own or {})})
+
     def graph(self, output: Ref) -> Graph:
         """The finished graph, without nodes on which the output does not depend."""
         whole = Graph(tuple(self.nodes), self.source)

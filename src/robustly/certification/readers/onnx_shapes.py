@@ -114,9 +114,9 @@ def _max_pool(call: Call) -> Computed:
             places = np.arange((count - 1) * s + k) - low
             x = call.take(x, axis, places.clip(0, x.shape[axis] - 1))
         pads, ceil = [(0, 0)] * len(pads), False
-    padding = tuple(low for low, _ in pads)
-    settings = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil}
-    return call.add("max_pool", [x], (*x.shape[:2], *lengths), settings)
+    padding, own = [low for low, _ in pads], {"dilation": dilation}
+    pooled = call.builder.pool("max_pool", call.ref(x), lengths, kernel, stride, padding, ceil, own)
+    return call.computed(pooled, (1, *pooled.shape))
 
 
 def _average_pool(call: Call) -> Computed:
@@ -135,9 +135,8 @@ def _average_pool(call: Call) -> Computed:
         factor = factor[..., None] * (k / counted)
         more.append((low, int(starts[-1]) + k - n))
     x = call.pad(x, [(low, max(high, 0)) for low, high in more])
-    zero = (0,) * len(kernel)
-    settings = {"kernel": kernel, "stride": stride, "padding": zero, "count_include_pad": True, "ceil_mode": False}
-    return call.scale(call.add("avg_pool", [x], (*x.shape[:2], *lengths), settings), factor)
+    pooled = call.builder.pool("avg_pool", call.ref(x), lengths, kernel, stride)
+    return call.scale(call.computed(pooled, (1, *pooled.shape)), factor)
 
 
 def _reduced(call: Call, axes: Sequence[int] | None, keep: bool, mean: bool) -> Computed:
