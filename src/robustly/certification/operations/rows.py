@@ -45,7 +45,9 @@ class Rows:
         if self.example is None:
             return values.unsqueeze(1)
         if self.offset is None:
-            return values[self.example] if self.one is None else values[self.one : self.one + 1]
+            if self.one is None:
+                return values[self.example]
+            return values[self.one : self.one + 1].expand(len(self.example), *values.shape[1:])
         return self._windows(values)
 
     def dot(self, values: Tensor) -> Tensor:
