@@ -2,11 +2,11 @@
 
     python benchmarks/soundness.py [--networks 100000] [--first 0] [--seconds S]
 
-Every network has 2 input sets and properties. Sampling that narrows in on the best point gives a value that the worst
-margin attains; no lower bound may exceed it. For the methods that decide, the property is moved so that this point
-violates it by 1e-3, 1e-6 or not at all by 1e-6 of its size, and one that is violated must never be verified. Where a
-mixed-integer program can encode the network, its minimum is the truth. Continues what `soundness.json` has counted.
-Writes `benchmarks/results/soundness.md`.
+Every network has an input set and a property (single ones have two). Sampling that narrows in on the best point
+gives a value that the worst margin attains; no lower bound may exceed it. For the methods that decide, the
+property is moved so that this point violates it by 1e-3 or 1e-6 of its size, which must never be verified, or
+misses it by as much. Where a mixed-integer program can encode the network, its minimum is the truth. Continues
+what `soundness.json` has counted. Writes `benchmarks/results/soundness.md`.
 """
 
 import argparse
@@ -268,8 +268,9 @@ def report(counts: Counts, seconds: float) -> str:
     lines = [
         "# Soundness on random networks",
         "",
-        f"{n['networks']:,} networks of 3 to 14 operations (of which {n['grouped']:,} in groups of {NETWORKS} with one "
-        f"architecture, each network with its own weights, box and property) in {seconds:,.0f} s of CPU time, one thread; "
+        f"{n['networks']:,} networks of 3 to 14 operations ({n['grouped']:,} of them in groups of {NETWORKS} of "
+        "one architecture, each network with its own weights, box and property) in "
+        f"{seconds:,.0f} s of CPU time, one thread; "
         f"**{len(counts.wrong)} wrong**. Made by `python benchmarks/soundness.py`.",
         "",
         "| lower bounds | compared with attained values | within 0.1 % of them | values of nodes |",

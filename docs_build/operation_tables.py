@@ -1,4 +1,4 @@
-"""The operations that can be bounded and the operators that are read, from the code when the documentation is built."""
+"""Operations that can be bounded and operators that are read, from the code when the documentation is built."""
 
 from collections.abc import Iterable
 from typing import Any

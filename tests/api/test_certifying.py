@@ -26,6 +26,7 @@ def images() -> tuple[Tensor, Tensor]:
     return x, torch.tensor([1, 1, 1, 0])
 
 
+@pytest.mark.slow  # with an audit
 def test_every_image_is_falsified_or_verified_at_its_distance() -> None:
     net = network().train()
     result = robustly.certify(net, images(), "linf:0.25", halvings=6, progress=False)
@@ -87,6 +88,7 @@ def test_wrong_arguments_are_named() -> None:
         robustly.certify(network(), images(), "linf:0.1", halvings=-2)
 
 
+@pytest.mark.slow
 def test_a_killed_call_continues_with_the_same_numbers(tmp_path: Path) -> None:
     whole = robustly.certify(network(), images(), "linf:0.25", progress=False)
 

@@ -266,3 +266,20 @@ def test_tolerance_grows_with_the_weights() -> None:
         if "weight" in node.constants:
             expected *= max(1.0, float(torch.linalg.matrix_norm(node.constants["weight"], torch.inf)))
     assert milp._amplification(large, spec) == pytest.approx(expected)
+
+
+def test_tolerance_grows_with_sums_skips_and_large_bounds() -> None:
+    nodes = (
+        Node("x", "input", (), (4,)),
+        Node("skip", "add", (0, 0), (4,)),
+        Node("bent", "leaky_relu", (1,), (4,), {"slope": -2.0}),
+        Node("sum", "sum", (2,), (1,), {"axes": (0,), "keepdim": True}),
+    )
+    one = torch.ones(1, 1, 1, dtype=DOUBLE)
+    index = torch.zeros(1, dtype=torch.int64)
+    assert milp._amplification(Graph(nodes), Specification(one, one[0], index, index.bool())) == 2 * 5 * 4
+    graph, _, _ = _conjunction(1e-8)
+    wide = InputSet(
+        torch.full((1, *graph.input_shape), -100.0).double(), torch.full((1, *graph.input_shape), 100.0).double()
+    )
+    assert milp._Problem.of(graph, wide, {}).largest >= 100

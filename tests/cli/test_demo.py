@@ -4,9 +4,10 @@ import pytest
 
 from robustly.cli import main
 from robustly.cli.demo import PROVED_IMAGES, PROVED_THREAT
+from robustly.cli.report import read_evaluations
 from robustly.evidence import read_summary
 from robustly.evidence.audit_record import read_audit
-from robustly.reports.formats import percent
+from robustly.reports.verdict import verdict
 
 SMALL = [
     *("--training.epochs", "2"),
@@ -36,7 +37,9 @@ def test_the_demo_trains_evaluates_audits_and_reports_and_can_be_repeated(tmp_pa
     interval = proofs.metrics.interval
     assert interval is not None
     assert (interval.certified.count, proofs.threat.text) == (PROVED_IMAGES, PROVED_THREAT)
-    assert f"dynat, certified is proved robust on {percent(interval.certified)}" in html.unescape(page)
+    beside = read_evaluations(out / "dynat")[1]
+    assert beside.name == "dynat, certified"
+    assert verdict(beside).sentence in html.unescape(page)
     written = (out / "dynat" / "model.safetensors").read_bytes()
     capsys.readouterr()
     assert main(["demo", "--out", str(out), *SMALL]) == 0

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from robustly.certification.computed import ROUNDING
 from robustly.certification.contract import CertificateResult, joined_results
 from robustly.certification.deadline import Deadline
 from robustly.certification.network import Graph
@@ -46,7 +47,7 @@ class BoundCertificate:
 
     method: Method = "auto"
     budget: Budget = field(default_factory=Budget)
-    halvings: int = 4
+    halvings: int = 3
     seconds: float | None = None
     double: bool = False
 
@@ -161,7 +162,7 @@ class GraphCertificate:
         bound: Method = "ibp" if method == "ibp" else "crown"
         zero, seconds, proof = torch.zeros(1, dtype=torch.float64), 0.0, 4
         for turn in range(2):
-            if turn == 0 or seconds < 2:  # the first call also loads code
+            if turn == 0 or seconds < 5:  # the first call also loads code
                 began = time.monotonic()
                 largest_radii(
                     lambda rows, radii: problem, zero, zero, method=bound, budget=self.settings.budget, halvings=1
@@ -192,7 +193,8 @@ class GraphCertificate:
             is_left = outcome.verdict == Verdict.UNKNOWN and not outcome.reason
             is_left = is_left and self.settings.method not in COMPLETE
             outcomes[row] = replace(outcome, reason=TOO_LOOSE) if is_left else outcome
-        radius = self._radii(model, x, y, outcomes, rows, threat)
+        real = torch.tensor([one.reason != ROUNDING for one in outcomes], dtype=torch.bool, device=x.device)
+        radius = self._radii(model, x, y, outcomes, rows[real[rows]], threat)
         seconds = torch.full((len(x),), (time.monotonic() - began) / max(1, len(x)), dtype=torch.float64)
         return _result(outcomes, radius, x, y, seconds)
 
@@ -225,6 +227,8 @@ class GraphCertificate:
         problem = self._problem(model, x, y, threat, None)
         outcome = finish(problem, start, budget=self.settings.budget, deadline=deadline)
         radius = before.radius
+        if outcome.reason == ROUNDING:
+            radius = torch.zeros_like(radius)
         if outcome.verdict == Verdict.VERIFIED:
             radius = radius.clamp_min(float(_epsilon(threat, x)))
         result = _result([outcome], radius, x, y, torch.zeros(1, dtype=torch.float64))
@@ -240,8 +244,7 @@ class GraphCertificate:
             raise ValueError(f"labels to certify must be {len(x)} of type int64 from 0 to {outputs - 1}")
         if outputs < 2:
             raise ValueError(f"{self.graph.source} has {outputs} output: a certificate compares at least 2")
-        if isinstance(threat.epsilon, Tensor) and len(threat.epsilon) != len(x):
-            raise ValueError(f"epsilon has {len(threat.epsilon)} entries for {len(x)} images")
+        threat.around(x)  # refuses masks and radii that do not fit
 
     def _problem(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, generator: KeyedGenerator | None

@@ -139,6 +139,15 @@ def inside(inputs: InputSet) -> tuple[Tensor, Tensor]:
     return torch.where(empty, middle, low), torch.where(empty, middle, high)
 
 
+def samples(inputs: InputSet, count: int) -> Tensor:
+    """Float32 points of the set of one example, `(count, *shape)`: half of them corners, the others random."""
+    low, high = inside(inputs)
+    share = torch.rand(count, *low.shape[1:], generator=torch.Generator().manual_seed(0)).to(low)
+    share[: count // 2] = share[: count // 2].round()
+    share[:1], share[1:2] = 0, 1
+    return _rounded(inputs.ball, low, high, low + share * (high - low))
+
+
 def judge(graph: Graph, inputs: InputSet, spec: Specification, points: Tensor) -> tuple[Tensor, Tensor]:
     """Round points into the sets and evaluate them in float64.
 

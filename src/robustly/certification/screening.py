@@ -10,6 +10,7 @@ from robustly.certification.bounds.alpha import Slopes, optimise
 from robustly.certification.bounds.methods import margins, row_bounds
 from robustly.certification.bounds.propagation import intermediate
 from robustly.certification.bounds.verdict import proved
+from robustly.certification.computed import ROUNDING, as_computed
 from robustly.certification.deadline import NEVER, Deadline
 from robustly.certification.falsify import falsify, falsify_each
 from robustly.certification.outcome import OUT_OF_TIME, Outcome
@@ -39,9 +40,10 @@ def screen(
             found = _bounded(part, stage, budget, last=stage == last_bound(method))
         for index, outcome in zip(waiting, found, strict=True):
             before = outcomes[index]
+            bound = -torch.inf if outcome.reason == ROUNDING else max(before.lower_bound, outcome.lower_bound)
             outcomes[index] = replace(
                 outcome,
-                lower_bound=max(before.lower_bound, outcome.lower_bound),
+                lower_bound=bound,
                 work=before.work + outcome.work,
                 reason=outcome.reason or before.reason,
             )
@@ -140,10 +142,11 @@ def _bounded(problem: Problem, stage: str, budget: Budget, last: bool) -> list[O
         if not is_out_of_memory(error):
             raise
         return [Outcome(Verdict.UNKNOWN, -torch.inf, None, stage, 0, NO_MEMORY)] * len(problem)
-    return [
+    made = [
         Outcome(Verdict.VERIFIED if bound > 0 else Verdict.UNKNOWN, bound, None, stage, 1)
         for bound in bounds.tolist()
     ]
+    return [as_computed(problem.select(torch.tensor([index])), one) for index, one in enumerate(made)]
 
 
 def _of_rows(slopes: Slopes | None, rows: Tensor) -> Slopes | None:

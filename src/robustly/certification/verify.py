@@ -12,6 +12,7 @@ import torch
 from robustly.certification.bounds.alpha import optimise, tighten
 from robustly.certification.complete.branch import branch
 from robustly.certification.complete.splitting import split
+from robustly.certification.computed import as_computed
 from robustly.certification.deadline import NEVER, Deadline
 from robustly.certification.falsify import judge
 from robustly.certification.operations.pool_as_relu import max_pool_as_relu
@@ -71,7 +72,7 @@ def finish(problem: Problem, before: Outcome, *, budget: Budget, deadline: Deadl
         return replace(before, stage="split" if splits_inputs else "branch", reason=NO_MEMORY)
     found = replace(found, work=before.work + found.work, lower_bound=max(before.lower_bound, found.lower_bound))
     if found.verdict != Verdict.FALSIFIED:
-        return found
+        return as_computed(problem, found)
     assert found.counterexample is not None
     point, margin = judge(problem.graph, problem.inputs, problem.spec, found.counterexample)
     if not bool(margin <= 0) or not problem.confirmed(point):

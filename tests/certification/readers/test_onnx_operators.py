@@ -43,6 +43,13 @@ def test_gemm_with_every_bias_and_factors(opset, turned, bias):
     assert network.graph.output == 1 or bias is None
 
 
+def test_slices_backwards():
+    values = {"s": integers(-1), "e": integers(-99), "a": integers(-1), "t": integers(-2)}
+    assert ops(agrees([node("Slice", "x", *values)], ["n", 6], **values)) == ["gather"]
+    values["a"] = integers(0)
+    agrees([node("Slice", "x", *values)], [4, 3], **values)
+
+
 def test_gemm_with_a_transposed_input_a_constant_left_and_a_computed_bias():
     flip = node("Transpose", "x", outputs=["t"], perm=[1, 0])
     agrees([flip, node("Gemm", "t", "w", transA=1)], [1, 3], w=numbers(3, 4))

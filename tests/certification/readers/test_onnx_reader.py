@@ -186,7 +186,6 @@ def test_operators_and_settings_that_are_not_supported_are_named():
         ([node("Reshape", "x", "s")], {"s": np.array([2000, 3])}, r"gives 3 values the shape \[2000, 3\]"),
         ([node("Cast", "x", to=TensorProto.INT64)], {}, "casts a computed tensor to another type"),
         ([node("Clip", "x", "c", "d")], {"c": np.float32(1), "d": np.float32(0)}, "bounds 1.0 and 0.0"),
-        ([node("Slice", "x", "s", "e", "a", "p")], {"s": [2], "e": [0], "a": [1], "p": [-1]}, "negative"),
         ([node("Pad", "x", "p", mode="reflect")], {"p": np.array([0, 1, 0, 1])}, "another mode than 'constant'"),
         ([node("Gather", "x", "i", axis=1)], {"i": np.array([3])}, "index outside an axis of length 3"),
         ([node("Flatten", "x", axis=5)], {}, "axis 5, but its input has 2 axes"),
@@ -210,7 +209,7 @@ def test_weights_that_are_not_finite_are_refused():
         weight = numbers(3, 4)
         weight[1, 2] = wrong
         refused(
-            onnx_bytes(DENSE, [1, 3], {"w": weight}), "weight that is NaN or infinite", UnsupportedOperationError
+            onnx_bytes(DENSE, [1, 3], {"w": weight}), "NaN or infinite numbers in its w", UnsupportedOperationError
         )
 
 

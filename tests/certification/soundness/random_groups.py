@@ -135,7 +135,7 @@ def random_rows(graph: Graph, seed: int) -> Tensor:
 def least_values(
     graph: Graph, inputs: InputSet, rows: Tensor, generator: torch.Generator, *, count: int = 96, rounds: int = 3
 ) -> tuple[Tensor, Tensor]:
-    """The least value of each row that was attained `(NETWORKS,)`, and all points that were tried `(1, P, *shape)`."""
+    """The least attained value of each row `(NETWORKS,)`, and all points `(1, P, *shape)`."""
     low, high = inputs.lower, inputs.upper
     share = torch.rand(count, *low.shape[1:], generator=generator, dtype=torch.float64)
     share[: count // 3] = share[: count // 3].round()

@@ -1,4 +1,4 @@
-"""Random small networks of all operations, random input sets and properties, and points that come near the truth."""
+"""Random small networks of all operations, with sets and properties, and points that come near the truth."""
 
 import math
 import random
@@ -144,7 +144,7 @@ def pool(d: Draft, at: int) -> int:
     return d.add("avg_pool", at, settings=settings)
 
 
-def _moved(d: Draft, at: int) -> int:
+def _moved(d: Draft, at: int) -> int:  # noqa: PLR0911
     shape = d.nodes[at].shape
     axis = d.draws.randrange(len(shape))
     kind = d.draws.choice(("slice", "gather", "concat", "pad", "sum", "transpose", "scale", "reshape", "constant"))

@@ -5,6 +5,7 @@ where it exceeds the effect of the solver's tolerances on the output (Zombori et
 network verifier", ICLR 2021).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from robustly.evidence import Verdict
 TOLERANCE = 1e-6
 """Largest error of a row that the solver allows."""
 _FLOAT32_SLACK = 1e-6
+_NORMS = {"add": 2, "sub": 2, "clip": 2, "abs": 3}
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ def solve(
 ) -> Outcome:
     """Decide a property by one mixed-integer program for each disjunct.
 
-    Verified needs a bound above 1e-6 times the product of the weights' norms. A counterexample is evaluated by the
-    graph in float64.
+    Verified needs a bound above 1e-6 times the largest bound of a node, by which the error of a binary is
+    multiplied, and the product of the norms of all operations. A counterexample is evaluated in float64.
 
     Args:
         graph: the network, of at most 5,000 values.
@@ -67,7 +69,7 @@ def solve(
     deadline = deadline or Deadline()
     problem = _Problem.of(graph, inputs, bounds)
     spec = spec.to(torch.float64)
-    needed = TOLERANCE * _amplification(problem.graph, spec)
+    needed = TOLERANCE * problem.largest * _amplification(problem.graph, spec)
     worst, work, late = float("inf"), 0, False
 
     def outcome(verdict: Verdict, reason: str = "", point: Tensor | None = None) -> Outcome:
@@ -137,12 +139,14 @@ class _Problem:
         program: its program.
         x: columns of the input.
         y: columns of the output.
+        largest: largest absolute bound of a node, at least 1.
     """
 
     graph: Graph
     program: Program
     x: Columns
     y: Columns
+    largest: float
 
     @classmethod
     def of(cls, graph: Graph, inputs: InputSet, bounds: Mapping[int, Interval]) -> "_Problem":
@@ -152,7 +156,8 @@ class _Problem:
         for index, interval in bounds.items():
             known[index] = intersection(known[index], _widened(interval))
         program, x, y = encode(exact, inputs, known)
-        return cls(exact, program, x, y)
+        largest = max(float(bound.abs().max()) for interval in known.values() for bound in interval)
+        return cls(exact, program, x, y, max(1.0, largest))
 
     def least(self, rows: Tensor, offset: Tensor, deadline: Deadline, relaxed: bool) -> _Least:
         """Least value over the input set of the largest of some rows, `(R, outputs)` and `(R,)`."""
@@ -194,7 +199,7 @@ def _inside(point: Numbers, inputs: InputSet) -> Tensor:
 
 
 def _amplification(graph: Graph, spec: Specification) -> float:
-    """Product of the norms (largest absolute row sums) of all weights and rows, each at least 1."""
+    """Product of the norms (largest absolute row sums) of all operations and rows, each at least 1."""
     product = max(1.0, float(spec.rows.abs().sum(-1).max()))
     for node in graph.nodes:
         weight = node.constants.get("weight", node.constants.get("factor"))
@@ -203,4 +208,11 @@ def _amplification(graph: Graph, spec: Specification) -> float:
             if node.op == "conv_transpose":
                 sums = weight.abs().sum(0).flatten(1).sum(1) if weight.ndim > 2 else sums
             product *= max(1.0, float(sums.max()))
+        elif node.op == "sum":
+            product *= math.prod(node.input_shapes[0]) / max(1, node.size)
+        elif node.op == "leaky_relu":
+            slope = torch.as_tensor(node.constants.get("slope", node.settings.get("slope", 0.0)))
+            product *= max(1.0, float((slope.abs() + (1 - slope).abs()).max()))
+        else:
+            product *= _NORMS.get(node.op, 1)
     return product

@@ -78,8 +78,7 @@ def _sum(mean: bool) -> Translation:
     def translate(b: Builder, a: Arguments, shape: Shape) -> Ref:
         x = a["self"]
         axes = axes_of(b, a.get("dim"), x.shape)
-        out = b.add("sum", (x,), shape, {"axes": axes, "keepdim": bool(a.get("keepdim"))})
-        return b.scale(out, 1 / math.prod(x.shape[axis] for axis in axes)) if mean else out
+        return b.sum(x, axes, bool(a.get("keepdim")), mean)
 
     return translate
 

@@ -1,7 +1,7 @@
 """ATen operations with weights or windows: linear, convolutions, batch norm, padding, pooling."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -83,7 +83,7 @@ def _conv(b: Builder, a: Arguments, shape: Shape) -> Ref:
         ]
         padding = [0] * axes
         if any(total % 2 for total in both):
-            x = _padded(b, x, [side for total in reversed(both) for side in (total // 2, total - total // 2)], 0.0)
+            x = b.pad(x, [side for total in reversed(both) for side in (total // 2, total - total // 2)])
         else:
             padding = [total // 2 for total in both]
     settings["padding"] = _numbers(padding, axes)
@@ -95,19 +95,12 @@ def _check_planes(b: Builder, x: Ref, shape: Shape, axes: int) -> None:
         b.refuse("is supported for batches `(N, C, L)` or `(N, C, H, W)` only")
 
 
-def _padded(b: Builder, x: Ref, pads: Sequence[int], value: float) -> Ref:
-    if len(pads) // 2 > len(x.shape) or min(pads, default=0) < 0:
-        b.refuse("pads the batch axis, or crops: use a slice to crop")
-    shape = list(x.shape)
-    for place in range(len(pads) // 2):
-        shape[-1 - place] += pads[2 * place] + pads[2 * place + 1]
-    return b.add("pad", (x,), tuple(shape), {"pads": tuple(int(p) for p in pads), "value": float(value)})
-
-
 def _pad(b: Builder, a: Arguments, shape: Shape) -> Ref:
     if a.get("mode", "constant") != "constant":
         b.refuse(f"has the mode {a['mode']!r}; only 'constant' is supported")
-    return _padded(b, a["self"], a["pad"], a["value"] or 0.0)
+    if len(a["pad"]) // 2 > len(a["self"].shape) or min(a["pad"], default=0) < 0:
+        b.refuse("pads the batch axis, or crops: use a slice to crop")
+    return b.pad(a["self"], a["pad"], a["value"] or 0.0)
 
 
 def _batch_norm(b: Builder, a: Arguments, shape: Shape) -> Ref:
@@ -126,18 +119,12 @@ def _pool(op: str, axes: int) -> Translation:
         _check_planes(b, x, shape, axes)
         if a.get("divisor_override") is not None:
             b.refuse("has a divisor of its own, which is not supported")
-        kernel = _numbers(a["kernel_size"], axes)
-        settings: dict[str, Any] = {
-            "kernel": kernel,
-            "stride": _numbers(a["stride"], axes) if a["stride"] else kernel,
-            "padding": _numbers(a["padding"], axes),
-            "ceil_mode": bool(a["ceil_mode"]),
-        }
+        kernel, padding = (_numbers(a[name], axes) for name in ("kernel_size", "padding"))
+        stride = _numbers(a["stride"], axes) if a["stride"] else kernel
+        own: dict[str, Any] = {"count_include_pad": bool(a.get("count_include_pad"))}
         if op == "max_pool":
-            settings["dilation"] = _numbers(a["dilation"], axes)
-        else:
-            settings["count_include_pad"] = bool(a["count_include_pad"])
-        return b.add(op, (x,), shape, settings)
+            own = {"dilation": _numbers(a["dilation"], axes)}
+        return b.pool(op, x, shape[1:], kernel, stride, padding, bool(a["ceil_mode"]), own)
 
     return translate
 
@@ -148,10 +135,7 @@ def _adaptive(op: str, axes: int) -> Translation:
         _check_planes(b, x, shape, axes)
         if all(n % m == 0 for n, m in zip(x.shape[1:], out, strict=True)):
             size = tuple(n // m for n, m in zip(x.shape[1:], out, strict=True))
-            zeros = (0,) * len(size)
-            settings: dict[str, Any] = {"kernel": size, "stride": size, "padding": zeros, "ceil_mode": False}
-            extra = {"dilation": (1,) * len(size)} if op == "max_pool" else {"count_include_pad": True}
-            return b.add(op, (x,), shape, settings | extra)
+            return b.pool(op, x, out, size, size)
         if op == "max_pool":
             b.refuse("is supported only where its output size divides the input size")
         return b.add("adaptive_avg_pool", (x,), shape, {"output": tuple(out)})
@@ -177,8 +161,7 @@ def largest(b: Builder, a: Arguments, shape: Shape) -> Ref:
     rest = [axis for axis in range(len(x.shape)) if axis not in axes]
     count = math.prod(x.shape[axis] for axis in axes)
     flat = b.reshape(b.transpose(x, (*rest, *axes)), (math.prod(x.shape[axis] for axis in rest), count))
-    window = {"kernel": (count,), "stride": (count,), "padding": (0,), "dilation": (1,), "ceil_mode": False}
-    return b.reshape(b.add("max_pool", (flat,), (flat.shape[0], 1), window), shape)
+    return b.reshape(b.pool("max_pool", flat, (1,), (count,), (count,)), shape)
 
 
 LAYERS: Mapping[str, Translation] = {

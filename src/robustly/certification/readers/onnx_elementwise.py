@@ -99,7 +99,7 @@ def _combined(call: Call, op: str, first: Any, second: Any) -> Computed:
 def _gated(call: Call, x: Computed, gate: Computed) -> Computed | None:
     """SiLU or GELU from `x sigmoid(x)` or `x (1 + erf(x / sqrt(2)))`, as exporters write them in parts."""
     start, slope, shift = _line(call, gate.index)
-    inner = call.nodes[start]
+    inner = call.builder.nodes[start]
     if x.shape != gate.shape or inner.op not in ("sigmoid", "erf"):
         return None
     origin, outer, added = _line(call, x.index)
@@ -122,7 +122,9 @@ def _gated(call: Call, x: Computed, gate: Computed) -> Computed | None:
 def _line(call: Call, index: int) -> tuple[int, float, float]:
     """The node from which a chain of scalar scales starts, with its factor and shift."""
     factor, shift = 1.0, 0.0
-    while (node := call.nodes[index]).op == "scale" and all(c.numel() == 1 for c in node.constants.values()):
+    while (node := call.builder.nodes[index]).op == "scale" and all(
+        c.numel() == 1 for c in node.constants.values()
+    ):
         own = {name: float(value) for name, value in node.constants.items()}
         shift += factor * own.get("shift", 0.0)
         factor *= own.get("factor", 1.0)
@@ -214,34 +216,12 @@ def _dropout(call: Call) -> Computed:
 
 
 ELEMENTWISE: Mapping[str, Callable[[Call], Computed]] = {
-    "Abs": _plain("abs"),
-    "Add": _binary,
-    "BatchNormalization": _batch_norm,
-    "Cast": _cast,
-    "Clip": _clip,
-    "Div": _binary,
-    "Dropout": _dropout,
-    "Elu": _plain("elu", alpha=1.0),
-    "Erf": _plain("erf"),  # only as a part of GELU; the reader refuses what is left
-    "Gelu": _plain("gelu", approximate="none"),
-    "Gemm": _gemm,
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _hard_swish,
-    "Identity": Call.x,
-    "LeakyRelu": _leaky,
-    "MatMul": _matmul,
-    "Max": _extreme,
-    "Min": _extreme,
-    "Mul": _binary,
-    "Neg": lambda call: call.scale(call.x(), -1.0),
-    "PRelu": _leaky,
-    "Pow": _power,
-    "Relu": _plain("relu"),
-    "Selu": _selu,
-    "Sigmoid": _plain("sigmoid"),
-    "Softplus": _plain("softplus"),
-    "Sub": _binary,
-    "Sum": _sum,
-    "Tanh": _plain("tanh"),
-}
+    "Abs": _plain("abs"), "Add": _binary, "BatchNormalization": _batch_norm, "Cast": _cast, "Clip": _clip,
+    "Div": _binary, "Dropout": _dropout, "Elu": _plain("elu", alpha=1.0), "Erf": _plain("erf"),
+    "Gelu": _plain("gelu", approximate="none"), "Gemm": _gemm, "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _hard_swish, "Identity": Call.x, "LeakyRelu": _leaky, "MatMul": _matmul, "Max": _extreme,
+    "Min": _extreme, "Mul": _binary, "Neg": lambda call: call.scale(call.x(), -1.0), "PRelu": _leaky,
+    "Pow": _power, "Relu": _plain("relu"), "Selu": _selu, "Sigmoid": _plain("sigmoid"),
+    "Softplus": _plain("softplus"), "Sub": _binary, "Sum": _sum, "Tanh": _plain("tanh"),
+}  # fmt: skip
 """Elementwise operators and matrix products."""

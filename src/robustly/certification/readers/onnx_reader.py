@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from robustly.certification.evaluation import evaluate
-from robustly.certification.network import Graph, Node, UnsupportedOperationError
-from robustly.certification.network.graph import INPUT
-from robustly.certification.readers.onnx_call import LARGEST, Array, Call, Computed, Shape, home
+from robustly.certification.network import Graph, UnsupportedOperationError
+from robustly.certification.readers.building import LARGEST, Builder, Ref, Shape
+from robustly.certification.readers.onnx_call import Array, Call, Computed, home
 from robustly.certification.readers.onnx_constants import FOLDED, GROWTH, folded, from_attributes, stored
 from robustly.certification.readers.onnx_elementwise import ELEMENTWISE
 from robustly.certification.readers.onnx_shapes import SHAPES
@@ -214,8 +214,8 @@ def _network(model: Any, title: str, drop_softmax: bool) -> OnnxNetwork:
         except Exception as error:  # sizes that do not fit the data, unknown types
             raise OnnxError(f"{title}: the tensor {one.name!r} is damaged") from error
     room = GROWTH + 4 * sum(one.size for one in values.values() if not isinstance(one, Computed))
-    nodes, last, dropped = [Node(str(entry), INPUT, (), home(shape))], model.graph.output[0].name, None
-    values[entry] = Computed(0, shape)
+    builder, last, dropped = Builder(title, 1, name=str(entry)), model.graph.output[0].name, None
+    values[entry] = Computed(builder.input(home(shape)).index, shape)
     for node in model.graph.node:
         label = str(node.name or (node.output[0] if node.output else ""))
         missing = [one for one in node.input if one and one not in values]
@@ -225,7 +225,8 @@ def _network(model: Any, title: str, drop_softmax: bool) -> OnnxNetwork:
             inputs = tuple(values[one] if one else None for one in node.input)
             op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}:{node.op_type}"
             given = {one.name: _package("onnx").helper.get_attribute_value(one) for one in node.attribute}
-            call = Call(label, op, title, opset, given, inputs, len(node.output), nodes)
+            builder.name, builder.place = label, f"{title}: operator {op!r} of node {label!r}"
+            call = Call(op, opset, given, inputs, len(node.output), builder)
             if op in ("Softmax", "LogSoftmax") and drop_softmax and last in node.output:
                 dropped = op
             with np.errstate(all="ignore"):  # weights that are not finite are refused
@@ -240,9 +241,9 @@ def _network(model: Any, title: str, drop_softmax: bool) -> OnnxNetwork:
     result = values.get(last)
     if not isinstance(result, Computed):
         raise OnnxError(f"{title}: the output {last!r} does not depend on the input")
-    graph = _needed(
-        Graph(tuple(nodes), title if dropped is None else f"{title} without its {dropped}"), result.index
-    )
+    if dropped is not None:
+        builder.source = f"{title} without its {dropped}"
+    graph = builder.graph(Ref(result.index, result.shape))
     for one in graph.nodes:
         if one.op == "erf":
             reason = f"operator 'Erf' of node {one.name!r} is supported only as a part of GELU"
@@ -275,11 +276,3 @@ def _results(call: Call, node: Any, room: int, last: bool) -> list[Computed | Ar
         raise call.refuse(f"is not supported; supported are {', '.join(sorted(OPERATORS))}")
     found = OPERATORS[call.op](call)
     return [*found] if isinstance(found, list) else [found]
-
-
-def _needed(graph: Graph, output: int) -> Graph:
-    """The graph without the nodes on which an output does not depend."""
-    kept = graph.needed_for([0, output])
-    place = {old: new for new, old in enumerate(kept)}
-    nodes = [replace(graph.nodes[old], inputs=tuple(place[i] for i in graph.nodes[old].inputs)) for old in kept]
-    return replace(graph, nodes=tuple(nodes))

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from robustly.certification.readers.onnx_call import Call, Computed, Shape
+from robustly.certification.readers.building import Shape
+from robustly.certification.readers.onnx_call import Call, Computed, drops
 
 
 def _window(call: Call, kernel: Sequence[int]) -> tuple[Shape, Shape, list[tuple[int, int]]]:
@@ -113,9 +114,9 @@ def _max_pool(call: Call) -> Computed:
             places = np.arange((count - 1) * s + k) - low
             x = call.take(x, axis, places.clip(0, x.shape[axis] - 1))
         pads, ceil = [(0, 0)] * len(pads), False
-    padding = tuple(low for low, _ in pads)
-    settings = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil}
-    return call.add("max_pool", [x], (*x.shape[:2], *lengths), settings)
+    padding, own = [low for low, _ in pads], {"dilation": dilation}
+    pooled = call.builder.pool("max_pool", call.ref(x), lengths, kernel, stride, padding, ceil, own)
+    return call.computed(pooled, (1, *pooled.shape))
 
 
 def _average_pool(call: Call) -> Computed:
@@ -134,25 +135,18 @@ def _average_pool(call: Call) -> Computed:
         factor = factor[..., None] * (k / counted)
         more.append((low, int(starts[-1]) + k - n))
     x = call.pad(x, [(low, max(high, 0)) for low, high in more])
-    zero = (0,) * len(kernel)
-    settings = {"kernel": kernel, "stride": stride, "padding": zero, "count_include_pad": True, "ceil_mode": False}
-    return call.scale(call.add("avg_pool", [x], (*x.shape[:2], *lengths), settings), factor)
+    pooled = call.builder.pool("avg_pool", call.ref(x), lengths, kernel, stride)
+    return call.scale(call.computed(pooled, (1, *pooled.shape)), factor)
 
 
 def _reduced(call: Call, axes: Sequence[int] | None, keep: bool, mean: bool) -> Computed:
     x = call.x()
     rank = len(x.shape)
     axes = sorted({call.axis(axis, rank) for axis in (range(rank) if axes is None else axes)})
-    long = tuple(axis for axis in axes if x.shape[axis] > 1)
-    kept = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
-    result = x
-    if long:
-        whole = x.shape[0] != 1
-        settings = {"axes": tuple(axis - (not whole) for axis in long), "keepdim": True}
-        result = call.add("sum", [x], kept, settings, whole=whole)
-    if mean:
-        result = call.scale(result, 1 / math.prod(x.shape[axis] for axis in long))
-    return call.reshape(result, kept if keep else tuple(n for axis, n in enumerate(kept) if axis not in axes))
+    shape = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape) if keep or axis not in axes)
+    first = int(drops(x.shape))
+    long = [axis - first for axis in axes if x.shape[axis] > 1]
+    return call.computed(call.builder.sum(call.ref(x, not first), long, True, mean), shape)
 
 
 def _reduce(call: Call) -> Computed:
@@ -217,8 +211,6 @@ def _slice(call: Call) -> Computed:
     x = call.x()
     starts, ends = call.integers("starts", 1) or [], call.integers("ends", 2) or []
     axes, steps = call.integers("axes", 3), call.integers("steps", 4) or [1] * len(starts)
-    if min(steps, default=1) < 1:
-        raise call.refuse("has a negative step; only steps from 1 on are supported")
     for start, end, axis, step in zip(starts, ends, axes or range(len(starts)), steps, strict=True):
         x = call.slice(x, call.axis(axis, len(x.shape)), slice(start, end, step))
     return x
@@ -247,12 +239,9 @@ def _gather(call: Call) -> Computed:
 
 
 def _concat(call: Call) -> Computed:
-    shapes = [one.shape for one in call.inputs if one is not None]
-    axis = call.axis(call.attributes["axis"], len(shapes[0]))
     parts = [call.as_computed(one) for one in call.inputs if one is not None]
-    shape = (*shapes[0][:axis], sum(one[axis] for one in shapes), *shapes[0][axis + 1 :])
-    whole = axis == 0 or shapes[0][0] != 1
-    return call.add("concat", parts, shape, {"axis": axis - (not whole)}, whole=whole)
+    axis = call.axis(call.attributes["axis"], len(parts[0].shape))
+    return call.along(axis, lambda *refs: call.builder.concat(refs[:-1], refs[-1]), *parts)
 
 
 def _pad(call: Call) -> Computed:
@@ -271,24 +260,10 @@ def _pad(call: Call) -> Computed:
 
 
 SHAPES: Mapping[str, Callable[[Call], Computed | list[Computed]]] = {
-    "AveragePool": _average_pool,
-    "Concat": _concat,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Expand": _expand,
-    "Flatten": _flatten,
-    "Gather": _gather,
-    "GlobalAveragePool": _global_average,
-    "GlobalMaxPool": _global_max,
-    "MaxPool": _max_pool,
-    "Pad": _pad,
-    "ReduceMean": _reduce,
-    "ReduceSum": _reduce,
-    "Reshape": _reshape,
-    "Slice": _slice,
-    "Split": _split,
-    "Squeeze": _squeeze,
-    "Transpose": _transpose,
+    "AveragePool": _average_pool, "Concat": _concat, "Conv": _conv, "ConvTranspose": _conv_transpose,
+    "Expand": _expand, "Flatten": _flatten, "Gather": _gather, "GlobalAveragePool": _global_average,
+    "GlobalMaxPool": _global_max, "MaxPool": _max_pool, "Pad": _pad, "ReduceMean": _reduce, "ReduceSum": _reduce,
+    "Reshape": _reshape, "Slice": _slice, "Split": _split, "Squeeze": _squeeze, "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
-}
+}  # fmt: skip
 """Operators that move or sum values."""

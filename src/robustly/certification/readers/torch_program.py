@@ -56,7 +56,7 @@ def translated(
         else:
             values[node] = _value(builder, node, values)
     output = values[nodes[last]]
-    builder.place = f"The output {last!r}"
+    builder.place = f"The output {last!r} in {builder.source}"
     output = builder.as_ref(output, output.ndim) if isinstance(output, Tensor) else output
     graph = builder.graph(builder.reshape(output, output.shape or (1,)))
     return graph, None if softmax is None else _SOFTMAX[_operator(softmax)]
@@ -98,6 +98,7 @@ def _value(builder: Builder, node: Traced, values: Mapping[Traced, Any]) -> Any:
     path, kind = module[0] if module else ("", "")
     kind = kind if isinstance(kind, str) else kind.__name__
     builder.place = f"Operator {name!r}" + (f" of module {path!r} ({kind.rpartition('.')[2]})" if path else "")
+    builder.place += f" in {builder.source}"
     builder.name = f"{path}:{node.name}" if path else node.name
     if target is operator.getitem:
         if args[0][args[1]] is None:

@@ -73,6 +73,7 @@ def read_module(model: nn.Module, input_shape: tuple[int, ...], *, drop_softmax:
         builder = Builder(source, FREE_BATCH if free else batch)
         graph, softmax = translated(program, builder, tuple(input_shape), drop_softmax)
         theirs = _outputs(network, x, batch).cpu().double()
+        _check_alone(network, x[:1], theirs[:1], source)
     return _checked(graph, x.cpu().double(), theirs, softmax)
 
 
@@ -139,6 +140,17 @@ def _outputs(model: nn.Module, x: Tensor, batch: int) -> Tensor:
         return model(x.clone())  # type: ignore[no-any-return]
     except Exception:  # any error of the user's code, which has taken a batch before
         return torch.cat([model(part.clone()) for part in torch.split(x, batch)])
+
+
+def _check_alone(model: nn.Module, x: Tensor, beside: Tensor, source: str) -> None:
+    """Refuse a module whose outputs for one input differ from those in a batch."""
+    try:
+        alone = model(x.clone()).cpu().double()
+    except Exception:  # any error of the user's code: it does not take a batch of one
+        return
+    scale = max(float(beside.abs().max()), 1e-3)
+    if not float((alone - beside).abs().max()) <= TOLERANCE * scale:
+        raise ModuleError(f"{source} gives one input other outputs alone than in a batch, so nothing can be proved")
 
 
 def _exported(model: nn.Module, x: Tensor, source: str) -> tuple[ExportedProgram, bool]:

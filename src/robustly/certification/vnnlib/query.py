@@ -172,12 +172,18 @@ def _remark(cases: Sequence[Case], contradiction: str) -> str:
     return ""
 
 
+LARGEST_FACTOR = 10**100
+
+
 def _case(group: _Group, builder: BoxBuilder, outputs: int, inputs: int) -> Case:
     conditions = [condition for disjunct in group.disjuncts for condition in disjunct]
     reads_inputs = any(kind == "X" for condition in conditions for kind, _ in condition.left.terms)
     columns = outputs + (inputs if reads_inputs else 0)
     rows = np.zeros((len(conditions), columns))
     errors: dict[tuple[int, int], float] = {}
+    numbers = [one for part in conditions for one in (*part.left.terms.values(), part.left.constant)]
+    if any(abs(one) > LARGEST_FACTOR for one in numbers):
+        raise UnsupportedQueryError(f"a condition has a number beyond {LARGEST_FACTOR:g}")
     for place, condition in enumerate(conditions):
         for (kind, index), factor in condition.left.terms.items():
             column, nearest = (index if kind == "Y" else outputs + index), float(factor)

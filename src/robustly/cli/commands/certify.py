@@ -5,7 +5,7 @@ import argparse
 from robustly.cli.arguments import add_model, add_trust
 
 LABEL = "certified"
-HALVINGS = 4
+HALVINGS = 3
 METHODS = ("ibp", "crown", "alpha_crown", "auto", "bab")
 
 

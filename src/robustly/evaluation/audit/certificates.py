@@ -28,6 +28,7 @@ def certificates_checks(evidence: Evidence, target: EvaluationTarget) -> Iterato
         stated = summary.terms[name].certifies
         problem = "" if stated == certifies else f"the summary names two classifiers: {stated} and {certifies}"
         problem = problem or _row_problem(table, columns, certifies, summary.threat.limit) or _form_problem(columns)
+        problem = problem or (_bound_problem(table, columns, target) if certifies == MODEL else "")
         yield Check(f"certificate {name}: verdicts follow from the rows", problem)
         yield Check(f"certificate {name}: counterexamples", _image_problem(name, columns, evidence, target))
     if terms:
@@ -53,6 +54,23 @@ def _row_problem(table: EvidenceTable, columns: CertificateColumns, certifies: s
         return f"{int(other.sum())} have a radius of another class than the model predicts, {where}"
     both = columns.falsified & ((columns.lower_bound > 0) | certified_at(table, columns, limit))
     return f"{int(both.sum())} are falsified and proved at once" if both.any() else ""
+
+
+def _bound_problem(table: EvidenceTable, columns: CertificateColumns, target: EvaluationTarget) -> str:
+    """The problem with bounds of margins, or an empty text: none exceeds the margin of the unchanged image.
+
+    Bounds speak of outputs before a softmax, so those of a model that gives probabilities are not compared.
+    """
+    if not len(table):
+        return ""
+    first = torch.zeros(1, dtype=torch.int64, device=target.data.images.device)
+    outputs = target.verdict(target.data.floats(first), target.data.labels[first])
+    if bool((outputs >= 0).all()) and abs(float(outputs.sum()) - 1) < _TIE:
+        return ""
+    clean = table.examples.clean_margin
+    above = columns.lower_bound > clean + _TIE * (1 + np.abs(clean))
+    where = f"first id {first_id(table, above)}" if above.any() else ""
+    return f"{int(above.sum())} bounds exceed the margin of the unchanged image, {where}" if above.any() else ""
 
 
 def _form_problem(columns: CertificateColumns) -> str:
