@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="repeat open instances, as on a machine that was busy")
     parser.add_argument("--images", type=int, default=16, help="images of the bounds")
     parser.add_argument("--rounds", type=int, default=7, help="alternating runs of the bounds")
-    parser.add_argument("--time", type=float, default=60.0, help="seconds of branch and bound of the sandwich")
+    parser.add_argument("--time", type=float, default=20.0, help="seconds of branch and bound of the sandwich")
     parser.add_argument("--run", type=Path, help="trained run for the sandwich")
     parser.add_argument("--out", type=Path, default=Path("runs/verification"))
     parser.add_argument("--table", action="store_true", help="only write the table again")

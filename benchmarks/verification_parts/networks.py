@@ -1,4 +1,4 @@
-"""Networks and images of the shared verification data, and the strided network of the sandwich."""
+"""Networks and images of the shared verification data."""
 
 import json
 import os
@@ -68,18 +68,3 @@ def _layer(one: list) -> nn.Module:
     kind, *numbers = one
     layers = {"conv": nn.Conv2d, "linear": nn.Linear, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "flatten": nn.Flatten}
     return layers[kind](*numbers)
-
-
-def conv_small(classes: int, channels: int = 1, image_size: tuple[int, int] | None = None) -> nn.Module:
-    """ConvSmall of the verification literature with padding: two strided convolutions, 100 hidden units."""
-    height, width = image_size or (28, 28)
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 4, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 4, 2, 1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(32 * (height // 4) * (width // 4), 100),
-        nn.ReLU(),
-        nn.Linear(100, classes),
-    )

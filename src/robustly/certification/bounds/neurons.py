@@ -1,6 +1,6 @@
 """Neurons whose bounds a backward pass computes: which matter, their rows, and chunks that fit into the cache."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,6 +13,8 @@ from robustly.certification.operations import RULES, Interval, Rows
 from robustly.certification.sets import InputSet
 
 Method = Literal["ibp", "crown", "forward"]
+BOTH = (1, -1)
+"""Sides of neurons: the rows themselves for lower bounds, the negated rows for upper bounds."""
 _CHUNK = 2**19
 """Values of a chunk of rows in the widest node: chunks fit into the cache."""
 _KINKED = ("relu", "leaky_relu", "abs")
@@ -74,6 +76,11 @@ def has_kinks(graph: Graph, index: int) -> bool:
     )
 
 
+def ends_at_zero(graph: Graph, index: int) -> bool:
+    """Return True if only ReLUs read a node, so that a lower bound does not matter where the upper one is 0."""
+    return all(node.op == "relu" for node in graph.nodes if index in node.inputs) and index != graph.output
+
+
 def _range_matters(graph: Graph, index: int) -> bool:
     """Return True if a nonlinear operation reads an activation of a node."""
     activations = {one for one, node in enumerate(graph.nodes) if index in node.inputs}
@@ -98,20 +105,22 @@ def is_refined(graph: Graph, index: int, inputs: InputSet, method: Method = "cro
     return method == "crown"
 
 
-def neuron_rows(graph: Graph, index: int, wanted: Wanted, dtype: torch.dtype) -> tuple[int, Rows, Tensor | None]:
-    """Rows that select neurons, then their negatives: the node over which they stand, the rows, their offset."""
+def neuron_rows(
+    graph: Graph, index: int, wanted: Wanted, dtype: torch.dtype, sides: Sequence[int] = BOTH
+) -> tuple[int, Rows, Tensor | None]:
+    """Rows that select neurons, times 1 or -1 for each side: the node over which they stand, rows, their offset."""
     axis = 0 if wanted.example is not None else 1
     at, rows, offset = _start(graph, index, wanted, dtype)
-    both = rows.with_coefficients(torch.cat([rows.coefficients, -rows.coefficients], axis))
+    both = rows.with_coefficients(torch.cat([side * rows.coefficients for side in sides], axis))
     if wanted.example is not None and rows.offset is not None:
         first, last = int(wanted.example[0]), int(wanted.example[-1])
         both = replace(
             both,
-            example=wanted.example.repeat(2),
-            offset=rows.offset.repeat(2, 1),
+            example=wanted.example.repeat(len(sides)),
+            offset=rows.offset.repeat(len(sides), 1),
             one=first if first == last else None,
         )
-    return at, both, None if offset is None else torch.cat([offset, -offset], axis)
+    return at, both, None if offset is None else torch.cat([side * offset for side in sides], axis)
 
 
 def _start(graph: Graph, index: int, wanted: Wanted, dtype: torch.dtype) -> tuple[int, Rows, Tensor | None]:
@@ -133,16 +142,16 @@ def _start(graph: Graph, index: int, wanted: Wanted, dtype: torch.dtype) -> tupl
 
 
 def chunks(
-    graph: Graph, index: int, wanted: Wanted, free: Mapping[int, Free] | None
+    graph: Graph, index: int, wanted: Wanted, free: Mapping[int, Free] | None, sides: Sequence[int] = BOTH
 ) -> Iterator[tuple[Wanted, Mapping[int, Free] | None]]:
     """Parts of the chosen neurons, with the free parameters of their rows."""
     axis = 0 if wanted.example is not None else 1
     count = wanted.index.shape[axis]
     if wanted.example is not None:
-        spans = _spans(wanted.example, max(16, _CHUNK // (2 * _widest_window(graph, index))))
+        spans = _spans(wanted.example, max(16, _CHUNK // (len(sides) * _widest_window(graph, index))))
     else:
         widest = max(graph.nodes[one].size for one in graph.needed_for([index]))
-        size = max(1, _CHUNK // (2 * widest * len(wanted.index)))
+        size = max(1, _CHUNK // (len(sides) * widest * len(wanted.index)))
         size = max(1, -(-count // max(1, -(-count // size))))
         spans = [(start, min(size, count - start)) for start in range(0, count, size)]
     for start, size in spans:

@@ -1,16 +1,19 @@
 """Bounds of every node of a network: intervals, and backward linear bounds of the neurons for which they matter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from robustly.certification.bounds.backward import Free, Relaxations, Sizes, lower
 from robustly.certification.bounds.forward import forward
 from robustly.certification.bounds.neurons import (
+    BOTH,
     Method,
     Wanted,
     choose,
     chunks,
+    ends_at_zero,
     is_refined,
     neuron_rows,
     targets_of,
@@ -102,35 +105,46 @@ def _refined(
     sizes: Sizes | None,
 ) -> Interval:
     """Bounds of a node with a backward pass for the chosen neurons."""
+
+    def least(some: Wanted, sides: Sequence[int]) -> list[Tensor]:
+        """Lower bounds of neurons times each side."""
+        parts = []
+        for part, slopes in chunks(graph, index, some, free, sides):
+            at, rows, shift = neuron_rows(graph, index, part, current.lower.dtype, sides)
+            found = lower(
+                graph,
+                at,
+                rows,
+                inputs,
+                bounds,
+                offset=shift,
+                free=slopes,
+                relaxations=relaxations,
+                sizes=sizes,
+                rounding=sizes is not None,
+            )
+            parts.append(found.value.chunk(len(sides), axis))
+        return [torch.cat(one, axis) for one in zip(*parts, strict=True)]
+
     current = bounds[index]
     shape = current.lower.shape
     axis = 0 if wanted.example is not None else 1
-    lows, highs = [], []
-    for part, slopes in chunks(graph, index, wanted, free):
-        at, both, shift = neuron_rows(graph, index, part, current.lower.dtype)
-        found = lower(
-            graph,
-            at,
-            both,
-            inputs,
-            bounds,
-            offset=shift,
-            free=slopes,
-            relaxations=relaxations,
-            sizes=sizes,
-            rounding=sizes is not None,
-        )
-        low, high = found.value.chunk(2, axis)
-        lows.append(low)
-        highs.append(-high)
     place = wanted.index
     if wanted.example is not None:
         place = wanted.example * graph.nodes[index].size + place
     flat = 0 if wanted.example is not None else 1
-    old_low, old_high = current.lower.flatten(flat), current.upper.flatten(flat)
-    low = torch.maximum(old_low.gather(flat, place), torch.cat(lows, axis))
-    high = torch.minimum(old_high.gather(flat, place), torch.cat(highs, axis))
-    return Interval(old_low.scatter(flat, place, low).view(shape), old_high.scatter(flat, place, high).view(shape))
+    low, high = current.lower.flatten(flat), current.upper.flatten(flat)
+    if wanted.example is not None and free is None and ends_at_zero(graph, index):
+        high = high.scatter(flat, place, torch.minimum(high.gather(flat, place), -least(wanted, (-1,))[0]))
+        rest = (high.gather(flat, place) > 0).nonzero().squeeze(1)
+        if len(rest):
+            found = least(Wanted(wanted.index[rest], wanted.example[rest]), (1,))[0]
+            low = low.scatter(flat, place[rest], torch.maximum(low.gather(flat, place[rest]), found))
+        return Interval(low.view(shape), high.view(shape))
+    found, negated = least(wanted, BOTH)
+    low = low.scatter(flat, place, torch.maximum(low.gather(flat, place), found))
+    high = high.scatter(flat, place, torch.minimum(high.gather(flat, place), -negated))
+    return Interval(low.view(shape), high.view(shape))
 
 
 def finite_or_open(interval: Interval) -> Interval:
