@@ -254,7 +254,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "batch statistics": (lambda: nn.BatchNorm1d(4, track_running_stats=False), "no running statistics"),
     "mean over the batch": (lambda: Own(lambda s, x: x - x.mean(0)), "batch axis"),
-    "number of examples": (lambda: Own(lambda s, x: x * len(x)), "depend on other inputs of a batch"),
+    "number of examples": (lambda: Own(lambda s, x: x * len(x)), "other outputs alone than in a batch"),
     "place in the batch": (lambda: Own(lambda s, x: x * torch.arange(len(x)).unsqueeze(1)), "between the examples"),
     "float32": (lambda: Own(lambda s, x: F.relu(x + 2**25) - F.relu(x + 2**25 - 1)), "too large for float32"),
     "no numbers": (lambda: nn.Sequential(nn.LazyLinear(3)), "weights without numbers"),
