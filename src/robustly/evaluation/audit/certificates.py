@@ -28,7 +28,8 @@ def certificates_checks(evidence: Evidence, target: EvaluationTarget) -> Iterato
         stated = summary.terms[name].certifies
         problem = "" if stated == certifies else f"the summary names two classifiers: {stated} and {certifies}"
         problem = problem or _row_problem(table, columns, certifies, summary.threat.limit) or _form_problem(columns)
-        problem = problem or (_bound_problem(table, columns, target) if certifies == MODEL else "")
+        if certifies == MODEL and not summary.terms[name].failure_probability:  # else bounds are probabilities
+            problem = problem or _bound_problem(table, columns, target)
         yield Check(f"certificate {name}: verdicts follow from the rows", problem)
         yield Check(f"certificate {name}: counterexamples", _image_problem(name, columns, evidence, target))
     if terms:
