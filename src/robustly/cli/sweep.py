@@ -142,7 +142,7 @@ def _carried_out(
 
     def progress(cell: Cell, reason: str) -> None:
         ended[cell.name] = reason
-        reached = _shown(state_of(cell.folder, cell.evaluate), cell.evaluate)
+        reached = _shown(state_of(cell.folder, bool(cell.evaluations)), bool(cell.evaluations))
         words = f"failed: {reason}" if reason else ", ".join(f"{title} {value}" for title, value in reached.items())
         _print(console, f"[{len(ended)}/{len(cells)}] {cell.name}: {words}")
 
@@ -163,7 +163,7 @@ def worker_places(workers: int) -> list[dict[str, str]]:
 
 
 def _states(cells: Sequence[Cell]) -> dict[str, RunState]:
-    return {cell.name: state_of(cell.folder, cell.evaluate) for cell in cells}
+    return {cell.name: state_of(cell.folder, bool(cell.evaluations)) for cell in cells}
 
 
 def _shown(state: RunState, evaluate: bool) -> dict[str, str]:
@@ -179,12 +179,12 @@ def _table(folder: Path, cells: Sequence[Cell], reasons: Mapping[str, str]) -> T
     table = Table(title=escape(str(folder)), title_justify="left")
     table.add_column("run", overflow="fold")
     table.add_column("state")
-    for title in _shown(RunState("waiting"), cells[0].evaluate):
+    for title in _shown(RunState("waiting"), bool(cells[0].evaluations)):
         table.add_column(title, justify="right")
     for cell, state in zip(cells, _states(cells).values(), strict=True):
         has_failed = cell.name in reasons and state.state != "diverged"
         words = f"failed ({state.state})" if has_failed else state.state
-        table.add_row(escape(cell.name), words, *_shown(state, cell.evaluate).values())
+        table.add_row(escape(cell.name), words, *_shown(state, bool(cell.evaluations)).values())
     return table
 
 
