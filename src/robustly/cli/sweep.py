@@ -50,7 +50,7 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         replace(cell, threads=states[cell.name].threads or threads, trust_code=options.trust_code) for cell in cells
     ]
     to_do = [cell for cell in cells if states[cell.name].state not in ("finished", "diverged")]
-    _try_out([configs[cell.name] for cell in to_do], options.trust_code)
+    try_out([configs[cell.name] for cell in to_do], options.trust_code)
     write_sweep(folder, sweep)
     for cell in cells:
         if not (cell.folder / CONFIG).is_file():
@@ -126,7 +126,7 @@ def _refuse_equal(configs: Mapping[str, RunConfig]) -> None:
             raise SettingsError(f"{other} and {name} are the same run: their settings are equal")
 
 
-def _try_out(configs: Sequence[RunConfig], trust_code: bool) -> None:
+def try_out(configs: Sequence[RunConfig], trust_code: bool) -> None:
     """Load each data set and build each network once, so that errors appear before the first run starts."""
     apart = ("recipe", "seed", "threat", "optimizer", "schedule", "training", "runtime", "evaluation")
     distinct = {repr([item for item in one.as_plain().items() if item[0] not in apart]): one for one in configs}

@@ -12,6 +12,7 @@ from typing import Any
 
 from robustly.documents import parse_yaml
 from robustly.experiments.keys import NETWORKS, Settings
+from robustly.experiments.reproduction_cost import DataSize
 from robustly.experiments.shortening import shortened
 from robustly.experiments.sweeps import Cell, CellEvaluation
 from robustly.settings import SettingsError, build, check_keys, choose
@@ -112,6 +113,7 @@ class Outline:
         name: name of the reproduction.
         title: title of the method.
         source: the paper.
+        data: sizes of the data sets, by the folder of their recipes.
         tables: tables by key.
         curves: names of the lines of the figure of convergence, and their runs.
         clean: tables whose clean accuracies are drawn.
@@ -124,6 +126,7 @@ class Outline:
     name: str
     title: str
     source: str
+    data: dict[str, DataSize]
     tables: dict[str, OutlineTable]
     curves: dict[str, str]
     clean: tuple[str, ...]
@@ -155,12 +158,13 @@ def outline_from(name: str, content: Settings) -> Outline:
     Raises:
         SettingsError: an unknown key, a value of another type, a row whose run a scale lacks, or an unknown column.
     """
-    keys = ("title", "source", "tables", "curves", "clean", "hybrid", "controls", "repeated", "scales")
+    keys = ("title", "source", "data", "tables", "curves", "clean", "hybrid", "controls", "repeated", "scales")
     check_keys(content, keys, name)
     tables = {key: _table(value, f"{name}.tables.{key}") for key, value in content["tables"].items()}
     scales = {key: _scale(value, f"{name}.scales.{key}") for key, value in content["scales"].items()}
-    plain = {key: content[key] for key in keys if key not in ("tables", "scales")}
-    outline = build(Outline, {"name": name, "tables": {}, "scales": {}, **plain}, name)
+    data = {key: build(DataSize, value, f"{name}.data.{key}") for key, value in content["data"].items()}
+    plain = {key: content[key] for key in keys if key not in ("data", "tables", "scales")}
+    outline = build(Outline, {"name": name, "data": {}, "tables": {}, "scales": {}, **plain}, name)
     for scale_name, scale in scales.items():
         made = scale.tables or tuple(tables)
         needed = [row.run for key in made for row in tables[key].rows]
@@ -168,7 +172,7 @@ def outline_from(name: str, content: Settings) -> Outline:
         missing = [run for run in needed if run not in scale.runs]
         if missing:
             raise SettingsError(f"{name}.scales.{scale_name}: no recipe for the run {missing[0]!r}")
-    return Outline(**{**vars(outline), "tables": tables, "scales": scales})
+    return Outline(**{**vars(outline), "data": data, "tables": tables, "scales": scales})
 
 
 def _table(given: Any, where: str) -> OutlineTable:

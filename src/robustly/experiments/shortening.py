@@ -30,6 +30,8 @@ def shortened(recipe: Settings, epochs: int, steps: int | None = None) -> dict[s
     if steps is not None and inner.get("steps", 1) > steps:
         found |= {"method.inner.steps": str(steps), "method.inner.step_size": "null"}
         found["method.inner.relative_step_size"] = f"{2.5 / steps:g}"
+        if any(tau > steps for tau in inner.get("taus", ())):  # FAT: steps after the first misclassification
+            found["method.inner.taus"] = str([min(tau, steps) for tau in inner["taus"]])
     slots = {"labels": method.get("labels"), "inner": inner, "weights": method.get("weights")}
     slots |= {f"parameters.{name}": part for name, part in chain.items()}
     for slot, part in slots.items():
@@ -38,7 +40,9 @@ def shortened(recipe: Settings, epochs: int, steps: int | None = None) -> dict[s
             if isinstance(begins, int) and begins and not isinstance(begins, bool):
                 found[f"method.{slot}.{key}"] = str(max(1, round(share * begins)))
             elif isinstance(begins, list):
-                found[f"method.{slot}.{key}"] = str([round(share * one) for one in begins])
+                whole = [round(share * one) for one in begins]
+                distinct = len(set(whole)) == len(whole)
+                found[f"method.{slot}.{key}"] = str(whole if distinct else [round(share * one, 2) for one in begins])
     if _mapping(chain.get("awp")).get("warm_up") == 0:
         found["method.parameters.awp.warm_up"] = "1"
     for name in NETWORKS:
