@@ -158,7 +158,7 @@ def _trainings(runs: Sequence[Path]) -> dict[Path, Training]:
 def _navigation(tables: Sequence[ResultTable]) -> list[tuple[str, str, str]]:
     parts = [("summary", "", "Summary"), ("controls", "", "Controls"), ("determinism", "", "Determinism")]
     parts += [(table.table.key, "", table.table.title.partition(":")[0]) for table in tables]
-    return [*parts, ("figures", "", "Figures"), ("setup", "", "Setup")]
+    return [*parts, ("charts", "", "Figures"), ("setup", "", "Setup")]
 
 
 def _figures(
