@@ -6,7 +6,7 @@ from pathlib import Path
 
 from robustly.evidence.schema import SUMMARY
 from robustly.reports.tables.columns import measured
-from robustly.reports.tables.evaluations import read_evaluated
+from robustly.reports.tables.evaluations import EvaluatedRun, read_evaluated
 from robustly.reports.tables.published import published_rows
 from robustly.statistics import Proportion
 
@@ -92,17 +92,28 @@ def published_in(source: str, name: str, architecture: str = "") -> dict[str, fl
 def measured_in(run: Path) -> dict[str, Proportion] | None:
     """Numbers of a run by column, from all its evaluations; None if it has none yet.
 
-    AutoAttack may be on fewer images than the other columns: every number has its own count.
-
     Raises:
         ReportError: the evaluations are of different weights.
         EvidenceError: a file of an evaluation is damaged.
     """
-    if not any((folder / SUMMARY).is_file() for folder in run.glob("evaluation*")):
-        return None
-    kept = sorted(read_evaluated(run).evaluations, key=lambda one: -one.evaluation.data.count)
+    return numbers_of(read_evaluated(run)) if is_evaluated(run) else None
+
+
+def is_evaluated(run: Path) -> bool:
+    """Return True if a run has an evaluation."""
+    return any((folder / SUMMARY).is_file() for folder in run.glob("evaluation*"))
+
+
+def numbers_of(run: EvaluatedRun) -> dict[str, Proportion]:
+    """Numbers of a run by column. Of several for one column, that on the most images is used.
+
+    AutoAttack may be on fewer images than the other columns: every number has its own count.
+
+    Raises:
+        EvidenceError: a file of an evaluation is damaged.
+    """
     found: dict[str, Proportion] = {}
-    for one in kept:
+    for one in sorted(run.evaluations, key=lambda kept: -kept.evaluation.data.count):
         for column, part in measured([one]).items():
             found.setdefault(column.key, part)
     return found
