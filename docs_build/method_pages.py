@@ -66,7 +66,23 @@ def methods() -> list[str]:
 
 def title(method: str) -> str:
     """A method's name as the literature writes it."""
-    capitals = {"at", "awp", "ema", "swa", "fat", "sat", "alp", "kd", "ard", "iad", "gkl", "ikl", "dkl", "fgsm"}
+    capitals = {
+        "at",
+        "awp",
+        "ema",
+        "swa",
+        "fat",
+        "sat",
+        "alp",
+        "kd",
+        "ard",
+        "iad",
+        "gkl",
+        "ikl",
+        "dkl",
+        "fgsm",
+        "kl",
+    }
     names = {
         "dynat": "DYNAT", "trades": "TRADES", "mart": "MART", "gairat": "GAIRAT", "mail": "MAIL", "rslad": "RSLAD",
         "pgd": "PGD", "lbgat0": "LBGAT0", "lbgat6": "LBGAT6", "adaad": "AdaAD",

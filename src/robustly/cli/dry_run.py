@@ -39,8 +39,13 @@ def show_job(console: Console, config: RunConfig, job: Job) -> None:
         f"{name} {sum(parameter.numel() for parameter in network.parameters()):,}"
         for name, network in networks.items()
     ]
+    before = "".join(
+        f"before the run, the {name} alone for {network.pretrain} epochs with clean cross-entropy\n"
+        for name, network in job.networks.items()
+        if network.pretrain
+    )
     console.print(
-        f"parameters: {', '.join(sizes)}\n"
+        f"parameters: {', '.join(sizes)}\n{before}"
         f"{training.epochs} epochs of {job.steps_per_epoch} steps of {training.batch_size} images, "
         f"{len(job.train)} for training, {len(job.validation)} for selection; {optimizer.name} at "
         f"{optimizer.learning_rate:g}, weight decay {optimizer.weight_decay:g}, {schedule.name} schedule\n"

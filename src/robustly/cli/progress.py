@@ -44,6 +44,15 @@ def epoch_line(row: Row, is_best: bool) -> str:
     return "  ".join(parts) + ("  best" if is_best else "")
 
 
+def pretraining_line(name: str, row: Row, epochs: int) -> str:
+    """One line about an epoch of a network alone, before the run starts."""
+    return (
+        f"{name} alone, epoch {row['epoch']:>3}/{epochs}  loss {row['train_loss']:.3f}  "
+        f"training {_percent(row['train_clean_accuracy'])}  "
+        f"validation {_percent(row['validation_clean_accuracy'])}  {row['images_per_second']:.0f} images/s"
+    )
+
+
 def collapse_line(collapsed: float | int | None, classes: Sequence[str]) -> str:
     """A warning that every validation image is predicted as one class; empty if it is not so."""
     if collapsed is None:
@@ -64,6 +73,10 @@ class PlainLines(Observer):
         self._at_start = 0
         self._epochs = 0
         self._classes: tuple[str, ...] = ()
+
+    def pretrained(self, name: str, row: Row, epochs: int) -> None:
+        """Print the epoch."""
+        self._console.print(pretraining_line(name, row, epochs), highlight=False, soft_wrap=True)
 
     def started(self, job: Job, finished_epochs: int) -> None:
         """Store the epochs to run, the names of the classes and the start time."""
@@ -88,6 +101,10 @@ class LiveBar(Observer):
         self._began = time.perf_counter()
         self._images = 0
         self._classes: tuple[str, ...] = ()
+
+    def pretrained(self, name: str, row: Row, epochs: int) -> None:
+        """Print the epoch."""
+        self._console.print(pretraining_line(name, row, epochs), highlight=False)
 
     def started(self, job: Job, finished_epochs: int) -> None:
         """Create the bar."""

@@ -30,10 +30,12 @@ from robustly.training import (
     WEIGHTS,
     DataLabels,
     Method,
+    MethodError,
     OptimizerConfig,
     ScheduleConfig,
     TrainingConfig,
 )
+from robustly.training.engine.job import check_pretrain, network_key
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,8 @@ _ADDED: dict[str, Any] = {
     "head_epochs": 0,
     "head": None,
     "weights_key": None,
+    "pretrain": 0,
+    "measure_train": 0,
 }
 """Settings that a later version added, and their defaults."""
 PART_TABLES: dict[str, Mapping[str, type]] = {
@@ -234,6 +238,11 @@ def build_config(settings: Settings) -> RunConfig:
     check_keys(settings, ("recipe", *TOP_LEVEL), "")
     built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in SECTION_TYPES.items()}
     networks = build_networks(settings)
+    for name, network in networks.items():
+        try:
+            check_pretrain(network.pretrain, network.frozen, built["training"].epochs, network_key(name))
+        except MethodError as error:
+            raise SettingsError(str(error)) from None
     method, plain = _build_method(settings.get("method"))
     seed = check(int, settings.get("seed", 0), "seed")
     given_threat = check(str, settings.get("threat", "linf:8/255"), "threat")

@@ -156,6 +156,8 @@ def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
             build_network(network.model, splits.train, derive_seed(seed, name), trusts, name),
             network.frozen,
             network.optimizer,
+            network.pretrain,
+            has_weights=network.model.weights is not None,
         )
         for name, network in config.networks.items()
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 from robustly.experiments.keys import NETWORKS, Settings
 
-_BEGINNINGS = ("burn_in", "warm_up", "start", "boundaries")
+_BEGINNINGS = ("begin", "burn_in", "warm_up", "start", "boundaries")
 """Settings of parts that are epochs at which something begins."""
 
 
@@ -32,7 +32,7 @@ def shortened(recipe: Settings, epochs: int, steps: int | None = None) -> dict[s
         found["method.inner.relative_step_size"] = f"{2.5 / steps:g}"
         if any(tau > steps for tau in inner.get("taus", ())):  # FAT: steps after the first misclassification
             found["method.inner.taus"] = str([min(tau, steps) for tau in inner["taus"]])
-    slots = {"labels": method.get("labels"), "inner": inner, "weights": method.get("weights")}
+    slots = {"labels": method.get("labels"), "inner": inner, "loss": method.get("loss"), "weights": method.get("weights")}
     slots |= {f"parameters.{name}": part for name, part in chain.items()}
     for slot, part in slots.items():
         for key in _BEGINNINGS:

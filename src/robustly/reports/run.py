@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +30,17 @@ class Status:
 
 @dataclass(frozen=True)
 class Training:
-    """`metrics.csv` as columns of equal length (NaN where a cell is empty) and `status.json`."""
+    """Metrics of a training run.
+
+    Args:
+        columns: `metrics.csv` as columns of equal length, NaN where a cell is empty.
+        status: `status.json`.
+        alone: columns of the epochs before the run (`guide.pretrain`), by the network that was trained in them.
+    """
 
     columns: Mapping[str, NDArray[np.float64]]
     status: Status = Status()
+    alone: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
 
     def column(self, name: str) -> NDArray[np.float64] | None:
         """A column, or None if it is missing or has no number."""

@@ -148,6 +148,11 @@ class Observers(Observer):
     def __init__(self, parts: Sequence[Observer]) -> None:
         self._parts = tuple(parts)
 
+    def pretrained(self, name: str, row: Row, epochs: int) -> None:
+        """An epoch of a network alone, before the run starts, is done and saved."""
+        for part in self._parts:
+            part.pretrained(name, row, epochs)
+
     def started(self, job: Job, finished_epochs: int) -> None:
         """Training begins or continues."""
         for part in self._parts:

@@ -44,6 +44,7 @@ class Line:
 def training_figures(training: Training) -> tuple[Figure, ...]:
     """All figures for which the metrics have columns."""
     found = [accuracies(training), losses(training), learning_rate(training), other_shares(training)]
+    found += [before_the_run(name, training, place) for place, name in enumerate(training.alone)]
     return tuple(each for each in found if each is not None)
 
 
@@ -96,6 +97,24 @@ def other_shares(training: Training) -> Figure | None:
     text = "Other shares that the method records."
     axis = {**PERCENT_AXIS, "title": axis_title("Share")}
     return _chart(training, Words("other-shares", "Guide and labels", text), lines, axis, shares=True)
+
+
+def before_the_run(name: str, training: Training, place: int = 0) -> Figure | None:
+    """Accuracies of a network in the epochs in which it was trained alone, before the run.
+
+    Args:
+        name: name of the network.
+        training: metrics of the run.
+        place: number of the figure among those of other networks, from 0.
+    """
+    lines = [
+        Line("validation_clean_accuracy", "Validation", CLEAN),
+        Line("train_clean_accuracy", "Training", CLEAN, "dot"),
+    ]
+    text = f"Clean accuracy of the {name}, which was trained alone in these epochs. The run started after them."
+    axis = {**PERCENT_AXIS, "title": axis_title("Accuracy")}
+    words = Words(f"alone-{chr(ord('a') + place % 26)}", f"The {name} before the run", text)
+    return _chart(Training(training.alone[name]), words, lines, axis, shares=True)
 
 
 def metrics_table(training: Training) -> Table:

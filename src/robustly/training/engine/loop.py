@@ -3,8 +3,9 @@
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,17 @@ from robustly.files import whole_file, write_json, write_text
 from robustly.models import save_weights, weights_hash
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
-from robustly.training.engine.checkpoint import CheckpointError, Row, TrainingState, load_state, save_state
+from robustly.training.engine.checkpoint import (
+    PRETRAINING,
+    CheckpointError,
+    Row,
+    TrainingState,
+    load_state,
+    save_state,
+)
 from robustly.training.engine.job import Job
 from robustly.training.engine.metrics import Totals, as_csv
+from robustly.training.engine.pretraining import metrics_file, pretrained
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import DivergenceError, check_weights, reason_to_stop
 from robustly.training.engine.validation import Validation, averaged_state, validate
@@ -33,6 +42,9 @@ COLLAPSED = "validation_collapsed_class"
 
 class Observer:
     """Training callbacks; override the methods you need."""
+
+    def pretrained(self, name: str, row: Row, epochs: int) -> None:
+        """One of the epochs in which a network is trained alone, before the run starts, is done and saved."""
 
     def started(self, job: Job, finished_epochs: int) -> None:
         """Training begins or continues."""
@@ -106,6 +118,8 @@ class _Run:
         self.rows: list[Row] = []
         self.best_epoch, self.best_score = -1, (-1.0, -1.0, -1.0)
         self.seconds = 0.0
+        self.pretraining: dict[str, list[Row]] = {}
+        self.unfinished: dict[str, Any] | None = None
 
     def go(self) -> Outcome:
         """Train to the end."""
@@ -120,6 +134,8 @@ class _Run:
 
     def _to_the_end(self) -> Outcome:
         try:
+            if not self.rows:
+                self._pretrain()
             self.observer.started(self.job, len(self.rows))
             while len(self.rows) < self.job.training.epochs and not self._stopped_early():
                 self._epoch(len(self.rows))
@@ -150,6 +166,24 @@ class _Run:
 
     def _stopped_early(self) -> str:
         return reason_to_stop(self.job.training, self.rows, self.best_epoch)
+
+    def _pretrain(self) -> None:
+        """Train networks alone where the settings say so, and save after every epoch."""
+        job, runtime, done = self.job, self.runtime, self.pretraining
+        for name, row, optimizer in pretrained(
+            job, runtime, self.stepper, self.validation_data, done, self.unfinished
+        ):
+            rows, epochs = [*done.get(name, ()), row], job.networks[name].pretrain
+            row["seconds"] = self.seconds = self.seconds + float(row["seconds"] or 0.0)
+            done[name] = rows
+            if runtime.rank == 0:
+                (self.folder / LAST).parent.mkdir(exist_ok=True)
+                optimizers = self.stepper.optimizers.state_dict() | {PRETRAINING: optimizer}
+                save_state(self._state(optimizers), self.folder / LAST)
+                write_text(self.folder / metrics_file(name), as_csv(rows))
+                self._write_status("running", f"the {name} alone: epoch {len(rows)} of {epochs}")
+            runtime.wait_for_all()
+            self.observer.pretrained(name, row, epochs)
 
     def _epoch(self, epoch: int) -> None:
         began = time.perf_counter()
@@ -224,19 +258,9 @@ class _Run:
         best = (self.best_epoch, self.best_score) if best_score is None else (len(self.rows), best_score)
         if self.runtime.rank == 0:
             (self.folder / LAST).parent.mkdir(exist_ok=True)
-            state = TrainingState(
-                epoch=len(rows),
-                config_digest=self.config_digest,
-                networks={name: network.state_dict() for name, network in self.stepper.networks.learning.items()},
-                frozen={name: weights_hash(network) for name, network in self.stepper.networks.frozen.items()},
-                optimizers=self.stepper.optimizers.state_dict(),
-                memory=self.stepper.memory,
-                rows=rows,
-                best_epoch=best[0],
-                best_score=best[1],
-                seconds=seconds,
-            )
-            save_state(state, self.folder / LAST)
+            state = self._state(self.stepper.optimizers.state_dict())
+            state = replace(state, epoch=len(rows), rows=rows, seconds=seconds)
+            save_state(replace(state, best_epoch=best[0], best_score=best[1]), self.folder / LAST)
         self.rows, self.seconds, (self.best_epoch, self.best_score) = rows, seconds, best
         if self.runtime.rank == 0:
             if best_score is not None:
@@ -244,6 +268,22 @@ class _Run:
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
             self._write_status("running", "")
         self.runtime.wait_for_all()
+
+    def _state(self, optimizers: dict[str, dict[str, Any]]) -> TrainingState:
+        """The state after the epochs that are saved."""
+        return TrainingState(
+            epoch=len(self.rows),
+            config_digest=self.config_digest,
+            networks={name: network.state_dict() for name, network in self.stepper.networks.learning.items()},
+            frozen={name: weights_hash(network) for name, network in self.stepper.networks.frozen.items()},
+            optimizers=optimizers,
+            memory=self.stepper.memory,
+            rows=self.rows,
+            best_epoch=self.best_epoch,
+            best_score=self.best_score,
+            seconds=self.seconds,
+            pretraining=self.pretraining,
+        )
 
     def _recover(self) -> None:
         if not (self.folder / LAST).exists():
@@ -254,6 +294,7 @@ class _Run:
         first, second = state.best_score[-2:]
         learns = state.best_score[0] if len(state.best_score) == 3 else 1.0  # older states have two numbers
         self.best_score = learns, first, second
+        self.pretraining, self.unfinished = dict(state.pretraining), state.optimizers.get(PRETRAINING)
         try:
             for name, network in self.stepper.networks.learning.items():
                 network.load_state_dict(state.networks[name])
@@ -273,6 +314,10 @@ class _Run:
         for part, tensors in state.memory.items():
             self.stepper.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
         if self.runtime.rank == 0:
+            for name, rows in self.pretraining.items():  # the process may have been killed before it wrote them
+                write_text(self.folder / metrics_file(name), as_csv(rows))
+            if not self.rows:
+                return
             if self.best_epoch == len(self.rows) - 1:  # the process may have been killed before it wrote them
                 save_weights(self._released(), self.folder / BEST, self.job.about_weights)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
