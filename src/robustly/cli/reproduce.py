@@ -25,6 +25,7 @@ from robustly.experiments.sweeps import Cell
 from robustly.files import write_text
 from robustly.reports.formats import duration
 from robustly.reports.pages.reproduction_page import Reproduction, reproduction_csv, write_reproduction_page
+from robustly.reports.reproduction.controls import Controls
 from robustly.reports.tables.paper_tables import PaperRow, PaperTable, published_in
 from robustly.settings import SettingsError, choose
 
@@ -33,7 +34,7 @@ MANIFEST = "reproduction.yaml"
 
 @dataclass(frozen=True)
 class Request:
-    """What a command asks for.
+    """The request of a command.
 
     Args:
         outline: the reproduction.
@@ -98,8 +99,8 @@ def run_reproduction(options: argparse.Namespace) -> int:
         return 0
     if request.scale.large and device.type == "cpu" and left and not options.yes:
         raise SettingsError(
-            f"--scale {request.scale_name} is meant for GPUs: on this CPU it takes about {duration(seconds)}; --yes "
-            "starts it all the same, --scale mnist takes minutes"
+            f"--scale {request.scale_name} is meant for GPUs: on this CPU it takes about {duration(seconds)}; "
+            "--yes starts it all the same, --scale mnist takes minutes"
         )
     try_out([configs[cell.name] for cell in left], trust_code=False)
     _write_manifest(request)
@@ -110,7 +111,9 @@ def run_reproduction(options: argparse.Namespace) -> int:
     try:
         failures |= _carried_out(console, left, worker_places(workers))
     except KeyboardInterrupt:
-        _print(console, f"\nstopped; the same command continues: {request.command} --out {quote(str(request.folder))}")
+        _print(
+            console, f"\nstopped; the same command continues: {request.command} --out {quote(str(request.folder))}"
+        )
         raise
     page = content_of(request, plan, failures)
     output = write_reproduction_page(page, request.folder / f"{request.outline.name}.html")
@@ -131,7 +134,7 @@ def content_of(request: Request, plan: Plan, failures: Mapping[str, str]) -> Rep
     outline = request.outline
     tables = {key: _table(key, outline.tables[key], plan) for key in request.tables}
     rows = {row.run: row for table in outline.tables.values() for row in table.rows}
-    controls = {role: _row(rows[run], plan, "") for role, run in outline.controls.items()}
+    controls = {role: _row(rows[run], plan) for role, run in outline.controls.items()}
     drawn = [row for key in outline.clean if key in tables for row in tables[key].rows]
     distinct = {row.runs: row for row in reversed(drawn)}
     hybrid = tables[outline.hybrid].rows if outline.hybrid in tables else ()
@@ -146,22 +149,23 @@ def content_of(request: Request, plan: Plan, failures: Mapping[str, str]) -> Rep
         clean=tuple(reversed(distinct.values())),
         hybrid=hybrid,
         repeated=plan.repetition,
-        spread=_row(repeated, plan, ""),
-        guided=controls["guided"],
-        at_ce=controls["at_ce"],
-        at_kl=controls["at_kl"],
+        spread=_row(repeated, plan),
+        controls=Controls(controls.get("guided"), controls.get("at_ce"), controls.get("at_kl")),
         failures=failures,
         command=request.command,
+        paper=outline.paper,
+        seeds_command=replace(request, seeds=3).command,
     )
 
 
 def _table(key: str, table: OutlineTable, plan: Plan) -> PaperTable:
-    rows = tuple(_row(row, plan, table.published, table.heading) for row in table.rows)
+    networks = bool(table.heading)  # rows of one name on several networks
+    rows = tuple(_row(row, plan, table.published, row.group if networks else "") for row in table.rows)
     return PaperTable(key, table.title, table.setting, table.heading, table.columns, rows, table.note)
 
 
-def _row(row: OutlineRow, plan: Plan, published: str, heading: str = "") -> PaperRow:
-    theirs = published_in(published, row.name, row.group if heading == "Target network" else "") if published else {}
+def _row(row: OutlineRow, plan: Plan, published: str = "", network: str = "") -> PaperRow:
+    theirs = published_in(published, row.name, network) if published else {}
     return PaperRow(row.group, row.name, plan.folders.get(row.run, ()), theirs)
 
 
@@ -198,14 +202,17 @@ def _refuse_another(request: Request) -> None:
     """
     folder, manifest = request.folder, request.folder / MANIFEST
     if not manifest.is_file():
-        if folder.exists() and (not folder.is_dir() or any(not one.name.startswith(".") for one in folder.iterdir())):
-            raise RunError(f"{folder} exists already and is no reproduction: choose another name with --out")
+        if folder.exists() and (
+            not folder.is_dir() or any(not one.name.startswith(".") for one in folder.iterdir())
+        ):
+            raise RunError(f"{folder} exists already and has no reproduction: choose another name with --out")
         return
     held = read_yaml(manifest)
     other = [key for key, value in _identity(request).items() if held.get(key) != value]
     if other:
         raise RunError(
-            f"{folder} holds another reproduction (its {' and '.join(other)} differ): choose another name with --out"
+            f"{folder} holds another reproduction (its {' and '.join(other)} differ): choose another name with "
+            "--out"
         )
 
 
@@ -241,4 +248,3 @@ def _carried_out(console: Console, cells: Sequence[Cell], places: Sequence[Mappi
 
 def _print(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, markup=False, highlight=False)
-

@@ -1,7 +1,7 @@
-"""Reproductions of a paper: its tables and figures as rows of runs, and the scales at which they may be carried out.
+"""Reproductions of a paper: its tables and figures as rows of runs, and the budgets at which they are carried out.
 
-A reproduction is a YAML file of the package. Its tables name runs, and each scale gives every run a recipe. Runs of equal
-recipe and settings are one run, which may stand in several rows.
+A reproduction is a YAML file of the package. Its tables name runs, and each scale gives every run a recipe. Runs of
+equal recipe and settings are one run, which may stand in several rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -89,7 +89,7 @@ class Scale:
         threat: threat of the evaluations; None for that of the training.
         images: test images of all columns but AutoAttack; None for all.
         autoattack_images: the first test images, for AutoAttack; None for all.
-        large: whether it is meant for GPUs: on CPUs it asks for confirmation.
+        large: whether it is meant for GPUs: on a CPU it needs the user's consent.
     """
 
     about: str
@@ -113,6 +113,7 @@ class Outline:
         name: name of the reproduction.
         title: title of the method.
         source: the paper.
+        paper: settings of the paper in words, by the keys of `robustly.reports.reproduction.settings`.
         data: sizes of the data sets, by the folder of their recipes.
         tables: tables by key.
         curves: names of the lines of the figure of convergence, and their runs.
@@ -126,6 +127,7 @@ class Outline:
     name: str
     title: str
     source: str
+    paper: dict[str, str]
     data: dict[str, DataSize]
     tables: dict[str, OutlineTable]
     curves: dict[str, str]
@@ -158,7 +160,19 @@ def outline_from(name: str, content: Settings) -> Outline:
     Raises:
         SettingsError: an unknown key, a value of another type, a row whose run a scale lacks, or an unknown column.
     """
-    keys = ("title", "source", "data", "tables", "curves", "clean", "hybrid", "controls", "repeated", "scales")
+    keys = (
+        "title",
+        "source",
+        "paper",
+        "data",
+        "tables",
+        "curves",
+        "clean",
+        "hybrid",
+        "controls",
+        "repeated",
+        "scales",
+    )
     check_keys(content, keys, name)
     tables = {key: _table(value, f"{name}.tables.{key}") for key, value in content["tables"].items()}
     scales = {key: _scale(value, f"{name}.scales.{key}") for key, value in content["scales"].items()}
@@ -233,15 +247,17 @@ def planned(
     for key in tables:
         for row in outline.tables[key].rows:
             columns.setdefault(row.run, set()).update(outline.tables[key].columns)
-    for run in (*outline.curves.values(), *outline.controls.values(), outline.repeated):
-        columns.setdefault(run, set()).add(AUTOATTACK)
+    for run in (*outline.curves.values(), outline.repeated):  # trained, and evaluated if a table has them
+        columns.setdefault(run, set())
     settings = {run: _settings(scale, scale.runs[run], read, sources) for run in columns}
     first: dict[tuple[str, tuple[tuple[str, str], ...]], str] = {}
     same = {
         run: first.setdefault((scale.runs[run].recipe, tuple(sorted(pairs.items()))), run)
         for run, pairs in settings.items()
     }
-    attacks = {name: set[str]().union(*(columns[run] for run in columns if same[run] == name)) for name in same.values()}
+    attacks = {
+        name: set[str]().union(*(columns[run] for run in columns if same[run] == name)) for name in same.values()
+    }
 
     def cell(run: str, seed: int, name: str, evaluations: tuple[CellEvaluation, ...]) -> Cell:
         # shorter keys first: a part, then the settings of that part

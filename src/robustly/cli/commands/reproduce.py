@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", metavar="PAPER", help="the reproduction: dynat")
     add("--scale", default="mnist", help="budget: mnist (minutes on a laptop), small (hours) or paper (GPUs)")
-    add("--seeds", type=int, default=1, metavar="N", help="runs of each row, with the seeds 0 to N - 1 (default: 1)")
+    add("--seeds", type=int, default=1, metavar="N", help="runs of each row, with seeds 0 to N - 1 (default: 1)")
     add("--tables", metavar="table1,...", help="tables to make (default: those of the scale)")
     add(
         "--source",

@@ -82,10 +82,12 @@ def published_in(source: str, name: str, architecture: str = "") -> dict[str, fl
         name: name of the row.
         architecture: beginning of the network's name, where a table has rows of one name.
     """
-    for row in published_rows():
-        of_table = row.source == source or row.source.startswith(f"{source} ")
-        if of_table and row.name == name and row.architecture.startswith(architecture):
-            return dict(row.accuracy)
+    paper = source.rpartition(",")[0]
+    for beginning in (source, paper):  # a row that two tables share is listed once
+        for row in published_rows():
+            of_table = row.source == source or row.source.startswith((f"{beginning} ", f"{beginning},"))
+            if of_table and row.name == name and row.architecture.startswith(architecture):
+                return dict(row.accuracy)
     return {}
 
 
