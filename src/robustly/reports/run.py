@@ -56,6 +56,10 @@ class Training:
         return int(values[best - 1])
 
 
+WEAK_GUIDE = 0.6
+"""Accuracy of a guide on the training labels below which a page warns, as training does."""
+
+
 @dataclass(frozen=True)
 class RunEvidence:
     """All parts of a run folder; a part without a file is None.
@@ -87,6 +91,17 @@ class RunEvidence:
     audit: AuditRecord | None = None
     signature: Signature | None = None
     check: str = ""
+
+    @property
+    def weak_guide(self) -> float | None:
+        """Accuracy of the guide in the last epoch, if it is low and the model learned from it there; else None."""
+        values = None if self.training is None else self.training.column("guide_accuracy")
+        if values is None or not np.isfinite(values[-1]) or values[-1] >= WEAK_GUIDE:
+            return None
+        method = (self.config or {}).get("method")
+        labels = method.get("labels") if isinstance(method, Mapping) else None
+        warm_up = labels.get("warm_up") if isinstance(labels, Mapping) else None
+        return None if isinstance(warm_up, int | float) and len(values) <= warm_up else float(values[-1])
 
 
 def distinct_names(named: Sequence[tuple[str, Path]]) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from robustly.settings import nearest
+from robustly.statistics import Proportion
 from robustly.training.engine.checkpoint import Row
 from robustly.training.engine.job import Job
 from robustly.training.engine.loop import Observer
@@ -152,6 +153,11 @@ class Observers(Observer):
         """An epoch of a network alone, before the run starts, is done and saved."""
         for part in self._parts:
             part.pretrained(name, row, epochs)
+
+    def guide_checked(self, accuracy: Proportion) -> None:
+        """The accuracy of a guide is measured."""
+        for part in self._parts:
+            part.guide_checked(accuracy)
 
     def started(self, job: Job, finished_epochs: int) -> None:
         """Training begins or continues."""

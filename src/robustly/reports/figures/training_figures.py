@@ -28,6 +28,7 @@ ACCURACIES = {
     "validation_robust_accuracy": ("Robust, validation", ROBUST, "solid"),
     "train_clean_accuracy": ("Clean, training", CLEAN, "dot"),
     "train_robust_accuracy": ("Robust, training", ROBUST, "dot"),
+    "train_subset_clean_accuracy": ("Clean, first training images, evaluation mode", CLEAN, "dash"),
 }
 
 
@@ -95,8 +96,14 @@ def other_shares(training: Training) -> Figure | None:
     ]
     lines = [Line(name, name.replace("_", " ").capitalize(), RUN_COLOURS[i % 8]) for i, name in enumerate(names)]
     text = "Other shares that the method records."
+    if "guide_accuracy" in names:
+        text = (
+            "Guide accuracy: share of the training images that the guide classifies correctly, in training mode, "
+            "while it learns. The model learns from its answers."
+        )
     axis = {**PERCENT_AXIS, "title": axis_title("Share")}
-    return _chart(training, Words("other-shares", "Guide and labels", text), lines, axis, shares=True)
+    title = "The guide" if names == ["guide_accuracy"] else "Guide and labels"
+    return _chart(training, Words("other-shares", title, text), lines, axis, shares=True)
 
 
 def before_the_run(name: str, training: Training, place: int = 0) -> Figure | None:

@@ -159,7 +159,7 @@ def method_tables(runs: Sequence[EvaluatedRun], by: By = "method") -> tuple[Meth
     """
     if not runs:
         raise ReportError("A comparison needs at least one run.")
-    distinct = list({run.path.resolve(): run for run in runs}.values())
+    distinct = list({(run.path.resolve(), run.last_epoch): run for run in runs}.values())
     return tuple(_table(entries, by) for entries in entries_by_table(distinct))
 
 
@@ -264,7 +264,7 @@ def _is_attack(column: TableColumn) -> bool:
 def _published(entry: Measured, attacks: Sequence[str]) -> Published | None:
     run, kept, _ = entry
     evaluation = kept[0].evaluation
-    if run.recipe is None or evaluation.threat.norm != "linf":
+    if run.recipe is None or run.last_epoch or evaluation.threat.norm != "linf":
         return None
     return published_row(
         run.recipe,

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from robustly.files import whole_file, write_json, write_text
 from robustly.models import save_weights, weights_hash
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
+from robustly.statistics import Proportion
 from robustly.training.engine.checkpoint import (
     PRETRAINING,
     CheckpointError,
@@ -23,6 +25,7 @@ from robustly.training.engine.checkpoint import (
     load_state,
     save_state,
 )
+from robustly.training.engine.guide_check import GUIDE, guide_accuracy, is_checked, refuse_chance, weak_words
 from robustly.training.engine.job import Job
 from robustly.training.engine.metrics import Totals, as_csv
 from robustly.training.engine.pretraining import metrics_file, pretrained
@@ -45,6 +48,9 @@ class Observer:
 
     def pretrained(self, name: str, row: Row, epochs: int) -> None:
         """One of the epochs in which a network is trained alone, before the run starts, is done and saved."""
+
+    def guide_checked(self, accuracy: Proportion) -> None:
+        """The accuracy on training images of a guide that was trained before is measured, before the run starts."""
 
     def started(self, job: Job, finished_epochs: int) -> None:
         """Training begins or continues."""
@@ -98,6 +104,7 @@ def train(
 
     Raises:
         DivergenceError: a loss term is NaN or infinite; the last good checkpoint is kept.
+        GuideError: a guide that was trained before is not better than chance.
         TrialError: a network cannot be trained, such as one without logits in training mode.
         CheckpointError: `last.pt` is damaged or of another run.
         OSError: the folder is read-only or the disk is full; files written before are kept.
@@ -136,6 +143,7 @@ class _Run:
         try:
             if not self.rows:
                 self._pretrain()
+                self._check_guide()
             self.observer.started(self.job, len(self.rows))
             while len(self.rows) < self.job.training.epochs and not self._stopped_early():
                 self._epoch(len(self.rows))
@@ -184,6 +192,20 @@ class _Run:
                 self._write_status("running", f"the {name} alone: epoch {len(rows)} of {epochs}")
             runtime.wait_for_all()
             self.observer.pretrained(name, row, epochs)
+
+    def _check_guide(self) -> None:
+        """Measure a guide that was trained before, refuse one of chance, and warn of a weak one."""
+        if not is_checked(self.job):
+            return
+        runtime, guide = self.runtime, self.stepper.networks.trained[GUIDE]
+        shared = {"rank": runtime.rank, "world_size": runtime.world_size}
+        accuracy = guide_accuracy(
+            self.job, guide, runtime.device, **shared, total=runtime.sum, dtype=self.stepper.dtype
+        )
+        refuse_chance(accuracy, self.job.train.num_classes)
+        self.observer.guide_checked(accuracy)
+        if runtime.rank == 0 and weak_words(accuracy.share):
+            warnings.warn(weak_words(accuracy.share), stacklevel=2)
 
     def _epoch(self, epoch: int) -> None:
         began = time.perf_counter()
