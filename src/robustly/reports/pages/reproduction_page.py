@@ -157,8 +157,8 @@ def _trainings(runs: Sequence[Path]) -> dict[Path, Training]:
 
 
 def _navigation(tables: Sequence[ResultTable]) -> list[tuple[str, str, str]]:
-    parts = [("summary", "", "Summary"), ("controls", "", "Controls"), ("determinism", "", "Determinism")]
-    parts += [(table.table.key, "", table.table.title.partition(":")[0]) for table in tables]
+    parts = [("summary", "", "Summary"), ("findings", "", "Findings"), ("determinism", "", "Determinism")]
+    parts += [(f"part-{table.table.key}", "", table.table.title.partition(":")[0]) for table in tables]
     return [*parts, ("charts", "", "Figures"), ("setup", "", "Setup")]
 
 

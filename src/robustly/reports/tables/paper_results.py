@@ -109,6 +109,12 @@ class ResultTable:
     tested: str = ""
 
     @property
+    def grouped(self) -> bool:
+        """True if groups have a line of their own: there are rows enough for each of them."""
+        groups = {row.row.group for row in self.rows}
+        return 2 * len(groups) <= len(self.rows)
+
+    @property
     def has_published(self) -> bool:
         """True if a row has published numbers."""
         return any(row.published for row in self.rows)
