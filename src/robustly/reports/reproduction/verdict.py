@@ -50,6 +50,8 @@ def _sentence(answers: ControlAnswers | None) -> tuple[str, bool]:
     robust = answers.robust[0]
     if robust.difference is not None and robust.outcome is not None:
         apart += f" and {_more(robust.difference, 'robust accuracy')}"
+    seeds = " and ".join(dict.fromkeys(map(str, first.difference.counts)))
+    apart += f" (\u00b1 2 standard errors over {seeds} seeds)"
     if not first.outcome:
         return f"The trade-off of the paper does not replicate at this scale: {apart}.", True
     return f"The trade-off of the paper replicates at this scale: {apart}. {_cause(answers.cause)}", True
