@@ -1,7 +1,7 @@
 """Accuracy by epoch of several methods, each over its seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,11 @@ from robustly.reports.run import Training
 
 MOST_LINES = 4
 """Number of colours that have a band."""
+TRAINING_COLUMNS = {
+    "train_subset_clean_accuracy": "Clean accuracy by epoch on a fixed part of the training images.",
+    "train_clean_accuracy": "Clean accuracy by epoch on the training batches, while they are learned.",
+}
+"""Columns of clean accuracy on training images; the first that a run has is drawn for all methods."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +53,27 @@ class Curve:
     thin: bool = False
 
 
-def curve_of(trainings: Sequence[Training], columns: Sequence[str], name: str, colour: int) -> Curve | None:
-    """The first of several columns that a run has, over its seeds; None if no run has one of them.
+def curve_of(trainings: Sequence[Training], column: str, name: str, colour: int) -> Curve | None:
+    """A column over the seeds; None if no run has it. Runs of different length are cut to the shortest.
 
-    Runs of different length are cut to the shortest.
+    Args:
+        trainings: metrics of the runs.
+        column: name of the column.
+        name: name in the legend.
+        colour: number of its colour.
     """
-    for column in columns:
-        found = [values for one in trainings if (values := one.column(column)) is not None]
-        if found:
-            length = min(map(len, found))
-            shares = np.stack([values[:length] for values in found])
-            epochs = next(one.columns["epoch"][:length] for one in trainings if one.column(column) is not None)
-            deviation = shares.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(length)
-            known = np.isfinite(shares).all(axis=0)
-            if not known.any():
-                return None
-            mean = shares.mean(axis=0)[known]
-            return Curve(name, epochs[known], mean, deviation[known], len(found), colour)
-    return None
+    found = [(one.columns["epoch"], values) for one in trainings if (values := one.column(column)) is not None]
+    if not found:
+        return None
+    length = min(len(values) for _, values in found)
+    shares = np.stack([values[:length] for _, values in found])
+    known = np.isfinite(shares).all(axis=0)
+    if not known.any():
+        return None
+    deviation = shares.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(length)
+    return Curve(
+        name, found[0][0][:length][known], shares.mean(axis=0)[known], deviation[known], len(found), colour
+    )
 
 
 def convergence_figures(curves: Mapping[str, Sequence[Training]]) -> tuple[Figure, ...]:
@@ -76,21 +84,15 @@ def convergence_figures(curves: Mapping[str, Sequence[Training]]) -> tuple[Figur
     """
     several = any(len(own) > 1 for own in curves.values())
     bands = " Bands: one standard deviation over seeds." if several else ""
-    training, held_out = [], []
-    for i, (name, own) in enumerate(curves.items()):
-        training.append(curve_of(own, ("train_subset_clean_accuracy", "train_clean_accuracy"), name, i))
-        guide = curve_of(own, ("guide_accuracy",), f"{name}: its guide", i)
-        training.append(None if guide is None else _thin(guide))
-        held_out.append(curve_of(own, ("validation_clean_accuracy",), name, i))
+    named = [(i, name, own) for i, (name, own) in enumerate(curves.items())]
+    column, words = _training_column([one for *_, own in named for one in own])
+    training = [None if column is None else curve_of(own, column, name, i) for i, name, own in named]
+    guides = [curve_of(own, "guide_accuracy", f"{name}: its guide", i) for i, name, own in named]
+    held_out = [curve_of(own, "validation_clean_accuracy", name, i) for i, name, own in named]
+    drawn = [curve for pair in zip(training, map(_thin, guides), strict=True) for curve in pair]
+    dotted = " Thin dotted lines: accuracy of the guide on the training labels." if any(guides) else ""
     found = [
-        _figure(
-            Words(
-                "convergence-training",
-                "Figure 3, training images",
-                f"Clean accuracy by epoch. Thin dotted lines: accuracy of the guide on these images.{bands}",
-            ),
-            training,
-        ),
+        _figure(Words("convergence-training", "Figure 3, training images", f"{words}{dotted}{bands}"), drawn),
         _figure(
             Words(
                 "convergence-held-out",
@@ -104,8 +106,16 @@ def convergence_figures(curves: Mapping[str, Sequence[Training]]) -> tuple[Figur
     return tuple(one for one in found if one is not None)
 
 
-def _thin(curve: Curve) -> Curve:
-    return Curve(curve.name, curve.epochs, curve.mean, curve.deviation, curve.seeds, curve.colour, thin=True)
+def _training_column(trainings: Sequence[Training]) -> tuple[str | None, str]:
+    """One column of clean accuracy on training images for all methods, and its words; None if no run has one."""
+    for column, words in TRAINING_COLUMNS.items():
+        if any(one.column(column) is not None for one in trainings):
+            return column, words
+    return None, "These runs do not record the clean accuracy on training images."
+
+
+def _thin(curve: Curve | None) -> Curve | None:
+    return None if curve is None else replace(curve, thin=True)
 
 
 def _figure(words: Words, curves: Sequence[Curve | None]) -> Figure | None:

@@ -91,13 +91,14 @@ def clean_bars(rows: Sequence[Bars], key: str = "clean") -> Figure | None:
         y={
             "autorange": "reversed",
             "tickvals": places,
-            "ticktext": [label(shortened(row.name, 24)) for row in rows],
+            "ticktext": [label(shortened(row.name, 30)) for row in rows],
             "ticksuffix": "  ",
             "showgrid": False,
             "zeroline": False,
         },
         layout={"bargap": 0.35, "showlegend": True},
-        height=110 + 30 * len(rows),
+        height=110 + 28 * len(rows),
+        wide=True,
     )
 
 

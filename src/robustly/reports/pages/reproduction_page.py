@@ -27,6 +27,7 @@ from robustly.reports.source_names import named_sources
 from robustly.reports.tables.columns import CLEAN
 from robustly.reports.tables.method_tables import Score
 from robustly.reports.tables.paper_results import (
+    ResultRow,
     ResultTable,
     RunResult,
     read_results,
@@ -156,8 +157,8 @@ def _trainings(runs: Sequence[Path]) -> dict[Path, Training]:
 
 
 def _navigation(tables: Sequence[ResultTable]) -> list[tuple[str, str, str]]:
-    parts = [("summary", "", "Summary"), ("controls", "", "Controls"), ("determinism", "", "Determinism")]
-    parts += [(table.table.key, "", table.table.title.partition(":")[0]) for table in tables]
+    parts = [("summary", "", "Summary"), ("findings", "", "Findings"), ("determinism", "", "Determinism")]
+    parts += [(f"part-{table.table.key}", "", table.table.title.partition(":")[0]) for table in tables]
     return [*parts, ("charts", "", "Figures"), ("setup", "", "Setup")]
 
 
@@ -173,11 +174,12 @@ def _figures(
     columns = tuple(dict.fromkeys(key for table in reproduction.tables for key in table.columns))
 
     def bars(rows: Sequence[PaperRow]) -> list[Bars]:
-        found = []
+        found, names = [], [row.name for row in rows]
         for row in rows:
             scores = scores_of([results[run] for run in row.runs], columns)
             measured = {key: _whiskers(score) for key, score in scores.items()}
-            found.append(Bars(row.name, measured, with_mean(row.published, columns)))
+            name = row.name if names.count(row.name) == 1 or not row.group else f"{row.name} ({row.group})"
+            found.append(Bars(name, measured, with_mean(row.published, columns)))
         return found
 
     titles = {key: TITLES[key] for key in TITLES if key in columns}
@@ -192,9 +194,12 @@ def _figures(
 
 def _front(tables: Sequence[ResultTable]) -> Figure | None:
     """Clean against robust accuracy of the first table and of ours; rows of the same runs come once."""
-    distinct = {row.row.runs: (table, row) for table in reversed(tables) for row in reversed(table.rows)}
+    distinct: dict[tuple[Path, ...], tuple[ResultTable, ResultRow]] = {}
+    for table in tables:
+        for row in table.rows:
+            distinct.setdefault(row.row.runs, (table, row))
     points = []
-    for i, (table, row) in enumerate(reversed(distinct.values())):
+    for i, (table, row) in enumerate(distinct.values()):
         columns, robust = table.table.columns, robust_column(table.table)
         if CLEAN.key in columns and robust in columns:
             clean, attacked = (row.cells[columns.index(key)].value for key in (CLEAN.key, robust))
@@ -203,7 +208,7 @@ def _front(tables: Sequence[ResultTable]) -> Figure | None:
                 points.append(Point(i, row.row.name, *ends, ranked=not row.suspected))
     measure = TITLES.get(robust_column(tables[0].table), "AA") if tables else "AA"
     drawn = clean_against_robust(points, measure, "Whiskers are 95 % intervals, of several seeds one deviation")
-    return None if drawn is None else replace(drawn, height=460)
+    return None if drawn is None else replace(drawn, height=560, wide=True)
 
 
 def _whiskers(score: Score) -> Whiskers:

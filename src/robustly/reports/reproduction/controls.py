@@ -74,9 +74,6 @@ def control_answers(controls: Controls, results: Mapping[Path, RunResult], robus
         controls: the rows.
         results: results of runs by folder.
         robust: column of the robust accuracy.
-
-    Raises:
-        EvidenceError: an evidence table is damaged.
     """
     if controls == NO_CONTROLS:
         return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
+from safetensors import SafetensorError, deserialize
 
 from robustly.evidence import EvidenceError
 from robustly.reports.formats import short, short_hash
@@ -92,22 +93,19 @@ def weights_hash(run: Path) -> str | None:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not a safetensors file.
+        ValueError: it is damaged.
     """
     file = run / WEIGHTS
     if not file.is_file():
         return None
-    content = file.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    if size > len(content) - 8:
-        raise ValueError(f"{file.name} is cut off.")
-    header = json.loads(content[8 : 8 + size])
-    header.pop("__metadata__", None)
+    try:
+        tensors = deserialize(file.read_bytes())  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise ValueError(f"{file.name} is damaged: {error}.") from error
     digest = hashlib.sha256()
-    for name, tensor in sorted(header.items()):
-        begin, end = (8 + size + offset for offset in tensor["data_offsets"])
+    for name, tensor in sorted(tensors):
         digest.update(json.dumps([name, tensor["dtype"], tensor["shape"]]).encode())
-        digest.update(content[begin:end])
+        digest.update(tensor["data"])
     return digest.hexdigest()
 
 

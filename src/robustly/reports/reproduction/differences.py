@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from robustly.evidence import EvidenceError
 from robustly.evidence.schema import TABLE
 from robustly.evidence.storage import read_table
 from robustly.reports.formats import count
@@ -78,8 +79,6 @@ def difference(first: Sequence[RunResult], second: Sequence[RunResult], key: str
         second: results of the second method.
         key: the column.
 
-    Raises:
-        EvidenceError: an evidence table is damaged.
     """
     ours, theirs = ([result for result in results if key in result.shares] for results in (first, second))
     if not ours or not theirs:
@@ -100,17 +99,20 @@ def _of_runs(first: RunResult, second: RunResult, key: str) -> Difference:
 
 
 def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
-    """Difference of two shares on the same images, with a 95 % normal interval of the mean difference.
+    """Difference of two shares on the same images, with the 95 % interval of Agresti and Min.
+
+    The interval adds half an image to each of the four pairs of outcomes, so that it is not empty if all agree.
+    Source: Agresti and Min, Statistics in Medicine 24, 2005, section 2.
 
     Args:
         first: outcomes of the first model `(N,)`.
         second: outcomes of the second model on the same images `(N,)`.
     """
-    apart = first.astype(np.float64) - second
-    mean = float(apart.mean())
-    half = Z_95 * float(apart.std(ddof=1)) / math.sqrt(len(apart)) if len(apart) > 1 else 1.0
-    number = len(apart)
-    return Difference(mean, max(-1.0, mean - half), min(1.0, mean + half), "paired images", (number, number))
+    only_first, only_second, number = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
+    share, total = (only_first - only_second) / number, number + 2
+    centre = (only_first - only_second) / total
+    half = Z_95 * math.sqrt((only_first + only_second + 1) / total - centre**2) / math.sqrt(total)
+    return Difference(share, max(-1.0, centre - half), min(1.0, centre + half), "paired images", (number, number))
 
 
 def unpaired(first: Proportion, second: Proportion) -> Difference:
@@ -125,19 +127,19 @@ def unpaired(first: Proportion, second: Proportion) -> Difference:
 
 
 def outcomes(result: RunResult, key: str) -> tuple[tuple[str, tuple[int, ...]], NDArray[np.bool_]] | None:
-    """Outcomes of each image in a column, with the images; None if no table has them.
+    """Outcomes of each image in a column, with the images; None if no table has them or it is damaged.
 
     Returns:
         The images (hash of the data and ids) and whether each counts for the share `(N,)`; in the order of the ids.
-
-    Raises:
-        EvidenceError: an evidence table is damaged.
     """
     if result.evaluated is None:
         return None
     wanted = result.shares[key]
     for kept in sorted(result.evaluated.evaluations, key=lambda one: -one.evaluation.data.count):
-        found = _held(kept, key) if (kept.folder / TABLE).is_file() else None
+        try:
+            found = _held(kept, key) if (kept.folder / TABLE).is_file() else None
+        except EvidenceError:
+            continue
         if found is not None and (int(found[1].sum()), len(found[1])) == (wanted.hits, wanted.count):
             order = np.argsort(found[0], kind="stable")
             ids = tuple(found[0][order].tolist())

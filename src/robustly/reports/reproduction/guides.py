@@ -54,9 +54,11 @@ def guide_rows(rows: Iterable[PaperRow], trainings: Mapping[Path, Training]) -> 
         rows: the methods.
         trainings: metrics by folder.
     """
-    distinct = {row.runs: row for row in reversed(list(rows))}
+    distinct: dict[tuple[Path, ...], PaperRow] = {}
+    for row in rows:
+        distinct.setdefault(row.runs, row)
     found = []
-    for row in reversed(distinct.values()):
+    for row in distinct.values():
         columns = [
             values[np.isfinite(values)]
             for run in row.runs

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from robustly.reports.reproduction.controls import ControlAnswers
+from robustly.reports.reproduction.controls import Answer, ControlAnswers
 from robustly.reports.reproduction.determinism import Repetition
 from robustly.reports.reproduction.differences import Difference
 from robustly.reports.reproduction.guides import GuideRow
@@ -46,15 +46,29 @@ def _sentence(answers: ControlAnswers | None) -> tuple[str, bool]:
         return first.sentence, False
     if first.outcome is None:
         return _one_seed(first.difference), False
-    seeds = f"guided DYNAT against PGD-AT {first.difference.words}"
+    apart = f"guided DYNAT has {_more(first.difference, 'clean accuracy')} than PGD-AT"
+    robust = answers.robust[0]
+    if robust.difference is not None and robust.outcome is not None:
+        apart += f" and {_more(robust.difference, 'robust accuracy')}"
+    seeds = " and ".join(dict.fromkeys(map(str, first.difference.counts)))
+    apart += f" (\u00b1 2 standard errors over {seeds} seeds)"
     if not first.outcome:
-        return f"The trade-off of the paper does not replicate at this scale: {seeds}.", True
-    cause = {
-        True: "The guide is not its cause: the KL attack with the labels of the data does the same.",
-        False: "The KL attack alone does not explain it: guided DYNAT differs from PGD-AT with this attack.",
-        None: "Its cause is not decided.",
-    }
-    return f"The trade-off of the paper replicates at this scale: {seeds}. {cause[answers.cause.outcome]}", True
+        return f"The trade-off of the paper does not replicate at this scale: {apart}.", True
+    return f"The trade-off of the paper replicates at this scale: {apart}. {_cause(answers.cause)}", True
+
+
+def _more(found: Difference, what: str) -> str:
+    side = "more" if found.share >= 0 else "less"
+    return f"{abs(100 * found.share):.1f} \u00b1 {50 * (found.high - found.low):.1f} points {side} {what}"
+
+
+def _cause(answer: Answer) -> str:
+    if answer.outcome is None or answer.difference is None:
+        return "Its cause is not decided."
+    end = f"{_more(answer.difference, 'clean accuracy')} than PGD-AT with the KL attack and the labels of the data"
+    if answer.outcome:
+        return f"The guide is not its cause: guided DYNAT has {end}."
+    return f"The KL attack alone does not explain it: guided DYNAT has {end}."
 
 
 def _one_seed(found: Difference) -> str:

@@ -86,12 +86,17 @@ class ResultRow:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Reasons for missing runs; they begin with the run's name if a row has several runs."""
+        """Reasons for missing runs; they begin with the names of the runs if only some of a row have the reason."""
         if not self.results:
             return ("no run is planned at this scale",)
-        missing = [result for result in self.results if result.reason]
-        several = len(self.results) > 1
-        return tuple(f"{result.run.name}: {result.reason}" if several else result.reason for result in missing)
+        names: dict[str, list[str]] = {}
+        for result in self.results:
+            if result.reason:
+                names.setdefault(result.reason, []).append(result.run.name)
+        return tuple(
+            reason if len(own) == len(self.results) else f"{', '.join(own)}: {reason}"
+            for reason, own in names.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,12 @@ class ResultTable:
     titles: tuple[str, ...]
     rows: tuple[ResultRow, ...]
     tested: str = ""
+
+    @property
+    def grouped(self) -> bool:
+        """True if groups have a line of their own: there are rows enough for each of them."""
+        groups = {row.row.group for row in self.rows}
+        return 2 * len(groups) <= len(self.rows)
 
     @property
     def has_published(self) -> bool:
@@ -163,7 +174,7 @@ def result_table(table: PaperTable, results: Mapping[Path, RunResult]) -> Result
         for i, (row, own) in enumerate(zip(table.rows, by_row, strict=True))
     )
     titles = tuple(_title(key, counts[key], largest) for key in table.columns)
-    return ResultTable(table, titles, rows, f"{count(largest)} images" if largest else "")
+    return ResultTable(table, titles, rows, _tested(largest, titles))
 
 
 def scores_of(results: Sequence[RunResult], columns: Sequence[str]) -> dict[str, Score]:
@@ -200,6 +211,16 @@ def robust_column(table: PaperTable) -> str:
     """The column that ranks rows by robust accuracy: AutoAttack, else the last attack of the table."""
     attacks = attacks_in(table.columns)
     return "aa" if "aa" in attacks or not attacks else attacks[-1]
+
+
+def _tested(largest: int, titles: Sequence[str]) -> str:
+    """The number of test images in words; empty without numbers."""
+    if not largest:
+        return ""
+    other = any("(n = " in title for title in titles)
+    return f"{count(largest)} test images" + (
+        " unless the title of a column states another number" if other else ""
+    )
 
 
 def _counts(by_row: Sequence[Sequence[RunResult]], key: str) -> set[int]:
