@@ -13,8 +13,8 @@ def shortened(recipe: Settings, epochs: int, steps: int | None = None) -> dict[s
     """Settings that shorten a run, as texts by dotted key.
 
     An epoch at which a part begins something stands at the same share of the run, rounded: after one epoch at the
-    earliest, and before the last. Weight perturbations begin after one epoch at the earliest too: from the first step on, AT-AWP's
-    gamma of 0.01 keeps a short run at chance. The schedule stays as it is.
+    earliest, and before the last. Weight perturbations begin after one epoch at the earliest too: from the first
+    step on, AT-AWP's gamma of 0.01 keeps a short run at chance. The schedule stays as it is.
 
     Args:
         recipe: settings of the recipe.
