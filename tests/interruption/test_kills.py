@@ -45,8 +45,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         image[4 * label : 4 * label + 4] += 150
     np.savez(place / "images.npz", images=images, labels=labels)
     return [
-        f"--data.source={place / 'images.npz'}", "--data.validation=8", "--data.test=12", "--model.width=0.2",
-        "--model.dropout=0.2", "--threat=linf:0.1", "--optimizer.learning_rate=0.02", "--training.batch_size=8",
+        f"--data.source={place / 'images.npz'}", "--data.expected_classes=4", "--data.validation=8",
+        "--data.test=12", "--model.width=0.2", "--model.dropout=0.2", "--threat=linf:0.1",
+        "--optimizer.learning_rate=0.02", "--training.batch_size=8",
         "--training.validation_steps=1", "--training.epsilon_ramp=1", "--method.inner.steps=1",
         "--runtime.device=cpu", "--evaluation.suite=two", f"--evaluation.stages={STAGES}",
     ]  # fmt: skip

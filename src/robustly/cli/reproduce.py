@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from robustly.cli.recipes import read_recipe
-from robustly.cli.sweep import try_out, worker_places
+from robustly.cli.sweep import check_classes, try_out, worker_places
 from robustly.cli.sweep_run import LOG, carry_out, carry_out_all
 from robustly.cli.terminal import PlainConsole
 from robustly.experiments.overrides import read_yaml
@@ -87,6 +87,7 @@ def run_reproduction(options: argparse.Namespace) -> int:
     configs = {cell.name: cell.config(read_recipe) for cell in plan.cells}
     workers = options.workers or max(1, torch.cuda.device_count() or torch.get_num_threads())
     cells = [replace(cell, threads=state_of(cell.folder, False).threads or 1) for cell in plan.cells]
+    check_classes(cells, configs)
     console = PlainConsole()
     left = [cell for cell in cells if cell.commands and not _diverged(cell)]
     _print(console, f"{request.folder}: {len(left)} of {len(cells)} runs to do, {workers} at a time")

@@ -18,6 +18,7 @@ from robustly.cli.arguments import Trust
 from robustly.cli.recipes import read_recipe
 from robustly.cli.sweep_run import LOG, carry_out, carry_out_all, on_ray
 from robustly.cli.terminal import PlainConsole
+from robustly.data.sources import source_parts
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.overrides import pairs_of, read_yaml
 from robustly.experiments.run_folder import CONFIG, RunError, build_job, create_run
@@ -43,6 +44,7 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     states = _states(cells)
     console = PlainConsole() if sys.stdout.isatty() else PlainConsole(width=WIDTH)
     if options.dry_run:
+        check_classes([cell for cell in cells if not (cell.folder / CONFIG).is_file()], configs)
         console.print(_table(folder, cells, {}))
         return 0
     threads = options.threads or (1 if options.ray else max(1, torch.get_num_threads() // options.workers))
@@ -124,6 +126,25 @@ def _refuse_equal(configs: Mapping[str, RunConfig]) -> None:
         other = known.setdefault(repr(config.as_plain() | {"recipe": None}), name)
         if other != name:
             raise SettingsError(f"{other} and {name} are the same run: their settings are equal")
+
+
+def check_classes(cells: Sequence[Cell], configs: Mapping[str, RunConfig]) -> None:
+    """Refuse data of another number of classes than its recipe expects; labels are read, no image is decoded.
+
+    A recipe's own source is not read: it may be a download, and the recipe states its number of classes.
+
+    Raises:
+        ValueError: another number, or data that cannot be read.
+        OSError: a file that cannot be read.
+    """
+    other = set()
+    for cell in cells:
+        of_recipe, data = read_recipe(cell.recipe).get("data"), configs[cell.name].data
+        own = of_recipe.get("source") if isinstance(of_recipe, Mapping) else None
+        if data.expected_classes is not None and data.source != own:
+            other.add(data)
+    for data in other:
+        source_parts(data)
 
 
 def try_out(configs: Sequence[RunConfig], trust_code: bool) -> None:
