@@ -159,6 +159,14 @@ def test_train(commands: Commands, settings: list[str], tmp_path: Path) -> None:
     killed_everywhere(commands, words, start, tmp_path)
 
 
+def test_train_with_epochs_of_the_guide_before(commands: Commands, settings: list[str], tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    words = ["train", "mnist5k/dynat", "--out", "run", *settings, "--training.epochs=2", "--guide.pretrain=2"]
+    words += ["--guide.width=0.2", "--guide.dropout=0.2", "--method.labels.warm_up=0"]
+    killed_everywhere(commands, words, start, tmp_path, until="best.safetensors")
+
+
 def test_sigterm_at_every_file_operation_of_train_leaves_a_true_status(
     commands: Commands, settings: list[str], tmp_path: Path
 ) -> None:

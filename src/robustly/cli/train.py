@@ -23,7 +23,7 @@ from robustly.runtime import Runtime
 from robustly.training import train
 from robustly.training.engine.guide_check import (
     GUIDE,
-    guide_accuracy,
+    checked_images,
     guide_warm_up,
     is_checked,
     refuse_chance,
@@ -31,6 +31,7 @@ from robustly.training.engine.guide_check import (
 )
 from robustly.training.engine.loop import FINAL
 from robustly.training.engine.placing import place_networks
+from robustly.training.engine.validation import clean_accuracy
 from robustly.training.observers import Observers, Subject, check_observers, run_key, writers
 
 
@@ -119,7 +120,12 @@ def train_run(
     accuracy = None
     if not resumes and is_checked(job) and not job.networks[GUIDE].pretrain:
         with placed.adapted():
-            accuracy = guide_accuracy(job, placed.networks.trained[GUIDE], cpu, dtype=placed.dtype)
+            accuracy = clean_accuracy(
+                placed.networks.trained[GUIDE],
+                checked_images(job),
+                batch_size=job.training.validation_batch_size,
+                dtype=placed.dtype,
+            )
         refuse_chance(accuracy, job.train.num_classes)
     if dry_run:
         job.check_processes(config.runtime.processes * config.runtime.nodes)

@@ -31,7 +31,7 @@ class ModelRecord:
 
     @property
     def is_last_epoch(self) -> bool:
-        """Whether the weights are those after the last epoch of a run, not those that the run selected."""
+        """True for the weights after the last epoch of a run, False for those that it selected."""
         return self.checkpoint == LAST_CHECKPOINT
 
 

@@ -16,7 +16,7 @@ from robustly.settings import nearest
 from robustly.statistics import Proportion
 from robustly.training.engine.checkpoint import Row
 from robustly.training.engine.job import Job
-from robustly.training.engine.loop import Observer
+from robustly.training.engine.observer import Observer
 from robustly.training.step import Moment
 
 

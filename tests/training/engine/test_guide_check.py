@@ -20,13 +20,14 @@ from robustly.training import AuxiliaryNetwork, DynatLoss, GuideLabels, Job, Lbg
 from robustly.training.engine import guide_check
 from robustly.training.engine.guide_check import (
     GuideError,
-    guide_accuracy,
+    checked_images,
     guide_warm_up,
     is_checked,
     refuse_chance,
     weak_epoch,
     weak_words,
 )
+from robustly.training.engine.validation import clean_accuracy
 
 DYNAT = Method(labels=GuideLabels(), inner=PGDInner(steps=1), loss=DynatLoss())
 
@@ -77,8 +78,10 @@ def test_many_images_are_sampled_evenly(digits: Splits, monkeypatch: pytest.Monk
     train = digits.train.select(order)
     job = replace(job_of(digits, Oracle(train, 0.5)), train=train)
     monkeypatch.setattr(guide_check, "IMAGES", 20)
-    found = guide_accuracy(job, job.networks["guide"].module, torch.device("cpu"))
-    assert found == Proportion(10, 20)
+    images = checked_images(job)
+    assert len(images) == 20
+    assert set(images.labels.tolist()) == set(range(10))
+    assert clean_accuracy(job.networks["guide"].module, images, batch_size=7) == Proportion(10, 20)
 
 
 def test_a_guide_of_chance_is_refused_before_the_first_epoch(digits: Splits, tmp_path: Path) -> None:

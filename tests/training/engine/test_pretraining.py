@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,24 @@ from robustly.training import (
     PGDInner,
     ScheduleConfig,
 )
+from robustly.training.engine import loop
 from robustly.training.engine.checkpoint import Row
 from robustly.training.engine.optimisation import rate_factor
 from robustly.training.engine.stopping import DivergenceError
 
 DYNAT = Method(labels=GuideLabels(), inner=PGDInner(steps=1), loss=DynatLoss())
 ADAMW = OptimizerConfig(name="adamw", learning_rate=0.01)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:the guide classifies only")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def any_guide() -> Iterator[None]:
+    """Guides of a few steps, which are refused otherwise, as `test_guide_check` tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "refuse_chance", lambda accuracy, classes: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,11 @@
 """Check of a guide before the run: whether its labels are better than chance on the training images."""
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
 
 from robustly.data import ImageData
 from robustly.statistics import Proportion
 from robustly.training.engine.checkpoint import Row
 from robustly.training.engine.job import Job
-from robustly.training.engine.validation import clean_accuracy
 from robustly.training.labels.guide import GuideLabels
 
 GUIDE = "guide"
@@ -29,36 +25,11 @@ def is_checked(job: Job) -> bool:
     return guide is not None and (guide.has_weights or guide.pretrain > 0)
 
 
-def guide_accuracy(
-    job: Job,
-    guide: nn.Module,
-    device: torch.device,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    total: Callable[[Tensor], Tensor] = lambda value: value,
-    dtype: torch.dtype = torch.float32,
-) -> Proportion:
-    """Accuracy of a guide in evaluation mode on training images without augmentation.
-
-    Args:
-        job: the run.
-        guide: its guide, on the device.
-        device: the device.
-        rank: number of this process.
-        world_size: number of processes.
-        total: sum over processes.
-        dtype: floating-point type of the networks.
-    """
-    return clean_accuracy(
-        guide,
-        _sample(job.train).to(device),
-        batch_size=job.training.validation_batch_size,
-        rank=rank,
-        world_size=world_size,
-        total=total,
-        dtype=dtype,
-    )
+def checked_images(job: Job) -> ImageData:
+    """The training images on which a guide is checked, without augmentation."""
+    count, data = min(IMAGES, len(job.train)), job.train
+    places = torch.arange(count, device=data.images.device) * len(data) // count
+    return data.select(places)
 
 
 def refuse_chance(accuracy: Proportion, classes: int) -> None:
@@ -108,9 +79,3 @@ def weak_epoch(row: Row, warm_up: float) -> str:
     """
     accuracy = row.get(f"{GUIDE}_accuracy")
     return "" if accuracy is None or float(row["epoch"] or 0) <= warm_up else weak_words(accuracy)
-
-
-def _sample(data: ImageData) -> ImageData:
-    count = min(IMAGES, len(data))
-    places = torch.arange(count, device=data.images.device) * len(data) // count
-    return data.select(places)

@@ -11,12 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustly.attacks import dynat_pgd
 from robustly.files import whole_file, write_json, write_text
 from robustly.models import save_weights, weights_hash
-from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
-from robustly.statistics import Proportion
 from robustly.training.engine.checkpoint import (
     PRETRAINING,
     CheckpointError,
@@ -25,14 +22,15 @@ from robustly.training.engine.checkpoint import (
     load_state,
     save_state,
 )
-from robustly.training.engine.guide_check import GUIDE, guide_accuracy, is_checked, refuse_chance, weak_words
+from robustly.training.engine.guide_check import refuse_chance, weak_words
 from robustly.training.engine.job import Job
+from robustly.training.engine.measurements import Measurements
 from robustly.training.engine.metrics import Totals, as_csv
+from robustly.training.engine.observer import Observer
 from robustly.training.engine.pretraining import metrics_file, pretrained
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import DivergenceError, check_weights, reason_to_stop
-from robustly.training.engine.validation import Validation, averaged_state, validate
-from robustly.training.modes import with_state
+from robustly.training.engine.validation import averaged_state
 from robustly.training.parts import EpochEnd, InstanceWeightsError
 from robustly.training.step import Moment
 
@@ -41,25 +39,6 @@ BEST = "checkpoints/best.safetensors"
 FINAL = "model.safetensors"
 COLLAPSED = "validation_collapsed_class"
 """Column of `metrics.csv`: the class that every validation image is predicted as; empty if there are several."""
-
-
-class Observer:
-    """Training callbacks; override the methods you need."""
-
-    def pretrained(self, name: str, row: Row, epochs: int) -> None:
-        """One of the epochs in which a network is trained alone, before the run starts, is done and saved."""
-
-    def guide_checked(self, accuracy: Proportion) -> None:
-        """The accuracy on training images of a guide that was trained before is measured, before the run starts."""
-
-    def started(self, job: Job, finished_epochs: int) -> None:
-        """Training begins or continues."""
-
-    def stepped(self, moment: Moment, loss: float, images: int) -> None:
-        """A step is done; `images` counts all processes."""
-
-    def epoch_finished(self, row: Row, is_best: bool) -> None:
-        """An epoch is done, validated and saved."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +100,7 @@ class _Run:
         self.job, self.runtime, self.folder, self.observer = job, runtime, folder, observer
         self.config_digest = config_digest
         self.stepper = Stepper(job, runtime)
-        self.validation_data = job.validation.to(runtime.device)
+        self.measurements = Measurements(job, runtime, self.stepper, job.validation.to(runtime.device))
         self.rows: list[Row] = []
         self.best_epoch, self.best_score = -1, (-1.0, -1.0, -1.0)
         self.seconds = 0.0
@@ -179,7 +158,7 @@ class _Run:
         """Train networks alone where the settings say so, and save after every epoch."""
         job, runtime, done = self.job, self.runtime, self.pretraining
         for name, row, optimizer in pretrained(
-            job, runtime, self.stepper, self.validation_data, done, self.unfinished
+            job, runtime, self.stepper, self.measurements, done, self.unfinished
         ):
             rows, epochs = [*done.get(name, ()), row], job.networks[name].pretrain
             row["seconds"] = self.seconds = self.seconds + float(row["seconds"] or 0.0)
@@ -195,16 +174,12 @@ class _Run:
 
     def _check_guide(self) -> None:
         """Measure a guide that was trained before, refuse one of chance, and warn of a weak one."""
-        if not is_checked(self.job):
+        accuracy = self.measurements.guide()
+        if accuracy is None:
             return
-        runtime, guide = self.runtime, self.stepper.networks.trained[GUIDE]
-        shared = {"rank": runtime.rank, "world_size": runtime.world_size}
-        accuracy = guide_accuracy(
-            self.job, guide, runtime.device, **shared, total=runtime.sum, dtype=self.stepper.dtype
-        )
         refuse_chance(accuracy, self.job.train.num_classes)
         self.observer.guide_checked(accuracy)
-        if runtime.rank == 0 and weak_words(accuracy.share):
+        if self.runtime.rank == 0 and weak_words(accuracy.share):
             warnings.warn(weak_words(accuracy.share), stacklevel=2)
 
     def _epoch(self, epoch: int) -> None:
@@ -232,7 +207,7 @@ class _Run:
         )
         trained = time.perf_counter() - began
         check_weights(self.stepper.networks.learning, epoch)
-        found = self._validate()
+        found = self.measurements.validate()
         row: Row = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * job.steps_per_epoch,
@@ -243,6 +218,7 @@ class _Run:
             "validation_clean_accuracy": found.clean,
             "validation_robust_accuracy": found.robust,
             COLLAPSED: found.collapsed,
+            **self.measurements.training_images(),
             "images_per_second": len(job.train) / trained,
         }
         row["seconds"] = self.seconds + time.perf_counter() - began
@@ -255,24 +231,6 @@ class _Run:
         """State dict to validate, select and release."""
         average = averaged_state(self.job.method, self.stepper.memory)
         return self.stepper.networks.model.state_dict() if average is None else average
-
-    def _validate(self) -> Validation:
-        training = self.job.training
-        model = self.stepper.networks.model
-        with with_state(model, averaged_state(self.job.method, self.stepper.memory)):
-            self.runtime.follow_first(model)
-            return validate(
-                model,
-                self.validation_data,
-                dynat_pgd(training.validation_steps),
-                self.job.threat,
-                seed=derive_seed(self.job.seed, "validation"),
-                batch_size=training.validation_batch_size,
-                rank=self.runtime.rank,
-                world_size=self.runtime.world_size,
-                total=self.runtime.sum,
-                dtype=self.stepper.dtype,
-            )
 
     def _save(self, row: Row, best_score: tuple[float, float, float] | None) -> None:
         """Save the state after an epoch, with its score if it is the best; the epoch counts once it is saved."""

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from robustly.data import ImageData
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
 from robustly.training.engine.checkpoint import Row
 from robustly.training.engine.job import Job
+from robustly.training.engine.measurements import Measurements
 from robustly.training.engine.metrics import Totals
 from robustly.training.engine.optimisation import Optimizers, build_optimizer, rate_factor
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import check_loss, check_weights
-from robustly.training.engine.validation import clean_accuracy
 from robustly.training.modes import frozen_parts, train_mode
 from robustly.training.step import Moment
 
@@ -33,14 +32,14 @@ class Pretraining:
         job: method, networks, data and settings.
         runtime: device and processes.
         stepper: the networks on their device, and the batches.
-        validation: held-out images on the device.
+        measured: measurement of accuracies.
     """
 
-    def __init__(self, name: str, job: Job, runtime: Runtime, stepper: Stepper, validation: ImageData) -> None:
+    def __init__(self, name: str, job: Job, runtime: Runtime, stepper: Stepper, measured: Measurements) -> None:
         self._name, self._job, self._runtime, self._stepper = name, job, runtime, stepper
         self._network = stepper.networks.trained[name]
         self._epochs = job.networks[name].pretrain
-        self._validation = validation
+        self._measured = measured
         config = job.networks[name].optimizer or job.optimizer
         self._module, wrapped = runtime.distribute(self._network, build_optimizer(config, [self._network]))
         self._optimizers = Optimizers({"model": config}, wrapped)
@@ -92,15 +91,7 @@ class Pretraining:
         trained = time.perf_counter() - began
         check_weights({self._name: self._network}, epoch, what)
         runtime.follow_first(self._network)
-        validated = clean_accuracy(
-            self._network,
-            self._validation,
-            batch_size=job.training.validation_batch_size,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            total=runtime.sum,
-            dtype=self._stepper.dtype,
-        )
+        validated = self._measured.clean(self._network, self._measured.validation)
         return {
             "epoch": epoch + 1,
             "step": (epoch + 1) * job.steps_per_epoch,
@@ -116,7 +107,7 @@ def pretrained(
     job: Job,
     runtime: Runtime,
     stepper: Stepper,
-    validation: ImageData,
+    measured: Measurements,
     done: Mapping[str, Sequence[Row]],
     unfinished: dict[str, Any] | None,
 ) -> Iterator[tuple[str, Row, dict[str, Any]]]:
@@ -126,7 +117,7 @@ def pretrained(
         job: method, networks, data and settings.
         runtime: device and processes.
         stepper: the networks on their device, and the batches.
-        validation: held-out images on the device.
+        measured: measurement of accuracies.
         done: metrics of the finished epochs by network, to which the caller adds those that are yielded.
         unfinished: state of the optimiser of the network that has finished some of its epochs.
 
@@ -140,7 +131,7 @@ def pretrained(
         first = len(done.get(name, ()))
         if first >= network.pretrain:
             continue
-        alone = Pretraining(name, job, runtime, stepper, validation)
+        alone = Pretraining(name, job, runtime, stepper, measured)
         if first and unfinished is not None:
             alone.restore(unfinished)
         for epoch in range(first, network.pretrain):
