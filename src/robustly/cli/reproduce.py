@@ -87,7 +87,7 @@ def run_reproduction(options: argparse.Namespace) -> int:
     configs = {cell.name: cell.config(read_recipe) for cell in plan.cells}
     workers = options.workers or max(1, torch.cuda.device_count() or torch.get_num_threads())
     cells = [replace(cell, threads=state_of(cell.folder, False).threads or 1) for cell in plan.cells]
-    check_classes(cells, configs)
+    check_classes([cell for cell in cells if not (cell.folder / CONFIG).is_file()], configs)
     console = PlainConsole()
     left = [cell for cell in cells if cell.commands and not _diverged(cell)]
     _print(console, f"{request.folder}: {len(left)} of {len(cells)} runs to do, {workers} at a time")
