@@ -10,8 +10,8 @@ evaluation mode, linf 8/255, one optimiser, selection on 1,000 held-out training
 first has 12 epochs of clean training on the same images, and goes on learning with the target.
 
 Two rules were fixed before the first run. The trade-off replicates if the clean accuracy of guided DYNAT exceeds
-that of AT with the CE attack by more than two standard errors of the difference. The guide is not its cause if guided
-DYNAT lies within two standard errors of AT with the KL attack.
+that of AT with the CE attack by more than two standard errors of the difference. The guide is not its cause if
+guided DYNAT lies within two standard errors of AT with the KL attack.
 
 Finished runs are kept, and stopped ones go on. Writes `dynat_study.csv` and `dynat_study.md` into
 `benchmarks/results`; `--table` only writes.

@@ -226,8 +226,8 @@ def _controls(method: str) -> list[str]:
     _, _, decisions = (RESULTS / "dynat_study.md").read_text(encoding="utf-8").partition("## The two rules\n\n")
     rules = list(takewhile(lambda line: line.startswith("- "), decisions.splitlines()))
     about = (
-        "DYNAT differs from PGD-AT in two ways: its attack (KL divergence from the clean prediction) and its labels "
-        "(of a guide). `at_kl` has the attack alone."
+        "DYNAT differs from PGD-AT in two ways: its attack (KL divergence from the clean prediction) and its "
+        "labels (of a guide). `at_kl` has the attack alone."
     )
     return ["## What the control shows", "", about, "", *rules, "", "[The study](../dynat-study.md).", ""]
 
