@@ -45,8 +45,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         image[4 * label : 4 * label + 4] += 150
     np.savez(place / "images.npz", images=images, labels=labels)
     return [
-        f"--data.source={place / 'images.npz'}", "--data.validation=8", "--data.test=12", "--model.width=0.2",
-        "--model.dropout=0.2", "--threat=linf:0.1", "--optimizer.learning_rate=0.02", "--training.batch_size=8",
+        f"--data.source={place / 'images.npz'}", "--data.expected_classes=4", "--data.validation=8",
+        "--data.test=12", "--model.width=0.2", "--model.dropout=0.2", "--threat=linf:0.1",
+        "--optimizer.learning_rate=0.02", "--training.batch_size=8",
         "--training.validation_steps=1", "--training.epsilon_ramp=1", "--method.inner.steps=1",
         "--runtime.device=cpu", "--evaluation.suite=two", f"--evaluation.stages={STAGES}",
     ]  # fmt: skip
@@ -156,6 +157,14 @@ def test_train(commands: Commands, settings: list[str], tmp_path: Path) -> None:
     words = ["train", "mnist5k/pgd_at", "--out", "run", *settings, "--training.epochs=2"]
     words.append("--method.parameters.ema.decay=0.8")
     killed_everywhere(commands, words, start, tmp_path)
+
+
+def test_train_with_epochs_of_the_guide_before(commands: Commands, settings: list[str], tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    words = ["train", "mnist5k/dynat", "--out", "run", *settings, "--training.epochs=2", "--guide.pretrain=2"]
+    words += ["--guide.width=0.2", "--guide.dropout=0.2", "--method.labels.warm_up=0"]
+    killed_everywhere(commands, words, start, tmp_path, until="best.safetensors")
 
 
 def test_sigterm_at_every_file_operation_of_train_leaves_a_true_status(

@@ -29,6 +29,21 @@ def test_everything_of_a_full_run_is_read(run):
     assert not evidence.notes
 
 
+def test_epochs_of_a_guide_alone_are_read_and_drawn(run):
+    head = "epoch,train_loss,train_clean_accuracy,validation_clean_accuracy\n"
+    (run / "guide_pretraining.csv").write_text(f"{head}1,1.0,0.5,0.625\n2,0.5,0.75,0.875\n")
+    (run / "<b>_pretraining.csv").write_text(f"{head}1,1.0,0.5,0.625\n")  # a name that no network has
+    evidence = read_run(run)
+    assert list(evidence.training.alone) == ["guide"]
+    assert evidence.training.alone["guide"]["validation_clean_accuracy"].tolist() == [0.625, 0.875]
+    page = render([evidence]).replace("\u202f", " ")
+    assert "The guide before the run" in page
+    assert "Line chart over 2 epochs. At the end: Validation: 87.5 %; Training: 75.0 %." in page
+    (run / "guide_pretraining.csv").write_text(f"{head}1,1.0\n")
+    with pytest.raises(ReportError, match=r"guide_pretraining\.csv"):
+        read_run(run)
+
+
 def test_a_run_without_evaluation_and_one_without_training_are_read(tmp_path):
     trained = read_run(write_synthetic_run(tmp_path, Synthetic(name="a", evaluation=False, epochs=2)))
     assert trained.evaluation is None

@@ -71,6 +71,31 @@ def test_the_headline_without_certificate_is_an_upper_bound(run):
     assert "upper bound" in page
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "warm_up", "warned"), [(0.5, 0, True), (0.5, 5, True), (0.5, 6, False), (0.6, 0, False)]
+)
+def test_a_guide_that_is_often_wrong_is_named(run, accuracy, warm_up, warned):
+    evidence = read_run(run)
+    columns = dict(evidence.training.columns)
+    del columns["label_agreement"]
+    columns["guide_accuracy"] = np.full(6, accuracy)
+    method = {"labels": {"name": "guide", "warm_up": warm_up}}
+    training = dataclasses.replace(evidence.training, columns=columns)
+    changed = dataclasses.replace(evidence, training=training, config={"method": method})
+    page = words(render([changed])).replace("\u202f", " ")
+    assert ("In the last epoch the guide classified only 50.0 % of the training images" in page) == warned
+    assert "Guide accuracy: share of the training images" in page
+
+
+def test_training_images_in_evaluation_mode_are_a_line_of_the_accuracies(run):
+    evidence = read_run(run)
+    columns = dict(evidence.training.columns) | {"train_subset_clean_accuracy": np.full(6, 0.625)}
+    changed = dataclasses.replace(evidence, training=dataclasses.replace(evidence.training, columns=columns))
+    page = render([changed]).replace("\u202f", " ")
+    assert "Clean, first training images, evaluation mode: 62.5 %" in page
+    assert "Train subset clean accuracy" not in page.split("metrics")[0]
+
+
 def test_the_headline_with_certificate_is_an_interval(tmp_path):
     run = write_synthetic_run(tmp_path, Synthetic(count=200, epochs=2, certified=0.4))
     page = words(render([read_run(run)]))

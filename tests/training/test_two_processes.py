@@ -80,7 +80,10 @@ def largest_difference(one: Path, other: Path) -> float:
 
 FAST = {"--optimizer.name": "sgd", "--optimizer.learning_rate": "0.1"}
 GUIDED = {"--guide.width": "0.25", "--method.parameters.ema.decay": "0.9", "--method.labels.warm_up": "0"}
-OWN = {"--guide": "null", "--networks.guide": "{width: 0.25, dropout: 0, optimizer: {learning_rate: 0.02}}"}
+OWN = {
+    "--guide": "null",
+    "--networks.guide": "{width: 0.25, dropout: 0, pretrain: 1, optimizer: {learning_rate: 0.02}}",
+}
 MAIL = {
     "--method.weights": "{name: mail, scale: mean_one, burn_in: 0}",
     "--method.parameters": "{awp: {gamma: 0.01}, grad_align: {weight: 0.1}}",
@@ -193,6 +196,9 @@ def test_a_network_with_its_own_optimiser_is_trained_by_two_processes_as_by_one(
     for network, weights in first["networks"].items():
         others = second["networks"][network]
         assert max(float((weights[name] - others[name]).abs().max()) for name in weights) < 2e-5
+    alone, shared = first["pretraining"]["guide"][0], second["pretraining"]["guide"][0]
+    assert alone["train_loss"] == pytest.approx(shared["train_loss"], rel=1e-5)
+    assert alone["validation_clean_accuracy"] == pytest.approx(shared["validation_clean_accuracy"], abs=0.02)
 
 
 @pytest.mark.parametrize("parts", ["mail-awp-gradalign", "gairat-swa"])

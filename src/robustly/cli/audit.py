@@ -84,7 +84,7 @@ def _audited(
     data = load_test(used.data)
     rows = rows_checks(folder, config, summary, data)
     trusts = Trust(everything=trust_code).allows
-    loaded = load_on_device(folder, used, data, trusts)
+    loaded = load_on_device(folder, used, data, trusts, "last" if summary.model.is_last_epoch else "best")
     target = EvaluationTarget(loaded.model, loaded.data, config.threat)
     named = Named(config.model.name, loaded.checkpoint, used.data.source)
     suite = suite_of(summary)

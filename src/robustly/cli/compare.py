@@ -15,7 +15,7 @@ from robustly.experiments.locks import repair_evaluations
 from robustly.files import write_text
 from robustly.reports import ReportError
 from robustly.reports.pages.methods_page import methods_csv, write_methods_page
-from robustly.reports.tables.evaluations import read_evaluated
+from robustly.reports.tables.evaluations import read_rows
 from robustly.reports.tables.method_tables import By, MethodTable, Row, Score, distinguishing, method_tables
 
 MARKS = {"training": "\u2020", "selection": "\u2021"}
@@ -32,7 +32,7 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
     folders = [folder for run in runs for folder in runs_in(run)]
     for folder in folders:
         repair_evaluations(folder)
-    tables = method_tables([read_evaluated(folder) for folder in folders], by)
+    tables = method_tables([row for folder in folders for row in read_rows(folder)], by)
     console = PlainConsole()
     if csv is not None:
         _check_target(csv)

@@ -6,9 +6,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from robustly.cli.progress import guide_words
 from robustly.experiments.configuration import RunConfig
+from robustly.statistics import Proportion
 from robustly.training import Job
 from robustly.training.cost import StepCost, step_cost
+from robustly.training.engine.guide_check import weak_words
 
 STANDARD_PASSES = 2
 
@@ -31,16 +34,31 @@ def show_composition(console: Console, config: RunConfig) -> None:
     console.print(f"{cost.total} in all, {cost.total / STANDARD_PASSES:g} times standard training's\n")
 
 
-def show_job(console: Console, config: RunConfig, job: Job) -> None:
-    """Print the networks' sizes, the data and the schedule."""
+def show_job(console: Console, config: RunConfig, job: Job, guide: Proportion | None = None) -> None:
+    """Print the networks' sizes, the data and the schedule.
+
+    Args:
+        console: the console.
+        config: settings of the run.
+        job: its networks and data.
+        guide: accuracy on training images of a guide that was trained beforehand; None without one.
+    """
     training, optimizer, schedule = config.training, config.optimizer, config.schedule
     networks = {"model": job.model, **{name: network.module for name, network in job.networks.items()}}
     sizes = [
         f"{name} {sum(parameter.numel() for parameter in network.parameters()):,}"
         for name, network in networks.items()
     ]
+    before = "".join(
+        f"before the run, the {name} alone for {network.pretrain} epochs with clean cross-entropy\n"
+        for name, network in job.networks.items()
+        if network.pretrain
+    )
+    if guide is not None:
+        before += f"{guide_words(guide)}\n"
+        before += f"! {weak_words(guide.share)}\n" if weak_words(guide.share) else ""
     console.print(
-        f"parameters: {', '.join(sizes)}\n"
+        f"parameters: {', '.join(sizes)}\n{before}"
         f"{training.epochs} epochs of {job.steps_per_epoch} steps of {training.batch_size} images, "
         f"{len(job.train)} for training, {len(job.validation)} for selection; {optimizer.name} at "
         f"{optimizer.learning_rate:g}, weight decay {optimizer.weight_decay:g}, {schedule.name} schedule\n"

@@ -28,6 +28,7 @@ from robustly.experiments.locks import lock_evaluation, partial_of
 from robustly.experiments.run_folder import (
     CERTIFIED,
     EVALUATION,
+    Checkpoint,
     RunError,
     evaluation_folder,
     open_run,
@@ -46,6 +47,7 @@ def run_evaluation(
     label: str | None = None,
     keep: bool = False,
     extended: Callable[[Suite], Suite] | None = None,
+    checkpoint: Checkpoint = "best",
 ) -> int:
     """Evaluate a run and print its table; returns the exit code.
 
@@ -54,9 +56,10 @@ def run_evaluation(
         overrides: settings.
         trust_code: whether models that only a file names may be imported.
         overwrite: whether an earlier evaluation may be replaced.
-        label: name of this evaluation if a run has several.
+        label: name of this evaluation if a run has several; None for "last" with the last checkpoint, else none.
         keep: whether to return without an error if there is an earlier evaluation.
         extended: adds certificates to the suite; None for the suite as it is.
+        checkpoint: the weights: those that the run selected, or those after its last epoch.
 
     Raises:
         ValueError: wrong settings, weights or data.
@@ -64,7 +67,7 @@ def run_evaluation(
     """
     run = run_of_command(place, overrides)
     config, folder = run.config, run.folder
-    target = evaluation_folder(folder, label)
+    target = evaluation_folder(folder, "last" if label is None and checkpoint == "last" else label)
     with ExitStack() as held:
         if not run.is_new:
             held.enter_context(lock_evaluation(target))
@@ -82,7 +85,7 @@ def run_evaluation(
             raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
         suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
         suite = suite if extended is None else extended(suite)
-        subject = load_subject(run, trust_code)
+        subject = load_subject(run, trust_code, checkpoint=checkpoint)
         keep_run(run)
         held.enter_context(removed_if_refused(run))
         if run.is_new:
@@ -197,7 +200,8 @@ def _spent(summary: Summary) -> str:
 def summary_table(summary: Summary) -> Table:
     """A table of clean accuracy, every attack and the worst case, with intervals."""
     metrics = summary.metrics
-    title = f"{summary.run}: {metrics.clean.count} images, {summary.threat.text}"
+    epoch = " (last epoch)" if summary.model.is_last_epoch else ""
+    title = f"{summary.run}{epoch}: {metrics.clean.count} images, {summary.threat.text}"
     table = Table(title=escape(title), title_justify="left")
     marked = bool(summary.seen_attacks)
     table.add_column("attack")

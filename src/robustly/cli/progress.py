@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from robustly.statistics import Proportion
 from robustly.training import Job, Moment, Observer
 from robustly.training.engine.checkpoint import Row
+from robustly.training.engine.guide_check import guide_warm_up, weak_epoch
 from robustly.training.engine.loop import COLLAPSED
 
 
@@ -39,9 +41,24 @@ def epoch_line(row: Row, is_best: bool) -> str:
         f"loss {row['train_loss']:.3f}",
         f"validation: clean {_percent(row['validation_clean_accuracy'])}",
         f"robust {_percent(row['validation_robust_accuracy'])}",
+        *([] if row.get("guide_accuracy") is None else [f"guide {_percent(row['guide_accuracy'])}"]),
         f"{row['images_per_second']:.0f} images/s",
     ]
     return "  ".join(parts) + ("  best" if is_best else "")
+
+
+def pretraining_line(name: str, row: Row, epochs: int) -> str:
+    """One line about an epoch of a network alone, before the run starts."""
+    return (
+        f"{name} alone, epoch {row['epoch']:>3}/{epochs}  loss {row['train_loss']:.3f}  "
+        f"training {_percent(row['train_clean_accuracy'])}  "
+        f"validation {_percent(row['validation_clean_accuracy'])}  {row['images_per_second']:.0f} images/s"
+    )
+
+
+def guide_words(accuracy: Proportion) -> str:
+    """One line about a guide that was trained before the run."""
+    return f"guide before the run: right on {100 * accuracy.share:.1f} % of {accuracy.count:,} training images"
 
 
 def collapse_line(collapsed: float | int | None, classes: Sequence[str]) -> str:
@@ -55,6 +72,22 @@ def _percent(share: float | int | None) -> str:
     return "   -  " if share is None else f"{100 * share:5.1f} %"
 
 
+class WeakGuide:
+    """Warn once of a guide that is often wrong in an epoch in which the model learns from it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._warned = False
+        self.warm_up = 0.0
+
+    def print(self, row: Row) -> None:
+        """Print the warning if the epoch is the first such one."""
+        line = "" if self._warned else weak_epoch(row, self.warm_up)
+        if line:
+            self._warned = True
+            self._console.print(f"! {line}", highlight=False, soft_wrap=True, markup=False)
+
+
 class PlainLines(Observer):
     """Print one line per epoch, with the remaining time."""
 
@@ -64,10 +97,20 @@ class PlainLines(Observer):
         self._at_start = 0
         self._epochs = 0
         self._classes: tuple[str, ...] = ()
+        self._weak = WeakGuide(console)
+
+    def pretrained(self, name: str, row: Row, epochs: int) -> None:
+        """Print the epoch."""
+        self._console.print(pretraining_line(name, row, epochs), highlight=False, soft_wrap=True)
+
+    def guide_checked(self, accuracy: Proportion) -> None:
+        """Print the accuracy."""
+        self._console.print(guide_words(accuracy), highlight=False, soft_wrap=True)
 
     def started(self, job: Job, finished_epochs: int) -> None:
         """Store the epochs to run, the names of the classes and the start time."""
         self._classes = job.train.classes
+        self._weak.warm_up = guide_warm_up(job)
         self._began, self._at_start, self._epochs = time.perf_counter(), finished_epochs, job.training.epochs
 
     def epoch_finished(self, row: Row, is_best: bool) -> None:
@@ -77,6 +120,7 @@ class PlainLines(Observer):
         left = per_epoch * (self._epochs - epoch)
         self._console.print(f"{epoch_line(row, is_best)}  {left:.0f} s left", highlight=False, soft_wrap=True)
         _print_collapse(self._console, row, self._classes)
+        self._weak.print(row)
 
 
 class LiveBar(Observer):
@@ -88,10 +132,20 @@ class LiveBar(Observer):
         self._began = time.perf_counter()
         self._images = 0
         self._classes: tuple[str, ...] = ()
+        self._weak = WeakGuide(console)
+
+    def pretrained(self, name: str, row: Row, epochs: int) -> None:
+        """Print the epoch."""
+        self._console.print(pretraining_line(name, row, epochs), highlight=False)
+
+    def guide_checked(self, accuracy: Proportion) -> None:
+        """Print the accuracy."""
+        self._console.print(guide_words(accuracy), highlight=False, soft_wrap=True)
 
     def started(self, job: Job, finished_epochs: int) -> None:
         """Create the bar."""
         self._classes = job.train.classes
+        self._weak.warm_up = guide_warm_up(job)
         self._began = time.perf_counter()
         steps = job.steps_per_epoch
         self._task = self._progress.add_task(
@@ -115,6 +169,7 @@ class LiveBar(Observer):
         """Print the epoch."""
         self._console.print(epoch_line(row, is_best), highlight=False)
         _print_collapse(self._console, row, self._classes)
+        self._weak.print(row)
         clean, robust = row["validation_clean_accuracy"], row["validation_robust_accuracy"]
         validated = f"clean {_percent(clean).strip()} robust {_percent(robust).strip()}"
         self._progress.update(self._task, validated=validated)

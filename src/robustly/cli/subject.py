@@ -18,6 +18,7 @@ from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_weights, write_run_data
 from robustly.experiments.run_folder import (
     OWN_WEIGHTS,
+    Checkpoint,
     RunError,
     Trusts,
     create_run,
@@ -76,13 +77,16 @@ def run_of_command(place: Path | None, overrides: list[str]) -> GivenRun:
     return run
 
 
-def load_subject(run: GivenRun, trust_code: bool, config: RunConfig | None = None) -> Subject:
+def load_subject(
+    run: GivenRun, trust_code: bool, config: RunConfig | None = None, checkpoint: Checkpoint = "best"
+) -> Subject:
     """Load the model and the images of a run; nothing is written.
 
     Args:
         run: the run.
         trust_code: whether models that only a file names may be imported.
         config: settings in place of those of the run, such as the images of an earlier evaluation.
+        checkpoint: the weights of the run.
 
     Raises:
         ValueError: weights, data or model that are wrong or do not fit.
@@ -93,7 +97,7 @@ def load_subject(run: GivenRun, trust_code: bool, config: RunConfig | None = Non
     data = load_test(source)
     seen = check_test_rows(run.folder, config, data)
     trusts = trust_in(run.overrides, trust_code).allows
-    loaded = load_on_device(run.folder, config, data, trusts)
+    loaded = load_on_device(run.folder, config, data, trusts, checkpoint)
     if loaded.checkpoint == OWN_WEIGHTS:
         PlainConsole().print(
             f"the weights are those that {config.model.name} gives; their hash is recorded",

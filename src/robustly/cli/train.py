@@ -21,8 +21,17 @@ from robustly.experiments.run_data import data_of_job, refuse_other_training_row
 from robustly.experiments.run_folder import Trusts, build_job_and_data, create_run, is_begun, open_run
 from robustly.runtime import Runtime
 from robustly.training import train
+from robustly.training.engine.guide_check import (
+    GUIDE,
+    checked_images,
+    guide_warm_up,
+    is_checked,
+    refuse_chance,
+    weak_epoch,
+)
 from robustly.training.engine.loop import FINAL
 from robustly.training.engine.placing import place_networks
+from robustly.training.engine.validation import clean_accuracy
 from robustly.training.observers import Observers, Subject, check_observers, run_key, writers
 
 
@@ -106,10 +115,21 @@ def train_run(
         show_composition(PlainConsole(), config)
     config.runtime.check()
     job, splits = build_job_and_data(config, trusts)
-    place_networks(job, torch.device("cpu"), config.runtime.processes * config.runtime.nodes)  # before files exist
+    cpu = torch.device("cpu")
+    placed = place_networks(job, cpu, config.runtime.processes * config.runtime.nodes)  # before files exist
+    accuracy = None
+    if not resumes and is_checked(job) and not job.networks[GUIDE].pretrain:
+        with placed.adapted():
+            accuracy = clean_accuracy(
+                placed.networks.trained[GUIDE],
+                checked_images(job),
+                batch_size=job.training.validation_batch_size,
+                dtype=placed.dtype,
+            )
+        refuse_chance(accuracy, job.train.num_classes)
     if dry_run:
         job.check_processes(config.runtime.processes * config.runtime.nodes)
-        show_job(PlainConsole(), config, job)
+        show_job(PlainConsole(), config, job, accuracy)
         return 0
     rows = data_of_job(config, job, splits.test)
     if resumes:
@@ -137,6 +157,7 @@ def train_run(
             raise
     runtime.close()
     collapse = collapse_line(outcome.collapsed, job.train.classes)
+    weak = weak_epoch(outcome.rows[-1], guide_warm_up(job)) if len(outcome.rows) > 1 else ""
     _print(
         console,
         (f"stopped early: {outcome.reason}\n" if outcome.reason else "")
@@ -146,6 +167,7 @@ def train_run(
             if collapse
             else ""
         )
+        + (f"! in the last epoch, {weak}\n" if weak else "")
         + f"next: robustly evaluate {quote(str(folder))}{trust_option(config.model.name)}",
     )
     return 0

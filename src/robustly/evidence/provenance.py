@@ -9,6 +9,8 @@ from typing import Literal
 
 Mode = Literal["every", "worst_case"]
 Seen = Literal["training", "selection"]
+LAST_CHECKPOINT = "checkpoints/last.pt"
+"""Name of the weights after the last epoch of a run, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class ModelRecord:
     parameters: int
     weights_sha256: str
     checkpoint: str | None = None
+
+    @property
+    def is_last_epoch(self) -> bool:
+        """True for the weights after the last epoch of a run, False for those that it selected."""
+        return self.checkpoint == LAST_CHECKPOINT
 
 
 @dataclass(frozen=True)

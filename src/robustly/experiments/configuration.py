@@ -30,10 +30,12 @@ from robustly.training import (
     WEIGHTS,
     DataLabels,
     Method,
+    MethodError,
     OptimizerConfig,
     ScheduleConfig,
     TrainingConfig,
 )
+from robustly.training.engine.job import check_pretrain, network_key
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ class RunConfig:
         relevant = _without_added(relevant)
         if relevant["data"]["classes"] is None:  # another setting that a later version added
             del relevant["data"]["classes"]
+        del relevant["data"]["expected_classes"]  # a check, on which no weights depend
         relevant["precision"] = self.runtime.precision
         relevant["threat"] = str(self.threat)  # a mask by its content
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"
@@ -215,6 +218,8 @@ _ADDED: dict[str, Any] = {
     "head_epochs": 0,
     "head": None,
     "weights_key": None,
+    "pretrain": 0,
+    "measure_train": 0,
 }
 """Settings that a later version added, and their defaults."""
 PART_TABLES: dict[str, Mapping[str, type]] = {
@@ -234,6 +239,11 @@ def build_config(settings: Settings) -> RunConfig:
     check_keys(settings, ("recipe", *TOP_LEVEL), "")
     built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in SECTION_TYPES.items()}
     networks = build_networks(settings)
+    for name, network in networks.items():
+        try:
+            check_pretrain(network.pretrain, network.frozen, built["training"].epochs, network_key(name))
+        except MethodError as error:
+            raise SettingsError(str(error)) from None
     method, plain = _build_method(settings.get("method"))
     seed = check(int, settings.get("seed", 0), "seed")
     given_threat = check(str, settings.get("threat", "linf:8/255"), "threat")

@@ -7,8 +7,8 @@ from typing import Any
 from robustly.models import ModelConfig
 from robustly.settings import SettingsError, build, check, check_keys
 from robustly.training import MethodError, OptimizerConfig
-from robustly.training.engine.job import check_kind, network_key
-from robustly.training.parts import CONVENTIONAL_NETWORKS
+from robustly.training.engine.job import check_kind, check_pretrain, network_key
+from robustly.training.parts import CONVENTIONAL_NETWORKS, Kind
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,19 @@ class NetworkConfig:
         model: architecture and initial weights.
         frozen: whether its parameters stay fixed; a frozen network needs weights.
         optimizer: settings of an optimiser of its own; None trains it with the model's.
+        pretrain: epochs in which the run trains it alone with clean cross-entropy before its own first epoch; 0 for
+            none, at most the epochs of the run.
     """
 
     model: ModelConfig
     frozen: bool = False
     optimizer: OptimizerConfig | None = None
+    pretrain: int = 0
 
     def as_plain(self) -> dict[str, Any]:
         """Every setting as plain values, as recipes write them under `networks`."""
         optimizer = None if self.optimizer is None else asdict(self.optimizer)
-        return {**asdict(self.model), "frozen": self.frozen, "optimizer": optimizer}
+        return {**asdict(self.model), "frozen": self.frozen, "optimizer": optimizer, "pretrain": self.pretrain}
 
 
 def build_networks(settings: Mapping[str, Any]) -> dict[str, NetworkConfig]:
@@ -39,12 +42,12 @@ def build_networks(settings: Mapping[str, Any]) -> dict[str, NetworkConfig]:
 
     Raises:
         SettingsError: an unknown key, a value of another type, a name given twice, a frozen network without
-            weights.
+            weights, epochs before the run that are not possible.
     """
     networks: dict[str, NetworkConfig] = {}
     for name, kind in CONVENTIONAL_NETWORKS.items():
         if settings.get(name) is not None:
-            networks[name] = NetworkConfig(build(ModelConfig, settings[name], name), frozen=kind == "frozen")
+            networks[name] = _build_network(settings[name], name, kind)
     others = check(dict[str, Any] | None, settings.get("networks"), "networks") or {}
     for name, given in others.items():
         if given is None:
@@ -60,6 +63,10 @@ def build_networks(settings: Mapping[str, Any]) -> dict[str, NetworkConfig]:
             check_kind(name, network.frozen)
         except MethodError as error:
             raise SettingsError(f"{key}: {error}") from None
+        try:
+            check_pretrain(network.pretrain, network.frozen, key=key)
+        except MethodError as error:
+            raise SettingsError(str(error)) from None
         if network.frozen and network.model.weights is None:
             raise SettingsError(f"{key}: a frozen network is trained beforehand: set {key}.weights to its file")
         if network.frozen and network.optimizer is not None:
@@ -67,14 +74,16 @@ def build_networks(settings: Mapping[str, Any]) -> dict[str, NetworkConfig]:
     return networks
 
 
-def _build_network(given: Any, key: str) -> NetworkConfig:
-    own = ("frozen", "optimizer")
+def _build_network(given: Any, key: str, kind: Kind | None = None) -> NetworkConfig:
+    """A network; the kind of one with a conventional name is fixed, and it has no optimiser of its own there."""
+    own = ("pretrain",) if kind else ("frozen", "optimizer", "pretrain")
     settings = check_keys(given, [*(item.name for item in fields(ModelConfig)), *own], key)
     optimizer = settings.get("optimizer")
     return NetworkConfig(
         build(ModelConfig, {name: value for name, value in settings.items() if name not in own}, key),
-        frozen=check(bool, settings.get("frozen", False), f"{key}.frozen"),
+        frozen=kind == "frozen" if kind else check(bool, settings.get("frozen", False), f"{key}.frozen"),
         optimizer=None if optimizer is None else build(OptimizerConfig, optimizer, f"{key}.optimizer"),
+        pretrain=check(int, settings.get("pretrain", 0), f"{key}.pretrain"),
     )
 
 
@@ -83,7 +92,9 @@ def plain_networks(networks: Mapping[str, NetworkConfig]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name in CONVENTIONAL_NETWORKS:
         network = networks.get(name)
-        plain[name] = None if network is None or network.optimizer is not None else asdict(network.model)
+        plain[name] = None
+        if network is not None and network.optimizer is None:
+            plain[name] = asdict(network.model) | ({} if network.frozen else {"pretrain": network.pretrain})
     others = {name: network.as_plain() for name, network in networks.items() if plain.get(name) is None}
     return {**plain, "networks": others}
 

@@ -119,6 +119,7 @@ def _put(settings: dict[str, Any], path: list[str], value: Any, key: str) -> Non
     if last == "name" and here.get("name") not in (None, value):
         # another part or model: settings of the old one do not apply, those of the images do
         kept: dict[str, Any] = {key: here[key] for key in ("mean", "std") if key in here and ":" not in str(value)}
+        kept |= {"pretrain": here["pretrain"]} if "pretrain" in here else {}  # a setting of the run
         here.clear()
         here.update(kept)
     here[last] = value

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -17,6 +18,7 @@ from robustly.evaluation.derived import looks_like_probabilities
 from robustly.evaluation.fitting import first_logits, fitted_data
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.keys import UNTRAINED
+from robustly.experiments.last_epoch import last_weights, put_weights
 from robustly.experiments.locks import is_own_leftover
 from robustly.experiments.overrides import read_yaml
 from robustly.files import remove_stale_parts, write_text
@@ -28,7 +30,7 @@ from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
 from robustly.training import AuxiliaryNetwork, Job
 from robustly.training.engine.job import check_networks
-from robustly.training.engine.loop import BEST, FINAL
+from robustly.training.engine.loop import BEST, FINAL, LAST
 
 CONFIG = "config.yaml"
 EVALUATION = "evaluation"
@@ -40,6 +42,8 @@ OWN_WEIGHTS = "factory's own"
 PUBLISHED_WEIGHTS = "published"
 
 Trusts = Callable[[str], bool]
+Checkpoint = Literal["best", "last"]
+"""Weights of a run: those that it selected, or those after its last epoch."""
 
 
 class RunError(ValueError):
@@ -96,7 +100,7 @@ def is_begun(folder: Path, config: RunConfig) -> bool:
     if not (folder / CONFIG).is_file():
         refuse_existing(folder)
         return False
-    there, here = open_run(folder).as_plain(), config.as_plain()
+    there, here = (_without_checks(one.as_plain()) for one in (open_run(folder), config))
     other = [key for key in here if here[key] != there.get(key)]
     if other:
         raise RunError(
@@ -104,6 +108,11 @@ def is_begun(folder: Path, config: RunConfig) -> bool:
             f"continue it with --resume {folder}; to train it for longer, `robustly finetune {folder} --epochs N`"
         )
     return True
+
+
+def _without_checks(plain: dict[str, Any]) -> dict[str, Any]:
+    """Plain settings without `data.expected_classes`, which runs begun by earlier versions do not have."""
+    return {**plain, "data": {key: value for key, value in plain["data"].items() if key != "expected_classes"}}
 
 
 def evaluation_folder(run: Path, label: str | None = None) -> Path:
@@ -156,6 +165,8 @@ def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
             build_network(network.model, splits.train, derive_seed(seed, name), trusts, name),
             network.frozen,
             network.optimizer,
+            network.pretrain,
+            has_weights=network.model.weights is not None,
         )
         for name, network in config.networks.items()
     }
@@ -232,18 +243,30 @@ def check_logits(logits: Tensor, data: ImageData) -> None:
 
 
 def load_trained(
-    folder: Path, config: RunConfig, data: ImageData, trusts: Trusts
+    folder: Path, config: RunConfig, data: ImageData, trusts: Trusts, checkpoint: Checkpoint = "best"
 ) -> tuple[nn.Module, ImageData, str]:
-    """The network of a run with its selected weights, the images with its classes, and the name of the file.
+    """The network of a run with its weights, the images with its classes, and the name of the file.
 
     The weights are `model.safetensors` of a finished run, the best checkpoint of an unfinished one, and those named
     by the settings of a folder without training.
 
+    Args:
+        folder: the run.
+        config: its settings, perhaps with others of the data and the threat.
+        data: the images.
+        trusts: whether a model named `package.module:factory` may be imported.
+        checkpoint: "last" for the weights after the last finished epoch, averaged if the method averages them.
+
     Raises:
         RunError: there are no weights yet.
-        ValueError: weights that are damaged or do not fit, or data with other classes.
+        ValueError: weights that are damaged or do not fit, or data with other classes; no finished epoch.
     """
     seed = derive_seed(config.seed, "model")
+    if checkpoint == "last":
+        weights = last_weights(folder, open_run(folder))
+        model = _new_network(replace(config.model, weights=None), data, seed, trusts)
+        put_weights(model, weights, folder / LAST)
+        return _evaluated(model, data, LAST)
     for name in (FINAL, BEST):
         if (folder / name).is_file():
             # the weights from which the run started are not needed, and may be deleted by now
@@ -282,13 +305,15 @@ class Loaded:
     device: torch.device
 
 
-def load_on_device(folder: Path, config: RunConfig, data: ImageData, trusts: Trusts) -> Loaded:
+def load_on_device(
+    folder: Path, config: RunConfig, data: ImageData, trusts: Trusts, checkpoint: Checkpoint = "best"
+) -> Loaded:
     """The network of `load_trained` and the images, on the device of the settings.
 
     Raises:
         ValueError: as `load_trained`.
     """
-    model, fitted, name = load_trained(folder, config, data, trusts)
+    model, fitted, name = load_trained(folder, config, data, trusts, checkpoint)
     device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
     placed = fitted.to(device)
     return Loaded(in_fastest_layout(model.to(device), placed.first(2)), placed, name, device)

@@ -131,8 +131,10 @@ def _networks(config: RunConfig, plain: Mapping[str, Any]) -> Iterator[Setting]:
         key, values = (name, plain[name]) if is_direct else (f"networks.{name}", plain["networks"][name])
         for item in fields(ModelConfig):
             yield Setting(f"{key}.{item.name}", _shown(values[item.name]), f"as --model.{item.name}", "")
+        meanings = arguments_of(NetworkConfig)
+        if "pretrain" in values:
+            yield Setting(f"{key}.pretrain", _shown(values["pretrain"]), "a whole number", meanings["pretrain"])
         if not is_direct:
-            meanings = arguments_of(NetworkConfig)
             yield Setting(f"{key}.frozen", _shown(values["frozen"]), "true or false", meanings["frozen"])
             yield Setting(
                 f"{key}.optimizer",

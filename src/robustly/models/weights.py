@@ -193,7 +193,19 @@ def _check_match(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: P
         if names
     ]
     if problems:
-        raise WeightsError(f"{path}: the weights do not fit the model: {'; '.join(problems)}")
+        classes = "" if missing or unexpected else _other_classes(own, given)
+        raise WeightsError(f"{path}: the weights do not fit the model: {'; '.join(problems)}{classes}")
+
+
+def _other_classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """A note on a file of another number of classes: only outputs of the last layer differ. Empty otherwise."""
+    differ = {name: value.shape for name, value in given.items() if value.shape != own[name].shape}
+    numbers = {(shape[0] if shape else 0, *own[name].shape[:1]) for name, shape in differ.items()}
+    inputs_fit = all(shape[1:] == own[name].shape[1:] for name, shape in differ.items())
+    if len(differ) > 2 or len(numbers) != 1 or not inputs_fit or list(own)[-1] not in differ:
+        return ""
+    theirs, ours = numbers.pop()
+    return f" (the file is of {theirs} classes, the model of {ours})"
 
 
 def _check_values(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:

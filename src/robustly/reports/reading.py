@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robustly.documents import DocumentError, read_csv, read_yaml
 from robustly.evidence import Evidence, EvidenceTable, Summary, read_summary
@@ -17,6 +18,8 @@ from robustly.reports.run import ReportError, RunEvidence, Status, Training
 
 Content = TypeVar("Content")
 
+PRETRAINING = "_pretraining.csv"
+"""End of the names of tables of a network's epochs before the run."""
 AUDIT_CALL = 'robustly.read_result("FOLDER").audit(model, data)'
 """The audit of evidence without a run folder, which states neither model nor data."""
 
@@ -36,7 +39,7 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
         raise ReportError(f"{path} is not a run folder: there is no such folder.")
     folder = evaluation_folder or path / "evaluation"
     config = if_there(path / "config.yaml", read_config)
-    training = if_there(path / "metrics.csv", _read_training)
+    training = if_there(path / "metrics.csv", read_training)
     evaluation = if_there(folder / SUMMARY, lambda file: read_summary(file.parent))
     if training is None and evaluation is None:
         raise ReportError(
@@ -105,7 +108,26 @@ def read_config(file: Path) -> Mapping[str, object]:
         raise ReportError(f"{error}.") from None
 
 
-def _read_training(file: Path) -> Training | None:
+def read_training(file: Path) -> Training | None:
+    """The metrics of a training, and its status beside them; None without a finished epoch.
+
+    Raises:
+        ReportError: the file is cut off or has a cell that is not a number.
+    """
+    columns = _read_columns(file)
+    if columns is None:
+        return None
+    status = if_there(
+        file.with_name("status.json"), lambda found: from_json(Status, read_object(found), str(found), strict=False)
+    )
+    tables = {table: _read_columns(table) for table in sorted(file.parent.glob(f"*{PRETRAINING}"))}
+    names = {table.name.removesuffix(PRETRAINING): found for table, found in tables.items()}
+    alone = {name: found for name, found in names.items() if found is not None and name.isidentifier()}
+    return Training(columns, status or Status(), alone)
+
+
+def _read_columns(file: Path) -> dict[str, NDArray[np.float64]] | None:
+    """A table of numbers with a column `epoch`, by column; None if it has no row."""
     try:
         rows = read_csv(file)
     except DocumentError as error:
@@ -121,11 +143,7 @@ def _read_training(file: Path) -> Training | None:
         table = np.array([[float(cell) if cell.strip() else np.nan for cell in row] for row in rows[1:]])
     except ValueError as error:
         raise ReportError(f"{file} has a cell that is not a number: {error}.") from error
-    columns = {name: table[:, i] for i, name in enumerate(header)}
-    status = if_there(
-        file.with_name("status.json"), lambda found: from_json(Status, read_object(found), str(found), strict=False)
-    )
-    return Training(columns) if status is None else Training(columns, status)
+    return {name: table[:, i] for i, name in enumerate(header)}
 
 
 def _other_model(analysis: Analysis, evaluation: Summary) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +30,17 @@ class Status:
 
 @dataclass(frozen=True)
 class Training:
-    """`metrics.csv` as columns of equal length (NaN where a cell is empty) and `status.json`."""
+    """Metrics of a training run.
+
+    Args:
+        columns: `metrics.csv` as columns of equal length, NaN where a cell is empty.
+        status: `status.json`.
+        alone: columns of the epochs before the run (`guide.pretrain`), by the network that was trained in them.
+    """
 
     columns: Mapping[str, NDArray[np.float64]]
     status: Status = Status()
+    alone: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
 
     def column(self, name: str) -> NDArray[np.float64] | None:
         """A column, or None if it is missing or has no number."""
@@ -47,6 +54,10 @@ class Training:
         if values is None or best is None or not 1 <= best <= len(values) or not np.isfinite(values[best - 1]):
             return None
         return int(values[best - 1])
+
+
+WEAK_GUIDE = 0.6
+"""Accuracy of a guide on the training labels below which a page warns, as training does."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,17 @@ class RunEvidence:
     audit: AuditRecord | None = None
     signature: Signature | None = None
     check: str = ""
+
+    @property
+    def weak_guide(self) -> float | None:
+        """Accuracy of the guide in the last epoch, if it is low and the model learned from it there; else None."""
+        values = None if self.training is None else self.training.column("guide_accuracy")
+        if values is None or not np.isfinite(values[-1]) or values[-1] >= WEAK_GUIDE:
+            return None
+        method = (self.config or {}).get("method")
+        labels = method.get("labels") if isinstance(method, Mapping) else None
+        warm_up = labels.get("warm_up") if isinstance(labels, Mapping) else None
+        return None if isinstance(warm_up, int | float) and len(values) <= warm_up else float(values[-1])
 
 
 def distinct_names(named: Sequence[tuple[str, Path]]) -> list[str]:

@@ -1,7 +1,8 @@
 """Adversarial training: methods composed of five parts, and one training loop."""
 
 from robustly.training.engine.job import AuxiliaryNetwork, Job, TrainingConfig
-from robustly.training.engine.loop import Observer, Outcome, train
+from robustly.training.engine.loop import Outcome, train
+from robustly.training.engine.observer import Observer
 from robustly.training.engine.optimisation import OptimizerConfig, ScheduleConfig
 from robustly.training.engine.stopping import DivergenceError
 from robustly.training.inner import INNER_MAXIMISERS

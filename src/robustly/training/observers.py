@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from robustly.settings import nearest
+from robustly.statistics import Proportion
 from robustly.training.engine.checkpoint import Row
 from robustly.training.engine.job import Job
-from robustly.training.engine.loop import Observer
+from robustly.training.engine.observer import Observer
 from robustly.training.step import Moment
 
 
@@ -147,6 +148,16 @@ class Observers(Observer):
 
     def __init__(self, parts: Sequence[Observer]) -> None:
         self._parts = tuple(parts)
+
+    def pretrained(self, name: str, row: Row, epochs: int) -> None:
+        """An epoch of a network alone, before the run starts, is done and saved."""
+        for part in self._parts:
+            part.pretrained(name, row, epochs)
+
+    def guide_checked(self, accuracy: Proportion) -> None:
+        """The accuracy of a guide is measured."""
+        for part in self._parts:
+            part.guide_checked(accuracy)
 
     def started(self, job: Job, finished_epochs: int) -> None:
         """Training begins or continues."""

@@ -17,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--suite", metavar="NAME", help="same as --evaluation.suite NAME")
     parser.add_argument("--as", dest="label", metavar="NAME", help="write to the folder evaluation_NAME")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="weights of the run: the selected ones, or those after its last epoch (to the folder evaluation_last)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
     parser.add_argument("--keep", action="store_true", help="do nothing if the run is evaluated already")
 
@@ -28,7 +34,13 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.suite is not None:
         overrides = ["--evaluation.suite", options.suite, *overrides]
     return run_evaluation(
-        options.run, overrides, options.trust_code, options.overwrite, options.label, options.keep
+        options.run,
+        overrides,
+        options.trust_code,
+        options.overwrite,
+        options.label,
+        options.keep,
+        checkpoint=options.checkpoint,
     )
 
 

@@ -28,6 +28,7 @@ ACCURACIES = {
     "validation_robust_accuracy": ("Robust, validation", ROBUST, "solid"),
     "train_clean_accuracy": ("Clean, training", CLEAN, "dot"),
     "train_robust_accuracy": ("Robust, training", ROBUST, "dot"),
+    "train_subset_clean_accuracy": ("Clean, first training images, evaluation mode", CLEAN, "dash"),
 }
 
 
@@ -44,6 +45,7 @@ class Line:
 def training_figures(training: Training) -> tuple[Figure, ...]:
     """All figures for which the metrics have columns."""
     found = [accuracies(training), losses(training), learning_rate(training), other_shares(training)]
+    found += [before_the_run(name, training, place) for place, name in enumerate(training.alone)]
     return tuple(each for each in found if each is not None)
 
 
@@ -94,8 +96,32 @@ def other_shares(training: Training) -> Figure | None:
     ]
     lines = [Line(name, name.replace("_", " ").capitalize(), RUN_COLOURS[i % 8]) for i, name in enumerate(names)]
     text = "Other shares that the method records."
+    if "guide_accuracy" in names:
+        text = (
+            "Guide accuracy: share of the training images that the guide classifies correctly, in training mode, "
+            "while it learns. The model learns from its answers."
+        )
     axis = {**PERCENT_AXIS, "title": axis_title("Share")}
-    return _chart(training, Words("other-shares", "Guide and labels", text), lines, axis, shares=True)
+    title = "The guide" if names == ["guide_accuracy"] else "Guide and labels"
+    return _chart(training, Words("other-shares", title, text), lines, axis, shares=True)
+
+
+def before_the_run(name: str, training: Training, place: int = 0) -> Figure | None:
+    """Accuracies of a network in the epochs in which it was trained alone, before the run.
+
+    Args:
+        name: name of the network.
+        training: metrics of the run.
+        place: number of the figure among those of other networks, from 0.
+    """
+    lines = [
+        Line("validation_clean_accuracy", "Validation", CLEAN),
+        Line("train_clean_accuracy", "Training", CLEAN, "dot"),
+    ]
+    text = f"Clean accuracy of the {name}, which was trained alone in these epochs. The run started after them."
+    axis = {**PERCENT_AXIS, "title": axis_title("Accuracy")}
+    words = Words(f"alone-{chr(ord('a') + place % 26)}", f"The {name} before the run", text)
+    return _chart(Training(training.alone[name]), words, lines, axis, shares=True)
 
 
 def metrics_table(training: Training) -> Table:

@@ -20,7 +20,7 @@ from robustly.reports.figures.certificate_figures import certificate_figures
 from robustly.reports.figures.charts import Figure, Table
 from robustly.reports.figures.evaluation_figures import evaluation_figures
 from robustly.reports.figures.training_figures import metrics_table, training_figures
-from robustly.reports.formats import count
+from robustly.reports.formats import count, percent
 from robustly.reports.pages.attack_rows import AttackRow, attack_rows, not_needed
 from robustly.reports.pages.certificate_rows import CertificateRow, OpenRow, certificate_rows, open_rows
 from robustly.reports.pages.facts import FactGroup, audit_words, facts
@@ -215,6 +215,11 @@ def _warnings(run: RunEvidence) -> tuple[str, ...]:
         found.append(
             "In the best epoch of the training every validation image was predicted as class "
             f"{training.collapsed}: the network had collapsed."
+        )
+    if run.weak_guide is not None:
+        found.append(
+            f"In the last epoch the guide classified only {percent(run.weak_guide)} of the training images "
+            "correctly, and the model learned from its answers."
         )
     if evaluation is not None:
         found += evaluation.warnings

@@ -22,12 +22,21 @@ class KeptEvaluation:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run and all its evaluations; `config` is None without a `config.yaml`."""
+    """A run and the evaluations of its selected weights, or those of its last epoch.
+
+    Args:
+        path: the folder.
+        name: name of the run.
+        config: its settings; None without a `config.yaml`.
+        evaluations: the evaluations, all of the same weights.
+        last_epoch: whether they are of the weights after the last epoch.
+    """
 
     path: Path
     name: str
     config: Mapping[str, object] | None
     evaluations: tuple[KeptEvaluation, ...]
+    last_epoch: bool = False
 
     @property
     def recipe(self) -> str | None:
@@ -37,7 +46,12 @@ class EvaluatedRun:
 
 
 def read_evaluated(path: Path) -> EvaluatedRun:
-    """Read a run and all its evaluations.
+    """The first of `read_rows`: a run and the evaluations of its selected weights, if there are any."""
+    return read_rows(path)[0]
+
+
+def read_rows(path: Path) -> tuple[EvaluatedRun, ...]:
+    """Read a run and all its evaluations: one of the selected weights, and one of the last epoch, as far as done.
 
     Args:
         path: the folder of the run.
@@ -55,12 +69,17 @@ def read_evaluated(path: Path) -> EvaluatedRun:
         raise ReportError(f"{path} is not a run folder: it has neither config.yaml nor evaluation/summary.json.")
     if not kept:
         raise ReportError(f"{path} is not evaluated yet: run `robustly evaluate {path}` first.")
-    weights = {one.evaluation.model.weights_sha256: one.folder.name for one in kept}
-    if len(weights) > 1:
-        raise ReportError(
-            f"{path}: {' and '.join(sorted(weights.values()))} are of different weights: evaluate again."
-        )
-    return EvaluatedRun(path, path.resolve().name, config, tuple(kept))
+    rows = []
+    for last_epoch in (False, True):
+        some = [one for one in kept if one.evaluation.model.is_last_epoch is last_epoch]
+        weights = {one.evaluation.model.weights_sha256: one.folder.name for one in some}
+        if len(weights) > 1:
+            raise ReportError(
+                f"{path}: {' and '.join(sorted(weights.values()))} are of different weights: evaluate again."
+            )
+        if some:
+            rows.append(EvaluatedRun(path, path.resolve().name, config, tuple(some), last_epoch))
+    return tuple(rows)
 
 
 def joint_worst_case(kept: Sequence[KeptEvaluation]) -> Proportion:

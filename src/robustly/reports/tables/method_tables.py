@@ -17,12 +17,11 @@ from robustly.reports.tables.columns import (
     seen_columns,
     titled,
 )
-from robustly.reports.tables.comparison import ComparedNumber, marked
+from robustly.reports.tables.comparison import ComparedNumber, ShareInterval, marked
 from robustly.reports.tables.evaluations import EvaluatedRun
 from robustly.reports.tables.mixed_counts import Measured, entries_by_table
 from robustly.reports.tables.published import Published, published_row
 from robustly.reports.tables.seeds import group_names, seed_groups, seed_of
-from robustly.statistics import Proportion
 
 By = Literal["method", "run"]
 
@@ -160,7 +159,7 @@ def method_tables(runs: Sequence[EvaluatedRun], by: By = "method") -> tuple[Meth
     """
     if not runs:
         raise ReportError("A comparison needs at least one run.")
-    distinct = list({run.path.resolve(): run for run in runs}.values())
+    distinct = list({(run.path.resolve(), run.last_epoch): run for run in runs}.values())
     return tuple(_table(entries, by) for entries in entries_by_table(distinct))
 
 
@@ -169,7 +168,7 @@ def _table(entries: Sequence[Measured], by: By) -> MethodTable:
     runs = [run for run, *_ in entries]
     groups = seed_groups(runs) if by == "method" else [[i] for i in range(len(runs))]
     names = group_names([[runs[i] for i in group] for group in groups])
-    scores = [[_score([entries[i][2].get(column) for i in group]) for column in columns] for group in groups]
+    scores = [[score_of([entries[i][2].get(column) for i in group]) for column in columns] for group in groups]
     suspected = [any(one.evaluation.masking for i in group for one in entries[i][1]) for group in groups]
     titles = titled(columns)
     notes = _notes(columns, titles, [len(group) for group in groups], scores)
@@ -222,7 +221,8 @@ def _seen_rows(name: str, entries: Sequence[Measured]) -> str:
     return f"{name}: {'; '.join(words)}. Its accuracies may be too high." if words else ""
 
 
-def _score(parts: Sequence[Proportion | None]) -> Score | None:
+def score_of(parts: Sequence[ShareInterval | None]) -> Score | None:
+    """The number of a row from those of its runs, one for each seed; None if no run has it."""
     known = [part for part in parts if part is not None]
     if not known:
         return None
@@ -264,7 +264,7 @@ def _is_attack(column: TableColumn) -> bool:
 def _published(entry: Measured, attacks: Sequence[str]) -> Published | None:
     run, kept, _ = entry
     evaluation = kept[0].evaluation
-    if run.recipe is None or evaluation.threat.norm != "linf":
+    if run.recipe is None or run.last_epoch or evaluation.threat.norm != "linf":
         return None
     return published_row(
         run.recipe,

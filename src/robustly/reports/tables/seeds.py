@@ -21,7 +21,7 @@ def seed_groups(runs: Sequence[EvaluatedRun]) -> list[list[int]]:
         if run.config is None:
             groups[f"run {i}"] = [i]
             continue
-        settings = json.dumps(_relevant(run.config), sort_keys=True, default=str)
+        settings = json.dumps([_relevant(run.config), run.last_epoch], sort_keys=True, default=str)
         seeds = [(settings, nth) for nth in range(i + 1)]
         for key in map(repr, seeds):
             group = groups.setdefault(key, [])
@@ -40,16 +40,20 @@ def seed_of(run: EvaluatedRun) -> int | None:
 def group_names(groups: Sequence[Sequence[EvaluatedRun]]) -> list[str]:
     """Names of rows: of one run its name, of several the recipe and the settings that differ."""
     names = []
-    singles = [group[0] for group in groups if len(group) == 1]
-    own = dict(zip(map(id, singles), distinct_names([(run.name, run.path) for run in singles]), strict=True))
+    own: dict[int, str] = {}
+    for last_epoch in (False, True):
+        singles = [group[0] for group in groups if len(group) == 1 and group[0].last_epoch is last_epoch]
+        found = distinct_names([(run.name, run.path) for run in singles])
+        own |= dict(zip(map(id, singles), found, strict=True))
     several = [group[0] for group in groups if len(group) > 1]
     for group in groups:
         first = group[0]
+        epoch = " (last epoch)" if first.last_epoch else ""
         if len(group) == 1:
-            names.append(own[id(first)])
+            names.append(own[id(first)] + epoch)
             continue
         alike = [other for other in several if other.recipe == first.recipe]
-        names.append(", ".join([first.recipe or first.name, *_apart(first, alike)]))
+        names.append(", ".join([first.recipe or first.name, *_apart(first, alike)]) + epoch)
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from robustly.training.step import Memory
 
 FORMAT = "robustly-training-state-4"
 Row = dict[str, float | int | None]
+PRETRAINING = "pretraining"
+"""Name of the optimiser of a network that is trained before the run."""
 
 
 class CheckpointError(ValueError):
@@ -38,6 +40,8 @@ class TrainingState:
         best_epoch: the epoch selected so far, -1 before the first.
         best_score: selection score of that epoch.
         seconds: training time so far.
+        pretraining: metrics of the epochs before the run, by the network that they train; until they are finished,
+            the state of their optimiser is `optimizers[PRETRAINING]`.
     """
 
     epoch: int
@@ -50,6 +54,7 @@ class TrainingState:
     best_epoch: int
     best_score: tuple[float, ...]
     seconds: float
+    pretraining: dict[str, list[Row]] = field(default_factory=dict)
 
 
 def save_state(state: TrainingState, path: Path) -> None:

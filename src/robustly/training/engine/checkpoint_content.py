@@ -55,9 +55,12 @@ def _optimizer_state(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(value.get(key), kind) for key, kind in _OPTIMIZER.items())
 
 
+def _cells(value: object) -> bool:
+    return _of(lambda cell: cell is None or _number(cell))(value)
+
+
 def _row(value: object) -> bool:
-    cells = _of(lambda cell: cell is None or _number(cell))
-    return cells(value) and isinstance(value, Mapping) and all(_number(value.get(key)) for key in _NEEDED_IN_ROWS)
+    return _cells(value) and isinstance(value, Mapping) and all(_number(value.get(key)) for key in _NEEDED_IN_ROWS)
 
 
 _OPTIMIZER = {"state": Mapping, "param_groups": Sequence}
@@ -74,6 +77,10 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best_score": (
         lambda value: isinstance(value, tuple | list) and len(value) in (2, 3) and all(map(_number, value)),
         "two or three numbers",
+    ),
+    "pretraining": (
+        _of(lambda value: isinstance(value, list) and all(map(_cells, value))),
+        "numbers by column for each epoch before the run",
     ),
     "seconds": (lambda value: _number(value) and value >= 0, "a time in seconds"),
 }

@@ -39,6 +39,8 @@ class TrainingConfig:
             is in evaluation mode then: neither its weights nor its batch-norm statistics change.
         head: name of the layer that is the head, for `head_epochs` and `optimizer.layer_decay`; None for the last
             linear layer.
+        measure_train: training images, from the first and without augmentation, whose clean accuracy in evaluation
+            mode is measured after every epoch, at least 0; all if there are fewer.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
@@ -56,6 +58,7 @@ class TrainingConfig:
     channels_last: bool = True
     head_epochs: int = 0
     head: str | None = None
+    measure_train: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "validation_batch_size", "validation_steps"):
@@ -71,6 +74,8 @@ class TrainingConfig:
             )
         if not 0 <= self.head_epochs <= self.epochs:
             raise ValueError(f"head_epochs must lie between 0 and epochs ({self.epochs}), got {self.head_epochs}")
+        if self.measure_train < 0:
+            raise ValueError(f"measure_train must be at least 0, got {self.measure_train}")
         if not self.epsilon_ramp >= 0:
             raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
         if self.epsilon_ramp == 0 and self.epsilon_ramp_by != "step":
@@ -85,18 +90,24 @@ class AuxiliaryNetwork:
         module: the network.
         frozen: whether it is not trained (a teacher).
         optimizer: settings of a separate optimiser; None trains it with the model's.
+        pretrain: epochs in which the run trains it alone before its own first epoch, at least 0; see
+            `robustly.training.engine.pretraining`.
+        has_weights: whether it was trained beforehand. The accuracy of such a guide is checked before the run.
 
     Raises:
-        MethodError: a frozen network with an optimiser.
+        MethodError: a frozen network with an optimiser or with epochs before the run; fewer than 0 epochs.
     """
 
     module: nn.Module
     frozen: bool = False
     optimizer: OptimizerConfig | None = None
+    pretrain: int = 0
+    has_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.frozen and self.optimizer is not None:
             raise MethodError("a frozen network has no optimizer: leave it out, or set frozen to false")
+        check_pretrain(self.pretrain, self.frozen)
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,7 @@ class Job:
         about_weights: texts for the metadata of the files of weights, such as the settings of the model.
 
     Raises:
-        MethodError: networks are missing or unused, or the run is too short for a part.
+        MethodError: networks are missing or unused, or the run is too short for a part or for the epochs before it.
         ThreatError: a threat that is not defined for such images, such as a mask of another shape.
         ValueError: there is no threat model, or the share of extra images leaves no image of one kind.
     """
@@ -147,6 +158,8 @@ class Job:
             raise ValueError("training.head has no effect without training.head_epochs or optimizer.layer_decay")
         check_networks(self.method, {name: network.frozen for name, network in self.networks.items()})
         self.method.check_epochs(self.training.epochs)
+        for name, network in self.networks.items():
+            check_pretrain(network.pretrain, network.frozen, self.training.epochs, network_key(name))
         if self.method.weights is not None:  # refuses weights for a term that the loss does not have
             frozen = [name for name, network in self.networks.items() if network.frozen]
             step_cost(self.method, self.training.epochs, frozen, len(self.threats))
@@ -239,3 +252,26 @@ def check_kind(name: str, frozen: bool) -> None:
 def network_key(name: str) -> str:
     """Configuration key of a network beside the model."""
     return name if name in CONVENTIONAL_NETWORKS else f"networks.{name}"
+
+
+def check_pretrain(pretrain: int, frozen: bool, epochs: int | None = None, key: str = "") -> None:
+    """Refuse a number of epochs in which a network beside the model cannot be trained before the run.
+
+    Args:
+        pretrain: the epochs.
+        frozen: whether the network is not trained.
+        epochs: epochs of the run; None if not known yet.
+        key: configuration key of the network, for the message.
+
+    Raises:
+        MethodError: fewer than 0 epochs, more than the run has, or any for a frozen network.
+    """
+    name = f"{key}.pretrain" if key else "pretrain"
+    if pretrain < 0:
+        raise MethodError(f"{name} must be at least 0 epochs, got {pretrain}")
+    if pretrain and frozen:
+        raise MethodError(f"{name}: a frozen network is not trained by the run: leave it out")
+    if epochs is not None and pretrain > epochs:
+        raise MethodError(
+            f"{name} is {pretrain} epochs, longer than the run itself: use at most training.epochs ({epochs})"
+        )

@@ -2,25 +2,35 @@
 
 import shutil
 import time
+import warnings
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustly.attacks import dynat_pgd
 from robustly.files import whole_file, write_json, write_text
 from robustly.models import save_weights, weights_hash
-from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
-from robustly.training.engine.checkpoint import CheckpointError, Row, TrainingState, load_state, save_state
+from robustly.training.engine.checkpoint import (
+    PRETRAINING,
+    CheckpointError,
+    Row,
+    TrainingState,
+    load_state,
+    save_state,
+)
+from robustly.training.engine.guide_check import refuse_chance, weak_words
 from robustly.training.engine.job import Job
+from robustly.training.engine.measurements import Measurements
 from robustly.training.engine.metrics import Totals, as_csv
+from robustly.training.engine.observer import Observer
+from robustly.training.engine.pretraining import metrics_file, pretrained
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import DivergenceError, check_weights, reason_to_stop
-from robustly.training.engine.validation import Validation, averaged_state, validate
-from robustly.training.modes import with_state
+from robustly.training.engine.validation import averaged_state
 from robustly.training.parts import EpochEnd, InstanceWeightsError
 from robustly.training.step import Moment
 
@@ -29,19 +39,6 @@ BEST = "checkpoints/best.safetensors"
 FINAL = "model.safetensors"
 COLLAPSED = "validation_collapsed_class"
 """Column of `metrics.csv`: the class that every validation image is predicted as; empty if there are several."""
-
-
-class Observer:
-    """Training callbacks; override the methods you need."""
-
-    def started(self, job: Job, finished_epochs: int) -> None:
-        """Training begins or continues."""
-
-    def stepped(self, moment: Moment, loss: float, images: int) -> None:
-        """A step is done; `images` counts all processes."""
-
-    def epoch_finished(self, row: Row, is_best: bool) -> None:
-        """An epoch is done, validated and saved."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,7 @@ def train(
 
     Raises:
         DivergenceError: a loss term is NaN or infinite; the last good checkpoint is kept.
+        GuideError: a guide that was trained before is not better than chance.
         TrialError: a network cannot be trained, such as one without logits in training mode.
         CheckpointError: `last.pt` is damaged or of another run.
         OSError: the folder is read-only or the disk is full; files written before are kept.
@@ -102,10 +100,12 @@ class _Run:
         self.job, self.runtime, self.folder, self.observer = job, runtime, folder, observer
         self.config_digest = config_digest
         self.stepper = Stepper(job, runtime)
-        self.validation_data = job.validation.to(runtime.device)
+        self.measurements = Measurements(job, runtime, self.stepper, job.validation.to(runtime.device))
         self.rows: list[Row] = []
         self.best_epoch, self.best_score = -1, (-1.0, -1.0, -1.0)
         self.seconds = 0.0
+        self.pretraining: dict[str, list[Row]] = {}
+        self.unfinished: dict[str, Any] | None = None
 
     def go(self) -> Outcome:
         """Train to the end."""
@@ -120,6 +120,9 @@ class _Run:
 
     def _to_the_end(self) -> Outcome:
         try:
+            if not self.rows:
+                self._pretrain()
+                self._check_guide()
             self.observer.started(self.job, len(self.rows))
             while len(self.rows) < self.job.training.epochs and not self._stopped_early():
                 self._epoch(len(self.rows))
@@ -151,6 +154,34 @@ class _Run:
     def _stopped_early(self) -> str:
         return reason_to_stop(self.job.training, self.rows, self.best_epoch)
 
+    def _pretrain(self) -> None:
+        """Train networks alone where the settings say so, and save after every epoch."""
+        job, runtime, done = self.job, self.runtime, self.pretraining
+        for name, row, optimizer in pretrained(
+            job, runtime, self.stepper, self.measurements, done, self.unfinished
+        ):
+            rows, epochs = [*done.get(name, ()), row], job.networks[name].pretrain
+            row["seconds"] = self.seconds = self.seconds + float(row["seconds"] or 0.0)
+            done[name] = rows
+            if runtime.rank == 0:
+                (self.folder / LAST).parent.mkdir(exist_ok=True)
+                optimizers = self.stepper.optimizers.state_dict() | {PRETRAINING: optimizer}
+                save_state(self._state(optimizers), self.folder / LAST)
+                write_text(self.folder / metrics_file(name), as_csv(rows))
+                self._write_status("running", f"the {name} alone: epoch {len(rows)} of {epochs}")
+            runtime.wait_for_all()
+            self.observer.pretrained(name, row, epochs)
+
+    def _check_guide(self) -> None:
+        """Measure a guide that was trained before, refuse one of chance, and warn of a weak one."""
+        accuracy = self.measurements.guide()
+        if accuracy is None:
+            return
+        refuse_chance(accuracy, self.job.train.num_classes)
+        self.observer.guide_checked(accuracy)
+        if self.runtime.rank == 0 and weak_words(accuracy.share):
+            warnings.warn(weak_words(accuracy.share), stacklevel=2)
+
     def _epoch(self, epoch: int) -> None:
         began = time.perf_counter()
         totals = Totals(self.runtime.device)
@@ -176,7 +207,7 @@ class _Run:
         )
         trained = time.perf_counter() - began
         check_weights(self.stepper.networks.learning, epoch)
-        found = self._validate()
+        found = self.measurements.validate()
         row: Row = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * job.steps_per_epoch,
@@ -187,6 +218,7 @@ class _Run:
             "validation_clean_accuracy": found.clean,
             "validation_robust_accuracy": found.robust,
             COLLAPSED: found.collapsed,
+            **self.measurements.training_images(),
             "images_per_second": len(job.train) / trained,
         }
         row["seconds"] = self.seconds + time.perf_counter() - began
@@ -200,43 +232,15 @@ class _Run:
         average = averaged_state(self.job.method, self.stepper.memory)
         return self.stepper.networks.model.state_dict() if average is None else average
 
-    def _validate(self) -> Validation:
-        training = self.job.training
-        model = self.stepper.networks.model
-        with with_state(model, averaged_state(self.job.method, self.stepper.memory)):
-            self.runtime.follow_first(model)
-            return validate(
-                model,
-                self.validation_data,
-                dynat_pgd(training.validation_steps),
-                self.job.threat,
-                seed=derive_seed(self.job.seed, "validation"),
-                batch_size=training.validation_batch_size,
-                rank=self.runtime.rank,
-                world_size=self.runtime.world_size,
-                total=self.runtime.sum,
-                dtype=self.stepper.dtype,
-            )
-
     def _save(self, row: Row, best_score: tuple[float, float, float] | None) -> None:
         """Save the state after an epoch, with its score if it is the best; the epoch counts once it is saved."""
         rows, seconds = [*self.rows, row], float(row["seconds"] or 0.0)
         best = (self.best_epoch, self.best_score) if best_score is None else (len(self.rows), best_score)
         if self.runtime.rank == 0:
             (self.folder / LAST).parent.mkdir(exist_ok=True)
-            state = TrainingState(
-                epoch=len(rows),
-                config_digest=self.config_digest,
-                networks={name: network.state_dict() for name, network in self.stepper.networks.learning.items()},
-                frozen={name: weights_hash(network) for name, network in self.stepper.networks.frozen.items()},
-                optimizers=self.stepper.optimizers.state_dict(),
-                memory=self.stepper.memory,
-                rows=rows,
-                best_epoch=best[0],
-                best_score=best[1],
-                seconds=seconds,
-            )
-            save_state(state, self.folder / LAST)
+            state = self._state(self.stepper.optimizers.state_dict())
+            state = replace(state, epoch=len(rows), rows=rows, seconds=seconds)
+            save_state(replace(state, best_epoch=best[0], best_score=best[1]), self.folder / LAST)
         self.rows, self.seconds, (self.best_epoch, self.best_score) = rows, seconds, best
         if self.runtime.rank == 0:
             if best_score is not None:
@@ -244,6 +248,22 @@ class _Run:
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
             self._write_status("running", "")
         self.runtime.wait_for_all()
+
+    def _state(self, optimizers: dict[str, dict[str, Any]]) -> TrainingState:
+        """The state after the epochs that are saved."""
+        return TrainingState(
+            epoch=len(self.rows),
+            config_digest=self.config_digest,
+            networks={name: network.state_dict() for name, network in self.stepper.networks.learning.items()},
+            frozen={name: weights_hash(network) for name, network in self.stepper.networks.frozen.items()},
+            optimizers=optimizers,
+            memory=self.stepper.memory,
+            rows=self.rows,
+            best_epoch=self.best_epoch,
+            best_score=self.best_score,
+            seconds=self.seconds,
+            pretraining=self.pretraining,
+        )
 
     def _recover(self) -> None:
         if not (self.folder / LAST).exists():
@@ -254,6 +274,7 @@ class _Run:
         first, second = state.best_score[-2:]
         learns = state.best_score[0] if len(state.best_score) == 3 else 1.0  # older states have two numbers
         self.best_score = learns, first, second
+        self.pretraining, self.unfinished = dict(state.pretraining), state.optimizers.get(PRETRAINING)
         try:
             for name, network in self.stepper.networks.learning.items():
                 network.load_state_dict(state.networks[name])
@@ -273,6 +294,10 @@ class _Run:
         for part, tensors in state.memory.items():
             self.stepper.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
         if self.runtime.rank == 0:
+            for name, rows in self.pretraining.items():  # the process may have been killed before it wrote them
+                write_text(self.folder / metrics_file(name), as_csv(rows))
+            if not self.rows:
+                return
             if self.best_epoch == len(self.rows) - 1:  # the process may have been killed before it wrote them
                 save_weights(self._released(), self.folder / BEST, self.job.about_weights)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))

@@ -102,8 +102,13 @@ class Stepper:
             self.networks.model.eval()
             train_mode(self._head, frozen_parts(self._head))
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """This process's batches of an epoch, in the memory layout and type of the run."""
+    def batches(self, epoch: int, stream: str = "train") -> Iterator[Batch]:
+        """This process's batches of an epoch, in the memory layout and type of the run.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            stream: name of the random numbers of order and augmentation.
+        """
         job, runtime = self._job, self._runtime
         source = (
             partial(batches, self._train)
@@ -112,7 +117,7 @@ class Stepper:
         )
         numbered = source(
             job.training.batch_size,
-            seed=derive_seed(job.seed, "train"),
+            seed=derive_seed(job.seed, stream),
             epoch=epoch,
             augmentation=job.augmentation,
             rank=runtime.rank,

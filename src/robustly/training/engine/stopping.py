@@ -16,7 +16,11 @@ class DivergenceError(ValueError):
 
 
 def check_loss(
-    value: float, terms: Mapping[str, Tensor], moment: Moment, global_mean: Callable[[Tensor], Tensor]
+    value: float,
+    terms: Mapping[str, Tensor],
+    moment: Moment,
+    global_mean: Callable[[Tensor], Tensor],
+    process: str = "training",
 ) -> None:
     """Refuse a loss that is not finite, and name its terms that are not.
 
@@ -25,6 +29,7 @@ def check_loss(
         terms: batch means of its terms, in this process.
         moment: position of the step.
         global_mean: mean of a tensor over all processes.
+        process: name of the training, for the message.
 
     Raises:
         DivergenceError: the loss is NaN or infinite.
@@ -34,10 +39,11 @@ def check_loss(
     means = global_mean(torch.stack(list(terms.values()))).isfinite().tolist()
     broken = [name for name, finite in zip(terms, means, strict=True) if not finite]
     what = f"loss term {', '.join(broken or ['the sum'])}"
-    raise DivergenceError(_message(f"epoch {moment.epoch + 1}, step {moment.index + 1}", what, moment.epoch))
+    where = f"epoch {moment.epoch + 1}, step {moment.index + 1}"
+    raise DivergenceError(_message(process, where, what, moment.epoch))
 
 
-def check_weights(networks: Mapping[str, nn.Module], epoch: int) -> None:
+def check_weights(networks: Mapping[str, nn.Module], epoch: int, process: str = "training") -> None:
     """Refuse weights that are not finite.
 
     The loss is checked before the optimiser's step, so the last step of an epoch needs this check.
@@ -45,6 +51,7 @@ def check_weights(networks: Mapping[str, nn.Module], epoch: int) -> None:
     Args:
         networks: trained networks by name.
         epoch: epochs finished before this one.
+        process: name of the training, for the message.
 
     Raises:
         DivergenceError: a weight is NaN or infinite.
@@ -52,13 +59,13 @@ def check_weights(networks: Mapping[str, nn.Module], epoch: int) -> None:
     for name, network in networks.items():
         broken = [key for key, value in network.state_dict().items() if not bool(value.isfinite().all())]
         if broken:
-            raise DivergenceError(_message(f"epoch {epoch + 1}", f"{broken[0]} of the {name}", epoch))
+            raise DivergenceError(_message(process, f"epoch {epoch + 1}", f"{broken[0]} of the {name}", epoch))
 
 
-def _message(where: str, what: str, epoch: int) -> str:
+def _message(process: str, where: str, what: str, epoch: int) -> str:
     kept = f"the state after epoch {epoch} is kept" if epoch else "nothing was saved yet"
     return (
-        f"training diverged in {where}: {what} is not finite; {kept}. Lower optimizer.learning_rate, or set "
+        f"{process} diverged in {where}: {what} is not finite; {kept}. Lower optimizer.learning_rate, or set "
         "optimizer.clip_norm"
     )
 

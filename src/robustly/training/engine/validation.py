@@ -10,7 +10,7 @@ from robustly.attacks import Attack
 from robustly.attacks.core.contract import frozen
 from robustly.data import ImageData
 from robustly.randomness import KeyedGenerator
-from robustly.statistics import collapsed_class
+from robustly.statistics import Proportion, collapsed_class
 from robustly.threats import Threat
 from robustly.training.method import Method
 from robustly.training.step import Memory
@@ -83,6 +83,38 @@ def validate(
     clean, robust = (total(correct) / len(data)).tolist()
     counts = [int(count) for count in total(predicted).tolist()]
     return Validation(clean, robust, collapsed_class(counts, data.labels.bincount().tolist()))
+
+
+def clean_accuracy(
+    model: nn.Module,
+    data: ImageData,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    total: Callable[[Tensor], Tensor] = lambda value: value,
+    dtype: torch.dtype = torch.float32,
+) -> Proportion:
+    """Accuracy of a network in evaluation mode on images without augmentation.
+
+    Args:
+        model: network on the data's device.
+        data: at least one image; the processes share them by position.
+        batch_size: images per batch.
+        rank: number of this process.
+        world_size: number of processes.
+        total: sum over processes.
+        dtype: floating-point type of the network.
+    """
+    device = data.images.device
+    rows = torch.arange(rank, len(data), world_size, device=device)
+    correct = torch.zeros((), dtype=torch.float64, device=device)
+    for first in range(0, len(rows), batch_size):
+        chunk = rows[first : first + batch_size]
+        with frozen(model), torch.no_grad():
+            classes = model(data.floats(chunk).to(dtype)).argmax(1)
+        correct += (classes == data.labels[chunk]).sum()
+    return Proportion(int(total(correct)), len(data))
 
 
 def averaged_state(method: Method, memory: Memory) -> dict[str, Tensor] | None:

@@ -1,0 +1,143 @@
+"""Clean training of a network beside the model before the run's own first epoch (`guide.pretrain`)."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from robustly.randomness import derive_seed
+from robustly.runtime import Runtime
+from robustly.training.engine.checkpoint import Row
+from robustly.training.engine.job import Job
+from robustly.training.engine.measurements import Measurements
+from robustly.training.engine.metrics import Totals
+from robustly.training.engine.optimisation import Optimizers, build_optimizer, rate_factor
+from robustly.training.engine.stepping import Stepper
+from robustly.training.engine.stopping import check_loss, check_weights
+from robustly.training.modes import frozen_parts, train_mode
+from robustly.training.step import Moment
+
+
+class Pretraining:
+    """Epochs of one network alone: clean cross-entropy on the training images of the run, augmented as there.
+
+    The optimiser has the settings of the network's optimiser in the run, and a state of its own. The run's schedule
+    is compressed to these epochs. Order and augmentation of the images are others than those of the run.
+
+    Args:
+        name: name of the network.
+        job: method, networks, data and settings.
+        runtime: device and processes.
+        stepper: the networks on their device, and the batches.
+        measured: measurement of accuracies.
+    """
+
+    def __init__(self, name: str, job: Job, runtime: Runtime, stepper: Stepper, measured: Measurements) -> None:
+        self._name, self._job, self._runtime, self._stepper = name, job, runtime, stepper
+        self._network = stepper.networks.trained[name]
+        self._epochs = job.networks[name].pretrain
+        self._measured = measured
+        config = job.networks[name].optimizer or job.optimizer
+        self._module, wrapped = runtime.distribute(self._network, build_optimizer(config, [self._network]))
+        self._optimizers = Optimizers({"model": config}, wrapped)
+
+    def state(self) -> dict[str, Any]:
+        """State dict of the optimiser."""
+        return self._optimizers.state_dict()["model"]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore the state of the optimiser.
+
+        Raises:
+            ValueError: a state of other parameters.
+        """
+        self._optimizers.load_state_dict({"model": state})
+
+    def epoch(self, epoch: int) -> Row:
+        """Train for one epoch; returns its metrics, whose accuracies are those of this network.
+
+        Args:
+            epoch: epochs finished before, at least 0.
+
+        Raises:
+            DivergenceError: a loss or a weight is not finite.
+        """
+        began = time.perf_counter()
+        job, runtime, what = self._job, self._runtime, f"the training of the {self._name} before the run"
+        totals, rate = Totals(runtime.device), 0.0
+        still = frozen_parts(self._network)
+        for index, batch in enumerate(self._stepper.batches(epoch, f"pretrain {self._name}")):
+            count = job.images_of_step(index)
+            if count < runtime.world_size:
+                break  # as in the run
+            moment = Moment(epoch, index, job.steps_per_epoch, self._epochs)
+            torch.manual_seed(derive_seed(job.seed, "pretrain", self._name, moment.count, runtime.rank))  # dropout
+            middle = (moment.time + 0.5 / moment.steps_per_epoch) * job.training.epochs / self._epochs
+            rate = self._optimizers.set_rates(rate_factor(job.schedule, middle, job.training.epochs))
+            train_mode(self._network, still)
+            self._optimizers.zero_grad()
+            logits = self._module(batch.x)
+            loss = F.cross_entropy(logits, batch.y)
+            share = len(batch.y) * runtime.world_size / count  # as in the run, for shards of other sizes
+            runtime.backward(loss * share)
+            value = float(runtime.mean(loss.detach() * share))
+            check_loss(value, {self._name: loss.detach()}, moment, runtime.mean, what)
+            self._optimizers.step(partial(runtime.clip, self._module))
+            totals.add("train_loss", loss * len(batch.y), len(batch.y))
+            totals.add("train_clean_accuracy", (logits.argmax(1) == batch.y).sum(), len(batch.y))
+        trained = time.perf_counter() - began
+        check_weights({self._name: self._network}, epoch, what)
+        runtime.follow_first(self._network)
+        validated = self._measured.clean(self._network, self._measured.validation)
+        return {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * job.steps_per_epoch,
+            "learning_rate": rate,
+            **totals.means(runtime),
+            "validation_clean_accuracy": validated.share,
+            "images_per_second": len(job.train) / trained,
+            "seconds": time.perf_counter() - began,
+        }
+
+
+def pretrained(
+    job: Job,
+    runtime: Runtime,
+    stepper: Stepper,
+    measured: Measurements,
+    done: Mapping[str, Sequence[Row]],
+    unfinished: dict[str, Any] | None,
+) -> Iterator[tuple[str, Row, dict[str, Any]]]:
+    """Train the networks of a job alone that have epochs before the run, one after the other.
+
+    Args:
+        job: method, networks, data and settings.
+        runtime: device and processes.
+        stepper: the networks on their device, and the batches.
+        measured: measurement of accuracies.
+        done: metrics of the finished epochs by network, to which the caller adds those that are yielded.
+        unfinished: state of the optimiser of the network that has finished some of its epochs.
+
+    Yields:
+        After every epoch the name of the network, the metrics, and the state of the optimiser.
+
+    Raises:
+        DivergenceError: a loss or a weight is not finite.
+    """
+    for name, network in job.networks.items():
+        first = len(done.get(name, ()))
+        if first >= network.pretrain:
+            continue
+        alone = Pretraining(name, job, runtime, stepper, measured)
+        if first and unfinished is not None:
+            alone.restore(unfinished)
+        for epoch in range(first, network.pretrain):
+            yield name, alone.epoch(epoch), alone.state()
+
+
+def metrics_file(name: str) -> str:
+    """Name of the table of a network's epochs before the run, such as `guide_pretraining.csv`."""
+    return f"{name}_pretraining.csv"
