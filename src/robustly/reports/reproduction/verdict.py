@@ -85,4 +85,5 @@ def _missing(results: Sequence[RunResult]) -> list[str]:
     others = sum(bool(result.reason) for result in results) - failed
     words = [f"{failed} failed"] if failed else []
     words += [f"{others} {'has' if others == 1 else 'have'} no numbers yet or cannot be read"] if others else []
-    return [f"Of {len(results)} runs, {' and '.join(words)}."] if words else []
+    number = "1 run" if len(results) == 1 else f"{len(results)} runs"
+    return [f"Of {number}, {' and '.join(words)}."] if words else []
