@@ -100,6 +100,9 @@ def test_one_seed_decides_nothing() -> None:
     assert "+6.00 points (95 % interval" in found.trade_off.sentence
     verdict = reproduction_verdict(found, [])
     assert verdict.sentence.startswith("One seed, so the trade-off is not decided")
+    assert "is 6.0 points above that of PGD-AT" in verdict.sentence
+    equal = answers_of(of("g", [900]), of("c", [900]), of("k", [960]))
+    assert "is equal to that of PGD-AT, which may be chance" in reproduction_verdict(equal, []).sentence
     assert not verdict.sound
 
 

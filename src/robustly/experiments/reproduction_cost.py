@@ -16,6 +16,8 @@ from robustly.models import ModelConfig, build_model
 from robustly.training.cost import step_cost
 
 BATCH = 16
+START = 3.0
+"""Seconds in which a process of a run starts."""
 HELD_OUT = 500
 """Validation images of a run whose settings do not state their number."""
 UNBROKEN = 0.5
@@ -66,7 +68,7 @@ def seconds_of(
             return known[key]
 
         total += training_seconds(config, data, of) + before_and_between(config, data, of)
-        total += evaluation_seconds(cell, config, data, of)
+        total += evaluation_seconds(cell, config, data, of) + START * len(cell.commands)
     return total
 
 
