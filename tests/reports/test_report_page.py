@@ -56,10 +56,11 @@ def test_numbers_read_well():
     assert percent(None) == "\u2013"
     assert count(312202) == "312\u202f202"
     assert [decimal(0.123456), decimal(12.34), decimal(5), decimal(None)] == ["0.1235", "12.3", "5", "\u2013"]
-    assert [duration(3.21), duration(80), duration(7300)] == [
+    assert [duration(3.21), duration(80), duration(7300), duration(400 * 3600)] == [
         "3.2\u202fs",
         "1\u202fmin 20\u202fs",
         "2\u202fh 1\u202fmin",
+        "17\u202fdays",
     ]
 
 
