@@ -129,7 +129,7 @@ def test_a_failing_run_stops_no_other_and_finished_ones_stay(
 
 @pytest.mark.slow
 def test_a_killed_sweep_ends_as_unbroken_runs_do(tmp_path: Path) -> None:
-    settings = [word if word != "128" else "900" for word in [*SMALL, "--training.epochs", "3"]]
+    settings = [word if word != "128" else "450" for word in [*SMALL, "--training.epochs", "3"]]
     words = ["mnist5k/pgd_at", "--seeds", "0,1", *settings, "--out", str(tmp_path / "s")]
     first, second = (tmp_path / "s" / f"mnist5k_pgd_at__seed={seed}" for seed in (0, 1))
     process = started(words)

@@ -116,7 +116,6 @@ def killed_everywhere(
     expected = contents(whole)
     names = [one.file for one in unbroken.operations]
 
-
     def first(file: str | None, otherwise: int) -> int:
         return otherwise if file is None else next(number for number, name in enumerate(names) if file in name)
 
