@@ -28,6 +28,7 @@ import torch
 
 from robustly.cli import main as robustly
 from robustly.cli.recipes import read_recipe, recipe_names
+from robustly.experiments.shortening import shortened
 from robustly.reports.tables.published import rows_of_method
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,7 +37,7 @@ TABLE = (*FIRST, "mart", "fat", "gairat", "at_awp", "dynat_awp_0", "dynat_awp_1"
 """The methods of DYNAT's Table 1 and standard training; the first five have three seeds."""
 FURTHER_IMAGES = ("trades_extra",)
 NORMALISATION = {"mean": "[0.4914, 0.4822, 0.4465]", "std": "[0.2471, 0.2435, 0.2616]"}
-EPOCHS = 6
+EPOCHS, STEPS = 6, 5
 IMAGES = 10_000
 SETTINGS = {
     "cifar": f"CIFAR-10 (JPEG q75), linf 8/255: quarter-width ResNet-18, {IMAGES:,} images, {EPOCHS} epochs, PGD-5",
@@ -61,17 +62,13 @@ def words(settings: dict[str, str]) -> list[str]:
     return [word for key, value in settings.items() for word in (f"--{key}", value)]
 
 
-def flat(epochs: int | list[int]) -> list[int]:
-    return epochs if isinstance(epochs, list) else [epochs]
-
-
 def cifar_settings(method: str) -> dict[str, str]:
     """Settings of all methods on CIFAR-10, in place of their published ones."""
     shared = os.environ.get("ROBUSTLY_SHARED_DATA")
     if not shared or not (Path(shared) / "cifar10-jpeg").is_dir():
         sys.exit("set ROBUSTLY_SHARED_DATA to a folder with cifar10-jpeg/train.parquet and test.parquet")
     recipe = read_recipe(f"cifar10/{method}")
-    values = {
+    values = shortened(recipe, EPOCHS, STEPS) | {
         "threat": "linf:8/255",
         "data.source": str((Path(shared) / "cifar10-jpeg").resolve()),
         "data.train_limit": str(IMAGES),
@@ -79,7 +76,6 @@ def cifar_settings(method: str) -> dict[str, str]:
         "optimizer.learning_rate": "0.1",
         "optimizer.weight_decay": "0.0005",
         "schedule": "{name: one_cycle, peak: 0.3}",
-        "training.epochs": str(EPOCHS),
         "training.batch_size": "64",
         "runtime.precision": "bf16-mixed",
     }
@@ -87,25 +83,6 @@ def cifar_settings(method: str) -> dict[str, str]:
         if role == "model" or recipe.get(role) is not None:
             values |= {f"{role}.name": "resnet18", f"{role}.width": "0.25"}
             values |= {f"{role}.{key}": value for key, value in NORMALISATION.items()}
-    method_settings = recipe["method"]
-    assert isinstance(method_settings, dict)
-    inner = method_settings.get("inner") or {}
-    if inner.get("steps", 1) > 5:
-        values |= {"method.inner.steps": "5", "method.inner.step_size": "null"}
-        values |= {"method.inner.relative_step_size": "0.5"}
-    training = recipe["training"]
-    assert isinstance(training, dict)
-    slots = {"inner": inner, "weights": method_settings.get("weights")}
-    slots |= {f"parameters.{name}": part for name, part in (method_settings.get("parameters") or {}).items()}
-    for slot, part in slots.items():
-        for key in ("burn_in", "warm_up", "start", "boundaries"):
-            epochs = part.get(key) if isinstance(part, dict) else None
-            if isinstance(epochs, int | list) and epochs:
-                share = [round(EPOCHS * epoch / training["epochs"]) for epoch in flat(epochs)]
-                values[f"method.{slot}.{key}"] = str(share if isinstance(epochs, list) else max(share[0], 1))
-    awp = (method_settings.get("parameters") or {}).get("awp")
-    if awp and awp.get("warm_up") == 0:
-        values["method.parameters.awp.warm_up"] = "1"
     return values
 
 

@@ -31,6 +31,8 @@ TABLES: dict[str, dict[str, Any]] = {
     "parameters": PARAMETER_PARTS,
 }
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+STUDIED = ("dynat", "at_kl", "lbgat0")
+"""Methods, and beginnings of their names, whose pages have the decisions of the study of DYNAT."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def title(method: str) -> str:
         "dynat": "DYNAT", "trades": "TRADES", "mart": "MART", "gairat": "GAIRAT", "mail": "MAIL", "rslad": "RSLAD",
         "pgd": "PGD", "lbgat0": "LBGAT0", "lbgat6": "LBGAT6", "adaad": "AdaAD",
         "gradalign": "GradAlign", "wrn": "WRN", "n": "N", "iad2": "IAD2", "mse": "MSE", "gair": "GAIR",
+        "resnet18": "ResNet-18",
     }  # fmt: skip
     words = [names.get(word, word.upper() if word in capitals else word.capitalize()) for word in method.split("_")]
     return "-".join(words)
@@ -99,7 +102,15 @@ def page(method: str) -> str:
     parts = [f"# {title(method)}", ""]
     for recipe in recipes:
         parts += [f"## `{recipe.name}`", "", *_quoted(recipe.comment), "", *_table(recipe), ""]
-    parts += ["## The parts", "", *_explained(first), *_cost(first), *_published(method), *_measured(method)]
+    parts += [
+        "## The parts",
+        "",
+        *_explained(first),
+        *_cost(first),
+        *_published(method),
+        *_measured(method),
+        *_controls(method),
+    ]
     return "\n".join(parts) + "\n"
 
 
@@ -208,6 +219,19 @@ def _measured(method: str) -> list[str]:
     return [*lines, "", "[All methods, and under which settings](../results.md); not the papers' scale.", ""]
 
 
+def _controls(method: str) -> list[str]:
+    """Decisions of the study of DYNAT."""
+    if not method.startswith(STUDIED):
+        return []
+    _, _, decisions = (RESULTS / "dynat_study.md").read_text(encoding="utf-8").partition("## The two rules\n\n")
+    rules = list(takewhile(lambda line: line.startswith("- "), decisions.splitlines()))
+    about = (
+        "DYNAT differs from PGD-AT in two ways: its attack (KL divergence from the clean prediction) and its "
+        "labels (of a guide). `at_kl` has the attack alone."
+    )
+    return ["## What the control shows", "", about, "", *rules, "", "[The study](../dynat-study.md).", ""]
+
+
 def index() -> str:
     """Markdown of the list of all methods."""
     lines = [
@@ -263,6 +287,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "methods/parts.md", content=parts()))
     results = (RESULTS / "methods.md").read_text(encoding="utf-8")
     files.append(File.generated(config, "results.md", content=results))
+    study = (RESULTS / "dynat_study.md").read_text(encoding="utf-8")
+    files.append(File.generated(config, "dynat-study.md", content=study))
     for method in methods():
         files.append(File.generated(config, f"methods/{method}.md", content=page(method)))
     return files

@@ -3,9 +3,16 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, t
 
-from robustly.statistics import Proportion, binomial_tail, collapsed_class, excess_p_value, wilson_interval
+from robustly.statistics import (
+    Proportion,
+    binomial_tail,
+    collapsed_class,
+    excess_p_value,
+    student_t_95,
+    wilson_interval,
+)
 
 
 @given(st.integers(1, 20_000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
@@ -23,6 +30,16 @@ def test_hits_and_misses_mirror_each_other(share: tuple[int, int]) -> None:
     hits, count = share
     low, high = wilson_interval(hits, count)
     assert wilson_interval(count - hits, count) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 11, 12, 13, 14, 20, 50, 1000])
+def test_quantiles_of_student_agree_with_scipy(freedom: int) -> None:
+    assert student_t_95(freedom) == pytest.approx(t.ppf(0.975, freedom), abs=1e-4)
+
+
+def test_a_quantile_of_student_needs_two_numbers() -> None:
+    with pytest.raises(ValueError, match="at least 1, but is 0"):
+        student_t_95(0)
 
 
 def test_a_proportion_prints_its_interval() -> None:

@@ -5,6 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+_T_95 = (
+    *(12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912),
+    *(2.364624, 2.306004, 2.262157, 2.228139, 2.200985, 2.178813),
+)
+"""Two-sided 95 % quantiles of Student's t distribution, from one degree of freedom."""
 
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:
@@ -13,6 +18,26 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count)) / (1 + z2 / count)
     return 0.0 if hits == 0 else centre - half, 1.0 if hits == count else centre + half
+
+
+def student_t_95(freedom: int) -> float:
+    """Two-sided 95 % quantile of Student's t distribution.
+
+    Up to 12 degrees of freedom it is tabulated, beyond it is expanded in their inverse (Abramowitz and Stegun,
+    26.7.5), with an error below 0.0001.
+
+    Raises:
+        ValueError: fewer than one degree of freedom.
+    """
+    if freedom < 1:
+        raise ValueError(f"freedom should be at least 1, but is {freedom}")
+    if freedom <= len(_T_95):
+        return _T_95[freedom - 1]
+    z, inverse = Z_95, 1 / freedom
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first * inverse + second * inverse**2 + third * inverse**3
 
 
 def collapsed_class(predicted: Sequence[int], labels: Sequence[int]) -> int | None:

@@ -53,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images by class, and a run that is trained and evaluated on them."""
     root = tmp_path_factory.mktemp("data")
     write_pictures(root / "images")
-    source = ["--data.source", str(root / "images")]
+    source = ["--data.source", str(root / "images"), "--data.expected_classes", "3"]
     assert main(["train", "mnist5k/standard", "--out", str(root / "run"), *source, *TRAIN]) == 0
     assert main(["evaluate", str(root / "run"), *EVALUATE]) == 0
     return root

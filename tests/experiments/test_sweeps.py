@@ -97,7 +97,7 @@ def test_a_cell_has_the_words_of_its_commands() -> None:
     assert (here, threads) == ("cd '/a b'", "export OMP_NUM_THREADS=3")
     assert train.endswith(f"-m robustly train --resume '{folder}'")
     assert evaluate.endswith(f"-m robustly evaluate '{folder}' --keep")
-    trusted = replace(cell, trust_code=True, evaluate=False)
+    trusted = replace(cell, trust_code=True, evaluations=())
     assert trusted.commands == [["train", "--resume", folder, "--trust-code"]]
 
 

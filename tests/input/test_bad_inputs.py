@@ -127,6 +127,7 @@ def test_damaged_data_files_are_refused(here: Path) -> None:
             "mnist5k/pgd_at",
             "--dry-run",
             f"--data.source={source}",
+            "--data.expected_classes=null",
             "--data.validation=1",
             "--data.test=1",
         ]

@@ -38,6 +38,52 @@ def test_every_method_of_the_literature_is_there_for_both_data_sets() -> None:
             assert f"{data}/{method}" in recipe_names(), f"{data}/{method}"
 
 
+def row(name: str) -> tuple[str, str | None, str]:
+    """Model, guide and inner objective of a recipe."""
+    config = build_config(read_recipe(name))
+    guide = config.networks.get("guide")
+    objective = getattr(config.method.inner, "objective", type(config.method.inner).__name__)
+    return config.model.name, None if guide is None else guide.model.name, objective
+
+
+def test_every_row_of_the_tables_of_dynat_on_its_own_network_has_a_recipe() -> None:
+    """Liu et al., arXiv 2408.13102: Tables 1 and 2 train WRN-34-10, the lower half of Table 3 ResNet-18."""
+    wide, guided = ("wrn34_10", None), ("wrn34_10", "resnet18_lbgat")
+    first = {
+        **dict.fromkeys(("pgd_at_wrn", "mart_wrn", "at_awp", "gairat"), (*wide, "cross_entropy")),
+        **dict.fromkeys(("lbgat0", "dynat", "dynat_awp_0", "dynat_awp_1"), (*guided, "kl")),
+        "trades": (*wide, "kl"),
+        "fat": (*wide, "cross_entropy"),
+        "dynat_inner_awp": (*guided, "cross_entropy"),
+    }
+    second = {
+        **dict.fromkeys(("pgd_at_wrn", "at_awp"), (*wide, "cross_entropy")),
+        **dict.fromkeys(("lbgat6", "dynat", "dynat_awp_1"), (*guided, "kl")),
+        "trades": (*wide, "kl"),
+        "sat": (*wide, "CurriculumInner"),
+        "dynat_inner_awp": (*guided, "cross_entropy"),
+    }
+    third = {
+        "gairat_resnet18": ("resnet18", None, "cross_entropy"),
+        "dynat_gairat_swapped": ("resnet18", "wrn34_10", "kl"),
+        "dynat_inner_gairat_swapped": ("resnet18", "wrn34_10", "cross_entropy"),
+    }
+    assert {name: row(f"cifar10/{name}") for name in first} == first
+    assert {name: row(f"cifar100/{name}") for name in second} == second
+    assert {name: row(f"cifar10/{name}") for name in third} == third
+
+
+@pytest.mark.parametrize("name", ["dynat_gairat", "dynat_inner_gairat"])
+def test_a_swapped_recipe_has_the_method_of_the_other(name: str) -> None:
+    for data in ("cifar10", "mnist5k"):
+        here, swapped = (build_config(read_recipe(f"{data}/{name}{end}")) for end in ("", "_swapped"))
+        assert here.method == swapped.method
+        assert (here.optimizer, here.threat) == (swapped.optimizer, swapped.threat)
+    narrow = build_config(read_recipe(f"mnist5k/{name}_swapped"))
+    assert (narrow.model.width, narrow.networks["guide"].model.width) == (0.25, 0.5)
+    assert build_config(read_recipe("mnist5k/gairat_narrow")).model == narrow.model
+
+
 MODES = {
     "eval": "evaluation mode.",
     "train": "training mode.",
@@ -85,5 +131,5 @@ WANTED = (
     *("fat_trades", "fat_mart", "gair_fat", "mail_mse"),
     *("dynat", "dynat_inner", "dynat_awp_0", "dynat_awp_1", "dynat_inner_awp", "dynat_gairat"),
     *("dynat_inner_gairat", "dynat_mail", "dynat_inner_mail", "dynat_swapped"),
-    *("at_kl", "dynat_guided"),
+    *("dynat_gairat_swapped", "dynat_inner_gairat_swapped", "at_kl", "dynat_guided"),
 )

@@ -63,6 +63,7 @@ COSTS = {
     "standard": lambda k: (1, 1, 1, 0),
     "fgsm_at": lambda k: (2, 2, 1, 0),
     "pgd_at": lambda k: (k + 1, k + 1, 1, 0),
+    "pgd_at_wrn": lambda k: (k + 1, k + 1, 1, 0),
     "mixture": lambda k: (k + 2, k + 2, 2, 0),
     "trades": lambda k: (k + 2 + 1, k + 2, 2, 0),
     "dynat": lambda k: (k + 1 + 1, k + 1, 1, 1),

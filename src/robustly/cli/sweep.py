@@ -18,6 +18,7 @@ from robustly.cli.arguments import Trust
 from robustly.cli.recipes import read_recipe
 from robustly.cli.sweep_run import LOG, carry_out, carry_out_all, on_ray
 from robustly.cli.terminal import PlainConsole
+from robustly.data.sources import source_parts
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.overrides import pairs_of, read_yaml
 from robustly.experiments.run_folder import CONFIG, RunError, build_job, create_run
@@ -43,6 +44,7 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     states = _states(cells)
     console = PlainConsole() if sys.stdout.isatty() else PlainConsole(width=WIDTH)
     if options.dry_run:
+        check_classes([cell for cell in cells if not (cell.folder / CONFIG).is_file()], configs)
         console.print(_table(folder, cells, {}))
         return 0
     threads = options.threads or (1 if options.ray else max(1, torch.get_num_threads() // options.workers))
@@ -50,7 +52,7 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         replace(cell, threads=states[cell.name].threads or threads, trust_code=options.trust_code) for cell in cells
     ]
     to_do = [cell for cell in cells if states[cell.name].state not in ("finished", "diverged")]
-    _try_out([configs[cell.name] for cell in to_do], options.trust_code)
+    try_out([configs[cell.name] for cell in to_do], options.trust_code)
     write_sweep(folder, sweep)
     for cell in cells:
         if not (cell.folder / CONFIG).is_file():
@@ -126,7 +128,26 @@ def _refuse_equal(configs: Mapping[str, RunConfig]) -> None:
             raise SettingsError(f"{other} and {name} are the same run: their settings are equal")
 
 
-def _try_out(configs: Sequence[RunConfig], trust_code: bool) -> None:
+def check_classes(cells: Sequence[Cell], configs: Mapping[str, RunConfig]) -> None:
+    """Refuse data of another number of classes than its recipe expects; labels are read, no image is decoded.
+
+    A recipe's own source is not read: it may be a download, and the recipe states its number of classes.
+
+    Raises:
+        ValueError: another number, or data that cannot be read.
+        OSError: a file that cannot be read.
+    """
+    other = set()
+    for cell in cells:
+        of_recipe, data = read_recipe(cell.recipe).get("data"), configs[cell.name].data
+        own = of_recipe.get("source") if isinstance(of_recipe, Mapping) else None
+        if data.expected_classes is not None and data.source != own:
+            other.add(data)
+    for data in other:
+        source_parts(data)
+
+
+def try_out(configs: Sequence[RunConfig], trust_code: bool) -> None:
     """Load each data set and build each network once, so that errors appear before the first run starts."""
     apart = ("recipe", "seed", "threat", "optimizer", "schedule", "training", "runtime", "evaluation")
     distinct = {repr([item for item in one.as_plain().items() if item[0] not in apart]): one for one in configs}
@@ -142,7 +163,7 @@ def _carried_out(
 
     def progress(cell: Cell, reason: str) -> None:
         ended[cell.name] = reason
-        reached = _shown(state_of(cell.folder, cell.evaluate), cell.evaluate)
+        reached = _shown(state_of(cell.folder, bool(cell.evaluations)), bool(cell.evaluations))
         words = f"failed: {reason}" if reason else ", ".join(f"{title} {value}" for title, value in reached.items())
         _print(console, f"[{len(ended)}/{len(cells)}] {cell.name}: {words}")
 
@@ -163,7 +184,7 @@ def worker_places(workers: int) -> list[dict[str, str]]:
 
 
 def _states(cells: Sequence[Cell]) -> dict[str, RunState]:
-    return {cell.name: state_of(cell.folder, cell.evaluate) for cell in cells}
+    return {cell.name: state_of(cell.folder, bool(cell.evaluations)) for cell in cells}
 
 
 def _shown(state: RunState, evaluate: bool) -> dict[str, str]:
@@ -179,12 +200,12 @@ def _table(folder: Path, cells: Sequence[Cell], reasons: Mapping[str, str]) -> T
     table = Table(title=escape(str(folder)), title_justify="left")
     table.add_column("run", overflow="fold")
     table.add_column("state")
-    for title in _shown(RunState("waiting"), cells[0].evaluate):
+    for title in _shown(RunState("waiting"), bool(cells[0].evaluations)):
         table.add_column(title, justify="right")
     for cell, state in zip(cells, _states(cells).values(), strict=True):
         has_failed = cell.name in reasons and state.state != "diverged"
         words = f"failed ({state.state})" if has_failed else state.state
-        table.add_row(escape(cell.name), words, *_shown(state, cell.evaluate).values())
+        table.add_row(escape(cell.name), words, *_shown(state, bool(cell.evaluations)).values())
     return table
 
 

@@ -37,6 +37,8 @@ class DataConfig:
             wrote with `save_to_disk`.
         classes: file of the class names in the order of a model's outputs (see `read_class_names`), for data with
             some of a model's classes or with another order; None takes the classes of the source.
+        expected_classes: number of classes that the other settings are for, at least 2; a source with another
+            number is refused. None allows any number.
         image_column: the column of images in tables; None finds it by its type.
         label_column: the column of labels in tables; None finds it by its type.
         train_split: the source's split for training; None is "train", or the only one there is.
@@ -68,6 +70,7 @@ class DataConfig:
 
     source: str = "mnist5k"
     classes: str | None = None
+    expected_classes: int | None = None
     image_column: str | None = None
     label_column: str | None = None
     train_split: str | None = None
@@ -96,6 +99,8 @@ class DataConfig:
         for key, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"{key} is {count}: use at least 1 example, or leave it out")
+        if self.expected_classes is not None and self.expected_classes < 2:
+            raise ValueError(f"expected_classes is {self.expected_classes}: use at least 2, or null for any number")
         if self.subset not in (None, "first", "balanced"):
             raise ValueError(f"subset is {self.subset!r}: use first or balanced")
         if not 0 < self.extra_fraction < 1:
@@ -132,7 +137,7 @@ def load_extra(config: DataConfig, splits: Splits) -> Extra | None:
     """
     if config.extra_source is None:
         return None
-    parts = source_parts(replace(config, source=config.extra_source))
+    parts = source_parts(replace(config, source=config.extra_source, expected_classes=None))
     rows = parts["train"] if "train" in parts else next(iter(parts.values()))
     rows.check()
     everything = torch.arange(len(rows))
@@ -178,9 +183,26 @@ def source_parts(config: DataConfig, named: int = 0) -> dict[str, Rows]:
         FileNotFoundError: as `load_splits`.
     """
     if config.classes is None:
-        return _read_parts(config, named)
-    names = read_class_names(config.classes)
-    return {part: rows.renumbered(names) for part, rows in _read_parts(config, len(names)).items()}
+        parts = _read_parts(config, named)
+    else:
+        names = read_class_names(config.classes)
+        parts = {part: rows.renumbered(names) for part, rows in _read_parts(config, len(names)).items()}
+    for rows in parts.values():
+        _check_number_of_classes(config, len(rows.classes))
+    return parts
+
+
+def _check_number_of_classes(config: DataConfig, found: int) -> None:
+    """Refuse data of another number of classes than the settings expect.
+
+    Raises:
+        ValueError: another number.
+    """
+    if config.expected_classes not in (None, found):
+        raise ValueError(
+            f"the source {config.source!r} has {found} classes, but the recipe is for {config.expected_classes} "
+            f"(data.expected_classes): if that is on purpose, add --data.expected_classes {found}"
+        )
 
 
 def _read_parts(config: DataConfig, named: int) -> dict[str, Rows]:

@@ -141,6 +141,7 @@ class RunConfig:
         relevant = _without_added(relevant)
         if relevant["data"]["classes"] is None:  # another setting that a later version added
             del relevant["data"]["classes"]
+        del relevant["data"]["expected_classes"]  # a check, on which no weights depend
         relevant["precision"] = self.runtime.precision
         relevant["threat"] = str(self.threat)  # a mask by its content
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"

@@ -6,7 +6,7 @@ own, and every evaluation counts the test rows that were trained or selected on.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +59,10 @@ def data_of_job(config: RunConfig, job: Job, test: ImageData) -> RunData:
     if job.extra is not None:
         parts[EXTRA] = row_digests(job.extra.data)
     earlier = data_of_weights(config.model.weights)
-    # a setting that a later version added; at its default, the hash is that of runs begun before
-    text = repr(config.data).replace(", classes=None", "")
+    # settings that later versions added; at their defaults, the hash is that of runs begun before
+    text = repr(replace(config.data, expected_classes=None))
+    for added in (", classes=None", ", expected_classes=None"):
+        text = text.replace(added, "")
     settings = f"{derive_seed(text):016x}"
     return RunData({**parts, **earlier.parts}, earlier.complete, settings)
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -100,7 +100,7 @@ def is_begun(folder: Path, config: RunConfig) -> bool:
     if not (folder / CONFIG).is_file():
         refuse_existing(folder)
         return False
-    there, here = open_run(folder).as_plain(), config.as_plain()
+    there, here = (_without_checks(one.as_plain()) for one in (open_run(folder), config))
     other = [key for key in here if here[key] != there.get(key)]
     if other:
         raise RunError(
@@ -108,6 +108,11 @@ def is_begun(folder: Path, config: RunConfig) -> bool:
             f"continue it with --resume {folder}; to train it for longer, `robustly finetune {folder} --epochs N`"
         )
     return True
+
+
+def _without_checks(plain: dict[str, Any]) -> dict[str, Any]:
+    """Plain settings without `data.expected_classes`, which runs begun by earlier versions do not have."""
+    return {**plain, "data": {key: value for key, value in plain["data"].items() if key != "expected_classes"}}
 
 
 def evaluation_folder(run: Path, label: str | None = None) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.keys import Settings
 from robustly.experiments.overrides import apply_overrides
-from robustly.experiments.run_folder import CONFIG, open_run
+from robustly.experiments.run_folder import CONFIG, evaluation_folder, open_run
 from robustly.settings import SettingsError, build, plain_values
 from robustly.training.engine.loop import FINAL
 
@@ -60,6 +60,23 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class CellEvaluation:
+    """An evaluation of a cell: words of `robustly evaluate` behind the run, and its name (`--as`) if it has one."""
+
+    words: tuple[str, ...] = ()
+    label: str | None = None
+
+    def command(self, run: Path) -> list[str]:
+        """Words, after `robustly`, of the evaluation of a run."""
+        named = [] if self.label is None else ["--as", self.label]
+        return ["evaluate", str(run), *self.words, *named, "--keep"]
+
+    def is_done(self, run: Path) -> bool:
+        """Return True if a run has this evaluation."""
+        return (evaluation_folder(run, self.label) / "summary.json").is_file()
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run of a sweep, complete enough to be carried out on another machine.
 
@@ -68,7 +85,7 @@ class Cell:
         recipe: name or path of its recipe.
         overrides: changes of the recipe, as words of a command line.
         sweep: folder of the sweep, as an absolute path.
-        evaluate: whether the run is evaluated after training.
+        evaluations: evaluations after training.
         threads: threads of its processes.
         trust_code: whether models that settings name may be imported.
         started_in: working folder of its processes.
@@ -78,7 +95,7 @@ class Cell:
     recipe: str
     overrides: tuple[str, ...]
     sweep: Path
-    evaluate: bool
+    evaluations: tuple[CellEvaluation, ...] = ()
     threads: int = 1
     trust_code: bool = False
     started_in: Path = field(default_factory=Path.cwd)
@@ -93,9 +110,9 @@ class Cell:
         """Words, after `robustly`, of the commands that are left to run; each continues where it stopped."""
         trust = ["--trust-code"] if self.trust_code else []
         train = ["train", "--resume", str(self.folder), *trust]
-        evaluate = ["evaluate", str(self.folder), "--keep", *trust]
+        left = [one.command(self.folder) + trust for one in self.evaluations if not one.is_done(self.folder)]
         is_trained = (self.folder / FINAL).is_file()
-        return [*([] if is_trained else [train]), *([evaluate] if self.evaluate else [])]
+        return [*([] if is_trained else [train]), *left]
 
     @property
     def shell_command(self) -> str:
@@ -130,6 +147,7 @@ def cells_of(sweep: Sweep, folder: Path) -> list[Cell]:
     unclear = [word for word, count in Counter([*last.values(), "name"]).items() if count > 1 or word == "name"]
     axes = [[(key, str(value)) for value in values] for key, values in sweep.over.items()]
     cells = []
+    evaluations = (CellEvaluation(),) if sweep.evaluate else ()
     for recipe, values, seed in itertools.product(sweep.recipes, itertools.product(*axes), sweep.seeds):
         is_file = recipe.endswith((".yaml", ".yml"))
         shown = [_safe(Path(recipe).stem if is_file else recipe.replace("/", "_"))]
@@ -137,7 +155,7 @@ def cells_of(sweep: Sweep, folder: Path) -> list[Cell]:
         # shorter keys first: a part, then the settings of that part
         pairs = sorted((*values, *sweep.settings.items()), key=lambda pair: pair[0].count("."))
         overrides = tuple(f"--{key}={value}" for key, value in (*pairs, ("seed", seed)))
-        cells.append(Cell("__".join([*shown, f"seed={seed}"]), recipe, overrides, folder, sweep.evaluate))
+        cells.append(Cell("__".join([*shown, f"seed={seed}"]), recipe, overrides, folder, evaluations))
     count = Counter(cell.name.casefold() for cell in cells)
     named = {
         cell.name + (f"__{_hash((cell.recipe, cell.overrides))}" if count[cell.name.casefold()] > 1 else ""): cell

@@ -39,7 +39,7 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
         raise ReportError(f"{path} is not a run folder: there is no such folder.")
     folder = evaluation_folder or path / "evaluation"
     config = if_there(path / "config.yaml", read_config)
-    training = if_there(path / "metrics.csv", _read_training)
+    training = if_there(path / "metrics.csv", read_training)
     evaluation = if_there(folder / SUMMARY, lambda file: read_summary(file.parent))
     if training is None and evaluation is None:
         raise ReportError(
@@ -108,7 +108,12 @@ def read_config(file: Path) -> Mapping[str, object]:
         raise ReportError(f"{error}.") from None
 
 
-def _read_training(file: Path) -> Training | None:
+def read_training(file: Path) -> Training | None:
+    """The metrics of a training, and its status beside them; None without a finished epoch.
+
+    Raises:
+        ReportError: the file is cut off or has a cell that is not a number.
+    """
     columns = _read_columns(file)
     if columns is None:
         return None

@@ -25,6 +25,7 @@ from robustly.cli.commands import (
     predict,
     recipes,
     report,
+    reproduce,
     suites,
     sweep,
     train,
@@ -93,6 +94,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "report": Command("write an HTML page about one or several runs", report.add_arguments, report.run),
     "compare": Command("print tables of runs, seeds and published numbers", compare.add_arguments, compare.run),
+    "reproduce": Command(
+        "train and evaluate the methods of a paper, and write its tables", reproduce.add_arguments, reproduce.run
+    ),
     "diagnose": Command(
         "test whether gradient masking inflates robust accuracy",
         diagnose.add_arguments,

@@ -124,13 +124,17 @@ def _of(evaluation: Summary) -> list[tuple[TableColumn, Proportion]]:
     return [(column, evaluation.metrics.worst_case.robust)]
 
 
+def attack_key(name: str) -> str:
+    """Key of the column of an attack, by its name in a suite."""
+    if re.fullmatch(r"cw(_\d+)?", name):
+        return "cw"
+    return "aa" if name in ("autoattack", "aa") else name
+
+
 def _attack_column(attack: SuiteAttack) -> TableColumn:
-    key = attack.name
-    if re.fullmatch(r"cw(_\d+)?", key):
-        key = "cw"
-    elif key in ("autoattack", "aa"):
-        key = "aa"
-    return TableColumn(key, attack.title, json.dumps(_plain(attack.settings), sort_keys=True, default=str))
+    return TableColumn(
+        attack_key(attack.name), attack.title, json.dumps(_plain(attack.settings), sort_keys=True, default=str)
+    )
 
 
 def _plain(settings: Mapping[str, object]) -> dict[str, object]:

@@ -17,12 +17,11 @@ from robustly.reports.tables.columns import (
     seen_columns,
     titled,
 )
-from robustly.reports.tables.comparison import ComparedNumber, marked
+from robustly.reports.tables.comparison import ComparedNumber, ShareInterval, marked
 from robustly.reports.tables.evaluations import EvaluatedRun
 from robustly.reports.tables.mixed_counts import Measured, entries_by_table
 from robustly.reports.tables.published import Published, published_row
 from robustly.reports.tables.seeds import group_names, seed_groups, seed_of
-from robustly.statistics import Proportion
 
 By = Literal["method", "run"]
 
@@ -169,7 +168,7 @@ def _table(entries: Sequence[Measured], by: By) -> MethodTable:
     runs = [run for run, *_ in entries]
     groups = seed_groups(runs) if by == "method" else [[i] for i in range(len(runs))]
     names = group_names([[runs[i] for i in group] for group in groups])
-    scores = [[_score([entries[i][2].get(column) for i in group]) for column in columns] for group in groups]
+    scores = [[score_of([entries[i][2].get(column) for i in group]) for column in columns] for group in groups]
     suspected = [any(one.evaluation.masking for i in group for one in entries[i][1]) for group in groups]
     titles = titled(columns)
     notes = _notes(columns, titles, [len(group) for group in groups], scores)
@@ -222,7 +221,8 @@ def _seen_rows(name: str, entries: Sequence[Measured]) -> str:
     return f"{name}: {'; '.join(words)}. Its accuracies may be too high." if words else ""
 
 
-def _score(parts: Sequence[Proportion | None]) -> Score | None:
+def score_of(parts: Sequence[ShareInterval | None]) -> Score | None:
+    """The number of a row from those of its runs, one for each seed; None if no run has it."""
     known = [part for part in parts if part is not None]
     if not known:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-ATTACKS = ("clean", "pgd_10", "pgd_20", "pgd_50", "pgd_100", "cw", "aa")
+ATTACKS = ("clean", "pgd_10", "pgd_20", "pgd_50", "pgd_100", "apgd", "cw", "aa")
 """Columns of `published.csv` with accuracies in per cent."""
 
 
