@@ -25,7 +25,7 @@ ROOMS = (
 )
 """The checked rooms. Those whose tests pass wrong types on purpose, to read the message, are left out."""
 
-PLAIN = frozenset((bool, int, float, type(None)))
+_opaque: set[type] = {bool, int, float, type(None)}  # of their values an annotation sees the type alone
 
 _check_always = jaxtyping.jaxtyped
 _known: dict[CodeType, dict[Hashable, set[Hashable]]] = {}  # a function that another one defines is defined often
@@ -40,18 +40,18 @@ def install() -> None:
 def kind_of(value: Any) -> Hashable:
     """Everything of a value that an annotation can depend on."""
     kind = type(value)
-    found: Hashable = kind
-    if kind in PLAIN:
-        pass
-    elif isinstance(value, (Tensor, np.ndarray)):
-        found = kind, value.dtype, value.shape
-    elif isinstance(value, (str, type)):
-        found = value
-    elif isinstance(value, (tuple, list)):
-        found = kind, tuple(map(kind_of, value))
-    elif isinstance(value, dict):
-        found = kind, tuple((kind_of(key), kind_of(content)) for key, content in value.items())
-    return found
+    if kind in _opaque:
+        return kind
+    if kind is Tensor or isinstance(value, (Tensor, np.ndarray)):
+        return kind, value.dtype, value.shape
+    if isinstance(value, (str, type)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return kind, tuple(map(kind_of, value))
+    if isinstance(value, dict):
+        return kind, tuple((kind_of(key), kind_of(content)) for key, content in value.items())
+    _opaque.add(kind)  # five questions less for each further value of it
+    return kind
 
 
 def check_once(subject: Any = None, *, typechecker: Any) -> Any:

@@ -24,8 +24,8 @@ LINF = ThreatModel("linf", 0.1)
 INNER = PGDInner(steps=4, relative_step_size=0.35)
 
 
-def digits() -> Splits:
-    return load_splits(DataConfig(train_limit=1000, validation=100, test=100, image_size=16))
+def digits(train_limit: int = 1000) -> Splits:
+    return load_splits(DataConfig(train_limit=train_limit, validation=100, test=100, image_size=16))
 
 
 def small_job(method: Method, epochs: int = 6, splits: Splits | None = None) -> Job:

@@ -1,6 +1,7 @@
 """`robustly evaluate --checkpoint last`: the weights after the last epoch, audited, and compared in a row apart."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,13 @@ from cli_tools import refusal
 from safetensors.torch import load_file
 
 from robustly.cli import main
+from robustly.cli.recipes import read_recipe
+from robustly.evaluation import suite_named
 from robustly.evidence.provenance import LAST_CHECKPOINT
+from robustly.experiments.configuration import build_config
 from robustly.experiments.last_epoch import last_weights
 from robustly.experiments.run_folder import open_run
+from robustly.experiments.seen_attacks import seen_attacks
 from robustly.models import save_weights
 from robustly.reports.tables.evaluations import read_evaluated, read_rows
 from robustly.reports.tables.method_tables import method_tables
@@ -69,6 +74,7 @@ def test_the_last_epoch_is_evaluated_audited_and_compared_apart(
         json.loads((run / name / "summary.json").read_text()) for name in ("evaluation", "evaluation_last")
     )
     assert (best["model"]["checkpoint"], last["model"]["checkpoint"]) == (FINAL, LAST)
+    assert (best["seen_attacks"], last["seen_attacks"]) == ({"pgd": "training"}, {"pgd": "training"})
     assert best["model"]["weights_sha256"] != last["model"]["weights_sha256"]
     assert main(["audit", str(run), "--as", "last", "--share", "0.5", "--confidence", "0.5"]) == 0
     assert main(["audit", str(run), "--share", "0.5", "--confidence", "0.5"]) == 0
@@ -90,6 +96,18 @@ def test_the_last_epoch_is_evaluated_audited_and_compared_apart(
     summary = run / "evaluation_last" / "summary.json"
     summary.write_text(json.dumps(last | {"model": last["model"] | {"checkpoint": FINAL}}))
     assert main(["audit", str(run), "--as", "last", "--share", "0.5", "--confidence", "0.5"]) == 1
+
+
+def test_no_attack_selects_the_last_epoch_unless_one_ends_the_run(run: Path) -> None:
+    """Of a run that is trained with another attack."""
+    trades = build_config(read_recipe("mnist5k/trades"))
+    patient = replace(trades, training=replace(trades.training, patience=2))
+    suite = suite_named("dynat", "linf")
+    selected = seen_attacks(run, trades, "linf", suite)
+    assert selected
+    assert set(selected.values()) == {"selection"}
+    assert seen_attacks(run, trades, "linf", suite, last_epoch=True) == {}
+    assert seen_attacks(run, patient, "linf", suite, last_epoch=True) == selected
 
 
 def test_a_run_without_such_a_state_is_refused_in_one_sentence(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from killing import Commands, points
+from killing import Commands, Operation, points
 from safetensors import safe_open
 
 from robustly.experiments.locks import repair_evaluations
@@ -92,8 +92,10 @@ def killed_everywhere(
     place: Path,
     *,
     complete: str = "nothing is refused",
+    at: Callable[[Operation], bool] = lambda operation: True,
     until: str | None = None,
     check: Callable[[Path], None] = lambda folder: None,
+    checked_only_until: str | None = None,
 ) -> None:
     """Kill a command at every file operation and give it again; check that it ends as the unbroken one.
 
@@ -103,21 +105,32 @@ def killed_everywhere(
         start: folder with the files before the command.
         place: folder for copies of it.
         complete: the refusal by which the command, given again, may say that nothing is left to do.
+        at: whether it is killed at an operation.
         until: name of the file after whose first operation it is not killed any more.
         check: called with the folder after each kill.
+        checked_only_until: name of the file before whose first operation it is killed and checked, and not given
+            again.
     """
     whole = Path(shutil.copytree(start, place / "whole"))
     unbroken = commands.run(words, whole)
     assert unbroken.code == 0, unbroken.output
     expected = contents(whole)
     names = [one.file for one in unbroken.operations]
-    last = next((number for number, name in enumerate(names) if until is not None and until in name), len(names))
-    for number, cut in points(unbroken.operations[:last]):
+
+    def first(file: str | None, otherwise: int) -> int:
+        return otherwise if file is None else next(number for number, name in enumerate(names) if file in name)
+
+    for number, cut in points(unbroken.operations[: first(until, len(names))]):
+        if not at(unbroken.operations[number]):
+            continue
         where = f"killed {'within' if cut else 'before'} operation {number}, {unbroken.operations[number]}"
         folder = Path(shutil.copytree(start, place / f"{number}{'cut' if cut else ''}"))
         killed = commands.run(words, folder, kill_at=number, cut=cut)
         assert killed.code == -signal.SIGKILL, where
         check(folder)
+        if number < first(checked_only_until, 0):
+            shutil.rmtree(folder)
+            continue
         # an evaluation that continues must not measure again
         has_begun = bool(list(folder.rglob("begun.json"))) and not list(folder.rglob(".evaluation.new"))
         again = commands.run(words, folder, batch_size=5 if has_begun else 8)
@@ -231,7 +244,10 @@ def test_evaluate_in_the_place_of_an_earlier_evaluation(
         seen.append(found == new)
         shutil.rmtree(copy)
 
-    killed_everywhere(commands, words, evaluated, tmp_path, check=check)
+    # How the partial results continue is what `test_evaluate` shows.
+    killed_everywhere(
+        commands, words, evaluated, tmp_path, check=check, checked_only_until=".adversarial.safetensors."
+    )
     assert sorted(seen) == seen, "first the old one, then the new one"
     assert set(seen) == {False, True}
 
@@ -244,4 +260,13 @@ def test_sweep(commands: Commands, settings: list[str], tmp_path: Path) -> None:
     start = tmp_path / "start"
     start.mkdir()
     words = ["sweep", "mnist5k/pgd_at", "--out", "s", "--evaluate", "--threads=1", *settings, "--training.epochs=1"]
-    killed_everywhere(commands, words, start, tmp_path)
+    killed_everywhere(commands, words, start, tmp_path, at=changes_a_sweep)
+
+
+def changes_a_sweep(operation: Operation) -> bool:
+    """Return True for the files by which a sweep decides what is left to do.
+
+    The others are of one run, which `test_train` and `test_evaluate` kill everywhere.
+    """
+    names = ("sweep.yaml", "config.yaml", "seed=0", "last.pt", "model.safetensors", "begun", ".evaluation")
+    return any(name in operation.file for name in names)

@@ -202,7 +202,10 @@ def test_damaged_weights_are_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_the_spread_is_an_interval_of_student() -> None:
-    (clean, aa) = spread(of("a", [950, 960, 970], [50, 50, 53]), ["clean", "pgd_10", "aa", "all"])
+    results = of("a", [950, 960, 970], [50, 50, 53])
+    clean, aa, mean = spread(results, ["clean", "aa", "all"])
+    assert (mean.title, mean.mean, mean.deviation) == ("All", aa.mean, aa.deviation)
+    assert [one.title for one in spread(results, ["clean", "pgd_10", "aa", "all"])] == ["Clean", "AA"]
     assert (clean.mean, clean.deviation, clean.lowest, clean.highest) == pytest.approx((0.96, 0.01, 0.95, 0.97))
     assert clean.high - clean.mean == pytest.approx(4.302653 * 0.01 / 3**0.5)
     assert (aa.title, aa.seeds) == ("AA", 3)

@@ -276,7 +276,7 @@ def test_the_figures_have_published_markers(three: tuple[Path, ...]) -> None:
     assert (ours["y"], ours["x"]) == ([0], [0.9])
     assert (theirs["y"], theirs["x"]) == ([0, 1], [0.8916, 0.8417])
     *bars, hollow = drawn["reproduction-hybrid"]["data"]
-    assert [len(one["x"]) for one in bars] == [7, 7]
+    assert [len(one["x"]) for one in bars] == [6, 6]
     assert bars[0]["x"][1] < 1 < bars[1]["x"][1], "side by side around the place of PGD-10"
     assert hollow["x"] == [*bars[0]["x"], *bars[1]["x"]]
     (point,) = drawn["reproduction-clean-against-robust"]["data"]

@@ -39,7 +39,7 @@ INNERS = built(INNER_MAXIMISERS, **FEW_STEPS)
 LOSS = built(LOSSES)
 INSTANCE_WEIGHTS = st.sampled_from([None, GairatWeights(burn_in=0), MailWeights(burn_in=0), EVEN])
 PARAMETERS = st.lists(st.sampled_from([kind() for kind in PARAMETER_PARTS.values()]), max_size=3, unique_by=type)
-COMMON = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.filter_too_much])
+COMMON = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 def composed(labels: object, inner: object, loss: object, **more: object) -> Method:

@@ -19,7 +19,7 @@ from robustly.training import (
     Moment,
     Observer,
 )
-from trial_runs import run, same, small_job
+from trial_runs import digits, run, same, small_job
 
 
 def test_controllers_move_as_published() -> None:
@@ -48,7 +48,8 @@ def test_a_controller_fits_into_yaml_settings(monkeypatch: pytest.MonkeyPatch) -
 
 
 def controlled() -> Job:
-    return small_job(Method(inner=AlternatingThreats(steps=3), loss=BalancedLoss()), epochs=4)
+    method = Method(inner=AlternatingThreats(steps=3), loss=BalancedLoss())
+    return small_job(method, epochs=4, splits=digits(train_limit=500))
 
 
 class Slow(Observer):
@@ -68,7 +69,7 @@ def test_controllers_survive_kills_bit_by_bit(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if int(line) >= 70:  # of 128 steps, in the third of four epochs
+        if int(line) >= 36:  # of 64 steps, in the third of four epochs
             process.send_signal(signal.SIGKILL)
             break
     process.stdout.close()
@@ -82,7 +83,7 @@ def test_controllers_survive_kills_bit_by_bit(tmp_path: Path) -> None:
     for part, memory in one["memory"].items():
         assert same(memory, other["memory"][part]), part
     state = one["memory"]["inner"]
-    assert state["batches"].sum() == 128
+    assert state["batches"].sum() == 64
     assert (state["batches"] > 0).all()
     assert not torch.allclose(one["memory"]["loss"]["weight"], torch.tensor([0.5, 0.5]).double())
 

@@ -43,10 +43,9 @@ ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
 
 
-def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    command = [sys.executable, *launcher, "-m", "robustly", "train", *arguments]
+def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "robustly", "train", *arguments],
         env=ONE_THREAD,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -58,13 +57,6 @@ def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[s
 def words_of(folder: Path, recipe: str, *settings: dict[str, str]) -> list[str]:
     changed = {key: value for group in (SMALL, *settings) for key, value in group.items()}
     return [recipe, "--out", str(folder), *(word for pair in changed.items() for word in pair)]
-
-
-def train(folder: Path, recipe: str, *settings: dict[str, str], launcher: tuple[str, ...] = ()) -> str:
-    process = start(*words_of(folder, recipe, *settings), launcher=launcher)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    return out
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -152,35 +144,32 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("launcher", ["own", "torchrun"])
-def test_two_processes_train_the_network_of_one(
-    launcher: str, one: Path, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    single = one / "trades"
-    if launcher == "own":
-        folder = tmp_path / "run"
-        out = train(folder, "mnist5k/trades", SGD, TWO)
-    else:
-        folder = request.getfixturevalue("two") / "trades"
-        out = (folder.parent / "output.log").read_text()
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+FILES = [
+    ".lock",
+    "checkpoints/best.safetensors",
+    "checkpoints/last.pt",
+    "config.yaml",
+    "data.safetensors",
+    "metrics.csv",
+    "model.safetensors",
+    "status.json",
+]
+
+
+def test_two_processes_train_the_network_of_one(one: Path, two: Path) -> None:
+    single, folder = one / "trades", two / "trades"
     assert largest_difference(single, folder) < 1e-5
     for mine, theirs in zip(state(single)["rows"], state(folder)["rows"], strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
         assert mine["loss_consistency"] == pytest.approx(theirs["loss_consistency"], abs=1e-5)
         for name in ("train_clean_accuracy", "train_robust_accuracy", "validation_robust_accuracy"):
             assert mine[name] == pytest.approx(theirs[name], abs=0.02), name  # a few images are nearly tied
-    assert out.count("finished 2 epochs") == (1 if launcher == "own" else 3), "of TRADES, GKL and `norm`"
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert files == [
-        ".lock",
-        "checkpoints/best.safetensors",
-        "checkpoints/last.pt",
-        "config.yaml",
-        "data.safetensors",
-        "metrics.csv",
-        "model.safetensors",
-        "status.json",
-    ]
+    assert (two / "output.log").read_text().count("finished 2 epochs") == 3, "of TRADES, GKL and `norm`"
+    assert files_of(folder) == FILES
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
 
 
@@ -234,6 +223,7 @@ def test_with_batch_normalisation_what_is_saved_is_what_was_validated(
 
 
 def test_ctrl_c_leaves_a_run_that_two_processes_resume(two: Path, tmp_path: Path) -> None:
+    """The command starts its processes itself, and ends with the bits of those that `torchrun` starts."""
     whole, cut = two / "longer", tmp_path / "cut"
     process = start(*words_of(cut, "mnist5k/pgd_at", LONGER, TWO))
     while process.poll() is None and not (cut / "checkpoints/last.pt").exists():
@@ -246,8 +236,10 @@ def test_ctrl_c_leaves_a_run_that_two_processes_resume(two: Path, tmp_path: Path
     assert f"--resume {cut}" in out
     assert not (cut / "model.safetensors").exists()
     process = start("--resume", str(cut))
-    _, err = process.communicate()
+    out, err = process.communicate()
     assert process.returncode == 0, err
+    assert out.count("finished 3 epochs") == 1
+    assert files_of(cut) == FILES
     assert largest_difference(whole, cut) == 0
     assert state(cut)["epoch"] == 3
 

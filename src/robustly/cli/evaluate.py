@@ -91,7 +91,8 @@ def run_evaluation(
         if run.is_new:
             held.enter_context(lock_evaluation(target))
         suite = load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
-        marks = seen_attacks(folder, config if run.is_new else open_run(folder), config.threat.kind, suite)
+        trained = config if run.is_new else open_run(folder)
+        marks = seen_attacks(folder, trained, config.threat.kind, suite, last_epoch=checkpoint == "last")
         named = partial(_named, subject=subject, marks=marks)
         console = PlainConsole()
         try:

@@ -24,7 +24,9 @@ SELECTION = "cross_entropy"
 _CROSS_ENTROPY = (CurriculumInner, FreeInner, NoisyFGSMInner)
 
 
-def seen_attacks(folder: Path, config: RunConfig, kind: str, suite: Suite) -> dict[str, Seen] | None:
+def seen_attacks(
+    folder: Path, config: RunConfig, kind: str, suite: Suite, *, last_epoch: bool = False
+) -> dict[str, Seen] | None:
     """Attacks of a suite that the network of a run has seen; None if the network was trained elsewhere.
 
     Args:
@@ -32,13 +34,17 @@ def seen_attacks(folder: Path, config: RunConfig, kind: str, suite: Suite) -> di
         config: its settings.
         kind: kind of the threat of the evaluation, such as "linf".
         suite: the suite.
+        last_epoch: whether the weights are those after the last epoch, which no attack selects; only the end of a
+            run with patience or a largest drop depends on one.
 
     Returns:
         By name of the attack "training", or "selection" for those that only the selection of the epoch has used.
     """
     if not any((folder / name).is_file() for name in (BEST, FINAL)):
         return None
-    return seen_in_run(config, kind, suite.attacks)
+    stops = config.training.patience is not None or config.training.stop_after_drop is not None
+    marks = seen_in_run(config, kind, suite.attacks)
+    return {name: seen for name, seen in marks.items() if seen == "training" or stops or not last_epoch}
 
 
 def seen_in_run(config: RunConfig, kind: str, attacks: Mapping[str, Attack]) -> dict[str, Seen]:
@@ -76,7 +82,11 @@ def seen_attacks_check(folder: Path, config: RunConfig, summary: Summary, suite:
     for evidence of schemas before 4.
     """
     stated, name = summary.seen_attacks, "the attacks marked as seen in training"
-    expected = None if suite is None else seen_attacks(folder, config, summary.threat.kind, suite)
+    expected = (
+        None
+        if suite is None
+        else seen_attacks(folder, config, summary.threat.kind, suite, last_epoch=summary.model.is_last_epoch)
+    )
     if suite is None or (stated is None and (expected is None or summary.schema < RULES_SINCE)):
         return Check("no attack is marked as seen in training")
     if stated is None:

@@ -71,6 +71,12 @@ def test_a_bound_is_read_the_same_in_every_spelling() -> None:
             BOX + "(assert (<= Y_0 1e999999999))",
             "line 6, column 17: expected X_i, Y_j or a number with an exponent",
         ),
+        (
+            BOX + f"(assert (<= Y_0 {'9' * 5000}))",
+            "line 6, column 17: expected X_i, Y_j or a number with an exponent",
+        ),
+        (BOX + f"(assert (<= X_0 1e{'9' * 5000}))", "to 400 and at most 1000 characters, found '1e999"),
+        (BOX + "(assert (<= Y_0 \u0663))", "line 6, column 17: expected X_i, Y_j or a number"),
         (BOX + "(assert (<= Y_0))", "line 6, column 9: '<=' takes two sides, found 1"),
         (BOX + "(assert)", "line 6, column 1: assert takes one condition, found 0"),
         (BOX + "(assert Y_0)", "line 6, column 9: expected '(', found 'Y_0'"),

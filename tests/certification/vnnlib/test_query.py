@@ -137,6 +137,12 @@ def test_decimals_that_are_no_floats() -> None:
         ("(assert (>= X_0 2))", "X_0 >= 2.0 and X_0 <= 1.0"),
         ("(assert (< X_1 0))", "X_1 >= 0.0 and X_1 <= 0.0"),
         ("(assert (or (>= X_0 2) (<= X_1 -1)))", "contradict"),
+        ("(assert (>= X_0 1e350))", "X_0 >= 1.00000e+350 and X_0 <= 1.0 contradict"),
+        ("(assert (<= X_1 -1e400))", "X_1 >= 0.0 and X_1 <= -1.00000e+400 contradict"),
+        ("(assert (>= X_0 1e39))", "X_0 >= 1e+39 and X_0 <= 1.0 contradict"),
+        ("(assert (>= (* 1e-300 X_0) 1e400))", "X_0 >= 1.00000e+700 and X_0 <= 1.0 contradict"),
+        ("(assert (or (>= X_0 1e400) (<= X_1 -1e400)))", "contradict"),
+        ("(assert (<= 1e400 0))", "its conditions contradict"),
         ("(assert (<= 1 0))", "its conditions contradict"),
         ("(assert (or))", "its conditions contradict"),
     ],
@@ -153,8 +159,60 @@ def test_inputs_without_bounds_are_listed() -> None:
         read_vnnlib(HEAD + "(assert (>= X_0 0))(assert (<= Y_0 0))")
     with pytest.raises(VnnlibError, match=r"missing are X_1 \(upper\)"):
         read_vnnlib(HEAD + "(assert (<= 0 X_0 1))(assert (>= X_1 0))(assert (or (<= X_1 1) (<= Y_0 0)))")
-    with pytest.raises(VnnlibError, match="beyond the range of float32"):
-        read_vnnlib(BOX.replace("X_1 1)", "X_1 1e39)"))
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("1e39", r"p, line 5, column 37: the bound 1e\+39 of X_1 is beyond the range of float32"),
+        ("1e400", r"p, line 5, column 37: the bound 1\.00000e\+400 of X_1 is beyond the range of float32"),
+        ("(* 1e30 1e20)", r"p: the bound 1e\+50 of X_1 is beyond the range of float32"),
+    ],
+)
+def test_a_bound_beyond_float32_has_its_place(written: str, message: str) -> None:
+    with pytest.raises(VnnlibError, match=message):
+        read_vnnlib(BOX.replace("X_1 1)", f"X_1 {written})"), "p")
+
+
+@pytest.mark.parametrize("bound", ["(>= X_0 -1e400)", "(<= X_0 1e350)", "(<= X_0 3.5e38)", "(>= X_0 -0.0)"])
+def test_a_bound_beyond_a_tighter_one_changes_nothing(bound: str) -> None:
+    for text in (f"{HEAD}(assert {bound})" + BOX[len(HEAD) :], f"{BOX}(assert (or (and {bound} (<= Y_0 0))))"):
+        (case,) = read_vnnlib(f"{text}(assert (<= Y_0 0))").cases
+        assert case.box.lower.tolist() == [0, 0]
+        assert case.box.upper.tolist() == [1, 1]
+        assert not torch.signbit(case.box.lower).any()
+
+
+def test_a_wide_bound_of_all_cases_is_replaced_by_that_of_each() -> None:
+    text = (
+        BOX.replace("X_0 1)", "X_0 1e400)")
+        + "(assert (or (and (<= X_0 2) (<= Y_0 0)) (and (<= X_0 3) (<= Y_1 0))))"
+    )
+    assert [case.box.upper.tolist() for case in read_vnnlib(text).cases] == [[2, 1], [3, 1]]
+    (case,) = read_vnnlib(f"{BOX}(assert (or (>= X_0 1e400) (<= Y_0 0) (and (<= X_1 -1e350) (<= Y_1 0))))").cases
+    assert case.specification.rows.tolist() == [[[1, 0]]]
+
+
+@pytest.mark.parametrize(
+    "condition", ["(<= Y_0 1e400)", "(>= Y_0 -1e400)", "(<= (* 1e400 Y_0) 0)", "(<= Y_0 (- 1e101))"]
+)
+def test_conditions_on_outputs_beyond_float64_are_not_supported(condition: str) -> None:
+    with pytest.raises(
+        UnsupportedQueryError, match=r"p, line 6, column \d+: a condition has a number beyond 1e\+100"
+    ):
+        read_vnnlib(f"{BOX}(assert {condition})", "p")
+    with pytest.raises(VnnlibError, match=r"p, line 6, column 17: expected X_i, Y_j or a number .* found 'nan'"):
+        read_vnnlib(f"{BOX}(assert (<= Y_0 nan))", "p")
+
+
+def test_numbers_smaller_than_float64_are_rounded_outwards() -> None:
+    (case,) = read_vnnlib(f"{BOX}(assert (<= X_0 1e-400))(assert (<= (* 1e-400 Y_0) 1e-400))").cases
+    assert case.box.upper[0] == 5e-324
+    assert case.specification.offset.tolist() == [[-5e-324]]
+    assert case.inexact is not None
+    assert case.inexact.tolist() == [[5e-324, 0]]
+    (case,) = read_vnnlib(f"{BOX}(assert (<= Y_0 -0.0))").cases
+    assert case.violated(torch.zeros(2), torch.tensor([-0.0, 0.0]))
 
 
 def test_a_property_without_outputs_is_violated_by_every_input() -> None:

@@ -43,6 +43,13 @@ def test_scientific_numbers_are_exact() -> None:
     assert query.cases[0].specification.offset.tolist() == [[pytest.approx(0.0025, abs=1e-18), -100.0]]
 
 
+def test_numbers_at_the_border_of_what_the_package_reads() -> None:
+    text = BOX.replace("; a comment", "; 1e999, \u0663") + f"(assert (<= Y[0,0] {2**63}))(assert (>= Y[0,1] -0.0))"
+    constants = [condition.left.constant for condition in read_vnnlib(text).cases[0].disjuncts[0]]
+    assert constants == [-(2**63), 0]
+    assert read_vnnlib(BOX + "(assert (>= X[0,0,0] 1e308))").remark.startswith("vacuous: the bounds X_0 >= 1e+308")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -54,7 +61,33 @@ def test_scientific_numbers_are_exact() -> None:
             HEAD + "(assert (<= Y[0,0] 1.0))",
             "every input needs a lower and an upper bound; missing are X_0 (lower)",
         ),
-        (HEAD + "(assert (<= Y[0,0] 1e-999))", "the number 1e-999 has an exponent beyond 400"),
+        (
+            HEAD + "(assert (<= Y[0,0] 1e-999))",
+            "p, line 7, column 20: the number 1e-999 has an exponent beyond 400",
+        ),
+        (
+            HEAD + "\n(assert (>= X[0,0,0] 1e400))",
+            "p, line 8, column 22: the number 1e400 is beyond the range of float64",
+        ),
+        (
+            HEAD + "(assert (or (<= Y[0,0] -1e350) (<= Y[0,1] 0.0)))",
+            "p, line 7, column 24: the number -1e350 is beyond",
+        ),
+        (
+            HEAD + "(assert (<= Y[0,0] 1e-310))",
+            "p, line 7, column 20: the number 1e-310 is beyond the range of float64",
+        ),
+        (HEAD + f"(assert (<= Y[0,0] {'9' * 400}))", "p, line 7, column 20: the number 9999"),
+        (HEAD + f"(assert (<= Y[0,0] 0.{'9' * 5000}))", "or more than 1000 characters"),
+        (HEAD + "(assert (<= Y[0,0] nan))", "p, line 7, column 20: Undeclared variable 'nan'"),
+        (
+            HEAD + "(assert (<= Y[0,0] \u0663))",
+            "p, line 7, column 20: a character that is not ASCII outside comments",
+        ),
+        (
+            BOX.replace("1.5", "1.5e39"),
+            "p, line 7, column 46: the bound 1.5e+39 of X_0 is beyond the range of float32",
+        ),
     ],
 )
 def test_a_mistake_has_its_place(text: str, message: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from robustly.attacks import ATTACKS
-from robustly.data import Splits
+from robustly.data import ImageData, Splits
 from robustly.evaluation import EvaluationTarget, Sampling, Suite, audit, evaluate
 from robustly.evidence import Evidence, EvidenceError, EvidenceTable, read_evidence, write_evidence
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
@@ -27,8 +27,13 @@ BOTH = ("pgd_10", "cw_20")
 
 
 @pytest.fixture(scope="module")
-def evidence(digit_net: nn.Module, digits: Splits) -> Evidence:
-    return evaluate(digit_net, digits.test, THREAT, SUITE, curve_count=60)
+def few(digits: Splits) -> ImageData:
+    return digits.test.select(torch.arange(100))
+
+
+@pytest.fixture(scope="module")
+def evidence(digit_net: nn.Module, few: ImageData) -> Evidence:
+    return evaluate(digit_net, few, THREAT, SUITE, curve_count=40)
 
 
 @pytest.fixture
@@ -38,8 +43,8 @@ def folder(evidence: Evidence, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def target(digit_net: nn.Module, digits: Splits) -> EvaluationTarget:
-    return EvaluationTarget(digit_net, digits.test, THREAT)
+def target(digit_net: nn.Module, few: ImageData) -> EvaluationTarget:
+    return EvaluationTarget(digit_net, few, THREAT)
 
 
 def test_honest_evidence_passes(folder: Path, target: EvaluationTarget) -> None:
@@ -157,13 +162,13 @@ def test_a_forged_image_fails_even_when_resealed(
 
 
 def test_the_originals_in_place_of_adversarial_images_fail(
-    folder: Path, target: EvaluationTarget, digits: Splits
+    folder: Path, target: EvaluationTarget, few: ImageData
 ) -> None:
-    place = {int(i): row for row, i in enumerate(digits.test.ids)}
+    place = {int(i): row for row, i in enumerate(few.ids)}
 
     def change(images: Tensors) -> None:
         rows = torch.tensor([place[int(i)] for i in images["pgd_10.ids"]])
-        images["pgd_10.images"] = digits.test.floats(rows).numpy()
+        images["pgd_10.images"] = few.floats(rows).numpy()
 
     edit_images(folder, change)
     reseal(folder)
@@ -296,9 +301,9 @@ def test_a_wider_ball_than_the_one_evaluated_fails(folder: Path, target: Evaluat
     assert "inside the threat set" in problems(audit(folder, target, SUITE))
 
 
-def test_other_weights_fail(folder: Path, digits: Splits, digit_net: nn.Module) -> None:
+def test_other_weights_fail(folder: Path, few: ImageData, digit_net: nn.Module) -> None:
     other = nn.Sequential(digit_net, nn.Linear(10, 10))
-    result = audit(folder, EvaluationTarget(other.eval(), digits.test, THREAT), SUITE)
+    result = audit(folder, EvaluationTarget(other.eval(), few, THREAT), SUITE)
     assert "weights" in problems(result)
 
 

@@ -31,7 +31,7 @@ PLAIN = Suite("plain", {"pgd_10": ATTACKS["pgd_10"], "pgd_20": ATTACKS["pgd_20"]
 STAGED = Suite(
     "staged",
     {"pgd_10": ATTACKS["pgd_10"], "watch": ATTACKS["pgd_20"], "late": ATTACKS["pgd_20"]},
-    plans={"watch": Plan(sample=20, sentinel=True), "late": Plan(on_suspicion=True)},
+    plans={"watch": Plan(sample=12, sentinel=True), "late": Plan(on_suspicion=True)},
     worst_case=True,
 )
 Json = dict[str, Any]
@@ -51,17 +51,17 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def images(digits: Splits) -> ImageData:
-    return digits.test.select(torch.arange(60))
+    return digits.test.select(torch.arange(36))
 
 
 @pytest.fixture(scope="module")
 def plain_evidence(digit_net: nn.Module, images: ImageData) -> Evidence:
-    return evaluate(digit_net, images, THREAT, PLAIN, curve_count=40, batch_size=60)
+    return evaluate(digit_net, images, THREAT, PLAIN, curve_count=24, batch_size=36)
 
 
 @pytest.fixture(scope="module")
 def staged_evidence(digit_net: nn.Module, images: ImageData) -> Evidence:
-    return evaluate(digit_net, images, THREAT, STAGED, batch_size=60)
+    return evaluate(digit_net, images, THREAT, STAGED, batch_size=36)
 
 
 @pytest.fixture

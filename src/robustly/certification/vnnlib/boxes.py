@@ -4,6 +4,7 @@ import math
 from collections import ChainMap
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustly.certification.vnnlib.formulas import Condition, VnnlibError
+from robustly.certification.vnnlib.places import place_of_number
 from robustly.output_text import listed
 
 LARGEST = Fraction(float(np.finfo(np.float32).max))
@@ -97,10 +99,12 @@ class BoxBuilder:
         shared: bounds of all cases.
         inputs: number of inputs.
         source: name of the property, for messages.
+        text: contents of the file, for the places in messages.
     """
 
-    def __init__(self, shared: Bounds, inputs: int, source: str) -> None:
-        self._source = source
+    def __init__(self, shared: Bounds, inputs: int, source: str, text: str = "") -> None:
+        self._source, self._text = source, text
+        self._shared = shared
         self._outer = np.full((2, inputs), np.nan)
         self._inner = np.full((2, inputs), np.nan, dtype=np.float32)
         self._put(shared, self._outer, self._inner)
@@ -113,7 +117,7 @@ class BoxBuilder:
         """
         outer, inner = self._outer.copy(), self._inner.copy()
         self._put(own, outer, inner)
-        self._check(outer)
+        self._check(outer, own.over(self._shared))
         lower, upper, least, most = outer[0], -outer[1], inner[0], -inner[1]
         empty = least > most
         if empty.any():
@@ -126,11 +130,17 @@ class BoxBuilder:
     def _put(self, bounds: Bounds, outer: Array, inner: Array) -> None:
         for side, named in enumerate((bounds.below, bounds.above)):
             for index, bound in named.items():
-                if abs(bound[0]) > LARGEST:
-                    raise VnnlibError(f"{self._source}: a bound of X_{index} is beyond the range of float32")
-                outer[side, index], inner[side, index] = _rounded(bound)
+                # An infinite bound is refused in `_check`, unless the case has a tighter one.
+                within = abs(bound[0]) <= LARGEST
+                outer[side, index], inner[side, index] = _rounded(bound) if within else (math.inf, math.inf)
 
-    def _check(self, outer: Array) -> None:
+    def _check(self, outer: Array, bounds: Bounds) -> None:
+        for side, index in np.argwhere(np.isinf(outer)).tolist():
+            value = -bounds.above[index][0] if side else bounds.below[index][0]
+            raise VnnlibError(
+                f"{self._source}{place_of_number(self._text, value)}: the bound {decimal(value)} of X_{index} is "
+                "beyond the range of float32"
+            )
         missing = [
             f"X_{index} ({word})"
             for index in np.flatnonzero(np.isnan(outer).any(0))
@@ -141,6 +151,14 @@ class BoxBuilder:
             raise VnnlibError(
                 f"{self._source}: every input needs a lower and an upper bound; missing are {listed(missing)}"
             )
+
+
+def decimal(value: Fraction) -> str:
+    """A number for messages, also beyond the range of float64."""
+    try:
+        return repr(float(value))
+    except OverflowError:
+        return f"{Decimal(value.numerator) / Decimal(value.denominator):.6g}"
 
 
 def rounded_down(value: Fraction) -> float:

@@ -17,6 +17,7 @@ from robustly.certification.vnnlib.formulas import (
     VnnlibError,
     compared,
 )
+from robustly.certification.vnnlib.places import LONGEST_NUMBER, line_and_column
 
 DEEPEST = 200
 """Most parentheses inside each other."""
@@ -26,10 +27,10 @@ LARGEST_EXPONENT = 400
 
 _TOKEN = re.compile(r"\s+|;[^\n]*|(?P<token>\"[^\"]*\"|\|[^|]*\||[()]|[^\s();\"|]+)")
 _BLANK = re.compile(r"(?:\s+|;[^\n]*)*")
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE](?P<exponent>[-+]?\d+))?")
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE](?P<exponent>[-+]?[0-9]+))?")
 _VARIABLE = re.compile(r"(?P<kind>[XY])_(?P<index>\d{1,9})")
 _BOUND = re.compile(
-    r"\(\s*assert\s*\(\s*(?P<operator><=|>=)\s+(?P<variable>[XY]_\d{1,9})\s+(?P<number>[-+]?\d+\.?\d*(?:[eE][-+]?\d{1,2})?)"
+    r"\(\s*assert\s*\(\s*(?P<operator><=|>=)\s+(?P<variable>[XY]_\d{1,9})\s+(?P<number>[-+]?[0-9]{1,50}\.?[0-9]{0,400}(?:[eE][-+]?[0-9]{1,2})?)"
     r"\s*\)\s*\)"
 )
 _OPERATORS = ("<=", "<", ">=", ">", "=")
@@ -82,8 +83,8 @@ def parse(text: str, source: str) -> Parsed:
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of a decimal number; None if it is not a number or its exponent is too large."""
-    match = _NUMBER.fullmatch(text)
+    """The exact value of a decimal number; None if it is not a number, or it or its exponent is too large."""
+    match = _NUMBER.fullmatch(text) if len(text) <= LONGEST_NUMBER else None
     if match is None or abs(int(match["exponent"] or 0)) > LARGEST_EXPONENT:
         return None
     return Fraction(text)
@@ -121,8 +122,7 @@ class _Parser:
         return count
 
     def _fail(self, at: int, message: str) -> NoReturn:
-        line, column = self._text.count("\n", 0, at) + 1, at - self._text.rfind("\n", 0, at)
-        raise VnnlibError(f"{self._source}, line {line}, column {column}: {message}")
+        raise VnnlibError(f"{self._source}{line_and_column(self._text, at)}: {message}")
 
     # --- text to forms ---
 
@@ -255,7 +255,8 @@ class _Parser:
         if value is None:
             self._fail(
                 word.at,
-                f"expected X_i, Y_j or a number with an exponent to {LARGEST_EXPONENT}, found {_shown(word)}",
+                f"expected X_i, Y_j or a number with an exponent to {LARGEST_EXPONENT} and at most "
+                f"{LONGEST_NUMBER} characters, found {_shown(word)}",
             )
         return Linear({}, value)
 

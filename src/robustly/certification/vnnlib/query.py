@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustly.certification.specification import Specification
-from robustly.certification.vnnlib.boxes import Bounds, Box, BoxBuilder, as_bound, rounded_down, tightened
+from robustly.certification.vnnlib.boxes import Bounds, Box, BoxBuilder, as_bound, decimal, rounded_down, tightened
 from robustly.certification.vnnlib.formulas import (
     Condition,
     Formula,
@@ -18,6 +18,7 @@ from robustly.certification.vnnlib.formulas import (
     VnnlibError,
     disjuncts,
 )
+from robustly.certification.vnnlib.places import place_of_number
 
 LARGEST_BOXES = 2**25
 """Most inputs of all boxes together, about 1 GB of bounds."""
@@ -104,7 +105,13 @@ class _Group:
 
 
 def query_of(
-    formula: Formula, inputs: int, outputs: int, source: str, version: int = 1, tensors: Sequence[Declared] = ()
+    formula: Formula,
+    inputs: int,
+    outputs: int,
+    source: str,
+    version: int = 1,
+    tensors: Sequence[Declared] = (),
+    text: str = "",
 ) -> Query:
     """The normal form of a violation.
 
@@ -115,10 +122,11 @@ def query_of(
         source: name of the property, for messages.
         version: 1 or 2.
         tensors: see `Query`.
+        text: contents of the file, for the places in messages.
 
     Raises:
-        VnnlibError: an input has no bounds.
-        UnsupportedQueryError: there are too many disjuncts, or boxes.
+        VnnlibError: an input has no bounds, or one beyond float32.
+        UnsupportedQueryError: there are too many disjuncts, or boxes, or a number is beyond `LARGEST_FACTOR`.
     """
     shared, alternatives = disjuncts(formula, source)
     shared_bounds, shared_rest = _divided(Bounds({}, {}), shared)
@@ -138,7 +146,9 @@ def query_of(
         raise UnsupportedQueryError(
             f"{source}: {len(groups)} boxes of {inputs} inputs; the most bounds of all boxes are {LARGEST_BOXES}"
         )
-    builder = BoxBuilder(shared_bounds, inputs, source)
+    for group in groups.values():
+        _check_numbers(group, source, text)
+    builder = BoxBuilder(shared_bounds, inputs, source, text)
     cases = tuple(_case(group, builder, outputs, inputs) for group in groups.values())
     remark = _remark(cases, contradiction)
     return Query(source, version, inputs, outputs, cases, remark, tuple(tensors))
@@ -160,7 +170,8 @@ def _contradiction(bounds: Bounds, among: Iterable[int]) -> str:
     index = bounds.contradiction(among)
     if index is None:
         return ""
-    return f"X_{index} >= {float(bounds.below[index][0])!r} and X_{index} <= {float(-bounds.above[index][0])!r}"
+    low, high = decimal(bounds.below[index][0]), decimal(-bounds.above[index][0])
+    return f"X_{index} >= {low} and X_{index} <= {high}"
 
 
 def _remark(cases: Sequence[Case], contradiction: str) -> str:
@@ -173,6 +184,17 @@ def _remark(cases: Sequence[Case], contradiction: str) -> str:
 
 
 LARGEST_FACTOR = 10**100
+"""Largest magnitude of factors and constants of conditions on outputs."""
+
+
+def _check_numbers(group: _Group, source: str, text: str) -> None:
+    for disjunct in group.disjuncts:
+        for condition in disjunct:
+            for one in (*condition.left.terms.values(), condition.left.constant):
+                if abs(one) > LARGEST_FACTOR:
+                    raise UnsupportedQueryError(
+                        f"{source}{place_of_number(text, one)}: a condition has a number beyond {LARGEST_FACTOR:g}"
+                    )
 
 
 def _case(group: _Group, builder: BoxBuilder, outputs: int, inputs: int) -> Case:
@@ -181,9 +203,6 @@ def _case(group: _Group, builder: BoxBuilder, outputs: int, inputs: int) -> Case
     columns = outputs + (inputs if reads_inputs else 0)
     rows = np.zeros((len(conditions), columns))
     errors: dict[tuple[int, int], float] = {}
-    numbers = [one for part in conditions for one in (*part.left.terms.values(), part.left.constant)]
-    if any(abs(one) > LARGEST_FACTOR for one in numbers):
-        raise UnsupportedQueryError(f"a condition has a number beyond {LARGEST_FACTOR:g}")
     for place, condition in enumerate(conditions):
         for (kind, index), factor in condition.left.terms.items():
             column, nearest = (index if kind == "Y" else outputs + index), float(factor)

@@ -35,7 +35,7 @@ def read_vnnlib(property_: Path | str, source: str = "property") -> Query:
     if match is not None and not match["version"].startswith("1"):
         return version_2.read(text, source)
     parsed = parser.parse(text, source)
-    return query_of(parsed.formula, parsed.inputs, parsed.outputs, source)
+    return query_of(parsed.formula, parsed.inputs, parsed.outputs, source, text=text)
 
 
 def _text(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from decimal import Decimal
 from fractions import Fraction
 from math import prod
@@ -18,10 +19,14 @@ from robustly.certification.vnnlib.formulas import (
     compared,
 )
 from robustly.certification.vnnlib.parser import LARGEST_EXPONENT, number
+from robustly.certification.vnnlib.places import LONGEST_NUMBER, line_and_column
 from robustly.certification.vnnlib.query import Declared, Query, query_of
 
 _TYPES = {"F32": "float32", "F64": "float64", "Real": "real"}
-_SCIENTIFIC = re.compile(r"(?<![\w.\]])-?\d+(?:\.\d+)?[eE][-+]?\d+(?![\w.])")
+_NUMBER = re.compile(r";[^\n]*|(?<![\w.\]])-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?(?![\w.])")
+_FOREIGN = re.compile(r";[^\n]*|(?P<foreign>[^\x00-\x7f])")
+_LARGEST_INTEGER = 2**63
+_SMALLEST, _LARGEST = Fraction(sys.float_info.min), Fraction(sys.float_info.max)
 _OPERATORS = {
     "LessEqual": "<=",
     "LessThan": "<",
@@ -45,11 +50,16 @@ def read(text: str, source: str) -> Query:
         ImportError: the package `vnnlib` is not installed.
     """
     package = _package(source)
-    text = _SCIENTIFIC.sub(lambda match: _plain(match[0], source), text)
+    written = text
+    text = _NUMBER.sub(lambda match: _plain(match, source), text)
     try:
         query = package.parse_query_string(text)
     except package.VNNLibException as error:
         raise VnnlibError(f"{source}{_described(str(error), text)}") from None
+    except UnicodeDecodeError:
+        found = next((one for one in _FOREIGN.finditer(text) if one["foreign"]), None)
+        place = line_and_column(text, found.start()) if found else ""
+        raise VnnlibError(f"{source}{place}: a character that is not ASCII outside comments") from None
     inputs, outputs = _tensors(query, source)
     reader = _Reader(source, inputs.name)
     try:
@@ -57,7 +67,7 @@ def read(text: str, source: str) -> Query:
     except RecursionError:
         raise VnnlibError(f"{source}: too many parentheses inside each other") from None
     sizes = [prod(tensor.shape) for tensor in (inputs, outputs)]
-    return query_of(All(parts), sizes[0], sizes[1], source, 2, (inputs, outputs))
+    return query_of(All(parts), sizes[0], sizes[1], source, 2, (inputs, outputs), written)
 
 
 def _package(source: str) -> ModuleType:
@@ -68,10 +78,23 @@ def _package(source: str) -> ModuleType:
     return vnnlib
 
 
-def _plain(text: str, source: str) -> str:
-    """A number without exponent, which the package cannot read."""
-    if number(text) is None:
-        raise VnnlibError(f"{source}: the number {text[:40]} has an exponent beyond {LARGEST_EXPONENT}")
+def _plain(match: re.Match[str], source: str) -> str:
+    """A number as the package reads it: without exponent, large integers as decimals; comments stay as they are."""
+    text = match[0]
+    if text.startswith(";"):
+        return text
+    value = number(text)
+    if value is None:
+        wrong = f"has an exponent beyond {LARGEST_EXPONENT} or more than {LONGEST_NUMBER} characters"
+    elif value and not _SMALLEST <= abs(value) <= _LARGEST:
+        wrong = "is beyond the range of float64, which the package vnnlib reads"
+    else:
+        wrong = ""
+    if value is None or wrong:
+        place = line_and_column(match.string, match.start())
+        raise VnnlibError(f"{source}{place}: the number {text[:40]} {wrong}")
+    if text.lstrip("-").isdigit() and abs(value) < _LARGEST_INTEGER:
+        return text
     plain = format(Decimal(text), "f")
     return plain if "." in plain else f"{plain}.0"
 

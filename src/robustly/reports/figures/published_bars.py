@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from robustly.reports.figures.charts import (
     INK,
-    MUTED,
     PERCENT_AXIS,
     RUN_COLOURS,
     Figure,
@@ -200,5 +199,5 @@ def _errors(bars: Sequence[Whiskers]) -> dict[str, object]:
 
 
 def _hollow() -> dict[str, object]:
-    marker = {"size": 9, "symbol": "diamond-open", "color": MUTED, "line": {"width": 2, "color": MUTED}}
+    marker = {"size": 10, "symbol": "diamond-open", "color": INK, "line": {"width": 2, "color": INK}}
     return {"type": "scatter", "mode": "markers", "name": PUBLISHED, "marker": marker}

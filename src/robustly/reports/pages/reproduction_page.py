@@ -17,7 +17,7 @@ from robustly.reports.pages.html import assembled
 from robustly.reports.pages.methods_page import PARTS
 from robustly.reports.reading import if_there, read_training
 from robustly.reports.reproduction.controls import NO_CONTROLS, RULES, Controls, control_answers
-from robustly.reports.reproduction.determinism import repetition, spread
+from robustly.reports.reproduction.determinism import Spread, repetition, spread
 from robustly.reports.reproduction.guides import guide_rows
 from robustly.reports.reproduction.order import order_words
 from robustly.reports.reproduction.settings import settings_beside
@@ -35,7 +35,7 @@ from robustly.reports.tables.paper_results import (
     robust_column,
     scores_of,
 )
-from robustly.reports.tables.paper_tables import TITLES, PaperRow, PaperTable, with_mean
+from robustly.reports.tables.paper_tables import ALL, TITLES, PaperRow, PaperTable, with_mean
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,6 @@ def reproduction_page(reproduction: Reproduction) -> str:
     repeated = None if shown.repeated is None else named_sources(repetition(*shown.repeated, shown.failures))
     figures = _figures(shown, tables, results, trainings)
     evaluated = [result.evaluated for result in results.values() if result.evaluated is not None]
-    wide = [] if shown.spread is None else [results[run] for run in shown.spread.runs]
-    columns = dict.fromkeys(key for table in shown.tables for key in table.columns)
     content = {
         "title": shown.title,
         "about": shown,
@@ -136,7 +134,7 @@ def reproduction_page(reproduction: Reproduction) -> str:
         "tables": [(table, order_words(table)) for table in tables],
         "figures": figures,
         "repeated": repeated,
-        "spread": spread(wide, list(columns)),
+        "spread": _spread(shown, results),
         "settings": named_sources(settings_beside(evaluated, shown.paper)),
         "count": sum(bool(result.shares) for result in results.values()),
     }
@@ -162,6 +160,15 @@ def _navigation(tables: Sequence[ResultTable]) -> list[tuple[str, str, str]]:
     return [*parts, ("charts", "", "Figures"), ("setup", "", "Setup")]
 
 
+def _spread(reproduction: Reproduction, results: Mapping[Path, RunResult]) -> tuple[Spread, ...]:
+    """Spread of the row with several seeds, in the columns of the first table that has it."""
+    row, tables = reproduction.spread, reproduction.tables
+    if row is None or not tables:
+        return ()
+    own = next((table for table in tables if row.runs in [one.runs for one in table.rows]), tables[0])
+    return spread([results[run] for run in row.runs], own.columns)
+
+
 def _figures(
     reproduction: Reproduction,
     tables: Sequence[ResultTable],
@@ -183,7 +190,7 @@ def _figures(
             found.append(Bars(name, measured, with_mean(row.published, columns)))
         return found
 
-    titles = {key: TITLES[key] for key in TITLES if key in hybrid}
+    titles = {key: TITLES[key] for key in TITLES if key in hybrid and key != ALL}
     found = [
         *convergence_figures(curves),
         clean_bars(bars(reproduction.clean, (CLEAN.key,))) if reproduction.clean else None,

@@ -17,7 +17,7 @@ from robustly.reports.formats import short, short_hash
 from robustly.reports.reading import if_there, read_config, read_training
 from robustly.reports.run import ReportError
 from robustly.reports.tables.evaluations import read_evaluated
-from robustly.reports.tables.paper_results import RunResult
+from robustly.reports.tables.paper_results import RunResult, scores_of
 from robustly.reports.tables.paper_tables import TITLES, is_evaluated, numbers_of
 from robustly.statistics import student_t_95
 
@@ -167,10 +167,16 @@ def _numbers(first: Path, second: Path) -> str:
 
 
 def spread(results: Sequence[RunResult], columns: Sequence[str]) -> tuple[Spread, ...]:
-    """Spread over seeds of the columns that at least two of them have."""
+    """Spread over seeds of the columns that at least two of them have.
+
+    Args:
+        results: results of the runs of one row.
+        columns: columns of its table, with the mean of the attacks where the table has it.
+    """
     found = []
+    by_seed = [scores_of([result], columns) for result in results]
     for key in columns:
-        shares = [result.shares[key].share for result in results if key in result.shares]
+        shares = [scores[key].share for scores in by_seed if key in scores]
         if len(shares) > 1:
             mean, deviation = fmean(shares), stdev(shares)
             half = student_t_95(len(shares) - 1) * deviation / math.sqrt(len(shares))

@@ -7,6 +7,9 @@ from robustly.reports.tables.columns import CLEAN
 from robustly.reports.tables.paper_results import ResultTable, robust_column
 from robustly.reports.tables.paper_tables import TITLES
 
+FEWEST_PAIRS = 3
+"""Fewer pairs say nothing about an order."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -39,9 +42,10 @@ def order_of(table: ResultTable, key: str) -> Order | None:
 
 
 def order_words(table: ResultTable) -> str:
-    """A sentence on the order by clean and by robust accuracy; empty without published numbers."""
+    """A sentence on the order by clean and by robust accuracy; empty with fewer than `FEWEST_PAIRS` pairs."""
     keys = [key for key in (CLEAN.key, robust_column(table.table)) if key in table.table.columns]
-    found = [order for key in dict.fromkeys(keys) if (order := order_of(table, key)) is not None]
+    orders = [order_of(table, key) for key in dict.fromkeys(keys)]
+    found = [order for order in orders if order is not None and order.pairs >= FEWEST_PAIRS]
     if not found:
         return ""
     words = "; ".join(f"{order.title} {order.same} of {order.pairs}" for order in found)
