@@ -106,6 +106,19 @@ def test_every_run_of_dynat_has_a_recipe_and_attacks_in_evaluation_mode_at_every
             assert not frozen, f"{name}: {cell.name}"
 
 
+@pytest.mark.parametrize("scale", ["mnist", "small", "paper"])
+def test_controls_differ_in_their_attack_and_labels_only(scale: str) -> None:
+    outline = read_outline("dynat")
+    plan = plan_of(outline, scale)
+    configs = {cell.folder: cell.planned_config(read_recipe) for cell in plan.cells}
+    ce, kl, guided = (configs[plan.folders[outline.controls[role]][0]] for role in ("at_ce", "at_kl", "guided"))
+    for section in ("data", "model", "optimizer", "schedule", "training", "threat", "runtime"):
+        assert getattr(ce, section) == getattr(kl, section) == getattr(guided, section), section
+    assert kl.method.inner == guided.method.inner
+    assert replace(ce.method.inner, objective="kl", start="gaussian") == kl.method.inner
+    assert (ce.method.loss, ce.method.labels) == (kl.method.loss, kl.method.labels)
+
+
 def test_every_row_of_the_paper_has_its_published_numbers() -> None:
     outline = read_outline("dynat")
     for key in ("table1", "table2", "table3", "table4"):
