@@ -84,6 +84,8 @@ def test_the_last_epoch_is_evaluated_audited_and_compared_apart(
     assert main(["compare", str(run), "--csv", str(tmp_path / "rows.csv")]) == 0
     out = capsys.readouterr().out
     assert "run (last epoch)" in out
+    assert main(["info", str(run)]) == 0
+    assert capsys.readouterr().out.count("weights: after the last epoch") == 1
     rows = read_rows(run)
     assert [row.last_epoch for row in rows] == [False, True]
     assert read_evaluated(run) == rows[0]

@@ -6,12 +6,14 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli_tools import refusal
 
 from robustly.cli import main
+from robustly.cli.reproduce import Request
 from robustly.experiments.reproductions import outline_from
 from robustly.experiments.sweeps import Cell
 
@@ -133,6 +135,26 @@ def test_an_interrupted_reproduction_goes_on(
     assert reproduce() == 0
     assert "2 of 3 runs to do" in capsys.readouterr().out
     assert (tmp_path / "here/paper.html").exists()
+
+
+def test_the_command_that_continues_has_the_places_of_this_machine_and_the_page_has_none(tmp_path: Path) -> None:
+    outline = outline_from("paper", OUTLINE)
+    place, folder = "/home/anna/digits", tmp_path / "far"
+    request = Request(outline, "tiny", 2, ("table1",), {"mnist5k": place}, folder)
+    assert request.command.endswith("--seeds 2 --source mnist5k=FOLDER --out far")
+    assert request.command_here.endswith(f"--seeds 2 --source mnist5k={place} --out {folder}")
+    usual = replace(request, folder=Path("runs/paper-tiny"), sources={})
+    assert usual.command == usual.command_here == "robustly reproduce paper --scale tiny --seeds 2"
+
+
+def test_runs_of_other_settings_are_not_mixed_in(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made, tmp_path / "here")
+    file = tmp_path / "here/at__seed=0/config.yaml"
+    file.write_text(file.read_text().replace("batch_size: 32", "batch_size: 16"))
+    said = refusal(capsys, "reproduce", "paper", "--scale", "tiny", "--out", "here")
+    assert "at__seed=0 has other settings than the reproduction has now (its training differ" in said
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_shown(

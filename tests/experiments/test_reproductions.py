@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from robustly.cli.recipes import read_recipe, recipe_names
-from robustly.experiments.reproduction_cost import DataSize, seconds_of, timed_pass, training_seconds
+from robustly.experiments.configuration import build_config
+from robustly.experiments.overrides import apply_overrides
+from robustly.experiments.reproduction_cost import (
+    DataSize,
+    before_and_between,
+    seconds_of,
+    timed_pass,
+    training_seconds,
+)
 from robustly.experiments.reproductions import Outline, Plan, outline_from, planned, read_outline
 from robustly.models import ModelConfig
 from robustly.reports.tables.paper_tables import published_in
@@ -118,6 +126,34 @@ def test_the_time_of_a_run_is_its_passes_times_the_time_of_one() -> None:
     assert timed_pass(ModelConfig("small_cnn", width=0.25), data, torch.device("cpu")) > 0
     one = seconds_of([at], {at.name: config}, outline.data, torch.device("cpu"))
     assert one > 0
+
+
+def test_the_time_has_the_epochs_of_a_guide_before_the_run_and_the_validation() -> None:
+    data = DataSize(10, (1, 28, 28), 3500, 1000)
+    config = build_config(
+        apply_overrides(read_recipe("mnist5k/dynat_guided"), ["--training.epochs=6", "--guide.pretrain=4"])
+    )
+    held_out = 500 * 6 * (0.5 * 10 + 1)  # PGD-10, of which half of the images leave early
+    assert before_and_between(config, data, lambda model: 1.0) == 3500 * 4 + held_out
+
+
+def test_passes_are_timed_with_the_threads_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    outline, seen = outline_from("tiny", TINY), []
+
+    def timed(*_: object) -> float:
+        seen.append(torch.get_num_threads())
+        return 1.0
+
+    monkeypatch.setattr("robustly.experiments.reproduction_cost.timed_pass", timed)
+    [at, *_] = plan_of(outline, "tiny").cells
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seconds_of([at], {at.name: at.config(read_recipe)}, outline.data, torch.device("cpu"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
 
 
 def test_sizes_of_the_data_are_those_of_the_recipes() -> None:

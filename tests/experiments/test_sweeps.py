@@ -249,6 +249,10 @@ def test_states_are_read_from_the_folder(tmp_path: Path) -> None:
     (tmp_path / "evaluation/summary.json").write_text('{"worst_case": {"accuracy": 0.4}}')
     assert (state_of(tmp_path, True).state, state_of(tmp_path, True).evaluated) == ("finished", 0.4)
     for damage in ("", "[]", "{}", "[1"):
+        (tmp_path / "evaluation/summary.json").write_text(damage)
+        with pytest.raises(RunError, match=r"evaluation is damaged .*: remove it to evaluate the run again"):
+            state_of(tmp_path, True)
+    for damage in ("", "[]", "{}", "[1"):
         (tmp_path / "status.json").write_text(damage)
         with pytest.raises(RunError, match="is damaged"):
             state_of(tmp_path, True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from synthetic_run import Synthetic, write_synthetic_run
 
-from robustly.evidence.provenance import Plan, SuiteAttack
+from robustly.evidence.provenance import LAST_CHECKPOINT, Plan, SuiteAttack
 from robustly.evidence.storage import Pictures
 from robustly.evidence.summary import AttackSummary
 from robustly.reports import ReportError, read_run, render, write_report
@@ -56,10 +56,11 @@ def test_numbers_read_well():
     assert percent(None) == "\u2013"
     assert count(312202) == "312\u202f202"
     assert [decimal(0.123456), decimal(12.34), decimal(5), decimal(None)] == ["0.1235", "12.3", "5", "\u2013"]
-    assert [duration(3.21), duration(80), duration(7300)] == [
+    assert [duration(3.21), duration(80), duration(7300), duration(400 * 3600)] == [
         "3.2\u202fs",
         "1\u202fmin 20\u202fs",
         "2\u202fh 1\u202fmin",
+        "17\u202fdays",
     ]
 
 
@@ -399,6 +400,21 @@ def test_attacks_that_did_not_run_have_no_pictures_and_one_row(run):
     assert f"Not needed {last.title}" in page
     assert "by suite dynat of 5 attacks (1 not needed)." in page
     assert "against four attacks" in page
+
+
+def test_a_collapse_in_the_best_epoch_is_not_stated_of_the_weights_after_the_last(run):
+    evidence = read_run(run)
+    best = evidence.training.status.best_epoch
+    column = np.full(len(evidence.training.columns["epoch"]), np.nan)
+    column[best - 1] = 3
+    training = dataclasses.replace(
+        evidence.training, columns={**evidence.training.columns, "validation_collapsed_class": column}
+    )
+    evidence = dataclasses.replace(evidence, training=training)
+    model = dataclasses.replace(evidence.evaluation.model, checkpoint=LAST_CHECKPOINT)
+    last = dataclasses.replace(evidence, evaluation=dataclasses.replace(evidence.evaluation, model=model))
+    said = [any("In the best epoch" in line for line in view(one, "a").warnings) for one in (evidence, last)]
+    assert said == [True, False]
 
 
 def test_numbers_of_figures_have_six_digits():

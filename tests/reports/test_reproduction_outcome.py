@@ -100,6 +100,9 @@ def test_one_seed_decides_nothing() -> None:
     assert "+6.00 points (95 % interval" in found.trade_off.sentence
     verdict = reproduction_verdict(found, [])
     assert verdict.sentence.startswith("One seed, so the trade-off is not decided")
+    assert "is 6.0 points above that of PGD-AT" in verdict.sentence
+    equal = answers_of(of("g", [900]), of("c", [900]), of("k", [960]))
+    assert "is equal to that of PGD-AT, which may be chance" in reproduction_verdict(equal, []).sentence
     assert not verdict.sound
 
 
@@ -162,6 +165,30 @@ def test_a_repetition_compares_weights_and_losses(tmp_path: Path) -> None:
     assert seeds.identical is None
     assert "seeds 0 and 1" in seeds.sentences[0]
     assert repetition(first, tmp_path / "missing").identical is None
+
+
+def test_a_run_with_other_settings_or_threads_repeats_nothing(tmp_path: Path) -> None:
+    first = write_repeated(tmp_path / "first", 0.5, [2.0])
+    steps = write_repeated(tmp_path / "steps", 0.25, [1.0])
+    (steps / "config.yaml").write_text("seed: 0\nmethod: {inner: {steps: 3}}\n")
+    found = repetition(first, steps)
+    assert (found.identical, found.sentences) == (
+        None,
+        ("The two runs have other settings (method): no repetition.",),
+    )
+    wide = write_repeated(tmp_path / "wide", 0.25, [1.0])
+    for run, threads in ((first, 1), (wide, 2)):
+        (run / "status.json").write_text(json.dumps({"state": "finished", "threads": threads}))
+    found = repetition(first, wide)
+    assert (found.identical, found.sentences) == (None, ("The two runs had 1 and 2 threads: no repetition.",))
+
+
+def test_a_failed_repetition_states_its_reason(tmp_path: Path) -> None:
+    first = write_repeated(tmp_path / "first", 0.5, [2.0])
+    second = write_repeated(tmp_path / "second", 0.5, [2.0])
+    (second / "model.safetensors").unlink()
+    assert "second failed: no memory." in repetition(first, second, {"second": "no memory"}).sentences[0]
+    assert "a run has none yet." in repetition(first, second).sentences[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0xx", b"\x02\0\0\0\0\0\0\0[]"])

@@ -177,6 +177,35 @@ def test_missing_failed_and_damaged_runs_are_named(three: tuple[Path, ...], tmp_
     assert "2 of 3 seeds" in page
 
 
+def test_a_failed_evaluation_is_named_beside_the_numbers_of_the_others(three: tuple[Path, ...]) -> None:
+    reproduction = of_rows(row("DYNAT", three[0]), failures={three[0].name: "AutoAttack ran out of memory"})
+    (line,) = lines_of(reproduction)
+    assert (line["clean"], line["missing"]) == ("88.00", "failed: AutoAttack ran out of memory")
+    page = words(reproduction_page(reproduction))
+    assert "Of 1 run, 1 failed." in page
+    assert "failed: AutoAttack ran out of memory" in page
+
+
+def test_the_figure_of_a_table_has_its_columns_only(three: tuple[Path, ...]) -> None:
+    rows = (row("GAIRAT", three[0], published="GAIRAT"),)
+    few = PaperTable("table3", "Table 3", "", "", ("clean", "pgd_20"), rows)
+    wide = of_rows(row("DYNAT", three[1]))
+    page = reproduction_page(of_rows(tables=(*wide.tables, few), hybrid=rows))
+    drawn = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    bars, hollow = drawn["reproduction-hybrid"]["data"]
+    assert (len(bars["x"]), len(hollow["x"])) == (2, 2), "neither other attacks nor a mean over them"
+
+
+def test_the_front_has_one_attack_for_all_points(three: tuple[Path, ...]) -> None:
+    first = PaperTable("t", "T", "", "", ("clean", "cw"), (row("DYNAT", three[0]),))
+    controls = PaperTable("c", "C", "", "", ("clean", "cw", "aa"), (row("AT-KL", three[1]),))
+    other = PaperTable("d", "D", "", "", ("clean", "aa"), (row("AT-CE", three[2]),))
+    page = reproduction_page(of_rows(tables=(first, controls, other)))
+    drawn = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    heights = [point["y"][0] for point in drawn["reproduction-clean-against-robust"]["data"]]
+    assert heights == pytest.approx([0.66, 0.68]), "accuracy under C&W, not under AA"
+
+
 def test_nothing_at_all_is_a_page(tmp_path: Path) -> None:
     page = words(reproduction_page(of_rows()))
     assert "No run has numbers to draw yet." in page

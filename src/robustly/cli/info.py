@@ -201,6 +201,7 @@ def _evaluation(folder: Path, summary: Summary | None = None) -> Facts:
         return {"damaged": str(error)}
     metrics = summary.metrics
     facts: Facts = {
+        "weights": "after the last epoch" if summary.model.is_last_epoch else None,
         "threat": summary.threat.text,
         "suite": summary.suite.name,
         "images": summary.data.count,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import join, quote
+from shlex import join
 
 import torch
 import yaml
@@ -16,6 +16,7 @@ from robustly.cli.recipes import read_recipe
 from robustly.cli.sweep import check_classes, try_out, worker_places
 from robustly.cli.sweep_run import LOG, carry_out, carry_out_all
 from robustly.cli.terminal import PlainConsole
+from robustly.experiments.configuration import RunConfig
 from robustly.experiments.overrides import read_yaml
 from robustly.experiments.reproduction_cost import seconds_of
 from robustly.experiments.reproductions import Outline, OutlineRow, OutlineTable, Plan, Scale, planned, read_outline
@@ -26,10 +27,13 @@ from robustly.files import write_text
 from robustly.reports.formats import duration
 from robustly.reports.pages.reproduction_page import Reproduction, reproduction_csv, write_reproduction_page
 from robustly.reports.reproduction.controls import Controls
+from robustly.reports.source_names import shown_path
 from robustly.reports.tables.paper_tables import PaperRow, PaperTable, published_in
 from robustly.settings import SettingsError, choose
 
 MANIFEST = "reproduction.yaml"
+UNTRAINED_KEYS = ("recipe", "evaluation")
+"""Settings on which no weights depend."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,22 @@ class Request:
 
     @property
     def command(self) -> str:
-        """The command that makes the page."""
+        """The command that makes the page, without folders of this machine."""
+        return self._words(dict.fromkeys(self.sources, "FOLDER"), shown_path(self.folder))
+
+    @property
+    def command_here(self) -> str:
+        """The command that continues the reproduction on this machine."""
+        return self._words(self.sources, str(self.folder))
+
+    def _words(self, sources: Mapping[str, str], out: str) -> str:
         words = ["robustly", "reproduce", self.outline.name, "--scale", self.scale_name, "--seeds", str(self.seeds)]
         if self.tables != default_tables(self.outline, self.scale):
             words += ["--tables", ",".join(self.tables)]
-        return join(words + [word for data in self.sources for word in ("--source", f"{data}=FOLDER")])
+        words += [word for data, place in sources.items() for word in ("--source", f"{data}={place}")]
+        return join(
+            words + (["--out", out] if self.folder != default_folder(self.outline, self.scale_name) else [])
+        )
 
 
 def run_reproduction(options: argparse.Namespace) -> int:
@@ -85,6 +100,7 @@ def run_reproduction(options: argparse.Namespace) -> int:
     )
     _refuse_another(request)
     configs = {cell.name: cell.config(read_recipe) for cell in plan.cells}
+    _refuse_changed(plan.cells, configs)
     workers = options.workers or max(1, torch.cuda.device_count() or torch.get_num_threads())
     cells = [replace(cell, threads=state_of(cell.folder, False).threads or 1) for cell in plan.cells]
     check_classes([cell for cell in cells if not (cell.folder / CONFIG).is_file()], configs)
@@ -112,9 +128,8 @@ def run_reproduction(options: argparse.Namespace) -> int:
     try:
         failures |= _carried_out(console, left, worker_places(workers))
     except KeyboardInterrupt:
-        _print(
-            console, f"\nstopped; the same command continues: {request.command} --out {quote(str(request.folder))}"
-        )
+        added = (" --yes" if options.yes else "") + (f" --workers {workers}" if options.workers else "")
+        _print(console, f"\nstopped; the same command continues: {request.command_here}{added}")
         raise
     page = content_of(request, plan, failures)
     output = write_reproduction_page(page, request.folder / f"{request.outline.name}.html")
@@ -128,6 +143,11 @@ def run_reproduction(options: argparse.Namespace) -> int:
 def default_tables(outline: Outline, scale: Scale) -> tuple[str, ...]:
     """The tables that a scale makes by default."""
     return scale.tables or tuple(outline.tables)
+
+
+def default_folder(outline: Outline, scale_name: str) -> Path:
+    """The folder of a reproduction without `--out`."""
+    return Path("runs") / f"{outline.name}-{scale_name}"
 
 
 def content_of(request: Request, plan: Plan, failures: Mapping[str, str]) -> Reproduction:
@@ -183,7 +203,7 @@ def _request(options: argparse.Namespace) -> Request:
         for name in tables:
             choose(outline.tables, name, "--tables")
     sources = dict(_source(text, outline) for text in options.source)
-    folder = options.out or Path("runs") / f"{outline.name}-{options.scale}"
+    folder = options.out or default_folder(outline, options.scale)
     return Request(outline, options.scale, options.seeds, tables, sources, folder)
 
 
@@ -215,6 +235,24 @@ def _refuse_another(request: Request) -> None:
             f"{folder} holds another reproduction (its {' and '.join(other)} differ): choose another name with "
             "--out"
         )
+
+
+def _refuse_changed(cells: Sequence[Cell], configs: Mapping[str, RunConfig]) -> None:
+    """Refuse runs whose settings are no longer those of the reproduction, so that no row mixes two methods.
+
+    Raises:
+        RunError: a run of other settings, as after a change of its recipe or of its `config.yaml`.
+    """
+    for cell in cells:
+        held, expected = configs[cell.name], cell.planned_config(read_recipe)
+        if held.digest() != expected.digest():
+            there, here = held.as_plain(), expected.as_plain()
+            other = [key for key in here if key not in UNTRAINED_KEYS and here[key] != there.get(key)]
+            raise RunError(
+                f"{cell.folder} has other settings than the reproduction has now "
+                f"(its {' and '.join(other)} differ): "
+                "remove the folder to train the run again, or choose another name with --out"
+            )
 
 
 def _identity(request: Request) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """The time that the runs of a reproduction take, from passes that are timed on this machine."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,10 @@ from robustly.models import ModelConfig, build_model
 from robustly.training.cost import step_cost
 
 BATCH = 16
+START = 3.0
+"""Seconds in which a process of a run starts."""
+HELD_OUT = 500
+"""Validation images of a run whose settings do not state their number."""
 UNBROKEN = 0.5
 """Share of the test images that attacks are assumed to leave."""
 
@@ -55,14 +60,27 @@ def seconds_of(
     for cell in cells:
         config, data = configs[cell.name], sizes[cell.recipe.partition("/")[0]]
 
-        def of(model: ModelConfig, data: DataSize = data) -> float:
-            key = (model.name, model.width, data.shape)
+        def of(model: ModelConfig, cell: Cell = cell, data: DataSize = data) -> float:
+            key = (model.name, model.width, data.shape, cell.threads)
             if key not in known:
-                known[key] = timed_pass(model, data, device)
+                with _threads(cell.threads):
+                    known[key] = timed_pass(model, data, device)
             return known[key]
 
-        total += training_seconds(config, data, of) + evaluation_seconds(cell, config, data, of)
+        total += training_seconds(config, data, of) + before_and_between(config, data, of)
+        total += evaluation_seconds(cell, config, data, of) + START * len(cell.commands)
     return total
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """The number of threads of a run, which has fewer than this process if several run at a time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def timed_pass(config: ModelConfig, data: DataSize, device: torch.device) -> float:
@@ -76,12 +94,24 @@ def timed_pass(config: ModelConfig, data: DataSize, device: torch.device) -> flo
 
 
 def training_seconds(config: RunConfig, data: DataSize, of: PassTime) -> float:
-    """Seconds of the training of a run: its counted passes through each network, at the time of one."""
+    """Seconds of the training steps of a run: its counted passes through each network, at the time of one."""
     cost = step_cost(config.method, config.training.epochs, config.frozen_networks)
     models = {"model": config.model, **{name: network.model for name, network in config.networks.items()}}
     passes = {name: cost.forwards.get(name, 0) + cost.backwards.get(name, 0) for name in models}
     per_image = sum(passes[name] / 2 * of(model) for name, model in models.items())
-    return min(config.data.train_limit or data.train, data.train) * config.training.epochs * per_image
+    return _training_images(config, data) * config.training.epochs * per_image
+
+
+def before_and_between(config: RunConfig, data: DataSize, of: PassTime) -> float:
+    """Seconds of the epochs before a run (`guide.pretrain`), and of the validation after each of its epochs."""
+    images = _training_images(config, data)
+    before = sum(images * network.pretrain * of(network.model) for network in config.networks.values())
+    attacked = UNBROKEN * config.training.validation_steps + 1
+    return before + (config.data.validation or HELD_OUT) * config.training.epochs * attacked * of(config.model)
+
+
+def _training_images(config: RunConfig, data: DataSize) -> int:
+    return min(config.data.train_limit or data.train, data.train)
 
 
 def evaluation_seconds(cell: Cell, config: RunConfig, data: DataSize, of: PassTime) -> float:

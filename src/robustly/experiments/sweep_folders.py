@@ -93,10 +93,7 @@ def state_of(folder: Path, evaluate: bool) -> RunState:
         status = read_json(folder / "status.json")
         best = _row(folder / "metrics.csv", status["best_epoch"])
         clean, robust = (best.get(f"validation_{kind}_accuracy") for kind in ("clean", "robust"))
-        summary = folder / EVALUATION / "summary.json"
-        evaluated = None
-        if summary.is_file():
-            evaluated = read_json(summary)["worst_case"]["accuracy"]
+        evaluated = _evaluated(folder / EVALUATION)
         found = RunState(
             "diverged" if status["state"] == "diverged" else "unfinished",
             status["best_epoch"] or None,
@@ -107,6 +104,8 @@ def state_of(folder: Path, evaluate: bool) -> RunState:
             status.get("threads"),
             status["message"],
         )
+    except RunError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{folder} is damaged ({type(error).__name__}: {error}): remove it to train the run again"
@@ -114,6 +113,17 @@ def state_of(folder: Path, evaluate: bool) -> RunState:
     if (folder / FINAL).is_file():
         return replace(found, state="finished" if evaluated is not None or not evaluate else "trained")
     return found
+
+
+def _evaluated(evaluation: Path) -> float | None:
+    """Worst-case accuracy of an evaluation; None without one."""
+    summary = evaluation / "summary.json"
+    try:
+        return float(read_json(summary)["worst_case"]["accuracy"]) if summary.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{evaluation} is damaged ({type(error).__name__}: {error}): remove it to evaluate the run again"
+        ) from None
 
 
 def _row(path: Path, epoch: int) -> dict[str, str]:

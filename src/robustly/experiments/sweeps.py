@@ -129,8 +129,17 @@ class Cell:
         Raises:
             SettingsError: an unknown recipe, key or value; the message names the cell.
         """
-        if (self.folder / CONFIG).is_file():
-            return open_run(self.folder)
+        return open_run(self.folder) if (self.folder / CONFIG).is_file() else self.planned_config(read)
+
+    def planned_config(self, read: Callable[[str], Settings]) -> RunConfig:
+        """All settings from the recipe, whatever the run's folder holds.
+
+        Args:
+            read: returns the settings of a recipe, given its name or path.
+
+        Raises:
+            SettingsError: as `config`.
+        """
         try:
             return with_absolute_paths(build_config(apply_overrides(read(self.recipe), self.overrides)))
         except SettingsError as error:

@@ -75,7 +75,7 @@ def tenths(number: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time in seconds, minutes or hours; a dash for None."""
+    """A time in seconds, minutes, hours or, from 100 hours, days; a dash for None."""
     if seconds is None:
         return NO_VALUE
     if seconds < 60:
@@ -83,7 +83,9 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes}{THIN}min {rest}{THIN}s"
-    return f"{minutes // 60}{THIN}h {minutes % 60}{THIN}min"
+    if minutes < 6000:
+        return f"{minutes // 60}{THIN}h {minutes % 60}{THIN}min"
+    return f"{count(round(minutes / 1440))}{THIN}days"
 
 
 def short_hash(digest: str | None) -> str:

@@ -26,6 +26,7 @@ class Status:
     best_epoch: int | None = None
     seconds: float | None = None
     message: str = ""
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

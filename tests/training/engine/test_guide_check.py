@@ -167,7 +167,7 @@ def test_a_guide_of_another_number_of_classes_is_refused(
     images = np.random.default_rng(0).integers(0, 255, (60, 16, 16), dtype=np.uint8)
     np.savez(tmp_path / "five.npz", images=images, labels=np.arange(60) % 5)
     words = ["train", "mnist5k/dynat", *LITTLE, "--data.source", str(tmp_path / "five.npz"), *dry]
-    words += ["--guide.weights", str(file_of(10)), "--out", str(tmp_path / "run")]
+    words += ["--data.expected_classes", "5", "--guide.weights", str(file_of(10)), "--out", str(tmp_path / "run")]
     assert main(words) == 2
     error = capsys.readouterr().err
     assert "guide: " in error

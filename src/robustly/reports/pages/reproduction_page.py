@@ -120,7 +120,7 @@ def reproduction_page(reproduction: Reproduction) -> str:
     robust = robust_column(tables[0].table) if tables else "aa"
     answers = control_answers(shown.controls, results, robust)
     guides = guide_rows(shown.rows, trainings)
-    repeated = None if shown.repeated is None else named_sources(repetition(*shown.repeated))
+    repeated = None if shown.repeated is None else named_sources(repetition(*shown.repeated, shown.failures))
     figures = _figures(shown, tables, results, trainings)
     evaluated = [result.evaluated for result in results.values() if result.evaluated is not None]
     content = {
@@ -178,9 +178,10 @@ def _figures(
     curves = {
         name: [trainings[run] for run in runs if run in trainings] for name, runs in reproduction.curves.items()
     }
-    columns = tuple(dict.fromkeys(key for table in reproduction.tables for key in table.columns))
+    every = tuple(dict.fromkeys(key for table in reproduction.tables for key in table.columns))
+    hybrid = next((one.columns for one in reproduction.tables if one.rows == reproduction.hybrid), every)
 
-    def bars(rows: Sequence[PaperRow]) -> list[Bars]:
+    def bars(rows: Sequence[PaperRow], columns: Sequence[str]) -> list[Bars]:
         found, names = [], [row.name for row in rows]
         for row in rows:
             scores = scores_of([results[run] for run in row.runs], columns)
@@ -189,12 +190,12 @@ def _figures(
             found.append(Bars(name, measured, with_mean(row.published, columns)))
         return found
 
-    titles = {key: TITLES[key] for key in TITLES if key in columns and key != ALL}
+    titles = {key: TITLES[key] for key in TITLES if key in hybrid and key != ALL}
     found = [
         *convergence_figures(curves),
-        clean_bars(bars(reproduction.clean)) if reproduction.clean else None,
+        clean_bars(bars(reproduction.clean, (CLEAN.key,))) if reproduction.clean else None,
         _front([table for table in tables if table is tables[0] or not table.has_published]),
-        attack_bars(bars(reproduction.hybrid), titles) if reproduction.hybrid else None,
+        attack_bars(bars(reproduction.hybrid, hybrid), titles) if reproduction.hybrid else None,
     ]
     return [figure for figure in found if figure is not None]
 
@@ -206,15 +207,17 @@ def _front(tables: Sequence[ResultTable]) -> Figure | None:
         for row in table.rows:
             distinct.setdefault(row.row.runs, (table, row))
     points = []
+    robust = robust_column(tables[0].table) if tables else "aa"
     for i, (table, row) in enumerate(distinct.values()):
-        columns, robust = table.table.columns, robust_column(table.table)
+        columns = table.table.columns
         if CLEAN.key in columns and robust in columns:
             clean, attacked = (row.cells[columns.index(key)].value for key in (CLEAN.key, robust))
             if clean is not None and attacked is not None:
                 ends = _whiskers(clean), _whiskers(attacked)
                 points.append(Point(i, row.row.name, *ends, ranked=not row.suspected))
-    measure = TITLES.get(robust_column(tables[0].table), "AA") if tables else "AA"
-    drawn = clean_against_robust(points, measure, "Whiskers are 95 % intervals, of several seeds one deviation")
+    drawn = clean_against_robust(
+        points, TITLES.get(robust, robust), "Whiskers are 95 % intervals, of several seeds one deviation"
+    )
     return None if drawn is None else replace(drawn, height=560, wide=True)
 
 

@@ -211,7 +211,8 @@ def _warnings(run: RunEvidence) -> tuple[str, ...]:
         found.append(f"The training diverged. {training.status.message}".strip())
     if training is not None and training.status.state == "stopped":
         found.append(f"The training was stopped before its end. {training.status.message}".strip())
-    if training is not None and training.collapsed is not None:
+    shows_last = evaluation is not None and evaluation.model.is_last_epoch
+    if training is not None and training.collapsed is not None and not shows_last:
         found.append(
             "In the best epoch of the training every validation image was predicted as class "
             f"{training.collapsed}: the network had collapsed."

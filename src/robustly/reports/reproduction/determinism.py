@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from types import MappingProxyType
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
@@ -21,6 +22,7 @@ from robustly.reports.tables.paper_tables import TITLES, is_evaluated, numbers_o
 from robustly.statistics import student_t_95
 
 WEIGHTS = "model.safetensors"
+NO_FAILURES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -61,29 +63,53 @@ class Spread:
     high: float
 
 
-def repetition(first: Path, second: Path) -> Repetition:
+def repetition(first: Path, second: Path, failures: Mapping[str, str] = NO_FAILURES) -> Repetition:
     """Compare two runs of one recipe and seed.
+
+    Runs with other settings or another number of threads repeat nothing: sums depend on both.
 
     Args:
         first: folder of a run.
         second: folder of the run that repeats it.
+        failures: reasons of failed runs by the name of the folder.
     """
     try:
         settings = [if_there(run / "config.yaml", read_config) for run in (first, second)]
         seeds = [None if one is None else one.get("seed") for one in settings]
         if seeds[0] != seeds[1]:
             return Repetition((f"The two runs have the seeds {seeds[0]} and {seeds[1]}: no repetition.",))
+        others = _other_settings(*settings)
+        if others:
+            return Repetition((f"The two runs have other settings ({', '.join(others)}): no repetition.",))
+        threads = [_threads(run) for run in (first, second)]
+        if None not in threads and threads[0] != threads[1]:
+            return Repetition((f"The two runs had {threads[0]} and {threads[1]} threads: no repetition.",))
         hashes = [weights_hash(run) for run in (first, second)]
         sentences = [one for one in (_losses(first, second), _numbers(first, second)) if one]
     except (ReportError, EvidenceError, OSError, ValueError) as error:
         return Repetition((f"The two runs cannot be compared: {error}",))
     if hashes[0] is None or hashes[1] is None:
-        return Repetition(("The released weights cannot be compared: a run has none yet.", *sentences))
+        failed = [f"{run.name} failed: {failures[run.name]}" for run in (first, second) if run.name in failures]
+        reason = "; ".join(failed) or "a run has none yet"
+        return Repetition((f"The released weights cannot be compared: {reason.rstrip('.')}.", *sentences))
     if hashes[0] == hashes[1]:
         words = f"The released weights of both runs are identical (SHA-256 {short_hash(hashes[0])})."
     else:
         words = f"The released weights differ (SHA-256 {' and '.join(map(short_hash, hashes))})."
     return Repetition((words, *sentences), hashes[0] == hashes[1])
+
+
+def _other_settings(first: Mapping[str, object] | None, second: Mapping[str, object] | None) -> list[str]:
+    """Sections of the settings that differ, without those of evaluations."""
+    one, other = first or {}, second or {}
+    return sorted(
+        key for key in one.keys() | other.keys() if key != "evaluation" and one.get(key) != other.get(key)
+    )
+
+
+def _threads(run: Path) -> int | None:
+    training = if_there(run / "metrics.csv", read_training)
+    return None if training is None else training.status.threads
 
 
 def weights_hash(run: Path) -> str | None:

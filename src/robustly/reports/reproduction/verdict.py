@@ -72,11 +72,12 @@ def _cause(answer: Answer) -> str:
 
 
 def _one_seed(found: Difference) -> str:
-    side = "above" if found.share > 0 else "below"
+    apart = f"{abs(100 * found.share):.1f} points"
+    place = f"{apart} {'above' if found.share > 0 else 'below'} that" if found.share else "equal to that"
     sure = "may be chance" if found.within else "is more than chance in the choice of images"
     return (
         "One seed, so the trade-off is not decided: the clean accuracy of guided DYNAT is "
-        f"{abs(100 * found.share):.1f} points {side} that of PGD-AT, which {sure}."
+        f"{place} of PGD-AT, which {sure}."
     )
 
 
@@ -85,4 +86,5 @@ def _missing(results: Sequence[RunResult]) -> list[str]:
     others = sum(bool(result.reason) for result in results) - failed
     words = [f"{failed} failed"] if failed else []
     words += [f"{others} {'has' if others == 1 else 'have'} no numbers yet or cannot be read"] if others else []
-    return [f"Of {len(results)} runs, {' and '.join(words)}."] if words else []
+    number = "1 run" if len(results) == 1 else f"{len(results)} runs"
+    return [f"Of {number}, {' and '.join(words)}."] if words else []

@@ -37,7 +37,7 @@ class RunResult:
         shares: numbers by column.
         seen: attacks by column that the model was trained, or its epoch selected, with.
         suspected: whether masking is suspected.
-        reason: reason for missing numbers; empty if there are numbers.
+        reason: reason for missing numbers, all of them or those of a failed evaluation; empty if there is none.
     """
 
     run: Path
@@ -131,9 +131,10 @@ def read_results(runs: Iterable[Path], failures: Mapping[str, str]) -> dict[Path
 
 
 def _result(run: Path, failure: str) -> RunResult:
+    failed = without_folders(one_line(f"failed: {failure}")) if failure else ""
     if not is_evaluated(run):
         state = "not evaluated yet" if run.is_dir() else "not run yet"
-        return RunResult(run, reason=without_folders(one_line(f"failed: {failure}" if failure else state)))
+        return RunResult(run, reason=failed or state)
     try:
         evaluated = read_evaluated(run)
         shares = numbers_of(evaluated)
@@ -141,7 +142,7 @@ def _result(run: Path, failure: str) -> RunResult:
         return RunResult(run, reason=without_folders(one_line(f"cannot be read: {error}")))
     seen = {column.key: mark for column, mark in seen_columns(evaluated.evaluations).items()}
     suspected = any(one.evaluation.masking for one in evaluated.evaluations)
-    return RunResult(run, evaluated, shares, seen, suspected)
+    return RunResult(run, evaluated, shares, seen, suspected, failed)
 
 
 def result_table(table: PaperTable, results: Mapping[Path, RunResult]) -> ResultTable:

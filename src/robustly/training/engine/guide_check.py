@@ -60,7 +60,7 @@ def weak_words(accuracy: float) -> str:
         return ""
     return (
         f"the guide classifies only {100 * accuracy:.1f} % of the training images correctly, and the model learns "
-        "from its answers: guide.pretrain trains it first"
+        "from its answers (guide.pretrain: epochs in which it is trained first)"
     )
 
 
