@@ -44,6 +44,7 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/training_memory.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/dynat_study.py
 
 docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

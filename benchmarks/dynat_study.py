@@ -136,31 +136,45 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), error
 
 
+def difference(rows: list[dict[str, str]], one: str, other: str, key: str) -> tuple[float, float] | None:
+    """Difference of two arms in points and its standard error; None with fewer than two seeds of one of them."""
+    values = [[float(row[key]) for row in rows if row["arm"] == name] for name in (one, other)]
+    if min(map(len, values)) < 2:
+        return None
+    (ours, first), (theirs, second) = map(mean_and_error, values)
+    return ours - theirs, math.hypot(first, second)
+
+
 def rules(rows: list[dict[str, str]]) -> list[str]:
-    """Both rules, applied to the clean accuracy."""
-    clean = {name: [float(row["clean"]) for row in rows if row["arm"] == name] for name in ARMS}
+    """Both rules, applied to the clean accuracy, and beside them the effect of the attack alone."""
     lines: list[str] = []
     replicates = True
     questions = (
-        ("at_ce", "the trade-off replicates", "the trade-off does not replicate", True),
+        ("at_ce", "the trade-off replicates", "no trade-off is shown", True),
         ("at_kl", "the guide is not its cause", "the guide has an effect of its own", False),
     )
     for other, yes, no, above in questions:
-        if min(len(clean["dynat_guided"]), len(clean[other])) < 2:
+        found = difference(rows, "dynat_guided", other, "clean")
+        if found is None:
             lines.append(f"- Guided DYNAT against {ARMS[other].title}: too few seeds for a decision.")
             continue
-        (ours, first), (theirs, second) = (mean_and_error(clean[name]) for name in ("dynat_guided", other))
-        difference, error = ours - theirs, math.hypot(first, second)
-        holds = difference > 2 * error if above else abs(difference) <= 2 * error
+        points, error = found
+        holds = points > 2 * error if above else abs(points) <= 2 * error
         decision = f"**{yes if holds else no}**"
         if above:
             replicates = holds
         elif not replicates:
-            decision = f"{'within' if holds else 'not within'} two of them, but there is no trade-off to explain"
+            decision = (
+                f"{'within' if holds else 'not within'} two of them, which decides nothing without a trade-off"
+            )
         lines.append(
-            f"- Guided DYNAT minus {ARMS[other].title}: {difference:+.1f} points of clean accuracy, standard error "
+            f"- Guided DYNAT minus {ARMS[other].title}: {points:+.1f} points of clean accuracy, standard error "
             f"{error:.1f}: {decision}."
         )
+    alone = [difference(rows, "at_kl", "at_ce", key) for key in ("clean", "quick")]
+    words = [f"{one[0]:+.1f} points (standard error {one[1]:.1f})" for one in alone if one is not None]
+    if len(words) == 2:
+        lines.append(f"- Without any guide, the KL attack in place of CE: clean {words[0]}, `quick` {words[1]}.")
     return lines
 
 

@@ -157,7 +157,9 @@ def content_of(request: Request, plan: Plan, failures: Mapping[str, str]) -> Rep
     rows = {row.run: row for table in outline.tables.values() for row in table.rows}
     controls = {role: _row(rows[run], plan) for role, run in outline.controls.items()}
     drawn = [row for key in outline.clean if key in tables for row in tables[key].rows]
-    distinct = {row.runs: row for row in reversed(drawn)}
+    distinct: dict[tuple[Path, ...], PaperRow] = {}
+    for row in drawn:
+        distinct.setdefault(row.runs, row)
     hybrid = tables[outline.hybrid].rows if outline.hybrid in tables else ()
     repeated = rows[outline.repeated]
     return Reproduction(
@@ -167,7 +169,7 @@ def content_of(request: Request, plan: Plan, failures: Mapping[str, str]) -> Rep
         about=request.scale.about,
         tables=tuple(tables.values()),
         curves={name: plan.folders[run] for name, run in outline.curves.items()},
-        clean=tuple(reversed(distinct.values())),
+        clean=tuple(distinct.values()),
         hybrid=hybrid,
         repeated=plan.repetition,
         spread=_row(repeated, plan),

@@ -57,8 +57,10 @@ def guide_rows(rows: Iterable[PaperRow], trainings: Mapping[Path, Training]) -> 
     distinct: dict[tuple[Path, ...], PaperRow] = {}
     for row in rows:
         distinct.setdefault(row.runs, row)
+    names = [row.name for row in distinct.values()]
     found = []
     for row in distinct.values():
+        name = row.name if names.count(row.name) == 1 or not row.group else f"{row.name} ({row.group})"
         columns = [
             values[np.isfinite(values)]
             for run in row.runs
@@ -68,7 +70,7 @@ def guide_rows(rows: Iterable[PaperRow], trainings: Mapping[Path, Training]) -> 
             below, epochs = max((int((one < ENOUGH).sum()), len(one)) for one in columns)
             found.append(
                 GuideRow(
-                    row.name,
+                    name,
                     len(columns),
                     fmean(float(one[0]) for one in columns),
                     fmean(float(one[-1]) for one in columns),
