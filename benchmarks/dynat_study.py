@@ -147,7 +147,8 @@ def difference(rows: list[dict[str, str]], one: str, other: str, key: str) -> tu
 
 def rules(rows: list[dict[str, str]]) -> list[str]:
     """Both rules, applied to the clean accuracy, and beside them the effect of the attack alone."""
-    lines = []
+    lines: list[str] = []
+    replicates = True
     questions = (
         ("at_ce", "the trade-off replicates", "no trade-off is shown", True),
         ("at_kl", "the guide is not its cause", "the guide has an effect of its own", False),
@@ -159,9 +160,16 @@ def rules(rows: list[dict[str, str]]) -> list[str]:
             continue
         points, error = found
         holds = points > 2 * error if above else abs(points) <= 2 * error
+        decision = f"**{yes if holds else no}**"
+        if above:
+            replicates = holds
+        elif not replicates:
+            decision = (
+                f"{'within' if holds else 'not within'} two of them, which decides nothing without a trade-off"
+            )
         lines.append(
             f"- Guided DYNAT minus {ARMS[other].title}: {points:+.1f} points of clean accuracy, standard error "
-            f"{error:.1f}: **{yes if holds else no}**."
+            f"{error:.1f}: {decision}."
         )
     alone = [difference(rows, "at_kl", "at_ce", key) for key in ("clean", "quick")]
     words = [f"{one[0]:+.1f} points (standard error {one[1]:.1f})" for one in alone if one is not None]

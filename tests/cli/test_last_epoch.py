@@ -1,6 +1,7 @@
 """`robustly evaluate --checkpoint last`: the weights after the last epoch, audited, and compared in a row apart."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,29 @@ def test_no_attack_selects_the_last_epoch_unless_one_ends_the_run(run: Path) -> 
     assert set(selected.values()) == {"selection"}
     assert seen_attacks(run, trades, "linf", suite, last_epoch=True) == {}
     assert seen_attacks(run, patient, "linf", suite, last_epoch=True) == selected
+
+
+def test_an_evaluation_of_other_weights_is_not_kept_in_place_of_the_one_asked_for(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("evaluation*"))
+    words = ["evaluate", str(folder), "--suite", "fgsm", "--evaluation.count", "10", "--as", "last"]
+    assert main(words) == 0
+    said = refusal(capsys, *words, "--keep", "--checkpoint", "last")
+    assert "evaluation_last is of the weights that the run selected: --as NAME gives another name" in said
+    assert main([*words, "--overwrite", "--checkpoint", "last"]) == 0
+    assert main([*words, "--keep", "--checkpoint", "last"]) == 0
+    assert "is of the weights after the last epoch" in refusal(capsys, *words, "--keep")
+
+
+def test_weights_without_a_run_have_no_last_epoch(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(tmp_path / "new"), "--weights", str(run / FINAL), "--data", "mnist5k"]
+    said = refusal(capsys, *words, "--checkpoint", "last")
+    assert "--checkpoint last is for runs that were trained here" in said
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_without_such_a_state_is_refused_in_one_sentence(

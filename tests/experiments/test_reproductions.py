@@ -1,5 +1,6 @@
 """Reproductions: outlines, their runs at each scale, and the time that they take."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.reproduction_cost import (
     DataSize,
     before_and_between,
+    evaluation_seconds,
     seconds_of,
     timed_pass,
     training_seconds,
 )
 from robustly.experiments.reproductions import Outline, Plan, outline_from, planned, read_outline
+from robustly.experiments.run_folder import evaluation_folder
 from robustly.models import ModelConfig
 from robustly.reports.tables.paper_tables import published_in
 from robustly.settings import SettingsError
@@ -103,6 +106,19 @@ def test_every_run_of_dynat_has_a_recipe_and_attacks_in_evaluation_mode_at_every
             assert not frozen, f"{name}: {cell.name}"
 
 
+@pytest.mark.parametrize("scale", ["mnist", "small", "paper"])
+def test_controls_differ_in_their_attack_and_labels_only(scale: str) -> None:
+    outline = read_outline("dynat")
+    plan = plan_of(outline, scale)
+    configs = {cell.folder: cell.planned_config(read_recipe) for cell in plan.cells}
+    ce, kl, guided = (configs[plan.folders[outline.controls[role]][0]] for role in ("at_ce", "at_kl", "guided"))
+    for section in ("data", "model", "optimizer", "schedule", "training", "threat", "runtime"):
+        assert getattr(ce, section) == getattr(kl, section) == getattr(guided, section), section
+    assert kl.method.inner == guided.method.inner
+    assert replace(ce.method.inner, objective="kl", start="gaussian") == kl.method.inner
+    assert (ce.method.loss, ce.method.labels) == (kl.method.loss, kl.method.labels)
+
+
 def test_every_row_of_the_paper_has_its_published_numbers() -> None:
     outline = read_outline("dynat")
     for key in ("table1", "table2", "table3", "table4"):
@@ -135,6 +151,27 @@ def test_the_time_has_the_epochs_of_a_guide_before_the_run_and_the_validation() 
     )
     held_out = 500 * 6 * (0.5 * 10 + 1)  # PGD-10, of which half of the images leave early
     assert before_and_between(config, data, lambda model: 1.0) == 3500 * 4 + held_out
+
+
+def test_what_a_run_has_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outline = outline_from("tiny", TINY)
+    [at, *_] = (replace(cell, sweep=tmp_path) for cell in plan_of(outline, "tiny").cells)
+    config, data = at.planned_config(read_recipe), outline.data["mnist5k"]
+    monkeypatch.setattr("robustly.experiments.reproduction_cost.timed_pass", lambda *_: 1.0)
+
+    def seconds() -> float:
+        return seconds_of([at], {at.name: config}, outline.data, torch.device("cpu"))
+
+    whole, tests = seconds(), evaluation_seconds(at, config, data, lambda model: 1.0)
+    at.folder.mkdir(parents=True)
+    (at.folder / "model.safetensors").touch()
+    assert seconds() == tests + 3.0 * len(at.evaluations)
+    assert whole > seconds() + 3500 * 8
+    for one in at.evaluations:
+        place = evaluation_folder(at.folder, one.label)
+        place.mkdir()
+        (place / "summary.json").touch()
+    assert seconds() == 0
 
 
 def test_passes_are_timed_with_the_threads_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,15 +68,20 @@ def run_evaluation(
     run = run_of_command(place, overrides)
     config, folder = run.config, run.folder
     target = evaluation_folder(folder, "last" if label is None and checkpoint == "last" else label)
+    if run.is_new and checkpoint == "last":
+        raise RunError(f"--checkpoint last is for runs that were trained here, and {folder} is new: leave it out")
     with ExitStack() as held:
         if not run.is_new:
             held.enter_context(lock_evaluation(target))
         if keep and (target / "summary.json").is_file():
-            kept_threat = read_summary(target).threat.text
-            if kept_threat != str(config.threat):
+            kept = read_summary(target)
+            if kept.threat.text != str(config.threat):
                 raise RunError(
-                    f"{target} is under {kept_threat}, not {config.threat}: --as NAME gives another name"
+                    f"{target} is under {kept.threat.text}, not {config.threat}: --as NAME gives another name"
                 )
+            if kept.model.is_last_epoch != (checkpoint == "last"):
+                which = "after the last epoch" if kept.model.is_last_epoch else "that the run selected"
+                raise RunError(f"{target} is of the weights {which}: --as NAME gives another name")
             PlainConsole().print(
                 f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False
             )

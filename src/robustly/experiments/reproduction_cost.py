@@ -67,7 +67,8 @@ def seconds_of(
                     known[key] = timed_pass(model, data, device)
             return known[key]
 
-        total += training_seconds(config, data, of) + before_and_between(config, data, of)
+        if not cell.is_trained:
+            total += training_seconds(config, data, of) + before_and_between(config, data, of)
         total += evaluation_seconds(cell, config, data, of) + START * len(cell.commands)
     return total
 
@@ -115,10 +116,10 @@ def _training_images(config: RunConfig, data: DataSize) -> int:
 
 
 def evaluation_seconds(cell: Cell, config: RunConfig, data: DataSize, of: PassTime) -> float:
-    """Seconds of the evaluations of a run, if attacks leave half of the images."""
+    """Seconds of the evaluations that a run does not have yet, if attacks leave half of the images."""
     test = min(config.data.test_limit or data.test, data.test)
     seconds = 0.0
-    for evaluation in cell.evaluations:
+    for evaluation in (one for one in cell.evaluations if not one.is_done(cell.folder)):
         words = dict(zip(evaluation.words[::2], evaluation.words[1::2], strict=True))
         suite = suite_from(words["--suite"], None, config.threat.kind)
         images = min(int(words.get("--evaluation.count", test)), test)

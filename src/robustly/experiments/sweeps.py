@@ -106,13 +106,17 @@ class Cell:
         return self.sweep / self.name
 
     @property
+    def is_trained(self) -> bool:
+        """True if the run has its final weights."""
+        return (self.folder / FINAL).is_file()
+
+    @property
     def commands(self) -> list[list[str]]:
         """Words, after `robustly`, of the commands that are left to run; each continues where it stopped."""
         trust = ["--trust-code"] if self.trust_code else []
         train = ["train", "--resume", str(self.folder), *trust]
         left = [one.command(self.folder) + trust for one in self.evaluations if not one.is_done(self.folder)]
-        is_trained = (self.folder / FINAL).is_file()
-        return [*([] if is_trained else [train]), *left]
+        return [*([] if self.is_trained else [train]), *left]
 
     @property
     def shell_command(self) -> str:
