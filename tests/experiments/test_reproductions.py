@@ -17,7 +17,8 @@ from robustly.experiments.reproduction_cost import (
     timed_pass,
     training_seconds,
 )
-from robustly.experiments.reproductions import Outline, Plan, outline_from, planned, read_outline
+from robustly.experiments.reproduction_plan import Plan, planned
+from robustly.experiments.reproductions import Outline, outline_from, read_outline
 from robustly.experiments.run_folder import evaluation_folder
 from robustly.models import ModelConfig
 from robustly.reports.tables.paper_tables import published_in

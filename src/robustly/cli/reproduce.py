@@ -19,7 +19,8 @@ from robustly.cli.terminal import PlainConsole
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.overrides import read_yaml
 from robustly.experiments.reproduction_cost import seconds_of
-from robustly.experiments.reproductions import Outline, OutlineRow, OutlineTable, Plan, Scale, planned, read_outline
+from robustly.experiments.reproduction_plan import Plan, planned
+from robustly.experiments.reproductions import Outline, OutlineRow, OutlineTable, Scale, read_outline
 from robustly.experiments.run_folder import CONFIG, RunError, create_run
 from robustly.experiments.sweep_folders import state_of
 from robustly.experiments.sweeps import Cell
