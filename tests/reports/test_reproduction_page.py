@@ -206,6 +206,16 @@ def test_the_front_has_one_attack_for_all_points(three: tuple[Path, ...]) -> Non
     assert heights == pytest.approx([0.66, 0.68]), "accuracy under C&W, not under AA"
 
 
+def test_numbers_of_the_last_epoch_are_not_those_of_a_row(three: tuple[Path, ...], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(three[0], run)
+    shutil.rmtree(run / "evaluation_aa")
+    edit(run, lambda summary: summary["model"].update(checkpoint="checkpoints/last.pt"))
+    (line,) = lines_of(of_rows(row("DYNAT", run)))
+    assert (line["clean"], line["seeds"]) == ("", "0")
+    assert line["missing"] == "evaluated after the last epoch only: its selected weights are not"
+
+
 def test_nothing_at_all_is_a_page(tmp_path: Path) -> None:
     page = words(reproduction_page(of_rows()))
     assert "No run has numbers to draw yet." in page

@@ -140,6 +140,8 @@ def _result(run: Path, failure: str) -> RunResult:
         shares = numbers_of(evaluated)
     except (ReportError, EvidenceError) as error:
         return RunResult(run, reason=without_folders(one_line(f"cannot be read: {error}")))
+    if evaluated.last_epoch:
+        return RunResult(run, reason="evaluated after the last epoch only: its selected weights are not")
     seen = {column.key: mark for column, mark in seen_columns(evaluated.evaluations).items()}
     suspected = any(one.evaluation.masking for one in evaluated.evaluations)
     return RunResult(run, evaluated, shares, seen, suspected, failed)
