@@ -137,7 +137,9 @@ def whole(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "stop", [lambda: StopBefore(1), lambda: StopBefore(2), lambda: Stop(2), lambda: Stop(7)], ids=str
+    "stop",
+    [lambda: StopBefore(1), lambda: StopBefore(2), lambda: Stop(2), lambda: Stop(7)],
+    ids=["before epoch 1", "before epoch 2", "step 2", "step 7"],
 )
 def test_a_run_stopped_at_any_time_goes_on_bit_for_bit(
     digits: Splits, whole: Path, tmp_path: Path, stop: Callable[[], Observer]
