@@ -222,6 +222,7 @@ def downloaded(page, button, folder):
         button.click()
     file = folder / waiting.value.suggested_filename
     waiting.value.save_as(file)
+    page.wait_for_timeout(200)  # Chromium drops downloads after ten in quick succession
     return file
 
 

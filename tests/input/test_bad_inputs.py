@@ -228,10 +228,10 @@ def test_wrong_parts_of_a_checkpoint_are_refused(here: Path) -> None:
     wrongs: list[Any] = [None, "x", -1, 1.5, float("nan"), [], {}, {"a": 1}, {1: {}}, [1], {"a": {"b": 1}}, True]
     wrongs += [TENSOR, {"a": {"b": TENSOR}}, 10**25]
     parts = [name for name in content if name in TrainingState.__dataclass_fields__]
-    assert len(parts) == 10
+    assert len(parts) == 11
     assert not wrong_part({name: content[name] for name in parts})
     fitting = [(name, wrong) for name in parts for wrong in wrongs if not wrong_part({**content, name: wrong})]
-    empty = [(name, {}) for name in ("networks", "frozen", "optimizers", "memory")]
+    empty = [(name, {}) for name in ("networks", "frozen", "optimizers", "memory", "pretraining")]
     texts = [("config_digest", "x")]
     numbers = [("best_epoch", -1), ("seconds", 1.5)]
     tensors = [(name, {"a": {"b": TENSOR}}) for name in ("networks", "memory")]
