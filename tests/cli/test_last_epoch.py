@@ -32,6 +32,8 @@ SMALL = [
     "--runtime.device", "cpu", "--optimizer.learning_rate", "0.02",
 ]  # fmt: skip
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -92,6 +92,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "here"
 
 
+@pytest.mark.slow
 def test_the_page_has_the_papers_rows_and_both_runs_of_one_seed_are_identical(made: Path) -> None:
     page = (made / "paper.html").read_text()
     for text in ("Labels &lt;that&gt; move", "Table 1", "PGD-AT", "85.2", "64 digits."):
@@ -103,6 +104,7 @@ def test_the_page_has_the_papers_rows_and_both_runs_of_one_seed_are_identical(ma
     assert sum("PGD-AT" in row for row in rows) == 2, "ours and the published one"
 
 
+@pytest.mark.slow
 def test_the_same_command_does_nothing_and_seeds_are_added(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +118,7 @@ def test_the_same_command_does_nothing_and_seeds_are_added(
     assert (tmp_path / "here/at__seed=0/model.safetensors").stat().st_mtime_ns == kept
 
 
+@pytest.mark.slow
 def test_an_interrupted_reproduction_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +150,7 @@ def test_the_command_that_continues_has_the_places_of_this_machine_and_the_page_
     assert usual.command == usual.command_here == "robustly reproduce paper --scale tiny --seeds 2"
 
 
+@pytest.mark.slow
 def test_runs_of_other_settings_are_not_mixed_in(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +161,7 @@ def test_runs_of_other_settings_are_not_mixed_in(
     assert "at__seed=0 has other settings than the reproduction has now (its training differ" in said
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_are_shown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +207,7 @@ def test_a_scale_for_gpus_states_its_hours_on_a_cpu(tmp_path: Path, capsys: pyte
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_other_folders_are_left_alone(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here/notes.txt").write_text("mine")

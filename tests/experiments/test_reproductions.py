@@ -95,6 +95,7 @@ def test_a_wrong_outline_is_refused(change: dict[str, object], message: str) -> 
         outline_from("tiny", {**TINY, **change})
 
 
+@pytest.mark.slow
 def test_every_run_of_dynat_has_a_recipe_and_attacks_in_evaluation_mode_at_every_scale() -> None:
     outline, known = read_outline("dynat"), recipe_names()
     for name, scale in outline.scales.items():
