@@ -1,4 +1,4 @@
-"""Data of another number of classes than the recipe's is refused before any work, with the way out."""
+"""Data of another number of classes than a recipe states is refused before any work, with the way out."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from robustly.cli import main
-from robustly.cli.recipes import read_recipe, recipe_names
+from robustly.cli.recipes import read_recipe
 from robustly.data import DataConfig, load_splits
 from robustly.experiments.configuration import build_config
 from robustly.experiments.run_folder import RunError, create_run, is_begun
@@ -43,8 +43,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_another_number_of_classes_is_refused(
     recipe: str, given: int, mode: list[str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refusal(capsys, mode[0], recipe, *mode[1:], "--data.source", f"{given}.npz", *FEW, "--out", "never")
     expected = CLASSES[recipe.partition("/")[0]]
+    words = ["--data.source", f"{given}.npz", "--data.expected_classes", str(expected), *FEW, "--out", "never"]
+    said = refusal(capsys, mode[0], recipe, *mode[1:], *words)
     assert f"has {given} classes, but the recipe is for {expected}" in said
     assert said.endswith(f"if that is on purpose, add --data.expected_classes {given}")
     assert not Path("never").exists()
@@ -68,9 +69,6 @@ def test_a_recipe_of_ones_own_states_its_number(here: Path, capsys: pytest.Captu
     assert main(["train", "own.yaml", "--data.test", "null", "--dry-run"]) == 0
     said = refusal(capsys, "sweep", "own.yaml", "--data.source", "10.npz", *FEW, "--dry-run")
     assert "has 10 classes, but the recipe is for 5" in said
-    del own["data"]["expected_classes"]  # type: ignore[attr-defined]
-    Path("own.yaml").write_text(yaml.safe_dump(own))
-    assert "has 5 classes, but the recipe is for 10" in refusal(capsys, "train", "own.yaml", "--dry-run")
 
 
 def test_the_dry_run_of_a_sweep_reads_no_source_of_the_recipe(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,11 +77,9 @@ def test_the_dry_run_of_a_sweep_reads_no_source_of_the_recipe(here: Path, monkey
     assert main(["sweep", "cifar10/dynat", "cifar100/dynat", "--seeds", "0,1", "--dry-run"]) == 0
 
 
-def test_every_shipped_recipe_states_the_number_of_its_data() -> None:
-    for name in recipe_names():
-        data = read_recipe(name)["data"]
-        assert isinstance(data, dict)
-        assert data.get("expected_classes") == CLASSES[name.partition("/")[0]], f"{name}: data.expected_classes"
+def test_a_shipped_recipe_takes_data_of_any_number_of_classes(here: Path) -> None:
+    assert main(["train", "mnist5k/standard", "--data.source", "5.npz", *FEW, "--dry-run"]) == 0
+    assert main(["sweep", "cifar10/standard", "--data.source", "5.npz", *FEW, "--dry-run"]) == 0
 
 
 def test_extra_images_and_names_of_classes_are_counted_on_their_own(here: Path) -> None:

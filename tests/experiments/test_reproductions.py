@@ -79,6 +79,7 @@ def test_settings_of_the_data_are_another_run() -> None:
     outline = outline_from("tiny", TINY)
     here, there = (plan_of(outline, "tiny", sources=sources) for sources in ({}, {"mnist5k": "/data"}))
     assert "--data.source=/data" in there.cells[0].overrides
+    assert "--data.expected_classes=10" in there.cells[0].overrides
     assert not any("data.source" in word for word in here.cells[0].overrides)
 
 

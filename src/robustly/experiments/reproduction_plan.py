@@ -52,7 +52,10 @@ def planned(
             columns.setdefault(row.run, set()).update(outline.tables[key].columns)
     for run in (*outline.curves.values(), outline.repeated):  # trained, and evaluated if a table has them
         columns.setdefault(run, set())
-    settings = {run: _settings(scale, scale.runs[run], read, sources) for run in columns}
+    settings = {}
+    for run in columns:
+        chosen = scale.runs[run]
+        settings[run] = _settings(scale, chosen, read, sources, outline.data[chosen.data].classes)
     first: dict[tuple[str, tuple[tuple[str, str], ...]], str] = {}
     same = {
         run: first.setdefault((scale.runs[run].recipe, tuple(sorted(pairs.items()))), run)
@@ -80,9 +83,9 @@ def planned(
 
 
 def _settings(
-    scale: Scale, run: RunOfScale, read: Callable[[str], Settings], sources: Mapping[str, str]
+    scale: Scale, run: RunOfScale, read: Callable[[str], Settings], sources: Mapping[str, str], classes: int
 ) -> dict[str, str]:
-    """Settings of a run in place of its recipe's, as texts by dotted key."""
+    """Settings of a run in place of its recipe's, as texts by dotted key; `classes` are those of its data."""
     recipe = read(run.recipe)
     found = shortened(recipe, scale.epochs, scale.steps) if scale.epochs is not None else {}
     for role in ("model", *NETWORKS):
@@ -93,7 +96,7 @@ def _settings(
     if isinstance(inner, Mapping) and inner.get("mode", "eval") != "eval":
         found["method.inner.mode"] = "eval"
     if run.data in sources:
-        found["data.source"] = sources[run.data]
+        found |= {"data.source": sources[run.data], "data.expected_classes": str(classes)}
     return found | {key: str(value) for key, value in (*scale.settings.items(), *run.settings.items())}
 
 
