@@ -20,13 +20,14 @@ from robustly.reports.pages.reproduction_page import (
     write_reproduction_page,
 )
 from robustly.reports.reproduction.controls import Controls
+from robustly.reports.tables.evaluations import read_evaluated
 from robustly.reports.tables.paper_results import read_results, result_table
 from robustly.reports.tables.paper_tables import (
     ALL,
     TITLES,
     PaperRow,
     PaperTable,
-    measured_in,
+    numbers_of,
     published_in,
     with_mean,
 )
@@ -94,7 +95,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
 
 def test_one_seed_has_intervals_and_the_mean_of_its_attacks(three: tuple[Path, ...]) -> None:
     first = three[0]
-    numbers = measured_in(first)
+    numbers = numbers_of(read_evaluated(first))
     assert numbers is not None
     assert (numbers["clean"].count, numbers["aa"].count) == (50, 20)
     reproduction = of_rows(row("DYNAT", first, published="DYNAT"), row("PGD-AT", published="PGD-AT"))

@@ -15,7 +15,7 @@ from rich.console import Console
 from robustly.cli.recipes import read_recipe
 from robustly.cli.sweep import check_classes, try_out, worker_places
 from robustly.cli.sweep_run import LOG, carry_out, carry_out_all
-from robustly.cli.terminal import PlainConsole
+from robustly.cli.terminal import PlainConsole, print_text
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.overrides import read_yaml
 from robustly.experiments.reproduction_cost import seconds_of
@@ -103,17 +103,19 @@ def run_reproduction(options: argparse.Namespace) -> int:
     configs = {cell.name: cell.config(read_recipe) for cell in plan.cells}
     _refuse_changed(plan.cells, configs)
     workers = options.workers or max(1, torch.cuda.device_count() or torch.get_num_threads())
-    cells = [replace(cell, threads=state_of(cell.folder, False).threads or 1) for cell in plan.cells]
+    states = {cell.name: state_of(cell.folder, False) for cell in plan.cells}
+    cells = [replace(cell, threads=states[cell.name].threads or 1) for cell in plan.cells]
     check_classes([cell for cell in cells if not (cell.folder / CONFIG).is_file()], configs)
     console = PlainConsole()
-    left = [cell for cell in cells if cell.commands and not _diverged(cell)]
-    _print(console, f"{request.folder}: {len(left)} of {len(cells)} runs to do, {workers} at a time")
+    failures = {name: state.message for name, state in states.items() if state.state == "diverged"}
+    left = [cell for cell in cells if cell.commands and cell.name not in failures]
+    print_text(console, f"{request.folder}: {len(left)} of {len(cells)} runs to do, {workers} at a time")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seconds = seconds_of(left, configs, request.outline.data, device) / workers
     if left:
-        _print(console, f"about {duration(seconds)} on this machine ({device.type}), from passes timed on it")
+        print_text(console, f"about {duration(seconds)} on this machine ({device.type}), from passes timed on it")
     if options.dry_run:
-        _print(console, "\n".join(f"{cell.name}: {cell.recipe}" for cell in cells))
+        print_text(console, "\n".join(f"{cell.name}: {cell.recipe}" for cell in cells))
         return 0
     if request.scale.large and device.type == "cpu" and left and not options.yes:
         raise SettingsError(
@@ -125,19 +127,18 @@ def run_reproduction(options: argparse.Namespace) -> int:
     for cell in left:
         if not (cell.folder / CONFIG).is_file():
             create_run(cell.folder, configs[cell.name])
-    failures = {cell.name: state_of(cell.folder, False).message for cell in cells if _diverged(cell)}
     try:
         failures |= _carried_out(console, left, worker_places(workers))
     except KeyboardInterrupt:
         added = (" --yes" if options.yes else "") + (f" --workers {workers}" if options.workers else "")
-        _print(console, f"\nstopped; the same command continues: {request.command_here}{added}")
+        print_text(console, f"\nstopped; the same command continues: {request.command_here}{added}")
         raise
     page = content_of(request, plan, failures)
     output = write_reproduction_page(page, request.folder / f"{request.outline.name}.html")
     write_text(request.folder / "tables.csv", reproduction_csv(page))
     for name, reason in failures.items():
-        _print(console, f"! {name}: {reason} ({request.folder / name / LOG})")
-    _print(console, f"tables: {request.folder / 'tables.csv'}\npage: {output.resolve().as_uri()}")
+        print_text(console, f"! {name}: {reason} ({request.folder / name / LOG})")
+    print_text(console, f"tables: {request.folder / 'tables.csv'}\npage: {output.resolve().as_uri()}")
     return 2 if failures else 0
 
 
@@ -267,10 +268,6 @@ def _write_manifest(request: Request) -> None:
     write_text(request.folder / MANIFEST, yaml.safe_dump(_identity(request), sort_keys=False))
 
 
-def _diverged(cell: Cell) -> bool:
-    return state_of(cell.folder, False).state == "diverged"
-
-
 def _carried_out(console: Console, cells: Sequence[Cell], places: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Carry out the cells; returns error messages by name of the failed runs."""
     ended: dict[str, str] = {}
@@ -281,12 +278,8 @@ def _carried_out(console: Console, cells: Sequence[Cell], places: Sequence[Mappi
         spent = time.monotonic() - began
         rest = spent / len(ended) * (len(cells) - len(ended))
         words = f"failed: {reason}" if reason else "done"
-        _print(console, f"[{len(ended)}/{len(cells)}] {cell.name}: {words}; about {duration(rest)} left")
+        print_text(console, f"[{len(ended)}/{len(cells)}] {cell.name}: {words}; about {duration(rest)} left")
 
     if cells:
         carry_out_all(cells, carry_out, places, progress)
     return {name: reason for name, reason in ended.items() if reason}
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -17,7 +17,7 @@ from rich.table import Table
 from robustly.cli.arguments import Trust
 from robustly.cli.recipes import read_recipe
 from robustly.cli.sweep_run import LOG, carry_out, carry_out_all, on_ray
-from robustly.cli.terminal import PlainConsole
+from robustly.cli.terminal import PlainConsole, print_text
 from robustly.data.sources import source_parts
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.overrides import pairs_of, read_yaml
@@ -58,9 +58,9 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         if not (cell.folder / CONFIG).is_file():
             create_run(cell.folder, configs[cell.name])
     if options.print_commands:
-        _print(console, "\n".join(cell.shell_command for cell in cells))
+        print_text(console, "\n".join(cell.shell_command for cell in cells))
         return 0
-    _print(console, f"{folder}: {len(to_do)} of {len(cells)} runs to do")
+    print_text(console, f"{folder}: {len(to_do)} of {len(cells)} runs to do")
     reasons = {name: state.message for name, state in states.items() if state.state == "diverged"}
     is_split = any(config.runtime.processes > 1 for config in configs.values())
     places = [{}] * options.workers if is_split else worker_places(options.workers)
@@ -68,12 +68,12 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         if to_do:
             reasons |= _carried_out(console, to_do, options.ray, places)
     except KeyboardInterrupt:
-        _print(console, f"\nstopped; continue with: robustly sweep --resume {quote(str(folder))}")
+        print_text(console, f"\nstopped; continue with: robustly sweep --resume {quote(str(folder))}")
         raise
     console.print(_table(folder, cells, reasons))
     for name, reason in reasons.items():
-        _print(console, f"! {name}: {reason} ({folder / name / LOG})")
-    _print(console, f"{len(cells) - len(reasons)} of {len(cells)} runs finished")
+        print_text(console, f"! {name}: {reason} ({folder / name / LOG})")
+    print_text(console, f"{len(cells) - len(reasons)} of {len(cells)} runs finished")
     return 2 if reasons else 0
 
 
@@ -165,7 +165,7 @@ def _carried_out(
         ended[cell.name] = reason
         reached = _shown(state_of(cell.folder, bool(cell.evaluations)), bool(cell.evaluations))
         words = f"failed: {reason}" if reason else ", ".join(f"{title} {value}" for title, value in reached.items())
-        _print(console, f"[{len(ended)}/{len(cells)}] {cell.name}: {words}")
+        print_text(console, f"[{len(ended)}/{len(cells)}] {cell.name}: {words}")
 
     if ray is not None:
         places = [{}] * len(cells)  # the cluster limits the number of runs at a time
@@ -207,7 +207,3 @@ def _table(folder: Path, cells: Sequence[Cell], reasons: Mapping[str, str]) -> T
         words = f"failed ({state.state})" if has_failed else state.state
         table.add_row(escape(cell.name), words, *_shown(state, bool(cell.evaluations)).values())
     return table
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -33,3 +33,8 @@ class PlainConsole(Console):
             highlight=highlight,
             highlighter=highlighter,
         )
+
+
+def print_text(console: Console, text: str) -> None:
+    """Print a text as it is: long lines are not cut, brackets and numbers have no meaning."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)

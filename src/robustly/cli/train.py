@@ -7,13 +7,12 @@ from pathlib import Path
 from shlex import quote
 
 import torch
-from rich.console import Console
 
 from robustly.cli.arguments import trust_in, trust_option
 from robustly.cli.dry_run import show_composition, show_job
 from robustly.cli.progress import collapse_line, observer_for
 from robustly.cli.recipes import read_recipe
-from robustly.cli.terminal import PlainConsole
+from robustly.cli.terminal import PlainConsole, print_text
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.locks import lock_run
 from robustly.experiments.overrides import apply_overrides
@@ -140,7 +139,7 @@ def train_run(
     if runtime.rank == 0 and not resumes:
         create_run(folder, config)
     what = f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat}"
-    _print(console, f"{what} -> {folder}{note}")
+    print_text(console, f"{what} -> {folder}{note}")
     lock = lock_run(folder) if runtime.rank == 0 else nullcontext()
     subject = Subject(folder, folder.resolve().name, run_key(folder, config.digest()), config.as_plain())
     tracking = writers(observers if runtime.rank == 0 else (), subject)
@@ -153,12 +152,12 @@ def train_run(
         try:
             outcome = train(job, runtime, folder, config_digest=config.digest(), observer=observer)
         except KeyboardInterrupt:
-            _print(console, f"\nstopped; continue with: {resumed_by} {quote(str(folder))}")
+            print_text(console, f"\nstopped; continue with: {resumed_by} {quote(str(folder))}")
             raise
     runtime.close()
     collapse = collapse_line(outcome.collapsed, job.train.classes)
     weak = weak_epoch(outcome.rows[-1], guide_warm_up(job)) if len(outcome.rows) > 1 else ""
-    _print(
+    print_text(
         console,
         (f"stopped early: {outcome.reason}\n" if outcome.reason else "")
         + f"finished {outcome.epochs} epochs in {outcome.seconds:.0f} s, best epoch {outcome.best_epoch}\n"
@@ -176,7 +175,3 @@ def train_run(
 def is_first_process() -> bool:
     """Return True in the first process of a node."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -206,7 +206,12 @@ def _table(entries: Sequence[Measured], by: By) -> MethodTable:
 def _seen(entries: Sequence[Measured], columns: Sequence[TableColumn]) -> tuple[Seen | None, ...]:
     marks = [seen_columns(kept) for _, kept, _ in entries]
     found = [[one.get(column.everywhere) for one in marks] for column in columns]
-    return tuple("training" if "training" in some else next(filter(None, some), None) for some in found)
+    return tuple(map(joint_mark, found))
+
+
+def joint_mark(marks: Sequence[Seen | None]) -> Seen | None:
+    """The mark of a row from those of its runs: "training" before "selection"."""
+    return "training" if "training" in marks else next(filter(None, marks), None)
 
 
 def _largest(numbers: Sequence[int | None]) -> int | None:

@@ -14,12 +14,13 @@ from robustly.reports.source_names import without_folders
 from robustly.reports.tables.columns import CLEAN, seen_columns
 from robustly.reports.tables.comparison import ComparedNumber, marked
 from robustly.reports.tables.evaluations import EvaluatedRun, read_evaluated
-from robustly.reports.tables.method_tables import Score, score_of
+from robustly.reports.tables.method_tables import Score, joint_mark, score_of
 from robustly.reports.tables.paper_tables import (
     ALL,
     TITLES,
     PaperRow,
     PaperTable,
+    attacks_in,
     is_evaluated,
     numbers_of,
     with_mean,
@@ -205,11 +206,6 @@ def _mean(shares: Mapping[str, Proportion], columns: Sequence[str]) -> Score | N
     )
 
 
-def attacks_in(columns: Sequence[str]) -> list[str]:
-    """The columns of attacks."""
-    return [key for key in columns if key not in (CLEAN.key, ALL)]
-
-
 def robust_column(table: PaperTable) -> str:
     """The column that ranks rows by robust accuracy: AutoAttack, else the last attack of the table."""
     attacks = attacks_in(table.columns)
@@ -243,5 +239,4 @@ def _title(key: str, counts: set[int], largest: int) -> str:
 
 
 def _seen(results: Sequence[RunResult], key: str) -> Seen | None:
-    marks = [result.seen.get(key) for result in results]
-    return "training" if "training" in marks else next(filter(None, marks), None)
+    return joint_mark([result.seen.get(key) for result in results])

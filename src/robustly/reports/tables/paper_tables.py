@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustly.evidence.schema import SUMMARY
-from robustly.reports.tables.columns import measured
-from robustly.reports.tables.evaluations import EvaluatedRun, read_evaluated
+from robustly.reports.tables.columns import CLEAN, measured
+from robustly.reports.tables.evaluations import EvaluatedRun
 from robustly.reports.tables.published import published_rows
 from robustly.statistics import Proportion
 
@@ -65,10 +65,15 @@ class PaperTable:
     note: str = ""
 
 
+def attacks_in(columns: Sequence[str]) -> list[str]:
+    """The columns of attacks."""
+    return [key for key in columns if key not in (CLEAN.key, ALL)]
+
+
 def with_mean(numbers: Mapping[str, float], columns: Sequence[str]) -> dict[str, float]:
     """Numbers of a row with the mean over its attacks, if the table has that column and every attack a number."""
     found = {key: numbers[key] for key in columns if key in numbers}
-    attacks = [key for key in columns if key not in ("clean", ALL)]
+    attacks = attacks_in(columns)
     if ALL in columns and all(key in found for key in attacks):
         found[ALL] = sum(found[key] for key in attacks) / len(attacks)
     return found
@@ -89,16 +94,6 @@ def published_in(source: str, name: str, architecture: str = "") -> dict[str, fl
             if of_table and row.name == name and row.architecture.startswith(architecture):
                 return dict(row.accuracy)
     return {}
-
-
-def measured_in(run: Path) -> dict[str, Proportion] | None:
-    """Numbers of a run by column, from all its evaluations; None if it has none yet.
-
-    Raises:
-        ReportError: the evaluations are of different weights.
-        EvidenceError: a file of an evaluation is damaged.
-    """
-    return numbers_of(read_evaluated(run)) if is_evaluated(run) else None
 
 
 def is_evaluated(run: Path) -> bool:

@@ -1,6 +1,6 @@
 """Clean and robust accuracy on held-out images, and the network to validate and release."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -68,14 +68,9 @@ def validate(
         dtype: floating-point type of the network.
     """
     device = data.images.device
-    rows = torch.arange(rank, len(data), world_size, device=device)
     correct = torch.zeros(2, dtype=torch.float64, device=device)
     predicted = torch.zeros(data.num_classes, dtype=torch.float64, device=device)
-    for first in range(0, len(rows), batch_size):
-        chunk = rows[first : first + batch_size]
-        x, y = data.floats(chunk).to(dtype), data.labels[chunk]
-        with frozen(model), torch.no_grad():
-            classes = model(x).argmax(1)
+    for chunk, x, y, classes in _classified(model, data, batch_size, rank, world_size, dtype):
         correct[0] += (classes == y).sum()
         predicted += classes.bincount(minlength=data.num_classes)
         found = attack(model, x, y, threat=threat, generator=KeyedGenerator(seed, data.ids[chunk]))
@@ -106,15 +101,23 @@ def clean_accuracy(
         total: sum over processes.
         dtype: floating-point type of the network.
     """
-    device = data.images.device
-    rows = torch.arange(rank, len(data), world_size, device=device)
-    correct = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.float64, device=data.images.device)
+    for _, _, y, classes in _classified(model, data, batch_size, rank, world_size, dtype):
+        correct += (classes == y).sum()
+    return Proportion(int(total(correct)), len(data))
+
+
+def _classified(
+    model: nn.Module, data: ImageData, batch_size: int, rank: int, world_size: int, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Batches of this process's share of the images: places, images, labels and predicted classes."""
+    rows = torch.arange(rank, len(data), world_size, device=data.images.device)
     for first in range(0, len(rows), batch_size):
         chunk = rows[first : first + batch_size]
+        x = data.floats(chunk).to(dtype)
         with frozen(model), torch.no_grad():
-            classes = model(data.floats(chunk).to(dtype)).argmax(1)
-        correct += (classes == data.labels[chunk]).sum()
-    return Proportion(int(total(correct)), len(data))
+            classes = model(x).argmax(1)
+        yield chunk, x, data.labels[chunk], classes
 
 
 def averaged_state(method: Method, memory: Memory) -> dict[str, Tensor] | None:
