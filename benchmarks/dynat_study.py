@@ -93,10 +93,11 @@ def go(recipe: str, settings: dict[str, str], out: Path) -> None:
         sys.exit(f"{out} failed")
 
 
-def guide_of(seed: int, folder: Path) -> Path:
-    """Weights of a network that clean images trained."""
-    out = folder / f"guide-{seed}"
-    go("standard", cifar_settings("standard") | {"seed": str(seed), "training.epochs": str(GUIDE_EPOCHS)}, out)
+def guide_of(seed: int, folder: Path, width: str = "0.25") -> Path:
+    """Weights of a network that clean images trained, of a share of the width of ResNet-18."""
+    out = folder / (f"guide-{seed}" if width == "0.25" else f"guide_{width}-{seed}")
+    settings = cifar_settings("standard") | {"model.width": width}
+    go("standard", settings | {"seed": str(seed), "training.epochs": str(GUIDE_EPOCHS)}, out)
     return out / "model.safetensors"
 
 

@@ -29,6 +29,7 @@ from robustly.training import (
     PARAMETER_PARTS,
     WEIGHTS,
     DataLabels,
+    GuideLabels,
     Method,
     MethodError,
     OptimizerConfig,
@@ -220,6 +221,7 @@ _ADDED: dict[str, Any] = {
     "weights_key": None,
     "pretrain": 0,
     "measure_train": 0,
+    "confidence": GuideLabels.confidence,
 }
 """Settings that a later version added, and their defaults."""
 PART_TABLES: dict[str, Mapping[str, type]] = {

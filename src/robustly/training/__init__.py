@@ -9,6 +9,7 @@ from robustly.training.inner import INNER_MAXIMISERS
 from robustly.training.inner.adaad import AdaadInner
 from robustly.training.inner.early_stopped import CurriculumInner, FriendlyInner
 from robustly.training.inner.gkl import GklInner
+from robustly.training.inner.mixed import MixedInner
 from robustly.training.inner.pgd import PGDInner
 from robustly.training.inner.single_step import FreeInner, NoisyFGSMInner
 from robustly.training.labels import LABEL_SOURCES
@@ -22,6 +23,7 @@ from robustly.training.losses.gkl import DklLoss, GklLoss
 from robustly.training.losses.guided import DynatLoss, LbgatLoss
 from robustly.training.losses.introspective import Iad2Loss, IadLoss
 from robustly.training.losses.mart import MartLoss
+from robustly.training.losses.mean_teacher import MeanTeacherLoss
 from robustly.training.method import Method, MethodError
 from robustly.training.parameters import PARAMETER_PARTS
 from robustly.training.parameters.averaging import EpochAverage, ExponentialAverage, WeightAverage
@@ -85,8 +87,10 @@ __all__ = [
     "LbgatLoss",
     "MailWeights",
     "MartLoss",
+    "MeanTeacherLoss",
     "Method",
     "MethodError",
+    "MixedInner",
     "MixtureLoss",
     "Moment",
     "Networks",

@@ -69,3 +69,12 @@ def test_smoothed_labels_have_the_published_value() -> None:
     assert torch.equal(CleanLoss()(plain)["clean"], CleanLoss()(smooth)["clean"])
     with pytest.raises(ValueError, match=r"smoothing .*\[0, 1\).* 1"):
         SmoothedLabels(1.0)
+
+
+def test_the_label_of_the_data_replaces_that_of_an_unsure_guide() -> None:
+    x = double((3.0, 0.0, 0.0), (0.5, 0.0, 0.0), (0.0, 4.0, 0.0))  # largest probabilities 0.909, 0.452, 0.965
+    step = make_step(x, torch.tensor([2, 2, 2]), nn.Identity(), guide=nn.Identity())
+    labels = {limit: GuideLabels(confidence=limit)(step).hard.tolist() for limit in (0.0, 0.4, 0.8, 0.95, 1.0)}
+    assert labels == {0.0: [0, 0, 1], 0.4: [0, 0, 1], 0.8: [0, 2, 1], 0.95: [2, 2, 1], 1.0: [2, 2, 2]}
+    with pytest.raises(ValueError, match=r"confidence must lie in \[0, 1\]"):
+        GuideLabels(confidence=1.1)

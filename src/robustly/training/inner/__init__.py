@@ -6,12 +6,14 @@ A name is never an import path, so a configuration file cannot run code. A new i
 from robustly.training.inner.adaad import AdaadInner
 from robustly.training.inner.early_stopped import CurriculumInner, FriendlyInner
 from robustly.training.inner.gkl import GklInner
+from robustly.training.inner.mixed import MixedInner
 from robustly.training.inner.pgd import PGDInner
 from robustly.training.inner.single_step import FreeInner, NoisyFGSMInner
 from robustly.training.parts import InnerMaximiser
 
 INNER_MAXIMISERS: dict[str, type[InnerMaximiser]] = {
     "pgd": PGDInner,
+    "mixed": MixedInner,
     "adaad": AdaadInner,
     "gkl": GklInner,
     "n_fgsm": NoisyFGSMInner,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 
 from robustly.training.labels.data import check_smoothing
@@ -24,17 +25,22 @@ class GuideLabels(Part):
         warm_up: epochs at the start with the labels of the data, at least 0; 0 in the paper. An untrained guide
             predicts one class for all images, and on few images the model may collapse to that class (one of three
             seeds of DYNAT-Inner-AWP on 3,500 digits did).
+        confidence: the guide's largest probability from which its prediction is the label, in [0, 1]; below it, the
+            label is that of the data. 0 in the paper: always the guide's.
     """
 
     reads = ("guide",)
 
     smoothing: float = 0.0
     warm_up: float = 0.0
+    confidence: float = 0.0
 
     def __post_init__(self) -> None:
         check_smoothing(self.smoothing)
         if not self.warm_up >= 0:
             raise ValueError(f"warm_up must be at least 0, got {self.warm_up}")
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence must lie in [0, 1], got {self.confidence}")
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a warm-up that outlasts the run."""
@@ -44,5 +50,10 @@ class GuideLabels(Part):
         """Return the guide's predictions; its loss is the term "guide"."""
         logits = step.guide_logits
         own = {"guide": F.cross_entropy(logits, step.y, reduction="none")}
-        hard = step.y if step.moment.time < self.warm_up else logits.detach().argmax(1)
+        if step.moment.time < self.warm_up:
+            return Labels(step.y, own, smoothing=self.smoothing)
+        hard = logits.detach().argmax(1)
+        if self.confidence > 0:
+            sure = logits.detach().softmax(1).amax(1) >= self.confidence
+            hard = torch.where(sure, hard, step.y)
         return Labels(hard, own, smoothing=self.smoothing)

@@ -11,6 +11,7 @@ from robustly.training.losses.guided import DynatLoss, LbgatLoss
 from robustly.training.losses.helper import HatLoss
 from robustly.training.losses.introspective import Iad2Loss, IadLoss
 from robustly.training.losses.mart import MartLoss
+from robustly.training.losses.mean_teacher import MeanTeacherLoss
 from robustly.training.parts import OuterLoss
 
 LOSSES: dict[str, type[OuterLoss]] = {
@@ -31,4 +32,5 @@ LOSSES: dict[str, type[OuterLoss]] = {
     "dkl": DklLoss,
     "gkl": GklLoss,
     "hat": HatLoss,
+    "mean_teacher": MeanTeacherLoss,
 }
