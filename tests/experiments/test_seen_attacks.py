@@ -17,7 +17,7 @@ from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.seen_attacks import ascent_objective, inner_objective, seen_attacks, seen_in_run
 from robustly.objectives import OBJECTIVES, cross_entropy, margin
-from robustly.training import INNER_MAXIMISERS
+from robustly.training import INNER_MAXIMISERS, MixedInner
 
 DYNAT = {name: ATTACKS[name] for name in ("fgsm", "pgd_20", "cw_20")}
 EXPECTED = {
@@ -90,6 +90,7 @@ def test_every_inner_maximisation_is_known() -> None:
     """A new one has to be put into `inner_objective` and into this table."""
     assert {name: inner_objective(part()) for name, part in INNER_MAXIMISERS.items()} == {
         "pgd": "cross_entropy",
+        "mixed": "cross_entropy",
         "adaad": None,
         "gkl": None,
         "n_fgsm": "cross_entropy",
@@ -98,6 +99,8 @@ def test_every_inner_maximisation_is_known() -> None:
         "curriculum": "cross_entropy",
     }
     assert inner_objective(None) is None
+    assert inner_objective(MixedInner(kl=1.0)) == "kl"
+    assert inner_objective(MixedInner(kl=1.0, kl_on="wrong")) == "cross_entropy"
 
 
 def test_a_network_from_elsewhere_is_unknown(tmp_path: Path) -> None:

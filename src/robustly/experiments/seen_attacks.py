@@ -16,7 +16,15 @@ from robustly.evidence.provenance import Seen
 from robustly.evidence.schema import RULES_SINCE
 from robustly.experiments.configuration import RunConfig
 from robustly.objectives import OBJECTIVES
-from robustly.training import CurriculumInner, FreeInner, FriendlyInner, InnerMaximiser, NoisyFGSMInner, PGDInner
+from robustly.training import (
+    CurriculumInner,
+    FreeInner,
+    FriendlyInner,
+    InnerMaximiser,
+    MixedInner,
+    NoisyFGSMInner,
+    PGDInner,
+)
 from robustly.training.engine.loop import BEST, FINAL
 
 SELECTION = "cross_entropy"
@@ -65,6 +73,9 @@ def inner_objective(inner: InnerMaximiser | None) -> str | None:
         return inner.objective if inner.reference == "clean" else None
     if isinstance(inner, FriendlyInner):
         return inner.objective
+    if isinstance(inner, MixedInner):  # one that is partly by cross-entropy counts as that
+        always_kl = inner.kl == 1 and inner.kl_end in (None, 1) and inner.kl_on == "all"
+        return "kl" if always_kl else "cross_entropy"
     return "cross_entropy" if isinstance(inner, _CROSS_ENTROPY) else None
 
 
