@@ -314,7 +314,7 @@ def write(stored: dict[tuple[str, str], Row]) -> None:
     lines += [
         "",
         "Accuracy in % on 1,000 test images, means over seeds ± standard error of the mean; minutes of one run,",
-        "two at a time on two cores. Rows of the study are in [dynat_study.md](dynat_study.md), those of other methods",
+        "two at a time. Rows of the study are in [dynat_study.md](dynat_study.md), those of other methods",
         "in [methods.md](methods.md), whose training attacks have the modes of their papers.",
         "",
         f"`python benchmarks/dynat_search.py`, {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}, "
