@@ -183,6 +183,17 @@ def test_a_run_with_other_settings_or_threads_repeats_nothing(tmp_path: Path) ->
     assert (found.identical, found.sentences) == (None, ("The two runs had 1 and 2 threads: no repetition.",))
 
 
+def test_a_copy_of_a_run_repeats_nothing(tmp_path: Path) -> None:
+    first, second = (write_repeated(tmp_path / name, 0.5, [2.0, 1.0]) for name in ("first", "second"))
+    for run, last in ((first, 2.5), (second, 2.5000001)):
+        (run / "metrics.csv").write_text(f"epoch,train_loss,seconds\n1,2.0,1.25\n2,1.0,{last}\n")
+    assert repetition(first, second).identical is True
+    (second / "metrics.csv").write_text((first / "metrics.csv").read_text())
+    found = repetition(first, second)
+    assert found.identical is None
+    assert "The second run is a copy" in found.sentences[0]
+
+
 def test_a_failed_repetition_states_its_reason(tmp_path: Path) -> None:
     first = write_repeated(tmp_path / "first", 0.5, [2.0])
     second = write_repeated(tmp_path / "second", 0.5, [2.0])

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,17 @@ def test_masking_takes_a_row_out_of_the_ranking(three: tuple[Path, ...], tmp_pat
     assert "GAIRAT: upper bound; masking suspected." in page
     assert "Masking is suspected, so robust accuracies are upper bounds: GAIRAT." in page
     assert lines_of(reproduction)[1]["masking"] == "suspected"
+
+
+def test_an_evaluation_of_other_weights_has_no_numbers(three: tuple[Path, ...]) -> None:
+    rows = of_rows(row("DYNAT", three[0]), row("MART", three[1]))
+    held = read_evaluated(three[0]).evaluations[0].evaluation.model.weights_sha256
+    assert lines_of(replace(rows, weights={three[0]: held, three[1]: held}))[0]["clean"]
+    exchanged = replace(rows, weights={three[0]: "0" * 64})
+    line = lines_of(exchanged)[0]
+    assert line["clean"] == ""
+    assert line["missing"] == "its evaluation is of other weights than its model.safetensors"
+    assert "of other weights than its model.safetensors" in words(reproduction_page(exchanged))
 
 
 def test_other_numbers_of_images_are_not_ranked(three: tuple[Path, ...], tmp_path: Path) -> None:

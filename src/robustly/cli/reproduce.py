@@ -11,6 +11,8 @@ from shlex import join
 import torch
 import yaml
 from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from robustly.cli.recipes import read_recipe
 from robustly.cli.sweep import check_classes, try_out, worker_places
@@ -25,12 +27,14 @@ from robustly.experiments.run_folder import CONFIG, RunError, create_run
 from robustly.experiments.sweep_folders import state_of
 from robustly.experiments.sweeps import Cell
 from robustly.files import write_text
+from robustly.models.weights import weights_hash
 from robustly.reports.formats import duration
 from robustly.reports.pages.reproduction_page import Reproduction, reproduction_csv, write_reproduction_page
 from robustly.reports.reproduction.controls import Controls
 from robustly.reports.source_names import shown_path
 from robustly.reports.tables.paper_tables import PaperRow, PaperTable, published_in
 from robustly.settings import SettingsError, choose
+from robustly.training.engine.loop import FINAL
 
 MANIFEST = "reproduction.yaml"
 UNTRAINED_KEYS = ("recipe", "evaluation")
@@ -177,10 +181,22 @@ def content_of(request: Request, plan: Plan, failures: Mapping[str, str]) -> Rep
         spread=_row(repeated, plan),
         controls=Controls(controls.get("guided"), controls.get("at_ce"), controls.get("at_kl")),
         failures=failures,
+        weights=_released_weights(plan.cells),
         command=request.command,
         paper=outline.paper,
         seeds_command=replace(request, seeds=3).command,
     )
+
+
+def _released_weights(cells: Sequence[Cell]) -> dict[Path, str]:
+    """SHA-256 of the released weights by folder, as in the evidence; damaged files are left to the evaluations."""
+    found = {}
+    for cell in cells:
+        try:
+            found[cell.folder] = weights_hash(load_file(cell.folder / FINAL))
+        except (OSError, SafetensorError):
+            continue
+    return found
 
 
 def _table(key: str, table: OutlineTable, plan: Plan) -> PaperTable:

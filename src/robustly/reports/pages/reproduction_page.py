@@ -56,6 +56,7 @@ class Reproduction:
         repeated: folders of two runs of one recipe and seed.
         spread: a row with several seeds, for the claim of determinism.
         failures: reasons of failed runs, by the name of the folder.
+        weights: SHA-256 of released weights by folder; evaluations of other weights do not count.
         paper: settings of the paper in words, by the keys of `robustly.reports.reproduction.settings.SETTINGS`.
         seeds_command: the command for several seeds, named if there is one seed only.
     """
@@ -73,6 +74,7 @@ class Reproduction:
     repeated: tuple[Path, Path] | None = None
     spread: PaperRow | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[Path, str] = field(default_factory=dict)
     paper: Mapping[str, str] = field(default_factory=dict)
     seeds_command: str = ""
 
@@ -113,7 +115,7 @@ def write_reproduction_page(reproduction: Reproduction, output: Path) -> Path:
 
 def reproduction_page(reproduction: Reproduction) -> str:
     """The page as text."""
-    results = read_results(reproduction.runs, reproduction.failures)
+    results = read_results(reproduction.runs, reproduction.failures, reproduction.weights)
     trainings = _trainings(reproduction.runs)
     shown = named_sources(reproduction)
     tables = [result_table(table, results) for table in shown.tables]
@@ -230,7 +232,7 @@ def _whiskers(score: Score) -> Whiskers:
 
 def reproduction_csv(reproduction: Reproduction) -> str:
     """All tables as CSV with accuracies in per cent: one line per row and kind, which is `ours` or `published`."""
-    results = read_results(reproduction.runs, reproduction.failures)
+    results = read_results(reproduction.runs, reproduction.failures, reproduction.weights)
     tables = [result_table(table, results) for table in named_sources(reproduction).tables]
     keys = list(dict.fromkeys(key for table in tables for key in table.table.columns))
     about = ("table", "group", "name", "kind", "runs", "seeds", "masking", "missing")

@@ -74,16 +74,9 @@ def repetition(first: Path, second: Path, failures: Mapping[str, str] = NO_FAILU
         failures: reasons of failed runs by the name of the folder.
     """
     try:
-        settings = [if_there(run / "config.yaml", read_config) for run in (first, second)]
-        seeds = [None if one is None else one.get("seed") for one in settings]
-        if seeds[0] != seeds[1]:
-            return Repetition((f"The two runs have the seeds {seeds[0]} and {seeds[1]}: no repetition.",))
-        others = _other_settings(*settings)
-        if others:
-            return Repetition((f"The two runs have other settings ({', '.join(others)}): no repetition.",))
-        threads = [_threads(run) for run in (first, second)]
-        if None not in threads and threads[0] != threads[1]:
-            return Repetition((f"The two runs had {threads[0]} and {threads[1]} threads: no repetition.",))
+        reason = _no_repetition(first, second)
+        if reason:
+            return Repetition((reason,))
         hashes = [weights_hash(run) for run in (first, second)]
         sentences = [one for one in (_losses(first, second), _numbers(first, second)) if one]
     except (ReportError, EvidenceError, OSError, ValueError) as error:
@@ -99,6 +92,23 @@ def repetition(first: Path, second: Path, failures: Mapping[str, str] = NO_FAILU
     return Repetition((words, *sentences), hashes[0] == hashes[1])
 
 
+def _no_repetition(first: Path, second: Path) -> str:
+    """A sentence on the difference that makes two runs no repetition, or on a copy; empty if there is none."""
+    settings = [if_there(run / "config.yaml", read_config) for run in (first, second)]
+    seeds = [None if one is None else one.get("seed") for one in settings]
+    if seeds[0] != seeds[1]:
+        return f"The two runs have the seeds {seeds[0]} and {seeds[1]}: no repetition."
+    others = _other_settings(*settings)
+    if others:
+        return f"The two runs have other settings ({', '.join(others)}): no repetition."
+    threads = [_threads(run) for run in (first, second)]
+    if None not in threads and threads[0] != threads[1]:
+        return f"The two runs had {threads[0]} and {threads[1]} threads: no repetition."
+    if _is_copy(first, second):
+        return "The second run is a copy of the first: all their epochs took equally long."
+    return ""
+
+
 def _other_settings(first: Mapping[str, object] | None, second: Mapping[str, object] | None) -> list[str]:
     """Sections of the settings that differ, without those of evaluations."""
     one, other = first or {}, second or {}
@@ -110,6 +120,13 @@ def _other_settings(first: Mapping[str, object] | None, second: Mapping[str, obj
 def _threads(run: Path) -> int | None:
     training = if_there(run / "metrics.csv", read_training)
     return None if training is None else training.status.threads
+
+
+def _is_copy(first: Path, second: Path) -> bool:
+    """True if all epochs of two runs took exactly as long, which two trainings do not."""
+    trainings = [if_there(run / "metrics.csv", read_training) for run in (first, second)]
+    one, other = (None if training is None else training.column("seconds") for training in trainings)
+    return one is not None and other is not None and len(one) > 0 and np.array_equal(one, other)
 
 
 def weights_hash(run: Path) -> str | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 
 from robustly.evidence import EvidenceError
 from robustly.evidence.provenance import Seen
@@ -26,6 +27,8 @@ from robustly.reports.tables.paper_tables import (
     with_mean,
 )
 from robustly.statistics import Proportion
+
+ANY_WEIGHTS: Mapping[Path, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -121,17 +124,21 @@ class ResultTable:
         return any(row.published for row in self.rows)
 
 
-def read_results(runs: Iterable[Path], failures: Mapping[str, str]) -> dict[Path, RunResult]:
+def read_results(
+    runs: Iterable[Path], failures: Mapping[str, str], weights: Mapping[Path, str] = ANY_WEIGHTS
+) -> dict[Path, RunResult]:
     """Results by folder. A run without numbers, or with damaged evidence, has a reason instead.
 
     Args:
         runs: folders of runs.
         failures: reasons of failed runs by the name of the folder.
+        weights: SHA-256 of released weights, as in the evidence, by folder; evaluations of other weights than
+            these have no numbers.
     """
-    return {run: _result(run, failures.get(run.name, "")) for run in dict.fromkeys(runs)}
+    return {run: _result(run, failures.get(run.name, ""), weights.get(run)) for run in dict.fromkeys(runs)}
 
 
-def _result(run: Path, failure: str) -> RunResult:
+def _result(run: Path, failure: str, weights: str | None) -> RunResult:
     failed = without_folders(one_line(f"failed: {failure}")) if failure else ""
     if not is_evaluated(run):
         state = "not evaluated yet" if run.is_dir() else "not run yet"
@@ -143,6 +150,8 @@ def _result(run: Path, failure: str) -> RunResult:
         return RunResult(run, reason=without_folders(one_line(f"cannot be read: {error}")))
     if evaluated.last_epoch:
         return RunResult(run, reason="evaluated after the last epoch only: its selected weights are not")
+    if weights not in (None, evaluated.evaluations[0].evaluation.model.weights_sha256):
+        return RunResult(run, reason="its evaluation is of other weights than its model.safetensors")
     seen = {column.key: mark for column, mark in seen_columns(evaluated.evaluations).items()}
     suspected = any(one.evaluation.masking for one in evaluated.evaluations)
     return RunResult(run, evaluated, shares, seen, suspected, failed)
