@@ -273,6 +273,10 @@ def test_a_sweep_from_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 REFUSED = [
+    (
+        ["mnist5k/pgd_at", "--over", "guide.pretrain=1,2", "--dry-run"],
+        "mnist5k_pgd_at__pretrain=1__seed=0: the run has the network 'guide' that the method does not use",
+    ),
     ([], "name at least one recipe"),
     (["mnist5k/pgdat"], "did you mean 'mnist5k/pgd_at'"),
     (["mnist5k/pgd_at", "mnist5k/pgd_at"], "once"),

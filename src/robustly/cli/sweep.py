@@ -25,6 +25,8 @@ from robustly.experiments.run_folder import CONFIG, RunError, build_job, create_
 from robustly.experiments.sweep_folders import MANIFEST, RunState, read_sweep, refuse_another, state_of, write_sweep
 from robustly.experiments.sweeps import Cell, Sweep, cells_of, parse_over, plain_key, sweep_from
 from robustly.settings import SettingsError
+from robustly.training import MethodError
+from robustly.training.engine.job import check_networks
 
 WIDTH = 160  # columns of tables in files and pipes
 
@@ -44,6 +46,7 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     states = _states(cells)
     console = PlainConsole() if sys.stdout.isatty() else PlainConsole(width=WIDTH)
     if options.dry_run:
+        _check_networks(configs)
         check_classes([cell for cell in cells if not (cell.folder / CONFIG).is_file()], configs)
         console.print(_table(folder, cells, {}))
         return 0
@@ -126,6 +129,15 @@ def _refuse_equal(configs: Mapping[str, RunConfig]) -> None:
         other = known.setdefault(repr(config.as_plain() | {"recipe": None}), name)
         if other != name:
             raise SettingsError(f"{other} and {name} are the same run: their settings are equal")
+
+
+def _check_networks(configs: Mapping[str, RunConfig]) -> None:
+    """Refuse runs with a missing or an unused network beside the model, as their start would."""
+    for name, config in configs.items():
+        try:
+            check_networks(config.method, {role: network.frozen for role, network in config.networks.items()})
+        except MethodError as error:
+            raise SettingsError(f"{name}: {error}") from None
 
 
 def check_classes(cells: Sequence[Cell], configs: Mapping[str, RunConfig]) -> None:
