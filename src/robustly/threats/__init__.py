@@ -15,6 +15,7 @@ from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.lp import NORMS, Norm, ThreatModel, read_mask
 from robustly.threats.parameter_box import ParameterBox
 from robustly.threats.rotation import Rotation
+from robustly.threats.transformation import BoundedTransformation, Transformation
 
 Box = Sequence[float]
 THREATS: dict[str, Callable[[str, Box], Threat]] = {
@@ -87,6 +88,7 @@ __all__ = [
     "KINDS",
     "NORMS",
     "THREATS",
+    "BoundedTransformation",
     "Chain",
     "EditSet",
     "LpBall",
@@ -97,6 +99,7 @@ __all__ = [
     "ThreatError",
     "ThreatModel",
     "ThreatSet",
+    "Transformation",
     "fraction_text",
     "map_mask_files",
     "parse_epsilon",
