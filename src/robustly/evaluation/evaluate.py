@@ -46,7 +46,7 @@ from robustly.evidence.schema import ExampleColumns
 from robustly.evidence.summary import Metrics
 from robustly.models import as_classifier
 from robustly.objectives import ClassificationGoal, margin
-from robustly.threats import Chain, Threat
+from robustly.threats import Affine, Chain, Threat
 
 
 def evaluate(
@@ -91,7 +91,7 @@ def evaluate(
     _check_arguments(mode, batch_size)
     if isinstance(threat.extent, Tensor):
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
-    if isinstance(threat, Chain):
+    if isinstance(threat, Chain | Affine):
         threat = threat.whole()  # evidence states limits, not shares of others
     if tuple(threat.box) != (0.0, 1.0):
         raise EvaluationError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import L0Ball, LpBall
-from robustly.threats.contract import Images, Link, PerExample, Threat, ThreatError, ThreatSet
+from robustly.threats.contract import Described, Images, Link, PerExample, Threat, ThreatError, ThreatSet
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.lp import ThreatModel
 
@@ -70,6 +70,11 @@ class OffsetBall:
 
     def select(self, index: Tensor) -> "OffsetBall":  # noqa: D102
         return OffsetBall(self.x[index], self.ball.select(index), self.box)
+
+    def describe(self, theta: Tensor) -> list[str]:
+        """Each perturbation in words: "changed by 0.031 (linf)"."""
+        sizes = self.size(theta).tolist()
+        return [f"changed by {size:.3g} ({self.ball.norm})" if size > 0 else "unchanged" for size in sizes]
 
     def moved_to(self, images: Tensor) -> "OffsetBall":
         """The same perturbations of other inputs."""
@@ -263,6 +268,15 @@ class ChainSet:
     def select(self, index: Tensor) -> "ChainSet":
         """Sets of some of the examples."""
         return ChainSet(self.x[index], self.radius[index], tuple(link.select(index) for link in self.links))
+
+    def describe(self, theta: Flat) -> list[str]:
+        """Each perturbation in words: "rotated by 12.3 degrees clockwise, changed by 0.031 (linf)"."""
+        told = [
+            link.describe(part) if isinstance(link, Described) else ["changed"] * len(theta)
+            for link, part in zip(self.links, self._split(theta), strict=True)
+        ]
+        listed = [[words for words in parts if words != "unchanged"] for parts in zip(*told, strict=True)]
+        return [", ".join(parts) or "unchanged" for parts in listed]
 
     @cached_property
     def _shapes(self) -> list[torch.Size]:
