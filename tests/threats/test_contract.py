@@ -91,7 +91,11 @@ def test_chains_of_what_does_not_fit_are_refused() -> None:
     with pytest.raises(ThreatError, match="single threat with one extent"):
         Chain([rotation, ThreatModel("linf", torch.tensor([0.1, 0.2]))])
     with pytest.raises(ThreatError, match="single threat with one extent"):
-        Chain([Chain([rotation, rotation]), rotation])
+        Chain([Chain([rotation, ThreatModel("linf", 0.1)]), rotation])
+    with pytest.raises(ThreatError, match="names each kind of threat once, got linf 2 times"):
+        parse_threat("linf:0.1+rotation:30+linf:0.2")
+    with pytest.raises(ThreatError, match=r"mixes '\+' .* and '&'"):
+        parse_threat("linf:0.1+rotation:30&shift:1")
 
 
 THIRTY = Rotation(30)

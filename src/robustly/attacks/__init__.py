@@ -6,6 +6,7 @@ from robustly.attacks.adaptive import BPDA, Detected, ExpectationOverTransformat
 from robustly.attacks.apgd import APGD, TargetedAPGD
 from robustly.attacks.boundary import Boundary
 from robustly.attacks.carlini_wagner import CarliniWagner
+from robustly.attacks.composite import Composite
 from robustly.attacks.core.contract import Attack, AttackError, AttackResult
 from robustly.attacks.core.gradient_estimators import NES, SPSA, Averaged
 from robustly.attacks.ddn import DDN
@@ -42,6 +43,7 @@ ATTACK_KINDS: dict[str, Callable[[], Attack]] = {
     "jsma": JSMA,
     "square": Square,
     "sparse_rs": SparseRS,
+    "composite": Composite,
     "boundary": Boundary,
     "hopskipjump": HopSkipJump,
 }
@@ -70,6 +72,7 @@ __all__ = [
     "Averaged",
     "Boundary",
     "CarliniWagner",
+    "Composite",
     "DeepFool",
     "Detected",
     "ExpectationOverTransformation",

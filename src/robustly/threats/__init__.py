@@ -37,11 +37,11 @@ LONGEST_CHAIN = 16
 
 
 def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] | None = None) -> Threat:
-    """Parse a threat from its text: KIND:SIZE, or several joined by "+" (applied in that order).
+    """Parse a threat from its text: KIND:SIZE.
 
-    For instance "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30", "affine:rotation=30,shift=3" or
-    "rotation:30+linf:8/255". A mask of the values that may change follows an Lp threat as a NumPy file:
-    "linf:8/255@mask.npy".
+    For instance "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30" or "affine:rotation=30,shift=3". Several
+    are joined by "+" if they are applied in that order, as in "rotation:30+linf:8/255", and by "&" if in any order.
+    A mask of the values that may change follows an Lp threat as a NumPy file: "linf:8/255@mask.npy".
 
     Args:
         text: the text.
@@ -54,21 +54,26 @@ def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] 
             parts, or an unreadable mask.
     """
     pieces = _split(str(text))
+    free = [piece for part in pieces for piece in _split(part, "&")]
+    if len(free) > len(pieces) > 1:
+        raise ThreatError(f"{text!r} mixes '+' (in this order) and '&' (in any order): use one of them")
+    any_order, pieces = len(free) > len(pieces), free
     if len(pieces) > LONGEST_CHAIN:
         raise ThreatError(f"a chain has at most {LONGEST_CHAIN} parts, got {len(pieces)}")
     parts = [_parse_part(part, str(text), box, arrays) for part in pieces]
-    return parts[0] if len(parts) == 1 else Chain(parts)
+    return parts[0] if len(parts) == 1 else Chain(parts, any_order=any_order)
 
 
 def map_mask_files(text: str, rename: Callable[[str], str]) -> str:
     """Text of a threat with every mask file renamed, for instance to its absolute path."""
-    parts = [part.partition("@") for part in _split(text)]
-    return "+".join(f"{head}@{rename(file)}" if at else head for head, at, file in parts)
+    sign = "&" if len(_split(text, "&")) > 1 else "+"
+    parts = [part.partition("@") for part in _split(text, sign)]
+    return sign.join(f"{head}@{rename(file)}" if at else head for head, at, file in parts)
 
 
-def _split(text: str) -> list[str]:
-    """Parts of a chain; a "+" in a file name does not split."""
-    return re.split(r"\+(?=\s*\w+:)", text)
+def _split(text: str, sign: str = "+") -> list[str]:
+    """Parts of a chain; a sign in a file name does not split."""
+    return re.split(rf"{re.escape(sign)}(?=\s*\w+:)", text)
 
 
 def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor] | None) -> Threat:

@@ -147,6 +147,26 @@ class Search(SearchState):
         found = self.value_and_grad(theta, rows, objective, goal=goal, inside=False, counts=False)
         return found.gradient
 
+    def gradient_through(
+        self, render: Callable[[Tensor], Images], numbers: Float[Tensor, "m ..."], rows: Rows, objective: Objective
+    ) -> Float[Tensor, "m ..."]:
+        """Gradient of an objective with respect to numbers from which the caller makes the inputs.
+
+        Costs one forward and one backward pass each. The inputs need not be allowed: they get no verdict.
+
+        Args:
+            render: inputs from the numbers, differentiable.
+            numbers: `(M, ...)`.
+            rows: the examples.
+            objective: function to maximise.
+        """
+        here = numbers.detach().requires_grad_()
+        output = logits_of(self.model if self.half is None else self.half, render(here))
+        value = objective(output, self.goal.select(rows))
+        self.forwards[rows] += 1
+        self.backwards[rows] += 1
+        return input_gradient(value.sum(), here)
+
     def jacobian(
         self, theta: Images, rows: Rows, classes: Int64[Tensor, "m c"]
     ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m c ..."]]:

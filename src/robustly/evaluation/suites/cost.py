@@ -22,6 +22,7 @@ from robustly.attacks import (
     Averaged,
     Boundary,
     CarliniWagner,
+    Composite,
     DeepFool,
     HopSkipJump,
     SigmaZero,
@@ -39,7 +40,7 @@ from robustly.attacks.jsma import LARGEST_FOR_PAIRS
 from robustly.evaluation.suites.passes import passes_of
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence.provenance import Plan
-from robustly.threats import Threat
+from robustly.threats import Chain, Threat
 
 Passes = tuple[int, int]
 """Forward and backward passes."""
@@ -190,6 +191,15 @@ def _pma(attack: PMA, job: Job) -> Passes:
     return 1 + 2 * (attack.steps + 1), 2 * attack.steps
 
 
+def _composite(attack: Composite, job: Job) -> Passes:
+    parts = len(job.threat.parts) if isinstance(job.threat, Chain) else 1
+    rounds = 1 if attack.order == "fixed" else attack.rounds
+    gradients = rounds * parts * attack.steps
+    if attack.order == "scheduled":
+        gradients += (rounds - 1) * (parts**2 * attack.schedule_steps + 1)
+    return 1 + attack.restarts * (gradients + rounds), attack.restarts * gradients
+
+
 def _fab(attack: FAB, job: Job) -> Passes:
     targets = min(attack.targets, job.classes - 1)
     steps = attack.restarts * attack.steps * max(targets, 1)
@@ -255,6 +265,7 @@ COSTS: dict[type, Callable[[Any, Job], Passes]] = {
     APGD: _apgd,
     TargetedAPGD: _apgd_t,
     PMA: _pma,
+    Composite: _composite,
     FAB: _fab,
     DeepFool: _deepfool,
     DDN: _ddn,
