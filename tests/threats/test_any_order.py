@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
-from robustly.testing.threats import check_threat
 from robustly.threats import Chain, parse_threat
 
 THREE = "rotation:30&shift:2&linf:0.1"
@@ -19,12 +18,8 @@ def images(count: int = 4) -> Tensor:
     return KeyedGenerator(1, torch.arange(count)).uniform(1, 6, 6).double()
 
 
-@pytest.mark.parametrize("text", ["rotation:30&linf:8/255", THREE])
-def test_it_is_a_threat(text: str) -> None:
-    threat = parse_threat(text)
-    assert str(threat) == text
-    assert "in any order" in threat.words()
-    check_threat(threat)
+def test_its_words_name_the_freedom() -> None:
+    assert parse_threat(THREE).words().startswith("The following changes may be made in any order. Each image may")
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))

@@ -31,6 +31,7 @@ ALL = [
     ThreatModel("linf", 20, box=(0, 255)),
     *(parse_threat(text) for text in ("shift:2", "scale:0.2", "shear:20", "affine:rotation=30,shift=2")),
     *(parse_threat(text) for text in ("affine:scale=0.3,shear=10", "shift:1.5+linf:0.1")),
+    *(parse_threat(text) for text in ("rotation:30&linf:8/255", "rotation:30&shift:2&linf:0.1")),
     parse_threat("affine:rotation=20,shift=1,scale=0.1,shear=5", (-1.0, 2.0)),
     Rotation(45, box=(-1.0, 2.0)),
     *(ThreatModel(norm, size, mask=HALF) for norm, size in (("linf", 0.1), ("l2", 0.5), ("l1", 2), ("l0", 3))),

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from robustly.attacks import Attack
+from robustly.attacks import ATTACK_KINDS, Attack
 from robustly.data import ImageData
 from robustly.evaluation.batch_size import measure
 from robustly.evaluation.certificates import Certified, check_certificates, run_certificates
@@ -164,8 +164,13 @@ def _check_attacks(suite: Suite, threat: Threat) -> None:
         if not attack.needs.accept(threat):
             raise EvaluationError(
                 f"the attack {name!r} of suite {suite.name!r} is defined for {attack.needs.words()}, "
-                f"the threat is {threat}"
+                f"the threat is {threat}; attacks that are defined for it: {', '.join(_defined_for(threat))}"
             )
+
+
+def _defined_for(threat: Threat) -> list[str]:
+    """Names of the attacks that are defined for a threat."""
+    return [name for name, kind in ATTACK_KINDS.items() if kind().needs.accept(threat)]
 
 
 def _clean_logits(target: EvaluationTarget) -> Tensor:

@@ -31,7 +31,7 @@ THREATS: dict[str, Callable[[str, Box], Threat]] = {
     "affine": Affine.parse,
 }
 """Threats by the word in front of the colon of their text form. A new threat adds a line here."""
-KINDS: tuple[str, ...] = (*THREATS, "chain")
+KINDS: tuple[str, ...] = (*THREATS, "chain", "any_order")
 LONGEST_CHAIN = 16
 """Most parts of a chain."""
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from robustly.threats.any_order import AnyOrderSet
-from robustly.threats.chain_set import ChainSet, OffsetBall
+from robustly.threats.chain_set import BoxChainSet, ChainSet, OffsetBall
 from robustly.threats.contract import Images, Link, Threat, ThreatError, ThreatSet
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.lp import ThreatModel
+from robustly.threats.parameter_box import ParameterBox
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ class Chain:
         return ("&" if self.any_order else "+").join(str(part) for part in self._limited)
 
     @property
-    def kind(self) -> str:  # noqa: D102
-        return "chain"
+    def kind(self) -> str:
+        """ "chain" with a fixed order, "any_order" without."""
+        return "any_order" if self.any_order else "chain"
 
     @property
     def box(self) -> tuple[float, float]:  # noqa: D102
@@ -92,8 +94,11 @@ class Chain:
         return {name: values for part in self.parts for name, values in part.arrays.items()}
 
     @property
-    def set_type(self) -> type[ChainSet] | type[AnyOrderSet]:  # noqa: D102
-        return AnyOrderSet if self.any_order else ChainSet
+    def set_type(self) -> type[ChainSet] | type[AnyOrderSet]:
+        """`BoxChainSet` where all parts have ranges of parameters and an order, `AnyOrderSet` without an order."""
+        if self.any_order:
+            return AnyOrderSet
+        return BoxChainSet if all(issubclass(part.set_type, ParameterBox) for part in self.parts) else ChainSet
 
     def words(self) -> str:
         """Description of the threat in sentences."""
@@ -138,8 +143,9 @@ class Chain:
                 raise ThreatError(f"{part} cannot be a part of a chain: its perturbations apply to one input only")
             links.append(link)
         whole = torch.full((len(x),), float(self.share), device=x.device, dtype=x.dtype)
-        chain = ChainSet(x, whole, tuple(links))
-        return AnyOrderSet(chain) if self.any_order else chain
+        if self.any_order:
+            return AnyOrderSet(ChainSet(x, whole, tuple(links)))
+        return (BoxChainSet if self.set_type is BoxChainSet else ChainSet)(x, whole, tuple(links))
 
     @cached_property
     def _limited(self) -> tuple[Threat, ...]:

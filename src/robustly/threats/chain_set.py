@@ -1,7 +1,7 @@
 """Allowed inputs of a chain: the parts of its threats, each acting on what the parts before it return."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import L0Ball, LpBall
 from robustly.threats.contract import Described, Images, Link, PerExample
+from robustly.threats.parameter_box import ParameterBox
 
 Flat = Float[Tensor, "n p"]
 
@@ -141,7 +142,8 @@ class ChainSet:
 
     def select(self, index: Tensor) -> "ChainSet":
         """Sets of some of the examples."""
-        return ChainSet(self.x[index], self.radius[index], tuple(link.select(index) for link in self.links))
+        links = tuple(link.select(index) for link in self.links)
+        return replace(self, x=self.x[index], radius=self.radius[index], links=links)
 
     def describe(self, theta: Flat) -> list[str]:
         """Each perturbation in words: "rotated by 12.3 degrees clockwise, changed by 0.031 (linf)"."""
@@ -174,3 +176,13 @@ class ChainSet:
     def join(parts: Sequence[Tensor]) -> Flat:
         """Parameters that `split` separates."""
         return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+@dataclass(frozen=True)
+class BoxChainSet(ChainSet):
+    """Allowed inputs of a chain whose parts all have a few bounded numbers, such as a rotation and a shift."""
+
+    def bounds(self) -> tuple[Flat, Flat]:
+        """Least and largest allowed value of each parameter, `(N, P)` each."""
+        low, high = zip(*(link.bounds() for link in self.links if isinstance(link, ParameterBox)), strict=True)
+        return self.join(low), self.join(high)

@@ -22,8 +22,11 @@ from robustly.attacks import (
     Averaged,
     CarliniWagner,
     DeepFool,
+    GridSearch,
     HopSkipJump,
     InputDiversity,
+    ParameterSearch,
+    RandomDraws,
     SigmaZero,
     SparseRS,
     Square,
@@ -34,10 +37,15 @@ from robustly.attacks.boundary import Boundary
 from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.cost import COSTS, announced_cost, attack_cost
 from robustly.evaluation.suites.passes import _Unbreakable, autoattack_passes, passes_of
-from robustly.threats import ThreatModel
+from robustly.threats import Threat, ThreatModel, parse_threat
 
 SIZE = 3 * 8 * 8  # of the images on which passes are counted
-THREATS = {"linf": ThreatModel("linf", 0.05), "l2": ThreatModel("l2", 1.0), "l0": ThreatModel("l0", 3)}
+THREATS: dict[str, Threat] = {
+    "linf": ThreatModel("linf", 0.05),
+    "l2": ThreatModel("l2", 1.0),
+    "l0": ThreatModel("l0", 3),
+}
+THREATS["affine"] = parse_threat("affine:rotation=30,shift=2")
 EXACT = {
     **{name: attack for name, attack in ATTACKS.items() if attack.steps <= 20 and attack.estimator is None},
     "nes": replace(ATTACKS["nes"], estimator=NES(2)),
@@ -59,10 +67,14 @@ EXACT = {
     "square": Square(queries=9, restarts=2),
     "sparse_rs": SparseRS(queries=9, restarts=2),
     "sigma_zero": SigmaZero(steps=7),
+    "random_draws": RandomDraws(5),
+    "parameter_search": ParameterSearch(7, restarts=2),
+    "grid": GridSearch(queries=30),
+    "counted_grid": GridSearch((3, 2, 4)),
 }
 
 
-def threat_of(attack) -> ThreatModel:
+def threat_of(attack) -> Threat:
     return next(threat for threat in THREATS.values() if attack.needs.accept(threat))
 
 
