@@ -168,6 +168,15 @@ class Described(Protocol):
 
 
 @runtime_checkable
+class Smooth(Protocol):
+    """Set whose parameters lie on a grid, where neighbours should change alike."""
+
+    def roughness(self, theta: Theta) -> PerExample:
+        """Sum over neighbouring grid points of the distance between their changes; differentiable everywhere."""
+        ...
+
+
+@runtime_checkable
 class EditSet(Protocol):
     """Allowed inputs reached by discrete edits (graph edges, points, tokens), without gradient ascent."""
 
