@@ -47,7 +47,7 @@ class ColourMapSet:
             return self.x
         luv = luv_of(to_unit(self.x, self.box))
         changed = from_unit(rgb_of_luv(luv + interpolated(theta, luv)), self.box).clamp(*self.box)
-        return exact_at_neutral(changed, self.x, (theta == 0).flatten(1).all(1))
+        return exact_at_neutral(changed, self.x, ~theta.flatten(1).any(1))
 
     def moved_to(self, images: Images) -> "ColourMapSet":
         """The same changes of the colours of other images."""

@@ -40,7 +40,8 @@ def retouched(images: Images, theta: Parameters, box: Box) -> Images:
     gamma, saturation, blue, contrast, hue, sharpness = theta[:, _SLOPES:].unbind(1)
     values = decoded(to_unit(images, box))
     values = curved(values, 4 ** theta[:, :_SLOPES].reshape(-1, 3, PIECES)).clamp(_LEAST, 1.0)
-    values = with_saturation_factor(values ** per_example(2**gamma, values), 1 + saturation)
+    values = (values.log() * per_example(2**gamma, values)).exp()
+    values = with_saturation_factor(values, 1 + saturation)
     values = white_balanced(values, (-blue).exp()).clamp(0.0, 1.0)
     values = torch.lerp(values, 0.5 - 0.5 * (math.pi * values).cos(), per_example(contrast, values))
     values = with_hue_shift(values, hue * (3 / math.pi))
@@ -59,12 +60,12 @@ def white_balanced(values: Images, gain: Float[Tensor, " n"]) -> Images:
 def sharpened(values: Images, factor: Float[Tensor, " n"]) -> Images:
     """Values with their differences from the smoothed image times a factor.
 
-    The smoothing weights a pixel 5 and each of its neighbours 1; at the border, the mean of the pixels that exist
-    stands for the 3 x 3 mean.
+    The smoothing weights a pixel 5 and each of its eight neighbours 1; beyond the border lie the border's values.
     """
-    mean = F.avg_pool2d(values, 3, stride=1, padding=1, count_include_pad=False) if len(values) else values
-    smooth = (4 * values + 9 * mean) / 13
-    return torch.lerp(smooth, values, per_example(factor, values))
+    rows = F.pad(values, (1, 1, 1, 1), mode="replicate")
+    rows = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    return torch.lerp((4 * values + total) / 13, values, per_example(factor, values))
 
 
 def in_words(theta: Sequence[float]) -> str:
