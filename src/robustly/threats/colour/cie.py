@@ -19,6 +19,8 @@ _TO_RELATIVE = _TO_XYZ / _WHITE[:, None]
 _FROM_RELATIVE = torch.linalg.inv(_TO_RELATIVE)
 _KAPPA = (29 / 3) ** 3  # slope of lightness at black
 _DECODED_KNEE, _ENCODED_KNEE = 0.04045, 0.0031308  # below them sRGB is a line
+_CURVE_AT_DECODED: float = ((_DECODED_KNEE + 0.055) / 1.055) ** 2.4
+_CURVE_AT_ENCODED: float = _ENCODED_KNEE ** (1 / 2.4)
 _KNEE = 6 / 29  # cube root at which CIE's cube root becomes a line
 _LEAST_LIGHTNESS = 1e-3  # darker colours have their chromaticity divided by it
 
@@ -26,14 +28,14 @@ _LEAST_LIGHTNESS = 1e-3  # darker colours have their chromaticity divided by it
 def decoded(images: Images) -> Images:
     """Linear RGB of sRGB values in [0, 1]."""
     curved = ((images.clamp_min(_DECODED_KNEE) + 0.055) / 1.055).log().mul(2.4).exp()
-    return images.clamp_max(_DECODED_KNEE) / 12.92 + (curved - ((_DECODED_KNEE + 0.055) / 1.055) ** 2.4)
+    return images.clamp_max(_DECODED_KNEE) / 12.92 + (curved - _CURVE_AT_DECODED)
 
 
 def encoded(linear: Images) -> Images:
     """sRGB of linear RGB, clipped to [0, 1]."""
     linear = linear.clamp(0.0, 1.0)
     curved = linear.clamp_min(_ENCODED_KNEE).log().mul(1 / 2.4).exp()
-    return 12.92 * linear.clamp_max(_ENCODED_KNEE) + 1.055 * (curved - _ENCODED_KNEE ** (1 / 2.4))
+    return 12.92 * linear.clamp_max(_ENCODED_KNEE) + 1.055 * (curved - _CURVE_AT_ENCODED)
 
 
 def relative_xyz(linear: Images) -> Images:
