@@ -159,20 +159,23 @@ class Link(ThreatSet, Protocol):
 
 
 @runtime_checkable
+class Smooth(Protocol):
+    """A set that also measures how uneven its parameters are, for attacks that keep perturbations smooth."""
+
+    def roughness(self, theta: Theta) -> PerExample:
+        """Roughness of each perturbation, `(N,)`: differentiable, at least 0, and 0 for the identity.
+
+        It has the unit of sizes: half the perturbation has about half the roughness.
+        """
+        ...
+
+
+@runtime_checkable
 class Described(Protocol):
     """Set whose perturbations can be described in words."""
 
     def describe(self, theta: Theta) -> list[str]:
         """One phrase per example, such as "rotated by 12.3 degrees clockwise, moved 2 pixels right"."""
-        ...
-
-
-@runtime_checkable
-class Smooth(Protocol):
-    """Set whose parameters lie on a grid, where neighbours should change alike."""
-
-    def roughness(self, theta: Theta) -> PerExample:
-        """Sum over neighbouring grid points of the distance between their changes; differentiable everywhere."""
         ...
 
 

@@ -22,6 +22,7 @@ from robustly.threats.transformation import BoundedTransformation, check_channel
 
 RESOLUTION = (16, 32, 32)
 """Grid points along L*, u* and v*."""
+_TINY = 1e-10  # added to squared differences, whose root would have no derivative at 0
 Offsets = Float[Tensor, "n 3 l u v"]
 
 
@@ -88,10 +89,14 @@ class ColourMapSet:
         return ColourMapSet(self.x[index], self.radius[index], self.box)
 
     def roughness(self, theta: Offsets) -> PerExample:
-        """Sum over neighbouring grid points of the distance between their changes, sqrt(d^2 + 1e-10)."""
+        """Lengths of the differences between neighbouring grid points, in the unit of sizes, summed over all pairs.
+
+        Each is sqrt(d^2 + 1e-10), less its value at zero.
+        """
         total = theta.new_zeros(len(theta))
         for axis in (2, 3, 4):
-            total = total + (theta.diff(dim=axis).square().sum(1) + 1e-10).sqrt().flatten(1).sum(1)
+            lengths = (theta.diff(dim=axis).square().sum(1) + _TINY).sqrt() - _TINY**0.5
+            total = total + lengths.flatten(1).sum(1)
         return total
 
     def describe(self, theta: Offsets) -> list[str]:
