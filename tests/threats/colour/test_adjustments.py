@@ -1,6 +1,7 @@
 """Hue, saturation, brightness and contrast change what they name, and nothing else."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from robustly.attacks import PGD
 from robustly.objectives import margin
 from robustly.randomness import KeyedGenerator
-from robustly.threats import ThreatError, parse_threat
+from robustly.threats import Described, ThreatError, parse_threat
 from robustly.threats.colour import COLOUR_FAMILIES
 
 IDS = torch.arange(4)
@@ -141,3 +142,14 @@ def test_every_colour_threat_is_a_part_of_a_chain(order: list[str]) -> None:
     assert torch.isfinite(gradient).all()
     assert allowed.contains(allowed.step(theta.detach(), gradient, allowed.radius)).all()
     assert torch.equal(allowed.apply(allowed.identity()), IMAGES)
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_changes_are_described_and_threats_can_be_sent_to_other_processes(text: str) -> None:
+    allowed = parse_threat(text).around(IMAGES)
+    assert isinstance(allowed, Described)
+    assert allowed.describe(allowed.identity()) == ["unchanged"] * 4
+    words = allowed.describe(allowed.random_start(KeyedGenerator(0, IDS)))
+    assert len(words) == 4
+    assert "unchanged" not in words
+    assert pickle.loads(pickle.dumps(parse_threat(text))) == parse_threat(text)  # noqa: S301
