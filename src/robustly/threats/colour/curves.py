@@ -157,7 +157,7 @@ class Curves:
 def hsv_curved(images: Images, theta: Float[Tensor, "n 3 s"]) -> Images:
     """RGB images in [0, 1] after curves of hue (over a full turn from red to red), saturation and value."""
     value, chroma = value_and_chroma(images)
-    space = torch.stack([hue_of(images, value, chroma) / 6, saturation_of(value, chroma), value], 1)
+    space = torch.stack([hue_of(images, value, chroma).remainder(6.0) / 6, saturation_of(value, chroma), value], 1)
     hue, saturation, value = curved(space, theta).unbind(1)
     return rgb_of(hue * 6, value, value * saturation)
 
