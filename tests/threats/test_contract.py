@@ -28,6 +28,9 @@ SHARES = torch.linspace(0, 1, 30).reshape(6, 5)
 ALL = [
     *(parse_threat(text) for text in ("linf:0.1", "l2:0.5", "l1:3", "l0:4", "rotation:30")),
     *(parse_threat(text) for text in ("rotation:30+linf:0.1", "l2:0.5+rotation:10", "rotation:5+linf:0.1+l1:2")),
+    *(parse_threat(text) for text in ("hue:0.5", "saturation:0.3", "brightness:0.2", "contrast:0.3", "retouch:1")),
+    *(parse_threat(text) for text in ("ace:16", "hsv_curve:16", "lightness:16", "recolor:0.06")),
+    parse_threat("hue:0.5+brightness:0.2+linf:4/255", (-1.0, 2.0)),
     ThreatModel("linf", 20, box=(0, 255)),
     *(parse_threat(text) for text in ("shift:2", "scale:0.2", "shear:20", "affine:rotation=30,shift=2")),
     *(parse_threat(text) for text in ("affine:scale=0.3,shear=10", "shift:1.5+linf:0.1")),

@@ -11,7 +11,8 @@ from torch import Tensor
 from robustly.threats.affine import Affine
 from robustly.threats.balls import LpBall
 from robustly.threats.chain import Chain
-from robustly.threats.contract import Described, EditSet, Threat, ThreatError, ThreatSet
+from robustly.threats.colour import COLOUR_FAMILIES
+from robustly.threats.contract import Described, EditSet, Smooth, Threat, ThreatError, ThreatSet
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.geometry import SCALE, SHEAR, SHIFT
 from robustly.threats.lp import NORMS, Norm, ThreatModel, read_mask
@@ -21,13 +22,14 @@ from robustly.threats.transformation import BoundedTransformation, Transformatio
 
 Box = Sequence[float]
 TRANSFORMATIONS: dict[str, Transformation] = {one.kind: one for one in (ROTATION, SHIFT, SCALE, SHEAR)}
-"""Families of transformations with one limit, such as "rotation:30". A new one adds its name here."""
+"""Families of geometry with one limit, such as "rotation:30". A new one adds its name here."""
 THREATS: dict[str, Callable[[str, Box], Threat]] = {
     "linf": lambda size, box: ThreatModel("linf", size, box),
     "l2": lambda size, box: ThreatModel("l2", size, box),
     "l1": lambda size, box: ThreatModel("l1", size, box),
     "l0": lambda size, box: ThreatModel("l0", size, box),
     **{kind: family.within for kind, family in TRANSFORMATIONS.items()},
+    **{family.kind: family.within for family in COLOUR_FAMILIES},
     "affine": Affine.parse,
 }
 """Threats by the word in front of the colon of their text form. A new threat adds a line here."""
@@ -109,6 +111,7 @@ __all__ = [
     "Norm",
     "ParameterBox",
     "Rotation",
+    "Smooth",
     "Threat",
     "ThreatError",
     "ThreatModel",

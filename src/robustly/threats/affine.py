@@ -137,9 +137,9 @@ class Affine:
             ThreatError: inputs that are not `(N, C, H, W)`, or smaller than a shift.
         """
         for part in self._limited:
-            part.transformation.require(part.limit, x.shape)
-        neutral = x.new_tensor([value for part in self.parts for value in part.transformation.neutral])
-        scale = x.new_tensor([float(part.limit) for part in self.parts for _ in part.transformation.neutral])
+            PARTS[part.kind].require(part.limit, x.shape)
+        neutral = x.new_tensor([value for part in self.parts for value in PARTS[part.kind].neutral])
+        scale = x.new_tensor([float(part.limit) for part in self.parts for _ in PARTS[part.kind].neutral])
         radius = torch.full((len(x),), float(self.share), device=x.device, dtype=x.dtype)
         return ParameterBox(
             x, radius, neutral, scale, bounded_change(self._change, neutral, self.box), self._in_words
@@ -170,13 +170,13 @@ class Affine:
 
     def _split(self, theta: Parameters) -> dict[str, Parameters]:
         """Parameters of each part by its name."""
-        counts = [len(part.transformation.neutral) for part in self.parts]
+        counts = [len(PARTS[part.kind].neutral) for part in self.parts]
         return dict(zip([part.kind for part in self.parts], torch.split(theta, counts, dim=1), strict=True))
 
     def _in_words(self, theta: Sequence[float]) -> str:
         parts, rest = [], list(theta)
         for part in self.parts:
-            family = part.transformation
+            family = PARTS[part.kind]
             own, rest = rest[: len(family.neutral)], rest[len(family.neutral) :]
             if tuple(own) != family.neutral:
                 parts.append(family.words(own))

@@ -201,7 +201,7 @@ class L2Ball(LpBall):
         return _project_flat(project_l2, self, theta)
 
     def step(self, theta: Images, gradient: Images, step_size: PerExample) -> Images:  # noqa: D102
-        return self.project(theta + _unit(self.along_free(gradient), 2) * per_example(step_size, theta))
+        return self.project(theta + unit_length(self.along_free(gradient), 2) * per_example(step_size, theta))
 
     def random_start(self, generator: KeyedGenerator) -> Images:
         """Uniform in the ball, then projected on the box."""
@@ -269,7 +269,7 @@ class L0Ball(LpBall):
 
     def step(self, theta: Images, gradient: Images, step_size: PerExample) -> Images:
         """Long step along the gradient at unit l1 length; the projection keeps the best pixels (PGD0)."""
-        return self.project(theta + _unit(self.along_free(gradient), 1) * per_example(step_size, theta))
+        return self.project(theta + unit_length(self.along_free(gradient), 1) * per_example(step_size, theta))
 
     def random_start(self, generator: KeyedGenerator) -> Images:
         """Random colours at random pixels."""
@@ -309,7 +309,7 @@ class L0Ball(LpBall):
         return self.size(theta) <= self.radius
 
 
-def _unit(gradient: Images, order: int) -> Images:
+def unit_length(gradient: Images, order: int) -> Images:
     """Gradient at unit norm, first divided by its largest entry: squares of very small gradients underflow."""
     largest = gradient.flatten(1).abs().amax(1)
     scaled = gradient / per_example(torch.where(largest > 0, largest, 1.0), gradient)

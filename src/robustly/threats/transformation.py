@@ -3,13 +3,60 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from robustly.threats.contract import Box, Images, ThreatError, checked_box
+from robustly.threats.contract import Box, Images, Link, ThreatError, checked_box
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.parameter_box import ParameterBox, Parameters, exact_at_neutral
+
+
+class Family(Protocol):
+    """Perturbations of images that one limit bounds."""
+
+    @property
+    def kind(self) -> str:
+        """Word in front of the colon of the text form: "rotation"."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Unit of the limit: "degrees"."""
+        ...
+
+    @property
+    def least(self) -> Fraction:
+        """Limit at which nothing changes."""
+        ...
+
+    @property
+    def most(self) -> Fraction | None:
+        """Largest limit; None for any."""
+        ...
+
+    @property
+    def sentence(self) -> str:
+        """Description of the threat, in which `{limit}` stands for the limit: "Each image may ... ."."""
+        ...
+
+    @property
+    def set_type(self) -> type:
+        """Class of the sets."""
+        ...
+
+    def advice(self, limit: Fraction) -> str:
+        """Addition to the message that refuses a limit, such as its value in another unit; mostly empty."""
+        ...
+
+    def around(self, x: Images, limit: Fraction, box: Box) -> Link:
+        """Set of allowed images around each image of a batch.
+
+        Raises:
+            ThreatError: images that the perturbations are not defined for.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +75,8 @@ class Transformation:
         sentence: description of the threat, in which `{limit}` stands for the limit: "Each image may ... ."
         words: description of one change, from its P parameters: "rotated by 12.3 degrees".
         check: raises `ThreatError` for a limit and a shape `(N, C, H, W)` that do not fit; None accepts all.
+        channels: numbers of channels that the images may have; None for any.
+        other_unit: the number that a refused limit may have meant, in words; None for nothing.
     """
 
     kind: str
@@ -38,6 +87,11 @@ class Transformation:
     sentence: str = field(repr=False)
     words: Callable[[Sequence[float]], str] = field(repr=False)
     check: Callable[[Fraction, torch.Size], None] | None = field(repr=False, default=None)
+    channels: tuple[int, ...] | None = None
+    other_unit: Callable[[Fraction], str] | None = field(repr=False, default=None)
+
+    least = Fraction(0)
+    set_type = ParameterBox
 
     def within(self, limit: float | str | Fraction, box: Sequence[float] = (0.0, 1.0)) -> "BoundedTransformation":
         """Threat that allows these transformations up to a limit.
@@ -47,22 +101,9 @@ class Transformation:
         """
         return BoundedTransformation(self, limit, box)
 
-    def parse_limit(self, limit: float | str | Fraction) -> Fraction:
-        """Exact limit from a number or its text, without a unit.
-
-        Raises:
-            ThreatError: not a finite number, or out of range.
-        """
-        try:
-            exact = parse_epsilon(limit)
-        except ThreatError:
-            raise ThreatError(
-                f"the size of {self.kind} must be a finite number without its unit ({self.unit}), got {limit!r}"
-            ) from None
-        if exact < 0 or (self.most is not None and exact > self.most):
-            allowed = "at least 0" if self.most is None else f"0 to {fraction_text(self.most)}"
-            raise ThreatError(f"the size of {self.kind} must be {allowed} {self.unit}, got {fraction_text(exact)}")
-        return exact
+    def advice(self, limit: Fraction) -> str:
+        """The number that a refused limit may have meant."""
+        return "" if self.other_unit is None else self.other_unit(limit)
 
     def require(self, limit: Fraction, shape: torch.Size) -> None:
         """Check that the transformation is defined for images of a shape.
@@ -70,10 +111,26 @@ class Transformation:
         Raises:
             ThreatError: it is not.
         """
-        if len(shape) != 4:
-            raise ThreatError(f"{self.kind} is defined for images (N, C, H, W), got {tuple(shape)}")
+        check_channels(self.kind, self.channels, shape)
         if self.check is not None:
             self.check(limit, shape)
+
+    def around(self, x: Images, limit: Fraction, box: Box) -> ParameterBox:
+        """Transformed images around each image of a batch.
+
+        Raises:
+            ThreatError: inputs that are not `(N, C, H, W)`, or that the transformation is not defined for.
+        """
+        self.require(limit, x.shape)
+        neutral = x.new_tensor(self.neutral)
+        return ParameterBox(
+            x,
+            torch.full((len(x),), float(limit), device=x.device, dtype=x.dtype),
+            neutral,
+            torch.ones_like(neutral),
+            bounded_change(self.change, neutral, box),
+            self.words,
+        )
 
 
 @dataclass(frozen=True)
@@ -89,15 +146,15 @@ class BoundedTransformation:
         ThreatError: a limit that is not a number or out of range; an empty box; at use, inputs that do not fit.
     """
 
-    transformation: Transformation
+    transformation: Family
     limit: Fraction
     box: Box
 
     def __init__(
-        self, transformation: Transformation, limit: float | str | Fraction, box: Sequence[float] = (0.0, 1.0)
+        self, transformation: Family, limit: float | str | Fraction, box: Sequence[float] = (0.0, 1.0)
     ) -> None:
         object.__setattr__(self, "transformation", transformation)
-        object.__setattr__(self, "limit", transformation.parse_limit(limit))
+        object.__setattr__(self, "limit", parse_limit(transformation, limit))
         object.__setattr__(self, "box", checked_box(box))
 
     def __str__(self) -> str:
@@ -125,16 +182,16 @@ class BoundedTransformation:
         return {}
 
     @property
-    def set_type(self) -> type[ParameterBox]:  # noqa: D102
-        return ParameterBox
+    def set_type(self) -> type:  # noqa: D102
+        return self.transformation.set_type
 
     def words(self) -> str:
         """Description of the threat in a sentence."""
         return self.transformation.sentence.format(limit=self.extent_text)
 
     def scaled(self, factor: float) -> "BoundedTransformation":
-        """The same transformations within `factor` times the limit, at most the largest limit."""
-        scaled, most = float(self.limit) * factor, self.transformation.most
+        """The same transformations within `factor` times the limit, as far as that is allowed."""
+        scaled, most = max(float(self.limit) * factor, float(self.transformation.least)), self.transformation.most
         return self.with_extent(scaled if most is None else min(scaled, float(most)))
 
     def with_extent(self, extent: float | str | Fraction) -> "BoundedTransformation":
@@ -143,31 +200,59 @@ class BoundedTransformation:
 
     def extents_at(self, factors: Sequence[float]) -> list[Fraction]:
         """Multiples of the limit, as far as they are allowed."""
-        most = self.transformation.most
+        least, most = self.transformation.least, self.transformation.most
         limits = {self.limit * Fraction(factor).limit_denominator(1000) for factor in factors}
-        return sorted(limit for limit in limits if limit > 0 and (most is None or limit <= most))
+        return sorted(limit for limit in limits if limit > least and (most is None or limit <= most))
 
     def select(self, index: Tensor) -> "BoundedTransformation":
         """The same threat: its limit does not differ between examples."""
         return self
 
-    def around(self, x: Images) -> ParameterBox:
+    def around(self, x: Images) -> Link:
         """Transformed images around each image of a batch.
 
         Raises:
             ThreatError: inputs that are not `(N, C, H, W)`, or that the transformation is not defined for.
         """
-        self.transformation.require(self.limit, x.shape)
-        family, neutral = self.transformation, x.new_tensor(self.transformation.neutral)
-        radius = torch.full((len(x),), float(self.limit), device=x.device, dtype=x.dtype)
-        return ParameterBox(
-            x,
-            radius,
-            neutral,
-            torch.ones_like(neutral),
-            bounded_change(family.change, neutral, self.box),
-            family.words,
+        return self.transformation.around(x, self.limit, self.box)
+
+
+def parse_limit(family: Family, limit: float | str | Fraction) -> Fraction:
+    """Exact limit from a number or its text, without a unit.
+
+    Raises:
+        ThreatError: not a finite number, or out of range.
+    """
+    try:
+        exact = parse_epsilon(limit)
+    except ThreatError:
+        raise ThreatError(
+            f"the size of {family.kind} must be a finite number without its unit ({family.unit}), got {limit!r}"
+        ) from None
+    if exact < family.least or (family.most is not None and exact > family.most):
+        least = fraction_text(family.least)
+        allowed = f"at least {least}" if family.most is None else f"{least} to {fraction_text(family.most)}"
+        raise ThreatError(
+            f"the size of {family.kind} must be {allowed} {family.unit}, got {fraction_text(exact)}"
+            f"{family.advice(exact)}"
         )
+    return exact
+
+
+def check_channels(kind: str, channels: tuple[int, ...] | None, shape: torch.Size) -> None:
+    """Check that inputs are images with one of some numbers of channels, or with any for None.
+
+    Raises:
+        ThreatError: they are not.
+    """
+    if len(shape) != 4:
+        raise ThreatError(f"{kind} is defined for images (N, C, H, W), got {tuple(shape)}")
+    if channels is not None and shape[1] not in channels:
+        allowed = " or ".join(str(count) for count in channels)
+        advice = ""
+        if shape[1] == 1 and 3 in channels:
+            advice = ": grey images have no colour (brightness, contrast and lightness are defined for them)"
+        raise ThreatError(f"{kind} is defined for images (N, {allowed}, H, W), got {tuple(shape)}{advice}")
 
 
 def bounded_change(

@@ -1,0 +1,149 @@
+"""ReColorAdv: one map of colours per image (Laidlaw and Feizi, "Functional Adversarial Attacks", NeurIPS 2019).
+
+The map is a grid of 16 x 32 x 32 colours in CIE L*u*v*, interpolated trilinearly: pixels of the same colour keep a
+common colour. The paper's limit is 0.06 per channel, of the ranges 100 of L* and 200 of u* and v*.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from robustly.randomness import KeyedGenerator
+from robustly.threats.colour.cie import luv_of, rgb_of_luv
+from robustly.threats.colour.unit_range import from_unit, to_unit
+from robustly.threats.contract import Box, Images, PerExample, per_example
+from robustly.threats.parameter_box import exact_at_neutral
+from robustly.threats.transformation import BoundedTransformation, check_channels
+
+RESOLUTION = (16, 32, 32)
+"""Grid points along L*, u* and v*."""
+_TINY = 1e-10  # added to squared differences, whose root would have no derivative at 0
+Offsets = Float[Tensor, "n 3 l u v"]
+
+
+@dataclass(frozen=True)
+class ColourMapSet:
+    """Images after a map of colours; theta is the change of L*, u* and v* at each grid point, `(N, 3, 16, 32, 32)`.
+
+    Changes are shares of the ranges of L*, u* and v*. Colours beyond the grid take the change at its nearest point.
+
+    Args:
+        x: original images `(N, 3, H, W)`.
+        radius: largest change per channel, `(N,)`.
+        box: least and largest valid value of an image.
+    """
+
+    x: Images
+    radius: PerExample
+    box: Box
+
+    def apply(self, theta: Offsets) -> Images:
+        """Images with changed colours, clipped to the gamut of sRGB; exactly the originals where theta is 0."""
+        if len(self.x) == 0:  # the interpolation raises on an empty batch
+            return self.x
+        luv = luv_of(to_unit(self.x, self.box))
+        changed = from_unit(rgb_of_luv(luv + interpolated(theta, luv)), self.box).clamp(*self.box)
+        return exact_at_neutral(changed, self.x, ~theta.flatten(1).any(1))
+
+    def moved_to(self, images: Images) -> "ColourMapSet":
+        """The same changes of the colours of other images."""
+        return replace(self, x=images)
+
+    def identity(self) -> Offsets:
+        """Zero changes."""
+        return self.x.new_zeros(len(self.x), 3, *RESOLUTION)
+
+    def random_start(self, generator: KeyedGenerator) -> Offsets:
+        """Uniform changes, independent between grid points."""
+        share = generator.uniform(3, *RESOLUTION).to(self.x) * 2 - 1
+        return self.project(share * per_example(self.radius, share))
+
+    def project(self, theta: Offsets) -> Offsets:
+        """Changes clipped to the limit."""
+        limit = per_example(self.radius, theta)
+        return theta.clamp(-limit, limit)
+
+    def step(self, theta: Offsets, gradient: Offsets, step_size: PerExample) -> Offsets:
+        """Step of `step_size` along the sign of the gradient; colours that no pixel has do not move."""
+        return self.project(theta + gradient.sign() * per_example(step_size, theta))
+
+    def default_step_size(self, steps: int) -> PerExample:
+        """2.5 limits over the number of steps."""
+        return 2.5 * self.radius / max(steps, 1)
+
+    def size(self, theta: Offsets) -> PerExample:
+        """Largest change at a grid point."""
+        return theta.flatten(1).abs().amax(1)
+
+    def contains(self, theta: Offsets) -> Bool[Tensor, " n"]:
+        """True where no change exceeds the limit, up to rounding."""
+        return self.size(theta) <= self.radius * (1 + 1e-6) + 1e-6
+
+    def select(self, index: Tensor) -> "ColourMapSet":
+        """Sets of some of the examples."""
+        return ColourMapSet(self.x[index], self.radius[index], self.box)
+
+    def roughness(self, theta: Offsets) -> PerExample:
+        """Lengths of the differences between neighbouring grid points, in the unit of sizes, summed over all pairs.
+
+        Each is sqrt(d^2 + 1e-10), less its value at zero.
+        """
+        total = theta.new_zeros(len(theta))
+        for axis in (2, 3, 4):
+            lengths = (theta.diff(dim=axis).square().sum(1) + _TINY).sqrt() - _TINY**0.5
+            total = total + lengths.flatten(1).sum(1)
+        return total
+
+    def describe(self, theta: Offsets) -> list[str]:
+        """Each change in words: "colours changed by at most 0.05 of the ranges of L*, u*, v*"."""
+        return [
+            f"colours changed by at most {size:.2g} of the ranges of L*, u*, v*" if size else "unchanged"
+            for size in self.size(theta).tolist()
+        ]
+
+
+@dataclass(frozen=True)
+class ColourMaps:
+    """Family of maps of colours on a grid in CIE L*u*v*."""
+
+    kind = "recolor"
+    unit = "times the range of L*, u* and v*"
+    least = Fraction(0)
+    most = Fraction(1)
+    sentence = (
+        "The colours of an image may pass through a map on a grid of 16 x 32 x 32 colours in CIE L*u*v*, which "
+        "changes each of L*, u* and v* by at most {limit} times its range (ReColorAdv)."
+    )
+    set_type = ColourMapSet
+
+    def within(self, limit: float | str | Fraction, box: Sequence[float] = (0.0, 1.0)) -> BoundedTransformation:
+        """Threat that allows changes of colours up to a limit.
+
+        Raises:
+            ThreatError: a limit that is not in [0, 1]; an empty box.
+        """
+        return BoundedTransformation(self, limit, box)
+
+    def advice(self, limit: Fraction) -> str:
+        """Nothing."""
+        return ""
+
+    def around(self, x: Images, limit: Fraction, box: Box) -> ColourMapSet:
+        """Recoloured images around each image, for a limit and a box."""
+        check_channels(self.kind, (3,), x.shape)
+        return ColourMapSet(x, torch.full((len(x),), float(limit), device=x.device, dtype=x.dtype), box)
+
+
+RECOLOR = ColourMaps()
+
+
+def interpolated(theta: Offsets, luv: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Changes of the colours of each pixel, interpolated trilinearly between the grid points."""
+    places = (luv.flip(1) * 2 - 1).movedim(1, -1)[:, None]  # the sampler's order is v, u, L
+    found = F.grid_sample(theta, places, mode="bilinear", padding_mode="border", align_corners=True)
+    return found[:, :, 0]

@@ -1,0 +1,15 @@
+"""Images of any box as values in [0, 1], which colour spaces need."""
+
+from robustly.threats.contract import Box, Images
+
+
+def to_unit(images: Images, box: Box) -> Images:
+    """Images of a box, scaled to [0, 1]."""
+    low, high = box
+    return images if box == (0.0, 1.0) else (images - low) / (high - low)
+
+
+def from_unit(images: Images, box: Box) -> Images:
+    """Images in [0, 1], scaled to a box."""
+    low, high = box
+    return images if box == (0.0, 1.0) else images * (high - low) + low

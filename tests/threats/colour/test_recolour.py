@@ -1,0 +1,60 @@
+"""A map of colours changes equal colours equally, as its grid says, within the gamut."""
+
+import pytest
+import torch
+
+from robustly.randomness import KeyedGenerator
+from robustly.threats import ThreatSet, parse_threat
+from robustly.threats.colour.cie import luv_of
+from robustly.threats.colour.recolour import RESOLUTION, interpolated
+from robustly.threats.contract import Smooth
+
+IDS = torch.arange(2)
+IMAGES = KeyedGenerator(0, IDS).uniform(3, 4, 5) * 0.4 + 0.3
+
+
+def around(images: torch.Tensor = IMAGES) -> ThreatSet:
+    return parse_threat("recolor:0.06").around(images)
+
+
+def test_equal_colours_stay_equal() -> None:
+    mirrored = torch.cat([IMAGES, IMAGES.flip(3)], 3)
+    found = around(mirrored).apply(around().random_start(KeyedGenerator(1, IDS)))
+    assert torch.allclose(found, found.flip(3), atol=1e-6)
+    assert not torch.allclose(found, mirrored, atol=1e-2)
+
+
+def test_the_grid_is_interpolated_at_the_colours() -> None:
+    axes = [torch.linspace(0, 1, count) for count in RESOLUTION]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # every grid point holds its own colour
+    luv = luv_of(IMAGES)
+    assert torch.allclose(interpolated(grid.expand(2, -1, -1, -1, -1), luv), luv, atol=1e-5)
+
+
+def test_a_constant_change_shifts_lightness() -> None:
+    theta = around().identity()
+    theta[:, 0] = -0.05
+    change = luv_of(around().apply(theta)) - luv_of(IMAGES)
+    assert torch.allclose(change[:, 0], torch.full_like(change[:, 0], -0.05), atol=1e-4)
+    assert float(change[:, 1:].abs().max()) < 1e-4
+
+
+def test_colours_out_of_the_gamut_are_clipped() -> None:
+    images = torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
+    theta = around(images).identity()
+    theta[:, 1] = 0.06  # redder than red
+    found = around(images).apply(theta)
+    assert float(found[0, 0]) == pytest.approx(1.0)
+    assert float(found.min()) >= 0.0
+
+
+def test_roughness_sums_the_distances_between_neighbours() -> None:
+    allowed = around()
+    assert isinstance(allowed, Smooth)
+    theta = allowed.identity()
+    assert allowed.roughness(theta).tolist() == [0.0, 0.0]
+    theta[0] = 0.04
+    theta[1, 1, 5, 6, 7], theta[1, 2, 5, 6, 7] = 0.03, 0.04  # an inner point, 0.05 from its six neighbours
+    assert allowed.roughness(theta).tolist() == pytest.approx([0.0, 0.3], abs=1e-4)
+    flat = torch.zeros_like(theta, requires_grad=True)
+    assert torch.autograd.grad(allowed.roughness(flat).sum(), flat)[0].isfinite().all()
