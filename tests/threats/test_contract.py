@@ -237,6 +237,16 @@ class NoGraph(ParameterBox):
         return super().apply(theta.detach())
 
 
+class Wordless(ParameterBox):
+    def describe(self, theta: Tensor) -> list[str]:
+        return [""] * len(theta)
+
+
+class SameWords(ParameterBox):
+    def describe(self, theta: Tensor) -> list[str]:
+        return ["unchanged"] * len(theta)
+
+
 FLAWS: dict[str, type[ParameterBox]] = {
     "identity": NoIdentity,
     "leaves": Leaves,
@@ -254,6 +264,8 @@ FLAWS: dict[str, type[ParameterBox]] = {
     "half size": HalfSize,
     "no size": NoSize,
     "no graph": NoGraph,
+    "no words": Wordless,
+    "same words": SameWords,
 }
 
 
@@ -283,6 +295,8 @@ def test_the_broken_rotation_without_a_flaw_passes() -> None:
         ("half size", "rejects a perturbation smaller"),
         ("no size", "size.. is 0"),
         ("no graph", "no gradient flows"),
+        ("no words", "not called unchanged"),
+        ("same words", "start is called unchanged"),
     ],
 )
 def test_each_broken_property_is_caught(flaw: str, message: str) -> None:

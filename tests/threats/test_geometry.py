@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
@@ -133,6 +135,35 @@ def test_the_parts_of_a_family_fit_together() -> None:
         Affine([])
     with pytest.raises(ThreatError, match=r"\(N, C, H, W\)"):
         parse_threat("affine:shift=1").around(torch.rand(2, 5))
+
+
+LIMITS = {"rotation": 180.0, "shift": 4.0, "scale": 0.9, "shear": 80.0}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shares=st.dictionaries(st.sampled_from(list(LIMITS)), st.floats(0, 1), min_size=1),
+    shape=st.sampled_from([(1, 4, 4), (3, 5, 9), (2, 8, 4)]),
+    box=st.sampled_from([(0.0, 1.0), (-1.0, 3.0), (0.0, 255.0)]),
+    seed=st.integers(0, 99),
+)
+def test_random_families_stay_inside_and_treat_each_image_alone(
+    shares: dict[str, float], shape: tuple[int, ...], box: tuple[float, float], seed: int
+) -> None:
+    text = ",".join(f"{name}={round(LIMITS[name] * shares[name], 3)}" for name in LIMITS if name in shares)
+    threat, ids = parse_threat(f"affine:{text}", box), torch.arange(5)
+    assert parse_threat(str(threat), box) == threat
+    x = box[0] + (box[1] - box[0]) * KeyedGenerator(seed, ids).uniform(*shape)
+    allowed = threat.around(x)
+    theta = allowed.random_start(KeyedGenerator(seed, ids).fold("start"))
+    images = allowed.apply(theta)
+    assert allowed.contains(theta).all()
+    assert ((images >= box[0]) & (images <= box[1])).all()
+    assert torch.equal(allowed.apply(allowed.identity()), x)
+    for row in (torch.tensor([3]), torch.tensor([4, 0])):
+        own = threat.around(x[row])
+        assert torch.equal(own.random_start(KeyedGenerator(seed, row).fold("start")), theta[row])
+        assert torch.allclose(own.apply(theta[row]), images[row], atol=1e-4 * (box[1] - box[0]))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,13 @@ from robustly.evaluation.curve import (
     curve_radii,
     with_curve,
 )
-from robustly.evaluation.derived import derived_warnings, gallery, unconfirmed_counterexamples, unconfirmed_warning
+from robustly.evaluation.derived import (
+    derived_warnings,
+    gallery,
+    picture_words,
+    unconfirmed_counterexamples,
+    unconfirmed_warning,
+)
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
 from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.overhead import Overhead
@@ -133,7 +139,8 @@ def evaluate(
     sentences = (*sentences, collapse) if collapse else sentences
     precision = "full" if tuned is not suite else "as the suite says"
     summary = replace(_summary(target, suite, mode, numbers, found), warnings=sentences, precision=precision)
-    summary = replace(summary, overhead=overhead.seconds)
+    words = picture_words(target, images.attacks, images.gallery)
+    summary = replace(summary, overhead=overhead.seconds, picture_words=words)
     return Evidence(table, images, summary)
 
 

@@ -28,7 +28,7 @@ def semantic(kind: str) -> Suite:
     Each attack runs on all examples, so that a report shows random draws beside gradient ascent: over an angle or a
     shift the objective has many local maxima, and draws and grids find more (Engstrom et al., ICML 2019). The grid
     is a stage for transformations of at most four parameters and for the affine family. Chains have none, because
-    their kind does not tell their parts; `GridSearch` is defined for chains of transformations. Chains in any order
+    their kind does not name their parts; `GridSearch` is defined for chains of transformations. Chains in any order
     have the composite attack, which chooses orders.
 
     Args:
