@@ -14,6 +14,7 @@ from robustly.threats import (
     KINDS,
     THREATS,
     Chain,
+    Flow,
     ParameterBox,
     Rotation,
     Threat,
@@ -29,6 +30,8 @@ ALL = [
     *(parse_threat(text) for text in ("rotation:30+linf:0.1", "l2:0.5+rotation:10", "rotation:5+linf:0.1+l1:2")),
     ThreatModel("linf", 20, box=(0, 255)),
     Rotation(45, box=(-1.0, 2.0)),
+    *(parse_threat(text) for text in ("flow:0.8", "flow:1.5+linf:0.1")),
+    Flow(2, box=(-1.0, 2.0)),
     *(ThreatModel(norm, size, mask=HALF) for norm, size in (("linf", 0.1), ("l2", 0.5), ("l1", 2), ("l0", 3))),
     ThreatModel("linf", 0.2, mask=SHARES),
 ]
@@ -55,6 +58,7 @@ def test_every_kind_of_the_table_is_checked() -> None:
     [
         ("rotation", "KIND:SIZE"),
         ("rotation:200", "0 to 180 degrees, got 200"),
+        ("flow:-1", "at least 0 pixels, got -1"),
         ("rotation:x", "finite number"),
         ("turn:30", "unknown threat 'turn': allowed are linf, l2"),
         ("rotation:30+", "finite number"),

@@ -20,6 +20,7 @@ from robustly.attacks.pgd import PGD
 from robustly.attacks.pma import PMA
 from robustly.attacks.registry import ATTACKS, TITLES, dynat_pgd, fgsm, r_fgsm
 from robustly.attacks.sigma_zero import SigmaZero
+from robustly.attacks.smooth_pgd import SmoothPGD, recoloradv
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
 from robustly.attacks.transfer import Transfer
@@ -42,6 +43,8 @@ ATTACK_KINDS: dict[str, Callable[[], Attack]] = {
     "jsma": JSMA,
     "square": Square,
     "sparse_rs": SparseRS,
+    "stadv": SmoothPGD,
+    "recoloradv": recoloradv,
     "boundary": Boundary,
     "hopskipjump": HopSkipJump,
 }
@@ -76,6 +79,7 @@ __all__ = [
     "HopSkipJump",
     "InputDiversity",
     "SigmaZero",
+    "SmoothPGD",
     "SparseRS",
     "Square",
     "TargetedAPGD",

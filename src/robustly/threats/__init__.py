@@ -10,8 +10,9 @@ from torch import Tensor
 
 from robustly.threats.balls import LpBall
 from robustly.threats.chain import Chain
-from robustly.threats.contract import EditSet, Threat, ThreatError, ThreatSet
+from robustly.threats.contract import EditSet, Smooth, Threat, ThreatError, ThreatSet
 from robustly.threats.exact_size import fraction_text, parse_epsilon
+from robustly.threats.flow import Flow, FlowField
 from robustly.threats.lp import NORMS, Norm, ThreatModel, read_mask
 from robustly.threats.parameter_box import ParameterBox
 from robustly.threats.rotation import Rotation
@@ -23,6 +24,7 @@ THREATS: dict[str, Callable[[str, Box], Threat]] = {
     "l1": lambda size, box: ThreatModel("l1", size, box),
     "l0": lambda size, box: ThreatModel("l0", size, box),
     "rotation": Rotation,
+    "flow": Flow,
 }
 """Threats by the word in front of the colon of their text form. A new threat adds a line here."""
 KINDS: tuple[str, ...] = (*THREATS, "chain")
@@ -89,10 +91,13 @@ __all__ = [
     "THREATS",
     "Chain",
     "EditSet",
+    "Flow",
+    "FlowField",
     "LpBall",
     "Norm",
     "ParameterBox",
     "Rotation",
+    "Smooth",
     "Threat",
     "ThreatError",
     "ThreatModel",

@@ -158,6 +158,18 @@ class Link(ThreatSet, Protocol):
 
 
 @runtime_checkable
+class Smooth(Protocol):
+    """A set that also measures how uneven its parameters are, for attacks that keep perturbations smooth."""
+
+    def roughness(self, theta: Theta) -> PerExample:
+        """Roughness of each perturbation, `(N,)`: differentiable, at least 0, and 0 for the identity.
+
+        It has the unit of sizes: half the perturbation has about half the roughness.
+        """
+        ...
+
+
+@runtime_checkable
 class EditSet(Protocol):
     """Allowed inputs reached by discrete edits (graph edges, points, tokens), without gradient ascent."""
 

@@ -25,6 +25,7 @@ from robustly.attacks import (
     HopSkipJump,
     InputDiversity,
     SigmaZero,
+    SmoothPGD,
     SparseRS,
     Square,
     TargetedAPGD,
@@ -34,10 +35,15 @@ from robustly.attacks.boundary import Boundary
 from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.cost import COSTS, announced_cost, attack_cost
 from robustly.evaluation.suites.passes import _Unbreakable, autoattack_passes, passes_of
-from robustly.threats import ThreatModel
+from robustly.threats import Flow, Threat, ThreatModel
 
 SIZE = 3 * 8 * 8  # of the images on which passes are counted
-THREATS = {"linf": ThreatModel("linf", 0.05), "l2": ThreatModel("l2", 1.0), "l0": ThreatModel("l0", 3)}
+THREATS: dict[str, Threat] = {
+    "linf": ThreatModel("linf", 0.05),
+    "l2": ThreatModel("l2", 1.0),
+    "l0": ThreatModel("l0", 3),
+    "flow": Flow(0.5),
+}
 EXACT = {
     **{name: attack for name, attack in ATTACKS.items() if attack.steps <= 20 and attack.estimator is None},
     "nes": replace(ATTACKS["nes"], estimator=NES(2)),
@@ -59,10 +65,11 @@ EXACT = {
     "square": Square(queries=9, restarts=2),
     "sparse_rs": SparseRS(queries=9, restarts=2),
     "sigma_zero": SigmaZero(steps=7),
+    "stadv": SmoothPGD(4, restarts=3),
 }
 
 
-def threat_of(attack) -> ThreatModel:
+def threat_of(attack) -> Threat:
     return next(threat for threat in THREATS.values() if attack.needs.accept(threat))
 
 

@@ -25,6 +25,7 @@ from robustly.attacks import (
     DeepFool,
     HopSkipJump,
     SigmaZero,
+    SmoothPGD,
     SparseRS,
     Square,
     TargetedAPGD,
@@ -151,6 +152,10 @@ def _pgd(attack: PGD, job: Job) -> Passes:
     return 1 + steps * (1 + forwards) + attack.restarts, steps * backwards
 
 
+def _smooth_pgd(attack: SmoothPGD, job: Job) -> Passes:
+    return 1 + attack.restarts * (attack.steps + 1), attack.restarts * attack.steps
+
+
 def _mim(attack: MIM, job: Job) -> Passes:
     forwards, backwards = _gradient(attack.estimator)
     forwards += attack.diversity is not None
@@ -250,6 +255,7 @@ def _hopskipjump(attack: HopSkipJump, job: Job) -> Passes:
 
 COSTS: dict[type, Callable[[Any, Job], Passes]] = {
     PGD: _pgd,
+    SmoothPGD: _smooth_pgd,
     MIM: _mim,
     VMI: _vmi,
     APGD: _apgd,
