@@ -13,6 +13,7 @@ from robustly.testing import check_threat
 from robustly.threats import (
     KINDS,
     THREATS,
+    BoundedTransformation,
     Chain,
     Flow,
     ParameterBox,
@@ -90,7 +91,7 @@ class Broken:
     """A rotation with one property replaced; `flaw` names what is wrong with its sets."""
 
     flaw: str
-    rotation: Rotation = THIRTY
+    rotation: BoundedTransformation = THIRTY
 
     kind = "rotation"
     unit = "degrees"

@@ -16,6 +16,7 @@ from robustly.threats.flow import Flow, FlowField
 from robustly.threats.lp import NORMS, Norm, ThreatModel, read_mask
 from robustly.threats.parameter_box import ParameterBox
 from robustly.threats.rotation import Rotation
+from robustly.threats.transformation import BoundedTransformation, Transformation
 
 Box = Sequence[float]
 THREATS: dict[str, Callable[[str, Box], Threat]] = {
@@ -89,6 +90,7 @@ __all__ = [
     "KINDS",
     "NORMS",
     "THREATS",
+    "BoundedTransformation",
     "Chain",
     "EditSet",
     "Flow",
@@ -102,6 +104,7 @@ __all__ = [
     "ThreatError",
     "ThreatModel",
     "ThreatSet",
+    "Transformation",
     "fraction_text",
     "map_mask_files",
     "parse_epsilon",

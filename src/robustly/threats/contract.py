@@ -12,6 +12,7 @@ from robustly.randomness import KeyedGenerator
 Images = Float[Tensor, "n ..."]
 Theta = Float[Tensor, "n ..."]
 PerExample = Float[Tensor, " n"]
+Box = tuple[float, float]
 
 
 class ThreatError(ValueError):
@@ -170,6 +171,15 @@ class Smooth(Protocol):
 
 
 @runtime_checkable
+class Described(Protocol):
+    """Set whose perturbations can be described in words."""
+
+    def describe(self, theta: Theta) -> list[str]:
+        """One phrase per example, such as "rotated by 12.3 degrees clockwise, moved 2 pixels right"."""
+        ...
+
+
+@runtime_checkable
 class EditSet(Protocol):
     """Allowed inputs reached by discrete edits (graph edges, points, tokens), without gradient ascent."""
 
@@ -197,3 +207,14 @@ class EditSet(Protocol):
 def per_example(values: Shaped[Tensor, " n"], like: Images) -> Shaped[Tensor, "n ..."]:
     """Reshape `(N,)` so that it broadcasts against a batch of inputs."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def checked_box(box: Sequence[float]) -> Box:
+    """Least and largest valid value of an input.
+
+    Raises:
+        ThreatError: an empty box.
+    """
+    if len(box) != 2 or not float(box[0]) < float(box[1]):
+        raise ThreatError(f"box {tuple(box)} is empty: give (least, largest) pixel value, such as (0, 1)")
+    return float(box[0]), float(box[1])

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
-from robustly.threats.contract import Images, PerExample, ThreatError, per_example
+from robustly.threats.contract import Box, Images, PerExample, ThreatError, checked_box, per_example
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.parameter_box import exact_at_neutral
 
@@ -39,16 +39,14 @@ class Flow:
     """
 
     pixels: Fraction
-    box: tuple[float, float]
+    box: Box
 
     def __init__(self, pixels: float | str | Fraction, box: Sequence[float] = (0.0, 1.0)) -> None:
         exact = parse_epsilon(pixels)
         if exact < 0:
             raise ThreatError(f"a flow must be by at least 0 pixels, got {fraction_text(exact)}")
-        if len(box) != 2 or not float(box[0]) < float(box[1]):
-            raise ThreatError(f"box {tuple(box)} is empty: give (least, largest) pixel value, such as (0, 1)")
         object.__setattr__(self, "pixels", exact)
-        object.__setattr__(self, "box", (float(box[0]), float(box[1])))
+        object.__setattr__(self, "box", checked_box(box))
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.extent_text}"
@@ -131,7 +129,7 @@ class FlowField:
 
     x: Float[Tensor, "n c h w"]
     radius: PerExample
-    box: tuple[float, float]
+    box: Box
 
     def apply(self, theta: FlowTheta) -> Images:
         """Displaced images."""
@@ -180,6 +178,12 @@ class FlowField:
         """
         down, right = theta.diff(dim=2), theta.diff(dim=3)
         return 2 * (_lengths(down) + _lengths(right))  # each pair of neighbours counts from both of its pixels
+
+    def describe(self, theta: FlowTheta) -> list[str]:
+        """One phrase per example: the largest and the mean displacement."""
+        lengths = theta.square().sum(1).sqrt().flatten(1)
+        pairs = zip(lengths.amax(1).tolist(), lengths.mean(1).tolist(), strict=True)
+        return [f"pixels moved by up to {most:.2f} pixels, {mean:.2f} on average" for most, mean in pairs]
 
     def select(self, index: Tensor) -> "FlowField":
         """Sets of some of the examples."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustly.memory import check_npy
 from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall, Mask
-from robustly.threats.contract import ThreatError
+from robustly.threats.contract import ThreatError, checked_box
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -57,14 +57,13 @@ class ThreatModel:
     ) -> None:
         if norm not in NORMS:
             raise ThreatError(f"unknown norm {norm!r}: allowed are {', '.join(NORMS)}")
-        if len(box) != 2 or not float(box[0]) < float(box[1]):
-            raise ThreatError(f"box {tuple(box)} is empty: give (least, largest) pixel value, such as (0, 1)")
+        box = checked_box(box)
         if isinstance(epsilon, Tensor) and epsilon.ndim > 1:
             epsilon, mask = _split_per_pixel(norm, epsilon, mask)
         exact = epsilon if isinstance(epsilon, Tensor) else parse_epsilon(epsilon)
         object.__setattr__(self, "norm", norm)
         object.__setattr__(self, "epsilon", exact)
-        object.__setattr__(self, "box", (float(box[0]), float(box[1])))
+        object.__setattr__(self, "box", box)
         object.__setattr__(self, "mask", None if mask is None else _checked_mask(norm, mask))
         self._check_epsilon()
 

@@ -1,6 +1,6 @@
 """Inputs described by a few bounded numbers per example: rotations, shifts, colour changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +28,7 @@ class ParameterBox:
         scale: range of each parameter per unit of the radius, `(P,)`, positive.
         transform: from inputs and parameters `(N, P)` to inputs in the box; differentiable, and exactly the
             identity at the neutral values.
+        words: description of one change, from its P parameters; None lists the numbers.
     """
 
     x: Images
@@ -35,6 +36,7 @@ class ParameterBox:
     neutral: Float[Tensor, " p"]
     scale: Float[Tensor, " p"]
     transform: Transform
+    words: Callable[[Sequence[float]], str] | None = None
 
     def apply(self, theta: Parameters) -> Images:
         """Transformed inputs."""
@@ -76,7 +78,13 @@ class ParameterBox:
 
     def select(self, index: Tensor) -> "ParameterBox":
         """Sets of some of the examples."""
-        return ParameterBox(self.x[index], self.radius[index], self.neutral, self.scale, self.transform)
+        return replace(self, x=self.x[index], radius=self.radius[index])
+
+    def describe(self, theta: Parameters) -> list[str]:
+        """Each change in words: "rotated by 12.3 degrees clockwise"."""
+        words = self.words or listed
+        still = (theta == self._centre).all(1).tolist()
+        return ["unchanged" if same else words(values) for same, values in zip(still, theta.tolist(), strict=True)]
 
     @property
     def _centre(self) -> Parameters:
@@ -85,6 +93,11 @@ class ParameterBox:
     @property
     def _reach(self) -> Parameters:
         return self.radius[:, None] * self.scale.to(self.x)
+
+
+def listed(values: Sequence[float]) -> str:
+    """Parameters as numbers."""
+    return f"parameters {', '.join(f'{value:.3g}' for value in values)}"
 
 
 def exact_at_neutral(changed: Images, images: Images, is_neutral: Bool[Tensor, " n"]) -> Images:
