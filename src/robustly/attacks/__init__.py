@@ -16,6 +16,7 @@ from robustly.attacks.fmn import FMN
 from robustly.attacks.hopskipjump import HopSkipJump
 from robustly.attacks.jsma import JSMA
 from robustly.attacks.mim import MIM, InputDiversity
+from robustly.attacks.patch_search import PatchSearch
 from robustly.attacks.pgd import PGD
 from robustly.attacks.pma import PMA
 from robustly.attacks.registry import ATTACKS, TITLES, dynat_pgd, fgsm, r_fgsm
@@ -45,6 +46,7 @@ ATTACK_KINDS: dict[str, Callable[[], Attack]] = {
     "sparse_rs": SparseRS,
     "stadv": SmoothPGD,
     "recoloradv": recoloradv,
+    "patch": PatchSearch,
     "boundary": Boundary,
     "hopskipjump": HopSkipJump,
 }
@@ -78,6 +80,7 @@ __all__ = [
     "ExpectationOverTransformation",
     "HopSkipJump",
     "InputDiversity",
+    "PatchSearch",
     "SigmaZero",
     "SmoothPGD",
     "SparseRS",

@@ -24,6 +24,7 @@ from robustly.attacks import (
     DeepFool,
     HopSkipJump,
     InputDiversity,
+    PatchSearch,
     SigmaZero,
     SmoothPGD,
     SparseRS,
@@ -35,7 +36,7 @@ from robustly.attacks.boundary import Boundary
 from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.cost import COSTS, announced_cost, attack_cost
 from robustly.evaluation.suites.passes import _Unbreakable, autoattack_passes, passes_of
-from robustly.threats import Flow, Threat, ThreatModel
+from robustly.threats import Flow, Patch, Threat, ThreatModel
 
 SIZE = 3 * 8 * 8  # of the images on which passes are counted
 THREATS: dict[str, Threat] = {
@@ -43,6 +44,7 @@ THREATS: dict[str, Threat] = {
     "l2": ThreatModel("l2", 1.0),
     "l0": ThreatModel("l0", 3),
     "flow": Flow(0.5),
+    "patch": Patch(3),
 }
 EXACT = {
     **{name: attack for name, attack in ATTACKS.items() if attack.steps <= 20 and attack.estimator is None},
@@ -66,6 +68,7 @@ EXACT = {
     "sparse_rs": SparseRS(queries=9, restarts=2),
     "sigma_zero": SigmaZero(steps=7),
     "stadv": SmoothPGD(4, restarts=3),
+    "patch": PatchSearch(3, locations=2, moves=4, restarts=2),
 }
 
 
