@@ -18,13 +18,18 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Images, Theta, Threat
 from robustly.threats.patch import PatchSet
 
+RANDOM_EVERY = 4
+"""One in so many first patches has random contents, for models whose gradient is zero or misleads."""
+
 
 @dataclass(frozen=True)
 class PatchSearch:
-    """Best of some random patches and one by the gradient, ascent of its contents, then small moves of its place.
+    """Best of many places, ascent of the contents there, then small moves of the place.
 
-    Places have many local maxima, which gradients do not leave: the place is therefore drawn, and moved at random
-    by at most half a side. A move is kept if the objective rises. A second ascent follows the moves.
+    Places have many local maxima, which gradients do not leave. They are therefore drawn: first one where the
+    gradient is largest, then random ones, most of them filled with the corners of the box that the gradient at the
+    input points to. After the ascent the patch moves at random by at most half its side, as long as the objective
+    rises. A second ascent follows.
 
     A robust example costs 1 + restarts * (locations + moves + 2 * steps + 4) forward and
     restarts * (2 * steps + 1) backward passes.
@@ -32,7 +37,7 @@ class PatchSearch:
     Args:
         steps: gradient steps of each of the two ascents, at least 0.
         objective: function to maximise.
-        locations: random patches at the start, at least 0. One more is where the gradient is largest.
+        locations: random places at the start, at least 0.
         moves: random moves of the best patch, at least 0.
         relative_step_size: length of a step as a share of the box's width; None is 2.5 / steps.
         restarts: independent searches, at least 1; later ones attack only unbroken examples.
@@ -45,9 +50,9 @@ class PatchSearch:
     needs: ClassVar[Needs] = Needs((PatchSet,))
     minimum_norm: ClassVar[bool] = False
 
-    steps: int = 50
+    steps: int = 30
     objective: Objective = margin
-    locations: int = 20
+    locations: int = 50
     moves: int = 20
     relative_step_size: float | None = None
     restarts: int = 1
@@ -82,13 +87,15 @@ class PatchSearch:
             self._ascend(search, draws, search.theta)
 
     def _drawn(self, search: Search, draws: KeyedGenerator) -> Theta:
-        """The best of random patches and of a patch where the gradient is largest, for each example."""
+        """The best of the first patches of each example."""
         best, value = search.threat_set.identity(), torch.full_like(search.distance, -torch.inf)
         rows = search.unbroken
         if len(rows) == 0:
             return best
         allowed, here = _patches(search, rows), best[rows]
         found = search.value_and_grad(here, rows, self.objective, goal=search.goal.select(rows))
+        slope = torch.zeros_like(best)
+        slope[rows] = found.gradient
         candidate = allowed.step(here, found.gradient, allowed.radius)
         for location in range(self.locations + 1):
             found = search.value_and_grad(candidate, rows, self.objective, gradient=False)
@@ -97,7 +104,11 @@ class PatchSearch:
             rows = search.unbroken
             if len(rows) == 0:
                 break
-            candidate = _patches(search, rows).random_start(draws.select(rows).fold("location", location))
+            allowed, numbers = _patches(search, rows), draws.select(rows).fold("location", location)
+            if location % RANDOM_EVERY == RANDOM_EVERY - 1:
+                candidate = allowed.random_start(numbers)
+            else:
+                candidate = allowed.filled(slope[rows], allowed.random_corners(numbers))
         return best
 
     def _ascend(self, search: Search, draws: KeyedGenerator, theta: Theta) -> None:

@@ -51,7 +51,7 @@ def make_planes(
         if len(chosen) <= directions:
             raise ValueError(
                 f"{data.source}: {len(chosen)} images of {name} have at most {max(len(chosen) - 1, 0)} principal "
-                f"directions, {directions} are asked for: lower directions, or raise most or the number of images"
+                f"directions, fewer than {directions}: lower directions, or raise most or the number of images"
             )
         planes.append(principal_plane(data.floats(chosen).flatten(1), directions, f"{data.source}: {name}"))
     return write_planes(path, Planes(torch.stack(planes), data.digest()))
@@ -73,7 +73,7 @@ def principal_plane(points: Float[Tensor, "n d"], directions: int, name: str = "
     _, lengths, found = torch.linalg.svd(exact - mean, full_matrices=False)
     rank = int((lengths > 1e-9 * lengths[:1].clamp_min(1e-300)).sum())
     if rank < directions:
-        raise ValueError(f"{name} spans {rank} directions, {directions} are asked for")
+        raise ValueError(f"{name} spans {rank} directions, fewer than {directions}")
     found = found[:directions]
     largest = found.gather(1, found.abs().argmax(1, keepdim=True))
     return torch.cat([mean, found * largest.sign()]).float()  # signs do not depend on the library of linear algebra

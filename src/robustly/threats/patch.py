@@ -146,9 +146,7 @@ class PatchSet:
     def random_start(self, generator: KeyedGenerator) -> ImageBatch:
         """Uniform contents at a uniform place."""
         low, high = self.box
-        room = torch.tensor(self.x.shape[2:], device=self.x.device) - self.side + 1
-        corners = (generator.fold("place").uniform(2).to(self.x.device) * room).long()
-        shape = self.x.shape[1], self.side, self.side
+        corners, shape = self.random_corners(generator.fold("place")), (self.x.shape[1], self.side, self.side)
         return self.placed(low + (high - low) * generator.fold("contents").uniform(*shape).to(self.x), corners)
 
     def project(self, theta: ImageBatch) -> ImageBatch:
@@ -179,6 +177,15 @@ class PatchSet:
     def step_in_place(self, theta: ImageBatch, gradient: ImageBatch, step_size: PerExample) -> ImageBatch:
         """The same step of the contents, with the square where it is."""
         return self._moved(theta, gradient, step_size) * self.windows(self.corners(theta))
+
+    def filled(self, gradient: ImageBatch, corners: Corners) -> ImageBatch:
+        """Squares at `corners` whose pixels are at the end of the box that the gradient points to."""
+        return self._moved(self.identity(), gradient, self.radius) * self.windows(corners)
+
+    def random_corners(self, generator: KeyedGenerator) -> Corners:
+        """Row and column of the upper left pixel of a square at a uniform place."""
+        room = torch.tensor(self.x.shape[2:], device=self.x.device) - self.side + 1
+        return (generator.uniform(2).to(self.x.device) * room).long()
 
     def default_step_size(self, steps: int) -> PerExample:
         """2.5 sides over the number of steps."""

@@ -303,7 +303,7 @@ def write_planes(path: Path | str, planes: Planes) -> Path:
 
 
 def read_planes(path: Path | str) -> Planes:
-    """Planes from a file of `write_planes`.
+    """Return the planes of a file of `write_planes`.
 
     Raises:
         ThreatError: a file that is missing or has other content.
