@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robustly.threats import Planes, parse_threat
-from robustly.threats.subspace import write_planes
+from robustly.threats.planes import write_planes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "threats.md").read_text(encoding="utf-8")
 

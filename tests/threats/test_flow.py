@@ -78,6 +78,9 @@ def test_bad_inputs_are_refused() -> None:
         Flow(5).around(images())
     with pytest.raises(ThreatError, match=r"\(N, C, H, W\), got \(3, 7\)"):
         Flow(1).around(torch.rand(3, 7))
+    assert Flow("0.8").around(images(1)).describe(torch.ones(1, 2, 7, 5)) == [
+        "pixels moved by up to 1.41 pixels, 1.41 on average"
+    ]
     with pytest.raises(ThreatError, match="is empty"):
         Flow(1, box=(1, 0))
 

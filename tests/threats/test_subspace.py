@@ -12,7 +12,7 @@ from robustly.data import ImageData, make_planes
 from robustly.objectives import margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats import Planes, Subspace, ThreatError, parse_threat
-from robustly.threats.subspace import nearest_plane, read_planes, write_planes
+from robustly.threats.planes import nearest_plane, read_planes, write_planes
 
 SHAPE = (2, 3, 3)
 

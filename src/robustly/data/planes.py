@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustly.data.images import ImageData
 from robustly.randomness import shuffled
-from robustly.threats.subspace import Planes, write_planes
+from robustly.threats.planes import Planes, write_planes
 
 
 def make_planes(

@@ -17,8 +17,9 @@ from robustly.threats.flow import Flow, FlowField
 from robustly.threats.lp import NORMS, Norm, ThreatModel, read_mask
 from robustly.threats.parameter_box import ParameterBox
 from robustly.threats.patch import Patch, PatchSet
+from robustly.threats.planes import Planes
 from robustly.threats.rotation import Rotation
-from robustly.threats.subspace import Planes, Subspace, SubspaceSet
+from robustly.threats.subspace import Subspace, SubspaceSet
 from robustly.threats.transformation import BoundedTransformation, Transformation
 
 Box = Sequence[float]

@@ -192,6 +192,16 @@ class FeatureBox:
         """True where each change is within its limit, up to float32 rounding; frozen features are exact."""
         return self.size(theta) <= self.radius * (1 + 1e-5) + 1e-6
 
+    def describe(self, theta: Images) -> list[str]:
+        """One phrase per example: the number of changed features, and the largest change."""
+        flat = theta.flatten(1)
+        counts, places = (flat != 0).sum(1).tolist(), flat.abs().argmax(1)
+        largest = flat.gather(1, places[:, None])[:, 0].tolist()
+        return [
+            f"{count} features changed, most feature {place}, by {change:+.3g}" if count else "nothing changed"
+            for count, place, change in zip(counts, places.tolist(), largest, strict=True)
+        ]
+
     def select(self, index: Tensor) -> "FeatureBox":
         """Sets of some of the examples."""
         return FeatureBox(self.x[index], self.radius[index], self.limits, self.box)
