@@ -9,14 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustly.randomness import KeyedGenerator
 from robustly.testing import check_threat
 from robustly.threats import (
     KINDS,
     THREATS,
     BoundedTransformation,
     Chain,
+    Features,
+    Flow,
     ParameterBox,
+    Patch,
+    Planes,
     Rotation,
+    Subspace,
     Threat,
     ThreatError,
     ThreatModel,
@@ -25,6 +31,9 @@ from robustly.threats import (
 
 HALF = torch.tensor([[1, 0, 1, 0, 1]] * 6, dtype=torch.bool)
 SHARES = torch.linspace(0, 1, 30).reshape(6, 5)
+DIRECTIONS = torch.linalg.qr(KeyedGenerator(7, torch.arange(2)).normal(90, 4))[0].mT
+PLANES = Planes(torch.cat([torch.full((2, 1, 90), 0.5), DIRECTIONS], 1))
+LIMITS = (KeyedGenerator(8, torch.arange(2)).uniform(90) - 0.3).clamp_min(0)
 ALL = [
     *(parse_threat(text) for text in ("linf:0.1", "l2:0.5", "l1:3", "l0:4", "rotation:30")),
     *(parse_threat(text) for text in ("rotation:30+linf:0.1", "l2:0.5+rotation:10", "rotation:5+linf:0.1+l1:2")),
@@ -37,6 +46,18 @@ ALL = [
     *(parse_threat(text) for text in ("rotation:30&linf:8/255", "rotation:30&shift:2&linf:0.1")),
     parse_threat("affine:rotation=20,shift=1,scale=0.1,shear=5", (-1.0, 2.0)),
     Rotation(45, box=(-1.0, 2.0)),
+    *(
+        parse_threat(text)
+        for text in ("flow:0.8", "flow:1.5+linf:0.1", "patch:3", "patch:2+linf:0.1", "rotation:9+patch:3")
+    ),
+    Flow(2, box=(-1.0, 2.0)),
+    Patch(4, box=(-1.0, 2.0)),
+    Subspace(1, PLANES),
+    Subspace("0.7", Planes(PLANES.values[1:]), box=(-1.0, 2.0)),
+    Chain([Rotation(5), Subspace(1, PLANES)]),
+    Features(1, LIMITS),
+    Features("0.5", LIMITS, box=(-1.0, 2.0)),
+    Chain([Features(1, LIMITS), ThreatModel("linf", 0.1)]),
     *(ThreatModel(norm, size, mask=HALF) for norm, size in (("linf", 0.1), ("l2", 0.5), ("l1", 2), ("l0", 3))),
     ThreatModel("linf", 0.2, mask=SHARES),
 ]
@@ -50,7 +71,7 @@ def test_threats_keep_the_contract(threat: Threat) -> None:
 @pytest.mark.parametrize("threat", ALL, ids=str)
 def test_the_text_form_gives_the_threat_back(threat: Threat) -> None:
     if getattr(threat, "mask", None) is None:
-        assert parse_threat(str(threat), threat.box) == threat
+        assert parse_threat(str(threat), threat.box, threat.arrays or None) == threat
     assert threat.kind in KINDS
 
 
@@ -63,6 +84,10 @@ def test_every_kind_of_the_table_is_checked() -> None:
     [
         ("rotation", "KIND:SIZE"),
         ("rotation:200", "0 to 180 degrees, got 200"),
+        ("subspace:2", "must have the form subspace:SIZE@FILE"),
+        ("features:1@nowhere.csv", "'nowhere.csv' is not a readable CSV file"),
+        ("patch:2.5", "whole number of pixels of at least 0, got 2.5"),
+        ("flow:-1", "at least 0 pixels, got -1"),
         ("rotation:x", "finite number"),
         ("turn:30", "unknown threat 'turn': allowed are linf, l2"),
         ("rotation:30+", "finite number"),

@@ -19,11 +19,13 @@ from robustly.attacks.hopskipjump import HopSkipJump
 from robustly.attacks.jsma import JSMA
 from robustly.attacks.mim import MIM, InputDiversity
 from robustly.attacks.parameter_search import ParameterSearch
+from robustly.attacks.patch_search import PatchSearch
 from robustly.attacks.pgd import PGD
 from robustly.attacks.pma import PMA
 from robustly.attacks.random_draws import RandomDraws
 from robustly.attacks.registry import ATTACKS, TITLES, dynat_pgd, fgsm, r_fgsm
 from robustly.attacks.sigma_zero import SigmaZero
+from robustly.attacks.smooth_pgd import SmoothPGD, recoloradv
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
 from robustly.attacks.transfer import Transfer
@@ -47,6 +49,9 @@ ATTACK_KINDS: dict[str, Callable[[], Attack]] = {
     "square": Square,
     "sparse_rs": SparseRS,
     "composite": Composite,
+    "stadv": SmoothPGD,
+    "recoloradv": recoloradv,
+    "patch": PatchSearch,
     "boundary": Boundary,
     "hopskipjump": HopSkipJump,
     "random_draws": RandomDraws,
@@ -86,8 +91,10 @@ __all__ = [
     "HopSkipJump",
     "InputDiversity",
     "ParameterSearch",
+    "PatchSearch",
     "RandomDraws",
     "SigmaZero",
+    "SmoothPGD",
     "SparseRS",
     "Square",
     "TargetedAPGD",

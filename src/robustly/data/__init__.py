@@ -8,6 +8,7 @@ from robustly.data.door import as_image_data
 from robustly.data.fitting import fitted_to
 from robustly.data.images import ImageData
 from robustly.data.mixing import Extra, mixed_batches
+from robustly.data.planes import make_planes
 from robustly.data.sources import DataConfig, load_extra, load_splits, load_test
 from robustly.data.splits import Splits
 
@@ -26,6 +27,7 @@ __all__ = [
     "load_extra",
     "load_splits",
     "load_test",
+    "make_planes",
     "mixed_batches",
     "read_class_names",
     "row_digests",

@@ -14,10 +14,15 @@ from robustly.threats.chain import Chain
 from robustly.threats.colour import COLOUR_FAMILIES
 from robustly.threats.contract import Described, EditSet, Smooth, Threat, ThreatError, ThreatSet
 from robustly.threats.exact_size import fraction_text, parse_epsilon
+from robustly.threats.features import FeatureBox, Features
+from robustly.threats.flow import Flow, FlowField
 from robustly.threats.geometry import SCALE, SHEAR, SHIFT
 from robustly.threats.lp import NORMS, Norm, ThreatModel, read_mask
 from robustly.threats.parameter_box import ParameterBox
+from robustly.threats.patch import Patch, PatchSet
+from robustly.threats.planes import Planes
 from robustly.threats.rotation import ROTATION, Rotation
+from robustly.threats.subspace import Subspace, SubspaceSet
 from robustly.threats.transformation import BoundedTransformation, Transformation
 
 Box = Sequence[float]
@@ -31,9 +36,16 @@ THREATS: dict[str, Callable[[str, Box], Threat]] = {
     **{kind: family.within for kind, family in TRANSFORMATIONS.items()},
     **{family.kind: family.within for family in COLOUR_FAMILIES},
     "affine": Affine.parse,
+    "flow": Flow,
+    "patch": Patch,
 }
 """Threats by the word in front of the colon of their text form. A new threat adds a line here."""
-KINDS: tuple[str, ...] = (*THREATS, "chain", "any_order")
+FILED: dict[str, tuple[Callable[[str, Box, str], Threat], Callable[[str, Box, Tensor], Threat]]] = {
+    "subspace": (Subspace.read, lambda size, box, values: Subspace(size, Planes(values), box)),
+    "features": (Features.read, lambda size, box, values: Features(size, values, box)),
+}
+"""Threats that need a file, "KIND:SIZE@FILE": from the file's name, and from the tensor that evidence keeps."""
+KINDS: tuple[str, ...] = (*THREATS, *FILED, "chain", "any_order")
 LONGEST_CHAIN = 16
 """Most parts of a chain."""
 
@@ -43,17 +55,18 @@ def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] 
 
     For instance "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30" or "affine:rotation=30,shift=3". Several
     are joined by "+" if they are applied in that order, as in "rotation:30+linf:8/255", and by "&" if in any order.
-    A mask of the values that may change follows an Lp threat as a NumPy file: "linf:8/255@mask.npy".
+    A mask of the values that may change follows an Lp threat as a NumPy file: "linf:8/255@mask.npy". Some threats
+    always need a file: "subspace:2@planes.safetensors", "features:1@limits.csv".
 
     Args:
         text: the text.
         box: least and largest valid value of an input.
-        arrays: masks by their digests, for texts such as "linf:8/255@3f2a9c81d0e4" that a threat itself printed.
-            With them no file is read, because such a text may come from a stranger.
+        arrays: masks and other tensors by their digests, for texts such as "linf:8/255@3f2a9c81d0e4" that a threat
+            itself printed. With them no file is read, because such a text may come from a stranger.
 
     Raises:
         ThreatError: another form, an unknown kind, a size that the threat cannot have, more than `LONGEST_CHAIN`
-            parts, or an unreadable mask.
+            parts, or an unreadable file.
     """
     pieces = _split(str(text))
     free = [piece for part in pieces for piece in _split(part, "&")]
@@ -83,21 +96,27 @@ def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor] | N
     kind = kind.strip().lower()
     if not colon or not rest.strip():
         raise ThreatError(f"threat {text!r} must have the form KIND:SIZE, such as linf:8/255 or rotation:30")
-    if kind not in THREATS:
-        raise ThreatError(f"unknown threat {kind!r}: allowed are {', '.join(THREATS)}")
+    if kind not in THREATS and kind not in FILED:
+        raise ThreatError(f"unknown threat {kind!r}: allowed are {', '.join((*THREATS, *FILED))}")
     size, at, mask = rest.partition("@")
+    if at and arrays is not None and mask not in arrays:
+        raise ThreatError(f"the array {mask!r} of the threat {text!r} is not among its stored arrays")
+    if kind in FILED:
+        if not mask:
+            raise ThreatError(f"{part!r} must have the form {kind}:SIZE@FILE")
+        from_file, from_tensor = FILED[kind]
+        return from_file(size, box, mask) if arrays is None else from_tensor(size, box, arrays[mask])
     threat = THREATS[kind](size, box)
     if not at:
         return threat
     if not isinstance(threat, ThreatModel):
         raise ThreatError(f"a mask belongs to an Lp threat, got {part!r}")
-    if arrays is not None and mask not in arrays:
-        raise ThreatError(f"the mask {mask!r} of the threat {text!r} is not among its stored arrays")
     values = read_mask(mask) if arrays is None else arrays[mask]
     return ThreatModel(threat.norm, threat.epsilon, threat.box, values)
 
 
 __all__ = [
+    "FILED",
     "KINDS",
     "NORMS",
     "THREATS",
@@ -107,11 +126,20 @@ __all__ = [
     "Chain",
     "Described",
     "EditSet",
+    "FeatureBox",
+    "Features",
+    "Flow",
+    "FlowField",
     "LpBall",
     "Norm",
     "ParameterBox",
+    "Patch",
+    "PatchSet",
+    "Planes",
     "Rotation",
     "Smooth",
+    "Subspace",
+    "SubspaceSet",
     "Threat",
     "ThreatError",
     "ThreatModel",

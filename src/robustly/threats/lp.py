@@ -1,6 +1,5 @@
 """Lp threats: all images within a radius of the original, measured in a norm, inside a box and a mask."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustly.memory import check_npy
+from robustly.threats.array_digest import array_digest
 from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall, Mask
 from robustly.threats.contract import ThreatError, checked_box
 from robustly.threats.exact_size import fraction_text, parse_epsilon
@@ -138,10 +138,7 @@ class ThreatModel:
     @property
     def mask_digest(self) -> str:
         """First 12 hexadecimal digits of the mask's SHA-256; empty without a mask."""
-        if self.mask is None:
-            return ""
-        content = f"{tuple(self.mask.shape)}".encode() + self.mask.cpu().contiguous().numpy().tobytes()
-        return hashlib.sha256(content).hexdigest()[:12]
+        return "" if self.mask is None else array_digest(self.mask)
 
     def with_epsilon(self, epsilon: float | str | Fraction | Tensor) -> "ThreatModel":
         """The same threat with another radius."""

@@ -21,13 +21,16 @@ from robustly.attacks import (
     VMI,
     Averaged,
     CarliniWagner,
+    Composite,
     DeepFool,
     GridSearch,
     HopSkipJump,
     InputDiversity,
     ParameterSearch,
+    PatchSearch,
     RandomDraws,
     SigmaZero,
+    SmoothPGD,
     SparseRS,
     Square,
     TargetedAPGD,
@@ -37,15 +40,18 @@ from robustly.attacks.boundary import Boundary
 from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.cost import COSTS, announced_cost, attack_cost
 from robustly.evaluation.suites.passes import _Unbreakable, autoattack_passes, passes_of
-from robustly.threats import Threat, ThreatModel, parse_threat
+from robustly.threats import Flow, Patch, Threat, ThreatModel, parse_threat
 
 SIZE = 3 * 8 * 8  # of the images on which passes are counted
 THREATS: dict[str, Threat] = {
     "linf": ThreatModel("linf", 0.05),
     "l2": ThreatModel("l2", 1.0),
     "l0": ThreatModel("l0", 3),
+    "flow": Flow(0.5),
+    "patch": Patch(3),
+    "affine": parse_threat("affine:rotation=30,shift=2"),
+    "any_order": parse_threat("rotation:30&shift:2&linf:0.05"),
 }
-THREATS["affine"] = parse_threat("affine:rotation=30,shift=2")
 EXACT = {
     **{name: attack for name, attack in ATTACKS.items() if attack.steps <= 20 and attack.estimator is None},
     "nes": replace(ATTACKS["nes"], estimator=NES(2)),
@@ -69,8 +75,11 @@ EXACT = {
     "sigma_zero": SigmaZero(steps=7),
     "random_draws": RandomDraws(5),
     "parameter_search": ParameterSearch(7, restarts=2),
+    "composite": Composite(2, rounds=3, schedule_steps=1, restarts=2),
     "grid": GridSearch(queries=30),
     "counted_grid": GridSearch((3, 2, 4)),
+    "stadv": SmoothPGD(4, restarts=3),
+    "patch": PatchSearch(3, locations=2, moves=4, restarts=2),
 }
 
 

@@ -121,3 +121,10 @@ def test_a_dead_gradient_does_not_save_a_model() -> None:
     x = torch.full((4, 1, 1, 2), 0.5, dtype=torch.float64)
     assert unbroken(suite_named("standard", "linf"), Dead(), x, ThreatModel("linf", 0.12)) == 0
     assert unbroken(suite_named("standard", "linf"), Dead(), x[:2], ThreatModel("linf", 0.099)) == 2
+
+
+@pytest.mark.parametrize("name", ["standard", "strong"])
+def test_flows_and_patches_have_a_search_of_their_own(name: str) -> None:
+    general = set(suite_named(name, "rotation").attacks)
+    assert set(suite_named(name, "flow").attacks) - general == {"stadv"}
+    assert set(suite_named(name, "patch").attacks) - general == {"patch"}

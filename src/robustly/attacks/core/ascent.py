@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustly.attacks.core.gradient_estimators import GradientEstimator
-from robustly.attacks.core.search import Evaluated, PointValue, Search, Settled
+from robustly.attacks.core.search import Evaluated, Penalty, PointValue, Search, Settled
 from robustly.attacks.core.search_state import Rows
 from robustly.attacks.core.update_rules import Iterate, Steepest, UpdateRule, select_state
 from robustly.objectives import Goal, Objective, at_step
@@ -43,6 +43,7 @@ class Ascent:
             iterate without evaluating it.
         estimator: computes gradients in place of the backward pass.
         value_at: an objective that depends on the inputs too, in place of `objective`.
+        penalty: a cost of the parameters that the steps also lower; see `Search.value_and_grad`.
         settled: examples that stop where they are, tested before every step (early stopping in training).
     """
 
@@ -54,6 +55,7 @@ class Ascent:
     finish: Literal["evaluate", "keep"] = "evaluate"
     estimator: GradientEstimator | None = None
     value_at: PointValue | None = None
+    penalty: Penalty | None = None
     settled: Settled | None = None
 
     def run(self, search: Search, rows: Rows, theta: Theta, goal: Goal, draws: KeyedGenerator) -> None:
@@ -94,6 +96,7 @@ class Ascent:
             estimator=self.estimator,
             draws=draws.fold("estimate", step) if self.estimator is not None else None,
             value_at=self.value_at,
+            penalty=self.penalty,
             settled=self.settled,
         )
 

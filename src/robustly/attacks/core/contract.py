@@ -15,7 +15,7 @@ from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall
 from robustly.threats.chain_set import BoxChainSet
-from robustly.threats.contract import EditSet, Threat, ThreatSet
+from robustly.threats.contract import EditSet, Smooth, Threat, ThreatSet
 from robustly.threats.parameter_box import ParameterBox
 
 ModelMode = Literal["eval", "train", "train_nostat"]
@@ -61,6 +61,7 @@ class Needs:
             **{ThreatSet: "any threat", EditSet: "any set of edits", LpBall: "any Lp ball"},
             ParameterBox: "threats of a few bounded numbers (rotation, shift)",
             BoxChainSet: "chains of them",
+            Smooth: "any threat with a roughness",
         }
         listed = ", ".join(names.get(one) or _name(one) for one in self.sets)
         return listed + (f" but {', '.join(map(_name, self.but_not))}" if self.but_not else "")

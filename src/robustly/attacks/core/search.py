@@ -20,6 +20,8 @@ from robustly.threats.contract import Theta
 Precision = Literal["full", "ambient", "bfloat16"]
 PointValue = Callable[[Images, Tensor, Goal], Float[Tensor, " m"]]
 """An objective that also depends on the inputs: from M inputs, the model's outputs and their goals to `(M,)`."""
+Penalty = Callable[[Theta, Rows], Float[Tensor, " m"]]
+"""A cost `(M,)` of the parameters of M examples, which an ascent keeps low; differentiable."""
 Settled = Callable[[Rows, Images, Tensor, Goal], Bool[Tensor, " m"]]
 """Mask of the M examples that stop, from their rows, inputs, the model's outputs and their goals."""
 
@@ -88,6 +90,7 @@ class Search(SearchState):
         rank: bool = True,
         counts: bool = True,
         value_at: PointValue | None = None,
+        penalty: Penalty | None = None,
         settled: Settled | None = None,
     ) -> Evaluated:
         """Output, objective and gradient at some points: one forward and one backward pass each.
@@ -105,6 +108,8 @@ class Search(SearchState):
             rank: True ranks failing points by the objective.
             counts: True for iterates, which count in `correct_iterates` and `zero_gradients`.
             value_at: an objective that depends on the inputs too, in place of `objective`.
+            penalty: a cost of theta whose gradient is subtracted from that of the objective, unless an estimator
+                computes gradients. It directs the ascent only: values and ranks are those of the objective.
             settled: examples that stop here. They still take part in the backward pass of the others, which counts.
         """
         goal = self.goal.select(rows) if goal is None else goal
@@ -115,7 +120,9 @@ class Search(SearchState):
                 theta, rows, objective, goal, estimator, draws, gradient=gradient
             )
         else:
-            output, value, found, moving = self._differentiated(theta, rows, objective, goal, value_at, settled)
+            output, value, found, moving = self._differentiated(
+                theta, rows, objective, goal, value_at, penalty, settled
+            )
         output, value, found = output.detach(), value.detach().to(theta.dtype), self.along_free(found)
         if gradient and counts:
             self.correct_iterates[rows] += ~self.goal.select(rows).reached(output)
@@ -201,6 +208,7 @@ class Search(SearchState):
         objective: Objective,
         goal: Goal,
         value_at: PointValue | None,
+        penalty: Penalty | None,
         settled: Settled | None,
     ) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " m"]]:
         """Output, objective, its gradient by a backward pass, and a mask of the examples that move on."""
@@ -213,7 +221,8 @@ class Search(SearchState):
         if settled is not None and not bool(moving.any()):
             return output, value, torch.zeros_like(theta), moving
         self.backwards[rows] += 1
-        return output, value, input_gradient((value if settled is None else value[moving]).sum(), here), moving
+        aim = value if penalty is None else value - penalty(here, rows)
+        return output, value, input_gradient((aim if settled is None else aim[moving]).sum(), here), moving
 
     def _estimated(
         self,

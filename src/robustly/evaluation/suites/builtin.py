@@ -10,9 +10,11 @@ from robustly.attacks.apgd import APGD, TargetedAPGD
 from robustly.attacks.apgd_ascent import APGDStart
 from robustly.attacks.core.search import Precision
 from robustly.attacks.fab import FAB
+from robustly.attacks.patch_search import PatchSearch
 from robustly.attacks.pgd import PGD
 from robustly.attacks.pma import PMA
 from robustly.attacks.sigma_zero import SigmaZero
+from robustly.attacks.smooth_pgd import SmoothPGD
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
 from robustly.evaluation.suites.suite import Suite
@@ -39,6 +41,8 @@ STAGE_TITLES = {
     "sparse_rs": "sparse-RS",
     "random_draws": "Random draws",
     "adam": "PGD with Adam",
+    "stadv": "StAdv",
+    "patch": "Patch search",
     **{f"restarts_{name}": f"APGD, 10 starts, {name}" for name in ("ce", "margin", "pm")},
 }
 
@@ -56,7 +60,7 @@ def quick(kind: str) -> Suite:
     if kind == "l0":
         return Suite("quick", {"sigma_zero": SigmaZero(steps=100)}, titles=STAGE_TITLES, worst_case=True)
     if kind not in NORMS:
-        return _any_threat("quick", draws=10)
+        return _any_threat("quick", kind, draws=10)
     attacks = _screen(kind) | {"long_runs": _long_runs(kind, "bfloat16")}
     return Suite("quick", attacks, titles=STAGE_TITLES, plans={"long_runs": NEAR}, worst_case=True)
 
@@ -74,7 +78,7 @@ def standard(kind: str) -> Suite:
     if kind == "l0":
         return _sparse("standard", 300, 1000)
     if kind not in NORMS:
-        return _any_threat("standard", draws=50, steps=50)
+        return _any_threat("standard", kind, draws=50, steps=50)
     sparse = kind == "l1"
     attacks = _screen(kind) | {
         "far_targets": _targeted(kind, steps=25, targets=2 if sparse else 6, first=3),
@@ -108,7 +112,7 @@ def strong(kind: str) -> Suite:
     if kind == "l0":
         return _sparse("strong", 1000, 5000)
     if kind not in NORMS:
-        return _any_threat("strong", draws=300, steps=100, restarts=5)
+        return _any_threat("strong", kind, draws=300, steps=100, restarts=5)
     base = standard(kind)
     last = {name for name, plan in base.plans.items() if plan.on_suspicion}
     more: dict[str, Attack] = {
@@ -154,7 +158,7 @@ def _sparse(name: str, steps: int, queries: int) -> Suite:
     return Suite(name, attacks, titles=STAGE_TITLES, worst_case=True, curve="sigma_zero")
 
 
-def _any_threat(name: str, *, draws: int, steps: int = 0, restarts: int = 1) -> Suite:
+def _any_threat(name: str, kind: str, *, draws: int, steps: int = 0, restarts: int = 1) -> Suite:
     """Stages for any threat set: gradient ascent and random draws.
 
     Random draws are not a sentinel here. With few parameters, such as one angle, the objective has many local
@@ -162,6 +166,7 @@ def _any_threat(name: str, *, draws: int, steps: int = 0, restarts: int = 1) -> 
 
     Args:
         name: name of the suite.
+        kind: kind of the threat; flows and patches also have a search of their own.
         draws: random points per example.
         steps: steps of PGD with Adam and of PMA; 0 omits both.
         restarts: restarts of PGD with Adam.
@@ -178,4 +183,8 @@ def _any_threat(name: str, *, draws: int, steps: int = 0, restarts: int = 1) -> 
             "pma": PMA(steps=steps, precision="bfloat16"),
             "adam": PGD(steps, margin, update="adam", restarts=restarts, precision="bfloat16"),
         }
+    if kind == "flow":
+        attacks["stadv"] = SmoothPGD(steps or 25, restarts=restarts, precision="bfloat16")
+    if kind == "patch":
+        attacks["patch"] = PatchSearch(steps or 25, restarts=restarts, precision="bfloat16")
     return Suite(name, attacks, titles=STAGE_TITLES, worst_case=True, curve="screen" if steps else None)

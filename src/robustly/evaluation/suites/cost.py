@@ -29,8 +29,10 @@ from robustly.attacks import (
     GridSearch,
     HopSkipJump,
     ParameterSearch,
+    PatchSearch,
     RandomDraws,
     SigmaZero,
+    SmoothPGD,
     SparseRS,
     Square,
     TargetedAPGD,
@@ -159,6 +161,15 @@ def _pgd(attack: PGD, job: Job) -> Passes:
     return 1 + steps * (1 + forwards) + attack.restarts, steps * backwards
 
 
+def _smooth_pgd(attack: SmoothPGD, job: Job) -> Passes:
+    return 1 + attack.restarts * (attack.steps + 1), attack.restarts * attack.steps
+
+
+def _patch_search(attack: PatchSearch, job: Job) -> Passes:
+    forwards = attack.locations + attack.moves + 2 * attack.steps + 4
+    return 1 + attack.restarts * forwards, attack.restarts * (2 * attack.steps + 1)
+
+
 def _mim(attack: MIM, job: Job) -> Passes:
     forwards, backwards = _gradient(attack.estimator)
     forwards += attack.diversity is not None
@@ -276,6 +287,8 @@ def _hopskipjump(attack: HopSkipJump, job: Job) -> Passes:
 
 COSTS: dict[type, Callable[[Any, Job], Passes]] = {
     PGD: _pgd,
+    SmoothPGD: _smooth_pgd,
+    PatchSearch: _patch_search,
     MIM: _mim,
     VMI: _vmi,
     APGD: _apgd,
