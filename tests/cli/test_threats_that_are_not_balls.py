@@ -72,6 +72,7 @@ def test_the_whole_way(tmp_path: Path, threat: str, size: str, axis: str) -> Non
     assert size in page
     assert axis in page
     assert "rotated about its centre" in page
+    assert '<span class="change">rotated by ' in page
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         assert main(["train", "--resume", str(run)]) == 0

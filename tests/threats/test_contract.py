@@ -38,6 +38,9 @@ ALL = [
     *(parse_threat(text) for text in ("linf:0.1", "l2:0.5", "l1:3", "l0:4", "rotation:30")),
     *(parse_threat(text) for text in ("rotation:30+linf:0.1", "l2:0.5+rotation:10", "rotation:5+linf:0.1+l1:2")),
     ThreatModel("linf", 20, box=(0, 255)),
+    *(parse_threat(text) for text in ("shift:2", "scale:0.2", "shear:20", "affine:rotation=30,shift=2")),
+    *(parse_threat(text) for text in ("affine:scale=0.3,shear=10", "shift:1.5+linf:0.1")),
+    parse_threat("affine:rotation=20,shift=1,scale=0.1,shear=5", (-1.0, 2.0)),
     Rotation(45, box=(-1.0, 2.0)),
     *(
         parse_threat(text)
@@ -84,6 +87,18 @@ def test_every_kind_of_the_table_is_checked() -> None:
         ("rotation:x", "finite number"),
         ("turn:30", "unknown threat 'turn': allowed are linf, l2"),
         ("rotation:30+", "finite number"),
+        ("rotation:0.5rad", r"finite number without its unit \(degrees\), got '0.5rad'"),
+        ("rotation:-1", "0 to 180 degrees, got -1"),
+        ("shift:-2", "at least 0 pixels, got -2"),
+        ("shift:3px", r"without its unit \(pixels\)"),
+        ("scale:1", "0 to 0.9 times the size, got 1"),
+        ("shear:85", "0 to 80 degrees, got 85"),
+        ("affine:30", "PART=LIMIT"),
+        ("affine:rotation=30,shift", "PART=LIMIT"),
+        ("affine:rotation=30,hue=1", "rotation, shift, scale, shear, got hue"),
+        ("affine:shift=3,shift=2", "names shift twice"),
+        ("affine:shift=3,rotation=30", "order rotation, shift, scale, shear, got shift, rotation"),
+        ("affine:rotation=30rad", r"without its unit \(degrees\)"),
         ("rotation:30+linf:8", "did you mean 8/255"),
     ],
 )
@@ -239,6 +254,16 @@ class NoGraph(ParameterBox):
         return super().apply(theta.detach())
 
 
+class Wordless(ParameterBox):
+    def describe(self, theta: Tensor) -> list[str]:
+        return [""] * len(theta)
+
+
+class SameWords(ParameterBox):
+    def describe(self, theta: Tensor) -> list[str]:
+        return ["unchanged"] * len(theta)
+
+
 FLAWS: dict[str, type[ParameterBox]] = {
     "identity": NoIdentity,
     "leaves": Leaves,
@@ -256,6 +281,8 @@ FLAWS: dict[str, type[ParameterBox]] = {
     "half size": HalfSize,
     "no size": NoSize,
     "no graph": NoGraph,
+    "no words": Wordless,
+    "same words": SameWords,
 }
 
 
@@ -285,6 +312,8 @@ def test_the_broken_rotation_without_a_flaw_passes() -> None:
         ("half size", "rejects a perturbation smaller"),
         ("no size", "size.. is 0"),
         ("no graph", "no gradient flows"),
+        ("no words", "not called unchanged"),
+        ("same words", "start is called unchanged"),
     ],
 )
 def test_each_broken_property_is_caught(flaw: str, message: str) -> None:
@@ -293,5 +322,6 @@ def test_each_broken_property_is_caught(flaw: str, message: str) -> None:
 
 
 def test_the_table_builds_every_kind() -> None:
+    sizes = {"affine": "rotation=30", "scale": "0.5"}
     for kind, build in THREATS.items():
-        assert build("1", (0.0, 1.0)).kind == kind
+        assert build(sizes.get(kind, "1"), (0.0, 1.0)).kind == kind

@@ -29,6 +29,7 @@ AT_LEAST: dict[str, tuple[str, ...]] = {
     "aa_standard": ("aa_plus",),
     "aa_plus": (),
     "aa_rand": (),
+    "semantic": (),
 }
 """For each suite, the others that count as at least as strong. A missing pair is not ordered."""
 

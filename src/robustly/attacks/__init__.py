@@ -13,12 +13,15 @@ from robustly.attacks.deepfool import DeepFool
 from robustly.attacks.ead import EAD
 from robustly.attacks.fab import FAB
 from robustly.attacks.fmn import FMN
+from robustly.attacks.grid_search import GridSearch
 from robustly.attacks.hopskipjump import HopSkipJump
 from robustly.attacks.jsma import JSMA
 from robustly.attacks.mim import MIM, InputDiversity
+from robustly.attacks.parameter_search import ParameterSearch
 from robustly.attacks.patch_search import PatchSearch
 from robustly.attacks.pgd import PGD
 from robustly.attacks.pma import PMA
+from robustly.attacks.random_draws import RandomDraws
 from robustly.attacks.registry import ATTACKS, TITLES, dynat_pgd, fgsm, r_fgsm
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.attacks.smooth_pgd import SmoothPGD, recoloradv
@@ -49,6 +52,9 @@ ATTACK_KINDS: dict[str, Callable[[], Attack]] = {
     "patch": PatchSearch,
     "boundary": Boundary,
     "hopskipjump": HopSkipJump,
+    "random_draws": RandomDraws,
+    "parameter_search": ParameterSearch,
+    "grid": GridSearch,
 }
 """Attacks by the names that files of suites use."""
 
@@ -78,9 +84,12 @@ __all__ = [
     "DeepFool",
     "Detected",
     "ExpectationOverTransformation",
+    "GridSearch",
     "HopSkipJump",
     "InputDiversity",
+    "ParameterSearch",
     "PatchSearch",
+    "RandomDraws",
     "SigmaZero",
     "SmoothPGD",
     "SparseRS",

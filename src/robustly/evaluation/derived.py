@@ -1,4 +1,4 @@
-"""Contents of a report that follow from the rows: the gallery, the sentinels' findings, warning sentences."""
+"""Contents of a report that follow from the rows and images: the gallery and its words, warning sentences."""
 
 from collections.abc import Mapping
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from robustly.evaluation.recording import as_array, stored_images
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import StoredImages
+from robustly.threats import Described
 
 GALLERY = 12
 """Largest number of originals in the gallery."""
@@ -30,6 +31,31 @@ def gallery(target: EvaluationTarget, images: Mapping[str, StoredImages]) -> Sto
         rows += [members[turn] for members in by_class if turn < len(members)]
     chosen = torch.tensor(rows[:GALLERY], dtype=torch.int64, device=data.images.device)
     return stored_images(data.ids[chosen], data.floats(chosen))
+
+
+def picture_words(
+    target: EvaluationTarget, images: Mapping[str, StoredImages], shown: StoredImages
+) -> dict[str, dict[str, str]]:
+    """Perturbations of the report's pictures in words, by attack and id; empty for threats without parameters.
+
+    Args:
+        target: the data and the threat.
+        images: stored images of each attack.
+        shown: originals of the pictures.
+    """
+    row = {identity: place for place, identity in enumerate(target.data.ids.tolist())}
+    found = {}
+    for name, kept in images.items():
+        chosen = kept.only(np.isin(kept.ids, shown.ids))
+        if chosen.theta is None or len(chosen) == 0:
+            continue
+        ids = chosen.ids.tolist()
+        rows = torch.tensor([row[identity] for identity in ids], device=target.data.images.device)
+        allowed = target.threat.around(target.data.floats(rows).cpu())
+        if isinstance(allowed, Described) and allowed.identity().shape == chosen.theta.shape:
+            words = allowed.describe(torch.from_numpy(chosen.theta))
+            found[name] = {str(identity): one for identity, one in zip(ids, words, strict=True)}
+    return found
 
 
 def looks_like_probabilities(logits: Tensor) -> bool:

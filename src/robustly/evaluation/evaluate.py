@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from robustly.attacks import Attack
+from robustly.attacks import ATTACK_KINDS, Attack
 from robustly.data import ImageData
 from robustly.evaluation.batch_size import measure
 from robustly.evaluation.certificates import Certified, check_certificates, run_certificates
@@ -23,7 +23,13 @@ from robustly.evaluation.curve import (
     curve_radii,
     with_curve,
 )
-from robustly.evaluation.derived import derived_warnings, gallery, unconfirmed_counterexamples, unconfirmed_warning
+from robustly.evaluation.derived import (
+    derived_warnings,
+    gallery,
+    picture_words,
+    unconfirmed_counterexamples,
+    unconfirmed_warning,
+)
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
 from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.overhead import Overhead
@@ -46,7 +52,7 @@ from robustly.evidence.schema import ExampleColumns
 from robustly.evidence.summary import Metrics
 from robustly.models import as_classifier
 from robustly.objectives import ClassificationGoal, margin
-from robustly.threats import Chain, Threat
+from robustly.threats import Affine, Chain, Threat
 
 
 def evaluate(
@@ -91,7 +97,7 @@ def evaluate(
     _check_arguments(mode, batch_size)
     if isinstance(threat.extent, Tensor):
         raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
-    if isinstance(threat, Chain):
+    if isinstance(threat, Chain | Affine):
         threat = threat.whole()  # evidence states limits, not shares of others
     if tuple(threat.box) != (0.0, 1.0):
         raise EvaluationError(
@@ -133,7 +139,8 @@ def evaluate(
     sentences = (*sentences, collapse) if collapse else sentences
     precision = "full" if tuned is not suite else "as the suite says"
     summary = replace(_summary(target, suite, mode, numbers, found), warnings=sentences, precision=precision)
-    summary = replace(summary, overhead=overhead.seconds)
+    words = picture_words(target, images.attacks, images.gallery)
+    summary = replace(summary, overhead=overhead.seconds, picture_words=words)
     return Evidence(table, images, summary)
 
 
@@ -164,8 +171,13 @@ def _check_attacks(suite: Suite, threat: Threat) -> None:
         if not attack.needs.accept(threat):
             raise EvaluationError(
                 f"the attack {name!r} of suite {suite.name!r} is defined for {attack.needs.words()}, "
-                f"the threat is {threat}"
+                f"the threat is {threat}; attacks that are defined for it: {', '.join(_defined_for(threat))}"
             )
+
+
+def _defined_for(threat: Threat) -> list[str]:
+    """Names of the attacks that are defined for a threat."""
+    return [name for name, kind in ATTACK_KINDS.items() if kind().needs.accept(threat)]
 
 
 def _clean_logits(target: EvaluationTarget) -> Tensor:

@@ -188,6 +188,8 @@ class Summary:
         failures: error messages of attacks that raised.
         seconds: time of each attack.
         overhead: seconds of the parts beside the attacks: "tuning", "diagnostics" and "curve"; empty if unknown.
+        picture_words: perturbations of the report's pictures in words ("rotated by 12.3 degrees clockwise"), by
+            attack and id; empty for Lp balls.
         warnings: sentences for readers.
         precision: "full", or "as the suite says" where searches may have run in bfloat16.
         run: name of the run; empty without a run.
@@ -214,6 +216,7 @@ class Summary:
     failures: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float | None] = field(default_factory=dict)
     overhead: Mapping[str, float] = field(default_factory=dict)
+    picture_words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     precision: str = "full"
     run: str = ""

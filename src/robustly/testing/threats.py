@@ -5,7 +5,7 @@ from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
 from robustly.testing.networks import require
-from robustly.threats import Threat, ThreatSet
+from robustly.threats import Described, Threat, ThreatSet
 
 IMAGES = (3, 6, 5)
 
@@ -36,6 +36,7 @@ def check_threat(threat: Threat, *, shape: tuple[int, ...] = IMAGES, count: int 
     _check_independence(threat, x)
     _check_scaling(threat, x)
     _check_formats(threat, x)
+    _check_words(allowed)
     require(torch.equal(x, before), "the inputs are changed in place")
     require(torch.equal(torch.get_rng_state(), state), "the global random state is changed")
 
@@ -184,6 +185,17 @@ def _check_scaling(threat: Threat, x: Tensor) -> None:
     require(threat.with_extent(extents[-1]) == threat, "with_extent() of the own extent gives another threat")
     smaller = threat.with_extent(extents[0])
     require((smaller.around(x).radius < threat.around(x).radius).all(), "a smaller extent gives no smaller radius")
+
+
+def _check_words(allowed: ThreatSet) -> None:
+    """Check the words of the identity and of a start, where the set describes perturbations."""
+    if not isinstance(allowed, Described):
+        return
+    count, start = len(allowed.x), allowed.random_start(_draws(len(allowed.x)))
+    require(allowed.describe(allowed.identity()) == ["unchanged"] * count, "the identity is not called unchanged")
+    words = allowed.describe(start)
+    require(len(words) == count and all(words), "describe() does not give one phrase per example")
+    require("unchanged" not in words, "a random start is called unchanged")
 
 
 def _check_formats(threat: Threat, x: Tensor) -> None:

@@ -8,27 +8,32 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from robustly.threats.affine import Affine
 from robustly.threats.balls import LpBall
 from robustly.threats.chain import Chain
-from robustly.threats.contract import EditSet, Smooth, Threat, ThreatError, ThreatSet
+from robustly.threats.contract import Described, EditSet, Smooth, Threat, ThreatError, ThreatSet
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.features import FeatureBox, Features
 from robustly.threats.flow import Flow, FlowField
+from robustly.threats.geometry import SCALE, SHEAR, SHIFT
 from robustly.threats.lp import NORMS, Norm, ThreatModel, read_mask
 from robustly.threats.parameter_box import ParameterBox
 from robustly.threats.patch import Patch, PatchSet
 from robustly.threats.planes import Planes
-from robustly.threats.rotation import Rotation
+from robustly.threats.rotation import ROTATION, Rotation
 from robustly.threats.subspace import Subspace, SubspaceSet
 from robustly.threats.transformation import BoundedTransformation, Transformation
 
 Box = Sequence[float]
+TRANSFORMATIONS: dict[str, Transformation] = {one.kind: one for one in (ROTATION, SHIFT, SCALE, SHEAR)}
+"""Families of transformations with one limit, such as "rotation:30". A new one adds its name here."""
 THREATS: dict[str, Callable[[str, Box], Threat]] = {
     "linf": lambda size, box: ThreatModel("linf", size, box),
     "l2": lambda size, box: ThreatModel("l2", size, box),
     "l1": lambda size, box: ThreatModel("l1", size, box),
     "l0": lambda size, box: ThreatModel("l0", size, box),
-    "rotation": Rotation,
+    **{kind: family.within for kind, family in TRANSFORMATIONS.items()},
+    "affine": Affine.parse,
     "flow": Flow,
     "patch": Patch,
 }
@@ -46,9 +51,10 @@ LONGEST_CHAIN = 16
 def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] | None = None) -> Threat:
     """Parse a threat from its text: KIND:SIZE, or several joined by "+" (applied in that order).
 
-    For instance "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30" or "rotation:30+linf:8/255". A mask of the
-    values that may change follows an Lp threat as a NumPy file: "linf:8/255@mask.npy". Some threats always need a
-    file: "subspace:2@planes.safetensors", "features:1@limits.csv".
+    For instance "linf:8/255", "l2:0.5", "l1:12", "l0:10", "rotation:30", "affine:rotation=30,shift=3" or
+    "rotation:30+linf:8/255". A mask of the values that may change follows an Lp threat as a NumPy file:
+    "linf:8/255@mask.npy". Some threats always need a file: "subspace:2@planes.safetensors",
+    "features:1@limits.csv".
 
     Args:
         text: the text.
@@ -107,8 +113,11 @@ __all__ = [
     "KINDS",
     "NORMS",
     "THREATS",
+    "TRANSFORMATIONS",
+    "Affine",
     "BoundedTransformation",
     "Chain",
+    "Described",
     "EditSet",
     "FeatureBox",
     "Features",

@@ -1,7 +1,7 @@
 """Chains: several threats applied one after the other, each within its own limits."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import L0Ball, LpBall
-from robustly.threats.contract import Images, Link, PerExample, Threat, ThreatError, ThreatSet
+from robustly.threats.contract import Described, Images, Link, PerExample, Threat, ThreatError, ThreatSet
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.lp import ThreatModel
+from robustly.threats.parameter_box import ParameterBox
 
 Flat = Float[Tensor, "n p"]
 
@@ -70,6 +71,11 @@ class OffsetBall:
 
     def select(self, index: Tensor) -> "OffsetBall":  # noqa: D102
         return OffsetBall(self.x[index], self.ball.select(index), self.box)
+
+    def describe(self, theta: Tensor) -> list[str]:
+        """Each perturbation in words: "changed by 0.031 (linf)"."""
+        sizes = self.size(theta).tolist()
+        return [f"changed by {size:.3g} ({self.ball.norm})" if size > 0 else "unchanged" for size in sizes]
 
     def moved_to(self, images: Tensor) -> "OffsetBall":
         """The same perturbations of other inputs."""
@@ -147,8 +153,9 @@ class Chain:
         return {name: values for part in self.parts for name, values in part.arrays.items()}
 
     @property
-    def set_type(self) -> type["ChainSet"]:  # noqa: D102
-        return ChainSet
+    def set_type(self) -> type["ChainSet"]:
+        """`BoxChainSet` where all parts have ranges of parameters, else `ChainSet`."""
+        return BoxChainSet if all(issubclass(part.set_type, ParameterBox) for part in self.parts) else ChainSet
 
     def words(self) -> str:
         """Description of the threat in sentences."""
@@ -191,7 +198,7 @@ class Chain:
                 raise ThreatError(f"{part} cannot be a part of a chain: its perturbations apply to one input only")
             links.append(link)
         whole = torch.full((len(x),), float(self.share), device=x.device, dtype=x.dtype)
-        return ChainSet(x, whole, tuple(links))
+        return self.set_type(x, whole, tuple(links))
 
     @cached_property
     def _limited(self) -> tuple[Threat, ...]:
@@ -262,7 +269,17 @@ class ChainSet:
 
     def select(self, index: Tensor) -> "ChainSet":
         """Sets of some of the examples."""
-        return ChainSet(self.x[index], self.radius[index], tuple(link.select(index) for link in self.links))
+        links = tuple(link.select(index) for link in self.links)
+        return replace(self, x=self.x[index], radius=self.radius[index], links=links)
+
+    def describe(self, theta: Flat) -> list[str]:
+        """Each perturbation in words: "rotated by 12.3 degrees clockwise, changed by 0.031 (linf)"."""
+        told = [
+            link.describe(part) if isinstance(link, Described) else ["changed"] * len(theta)
+            for link, part in zip(self.links, self._split(theta), strict=True)
+        ]
+        listed = [[words for words in parts if words != "unchanged"] for parts in zip(*told, strict=True)]
+        return [", ".join(parts) or "unchanged" for parts in listed]
 
     @cached_property
     def _shapes(self) -> list[torch.Size]:
@@ -284,3 +301,13 @@ class ChainSet:
     @staticmethod
     def _join(parts: Sequence[Tensor]) -> Flat:
         return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+@dataclass(frozen=True)
+class BoxChainSet(ChainSet):
+    """Allowed inputs of a chain whose parts all have a few bounded numbers, such as a rotation and a shift."""
+
+    def bounds(self) -> tuple[Flat, Flat]:
+        """Least and largest allowed value of each parameter, `(N, P)` each."""
+        low, high = zip(*(link.bounds() for link in self.links if isinstance(link, ParameterBox)), strict=True)
+        return self._join(low), self._join(high)

@@ -198,7 +198,7 @@ class FeatureBox:
         counts, places = (flat != 0).sum(1).tolist(), flat.abs().argmax(1)
         largest = flat.gather(1, places[:, None])[:, 0].tolist()
         return [
-            f"{count} features changed, most feature {place}, by {change:+.3g}" if count else "nothing changed"
+            f"{count} features changed, most feature {place}, by {change:+.3g}" if count else "unchanged"
             for count, place, change in zip(counts, places.tolist(), largest, strict=True)
         ]
 

@@ -183,7 +183,10 @@ class FlowField:
         """One phrase per example: the largest and the mean displacement."""
         lengths = theta.square().sum(1).sqrt().flatten(1)
         pairs = zip(lengths.amax(1).tolist(), lengths.mean(1).tolist(), strict=True)
-        return [f"pixels moved by up to {most:.2f} pixels, {mean:.2f} on average" for most, mean in pairs]
+        return [
+            f"pixels moved by up to {most:.2f} pixels, {mean:.2f} on average" if most else "unchanged"
+            for most, mean in pairs
+        ]
 
     def select(self, index: Tensor) -> "FlowField":
         """Sets of some of the examples."""

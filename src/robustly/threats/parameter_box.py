@@ -25,7 +25,7 @@ class ParameterBox:
         x: original inputs `(N, ...)`.
         radius: `(N,)`, in the threat's unit.
         neutral: values `(P,)` of no change.
-        scale: range of each parameter per unit of the radius, `(P,)`, positive.
+        scale: range of each parameter per unit of the radius, `(P,)`, at least 0.
         transform: from inputs and parameters `(N, P)` to inputs in the box; differentiable, and exactly the
             identity at the neutral values.
         words: description of one change, from its P parameters; None lists the numbers.
@@ -68,9 +68,15 @@ class ParameterBox:
         """2.5 radii over the number of steps."""
         return 2.5 * self.radius / max(steps, 1)
 
+    def bounds(self) -> tuple[Parameters, Parameters]:
+        """Least and largest allowed value of each parameter, `(N, P)` each."""
+        return self._centre - self._reach, self._centre + self._reach
+
     def size(self, theta: Parameters) -> PerExample:
         """Largest deviation of a parameter from its neutral value, in the threat's unit."""
-        return ((theta - self._centre) / self.scale.to(theta)).abs().amax(1)
+        deviation = theta - self._centre
+        shares = deviation / self.scale.to(theta)
+        return torch.where(deviation == 0, 0.0, shares).abs().amax(1)  # 0 / 0 where a range is empty
 
     def contains(self, theta: Parameters) -> Bool[Tensor, " n"]:
         """True where each parameter is in its range, up to float32 rounding."""

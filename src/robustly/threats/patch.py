@@ -206,7 +206,7 @@ class PatchSet:
         return [
             f"pixels changed in rows {top} to {bottom} and columns {left} to {right}"
             if bottom >= top
-            else "no pixel changed"
+            else "unchanged"
             for (top, left), (bottom, right) in zip(first, last, strict=True)
         ]
 

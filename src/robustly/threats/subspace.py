@@ -238,6 +238,13 @@ class SubspaceSet:
         """True where the length is allowed, up to float32 rounding."""
         return self.size(theta) <= self.radius * (1 + 1e-5) + 1e-6
 
+    def describe(self, theta: Coefficients) -> list[str]:
+        """One phrase per example: the length of the change."""
+        lengths = self.size(theta).tolist()
+        return [
+            f"changed by {length:.3g} along principal directions" if length else "unchanged" for length in lengths
+        ]
+
     def select(self, index: Tensor) -> "SubspaceSet":
         """Sets of some of the examples."""
         return SubspaceSet(self.x[index], self.radius[index], self.directions, self.place[index], self.box)

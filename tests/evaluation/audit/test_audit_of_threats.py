@@ -21,6 +21,7 @@ from robustly.threats import Threat, ThreatModel, parse_threat
 SUITE = Suite("test", {"pgd": PGD(steps=10, precision="full")}, curve="pgd")
 TURNED, CHAINED = parse_threat("rotation:40"), parse_threat("rotation:15+linf:0.05")
 HALVED = parse_threat("rotation:30+linf:0.08").scaled(0.5)
+MOVED = parse_threat("affine:rotation=30,shift=4,scale=0.2").scaled(0.5)
 RIGHT_HALF = torch.arange(28) >= 14
 MASKED = ThreatModel("linf", 0.25, mask=RIGHT_HALF.expand(28, 28).clone())
 
@@ -37,7 +38,7 @@ def evaluated(net: nn.Module, digits: Splits, threat: Threat, folder: Path) -> E
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threat", [TURNED, CHAINED, HALVED, MASKED], ids=str)
+@pytest.mark.parametrize("threat", [TURNED, CHAINED, HALVED, MOVED, MASKED], ids=str)
 def test_honest_evidence_passes(digit_net: nn.Module, digits: Splits, tmp_path: Path, threat: Threat) -> None:
     result = audit(tmp_path, evaluated(digit_net, digits, threat, tmp_path), SUITE)
     assert result.passed, problems(result)

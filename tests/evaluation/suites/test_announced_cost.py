@@ -22,9 +22,12 @@ from robustly.attacks import (
     Averaged,
     CarliniWagner,
     DeepFool,
+    GridSearch,
     HopSkipJump,
     InputDiversity,
+    ParameterSearch,
     PatchSearch,
+    RandomDraws,
     SigmaZero,
     SmoothPGD,
     SparseRS,
@@ -36,7 +39,7 @@ from robustly.attacks.boundary import Boundary
 from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.cost import COSTS, announced_cost, attack_cost
 from robustly.evaluation.suites.passes import _Unbreakable, autoattack_passes, passes_of
-from robustly.threats import Flow, Patch, Threat, ThreatModel
+from robustly.threats import Flow, Patch, Threat, ThreatModel, parse_threat
 
 SIZE = 3 * 8 * 8  # of the images on which passes are counted
 THREATS: dict[str, Threat] = {
@@ -45,6 +48,7 @@ THREATS: dict[str, Threat] = {
     "l0": ThreatModel("l0", 3),
     "flow": Flow(0.5),
     "patch": Patch(3),
+    "affine": parse_threat("affine:rotation=30,shift=2"),
 }
 EXACT = {
     **{name: attack for name, attack in ATTACKS.items() if attack.steps <= 20 and attack.estimator is None},
@@ -69,6 +73,10 @@ EXACT = {
     "sigma_zero": SigmaZero(steps=7),
     "stadv": SmoothPGD(4, restarts=3),
     "patch": PatchSearch(3, locations=2, moves=4, restarts=2),
+    "random_draws": RandomDraws(5),
+    "parameter_search": ParameterSearch(7, restarts=2),
+    "grid": GridSearch(queries=30),
+    "counted_grid": GridSearch((3, 2, 4)),
 }
 
 

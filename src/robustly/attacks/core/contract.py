@@ -14,7 +14,9 @@ from robustly.models.modes import modes_kept
 from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall
+from robustly.threats.chain import BoxChainSet
 from robustly.threats.contract import EditSet, Smooth, Threat, ThreatSet
+from robustly.threats.parameter_box import ParameterBox
 
 ModelMode = Literal["eval", "train", "train_nostat"]
 Images = Float[Tensor, "n ..."]
@@ -56,10 +58,10 @@ class Needs:
     def words(self) -> str:
         """Names of the sets: "linf, l2, l1", "any Lp ball", "any threat but l0"."""
         names = {
-            ThreatSet: "any threat",
-            EditSet: "any set of edits",
-            LpBall: "any Lp ball",
+            **{ThreatSet: "any threat", EditSet: "any set of edits", LpBall: "any Lp ball"},
             Smooth: "any threat with a roughness",
+            ParameterBox: "threats of a few bounded numbers (rotation, shift)",
+            BoxChainSet: "chains of them",
         }
         listed = ", ".join(names.get(one) or _name(one) for one in self.sets)
         return listed + (f" but {', '.join(map(_name, self.but_not))}" if self.but_not else "")

@@ -6,6 +6,7 @@ SUITE_WORDS = {
     "quick": "a screen, the three nearest classes, and long runs on the closest tenth; for monitoring",
     "standard": "AutoAttack's verdict at about a fifteenth of its passes, with a sentinel against masking",
     "strong": "all stages of standard, then more attacks on every unbroken image",
+    "semantic": "random draws, PGD, random search and a grid, for threats that are not Lp balls",
     "aa_standard": "AutoAttack as published: APGD-CE, APGD-T, FAB-T, Square",
     "aa_plus": "AutoAttack's plus version, with restarts and the untargeted forms",
     "aa_rand": "AutoAttack's version for randomised models",

@@ -19,6 +19,7 @@ from robustly.evaluation.audit.identity import (
     gallery_check,
     identity_checks,
     parts_check,
+    picture_words_check,
     suite_check,
 )
 from robustly.evaluation.audit.numbers import numbers_check
@@ -161,6 +162,7 @@ def _checks(
     yield from certificates_checks(evidence, target)
     yield suite_check(summary, suite)
     yield gallery_check(evidence, target)
+    yield from picture_words_check(evidence, target)
     if suite is not None:
         yield description_check(summary, target, suite)
         yield from rerun_checks(evidence, target, suite, sampling, rounding, clean)

@@ -11,7 +11,7 @@ from robustly.attacks import Transfer
 from robustly.evaluation.audit.check import Check, first_id
 from robustly.evaluation.audit.rounding import Rounding, too_many_ties
 from robustly.evaluation.curve import recorded_curve
-from robustly.evaluation.derived import gallery
+from robustly.evaluation.derived import gallery, picture_words
 from robustly.evaluation.recording import as_array, data_record, model_record, suite_record, threat_record
 from robustly.evaluation.suites.composed import suite_from, with_surrogates
 from robustly.evaluation.suites.suite import Suite, settings
@@ -104,6 +104,16 @@ def gallery_check(evidence: Evidence, target: EvaluationTarget) -> Check:
         return Check(name, "originals have no parameters")
     same = np.array_equal(shown.ids, expected.ids) and np.array_equal(shown.images, expected.images)
     return Check(name, "" if same else "they differ")
+
+
+def picture_words_check(evidence: Evidence, target: EvaluationTarget) -> Iterator[Check]:
+    """Check the words of the report's pictures against the parameters of the images, if there are any."""
+    stated = evidence.summary.picture_words
+    if stated:
+        derived = picture_words(target, evidence.images.attacks, evidence.images.gallery)
+        yield Check(
+            "the words of the pictures follow from their parameters", "" if stated == derived else "they differ"
+        )
 
 
 def description_check(summary: Summary, target: EvaluationTarget, suite: Suite) -> Check:

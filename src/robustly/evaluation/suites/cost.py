@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from robustly.attacks import (
     APGD,
     DDN,
@@ -23,8 +25,11 @@ from robustly.attacks import (
     Boundary,
     CarliniWagner,
     DeepFool,
+    GridSearch,
     HopSkipJump,
+    ParameterSearch,
     PatchSearch,
+    RandomDraws,
     SigmaZero,
     SmoothPGD,
     SparseRS,
@@ -43,6 +48,8 @@ from robustly.evaluation.suites.suite import Suite
 from robustly.evidence.provenance import Plan
 from robustly.threats import Threat
 
+LARGE = 10_000
+"""Side of the empty images on which the parameters of a threat are counted; no shift is larger."""
 Passes = tuple[int, int]
 """Forward and backward passes."""
 
@@ -243,8 +250,17 @@ def _jsma(attack: JSMA, job: Job) -> Passes:
     return 1 + targets * (2 * moves + 1), 2 * targets * moves
 
 
-def _queries(attack: Square | SparseRS, job: Job) -> Passes:
+def _queries(attack: Square | SparseRS | ParameterSearch, job: Job) -> Passes:
     return 1 + attack.restarts * (attack.queries + 1), 0
+
+
+def _draws(attack: RandomDraws, job: Job) -> Passes:
+    return 1 + attack.draws, 0
+
+
+def _grid(attack: GridSearch, job: Job) -> Passes:
+    parameters = job.threat.around(torch.zeros(0, 3, LARGE, LARGE)).identity().shape[1]
+    return 1 + math.prod(attack.points_of(parameters)), 0
 
 
 def _boundary(attack: Boundary, job: Job) -> Passes:
@@ -280,5 +296,8 @@ COSTS: dict[type, Callable[[Any, Job], Passes]] = {
     SparseRS: _queries,
     Boundary: _boundary,
     HopSkipJump: _hopskipjump,
+    RandomDraws: _draws,
+    ParameterSearch: _queries,
+    GridSearch: _grid,
 }
 """Passes of each kind of attack on an image that it does not break."""

@@ -5,12 +5,14 @@ from functools import partial
 
 from robustly.evaluation.suites.autoattack import autoattack
 from robustly.evaluation.suites.builtin import quick, standard, strong
+from robustly.evaluation.suites.semantic import semantic
 from robustly.evaluation.suites.suite import Suite, presets
 
 SUITES: dict[str, Callable[[str], Suite]] = {
     "quick": quick,
     "standard": standard,
     "strong": strong,
+    "semantic": semantic,
     "aa_standard": partial(autoattack, "standard"),
     "aa_plus": partial(autoattack, "plus"),
     "aa_rand": partial(autoattack, "rand"),

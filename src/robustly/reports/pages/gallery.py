@@ -41,7 +41,7 @@ FACTORS = (0.5, 1, 1.5, 2, 3, 4, 5, 8, 10, 15, 20, 30, 40, 50, 80, 100, 150, 200
 
 @dataclass(frozen=True)
 class Shot:
-    """One example under one attack; `adversarial` is None if the attack found none."""
+    """One example under one attack; `adversarial` is None if the attack found none, `change` without words."""
 
     example: int
     label: str
@@ -50,6 +50,7 @@ class Shot:
     difference: str | None = None
     prediction: str | None = None
     distance: float | None = None
+    change: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ class Gallery:
     def size(self) -> int:
         """Its bytes on the page."""
         shots = [shot for shelf in self.shelves for shot in shelf.shots]
-        parts = [(shot.original, shot.adversarial or "", shot.difference or "") for shot in shots]
+        parts = [
+            (shot.original, shot.adversarial or "", shot.difference or "", shot.change or "") for shot in shots
+        ]
         return sum(_SHOT + sum(map(len, part)) for part in parts)
 
 
@@ -157,6 +160,7 @@ def _gallery(
                 difference=encoder.broken(attack.name, i, side)[1],
                 prediction=_prediction(table, attack.name, i, evaluation.data),
                 distance=_distance(table, attack.name, i),
+                change=evaluation.picture_words.get(attack.name, {}).get(str(i)),
             )
             for i in broken
         ]
