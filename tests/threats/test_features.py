@@ -28,7 +28,7 @@ def test_every_feature_has_its_own_limits() -> None:
     frozen[0, 1], frozen[1, 2] = 1e-20, -1e-20
     assert allowed.contains(frozen).tolist() == [False, False, True]
     assert allowed.describe(expected)[0] == "2 features changed, most feature 2, by +0.4"
-    assert allowed.describe(expected)[2] == "nothing changed"
+    assert allowed.describe(expected)[2] == "unchanged"
     assert "1 of them may not change, and 2 in one direction only" in Features(1, LIMITS).words()
 
 

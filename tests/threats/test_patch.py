@@ -24,7 +24,7 @@ def test_contains_is_exact_about_the_square() -> None:
     assert allowed.size(theta).tolist() == [3.0, 4.0, 4.0, 0.0]
     assert allowed.contains(theta).tolist() == [True, False, False, True]
     assert allowed.describe(theta)[0] == "pixels changed in rows 2 to 4 and columns 1 to 3"
-    assert allowed.describe(theta)[3] == "no pixel changed"
+    assert allowed.describe(theta)[3] == "unchanged"
 
 
 def test_a_projection_keeps_the_best_square_of_all() -> None:
