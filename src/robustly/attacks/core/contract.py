@@ -59,7 +59,6 @@ class Needs:
         """Names of the sets: "linf, l2, l1", "any Lp ball", "any threat but l0"."""
         names = {
             **{ThreatSet: "any threat", EditSet: "any set of edits", LpBall: "any Lp ball"},
-            Smooth: "any threat with a roughness",
             ParameterBox: "threats of a few bounded numbers (rotation, shift)",
             BoxChainSet: "chains of them",
             Smooth: "any threat with a roughness",
