@@ -116,6 +116,7 @@ def _show(console: Console, measured: Mapping[str, Measured], out: Path, option:
     for name, one, other in [
         ("clean", before.clean, after.clean),
         *((f"under {text}", before.robust[text], share) for text, share in after.robust.items()),
+        *([("under all of them", before.union, after.union)] if before.union and after.union else []),
     ]:
         table.add_row(escape(name), str(one), str(other), f"{100 * _change(one, other):+.1f} points")
     console.print(table)

@@ -28,9 +28,10 @@ from robustly.models.layout import in_fastest_layout
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
-from robustly.training import AuxiliaryNetwork, Job
+from robustly.training import INNER_MAXIMISERS, AuxiliaryNetwork, Job
 from robustly.training.engine.job import check_networks
 from robustly.training.engine.loop import BEST, FINAL, LAST
+from robustly.training.inner import SEVERAL
 
 CONFIG = "config.yaml"
 EVALUATION = "evaluation"
@@ -157,6 +158,13 @@ def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
         OSError: a file cannot be read.
     """
     check_networks(config.method, {name: network.frozen for name, network in config.networks.items()})
+    if config.method.inner is not None and len(config.threats) > 1 and type(config.method.inner) not in SEVERAL:
+        names = ", ".join(name for name, part in INNER_MAXIMISERS.items() if part in SEVERAL)
+        raise RunError(
+            f"method.inner {config.method_settings['inner']['name']!r} attacks under one threat, the settings have "
+            f"{config.threats_text}: set threat in place of threats, or method.inner to one of {names}"
+        )
+    config.method.check_threats(config.threats)
     splits = load_splits(config.data)
     seed = config.seed
     model = build_network(config.model, splits.train, derive_seed(seed, "model"), trusts)
@@ -175,7 +183,7 @@ def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
         model=model,
         train=splits.train,
         validation=splits.validation,
-        threats=(config.threat,),
+        threats=config.threats,
         optimizer=config.optimizer,
         schedule=config.schedule,
         training=config.training,

@@ -77,7 +77,7 @@ def parse_threats(texts: Sequence[str], box: Box = (0.0, 1.0)) -> tuple[Threat, 
 
 
 def short_names(threats: Sequence[Threat]) -> tuple[str, ...]:
-    """Names of several threats for columns and folders: their kinds ("linf", "l2"), numbered if a kind occurs twice.
+    """Names of several threats for columns and folders: their kinds ("linf"), numbered if a kind occurs twice.
 
     Two threats of one kind are "linf_1" and "linf_2", in their order.
     """

@@ -1,6 +1,7 @@
 """Inner maximisations under several threats: MAX, AVG, stochastic, E-AT and MSD."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,7 @@ def test_the_loss_of_msd_never_falls_with_more_steps() -> None:
         losses(step_with(MsdInner(steps=steps, relative_step_size=0.6)).adversarial.x_adv) for steps in range(6)
     ]
     assert torch.equal(found[0], losses(data()[0]))
-    for fewer, more in zip(found, found[1:], strict=False):
+    for fewer, more in pairwise(found):
         assert bool((more >= fewer).all())
     assert bool((found[-1] > found[0]).all())
 

@@ -35,7 +35,7 @@ def _note(step: Step, number: int, correct: Bool[Tensor, " n"] | None) -> None:
 
 @dataclass(frozen=True)
 class StochasticInner(Part):
-    """Stochastic training of Madaan et al. ("SAT"): PGD on the cross-entropy under one threat, drawn for each batch.
+    """Stochastic training ("SAT" of Madaan et al.): PGD on the cross-entropy under one threat, drawn per batch.
 
     Every threat has the same probability. A step costs as much as with one threat; with one it is PGD. Madaan, Shin
     and Hwang, "Learning to generate noise for multi-attack robustness", ICML 2021 (arXiv 2006.12135). In recipes
