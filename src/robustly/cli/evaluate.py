@@ -128,7 +128,7 @@ def _carried_out(
     subject = load_subject(run, trust_code, checkpoint=checkpoint)
     keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
-    found = {}
+    found: dict[str, Tested] = {}
     for plan in plans:
         config = plan.config
         with ExitStack() as unless_refused:
