@@ -10,7 +10,7 @@ from robustly.cli.recipes import read_recipe
 from robustly.data import DataConfig
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.overrides import apply_overrides, overlay
-from robustly.experiments.run_folder import RunError, build_job
+from robustly.experiments.run_folder import build_job
 from robustly.experiments.settings_help import settings_of
 from robustly.settings import SettingsError
 
@@ -90,7 +90,9 @@ def test_both_keys_in_one_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_training_attack_under_one_threat_refuses_several() -> None:
-    with pytest.raises(RunError, match=r"'pgd' attacks under one threat.*linf:0\.3, l2:2.*max, avg, stoch.*, msd"):
+    with pytest.raises(
+        SettingsError, match=r"'pgd' attacks under one threat.*linf:0\.3, l2:2.*max, avg, stoch.*, msd"
+    ):
         build_job(config("mnist5k/pgd_at", "--threats", "linf:0.3", "l2:2"), lambda name: False)
     with pytest.raises(ValueError, match=r"msd is defined for Lp threats.*rotation:30"):
         build_job(config("mnist5k/msd", "--threats", "linf:0.3", "rotation:30"), lambda name: False)

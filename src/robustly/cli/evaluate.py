@@ -103,7 +103,7 @@ def _is_kept(plan: PlannedEvaluation, overwrite: bool, keep: bool, checkpoint: C
     """True if an earlier evaluation takes the place of this one.
 
     Raises:
-        RunError: it is of another threat or other weights, or nothing is said about it.
+        RunError: it is of another threat or other weights, or there is one and neither option is given.
     """
     target = plan.target
     if keep and (target / SUMMARY).is_file():

@@ -21,6 +21,7 @@ from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.last_epoch import last_weights, put_weights
 from robustly.experiments.locks import is_own_leftover
 from robustly.experiments.overrides import read_yaml
+from robustly.experiments.training_threats import check_training_threats
 from robustly.files import remove_stale_parts, write_text
 from robustly.model_names import is_published
 from robustly.models import ModelConfig, about_model, as_classifier, build_model, load_weights
@@ -28,10 +29,9 @@ from robustly.models.layout import in_fastest_layout
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
-from robustly.training import INNER_MAXIMISERS, AuxiliaryNetwork, Job
+from robustly.training import AuxiliaryNetwork, Job
 from robustly.training.engine.job import check_networks
 from robustly.training.engine.loop import BEST, FINAL, LAST
-from robustly.training.inner import SEVERAL
 
 CONFIG = "config.yaml"
 EVALUATION = "evaluation"
@@ -158,13 +158,7 @@ def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
         OSError: a file cannot be read.
     """
     check_networks(config.method, {name: network.frozen for name, network in config.networks.items()})
-    if config.method.inner is not None and len(config.threats) > 1 and type(config.method.inner) not in SEVERAL:
-        names = ", ".join(name for name, part in INNER_MAXIMISERS.items() if part in SEVERAL)
-        raise RunError(
-            f"method.inner {config.method_settings['inner']['name']!r} attacks under one threat, the settings have "
-            f"{config.threats_text}: set threat in place of threats, or method.inner to one of {names}"
-        )
-    config.method.check_threats(config.threats)
+    check_training_threats(config)
     splits = load_splits(config.data)
     seed = config.seed
     model = build_network(config.model, splits.train, derive_seed(seed, "model"), trusts)

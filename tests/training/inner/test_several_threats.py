@@ -80,8 +80,12 @@ def test_with_one_threat_it_is_pgd(kind: Make, start: str) -> None:
 
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_the_contract_of_parts(kind: Make) -> None:
-    # the threat of the whole batch does not depend on the order; that of MAX and MSD is chosen for each example
     check_part(kind(**SETTINGS), threats=THREATS)
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_same_threats_as_one() -> None:
+    check_part(EatInner(**SETTINGS), threats=THREATS, processes=True)
 
 
 def test_max_is_at_least_every_member_and_the_mean_for_each_example() -> None:
