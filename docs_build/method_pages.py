@@ -84,12 +84,15 @@ def title(method: str) -> str:
         "dkl",
         "fgsm",
         "kl",
+        "max",
+        "avg",
+        "msd",
     }
     names = {
         "dynat": "DYNAT", "trades": "TRADES", "mart": "MART", "gairat": "GAIRAT", "mail": "MAIL", "rslad": "RSLAD",
         "pgd": "PGD", "lbgat0": "LBGAT0", "lbgat6": "LBGAT6", "adaad": "AdaAD",
         "gradalign": "GradAlign", "wrn": "WRN", "n": "N", "iad2": "IAD2", "mse": "MSE", "gair": "GAIR",
-        "resnet18": "ResNet-18",
+        "resnet18": "ResNet-18", "eat": "E-AT",
     }  # fmt: skip
     words = [names.get(word, word.upper() if word in capitals else word.capitalize()) for word in method.split("_")]
     return "-".join(words)
@@ -140,7 +143,7 @@ def _table(recipe: Recipe) -> list[str]:
     ramp = f", epsilon grown over {training.epsilon_ramp:g} epochs" if training.epsilon_ramp else ""
     times = f" at {', '.join(f'{b:g}' for b in schedule.boundaries)}" if schedule.boundaries else ""
     lines.append(
-        f"| training | {training.epochs} epochs | threat {config.threat}, batches of {training.batch_size}, "
+        f"| training | {training.epochs} epochs | threat {config.threats_text}, batches of {training.batch_size}, "
         f"{optimizer.name} at {optimizer.learning_rate:g}, weight decay {optimizer.weight_decay:g}, "
         f"{schedule.name} schedule{times}{ramp} |"
     )
@@ -179,7 +182,12 @@ def _docstring(cls: type) -> list[str]:
 
 
 def _cost(recipe: Recipe) -> list[str]:
-    cost = step_cost(recipe.config.method, recipe.config.training.epochs, recipe.config.frozen_networks)
+    cost = step_cost(
+        recipe.config.method,
+        recipe.config.training.epochs,
+        recipe.config.frozen_networks,
+        len(recipe.config.threats),
+    )
     lines = ["## What a step costs", ""]
     lines += ["Passes per unbroken example in the last epoch, after all warm-ups, counted.", ""]
     lines += ["| network | forward | backward |", "| --- | --- | --- |"]
@@ -250,7 +258,12 @@ def index() -> str:
         cells = {slot: ", ".join(what for place, what, _ in rows if place == slot) for slot in TABLES}
         objective = (recipe.config.method_settings["inner"] or {}).get("objective")
         cells["inner"] += f" ({objective.replace('_', '-')})" if objective else ""
-        cost = step_cost(recipe.config.method, recipe.config.training.epochs, recipe.config.frozen_networks)
+        cost = step_cost(
+            recipe.config.method,
+            recipe.config.training.epochs,
+            recipe.config.frozen_networks,
+            len(recipe.config.threats),
+        )
         passes = f"{sum(cost.forwards.values())} + {sum(cost.backwards.values())}"
         lines.append(f"| [{title(method)}]({method}.md) | {' | '.join(cells.values())} | {passes} |")
     return "\n".join(lines) + "\n"

@@ -1,6 +1,8 @@
 """The union over threats, from tables made by hand."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tables import evaluation
 
 from robustly.evidence import EvidenceError
@@ -50,3 +52,11 @@ def test_a_union_needs_two_threats() -> None:
         union_of_threats([one])
     with pytest.raises(EvidenceError, match="one evaluation for each threat"):
         union_of_threats([one, one])
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=6, max_size=6), min_size=2, max_size=4))
+def test_the_union_is_at_most_every_accuracy_and_the_mean(held: list[list[int]]) -> None:
+    found = union_of_threats([evaluation(f"l2:{number + 1}", one) for number, one in enumerate(held)])
+    single = [one.robust.share for one in found.threats]
+    assert found.union.share <= min(single) <= found.average.accuracy + 1e-12
+    assert found.union.hits >= 6 - sum(6 - sum(one) for one in held), "no more are lost than each threat breaks"

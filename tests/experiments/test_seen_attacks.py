@@ -71,6 +71,19 @@ def test_another_kind_of_threat_is_new_to_the_network() -> None:
     assert seen_in_run(in_l2, "l2", DYNAT)["pgd_20"] == "training"
 
 
+@pytest.mark.parametrize("recipe", ["max", "avg", "stochastic_multi", "eat", "msd"])
+def test_a_network_has_seen_the_attacks_of_every_threat_of_its_training(recipe: str) -> None:
+    trained = config(f"mnist5k/{recipe}", "--threats", '["linf:0.3", "l1:10"]')
+    expected = {"fgsm": "training", "pgd_20": "training"}
+    assert [seen_in_run(trained, kind, DYNAT) for kind in ("linf", "l1", "l2")] == [expected, expected, {}]
+
+
+def test_a_network_trained_without_an_attack_has_seen_that_of_the_first_threat_only() -> None:
+    trained = config("mnist5k/standard", "--threats", '["linf:0.3", "l1:10"]')
+    assert seen_in_run(trained, "linf", DYNAT) == {"fgsm": "selection", "pgd_20": "selection"}
+    assert seen_in_run(trained, "l1", DYNAT) == {}
+
+
 def test_steepest_ascent_alone_is_the_search_of_training() -> None:
     for same in (PGD(steps=3, restarts=4, start="none"), PGD(relative_step_size=0.1), PGD(precision="bfloat16")):
         assert ascent_objective(same) == "cross_entropy"
@@ -97,6 +110,7 @@ def test_every_inner_maximisation_is_known() -> None:
         "free": "cross_entropy",
         "friendly": "cross_entropy",
         "curriculum": "cross_entropy",
+        **dict.fromkeys(("max", "avg", "stochastic_multi", "eat", "msd"), "cross_entropy"),
     }
     assert inner_objective(None) is None
     assert inner_objective(MixedInner(kl=1.0)) == "kl"

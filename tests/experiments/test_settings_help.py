@@ -70,7 +70,7 @@ def test_every_key_of_a_run_is_listed_with_its_value(recipe: str) -> None:
     absent = {"recipe", "guide", "teacher", "standard_teacher", "method.labels", "method.inner", "method.weights"}
     missing = leaves(config.as_plain()) - absent - settings.keys()
     assert missing == set()
-    assert settings["threat"].value == config.threat_text
+    assert settings["threat"].value == config.threat_texts[0]
     assert settings["training.epochs"].value == str(config.training.epochs)
 
 

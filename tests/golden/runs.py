@@ -164,6 +164,9 @@ def little_settings(recipe: str, teacher: Path, extra: Path) -> dict[str, str]:
     """The recipe's method on 90 digits, its late parts at work from the second epoch on."""
     settings = recipe_settings(recipe)
     words = LITTLE | WITH_NORMS.get(recipe, {})
+    if "threats" in settings:
+        del words["threat"]
+        words["threats"] = "[linf:0.1, l1:2]"
     for role in ("model", *ROLES):
         if settings.get(role) is not None or role == "model":
             if (settings.get(role) or {}).get("pretrain"):

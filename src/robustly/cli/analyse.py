@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from robustly.analysis.input_gradients import GradientStatistics, gradient_statistics, summarised
 from robustly.analysis.landscapes import input_landscapes, weight_landscape
-from robustly.cli.subject import keep_run, load_subject, run_of_command
+from robustly.cli.subject import first_threat, keep_run, load_subject, run_of_command
 from robustly.cli.terminal import PlainConsole
 from robustly.data import ImageData
 from robustly.evaluation.recording import stored_threat
-from robustly.evidence import EvidenceError, read_evidence, read_summary
-from robustly.evidence.partial_unions import LeftOut, largest_union
+from robustly.evidence import read_summary
+from robustly.evidence.partial_unions import union_of_folders
 from robustly.evidence.records import to_json
 from robustly.evidence.schema import SUMMARY
 from robustly.evidence.storage import read_threat_arrays
@@ -52,7 +52,7 @@ def run_analysis(place: Path | None, count: int, trust_code: bool, overrides: Se
     run = run_of_command(place, list(overrides))
     folder = run.folder
     repair_evaluations(folder)
-    config, threat = _evaluated(folder, run.config, run.overrides)
+    config, threat = _evaluated(folder, first_threat(run, "analyse"), run.overrides)
     subject = load_subject(run, trust_code, config)
     model, data = subject.model, subject.data
     sample = data.select(torch.arange(min(count, len(data))))
@@ -91,7 +91,7 @@ def _evaluated(folder: Path, config: RunConfig, overrides: Sequence[str]) -> tup
             raise RunError(f"{folder / EVALUATION} does not state the settings of its data: evaluate the run again")
         data = build_config({"data": summary.data.settings}).data
         threat = stored_threat(summary.threat, read_threat_arrays(folder / EVALUATION))
-        if "threat" in dict(pairs_of(overrides)) and str(threat) != str(config.threat):
+        if {"threat", "threats"} & dict(pairs_of(overrides)).keys() and str(threat) != str(config.threat):
             raise RunError(
                 f"{folder} is evaluated under {threat}, and analysed under the same threat: leave out --threat"
             )
@@ -136,16 +136,10 @@ def _union(folder: Path) -> dict[str, Any]:
     complete = [path for path in places if (path / SUMMARY).is_file()]
     if len(complete) < 2:
         return {"union": None, "left_out": []}
-    found, damaged = {}, []
-    for path in complete:
-        try:
-            found[path.name] = read_evidence(path)
-        except EvidenceError as error:
-            damaged.append(LeftOut(path.name, f"it cannot be read: {str(error).rstrip('.')}"))
-    union, left_out = largest_union(found)
+    union, left_out = union_of_folders(complete)
     return {
         "union": None if union is None else to_json(union),
-        "left_out": [to_json(one) for one in (*left_out, *damaged)],
+        "left_out": [to_json(one) for one in left_out],
     }
 
 

@@ -1,6 +1,7 @@
 """Command line words: options of a command, and settings that change the configuration."""
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from robustly.experiments.keys import NETWORKS, TOP_LEVEL
+from robustly.experiments.keys import ALLOWED, NETWORKS
 from robustly.model_names import TORCHSCRIPT, is_published
 
 SHORT_FORMS = {
@@ -27,7 +28,8 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate settings from the other words of a command line.
 
     Settings are `--a.b value`, `--a.b=value` and those without a dot (`--seed 1`, `--threat linf:0.2`), and the
-    short forms of `SHORT_FORMS`, which become settings.
+    short forms of `SHORT_FORMS`, which become settings. `--threats` takes the words of the form KIND:SIZE that
+    follow it, or one list in brackets, and becomes one setting with a list.
 
     Returns:
         The other words, and the settings, each in the order given.
@@ -43,7 +45,12 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             long, before = SHORT_FORMS[key]
             value = value if equals else (rest.pop(0) if rest and not rest[0].startswith("--") else "")
             overrides += [f"--{long}", f"{before}{value}" if value else ""]
-        elif word.startswith("--") and ("." in key or key in TOP_LEVEL) and key not in options:
+        elif word.startswith("--") and key == "threats":
+            listed = [value] if equals else []
+            while rest and re.match(r"\s*(\[|\w+:)", rest[0]):
+                listed.append(rest.pop(0))
+            overrides += ["--threats", listed[0] if listed and listed[0].strip()[:1] == "[" else json.dumps(listed)]
+        elif word.startswith("--") and ("." in key or key in ALLOWED) and key not in options:
             overrides.append(word)
             if not equals and rest and not rest[0].startswith("--"):
                 overrides.append(rest.pop(0))
@@ -140,9 +147,9 @@ def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -
         word = rest.pop(0)
         key, equals, value = word.removeprefix("--").partition("=")
         value = value if equals else (rest.pop(0) if rest else "")
-        free = key in ("threat", "seed", "runtime.device") or key.startswith("evaluation.")
+        free = key in ("threat", "threats", "seed", "runtime.device") or key.startswith("evaluation.")
         if not free and not (is_model_name(word) and value in names):
             raise ValueError(
-                f"evaluate takes no --{key} for a run that exists: allowed are --threat, --seed, --evaluation.* "
-                "and --runtime.device; to test other weights or data, name a new folder"
+                f"evaluate takes no --{key} for a run that exists: allowed are --threat, --threats, --seed, "
+                "--evaluation.* and --runtime.device; to test other weights or data, name a new folder"
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from robustly.cli.subject import keep_run, load_subject, run_of_command
+from robustly.cli.subject import first_threat, keep_run, load_subject, run_of_command
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation import EvaluationTarget
 from robustly.evaluation.diagnostics import diagnose, masking_suspected
@@ -34,7 +34,7 @@ def run_diagnostics(place: Path | None, count: int, overrides: list[str], trust_
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
     run = run_of_command(place, overrides)
-    config, folder = run.config, run.folder
+    config, folder = first_threat(run, "diagnose"), run.folder
     subject = load_subject(run, trust_code)
     model, data = subject.model, subject.data
     target = EvaluationTarget(model, data, config.threat, config.seed, config.evaluation.batch_size or 250)

@@ -22,14 +22,14 @@ def show_composition(console: Console, config: RunConfig) -> None:
     Raises:
         MethodError: the run is too short for a part, so its cost cannot be counted.
     """
-    parts = Table(title=f"{config.recipe} under {config.threat}", title_justify="left")
+    parts = Table(title=f"{config.recipe} under {config.threats_text}", title_justify="left")
     for column in ("slot", "part", "settings"):
         parts.add_column(column, overflow="fold")
     for slot, what, settings in rows_of(config.method_settings):
         parts.add_row(slot, what, settings)
     console.print(parts)
     config.method.check_epochs(config.training.epochs)
-    cost = step_cost(config.method, config.training.epochs, config.frozen_networks)
+    cost = step_cost(config.method, config.training.epochs, config.frozen_networks, len(config.threats))
     console.print(cost_table(cost))
     console.print(f"{cost.total} in all, {cost.total / STANDARD_PASSES:g} times standard training's\n")
 

@@ -1,6 +1,6 @@
 """`robustly evaluate`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -12,9 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
+from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations, refuse_unfit
 from robustly.cli.proofs import print_certificates
-from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
+from robustly.cli.subject import Subject, first_threat, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
+from robustly.cli.union_table import union_table
 from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
 from robustly.evaluation.suites.composed import suite_from
@@ -22,15 +24,18 @@ from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence import Evidence, Summary, read_summary, write_evidence
 from robustly.evidence.collapse import collapse_words
+from robustly.evidence.partial_unions import largest_union
 from robustly.evidence.provenance import Seen
+from robustly.evidence.schema import SUMMARY
+from robustly.evidence.unions import Tested, read_rows
 from robustly.experiments.configuration import RunConfig
+from robustly.experiments.given_models import GivenRun
 from robustly.experiments.locks import lock_evaluation, partial_of
 from robustly.experiments.run_folder import (
     CERTIFIED,
     EVALUATION,
     Checkpoint,
     RunError,
-    evaluation_folder,
     open_run,
 )
 from robustly.experiments.seen_attacks import seen_attacks
@@ -49,7 +54,9 @@ def run_evaluation(
     extended: Callable[[Suite], Suite] | None = None,
     checkpoint: Checkpoint = "best",
 ) -> int:
-    """Evaluate a run and print its table; returns the exit code.
+    """Evaluate a run under every threat of its settings, and print the tables; returns the exit code.
+
+    With several threats each has a folder of its own, see `planned_evaluations`, and a last table has the union.
 
     Args:
         place: the run, or a model that was trained elsewhere; see `given_run`.
@@ -66,50 +73,99 @@ def run_evaluation(
         OSError: files that cannot be read or written.
     """
     run = run_of_command(place, overrides)
-    config, folder = run.config, run.folder
-    target = evaluation_folder(folder, "last" if label is None and checkpoint == "last" else label)
+    if extended is not None:
+        run = replace(run, config=first_threat(run, "certify"))
+    label = "last" if label is None and checkpoint == "last" else label
+    plans = planned_evaluations(run, label)
     if run.is_new and checkpoint == "last":
-        raise RunError(f"--checkpoint last is for runs that were trained here, and {folder} is new: leave it out")
+        raise RunError(
+            f"--checkpoint last is for runs that were trained here, and {run.folder} is new: leave it out"
+        )
     with ExitStack() as held:
         if not run.is_new:
-            held.enter_context(lock_evaluation(target))
-        if keep and (target / "summary.json").is_file():
-            kept = read_summary(target)
-            if kept.threat.text != str(config.threat):
-                raise RunError(
-                    f"{target} is under {kept.threat.text}, not {config.threat}: --as NAME gives another name"
-                )
-            if kept.model.is_last_epoch != (checkpoint == "last"):
-                which = "after the last epoch" if kept.model.is_last_epoch else "that the run selected"
-                raise RunError(f"{target} is of the weights {which}: --as NAME gives another name")
-            PlainConsole().print(
-                f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False
-            )
-            return 0
-        if target.exists() and not (overwrite or keep):
-            raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
-        suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
-        suite = suite if extended is None else extended(suite)
-        subject = load_subject(run, trust_code, checkpoint=checkpoint)
-        keep_run(run)
-        held.enter_context(removed_if_refused(run))
-        if run.is_new:
-            held.enter_context(lock_evaluation(target))
-        suite = load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
-        trained = config if run.is_new else open_run(folder)
-        marks = seen_attacks(folder, trained, config.threat.kind, suite, last_epoch=checkpoint == "last")
-        named = partial(_named, subject=subject, marks=marks)
-        console = PlainConsole()
-        try:
-            evidence = _evaluated(config, suite, subject, target, named)
-        except KeyboardInterrupt:
-            console.print(
-                "\nstopped; the same command continues after the finished attacks and proofs", highlight=False
-            )
-            raise
-    collapse = collapse_words(evidence.table.examples, subject.data.classes)
-    _print(console, evidence.summary, folder, target, collapse)
+            for plan in plans:
+                held.enter_context(lock_evaluation(plan.target))
+        left = [plan for plan in plans if not _is_kept(plan, overwrite, keep, checkpoint)]
+        found = {plan.target.name: read_rows(plan.target) for plan in plans if plan not in left and len(plans) > 1}
+        if left:
+            found |= _carried_out(run, left, extended, trust_code, checkpoint, held)
+    if len(plans) > 1:
+        _print_union(run, {plan.target.name: found[plan.target.name] for plan in _as_given(plans, run.config)})
     return 0
+
+
+def _as_given(plans: Sequence[PlannedEvaluation], config: RunConfig) -> list[PlannedEvaluation]:
+    """Evaluations in the order of the settings."""
+    return sorted(plans, key=lambda plan: config.threats.index(plan.config.threat))
+
+
+def _is_kept(plan: PlannedEvaluation, overwrite: bool, keep: bool, checkpoint: Checkpoint) -> bool:
+    """True if an earlier evaluation takes the place of this one.
+
+    Raises:
+        RunError: it is of another threat or other weights, or there is one and neither option is given.
+    """
+    target = plan.target
+    if keep and (target / SUMMARY).is_file():
+        kept = read_summary(target)
+        refuse_unfit(plan, kept.threat.text, kept.model.is_last_epoch, checkpoint)
+        PlainConsole().print(f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False)
+        return True
+    if target.exists() and not (overwrite or keep):
+        raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
+    return False
+
+
+def _carried_out(
+    run: GivenRun,
+    plans: Sequence[PlannedEvaluation],
+    extended: Callable[[Suite], Suite] | None,
+    trust_code: bool,
+    checkpoint: Checkpoint,
+    held: ExitStack,
+) -> dict[str, Tested]:
+    """Carry out evaluations and print their tables; returns their rows and summaries, by folder."""
+    subject = load_subject(run, trust_code, checkpoint=checkpoint)
+    keep_run(run)
+    trained = run.config if run.is_new else open_run(run.folder)
+    found: dict[str, Tested] = {}
+    for plan in plans:
+        config = plan.config
+        with ExitStack() as unless_refused:
+            if not found:  # later, the folder holds finished evaluations
+                unless_refused.enter_context(removed_if_refused(run))
+            if run.is_new:
+                held.enter_context(lock_evaluation(plan.target))
+            suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
+            suite = suite if extended is None else extended(suite)
+            suite = load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
+            marks = seen_attacks(run.folder, trained, config.threat.kind, suite, last_epoch=checkpoint == "last")
+            console = PlainConsole()
+            try:
+                evidence = _evaluated(
+                    config, suite, subject, plan.target, partial(_named, subject=subject, marks=marks)
+                )
+            except KeyboardInterrupt:
+                others = ", with --keep for those that are finished," if len(plans) > 1 else ""
+                console.print(
+                    f"\nstopped; the same command{others} continues after the finished attacks and proofs",
+                    highlight=False,
+                )
+                raise
+        collapse = collapse_words(evidence.table.examples, subject.data.classes)
+        _print(console, evidence.summary, run.folder, plan.target, collapse)
+        found[plan.target.name] = Tested(evidence.table, evidence.summary)
+    return found
+
+
+def _print_union(run: GivenRun, found: Mapping[str, Tested]) -> None:
+    """Print the table of all threats, and the evaluations that are left out of it."""
+    console = PlainConsole()
+    union, left_out = largest_union(found)
+    if union is not None:
+        console.print(union_table(run.folder.resolve().name, union))
+    for one in left_out:
+        console.print(f"! {one.evaluation} is left out: {one.reason}", markup=False, soft_wrap=True)
 
 
 def _evaluated(

@@ -31,6 +31,7 @@ from robustly.experiments.finetune import (
 )
 from robustly.experiments.overrides import apply_overrides, pairs_of
 from robustly.experiments.run_folder import Trusts, is_begun, load_on_device
+from robustly.experiments.training_threats import check_training_threats
 from robustly.statistics import Proportion
 from robustly.threats import Threat
 
@@ -94,7 +95,9 @@ def _config_of(options: argparse.Namespace, overrides: list[str]) -> tuple[RunCo
     )
     method = method_named(name, read_recipe(name) if name in recipe_names() else None)
     settings = apply_overrides(finetuning_settings(plan, method), rest)
-    return with_absolute_paths(build_config(settings)), rest
+    config = with_absolute_paths(build_config(settings))
+    check_training_threats(config)  # now: the accuracies before the training take long
+    return config, rest
 
 
 def _measured(
@@ -116,6 +119,7 @@ def _show(console: Console, measured: Mapping[str, Measured], out: Path, option:
     for name, one, other in [
         ("clean", before.clean, after.clean),
         *((f"under {text}", before.robust[text], share) for text, share in after.robust.items()),
+        *([("under all of them", before.union, after.union)] if before.union and after.union else []),
     ]:
         table.add_row(escape(name), str(one), str(other), f"{100 * _change(one, other):+.1f} points")
     console.print(table)

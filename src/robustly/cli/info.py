@@ -79,7 +79,7 @@ def run_facts(folder: Path) -> Facts:
         "path": str(folder),
         "recipe": config.recipe,
         "seed": config.seed,
-        "threat": str(config.threat),
+        "threat": config.threats_text,
         "data": config.data.source,
         "model": config.model.name,
         **({} if config.recipe == UNTRAINED else {"epochs": config.training.epochs, **_state(folder)}),

@@ -55,7 +55,8 @@ def read_recipe(name: str) -> dict[str, object]:
 def _of_file(path: Path) -> dict[str, object]:
     settings = read_yaml(path)
     base = settings.pop("base", None)
-    missing = [key for key in TOP_LEVEL if key not in settings]
+    there = {*settings, *(["threat"] if "threats" in settings else [])}
+    missing = [key for key in TOP_LEVEL if key not in there]
     if "recipe" in settings and (missing or base is not None):
         raise SettingsError(
             f"{path}: the key 'recipe' is allowed only in the complete config.yaml of a run; to start from a "

@@ -15,6 +15,7 @@ from robustly.data import DataConfig, ImageData, load_test
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.given_models import GivenRun, given_run
 from robustly.experiments.keys import UNTRAINED
+from robustly.experiments.overrides import pairs_of
 from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_weights, write_run_data
 from robustly.experiments.run_folder import (
     OWN_WEIGHTS,
@@ -75,6 +76,21 @@ def run_of_command(place: Path | None, overrides: list[str]) -> GivenRun:
             "model with --weights, --hf-model, --timm or --model"
         )
     return run
+
+
+def first_threat(run: GivenRun, command: str) -> RunConfig:
+    """Settings of a run with its first threat alone, for a command that works under one threat.
+
+    Args:
+        run: the run.
+        command: name of the command, for the message.
+
+    Raises:
+        RunError: the command line names several threats.
+    """
+    if "threats" in dict(pairs_of(run.overrides)) and len(run.config.threats) > 1:
+        raise RunError(f"{command} works under one threat: give --threat, and repeat the command for others")
+    return run.config.for_threat(0)
 
 
 def load_subject(

@@ -161,7 +161,7 @@ def check_classes(cells: Sequence[Cell], configs: Mapping[str, RunConfig]) -> No
 
 def try_out(configs: Sequence[RunConfig], trust_code: bool) -> None:
     """Load each data set and build each network once, so that errors appear before the first run starts."""
-    apart = ("recipe", "seed", "threat", "optimizer", "schedule", "training", "runtime", "evaluation")
+    apart = ("recipe", "seed", "threat", "threats", "optimizer", "schedule", "training", "runtime", "evaluation")
     distinct = {repr([item for item in one.as_plain().items() if item[0] not in apart]): one for one in configs}
     for config in distinct.values():
         build_job(config, Trust(everything=trust_code).allows)

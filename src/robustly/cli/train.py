@@ -138,7 +138,7 @@ def train_run(
     console = PlainConsole(quiet=runtime.rank != 0)
     if runtime.rank == 0 and not resumes:
         create_run(folder, config)
-    what = f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threat}"
+    what = f"{config.recipe}: {config.model.name} on {config.data.source} against {config.threats_text}"
     print_text(console, f"{what} -> {folder}{note}")
     lock = lock_run(folder) if runtime.rank == 0 else nullcontext()
     subject = Subject(folder, folder.resolve().name, run_key(folder, config.digest()), config.as_plain())

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from robustly.evidence.records import EvidenceError
 from robustly.evidence.schema import WorstCaseColumns, column_fields
 from robustly.evidence.storage import Evidence
-from robustly.evidence.unions import ThreatUnion, union_of_threats
+from robustly.evidence.unions import Tested, ThreatUnion, read_rows, union_of_threats
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class LeftOut:
     reason: str
 
 
-def largest_union(evidences: Mapping[str, Evidence]) -> tuple[ThreatUnion | None, tuple[LeftOut, ...]]:
+def largest_union(evidences: Mapping[str, Evidence | Tested]) -> tuple[ThreatUnion | None, tuple[LeftOut, ...]]:
     """The union over the evaluations of one model on the same images that has the most threats.
 
     Of several such sets, the one with the most images is used. Evaluations under one threat count together: an
@@ -52,14 +54,32 @@ def largest_union(evidences: Mapping[str, Evidence]) -> tuple[ThreatUnion | None
     return union, left_out
 
 
-def _by_threat(evidences: Mapping[str, Evidence], names: Sequence[str]) -> dict[str, list[Evidence]]:
-    found: dict[str, list[Evidence]] = {}
+def union_of_folders(folders: Sequence[Path]) -> tuple[ThreatUnion | None, tuple[LeftOut, ...]]:
+    """`largest_union` over evaluations on disk; those that cannot be read are left out.
+
+    Args:
+        folders: folders of evaluations, whose names are the names of the evaluations.
+    """
+    found, damaged = {}, []
+    for folder in folders:
+        try:
+            found[folder.name] = read_rows(folder)
+        except EvidenceError as error:
+            damaged.append(LeftOut(folder.name, f"it cannot be read: {str(error).rstrip('.')}"))
+    union, left_out = largest_union(found)
+    return union, (*left_out, *damaged)
+
+
+def _by_threat(
+    evidences: Mapping[str, Evidence | Tested], names: Sequence[str]
+) -> dict[str, list[Evidence | Tested]]:
+    found: dict[str, list[Evidence | Tested]] = {}
     for name in names:
         found.setdefault(evidences[name].summary.threat.text, []).append(evidences[name])
     return found
 
 
-def _difference(one: Evidence, other: Evidence) -> str:
+def _difference(one: Evidence | Tested, other: Evidence | Tested) -> str:
     """The difference of two evaluations, in words that the name of the first follows; empty without one."""
     if one.summary.model.weights_sha256 != other.summary.model.weights_sha256:
         return "its weights are not those of"
@@ -72,7 +92,7 @@ def _difference(one: Evidence, other: Evidence) -> str:
     return ""
 
 
-def _joint(evidences: Sequence[Evidence]) -> Evidence:
+def _joint(evidences: Sequence[Evidence | Tested]) -> Evidence | Tested:
     """Several evaluations under one threat as one: broken is what any of them broke."""
     first = evidences[0]
     if len(evidences) == 1:
@@ -84,4 +104,4 @@ def _joint(evidences: Sequence[Evidence]) -> Evidence:
     suites = ", ".join(dict.fromkeys(one.summary.suite.name for one in evidences))
     masking = tuple(dict.fromkeys(sentence for one in evidences for sentence in one.summary.masking))
     summary = replace(first.summary, suite=replace(first.summary.suite, name=suites), masking=masking)
-    return replace(first, table=replace(first.table, worst_case=WorstCaseColumns(**flags)), summary=summary)
+    return Tested(replace(first.table, worst_case=WorstCaseColumns(**flags)), summary)

@@ -2,13 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 
 from robustly.evidence.records import EvidenceError, ShareKeys, ShareObject
-from robustly.evidence.storage import Evidence
+from robustly.evidence.schema import EvidenceTable
+from robustly.evidence.storage import Evidence, read_summary, read_table
+from robustly.evidence.summary import Summary
 from robustly.statistics import Proportion
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The rows and the summary of an evaluation, without its images."""
+
+    table: EvidenceTable
+    summary: Summary
+
+
+def read_rows(folder: Path) -> Tested:
+    """Rows and summary of an evaluation.
+
+    Raises:
+        EvidenceError: a file is missing, cut off or of another schema.
+    """
+    return Tested(read_table(folder), read_summary(folder))
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,7 @@ class ThreatUnion:
     average: MeanShare
 
 
-def union_of_threats(evidences: Sequence[Evidence]) -> ThreatUnion:
+def union_of_threats(evidences: Sequence[Evidence | Tested]) -> ThreatUnion:
     """Robust accuracy under each of several threats, under their union, and on average.
 
     Each threat is evaluated on all examples, so that its number does not depend on the other threats. The union
@@ -90,7 +110,7 @@ def union_of_threats(evidences: Sequence[Evidence]) -> ThreatUnion:
     )
 
 
-def _check_same(first: Evidence, other: Evidence) -> None:
+def _check_same(first: Evidence | Tested, other: Evidence | Tested) -> None:
     pair = f"{first.summary.threat.text} and {other.summary.threat.text}"
     for kind, one_value, other_value in (
         ("models", first.summary.model.weights_sha256, other.summary.model.weights_sha256),

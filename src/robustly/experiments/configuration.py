@@ -15,13 +15,13 @@ from robustly.data import DataConfig
 from robustly.evaluation.curve import OFF, with_curve
 from robustly.evaluation.suites import check_suite_name
 from robustly.evaluation.suites.composed import suite_from
-from robustly.experiments.keys import TOP_LEVEL, Settings
+from robustly.experiments.keys import ALLOWED, Settings, refuse_both_threats
 from robustly.experiments.networks import NetworkConfig, build_networks, plain_networks, with_weights
 from robustly.models import ModelConfig, weights_file
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
 from robustly.settings import SettingsError, build, check, check_keys, choose, plain_values
-from robustly.threats import Threat, ThreatModel, map_mask_files, parse_threat
+from robustly.threats import Threat, ThreatModel, map_mask_files, parse_threats
 from robustly.training import (
     INNER_MAXIMISERS,
     LABEL_SOURCES,
@@ -79,8 +79,8 @@ class RunConfig:
     Args:
         recipe: where they come from.
         seed: seed of every random number.
-        threat: the allowed perturbations.
-        threat_text: their text form, in which a mask is named by its file.
+        threats: the allowed perturbations, at least one; the first is that of validation and of what needs one.
+        threat_texts: their text forms, in which a mask is named by its file.
         data: the images.
         model: the network to train.
         networks: the networks beside it, by name.
@@ -95,8 +95,8 @@ class RunConfig:
 
     recipe: str
     seed: int
-    threat: Threat
-    threat_text: str
+    threats: tuple[Threat, ...]
+    threat_texts: tuple[str, ...]
     data: DataConfig
     model: ModelConfig
     networks: dict[str, NetworkConfig]
@@ -117,13 +117,27 @@ class RunConfig:
         return {
             "recipe": self.recipe,
             "seed": self.seed,
-            "threat": self.threat_text,
+            **({"threat": self.threat_texts[0]} if len(self.threats) == 1 else {"threats": [*self.threat_texts]}),
             "data": sections.pop("data"),
             "model": sections.pop("model"),
             **plain_values(plain_networks(self.networks)),
             "method": self.method_settings,
             **sections,
         }
+
+    @property
+    def threat(self) -> Threat:
+        """The first threat."""
+        return self.threats[0]
+
+    @property
+    def threats_text(self) -> str:
+        """All threats, separated by commas."""
+        return ", ".join(map(str, self.threats))
+
+    def for_threat(self, number: int) -> "RunConfig":
+        """The same settings with one of the threats, by its number from 0."""
+        return replace(self, threats=(self.threats[number],), threat_texts=(self.threat_texts[number],))
 
     @property
     def model_names(self) -> list[str]:
@@ -144,7 +158,8 @@ class RunConfig:
             del relevant["data"]["classes"]
         del relevant["data"]["expected_classes"]  # a check, on which no weights depend
         relevant["precision"] = self.runtime.precision
-        relevant["threat"] = str(self.threat)  # a mask by its content
+        texts = [str(threat) for threat in self.threats]  # a mask by its content
+        relevant |= {"threat": texts[0]} if len(texts) == 1 else {"threats": texts}
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"
 
 
@@ -168,7 +183,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
     return replace(
         config,
-        threat_text=map_mask_files(config.threat_text, absolute),
+        threat_texts=tuple(map_mask_files(text, absolute) for text in config.threat_texts),
         data=replace(
             config.data,
             source=absolute(config.data.source),
@@ -238,7 +253,7 @@ def build_config(settings: Settings) -> RunConfig:
     Raises:
         SettingsError: an unknown key or name, or a value of another type or out of range.
     """
-    check_keys(settings, ("recipe", *TOP_LEVEL), "")
+    check_keys(settings, ("recipe", *ALLOWED), "")
     built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in SECTION_TYPES.items()}
     networks = build_networks(settings)
     for name, network in networks.items():
@@ -248,27 +263,43 @@ def build_config(settings: Settings) -> RunConfig:
             raise SettingsError(str(error)) from None
     method, plain = _build_method(settings.get("method"))
     seed = check(int, settings.get("seed", 0), "seed")
-    given_threat = check(str, settings.get("threat", "linf:8/255"), "threat")
-    try:
-        threat = parse_threat(given_threat)
-    except ValueError as error:
-        raise SettingsError(f"threat: {error}") from None
-    _check_step_size(plain["inner"] or {}, threat)
+    threats, texts = _threats_in(settings)
     evaluation = built["evaluation"]
-    try:
-        with_curve(suite_from(evaluation.suite, evaluation.stages, threat.kind), evaluation.curve, threat)
-    except ValueError as error:
-        raise SettingsError(f"evaluation: {error}") from None
+    for threat in threats:
+        _check_step_size(plain["inner"] or {}, threat)
+        try:
+            with_curve(suite_from(evaluation.suite, evaluation.stages, threat.kind), evaluation.curve, threat)
+        except ValueError as error:
+            raise SettingsError(f"evaluation: {error}") from None
     return RunConfig(
         recipe=check(str, settings.get("recipe", "custom"), "recipe"),
         seed=seed,
-        threat=threat,
-        threat_text=given_threat if threat.arrays else str(threat),
+        threats=threats,
+        threat_texts=texts,
         networks=networks,
         method=method,
         method_settings=plain,
         **built,
     )
+
+
+def _threats_in(settings: Settings) -> tuple[tuple[Threat, ...], tuple[str, ...]]:
+    """The threats of plain settings, and their text forms.
+
+    Raises:
+        SettingsError: both `threat` and `threats`, or a threat that cannot be parsed.
+    """
+    refuse_both_threats(settings, "the settings")
+    if "threats" in settings:
+        key, given = "threats", check(tuple[str, ...], settings["threats"], "threats")
+    else:
+        key, given = "threat", (check(str, settings.get("threat", "linf:8/255"), "threat"),)
+    try:
+        threats = parse_threats(given)
+    except ValueError as error:
+        raise SettingsError(f"{key}: {error}") from None
+    texts = (text if threat.arrays else str(threat) for text, threat in zip(given, threats, strict=True))
+    return threats, tuple(texts)
 
 
 def _check_step_size(inner: Mapping[str, Any], threat: Threat) -> None:

@@ -14,6 +14,7 @@ from robustly.data import ImageData
 from robustly.documents import DocumentError
 from robustly.evaluation import evaluate, suite_named
 from robustly.evaluation.target import Progress
+from robustly.evidence.unions import Tested, union_of_threats
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.keys import UNTRAINED, Settings
 from robustly.experiments.run_folder import CONFIG, RunError, open_run
@@ -118,7 +119,8 @@ def finetuning_settings(plan: FinetunePlan, method: Mapping[str, Any]) -> dict[s
     }
     if earlier is not None:
         plain = earlier.as_plain()
-        settings |= {key: plain[key] for key in ("seed", "threat", "data", "runtime", "evaluation")}
+        kept_keys = ("seed", "threat", "threats", "data", "runtime", "evaluation")
+        settings |= {key: plain[key] for key in kept_keys if key in plain}
         settings["model"] = plain["model"]
         settings["optimizer"] = dict(plain["optimizer"])
         kept = ("batch_size", "validation_batch_size", "validation_steps", "channels_last")
@@ -126,16 +128,17 @@ def finetuning_settings(plan: FinetunePlan, method: Mapping[str, Any]) -> dict[s
     settings["model"] = {**settings["model"], "weights": str(weights)}
     settings["optimizer"]["layer_decay"] = plan.layer_decay
     if plan.threat is not None:
+        settings.pop("threats", None)
         settings["threat"] = plan.threat
     if plan.data is not None and plan.data != settings["data"].get("source"):
         settings["data"] = {"source": plan.data}
     return settings
 
 
-def earlier_threat(source: Path) -> Threat | None:
-    """The threat of the run that is fine-tuned; None for a file of weights."""
+def earlier_threats(source: Path) -> tuple[Threat, ...]:
+    """The threats of the run that is fine-tuned; none for a file of weights."""
     earlier, _ = _source(source)
-    return None if earlier is None or earlier.recipe == UNTRAINED else earlier.threat
+    return () if earlier is None or earlier.recipe == UNTRAINED else earlier.threats
 
 
 def is_of_a_run(source: Path) -> bool:
@@ -174,11 +177,13 @@ class Measured:
         weights: hash of the weights.
         clean: clean accuracy.
         robust: robust accuracy by threat.
+        union: robust accuracy under all threats at once; None with one threat.
     """
 
     weights: str
     clean: Proportion
     robust: dict[str, Proportion] = field(default_factory=dict)
+    union: Proportion | None = None
 
 
 def measure(
@@ -193,13 +198,15 @@ def measure(
         seed: seed of the attacks; the same for all weights that are compared.
         progress: callback with (name, done, total).
     """
-    clean, robust = Proportion(0, max(len(data), 1)), {}
+    clean, robust, rows = Proportion(0, max(len(data), 1)), {}, []
     for text, threat in threats.items():
         suite = replace(suite_named(SUITE, threat.kind), curve=None)
         found = evaluate(model, data, threat, suite, mode="worst_case", seed=seed, progress=progress)
         metrics = found.summary.metrics
         clean, robust[text] = metrics.clean, metrics.worst_case.robust
-    return Measured(weights_hash(model), clean, robust)
+        rows.append(Tested(found.table, found.summary))
+    union = union_of_threats(rows).union if len(rows) > 1 else None
+    return Measured(weights_hash(model), clean, robust, union)
 
 
 def test_images(data: ImageData, count: int) -> ImageData:
@@ -214,9 +221,8 @@ def test_images(data: ImageData, count: int) -> ImageData:
 
 
 def compared_threats(config: RunConfig, source: Path) -> dict[str, Threat]:
-    """The threat of a fine-tuning, and that of the earlier run if it differs, by their text."""
-    earlier = earlier_threat(source)
-    return {str(threat): threat for threat in (config.threat, earlier) if threat is not None}
+    """The threats of a fine-tuning, and those of the earlier run that differ, by their text."""
+    return {str(threat): threat for threat in (*config.threats, *earlier_threats(source))}
 
 
 def write_record(folder: Path, source: str, measured: Mapping[str, Measured]) -> None:
@@ -242,7 +248,12 @@ def read_record(folder: Path, threats: Collection[str], count: int) -> dict[str,
     try:
         content = documents.read_json(folder / RECORD)
         found = {name: _measured(content[name]) for name in ("before", "after") if name in content}
-        fits = all(set(one.robust) == set(threats) and one.clean.count == count for one in found.values())
+        fits = all(
+            set(one.robust) == set(threats)
+            and one.clean.count == count
+            and (one.union is None) == (len(threats) < 2)
+            for one in found.values()
+        )
         return found if fits else {}
     except (OSError, DocumentError, TypeError, KeyError, ValueError, AttributeError):
         return {}  # the numbers are measured again then
@@ -250,7 +261,9 @@ def read_record(folder: Path, threats: Collection[str], count: int) -> dict[str,
 
 def _measured(content: Any) -> Measured:
     robust = {str(text): Proportion(**one) for text, one in content["robust"].items()}
-    return Measured(str(content["weights"]), Proportion(**content["clean"]), robust)
+    union = content.get("union")
+    whole = None if union is None else Proportion(**union)
+    return Measured(str(content["weights"]), Proportion(**content["clean"]), robust, whole)
 
 
 def method_named(name: str, of_recipe: Settings | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from robustly import documents
 from robustly.documents import MOST_LEVELS, DocumentError, DocumentSyntaxError, parse_yaml
-from robustly.experiments.keys import Settings
+from robustly.experiments.keys import Settings, refuse_both_threats
 from robustly.settings import SettingsError
 
 KEYS = object()
@@ -51,12 +51,15 @@ def pairs_of(arguments: Sequence[str]) -> list[tuple[str, str]]:
 def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, Any]:
     """Settings changed by `--a.b value` or `--a.b=value` of a command line; values are read as YAML.
 
+    `threat` takes the place of `threats`, and the other way round.
+
     Raises:
         SettingsError: a word that is not a key, a key without a value, or a path through a value that has no keys.
     """
     result: dict[str, Any] = _copied(settings)
     given = pairs_of(arguments)
     # a new name clears the settings of the part it replaces, so names are applied first
+    refuse_both_threats([key for key, _ in given], "the command line")
     for key, value in given:
         if not value.strip():
             raise SettingsError(f"--{key[:80]} needs a value: write null for none")
@@ -83,6 +86,7 @@ def overlay(settings: Settings, changes: Settings) -> dict[str, Any]:
     Raises:
         SettingsError: a path through something that has no keys.
     """
+    refuse_both_threats(changes, "the file")
     result: dict[str, Any] = _copied(settings)
     for path, value in sorted(_leaves(changes), key=lambda leaf: leaf[0][-1] != "name"):
         _put(result, list(path), value, ".".join(path))
@@ -100,6 +104,8 @@ def _leaves(changes: Settings, above: tuple[str, ...] = ()) -> Iterator[tuple[tu
 
 
 def _put(settings: dict[str, Any], path: list[str], value: Any, key: str) -> None:
+    if path in (["threat"], ["threats"]):  # one takes the place of the other
+        settings.pop("threats" if path == ["threat"] else "threat", None)
     here = settings
     for step in path[:-1]:
         below = here.get(step)

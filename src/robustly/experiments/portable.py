@@ -210,7 +210,7 @@ def _of_run(folder: Path, trusts: Trusts) -> PortableModel:
     is_evaluated = summary is not None and summary.model.weights_sha256 == digest
     results = results_of(summary) if summary is not None and is_evaluated else None
     description = Description(
-        own, classes, shape, digest, config.recipe, str(config.threat), config.data.source, results
+        own, classes, shape, digest, config.recipe, config.threats_text, config.data.source, results
     )
     return PortableModel(model, description)
 

@@ -21,6 +21,7 @@ from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.last_epoch import last_weights, put_weights
 from robustly.experiments.locks import is_own_leftover
 from robustly.experiments.overrides import read_yaml
+from robustly.experiments.training_threats import check_training_threats
 from robustly.files import remove_stale_parts, write_text
 from robustly.model_names import is_published
 from robustly.models import ModelConfig, about_model, as_classifier, build_model, load_weights
@@ -157,6 +158,7 @@ def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
         OSError: a file cannot be read.
     """
     check_networks(config.method, {name: network.frozen for name, network in config.networks.items()})
+    check_training_threats(config)
     splits = load_splits(config.data)
     seed = config.seed
     model = build_network(config.model, splits.train, derive_seed(seed, "model"), trusts)
@@ -175,7 +177,7 @@ def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
         model=model,
         train=splits.train,
         validation=splits.validation,
-        threats=(config.threat,),
+        threats=config.threats,
         optimizer=config.optimizer,
         schedule=config.schedule,
         training=config.training,

@@ -3,6 +3,7 @@
 Two attacks are of one kind if they have the same search, the same objective and the same kind of threat. Steps,
 step size, start, restarts and epsilon may differ. The search of all inner maximisations and of the validation is
 projected gradient ascent with steepest steps (FGSM and PGD); APGD, MIM and others with momentum are other searches.
+Training under several threats has seen the attacks under each of them.
 """
 
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from robustly.training import (
     PGDInner,
 )
 from robustly.training.engine.loop import BEST, FINAL
+from robustly.training.inner import SEVERAL
 
 SELECTION = "cross_entropy"
 """Objective of the attack on the validation images, on which the best epoch is selected."""
@@ -57,11 +59,10 @@ def seen_attacks(
 
 def seen_in_run(config: RunConfig, kind: str, attacks: Mapping[str, Attack]) -> dict[str, Seen]:
     """Attacks of the kinds that a run with these settings uses; see `seen_attacks`."""
-    if kind != config.threat.kind:
-        return {}
-    used: dict[str, Seen] = {SELECTION: "selection"}
+    used: dict[str, Seen] = {SELECTION: "selection"} if kind == config.threat.kind else {}
     trained = inner_objective(config.method.inner)
-    if trained is not None:
+    threats = config.threats if type(config.method.inner) in SEVERAL else config.threats[:1]
+    if trained is not None and kind in [threat.kind for threat in threats]:
         used[trained] = "training"
     objectives = {name: ascent_objective(attack) for name, attack in attacks.items()}
     return {name: used[objective] for name, objective in objectives.items() if objective in used}
@@ -76,7 +77,7 @@ def inner_objective(inner: InnerMaximiser | None) -> str | None:
     if isinstance(inner, MixedInner):  # one that is partly by cross-entropy counts as that
         always_kl = inner.kl == 1 and inner.kl_end in (None, 1) and inner.kl_on == "all"
         return "kl" if always_kl else "cross_entropy"
-    return "cross_entropy" if isinstance(inner, _CROSS_ENTROPY) else None
+    return "cross_entropy" if isinstance(inner, (*_CROSS_ENTROPY, *SEVERAL)) else None
 
 
 def ascent_objective(attack: Attack) -> str | None:

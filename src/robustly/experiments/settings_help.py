@@ -48,13 +48,21 @@ def settings_of(config: RunConfig) -> list[Setting]:
     plain = config.as_plain()
     found = [
         Setting("seed", str(config.seed), "a whole number", "Seed of all random numbers of the run."),
-        Setting("threat", config.threat_text, "KIND:SIZE, such as linf:8/255", "The allowed perturbations."),
+        _threat_setting(config),
     ]
     for name, cls in SECTION_TYPES.items():
         if name == "optimizer":
             found += [*_networks(config, plain), *_method(config.method_settings)]
         found += section_settings(name, plain[name], cls)
     return found
+
+
+def _threat_setting(config: RunConfig) -> Setting:
+    if len(config.threats) == 1:
+        return Setting(
+            "threat", config.threat_texts[0], "KIND:SIZE, such as linf:8/255", "The allowed perturbations."
+        )
+    return Setting("threats", " ".join(config.threat_texts), "several KIND:SIZE", "The allowed perturbations.")
 
 
 def section_settings(

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from robustly.documents import DocumentError, read_csv, read_yaml
 from robustly.evidence import Evidence, EvidenceTable, Summary, read_summary
 from robustly.evidence.audit_record import AuditRecord, read_audit, read_signature
+from robustly.evidence.partial_unions import LeftOut, union_of_folders
 from robustly.evidence.records import from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.evidence.storage import pictures_of, read_pictures, read_table
+from robustly.evidence.unions import ThreatUnion
 from robustly.reports.analysis import Analysis, read_analysis
 from robustly.reports.run import ReportError, RunEvidence, Status, Training
 
@@ -55,13 +57,36 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     analysis = if_there(path / "analysis.json", read_analysis)
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
+    union, left_out = _union(path, analysis)
     name = path.resolve().name  # the name in the evidence is that of the folder when it was evaluated
     audit = signature = None
     if evaluation is not None:
         audit, signature = read_audit(folder), read_signature(folder)
     return RunEvidence(
-        path, name, config, training, evaluation, table, pictures, tuple(notes), analysis, audit, signature
+        path=path,
+        name=name,
+        config=config,
+        training=training,
+        evaluation=evaluation,
+        table=table,
+        pictures=pictures,
+        notes=tuple(notes),
+        analysis=analysis,
+        audit=audit,
+        signature=signature,
+        union=union,
+        left_out=left_out,
     )
+
+
+def _union(path: Path, analysis: Analysis | None) -> tuple[ThreatUnion | None, tuple[LeftOut, ...]]:
+    """The union over the evaluations of a run as they are now; that of its analysis if they have none."""
+    places = [path / "evaluation", *sorted(path.glob("evaluation_*"))]
+    places = [one for one in places if (one / SUMMARY).is_file()]
+    union, left_out = union_of_folders(places) if len(places) > 1 else (None, ())
+    if union is not None or analysis is None:
+        return union, left_out if union is not None else ()
+    return analysis.union, analysis.left_out
 
 
 def run_of_evidence(evidence: Evidence, audit: AuditRecord | None = None) -> RunEvidence:

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from robustly.evidence import EvidenceTable, Summary
 from robustly.evidence.audit_record import AuditRecord, Signature
+from robustly.evidence.partial_unions import LeftOut
 from robustly.evidence.storage import Pictures
+from robustly.evidence.unions import ThreatUnion
 from robustly.reports.analysis import Analysis
 
 
@@ -77,6 +79,8 @@ class RunEvidence:
         analysis: gradients, loss surfaces, the union of threats.
         audit: the last audit of the evaluation; None if it was not audited as it is now.
         signature: the signature of the evaluation, which no report verifies.
+        union: accuracy under several threats, from all evaluations of the run; None without two threats.
+        left_out: evaluations that are not part of the union.
         check: command with which a reader audits the evaluation; empty for `robustly audit` of the folder.
     """
 
@@ -92,6 +96,8 @@ class RunEvidence:
     audit: AuditRecord | None = None
     signature: Signature | None = None
     check: str = ""
+    union: ThreatUnion | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def weak_guide(self) -> float | None:

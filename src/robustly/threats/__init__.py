@@ -48,6 +48,8 @@ FILED: dict[str, tuple[Callable[[str, Box, str], Threat], Callable[[str, Box, Te
 KINDS: tuple[str, ...] = (*THREATS, *FILED, "chain", "any_order")
 LONGEST_CHAIN = 16
 """Most parts of a chain."""
+MOST_THREATS = 16
+"""Most threats of one run or command."""
 
 
 def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] | None = None) -> Threat:
@@ -84,6 +86,33 @@ def map_mask_files(text: str, rename: Callable[[str], str]) -> str:
     sign = "&" if len(_split(text, "&")) > 1 else "+"
     parts = [part.partition("@") for part in _split(text, sign)]
     return sign.join(f"{head}@{rename(file)}" if at else head for head, at, file in parts)
+
+
+def parse_threats(texts: Sequence[str], box: Box = (0.0, 1.0)) -> tuple[Threat, ...]:
+    """Parse several different threats.
+
+    Raises:
+        ThreatError: as `parse_threat`; none, more than `MOST_THREATS`, or a threat twice.
+    """
+    if not 1 <= len(texts) <= MOST_THREATS:
+        raise ThreatError(f"name 1 to {MOST_THREATS} threats, got {len(texts)}")
+    found = tuple(parse_threat(text, box) for text in texts)
+    for number, threat in enumerate(found):
+        if threat in found[:number]:
+            raise ThreatError(f"{threat} is named twice: every threat counts once")
+    return found
+
+
+def short_names(threats: Sequence[Threat]) -> tuple[str, ...]:
+    """Names of several threats for columns and folders: their kinds ("linf"), numbered if a kind occurs twice.
+
+    Two threats of one kind are "linf_1" and "linf_2", in their order.
+    """
+    kinds = [threat.kind for threat in threats]
+    return tuple(
+        kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: number + 1].count(kind)}"
+        for number, kind in enumerate(kinds)
+    )
 
 
 def _split(text: str, sign: str = "+") -> list[str]:
@@ -149,4 +178,6 @@ __all__ = [
     "map_mask_files",
     "parse_epsilon",
     "parse_threat",
+    "parse_threats",
+    "short_names",
 ]

@@ -10,7 +10,10 @@ from robustly.training.inner.adaad import AdaadInner
 from robustly.training.inner.early_stopped import CurriculumInner, FriendlyInner
 from robustly.training.inner.gkl import GklInner
 from robustly.training.inner.mixed import MixedInner
+from robustly.training.inner.msd import MsdInner
+from robustly.training.inner.one_of_several import EatInner, StochasticInner
 from robustly.training.inner.pgd import PGDInner
+from robustly.training.inner.several import AvgInner, MaxInner
 from robustly.training.inner.single_step import FreeInner, NoisyFGSMInner
 from robustly.training.labels import LABEL_SOURCES
 from robustly.training.labels.data import DataLabels, SmoothedLabels
@@ -58,6 +61,7 @@ __all__ = [
     "AlpLoss",
     "ArdLoss",
     "AuxiliaryNetwork",
+    "AvgInner",
     "CleanLoss",
     "Composition",
     "CurriculumInner",
@@ -65,6 +69,7 @@ __all__ = [
     "DivergenceError",
     "DklLoss",
     "DynatLoss",
+    "EatInner",
     "EpochAverage",
     "EpochEnd",
     "ExponentialAverage",
@@ -87,12 +92,14 @@ __all__ = [
     "LbgatLoss",
     "MailWeights",
     "MartLoss",
+    "MaxInner",
     "MeanTeacherLoss",
     "Method",
     "MethodError",
     "MixedInner",
     "MixtureLoss",
     "Moment",
+    "MsdInner",
     "Networks",
     "NoisyFGSMInner",
     "Observer",
@@ -105,6 +112,7 @@ __all__ = [
     "ScheduleConfig",
     "SmoothedLabels",
     "Step",
+    "StochasticInner",
     "Terms",
     "TradesLoss",
     "TrainingConfig",

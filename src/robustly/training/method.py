@@ -25,7 +25,7 @@ from robustly.training.parts import (
     perturbs_weights,
 )
 from robustly.training.quantities import Networks, needs_attack, network_and_inputs
-from robustly.training.step import Memory, Moment, Step, unchanged
+from robustly.training.step import Memory, Moment, Step, no_attacks, unchanged
 
 
 class MethodError(ValueError):
@@ -101,6 +101,17 @@ class Method:
         """
         for slot, part in self.slots():
             reason = part.check_epochs(epochs)
+            if reason is not None:
+                raise MethodError(f"{_key(slot, part)}: {reason}")
+
+    def check_threats(self, threats: tuple[Threat, ...]) -> None:
+        """Refuse threats that a part is not defined for.
+
+        Raises:
+            MethodError: the message of the part's `check_threats`.
+        """
+        for slot, part in self.slots():
+            reason = part.check_threats(threats)
             if reason is not None:
                 raise MethodError(f"{_key(slot, part)}: {reason}")
 
@@ -180,6 +191,7 @@ class Method:
             moment=moment,
             label_source=self.labels,
             inner=self.inner,
+            further=no_attacks if self.inner is None else self.inner.further_attacks,
             memory=memory,
             attack_steps=0 if self.inner is None else self.inner.steps,
             replays=self.replays,
@@ -227,7 +239,7 @@ def outer_loss(method: Method, step: Step) -> tuple[Float[Tensor, ""], dict[str,
     if method.inner is not None:
         _compute_clean(step, method.inner.reads_at(moment))
         with _reading(step, "inner", method.inner):
-            _ = step.adversarial
+            _ = step.adversarial, step.further_attacks
     declared = [name for _, part in method.slots() for name in part.reads_at(moment)]
     perturbing = [(slot, part) for slot, part in method.slots() if perturbs_weights(part)]
     if perturbing:
@@ -266,15 +278,30 @@ def _compute_clean(step: Step, reads: tuple[str, ...]) -> None:
 
 def _second_evaluation(method: Method, step: Step) -> Float[Tensor, ""]:
     """The weighted outer loss; batch-norm statistics are not updated."""
-    reads = method.loss.reads_at(step.moment)
-    if method.weights is not None:
-        reads += method.weights.reads_at(step.moment)
     with frozen_statistics(*step.networks.learning.values()):
-        step.compute(reads)
+        step.compute(_reads_of_loss(method, step.moment))
         return torch.stack([value.mean() for value in _weighted(method, step).values()]).sum()
 
 
+def _reads_of_loss(method: Method, moment: Moment) -> tuple[str, ...]:
+    """Quantities that the outer loss and the instance weights read."""
+    return method.loss.reads_at(moment) + (() if method.weights is None else method.weights.reads_at(moment))
+
+
 def _weighted(method: Method, step: Step) -> Terms:
+    """The weighted terms of the outer loss, averaged over all attacks of the inner maximisation."""
+    terms = _weighted_once(method, step)
+    if method.inner is None or not step.further_attacks:
+        return terms
+    step.others = tuple(step.with_adversarial(found) for found in step.further_attacks)
+    found = [terms]
+    for other in step.others:
+        other.compute(_reads_of_loss(method, step.moment))
+        found.append(_weighted_once(method, other))
+    return {name: torch.stack([one[name] for one in found]).mean(0) for name in terms}
+
+
+def _weighted_once(method: Method, step: Step) -> Terms:
     """The terms of the outer loss, with one of them multiplied by the instance weights.
 
     The weighted term may be absent in early epochs (IAD); `step_cost` rejects methods that never produce it.

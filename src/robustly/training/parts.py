@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustly.attacks import AttackResult
+from robustly.threats import Threat
 from robustly.training.quantities import needs_attack, network_and_inputs
 from robustly.training.step import LabelOrigin, Labels, Moment, Step
 
@@ -129,7 +130,15 @@ class Part(Protocol):
         """Inner maximisation: True if attack and weights share one backward pass (Free-AT)."""
         return self.replays > 1
 
+    def further_attacks(self, step: Step) -> tuple[AttackResult, ...]:
+        """Inner maximisation: attacks beside its result, over all of which the outer loss is averaged (AVG)."""
+        return ()
+
     # checks before a run
+
+    def check_threats(self, threats: tuple[Threat, ...]) -> str | None:
+        """Error message if the part is not defined for the threats of the run, else None."""
+        return None
 
     def check(self, method: "Composition") -> str | None:
         """Error message if the part contradicts other parts of the method, else None."""

@@ -166,6 +166,15 @@ class Quantities:
             twin._reader = _Reader(f"the second evaluation of {self._reader.part}", frozenset(reads))
         return twin
 
+    def without_attack(self) -> "Quantities":
+        """The same quantities, except those at adversarial images and those that parts define."""
+        twin = Quantities(self._networks, self._own)
+        twin._values = {
+            name: value for name, value in self._values.items() if name not in self._own and not needs_attack(name)
+        }
+        twin._reader = self._reader
+        return twin
+
     def forget_model(self) -> None:
         """Drop the quantities that depend on the model's weights."""
         self._values = {name: value for name, value in self._values.items() if not self.depends_on_model(name)}

@@ -75,6 +75,11 @@ def unchanged(value: Tensor) -> Tensor:
     return value
 
 
+def no_attacks(step: "Step") -> tuple[AttackResult, ...]:
+    """No further attacks of a batch."""
+    return ()
+
+
 def class_name(part: object) -> str:
     """Name of a part's memory outside a method."""
     return type(part).__name__
@@ -93,6 +98,7 @@ class Step:
         moment: position in the run.
         label_source: first part of the method.
         inner: second part, or None for a method without attack.
+        further: further attacks of the second part, over which the outer loss is averaged too (AVG).
         memory: named tensors that outlive the step and are saved with every checkpoint; see `remember`.
         attack_steps: largest number of steps of the inner maximisation.
         replays: optimiser steps on each batch.
@@ -101,6 +107,11 @@ class Step:
         slot_of: name of a part's memory.
         global_mean: mean of a tensor over all processes.
         seed: the run's seed.
+
+    Attributes:
+        columns: per-example values whose means over an epoch are columns of `metrics.csv`, by their names; see
+            `note`.
+        others: this step with the adversarial examples of each further attack, once the outer loss has used them.
     """
 
     def __init__(
@@ -112,6 +123,7 @@ class Step:
         moment: Moment,
         label_source: Callable[["Step"], Labels],
         inner: Callable[["Step"], AttackResult] | None,
+        further: Callable[["Step"], tuple[AttackResult, ...]] = no_attacks,
         memory: Memory,
         attack_steps: int = 0,
         replays: int = 1,
@@ -126,7 +138,9 @@ class Step:
         self.networks, self.threats, self.moment = networks, threats, moment
         self.attack_steps, self.replays, self.replay = attack_steps, replays, replay
         self.global_mean, self.seed = global_mean, seed
-        self._label_source, self._inner, self._own = label_source, inner, own
+        self._label_source, self._inner, self._further, self._own = label_source, inner, further, own
+        self.columns: dict[str, Tensor] = {}
+        self.others: tuple[Step, ...] = ()
         self._memory, self._slot_of = memory, slot_of
         self._under_way: set[str] = set()
         self.quantities = Quantities(networks, own)
@@ -216,15 +230,16 @@ class Step:
     @cached_property
     def reference_logits(self) -> Logits:
         """The model's logits of the clean images in evaluation mode, without gradient: reference of KL attacks."""
-        return self._reference("eval")
+        return self.attacked_logits(self.x, "eval")
 
     def reference_in(self, mode: ModelMode) -> Logits:
         """Reference logits in the mode of an attack, without gradient; those in "eval" are computed once."""
-        return self.reference_logits if mode == "eval" else self._reference(mode)
+        return self.reference_logits if mode == "eval" else self.attacked_logits(self.x, mode)
 
-    def _reference(self, mode: ModelMode) -> Logits:
+    def attacked_logits(self, x: Images, mode: ModelMode) -> Logits:
+        """The model's logits at any images in the mode of an attack, without gradient: one forward pass each."""
         with frozen(self.model, mode, full_precision=False), torch.no_grad():
-            return logits_of(self.model, self.x)
+            return logits_of(self.model, x)
 
     # labels and adversarial examples
 
@@ -243,6 +258,18 @@ class Step:
         if self._inner is None:
             raise ValueError("a part reads adversarial examples, the method has no inner maximisation")
         return self._once("the adversarial examples", self._inner)
+
+    @cached_property
+    def further_attacks(self) -> tuple[AttackResult, ...]:
+        """Results of further attacks of the inner maximisation, mostly none."""
+        return self._once("the further attacks", self._further)
+
+    def with_adversarial(self, found: AttackResult) -> "Step":
+        """This step with other adversarial examples; what depends on them is computed again."""
+        twin = copy.copy(self)
+        twin.adversarial = found
+        twin.quantities = self.quantities.without_attack()
+        return twin
 
     def _once(self, what: str, part: Callable[["Step"], T]) -> T:
         if what in self._under_way:
@@ -275,7 +302,11 @@ class Step:
             twin.compute(reads)
         return twin
 
-    # state and random numbers
+    # state, numbers of the epoch and random numbers
+
+    def note(self, column: str, values: Tensor) -> None:
+        """Add per-example values `(N,)` to a column of `metrics.csv`, which holds their mean over the epoch."""
+        self.columns[column] = values.detach()
 
     def remember(self, part: object) -> dict[str, Tensor]:
         """Named tensors of a part, empty at first, kept from step to step and in every checkpoint.

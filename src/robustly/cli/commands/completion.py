@@ -83,9 +83,13 @@ def _completion(name: str, command: "Command") -> Completion:
                 values[one] = choices
         words += () if names else choices
     if command.takes_settings:
-        options |= {"--threat": "the allowed perturbations", "--seed": "seed of all random numbers"}
+        options |= {
+            "--threat": "the allowed perturbations",
+            "--threats": "several of them",
+            "--seed": "seed of all random numbers",
+        }
         options |= {f"--{section}.": "settings" for section in (*SECTIONS, "method")}
-        values |= {"--threat": THREATS, "--evaluation.suite": tuple(SUITE_WORDS)}
+        values |= {"--threat": THREATS, "--threats": THREATS, "--evaluation.suite": tuple(SUITE_WORDS)}
     return Completion(command.help, options, values, words)
 
 

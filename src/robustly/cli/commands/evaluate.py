@@ -10,7 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `robustly evaluate` to a parser."""
     parser.description = (
         "Evaluate the model of a run on its test images. Settings: --evaluation.suite NAME, "
-        "--evaluation.count N, --evaluation.mode worst_case, --threat linf:0.2, --runtime.device cuda. For a model "
+        "--evaluation.count N, --evaluation.mode worst_case, --threat linf:0.2, --runtime.device cuda. --threats "
+        "linf:8/255 l2:0.5 l1:12 evaluates under each of them and prints the union. For a model "
         "trained elsewhere, give its file, or --model, --timm or --hf-model, and --data."
     )
     add_trust(parser)
@@ -50,7 +51,7 @@ def settings_help(words: list[str], overrides: list[str]) -> str:
 
     settings = [*section_settings("evaluation"), *section_settings("runtime")[:1]]
     return (
-        "settings, beside --threat and --seed, with their defaults; a run has its own in config.yaml:\n"
+        "settings, beside --threat, --threats and --seed, with their defaults; a run has its own in config.yaml:\n"
         f"{help_text(settings, shutil.get_terminal_size().columns)}\n"
         "A new folder also takes those of --model and --data, which `robustly train RECIPE --help` lists."
     )

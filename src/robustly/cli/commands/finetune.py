@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check all settings, print the parts and their cost")
     parser.epilog = (
         "--data SOURCE: the images (default: those of the run). --threat T: the threat (default: the run's). "
+        "--threats A B: several, with a method for several, such as mnist5k/eat. "
         f"--method M: {', '.join(METHODS)} (default: trades), or the name of a recipe, whose method is used."
     )
 

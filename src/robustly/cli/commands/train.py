@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `robustly train` to a parser."""
     parser.description = (
         "Train from a recipe (see `robustly recipes`) or a YAML file. Any setting can be changed: "
-        "--training.epochs 5, --threat linf:0.2, --method.loss.beta 3, --data.source FILE. "
+        "--training.epochs 5, --threat linf:0.2, --threats linf:0.3 l1:10, --method.loss.beta 3. "
         "`robustly train RECIPE --help` lists them all with the recipe's values."
     )
     add_trust(parser)

@@ -72,8 +72,11 @@ def _epsilon(run: RunEvidence) -> Answer:
     item = "Set epsilon from the threat model and the trade-off with accuracy"
     evaluation = run.evaluation
     assert evaluation is not None
-    trained = None if run.config is None or run.training is None else run.config.get("threat")
+    trained = (
+        None if run.config is None or run.training is None else run.config.get("threat", run.config.get("threats"))
+    )
     words = f"tested at {evaluation.threat.text}"
+    trained = ", ".join(map(str, trained)) if isinstance(trained, list) else trained
     words += f", trained at {trained}" if isinstance(trained, str) else ""
     curve = evaluation.metrics.security_curve
     if curve is None:

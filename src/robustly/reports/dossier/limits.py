@@ -74,7 +74,7 @@ def _coverage(run: RunEvidence) -> Iterator[str]:
             f"The curve over sizes of the change is that of one attack on {count(curve.count)} of "
             f"{count(evaluation.data.count)} examples."
         )
-    union = None if run.analysis is None else run.analysis.union
+    union = run.union
     if union is None:
         yield f"Only {evaluation.threat.text} was tested. Accuracy under other threats was not measured."
     else:

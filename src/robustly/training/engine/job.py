@@ -130,7 +130,8 @@ class Job:
         about_weights: texts for the metadata of the files of weights, such as the settings of the model.
 
     Raises:
-        MethodError: networks are missing or unused, or the run is too short for a part or for the epochs before it.
+        MethodError: networks are missing or unused, the run is too short for a part or for the epochs before it,
+            or a part is not defined for the threats.
         ThreatError: a threat that is not defined for such images, such as a mask of another shape.
         ValueError: there is no threat model, or the share of extra images leaves no image of one kind.
     """
@@ -161,6 +162,7 @@ class Job:
             raise ValueError("training.head has no effect without training.head_epochs or optimizer.layer_decay")
         check_networks(self.method, {name: network.frozen for name, network in self.networks.items()})
         self.method.check_epochs(self.training.epochs)
+        self.method.check_threats(self.threats)
         for name, network in self.networks.items():
             check_pretrain(network.pretrain, network.frozen, self.training.epochs, network_key(name))
         if self.method.weights is not None:  # refuses weights for a term that the loss does not have

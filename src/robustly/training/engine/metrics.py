@@ -28,7 +28,7 @@ class Totals:
         self._counts[name] = self._counts.get(name, 0) + count
 
     def add_step(self, step: Step, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-        """Add loss, terms, and accuracies from the logits that the step has computed."""
+        """Add loss, terms, accuracies from the logits that the step has computed, and columns of its parts."""
         count = len(step.y)
         self.add("train_loss", loss * count, count)
         for name, value in terms.items():
@@ -39,6 +39,8 @@ class Totals:
             logits = step.quantities.computed(quantity)
             if logits is not None:
                 self.add(name, (logits.argmax(1) == step.y).sum(), count)
+        for name, values in step.columns.items():
+            self.add(name, values.sum(), len(values))
 
     def means(self, runtime: Runtime) -> Row:
         """Means over the images of all processes, by column."""

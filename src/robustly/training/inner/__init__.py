@@ -7,7 +7,10 @@ from robustly.training.inner.adaad import AdaadInner
 from robustly.training.inner.early_stopped import CurriculumInner, FriendlyInner
 from robustly.training.inner.gkl import GklInner
 from robustly.training.inner.mixed import MixedInner
+from robustly.training.inner.msd import MsdInner
+from robustly.training.inner.one_of_several import EatInner, StochasticInner
 from robustly.training.inner.pgd import PGDInner
+from robustly.training.inner.several import AvgInner, MaxInner
 from robustly.training.inner.single_step import FreeInner, NoisyFGSMInner
 from robustly.training.parts import InnerMaximiser
 
@@ -20,4 +23,11 @@ INNER_MAXIMISERS: dict[str, type[InnerMaximiser]] = {
     "free": FreeInner,
     "friendly": FriendlyInner,
     "curriculum": CurriculumInner,
+    "max": MaxInner,
+    "avg": AvgInner,
+    "stochastic_multi": StochasticInner,
+    "eat": EatInner,
+    "msd": MsdInner,
 }
+SEVERAL: tuple[type[InnerMaximiser], ...] = (MaxInner, AvgInner, StochasticInner, EatInner, MsdInner)
+"""Inner maximisations that use all threats of a run; the others use the first."""
