@@ -254,7 +254,7 @@ def test_the_disk_has_sum_one_and_its_radius() -> None:
     for radius, sigma in CIFAR["defocus_blur"] + IMAGENET["defocus_blur"]:
         kernel = disk(radius, sigma)
         # a disk that reaches the edge of its grid loses or gains a little in smoothing, as in OpenCV
-        assert float(kernel.sum()) == pytest.approx(1, abs=1e-6 if radius < 8 else 1e-2)
+        assert float(kernel.sum()) == pytest.approx(1, abs=1e-6 if radius < 8 else 0.02)
         assert torch.allclose(kernel, kernel.T)
     assert int((disk(3, 0.1) > 1e-3).sum()) == 29  # whole points within 3 of the centre
 
