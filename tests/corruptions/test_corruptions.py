@@ -12,6 +12,7 @@ from torch import Tensor
 from robustly.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, STANDARD, CorruptionError, corrupt, table_for
 from robustly.corruptions.blur import disk, motion_blurred
 from robustly.corruptions.constants import CIFAR, IMAGENET
+from robustly.corruptions.digital import affine_sources
 from robustly.corruptions.fractal import clouds
 from robustly.corruptions.sampling import folded, gaussian_blurred, interpolated, zoomed
 from robustly.randomness import KeyedGenerator
@@ -259,28 +260,19 @@ def test_the_disk_has_sum_one_and_its_radius() -> None:
     assert int((disk(3, 0.1) > 1e-3).sum()) == 29  # whole points within 3 of the centre
 
 
-def test_an_affine_map_of_one_shift_is_a_shift() -> None:
-    from robustly.corruptions.digital import _affine_sources
-
+def test_affine_maps_move_their_three_points() -> None:
     rows = torch.arange(9.0, dtype=torch.float64)[None, :, None].expand(1, 9, 12)
     columns = torch.arange(12.0, dtype=torch.float64)[None, None].expand(1, 9, 12)
-    moves = torch.tensor([2.0, -1.0], dtype=torch.float64).expand(1, 3, 2)  # 2 to the right, 1 up
-    source_rows, source_columns = _affine_sources(rows, columns, moves)
+    shift = torch.tensor([2.0, -1.0], dtype=torch.float64).expand(1, 3, 2)  # 2 to the right, 1 up
+    source_rows, source_columns = affine_sources(rows, columns, shift, (9, 12))
     assert torch.allclose(source_rows, rows + 1)
     assert torch.allclose(source_columns, columns - 2)
-    # each of the three points goes where it is moved to
-    points = torch.tensor(
-        [[9.0, 7.0], [9.0, 1.0], [3.0, 1.0]], dtype=torch.float64
-    )  # (x, y): centre (6, 4), spread 3
+    points = torch.tensor([[9.0, 7.0], [9.0, 1.0], [3.0, 1.0]], dtype=torch.float64)  # around (6, 4), s is 3
     moves = torch.tensor([[0.5, -0.3], [-0.2, 0.4], [0.1, 0.6]], dtype=torch.float64)
-    ends = points + moves
-    target_rows, target_columns = (ends[:, k].reshape(1, 3, 1).expand(1, 9, 12)[:, :3] for k in (1, 0))
-    shape = torch.zeros(1, 9, 12, dtype=torch.float64)
-    full_rows, full_columns = shape.clone(), shape.clone()
-    full_rows[:, :3], full_columns[:, :3] = target_rows, target_columns
-    back_rows, back_columns = _affine_sources(full_rows, full_columns, moves[None])
-    assert torch.allclose(back_rows[0, :3, 0], points[:, 1])
-    assert torch.allclose(back_columns[0, :3, 0], points[:, 0])
+    ends = (points + moves)[None, :, :, None]
+    source_rows, source_columns = affine_sources(ends[:, :, 1], ends[:, :, 0], moves[None], (9, 12))
+    assert torch.allclose(source_rows[0, :, 0], points[:, 1])
+    assert torch.allclose(source_columns[0, :, 0], points[:, 0])
 
 
 @pytest.mark.parametrize("severity", [0, 6, -1])

@@ -47,18 +47,30 @@ def elastic_transform(images: Values, constants: Constants, draws: KeyedGenerato
     rows = torch.arange(height, dtype=torch.float64)[None, :, None].expand(len(images), -1, width)
     columns = torch.arange(width, dtype=torch.float64)[None, None, :].expand(len(images), height, -1)
     moves = (draws.fold("points").uniform(3, 2).double() * 2 - 1) * reach
-    images = interpolated(images, *_affine_sources(rows, columns, moves), "mirror")
+    images = interpolated(images, *affine_sources(rows, columns, moves, (height, width)), "mirror")
     field = draws.fold("field").uniform(2, height, width).double() * 2 - 1
     field = alpha * gaussian_blurred(field, sigma, truncate=3.0, border="symmetric")
     return interpolated(images, rows + field[:, 0], columns + field[:, 1], "symmetric")
 
 
-def _affine_sources(rows: Tensor, columns: Tensor, moves: Float64[Tensor, "n 3 2"]) -> tuple[Tensor, Tensor]:
-    """Positions that an affine map takes to each pixel.
+def affine_sources(
+    rows: Float64[Tensor, "n a b"],
+    columns: Float64[Tensor, "n a b"],
+    moves: Float64[Tensor, "n 3 2"],
+    size: tuple[int, int],
+) -> tuple[Float64[Tensor, "n a b"], Float64[Tensor, "n a b"]]:
+    """Rows and columns that the affine map of each image takes to given positions.
 
-    The map moves three points around the centre, at (+s, +s), (+s, -s) and (-s, -s), by `moves` (columns, rows).
+    The map moves three points around the centre, at (+s, +s), (+s, -s) and (-s, -s) in (columns, rows), where s is a
+    third of the shorter side.
+
+    Args:
+        rows: rows of the positions.
+        columns: their columns.
+        moves: moves of the three points, (columns, rows), in pixels.
+        size: height and width of the images.
     """
-    height, width = rows.shape[1:]
+    height, width = size
     centre_row, centre_column, spread = height // 2, width // 2, min(height, width) // 3
     lower, upper, left = moves.unbind(1)
     along_columns, along_rows = (upper - left) / (2 * spread), (lower - upper) / (2 * spread)
