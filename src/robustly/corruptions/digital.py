@@ -61,8 +61,8 @@ def affine_sources(
 ) -> tuple[Float64[Tensor, "n a b"], Float64[Tensor, "n a b"]]:
     """Rows and columns that the affine map of each image takes to given positions.
 
-    The map moves three points around the centre, at (+s, +s), (+s, -s) and (-s, -s) in (columns, rows), where s is a
-    third of the shorter side.
+    The map moves three points around the centre, at (+s, +s), (+s, -s) and (-s, -s) in (columns, rows), where s is
+    a third of the shorter side.
 
     Args:
         rows: rows of the positions.

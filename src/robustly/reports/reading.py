@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from robustly.documents import DocumentError, read_csv, read_yaml
 from robustly.evidence import Evidence, EvidenceTable, Summary, read_summary
 from robustly.evidence.audit_record import AuditRecord, read_audit, read_signature
+from robustly.evidence.corruption_result import CORRUPTIONS, CorruptionResult, read_corruptions
 from robustly.evidence.records import from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.evidence.storage import pictures_of, read_pictures, read_table
@@ -55,12 +56,26 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     analysis = if_there(path / "analysis.json", read_analysis)
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
+    corruptions = if_there(path / CORRUPTIONS, read_corruptions)
+    if corruptions is not None and evaluation is not None:
+        notes += _other_weights(corruptions, evaluation)
     name = path.resolve().name  # the name in the evidence is that of the folder when it was evaluated
     audit = signature = None
     if evaluation is not None:
         audit, signature = read_audit(folder), read_signature(folder)
     return RunEvidence(
-        path, name, config, training, evaluation, table, pictures, tuple(notes), analysis, audit, signature
+        path,
+        name,
+        config,
+        training,
+        evaluation,
+        table,
+        pictures,
+        tuple(notes),
+        analysis,
+        audit,
+        signature,
+        corruptions=corruptions,
     )
 
 
@@ -157,6 +172,13 @@ def _other_model(analysis: Analysis, evaluation: Summary) -> list[str]:
             "robustly analyse again."
         ]
     return []
+
+
+def _other_weights(corruptions: CorruptionResult, evaluation: Summary) -> list[str]:
+    """A note if the accuracies under corruptions are of another model than the evaluation."""
+    if corruptions.model.weights_sha256 == evaluation.model.weights_sha256:
+        return []
+    return ["Corruptions and evaluation are of different weights. Run robustly corruptions again."]
 
 
 def _contradictions(evaluation: Summary, table: EvidenceTable | None) -> list[str]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from robustly.evidence import EvidenceTable, Summary
 from robustly.evidence.audit_record import AuditRecord, Signature
+from robustly.evidence.corruption_result import CorruptionResult
 from robustly.evidence.storage import Pictures
 from robustly.reports.analysis import Analysis
 
@@ -78,6 +79,7 @@ class RunEvidence:
         audit: the last audit of the evaluation; None if it was not audited as it is now.
         signature: the signature of the evaluation, which no report verifies.
         check: command with which a reader audits the evaluation; empty for `robustly audit` of the folder.
+        corruptions: accuracy under common corruptions.
     """
 
     path: Path
@@ -92,6 +94,7 @@ class RunEvidence:
     audit: AuditRecord | None = None
     signature: Signature | None = None
     check: str = ""
+    corruptions: CorruptionResult | None = None
 
     @property
     def weak_guide(self) -> float | None:
