@@ -57,7 +57,7 @@ def test_without_a_result_there_is_no_section(folder: Path) -> None:
 def test_the_table_has_every_severity_with_its_colour(folder: Path) -> None:
     write_corruptions(folder, result(folder))
     page = render([read_run(folder)])
-    section = page[page.index('data-section="corruptions"') :]
+    section = page[page.index('<section data-section="corruptions"') :]
     section = section[: section.index("</section>")]
     assert re.findall(r'style="--error: ([\d.]+)"', section) == [
         *("0.00000", "0.25000", "0.50000", "0.75000", "1.00000", "0.50000"),
@@ -65,10 +65,10 @@ def test_the_table_has_every_severity_with_its_colour(folder: Path) -> None:
     ]
     text = words(section)
     assert "fog weather 100.0 75.0 50.0 25.0 0.0 50.0 [40.0, 60.0]" in text
-    assert "frost (procedural) weather 20.0 20.0 – – – 50.0" in text
+    assert "frost (procedural) weather 20.0 20.0 \u2013 \u2013 \u2013 50.0" in text
     assert "Mean over 15 x 5 61.2" in text
     assert "mCE against standard 83.4" in text
-    assert "Relative mCE –" in text
+    assert "Relative mCE \u2013" in text
     assert 'href="#corruptions-' in page
     assert "/home/somebody" not in page
 
