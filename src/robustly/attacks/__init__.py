@@ -11,6 +11,7 @@ from robustly.attacks.core.gradient_estimators import NES, SPSA, Averaged
 from robustly.attacks.ddn import DDN
 from robustly.attacks.deepfool import DeepFool
 from robustly.attacks.ead import EAD
+from robustly.attacks.exhaustive import ExhaustiveSearch
 from robustly.attacks.fab import FAB
 from robustly.attacks.fmn import FMN
 from robustly.attacks.hopskipjump import HopSkipJump
@@ -44,6 +45,7 @@ ATTACK_KINDS: dict[str, Callable[[], Attack]] = {
     "sparse_rs": SparseRS,
     "boundary": Boundary,
     "hopskipjump": HopSkipJump,
+    "exhaustive": ExhaustiveSearch,
 }
 """Attacks by the names that files of suites use."""
 
@@ -72,6 +74,7 @@ __all__ = [
     "CarliniWagner",
     "DeepFool",
     "Detected",
+    "ExhaustiveSearch",
     "ExpectationOverTransformation",
     "HopSkipJump",
     "InputDiversity",

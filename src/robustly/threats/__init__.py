@@ -11,6 +11,7 @@ from torch import Tensor
 from robustly.threats.balls import LpBall
 from robustly.threats.chain import Chain
 from robustly.threats.contract import EditSet, Threat, ThreatError, ThreatSet
+from robustly.threats.corruption import CorruptionSet, CorruptionThreat, corruption_threat
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.lp import NORMS, Norm, ThreatModel, read_mask
 from robustly.threats.parameter_box import ParameterBox
@@ -23,6 +24,7 @@ THREATS: dict[str, Callable[[str, Box], Threat]] = {
     "l1": lambda size, box: ThreatModel("l1", size, box),
     "l0": lambda size, box: ThreatModel("l0", size, box),
     "rotation": Rotation,
+    "corruption": corruption_threat,
 }
 """Threats by the word in front of the colon of their text form. A new threat adds a line here."""
 KINDS: tuple[str, ...] = (*THREATS, "chain")
@@ -88,6 +90,8 @@ __all__ = [
     "NORMS",
     "THREATS",
     "Chain",
+    "CorruptionSet",
+    "CorruptionThreat",
     "EditSet",
     "LpBall",
     "Norm",

@@ -23,6 +23,7 @@ from robustly.attacks import (
     Boundary,
     CarliniWagner,
     DeepFool,
+    ExhaustiveSearch,
     HopSkipJump,
     SigmaZero,
     SparseRS,
@@ -36,6 +37,7 @@ from robustly.attacks.core.linearisation import CANDIDATES
 from robustly.attacks.fmn import MORE_STARTS, TRIALS
 from robustly.attacks.hopskipjump import COARSEST
 from robustly.attacks.jsma import LARGEST_FOR_PAIRS
+from robustly.corruptions import STANDARD
 from robustly.evaluation.suites.passes import passes_of
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence.provenance import Plan
@@ -248,6 +250,10 @@ def _hopskipjump(attack: HopSkipJump, job: Job) -> Passes:
     return 2 + halvings + sum(count + 1 + halvings for count in directions), 0
 
 
+def _exhaustive(attack: ExhaustiveSearch, job: Job) -> Passes:
+    return 1 + attack.restarts * len(STANDARD) * int(job.threat.extent), 0
+
+
 COSTS: dict[type, Callable[[Any, Job], Passes]] = {
     PGD: _pgd,
     MIM: _mim,
@@ -267,5 +273,6 @@ COSTS: dict[type, Callable[[Any, Job], Passes]] = {
     SparseRS: _queries,
     Boundary: _boundary,
     HopSkipJump: _hopskipjump,
+    ExhaustiveSearch: _exhaustive,
 }
 """Passes of each kind of attack on an image that it does not break."""
