@@ -10,6 +10,7 @@ from robustly.attacks import AttackError, ExhaustiveSearch, dynat_pgd
 from robustly.corruptions import STANDARD, corrupt
 from robustly.data import Splits
 from robustly.randomness import KeyedGenerator
+from robustly.testing import check_threat
 from robustly.threats import CorruptionSet, CorruptionThreat, EditSet, Threat, ThreatError, ThreatSet, parse_threat
 
 
@@ -29,6 +30,11 @@ def test_the_value_follows_the_contract_of_threats() -> None:
     assert "severity of at most 3." in threat.words()
     assert isinstance(threat.around(images()), ThreatSet)
     assert isinstance(threat.around(images()), EditSet)
+
+
+@pytest.mark.parametrize("severity", [2, 5])
+def test_the_contract_of_threats_holds_but_for_gradients(severity: int) -> None:
+    check_threat(CorruptionThreat(severity), shape=(3, 9, 8))
 
 
 def test_the_identity_is_exact_and_choices_are_the_corruptions() -> None:
