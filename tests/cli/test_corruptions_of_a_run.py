@@ -10,6 +10,7 @@ from cli_tools import refusal
 
 from robustly.cli import main
 from robustly.corruptions import STANDARD
+from robustly.evidence import read_evidence
 
 SETTINGS = {
     "training.epochs": "1",
@@ -95,3 +96,17 @@ def test_wrong_words_are_met_with_one_sentence(run: Path, capsys: pytest.Capture
     assert "has no corruptions.json" in refusal(capsys, "corruptions", str(run), "--audit")
     refusal(capsys, "corruptions", str(run / "nowhere"))
     assert not (run / "corruptions.json").exists()
+
+
+@pytest.mark.slow
+def test_corruptions_as_a_threat_go_the_whole_way(run: Path) -> None:
+    small = ["--evaluation.count", "6", "--evaluation.batch_size", "6"]
+    assert main(["evaluate", str(run), "--threat", "corruption:1", "--suite", "standard", *small]) == 0
+    evidence = read_evidence(run / "evaluation")
+    kept = evidence.images.attacks["exhaustive"]
+    assert kept.theta is not None
+    assert set(kept.theta[:, 1].tolist()) <= {0.0, 1.0}  # no corruption of those that stand
+    assert not any("masking" in text for text in evidence.summary.masking)
+    assert main(["audit", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
+    assert "one of the 15 common corruptions" in (run / "report.html").read_text()

@@ -25,6 +25,6 @@ def test_its_threats_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     np.save("mask.npy", np.ones((4, 4), bool))
     texts = re.findall(r"^\| `(\S+)` \|", PAGE, re.MULTILINE)
-    assert len(texts) == 7
+    assert len(texts) == 8
     for text in texts:
         parse_threat(text)
