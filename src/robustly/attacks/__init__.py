@@ -12,6 +12,7 @@ from robustly.attacks.core.gradient_estimators import NES, SPSA, Averaged
 from robustly.attacks.ddn import DDN
 from robustly.attacks.deepfool import DeepFool
 from robustly.attacks.ead import EAD
+from robustly.attacks.exhaustive import ExhaustiveSearch
 from robustly.attacks.fab import FAB
 from robustly.attacks.fmn import FMN
 from robustly.attacks.grid_search import GridSearch
@@ -57,6 +58,7 @@ ATTACK_KINDS: dict[str, Callable[[], Attack]] = {
     "random_draws": RandomDraws,
     "parameter_search": ParameterSearch,
     "grid": GridSearch,
+    "exhaustive": ExhaustiveSearch,
 }
 """Attacks by the names that files of suites use."""
 
@@ -86,6 +88,7 @@ __all__ = [
     "Composite",
     "DeepFool",
     "Detected",
+    "ExhaustiveSearch",
     "ExpectationOverTransformation",
     "GridSearch",
     "HopSkipJump",

@@ -53,6 +53,7 @@ from robustly.evidence.summary import Metrics
 from robustly.models import as_classifier
 from robustly.objectives import ClassificationGoal, margin
 from robustly.threats import Affine, Chain, Threat
+from robustly.threats.contract import has_no_gradient
 
 
 def evaluate(
@@ -169,9 +170,10 @@ def _check_attacks(suite: Suite, threat: Threat) -> None:
                 f"the attack {name!r} lacks `needs` or `minimum_norm`: see `robustly.attacks.Attack`"
             )
         if not attack.needs.accept(threat):
+            why = ", which has no gradient: use exhaustive" if has_no_gradient(threat) else ""
             raise EvaluationError(
                 f"the attack {name!r} of suite {suite.name!r} is defined for {attack.needs.words()}, "
-                f"the threat is {threat}; attacks that are defined for it: {', '.join(_defined_for(threat))}"
+                f"the threat is {threat}{why}; attacks that are defined for it: {', '.join(_defined_for(threat))}"
             )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from robustly.documents import DocumentError, read_csv, read_yaml
 from robustly.evidence import Evidence, EvidenceTable, Summary, read_summary
 from robustly.evidence.audit_record import AuditRecord, read_audit, read_signature
+from robustly.evidence.corruption_result import CORRUPTIONS, CorruptionResult, read_corruptions
 from robustly.evidence.partial_unions import LeftOut, union_of_folders
 from robustly.evidence.records import from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
@@ -58,6 +59,9 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
     union, left_out = _union(path, analysis)
+    corruptions = if_there(path / CORRUPTIONS, read_corruptions)
+    if corruptions is not None and evaluation is not None:
+        notes += _other_weights(corruptions, evaluation)
     name = path.resolve().name  # the name in the evidence is that of the folder when it was evaluated
     audit = signature = None
     if evaluation is not None:
@@ -76,6 +80,7 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
         signature=signature,
         union=union,
         left_out=left_out,
+        corruptions=corruptions,
     )
 
 
@@ -182,6 +187,13 @@ def _other_model(analysis: Analysis, evaluation: Summary) -> list[str]:
             "robustly analyse again."
         ]
     return []
+
+
+def _other_weights(corruptions: CorruptionResult, evaluation: Summary) -> list[str]:
+    """A note if the accuracies under corruptions are of another model than the evaluation."""
+    if corruptions.model.weights_sha256 == evaluation.model.weights_sha256:
+        return []
+    return ["Corruptions and evaluation are of different weights. Run robustly corruptions again."]
 
 
 def _contradictions(evaluation: Summary, table: EvidenceTable | None) -> list[str]:

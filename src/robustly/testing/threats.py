@@ -6,12 +6,15 @@ from torch import Tensor
 from robustly.randomness import KeyedGenerator
 from robustly.testing.networks import require
 from robustly.threats import Described, Threat, ThreatSet
+from robustly.threats.contract import has_no_gradient
 
 IMAGES = (3, 6, 5)
 
 
 def check_threat(threat: Threat, *, shape: tuple[int, ...] = IMAGES, count: int = 5) -> None:
     """Check a threat against the contract of `robustly.threats.Threat` and `ThreatSet`.
+
+    Finite sets, which list candidates (`EditSet`), are not checked for gradients and steps.
 
     Args:
         threat: the threat, with one extent above 0 for all examples.
@@ -31,8 +34,9 @@ def check_threat(threat: Threat, *, shape: tuple[int, ...] = IMAGES, count: int 
     _check_moves(threat, allowed, x)
     _check_sizes(allowed)
     _check_limits(threat, allowed, x)
-    _check_gradient(threat, x)
-    _check_ascent(threat, x)
+    if not has_no_gradient(threat):
+        _check_gradient(threat, x)
+        _check_ascent(threat, x)
     _check_independence(threat, x)
     _check_scaling(threat, x)
     _check_formats(threat, x)
@@ -70,10 +74,12 @@ def _check_identity(allowed: ThreatSet, x: Tensor) -> None:
 def _check_moves(threat: Threat, allowed: ThreatSet, x: Tensor) -> None:
     draws = _draws(len(x))
     start = allowed.random_start(draws)
-    gradient = draws.fold("gradient").normal(*start.shape[1:]).to(start)
-    stepped = allowed.step(start, gradient, allowed.default_step_size(5))
+    stepped = nowhere = start
+    if not hasattr(allowed, "candidates"):
+        gradient = draws.fold("gradient").normal(*start.shape[1:]).to(start)
+        stepped = allowed.step(start, gradient, allowed.default_step_size(5))
+        nowhere = allowed.step(start, torch.zeros_like(gradient), allowed.default_step_size(5))
     far = allowed.project(start + 100 * draws.fold("far").normal(*start.shape[1:]).to(start))
-    nowhere = allowed.step(start, torch.zeros_like(gradient), allowed.default_step_size(5))
     low, high = threat.box
     for theta, what in (
         (start, "a start"),

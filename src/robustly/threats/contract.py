@@ -204,6 +204,11 @@ class EditSet(Protocol):
         ...
 
 
+def has_no_gradient(threat: Threat) -> bool:
+    """Return True for threats whose sets list candidates (`EditSet`), on which gradient steps are not defined."""
+    return hasattr(threat.set_type, "candidates")
+
+
 def per_example(values: Shaped[Tensor, " n"], like: Images) -> Shaped[Tensor, "n ..."]:
     """Reshape `(N,)` so that it broadcasts against a batch of inputs."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

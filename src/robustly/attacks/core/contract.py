@@ -15,7 +15,7 @@ from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall
 from robustly.threats.chain_set import BoxChainSet
-from robustly.threats.contract import EditSet, Smooth, Threat, ThreatSet
+from robustly.threats.contract import EditSet, Smooth, Threat, ThreatSet, has_no_gradient
 from robustly.threats.parameter_box import ParameterBox
 
 ModelMode = Literal["eval", "train", "train_nostat"]
@@ -270,7 +270,8 @@ def check_needs(threat: Threat, needs: Needs) -> None:
         AttackError: the threat's sets are not among `needs`.
     """
     if not needs.accept(threat):
-        raise AttackError(f"this attack is defined for {needs.words()}, the threat is {threat}")
+        why = ", which has no gradient: use exhaustive" if has_no_gradient(threat) else ""
+        raise AttackError(f"this attack is defined for {needs.words()}, the threat is {threat}{why}")
 
 
 def check_ids(x: Images, generator: KeyedGenerator) -> None:

@@ -10,7 +10,7 @@ from robustly.attacks.core.model_access import logits_of
 from robustly.attacks.pgd import PGD
 from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
-from robustly.evaluation.diagnostics.model_checks import LEAST_COSINE
+from robustly.evaluation.diagnostics.model_checks import LEAST_COSINE, NO_GRADIENT
 from robustly.evaluation.diagnostics.overfitting import catastrophic_overfitting
 from robustly.evaluation.diagnostics.probe import Probe
 from robustly.evaluation.diagnostics.significance import TOLERATED, Excess, most_significant, tolerated_among
@@ -23,6 +23,7 @@ from robustly.objectives import (
 )
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats import Threat, ThreatModel
+from robustly.threats.contract import has_no_gradient
 
 FINDING_TITLES = {
     "catastrophic_overfitting": "robustness is not to one step of length epsilon only",
@@ -272,6 +273,8 @@ def _undecided(probe: Probe) -> str | None:
         )
     if float(probe.target.threat.extent) == 0:
         return "Epsilon is 0: there is nothing to search."
+    if has_no_gradient(probe.target.threat):
+        return NO_GRADIENT
     return None
 
 

@@ -17,7 +17,9 @@ from robustly.evidence import Finding
 from robustly.objectives import difference_of_logits_ratio, margin
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.balls import LpBall
+from robustly.threats.contract import has_no_gradient
 
+NO_GRADIENT = "The threat is a finite set without gradients: its elements are tried one by one."
 NO_IMAGE = "The model misclassifies all images: there is nothing to test."
 VANISHING = 0.01  # share of images whose gradient of cross-entropy may be useless
 LEAST_COSINE = 0.5  # smaller cosine: the directions of two gradients differ
@@ -169,6 +171,8 @@ def zero_gradient(probe: Probe) -> Finding:
     title = "gradients are not zero at the start of APGD"
     if len(probe.correct) == 0:
         return Finding("zero_gradient", title, None, None, "", NO_IMAGE)
+    if has_no_gradient(probe.target.threat):
+        return Finding("zero_gradient", title, None, None, "", NO_GRADIENT)
     seed = derive_seed(probe.target.seed, "diagnostics", "zero_gradient")
     generator = KeyedGenerator(seed, probe.target.data.ids[probe.correct])
     allowed = probe.target.threat.around(probe.x)
@@ -252,6 +256,8 @@ def linearity(probe: Probe) -> Finding:
         return Finding("D12", title, None, None, threshold, NO_IMAGE)
     if float(threat.extent) == 0:
         return Finding("D12", title, None, None, threshold, "Epsilon is 0.")
+    if has_no_gradient(threat):
+        return Finding("D12", title, None, None, threshold, NO_GRADIENT)
     allowed = threat.around(probe.x)
     origin = allowed.identity()
     if isinstance(allowed, LpBall):

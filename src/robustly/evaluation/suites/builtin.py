@@ -9,6 +9,7 @@ from robustly.attacks import Attack
 from robustly.attacks.apgd import APGD, TargetedAPGD
 from robustly.attacks.apgd_ascent import APGDStart
 from robustly.attacks.core.search import Precision
+from robustly.attacks.exhaustive import ExhaustiveSearch
 from robustly.attacks.fab import FAB
 from robustly.attacks.patch_search import PatchSearch
 from robustly.attacks.pgd import PGD
@@ -43,6 +44,7 @@ STAGE_TITLES = {
     "adam": "PGD with Adam",
     "stadv": "StAdv",
     "patch": "Patch search",
+    "exhaustive": "Every corruption",
     **{f"restarts_{name}": f"APGD, 10 starts, {name}" for name in ("ce", "margin", "pm")},
 }
 
@@ -59,6 +61,8 @@ def quick(kind: str) -> Suite:
     """
     if kind == "l0":
         return Suite("quick", {"sigma_zero": SigmaZero(steps=100)}, titles=STAGE_TITLES, worst_case=True)
+    if kind == "corruption":
+        return _exhaustive("quick", 1)
     if kind not in NORMS:
         return _any_threat("quick", kind, draws=10)
     attacks = _screen(kind) | {"long_runs": _long_runs(kind, "bfloat16")}
@@ -77,6 +81,8 @@ def standard(kind: str) -> Suite:
     """
     if kind == "l0":
         return _sparse("standard", 300, 1000)
+    if kind == "corruption":
+        return _exhaustive("standard", 1)
     if kind not in NORMS:
         return _any_threat("standard", kind, draws=50, steps=50)
     sparse = kind == "l1"
@@ -111,6 +117,8 @@ def strong(kind: str) -> Suite:
     """
     if kind == "l0":
         return _sparse("strong", 1000, 5000)
+    if kind == "corruption":
+        return _exhaustive("strong", 5)
     if kind not in NORMS:
         return _any_threat("strong", kind, draws=300, steps=100, restarts=5)
     base = standard(kind)
@@ -156,6 +164,12 @@ def _sparse(name: str, steps: int, queries: int) -> Suite:
     """Stages for l0: the strongest minimum-norm attack, and random search."""
     attacks: dict[str, Attack] = {"sigma_zero": SigmaZero(steps=steps), "sparse_rs": SparseRS(queries=queries)}
     return Suite(name, attacks, titles=STAGE_TITLES, worst_case=True, curve="sigma_zero")
+
+
+def _exhaustive(name: str, restarts: int) -> Suite:
+    """The stage for corruptions, which have no gradient: all of them, each with several random draws."""
+    attacks: dict[str, Attack] = {"exhaustive": ExhaustiveSearch(restarts)}
+    return Suite(name, attacks, titles=STAGE_TITLES, worst_case=True, curve="exhaustive")
 
 
 def _any_threat(name: str, kind: str, *, draws: int, steps: int = 0, restarts: int = 1) -> Suite:

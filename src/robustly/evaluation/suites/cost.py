@@ -26,6 +26,7 @@ from robustly.attacks import (
     CarliniWagner,
     Composite,
     DeepFool,
+    ExhaustiveSearch,
     GridSearch,
     HopSkipJump,
     ParameterSearch,
@@ -44,6 +45,7 @@ from robustly.attacks.core.linearisation import CANDIDATES
 from robustly.attacks.fmn import MORE_STARTS, TRIALS
 from robustly.attacks.hopskipjump import COARSEST
 from robustly.attacks.jsma import LARGEST_FOR_PAIRS
+from robustly.corruptions import STANDARD
 from robustly.evaluation.suites.passes import passes_of
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence.provenance import Plan
@@ -285,6 +287,10 @@ def _hopskipjump(attack: HopSkipJump, job: Job) -> Passes:
     return 2 + halvings + sum(count + 1 + halvings for count in directions), 0
 
 
+def _exhaustive(attack: ExhaustiveSearch, job: Job) -> Passes:
+    return 1 + attack.restarts * len(STANDARD) * int(job.threat.extent), 0
+
+
 COSTS: dict[type, Callable[[Any, Job], Passes]] = {
     PGD: _pgd,
     SmoothPGD: _smooth_pgd,
@@ -310,5 +316,6 @@ COSTS: dict[type, Callable[[Any, Job], Passes]] = {
     RandomDraws: _draws,
     ParameterSearch: _queries,
     GridSearch: _grid,
+    ExhaustiveSearch: _exhaustive,
 }
 """Passes of each kind of attack on an image that it does not break."""

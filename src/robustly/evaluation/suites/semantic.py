@@ -2,6 +2,7 @@
 
 from robustly.attacks import Attack
 from robustly.attacks.composite import Composite
+from robustly.attacks.exhaustive import ExhaustiveSearch
 from robustly.attacks.grid_search import GridSearch
 from robustly.attacks.parameter_search import ParameterSearch
 from robustly.attacks.pgd import PGD
@@ -19,6 +20,7 @@ STAGE_TITLES = {
     "parameter_search": "Random search",
     "grid": "Grid",
     "composite": "Composite (CAA)",
+    "exhaustive": "Every corruption",
 }
 
 
@@ -29,7 +31,7 @@ def semantic(kind: str) -> Suite:
     shift the objective has many local maxima, and draws and grids find more (Engstrom et al., ICML 2019). The grid
     is a stage for transformations of at most four parameters and for the affine family. Chains have none, because
     their kind does not name their parts; `GridSearch` is defined for chains of transformations. Chains in any order
-    have the composite attack, which chooses orders.
+    have the composite attack, which chooses orders. Corruptions have no gradient: all of them are tried.
 
     Args:
         kind: kind of the threat.
@@ -41,6 +43,8 @@ def semantic(kind: str) -> Suite:
         raise ValueError(
             f"the suite semantic is defined for threats that are not Lp balls, got {kind!r}: use the suite standard"
         )
+    if kind == "corruption":
+        return Suite("semantic", {"exhaustive": ExhaustiveSearch(5)}, titles=STAGE_TITLES, curve="exhaustive")
     attacks: dict[str, Attack] = {
         "random_draws": RandomDraws(100, precision="bfloat16"),
         "pgd": PGD(50, margin, restarts=5, precision="bfloat16"),

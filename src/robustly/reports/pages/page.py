@@ -21,6 +21,7 @@ SECTIONS = (
     ("proofs", "Proofs"),
     ("trust", "Trust"),
     ("union", "Several threats"),
+    ("corruptions", "Corruptions"),
     ("robustness", "Robustness"),
     ("inside", "Inside"),
     ("pictures", "Pictures"),
@@ -100,6 +101,7 @@ def _without_folders(run: RunEvidence) -> RunEvidence:
         analysis=named_sources(run.analysis),
         audit=named_sources(run.audit),
         check=named_sources(run.check),
+        corruptions=named_sources(run.corruptions),
     )
 
 
@@ -147,6 +149,7 @@ def _has(one: RunView, section: str) -> bool:
         "proofs": bool(one.certificates),
         "trust": one.run.evaluation is not None,
         "union": bool(one.union or one.left_out),
+        "corruptions": one.corruptions is not None,
         "robustness": bool(one.charts),
         "inside": bool(one.analysis or one.measures),
         "pictures": one.gallery is not None or one.pictures_left_out,

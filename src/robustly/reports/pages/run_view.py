@@ -23,6 +23,7 @@ from robustly.reports.figures.training_figures import metrics_table, training_fi
 from robustly.reports.formats import count, percent
 from robustly.reports.pages.attack_rows import AttackRow, attack_rows, not_needed
 from robustly.reports.pages.certificate_rows import CertificateRow, OpenRow, certificate_rows, open_rows
+from robustly.reports.pages.corruption_rows import CorruptionView, corruption_view
 from robustly.reports.pages.facts import FactGroup, audit_words, facts
 from robustly.reports.pages.gallery import MOST_BYTES, Gallery, gallery
 from robustly.reports.run import RunEvidence
@@ -99,6 +100,7 @@ class RunView:
     proofs: tuple[Figure, ...] = ()
     certificates: tuple[CertificateRow, ...] = ()
     open: tuple[OpenRow, ...] = ()
+    corruptions: CorruptionView | None = None
 
 
 def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView:
@@ -143,6 +145,7 @@ def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView
         proofs=() if evaluation is None else certificate_figures(evaluation, run.table),
         certificates=() if evaluation is None else certificate_rows(evaluation),
         open=() if evaluation is None else open_rows(evaluation, run.table),
+        corruptions=None if run.corruptions is None else corruption_view(run.corruptions),
     )
 
 

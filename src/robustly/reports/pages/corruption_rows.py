@@ -1,0 +1,71 @@
+"""Accuracy under corruptions for the page of a run: a table of corruptions by severity, and sentences."""
+
+from dataclasses import dataclass
+
+from robustly.evidence.corruption_result import SEVERITY_COUNT, CorruptionResult, CorruptionRow
+from robustly.reports.formats import count, interval, percent
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """A cell of the table; `error` in [0, 1] is its colour. An empty text stands for a missing severity."""
+
+    text: str = ""
+    ends: str = ""
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class HeatRow:
+    """A row of the table: a corruption, its severities and their mean."""
+
+    title: str
+    family: str
+    cells: tuple[HeatCell, ...]
+    mean: HeatCell
+
+
+@dataclass(frozen=True)
+class CorruptionView:
+    """The section on corruptions.
+
+    Args:
+        rows: one entry for each corruption.
+        facts: names and values of the numbers above the table.
+        words: origin of the corrupted images.
+    """
+
+    rows: tuple[HeatRow, ...]
+    facts: tuple[tuple[str, str], ...]
+    words: str
+
+
+def corruption_view(result: CorruptionResult) -> CorruptionView:
+    """The content of the section on corruptions."""
+    rows = tuple(_row(row) for row in result.rows)
+    facts = [("Clean accuracy", f"{percent(result.clean.share)} {interval(result.clean)}")]
+    if result.mean is not None:
+        facts.append(("Mean over 15 x 5", f"{percent(result.mean.accuracy)} {interval(result.mean)}"))
+    if result.worst is not None:
+        facts.append(("Worst corruption", f"{result.worst.title}, {percent(result.worst.mean.accuracy)}"))
+    if result.reference is not None:
+        facts.append((f"mCE against {result.reference.name}", percent(result.reference.mce)))
+        facts.append(("Relative mCE", percent(result.reference.relative_mce)))
+    facts.append(("Images", count(result.data.count if result.images.set == "C-proc" else _images(result))))
+    return CorruptionView(rows, tuple(facts), result.images.words)
+
+
+def _images(result: CorruptionResult) -> int:
+    return result.rows[0].cells[0].accuracy.count if result.rows else 0
+
+
+def _row(row: CorruptionRow) -> HeatRow:
+    found = {
+        cell.severity: HeatCell(
+            f"{100 * cell.accuracy.share:.1f}", interval(cell.accuracy), 1 - cell.accuracy.share
+        )
+        for cell in row.cells
+    }
+    mean = HeatCell(f"{100 * row.mean.accuracy:.1f}", interval(row.mean), 1 - row.mean.accuracy)
+    cells = tuple(found.get(severity, HeatCell()) for severity in range(1, SEVERITY_COUNT + 1))
+    return HeatRow(row.title, row.family, cells, mean)

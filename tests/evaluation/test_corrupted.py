@@ -1,0 +1,135 @@
+"""Evaluation under corruptions: predictions, continuation, and an audit that finds changes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robustly.corruptions import STANDARD, CorruptionError, corrupt
+from robustly.data import ImageData, Splits
+from robustly.evaluation import EvaluationError, EvaluationTarget
+from robustly.evaluation.audit.corruptions import audit_corruptions
+from robustly.evaluation.corrupted import (
+    CorruptionSource,
+    chosen_names,
+    computed_source,
+    corruption_result,
+    predict_corrupted,
+)
+from robustly.evidence.corruption_predictions import CorruptionPredictions
+from robustly.evidence.corruption_result import CorruptedImages
+from robustly.threats import ThreatModel
+
+NAMES = ("gaussian_noise", "contrast")
+
+
+@pytest.fixture
+def target(digits: Splits, digit_net: nn.Module) -> EvaluationTarget:
+    return EvaluationTarget(digit_net, digits.test.select(torch.arange(30)), ThreatModel("linf", 0.1), 3, 8)
+
+
+def test_cells_are_the_accuracies_on_corrupted_images(target: EvaluationTarget, digit_net: nn.Module) -> None:
+    source = computed_source(target.data, 3)
+    found = predict_corrupted(target, source, NAMES)
+    result = corruption_result(found, target, source, "net")
+    assert [row.name for row in result.rows] == list(NAMES)
+    data = target.data
+    corrupted = corrupt(data.images, "contrast", 5, seed=3, ids=data.ids)
+    with torch.no_grad():
+        right = int((digit_net(corrupted.float() / 255).argmax(1) == data.labels).sum())
+    assert result.rows[1].cells[4].accuracy.hits == right
+    assert result.clean == found.clean_accuracy
+    assert result.mean is None  # two of fifteen corruptions
+    assert "procedural" in result.images.words.lower()
+
+
+def test_predictions_do_not_depend_on_the_batch_size(target: EvaluationTarget) -> None:
+    source = computed_source(target.data, 3)
+    one, other = (predict_corrupted(replace(target, batch_size=size), source, NAMES[:1]) for size in (7, 30))
+    for cell, predicted in one.cells.items():
+        assert np.array_equal(predicted, other.cells[cell])
+
+
+def test_a_second_call_continues_and_another_seed_begins_again(target: EvaluationTarget) -> None:
+    kept: list[CorruptionPredictions] = []
+    source = computed_source(target.data, 3)
+    predict_corrupted(target, source, NAMES[:1], keep=kept.append)
+    assert [len(one.cells) for one in kept] == [1, 2, 3, 4, 5]
+    read: list[tuple[str, int]] = []
+
+    def noted(name: str, severity: int) -> ImageData:
+        read.append((name, severity))
+        return source.read(name, severity)
+
+    again = predict_corrupted(target, replace(source, read=noted), NAMES, earlier=kept[2])
+    assert read == [
+        ("gaussian_noise", 4),
+        ("gaussian_noise", 5),
+        *(("contrast", severity) for severity in range(1, 6)),
+    ]
+    assert len(again.cells) == 10
+    assert np.array_equal(again.cells["gaussian_noise", 5], kept[4].cells["gaussian_noise", 5])
+    other = predict_corrupted(target, computed_source(target.data, 4), NAMES[:1], earlier=kept[4])
+    assert other.identity != kept[4].identity
+    assert other.hashes["gaussian_noise", 1] != kept[4].hashes["gaussian_noise", 1]
+
+
+def test_outputs_that_are_not_finite_count_as_wrong(target: EvaluationTarget) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(x), 10), torch.nan)
+
+    broken = replace(target, model=Broken())
+    found = predict_corrupted(broken, computed_source(target.data, 0), NAMES[:1])
+    assert found.clean_accuracy.hits == 0
+    assert set(found.cells["gaussian_noise", 1].tolist()) == {-1}
+
+
+def test_the_audit_passes_and_finds_each_change(target: EvaluationTarget) -> None:
+    source = computed_source(target.data, 3)
+    found = predict_corrupted(target, source, NAMES[:1])
+    stated = corruption_result(found, target, source, "net")
+
+    def problems(**changed: object) -> list[str]:
+        given: dict[str, object] = {"stated": stated, "found": found, "target": target, "source": source, **changed}
+        return [check.name for check in audit_corruptions(**given, count=30) if not check.passed]  # type: ignore[arg-type]
+
+    assert problems() == []
+    row = stated.rows[0]
+    better = replace(row.cells[0], accuracy=replace(row.cells[0].accuracy, hits=30, count=31))
+    lie = replace(stated, rows=(replace(row, cells=(better, *row.cells[1:])),))
+    assert problems(stated=lie) == ["the numbers follow from the predictions"]
+    raised = replace(row, mean=replace(row.mean, accuracy=row.mean.accuracy + 0.01))
+    assert problems(stated=replace(stated, rows=(raised,))) == ["the numbers follow from the predictions"]
+    cell = ("gaussian_noise", 2)
+    wrong = found.cells[cell].copy()
+    wrong[4] = (wrong[4] + 1) % 10
+    tampered = replace(found, cells={**found.cells, cell: wrong})
+    restated = corruption_result(tampered, target, source, "net")
+    assert problems(found=tampered, stated=restated) == ["predictions on 30 images under every corruption"]
+    other = computed_source(target.data, 9)
+    assert "weights, clean images and corrupted images are those of the predictions" in problems(source=other)
+    relabelled = replace(found, hashes={**found.hashes, cell: "0" * 64})
+    restated = corruption_result(relabelled, target, source, "net")
+    assert problems(found=relabelled, stated=restated) == ["the corrupted images are the same"]
+
+
+def test_choices_are_checked_by_name(digits: Splits) -> None:
+    source = computed_source(digits.test, 0)
+    assert "saturate" not in source.names
+    grey = digits.test.shape
+    assert chosen_names(source, None, False, grey) == list(STANDARD)
+    assert chosen_names(source, ("fog", "contrast"), False, grey) == ["fog", "contrast"]
+    assert chosen_names(source, ("fog",), True, grey) == ["fog", "speckle_noise", "gaussian_blur", "spatter"]
+    with pytest.raises(CorruptionError, match="no corruption 'rain'"):
+        chosen_names(source, ("rain",), False, grey)
+    with pytest.raises(CorruptionError, match="saturate needs colour images"):
+        chosen_names(source, ("saturate",), False, grey)
+    files = CorruptedImages("files", "/data/c", "0" * 64, None, None)
+    only_extra = CorruptionSource(files, ("saturate",), source.read)
+    with pytest.raises(EvaluationError, match="/data/c has no images of fog: it has saturate"):
+        chosen_names(only_extra, ("fog",), False, grey)
+    with pytest.raises(EvaluationError, match="none of the 15 corruptions, only saturate: add --extra"):
+        chosen_names(only_extra, None, False, grey)
