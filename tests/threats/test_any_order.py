@@ -59,6 +59,16 @@ def test_any_numbers_project_into_the_set_whatever_the_batch(seed: int, share: f
     assert torch.allclose(free.select(torch.tensor(rows)).apply(inside[rows]), free.apply(inside)[rows], atol=1e-12)
 
 
+def test_words_follow_the_order_and_leave_out_what_changes_nothing() -> None:
+    free = parse_threat("rotation:30&shift:2&linf:0.1").around(images(2))
+    theta = free.identity()
+    theta[:, 0], theta[0, 1], theta[:, -3:] = 15.0, 2.0, torch.tensor([1, 2, 0]).to(theta)
+    assert free.describe(theta) == [
+        "moved 2 pixels right, then rotated by 15.0 degrees counter-clockwise",
+        "rotated by 15.0 degrees counter-clockwise",
+    ]
+
+
 def test_what_is_no_order_is_outside() -> None:
     free = parse_threat(THREE).around(images(3))
     theta = free.identity()

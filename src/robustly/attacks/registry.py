@@ -62,4 +62,12 @@ TITLES: dict[str, str] = {
     "cw_20": "C&W",
     "nes": "NES",
     "spsa": "SPSA",
+    "random_draws": "Random draws",
+    "parameter_search": "Random search",
+    "grid": "Grid",
+    "exhaustive": "All corruptions",
+    "composite": "Composite (CAA)",
+    "stadv": "StAdv",
+    "recoloradv": "ReColorAdv",
+    "patch": "Patch search",
 }

@@ -9,13 +9,16 @@ from robustly.reports.formats import count
 
 ASCENT, NEAREST, TARGETED = "gradient ascent", "search for the smallest change", "targeted attack"
 BY_SCORES, BY_DECISIONS = "black-box search by scores", "black-box search by decisions"
-TRANSFER, DRAWS = "transfer from another model", "random draws"
+TRANSFER, DRAWS, EXHAUSTIVE = "transfer from another model", "random draws", "exhaustive search"
 OTHER, UNRECORDED = "attack of its user", "kind not recorded"
 FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("PGD", "APGD", "TargetedAPGD", "PMA", "MIM", "VMI"), ASCENT),
+    **dict.fromkeys(("SmoothPGD", "PatchSearch", "Composite"), ASCENT),
     **dict.fromkeys(("FAB", "DeepFool", "CarliniWagner", "DDN", "FMN", "EAD", "JSMA", "SigmaZero"), NEAREST),
-    **dict.fromkeys(("Square", "SparseRS"), BY_SCORES),
+    **dict.fromkeys(("Square", "SparseRS", "ParameterSearch"), BY_SCORES),
     **dict.fromkeys(("Boundary", "HopSkipJump"), BY_DECISIONS),
+    **dict.fromkeys(("GridSearch", "ExhaustiveSearch"), EXHAUSTIVE),
+    "RandomDraws": DRAWS,
     "Transfer": TRANSFER,
 }
 """Family of each kind of attack, by the name that evidence records."""

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
-from robustly.threats.chain_set import ChainSet, Flat
+from robustly.threats.chain_set import ChainSet, Flat, described
 from robustly.threats.contract import Images, Link, PerExample
 
 Order = Int64[Tensor, "n k"]
@@ -101,8 +101,14 @@ class AnyOrderSet:
         return AnyOrderSet(self.chain.select(index))
 
     def describe(self, theta: Flat) -> list[str]:
-        """Each perturbation in words, in the order of the parts in the text."""
-        return self.chain.describe(theta[:, : -self.count])
+        """Each perturbation in words, in the order in which the parts act."""
+        parts, order = self.parted(theta)
+        told = [described(link, part) for link, part in zip(self.chain.links, parts, strict=True)]
+        listed = [
+            [told[number][row] for number in numbers if told[number][row] != "unchanged"]
+            for row, numbers in enumerate(order.tolist())
+        ]
+        return [", then ".join(words) or "unchanged" for words in listed]
 
     # parameters and order
 

@@ -147,10 +147,7 @@ class ChainSet:
 
     def describe(self, theta: Flat) -> list[str]:
         """Each perturbation in words: "rotated by 12.3 degrees clockwise, changed by 0.031 (linf)"."""
-        told = [
-            link.describe(part) if isinstance(link, Described) else ["changed"] * len(theta)
-            for link, part in zip(self.links, self.split(theta), strict=True)
-        ]
+        told = [described(link, part) for link, part in zip(self.links, self.split(theta), strict=True)]
         listed = [[words for words in parts if words != "unchanged"] for parts in zip(*told, strict=True)]
         return [", ".join(parts) or "unchanged" for parts in listed]
 
@@ -186,3 +183,8 @@ class BoxChainSet(ChainSet):
         """Least and largest allowed value of each parameter, `(N, P)` each."""
         low, high = zip(*(link.bounds() for link in self.links if isinstance(link, ParameterBox)), strict=True)
         return self.join(low), self.join(high)
+
+
+def described(link: Link, theta: Tensor) -> list[str]:
+    """Perturbations of one part in words; "changed" where it cannot describe them."""
+    return link.describe(theta) if isinstance(link, Described) else ["changed"] * len(theta)

@@ -99,7 +99,9 @@ def union_cells(union: ThreatUnion) -> tuple[UnionCell, ...]:
 
 
 def _named(threat: str) -> str:
-    """`linf:8/255` as a heading: `L∞ 8/255`."""
+    """`linf:8/255` as a heading: `L∞ 8/255`; chains have their text."""
+    if "+" in threat or "&" in threat:
+        return threat
     norm, _, epsilon = threat.partition(":")
     return f"{NORM_WORDS.get(norm, norm)} {epsilon}".strip()
 

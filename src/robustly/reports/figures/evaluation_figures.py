@@ -51,7 +51,7 @@ def evaluation_figures(evaluation: Summary, table: EvidenceTable | None) -> tupl
 
 def size_words(threat: ThreatRecord) -> str:
     """The size of a change under a threat: `L∞` for a norm, else the kind and its unit."""
-    return f"{threat.kind}, {threat.unit}" if threat.norm is None else NORM_WORDS.get(threat.norm, threat.norm)
+    return f"{_kind(threat)}, {threat.unit}" if threat.norm is None else NORM_WORDS.get(threat.norm, threat.norm)
 
 
 def size_text(threat: ThreatRecord, size: str) -> str:
@@ -79,8 +79,12 @@ def size_column(threat: ThreatRecord) -> str:
     return "Epsilon" if threat.norm is not None else f"Size ({threat.unit})"
 
 
+def _kind(threat: ThreatRecord) -> str:
+    return threat.kind.replace("_", " ")
+
+
 def _size_title(threat: ThreatRecord) -> str:
-    return f"{threat.kind} ({threat.unit})" if threat.norm is None else f"epsilon ({size_words(threat)})"
+    return f"{_kind(threat)} ({threat.unit})" if threat.norm is None else f"epsilon ({size_words(threat)})"
 
 
 def security_curve(evaluation: Summary, curve: SecurityCurve) -> Figure:
