@@ -12,15 +12,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
+from robustly.cli.costs import add_costs
 from robustly.cli.proofs import print_certificates
 from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
+from robustly.cost_matrix import check_costs, read_costs
 from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
-from robustly.evidence import Evidence, Summary, read_summary, write_evidence
+from robustly.evidence import Evidence, Summary, read_evidence, read_summary, write_evidence
 from robustly.evidence.collapse import collapse_words
 from robustly.evidence.provenance import Seen
 from robustly.experiments.configuration import RunConfig
@@ -48,6 +50,7 @@ def run_evaluation(
     keep: bool = False,
     extended: Callable[[Suite], Suite] | None = None,
     checkpoint: Checkpoint = "best",
+    costs: str | None = None,
 ) -> int:
     """Evaluate a run and print its table; returns the exit code.
 
@@ -60,11 +63,14 @@ def run_evaluation(
         keep: whether to return without an error if there is an earlier evaluation.
         extended: adds certificates to the suite; None for the suite as it is.
         checkpoint: the weights: those that the run selected, or those after its last epoch.
+        costs: costs of confusions, which are evaluated too; see `robustly.cost_matrix.read_costs`.
 
     Raises:
         ValueError: wrong settings, weights or data.
         OSError: files that cannot be read or written.
     """
+    if costs is not None:
+        check_costs(costs)
     run = run_of_command(place, overrides)
     config, folder = run.config, run.folder
     target = evaluation_folder(folder, "last" if label is None and checkpoint == "last" else label)
@@ -85,12 +91,16 @@ def run_evaluation(
             PlainConsole().print(
                 f"{target} exists already and is kept", soft_wrap=True, markup=False, highlight=False
             )
+            if costs is not None:
+                subject = load_subject(run, trust_code, checkpoint=checkpoint)
+                add_costs(subject, read_evidence(target), read_costs(costs, subject.data.num_classes), target)
             return 0
         if target.exists() and not (overwrite or keep):
             raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
         suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
         suite = suite if extended is None else extended(suite)
         subject = load_subject(run, trust_code, checkpoint=checkpoint)
+        matrix = None if costs is None else read_costs(costs, subject.data.num_classes)
         keep_run(run)
         held.enter_context(removed_if_refused(run))
         if run.is_new:
@@ -107,6 +117,8 @@ def run_evaluation(
                 "\nstopped; the same command continues after the finished attacks and proofs", highlight=False
             )
             raise
+        if matrix is not None:
+            add_costs(subject, evidence, matrix, target)
     collapse = collapse_words(evidence.table.examples, subject.data.classes)
     _print(console, evidence.summary, folder, target, collapse)
     return 0

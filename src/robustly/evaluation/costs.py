@@ -63,8 +63,8 @@ def evaluate_costs(
     cost = costs.array[table.examples.label[place], pairs.target]
     images, targets = [stored_images(target.data.ids[:0], target.data.floats(target.data.ids[:0]))], [ids[:0]]
     done = 0
-    for turn in _turns(place, cost):
-        worst = _worst(place, cost, pairs.reached, len(ids))
+    for turn in turns(place, cost):
+        worst = worst_costs(place, cost, pairs.reached, len(ids))
         chosen = turn[cost[turn] > worst[place[turn]]]
         for first in range(0, len(chosen), target.batch_size):
             here = chosen[first : first + target.batch_size]
@@ -89,8 +89,8 @@ def check_target(target: EvaluationTarget, evidence: Evidence, costs: CostMatrix
         raise EvaluationError("the costs need the model of the evaluation, but its weights differ")
     if target.data.digest() != summary.data.sha256:
         raise EvaluationError(
-            f"the costs need the {summary.data.count} images of the evaluation, but these {len(target.data)} differ: "
-            "give the same settings again"
+            f"the costs need the {summary.data.count} images of the evaluation, but these {len(target.data)} "
+            "differ: give the same settings again"
         )
     if str(target.threat) != summary.threat.text:
         raise EvaluationError(
@@ -108,13 +108,13 @@ def known_pairs(table: EvidenceTable, evidence: Evidence, costs: CostMatrix) -> 
     """The rows of the costs with the classes that the clean images and the evaluation's attacks reach."""
     examples, matrix = table.examples, costs.array
     row, target = np.nonzero(matrix[examples.label] > 0)
-    count = len(row)
+    count, longest = len(row), max(map(len, [TARGETED, CLEAN, *(OF_EVALUATION + name for name in table.attacks)]))
     pairs = CostPairs(
         id=examples.id[row].copy(),
         target=target.astype(np.int64),
         tried=np.zeros(count, dtype=bool),
         reached=np.zeros(count, dtype=bool),
-        origin=np.zeros(count, dtype="<U80"),
+        origin=np.zeros(count, dtype=f"<U{longest}"),
         invalid=np.zeros(count, dtype=bool),
         forwards=np.zeros(count, dtype=np.int64),
         backwards=np.zeros(count, dtype=np.int64),
@@ -122,7 +122,7 @@ def known_pairs(table: EvidenceTable, evidence: Evidence, costs: CostMatrix) -> 
     cost = matrix[examples.label[row], target]
     _mark(pairs, examples.clean_prediction[row] == target, CLEAN)
     costliest = np.zeros(count, dtype=bool)
-    costliest[[np.flatnonzero(row == one)[cost[row == one].argmax()] for one in np.unique(row).tolist()]] = True
+    costliest[turns(row, cost)[0] if count else []] = True
     for name, columns in table.attacks.items():
         inside = np.isin(examples.id, evidence.images.attacks[name].ids) & columns.broken & columns.tried
         _mark(pairs, (inside & ~columns.invalid)[row] & (columns.prediction[row] == target), OF_EVALUATION + name)
@@ -138,7 +138,7 @@ def _mark(pairs: CostPairs, found: Flags, origin: str) -> None:
     pairs.origin[new] = origin
 
 
-def _turns(place: Whole, cost: NDArray[np.float64]) -> list[Whole]:
+def turns(place: Whole, cost: NDArray[np.float64]) -> list[Whole]:
     """Rows of the pairs in turns: the costliest class of each example, then the next; equal ones by number."""
     order = np.lexsort((np.arange(len(place)), -cost, place))
     first = np.searchsorted(place[order], place[order], side="left")
@@ -146,7 +146,7 @@ def _turns(place: Whole, cost: NDArray[np.float64]) -> list[Whole]:
     return [np.sort(order[rank == turn]) for turn in range(int(rank.max(initial=-1)) + 1)]
 
 
-def _worst(place: Whole, cost: NDArray[np.float64], reached: Flags, count: int) -> NDArray[np.float64]:
+def worst_costs(place: Whole, cost: NDArray[np.float64], reached: Flags, count: int) -> NDArray[np.float64]:
     """Largest cost reached of each example, `(N,)`."""
     worst = np.zeros(count)
     np.maximum.at(worst, place[reached], cost[reached])

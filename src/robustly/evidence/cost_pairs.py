@@ -1,5 +1,6 @@
 """Rows of the costs of confusions under attack, and the numbers that follow from them."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -27,7 +28,7 @@ class CostPairs:
     origin: Annotated[
         Texts,
         Column(
-            "text", "'clean', 'targeted' or 'evaluation:NAME': where j is predicted; empty if it is not reached"
+            "text", "'clean', 'targeted' or 'evaluation:NAME': where j is predicted; empty if nowhere"
         ),
     ]
     invalid: Annotated[Flags, Column("bool", "whether the output was NaN or infinite; counts as reached")]
@@ -69,9 +70,9 @@ class MeanCost:
     @classmethod
     def of(cls, costs: NDArray[np.float64], largest: float) -> "MeanCost":
         """Mean of costs in [0, `largest`], `(N,)`, N >= 1."""
-        share = float(np.minimum(costs / largest, 1.0).sum())
-        low, high = wilson_interval(share, len(costs))
-        return cls(float(costs.mean()), (max(low, 0.0) * largest, min(high, 1.0) * largest))
+        total = math.fsum(costs.tolist())  # the same on every machine
+        low, high = wilson_interval(min(total / largest, len(costs)), len(costs))
+        return cls(total / len(costs), (low * largest, high * largest))
 
 
 @dataclass(frozen=True)

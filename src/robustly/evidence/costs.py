@@ -1,8 +1,8 @@
 """Costs of confusions under attack: their summary and their files.
 
-`costs.parquet` has one row for each example whose class has costs and each costly class j of it; `costs.safetensors`
-has the adversarial images that the targeted attack found; `costs.json` states the matrix and the numbers. The files
-lie beside the evidence of the evaluation that they extend.
+`costs.parquet` has one row for each example whose class has costs and each costly class j of it;
+`costs.safetensors` has the adversarial images that the targeted attack found; `costs.json` states the matrix and the
+numbers. The files lie beside the evidence of the evaluation that they extend.
 """
 
 from collections.abc import Mapping, Sequence
@@ -119,11 +119,17 @@ def read_cost_summary(folder: Path) -> CostSummary | None:
     values = read_object(file)
     if values.get("schema") != SCHEMA:
         raise EvidenceError(
-            f"{file} is written in schema {str(values.get('schema'))[:20]}, but this robustly reads schema {SCHEMA}: "
-            "evaluate the costs again"
+            f"{file} is written in schema {str(values.get('schema'))[:20]}, but this robustly reads schema "
+            f"{SCHEMA}: evaluate the costs again"
         )
     found = from_json(CostSummary, values, str(file))
     return found if found.evaluation == file_sha256(folder / SUMMARY) else None
+
+
+def digest_of_costs(folder: Path) -> str:
+    """SHA-256 of the summary of the costs in a folder of an evaluation; empty without costs."""
+    file = folder / COSTS
+    return file_sha256(file) if file.is_file() else ""
 
 
 def read_costs_of(folder: Path, summary: CostSummary) -> CostEvidence:

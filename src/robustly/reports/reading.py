@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from robustly.documents import DocumentError, read_csv, read_yaml
 from robustly.evidence import Evidence, EvidenceTable, Summary, read_summary
 from robustly.evidence.audit_record import AuditRecord, read_audit, read_signature
+from robustly.evidence.costs import read_cost_summary
 from robustly.evidence.records import from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.evidence.storage import pictures_of, read_pictures, read_table
@@ -56,11 +57,22 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
     name = path.resolve().name  # the name in the evidence is that of the folder when it was evaluated
-    audit = signature = None
+    audit = signature = costs = None
     if evaluation is not None:
-        audit, signature = read_audit(folder), read_signature(folder)
+        audit, signature, costs = read_audit(folder), read_signature(folder), read_cost_summary(folder)
     return RunEvidence(
-        path, name, config, training, evaluation, table, pictures, tuple(notes), analysis, audit, signature
+        path,
+        name,
+        config,
+        training,
+        evaluation,
+        table,
+        pictures,
+        tuple(notes),
+        analysis,
+        audit,
+        signature,
+        costs=costs,
     )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from robustly.evidence import EvidenceTable, Summary
 from robustly.evidence.audit_record import AuditRecord, Signature
+from robustly.evidence.costs import CostSummary
 from robustly.evidence.storage import Pictures
 from robustly.reports.analysis import Analysis
 
@@ -77,6 +78,7 @@ class RunEvidence:
         analysis: gradients, loss surfaces, the union of threats.
         audit: the last audit of the evaluation; None if it was not audited as it is now.
         signature: the signature of the evaluation, which no report verifies.
+        costs: the costs of confusions under attack; None without them.
         check: command with which a reader audits the evaluation; empty for `robustly audit` of the folder.
     """
 
@@ -92,6 +94,7 @@ class RunEvidence:
     audit: AuditRecord | None = None
     signature: Signature | None = None
     check: str = ""
+    costs: CostSummary | None = None
 
     @property
     def weak_guide(self) -> float | None:

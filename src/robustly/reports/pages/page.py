@@ -18,6 +18,7 @@ from robustly.reports.tables.comparison import Comparison, compare, comparison_f
 
 SECTIONS = (
     ("attacks", "Attacks"),
+    ("costs", "Costs"),
     ("proofs", "Proofs"),
     ("trust", "Trust"),
     ("union", "Several threats"),
@@ -100,6 +101,7 @@ def _without_folders(run: RunEvidence) -> RunEvidence:
         analysis=named_sources(run.analysis),
         audit=named_sources(run.audit),
         check=named_sources(run.check),
+        costs=named_sources(run.costs),
     )
 
 
@@ -144,6 +146,7 @@ def _navigation(views: Sequence[RunView], comparison: Comparison | None) -> list
 def _has(one: RunView, section: str) -> bool:
     parts = {
         "attacks": one.run.evaluation is not None,
+        "costs": one.costs is not None,
         "proofs": bool(one.certificates),
         "trust": one.run.evaluation is not None,
         "union": bool(one.union or one.left_out),

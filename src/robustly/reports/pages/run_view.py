@@ -23,6 +23,7 @@ from robustly.reports.figures.training_figures import metrics_table, training_fi
 from robustly.reports.formats import count, percent
 from robustly.reports.pages.attack_rows import AttackRow, attack_rows, not_needed
 from robustly.reports.pages.certificate_rows import CertificateRow, OpenRow, certificate_rows, open_rows
+from robustly.reports.pages.cost_rows import CostView, cost_view
 from robustly.reports.pages.facts import FactGroup, audit_words, facts
 from robustly.reports.pages.gallery import MOST_BYTES, Gallery, gallery
 from robustly.reports.run import RunEvidence
@@ -99,6 +100,7 @@ class RunView:
     proofs: tuple[Figure, ...] = ()
     certificates: tuple[CertificateRow, ...] = ()
     open: tuple[OpenRow, ...] = ()
+    costs: CostView | None = None
 
 
 def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView:
@@ -143,6 +145,7 @@ def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView
         proofs=() if evaluation is None else certificate_figures(evaluation, run.table),
         certificates=() if evaluation is None else certificate_rows(evaluation),
         open=() if evaluation is None else open_rows(evaluation, run.table),
+        costs=None if evaluation is None or run.costs is None else cost_view(evaluation, run.costs),
     )
 
 
