@@ -35,9 +35,7 @@ def add_costs(subject: Subject, evidence: Evidence, costs: CostMatrix, folder: P
     target = as_evaluated(EvaluationTarget(subject.model, subject.data, config.threat), evidence)
     check_target(target, evidence, costs, TARGETED_ATTACK)
     with evaluation_progress(PlainConsole()) as progress:
-        found = evaluate_costs(
-            target, evidence, costs, evaluation=file_sha256(folder / SUMMARY), progress=progress
-        )
+        found = evaluate_costs(target, evidence, costs, evaluation=file_sha256(folder / SUMMARY), progress=progress)
     write_costs(found, folder)
     print_costs(console, evidence.summary, found.summary)
 
@@ -66,6 +64,4 @@ def print_costs(console: Console, summary: Summary, costs: CostSummary) -> None:
     console.print(table)
     for one in numbers.confusions[:3]:
         pair = f"{classes[one.label]} as {classes[one.predicted]}"
-        console.print(
-            f"{escape(pair)}: {one.count} images at {one.cost:g} each", highlight=False, soft_wrap=True
-        )
+        console.print(f"{escape(pair)}: {one.count} images at {one.cost:g} each", highlight=False, soft_wrap=True)

@@ -27,9 +27,7 @@ class CostPairs:
     reached: Annotated[Flags, Column("bool", "whether j is predicted for the clean image or inside the threat set")]
     origin: Annotated[
         Texts,
-        Column(
-            "text", "'clean', 'targeted' or 'evaluation:NAME': where j is predicted; empty if nowhere"
-        ),
+        Column("text", "'clean', 'targeted' or 'evaluation:NAME': where j is predicted; empty if nowhere"),
     ]
     invalid: Annotated[Flags, Column("bool", "whether the output was NaN or infinite; counts as reached")]
     forwards: Annotated[Whole, Column("int64", "forward passes of the targeted attack")]

@@ -1,8 +1,8 @@
 """Costs of confusions under attack: their summary and their files.
 
 `costs.parquet` has one row for each example whose class has costs and each costly class j of it;
-`costs.safetensors` has the adversarial images that the targeted attack found; `costs.json` states the matrix and the
-numbers. The files lie beside the evidence of the evaluation that they extend.
+`costs.safetensors` has the adversarial images that the targeted attack found; `costs.json` states the matrix and
+the numbers. The files lie beside the evidence of the evaluation that they extend.
 """
 
 from collections.abc import Mapping, Sequence
@@ -145,7 +145,7 @@ def read_costs_of(folder: Path, summary: CostSummary) -> CostEvidence:
     file = folder / PAIRS
     try:
         table = read_parquet(file)
-        columns = {name: table[name].to_numpy() for name in table.column_names}
+        columns = {name: np.array(table[name].to_numpy()) for name in table.column_names}
     except (SizeError, TableError, OSError) as error:
         raise EvidenceError(f"{file} is damaged: {' '.join(str(error).split())[:160]}") from error
     if set(columns) != set(column_fields(CostPairs)):

@@ -114,24 +114,20 @@ def _row_problem(evidence: Evidence, found: CostEvidence, cost: Double) -> str:
         chosen = turn[cost[turn] > worst[place[turn]]]
         tried[chosen] = True
         reached[chosen] = pairs.reached[chosen]
-    if not np.array_equal(pairs.tried, tried):
-        return "the classes tried are not those that cost more than the ones reached"
-    if not np.array_equal(pairs.reached, reached):
-        return "classes are reached, or not, against the images of the evaluation"
-    origin = np.where(pairs.reached & pairs.tried, TARGETED, known.origin)
-    if not np.array_equal(pairs.origin, origin) or (pairs.invalid[~tried] != known.invalid[~tried]).any():
-        return "the origins of the classes reached differ"
-    if (pairs.invalid & ~pairs.reached).any():
-        return "outputs without a number must count as reached"
-    spent = pairs.forwards + pairs.backwards
-    if (pairs.forwards < 0).any() or (pairs.backwards < 0).any() or spent[~tried].any() or (spent[tried] < 1).any():
-        return "passes are stated where none were taken, or none where there were"
-    return ""
+    origin = np.where(pairs.reached & tried, TARGETED, known.origin)
+    spent, lost = pairs.forwards + pairs.backwards, pairs.invalid
+    wrong = {
+        "the classes tried are not those that cost more than the ones reached": pairs.tried != tried,
+        "classes are reached, or not, against the images of the evaluation": pairs.reached != reached,
+        "the origins of the classes reached differ": (pairs.origin != origin) | (~tried & (lost != known.invalid)),
+        "outputs without a number must count as reached": lost & ~pairs.reached,
+        "passes are negative": (pairs.forwards < 0) | (pairs.backwards < 0),
+        "passes are stated where none were taken, or none where there were": (spent > 0) != tried,
+    }
+    return next((problem for problem, where in wrong.items() if where.any()), "")
 
 
-def _image_problem(
-    evidence: Evidence, found: CostEvidence, target: EvaluationTarget, rounding: Rounding
-) -> str:
+def _image_problem(evidence: Evidence, found: CostEvidence, target: EvaluationTarget, rounding: Rounding) -> str:
     """The problem with the stored images, or an empty text."""
     pairs, stored, ids = found.pairs, found.images, evidence.table.examples.id
     shown = pairs.reached & pairs.tried & ~pairs.invalid
