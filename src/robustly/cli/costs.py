@@ -18,8 +18,8 @@ from robustly.evidence.schema import SUMMARY
 from robustly.files import file_sha256
 
 
-def add_costs(subject: Subject, evidence: Evidence, costs: CostMatrix, folder: Path) -> None:
-    """Evaluate the costs of confusions, write them beside an evaluation, and print them.
+def add_costs(subject: Subject, evidence: Evidence, costs: CostMatrix, folder: Path) -> CostSummary:
+    """Evaluate the costs of confusions, write them beside an evaluation, and return their summary.
 
     Args:
         subject: model and images of the evaluation.
@@ -31,13 +31,13 @@ def add_costs(subject: Subject, evidence: Evidence, costs: CostMatrix, folder: P
         ValueError: model, images, threat or costs do not fit the evaluation.
         OSError: the folder cannot be written.
     """
-    config, console = subject.run.config, PlainConsole()
+    config = subject.run.config
     target = as_evaluated(EvaluationTarget(subject.model, subject.data, config.threat), evidence)
     check_target(target, evidence, costs, TARGETED_ATTACK)
     with evaluation_progress(PlainConsole()) as progress:
         found = evaluate_costs(target, evidence, costs, evaluation=file_sha256(folder / SUMMARY), progress=progress)
     write_costs(found, folder)
-    print_costs(console, evidence.summary, found.summary)
+    return found.summary
 
 
 def print_costs(console: Console, summary: Summary, costs: CostSummary) -> None:

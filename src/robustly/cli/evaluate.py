@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
-from robustly.cli.costs import add_costs
+from robustly.cli.costs import add_costs, print_costs
 from robustly.cli.proofs import print_certificates
 from robustly.cli.subject import Subject, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
@@ -93,7 +93,8 @@ def run_evaluation(
             )
             if costs is not None:
                 subject = load_subject(run, trust_code, checkpoint=checkpoint)
-                add_costs(subject, read_evidence(target), read_costs(costs, subject.data.num_classes), target)
+                matrix = read_costs(costs, subject.data.num_classes)
+                print_costs(PlainConsole(), kept, add_costs(subject, read_evidence(target), matrix, target))
             return 0
         if target.exists() and not (overwrite or keep):
             raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
@@ -117,10 +118,11 @@ def run_evaluation(
                 "\nstopped; the same command continues after the finished attacks and proofs", highlight=False
             )
             raise
-        if matrix is not None:
-            add_costs(subject, evidence, matrix, target)
+        counted = None if matrix is None else add_costs(subject, evidence, matrix, target)
     collapse = collapse_words(evidence.table.examples, subject.data.classes)
     _print(console, evidence.summary, folder, target, collapse)
+    if counted is not None:
+        print_costs(console, evidence.summary, counted)
     return 0
 
 
