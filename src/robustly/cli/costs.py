@@ -64,4 +64,8 @@ def print_costs(console: Console, summary: Summary, costs: CostSummary) -> None:
     console.print(table)
     for one in numbers.confusions[:3]:
         pair = f"{classes[one.label]} as {classes[one.predicted]}"
-        console.print(f"{escape(pair)}: {one.count} images at {one.cost:g} each", highlight=False, soft_wrap=True)
+        console.print(
+            f"{escape(pair)}: {one.count} image{'' if one.count == 1 else 's'} at {one.cost:g} each",
+            highlight=False,
+            soft_wrap=True,
+        )

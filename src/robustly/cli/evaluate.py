@@ -93,8 +93,8 @@ def run_evaluation(
             )
             if costs is not None:
                 subject = load_subject(run, trust_code, checkpoint=checkpoint)
-                matrix = read_costs(costs, subject.data.num_classes)
-                print_costs(PlainConsole(), kept, add_costs(subject, read_evidence(target), matrix, target))
+                wanted = read_costs(costs, subject.data.num_classes)
+                print_costs(PlainConsole(), kept, add_costs(subject, read_evidence(target), wanted, target))
             return 0
         if target.exists() and not (overwrite or keep):
             raise RunError(f"{target} exists already: --overwrite replaces it, --keep leaves it as it is")
