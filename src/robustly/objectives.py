@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,51 @@ class ClassificationGoal:
         target = None if self.target is None else self.target[index]
         reference = None if self.reference is None else self.reference[index]
         return type(self)(self.y[index], target, reference)
+
+
+@dataclass(frozen=True)
+class CostGoal:
+    """Misclassification with a cost: a predicted class j with C_yj > 0 (Zhang and Evans, ICLR 2019).
+
+    Other wrong classes are failures of the adversary. Objectives without a target class work on this goal as on
+    `ClassificationGoal`; `cost_weighted` is its own.
+
+    Args:
+        y: true labels `(N,)`.
+        costs: rows C_y of the cost matrix `(N, K)`, at least 0, 0 at the label.
+    """
+
+    y: Int64[Tensor, " n"]
+    costs: Float[Tensor, "n k"]
+
+    target: ClassVar[None] = None
+
+    def check(self, output: Output) -> None:
+        """Reject outputs that are not logits of the cost matrix's classes, and examples without a costly class.
+
+        Raises:
+            ValueError: such outputs or examples.
+        """
+        ClassificationGoal(self.y).check(output)
+        if self.costs.shape != output.shape:
+            raise ValueError(
+                f"the costs have the shape {tuple(self.costs.shape)}, the logits {tuple(output.shape)}"
+            )
+        if not bool((self.costs > 0).any(1).all()):
+            raise ValueError("no confusion of some examples has a cost: leave these examples out")
+
+    def reached(self, output: Logits) -> Bool[Tensor, " n"]:
+        """True where the predicted class has a cost; ties go to the lowest class."""
+        return _pick(self.costs, output.argmax(1)) > 0
+
+    def margin(self, output: Logits) -> PerExample:
+        """max z_j - z_y over the costly classes j; not negative where the goal is reached."""
+        costly = output.masked_fill(self.costs <= 0, torch.finfo(output.dtype).min)
+        return costly.amax(1) - _pick(output, self.y)
+
+    def select(self, index: Tensor) -> "CostGoal":
+        """Goals of some of the examples: a mask or positions."""
+        return CostGoal(self.y[index], self.costs[index])
 
 
 Objective = Callable[[Output, Any], PerExample]
@@ -196,6 +241,16 @@ def scaled_cross_entropy(logits: Logits, goal: ClassificationGoal) -> PerExample
     ordered = logits.detach().topk(2, dim=1).values
     spread = (ordered[:, 0] - ordered[:, 1]).clamp_min(1e-6)
     return cross_entropy(logits / spread[:, None], goal)
+
+
+def cost_weighted(logits: Logits, goal: CostGoal) -> PerExample:
+    """log sum_j C_yj exp(z_j - z_y): a soft maximum of the margins that prefers costly classes.
+
+    The logarithm of the outer loss's cost term (Zhang and Evans, ICLR 2019), at a point.
+    A factor of all costs adds a constant.
+    """
+    gaps = logits - _pick(logits, goal.y)[:, None]
+    return (gaps + goal.costs.to(logits).log()).logsumexp(1)
 
 
 OBJECTIVES: dict[str, Objective] = {

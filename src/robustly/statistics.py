@@ -12,8 +12,14 @@ _T_95 = (
 """Two-sided 95 % quantiles of Student's t distribution, from one degree of freedom."""
 
 
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share of `count` >= 1 examples (Wilson, JASA 22, 1927), in [0, 1]."""
+def wilson_interval(hits: float, count: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share of `count` >= 1 examples (Wilson, JASA 22, 1927), in [0, 1].
+
+    Args:
+        hits: number of hits, or the sum of values in [0, 1]. The variance of such values is at most that of hits
+            with the same mean, so that the interval of their mean is at least as wide as needed.
+        count: number of examples.
+    """
     share, z2 = hits / count, Z_95**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count)) / (1 + z2 / count)

@@ -12,17 +12,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
+from robustly.cli.costs import add_costs, print_costs
 from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations, refuse_unfit
 from robustly.cli.proofs import print_certificates
 from robustly.cli.subject import Subject, first_threat, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
 from robustly.cli.union_table import union_table
+from robustly.cost_matrix import check_costs, read_costs
 from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
-from robustly.evidence import Evidence, Summary, read_summary, write_evidence
+from robustly.evidence import Evidence, Summary, read_evidence, read_summary, write_evidence
 from robustly.evidence.collapse import collapse_words
 from robustly.evidence.partial_unions import largest_union
 from robustly.evidence.provenance import Seen
@@ -53,6 +55,7 @@ def run_evaluation(
     keep: bool = False,
     extended: Callable[[Suite], Suite] | None = None,
     checkpoint: Checkpoint = "best",
+    costs: str | None = None,
 ) -> int:
     """Evaluate a run under every threat of its settings, and print the tables; returns the exit code.
 
@@ -67,14 +70,17 @@ def run_evaluation(
         keep: whether to return without an error if there is an earlier evaluation.
         extended: adds certificates to the suite; None for the suite as it is.
         checkpoint: the weights: those that the run selected, or those after its last epoch.
+        costs: costs of confusions, which are evaluated too; see `robustly.cost_matrix.read_costs`.
 
     Raises:
         ValueError: wrong settings, weights or data.
         OSError: files that cannot be read or written.
     """
+    if costs is not None:
+        check_costs(costs)
     run = run_of_command(place, overrides)
-    if extended is not None:
-        run = replace(run, config=first_threat(run, "certify"))
+    if extended is not None or costs is not None:
+        run = replace(run, config=first_threat(run, "certify" if costs is None else "evaluate --costs"))
     label = "last" if label is None and checkpoint == "last" else label
     plans = planned_evaluations(run, label)
     if run.is_new and checkpoint == "last":
@@ -88,7 +94,13 @@ def run_evaluation(
         left = [plan for plan in plans if not _is_kept(plan, overwrite, keep, checkpoint)]
         found = {plan.target.name: read_rows(plan.target) for plan in plans if plan not in left and len(plans) > 1}
         if left:
-            found |= _carried_out(run, left, extended, trust_code, checkpoint, held)
+            found |= _carried_out(run, left, extended, trust_code, checkpoint, held, costs)
+        elif costs is not None:
+            target = plans[0].target
+            subject = load_subject(run, trust_code, checkpoint=checkpoint)
+            matrix = read_costs(costs, subject.data.num_classes)
+            counted = add_costs(subject, read_evidence(target), matrix, target)
+            print_costs(PlainConsole(), read_summary(target), counted)
     if len(plans) > 1:
         _print_union(run, {plan.target.name: found[plan.target.name] for plan in _as_given(plans, run.config)})
     return 0
@@ -123,9 +135,11 @@ def _carried_out(
     trust_code: bool,
     checkpoint: Checkpoint,
     held: ExitStack,
+    costs: str | None,
 ) -> dict[str, Tested]:
     """Carry out evaluations and print their tables; returns their rows and summaries, by folder."""
     subject = load_subject(run, trust_code, checkpoint=checkpoint)
+    matrix = None if costs is None else read_costs(costs, subject.data.num_classes)
     keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
     found: dict[str, Tested] = {}
@@ -152,8 +166,11 @@ def _carried_out(
                     highlight=False,
                 )
                 raise
+            counted = None if matrix is None else add_costs(subject, evidence, matrix, plan.target)
         collapse = collapse_words(evidence.table.examples, subject.data.classes)
         _print(console, evidence.summary, run.folder, plan.target, collapse)
+        if counted is not None:
+            print_costs(console, evidence.summary, counted)
         found[plan.target.name] = Tested(evidence.table, evidence.summary)
     return found
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustly.evidence.costs import digest_of_costs
 from robustly.evidence.records import EvidenceError, from_json, read_object, to_json
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.files import file_sha256, write_json
@@ -36,6 +37,7 @@ class AuditRecord:
         created: time of the audit, in ISO format.
         evidence: SHA-256 of the summary that was audited.
         version: version of robustly that made the audit.
+        costs: SHA-256 of the costs beside the evidence; empty without costs.
     """
 
     passed: bool
@@ -46,6 +48,7 @@ class AuditRecord:
     created: str
     evidence: str
     version: str
+    costs: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def write_audit(folder: Path, record: AuditRecord) -> None:
 
 
 def read_audit(folder: Path) -> AuditRecord | None:
-    """The result of the last audit of an evaluation; None without one, or if one of the three files changed since.
+    """The result of the last audit of an evaluation; None without one, or if a file of the evidence changed since.
 
     Raises:
         EvidenceError: the file is damaged.
@@ -89,6 +92,8 @@ def read_audit(folder: Path) -> AuditRecord | None:
     record = from_json(AuditRecord, read_object(file), str(file))
     named = read_object(folder / SUMMARY).get("files")
     if record.evidence != file_sha256(folder / SUMMARY) or not isinstance(named, dict):
+        return None
+    if record.costs != digest_of_costs(folder):
         return None
     parts = [folder / name for name in (TABLE, IMAGES)]
     return record if all(one.is_file() and file_sha256(one) == named.get(one.name) for one in parts) else None

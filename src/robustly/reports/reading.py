@@ -11,6 +11,7 @@ from robustly.documents import DocumentError, read_csv, read_yaml
 from robustly.evidence import Evidence, EvidenceTable, Summary, read_summary
 from robustly.evidence.audit_record import AuditRecord, read_audit, read_signature
 from robustly.evidence.corruption_result import CORRUPTIONS, CorruptionResult, read_corruptions
+from robustly.evidence.costs import read_cost_summary
 from robustly.evidence.partial_unions import LeftOut, union_of_folders
 from robustly.evidence.records import from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
@@ -63,9 +64,9 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     if corruptions is not None and evaluation is not None:
         notes += _other_weights(corruptions, evaluation)
     name = path.resolve().name  # the name in the evidence is that of the folder when it was evaluated
-    audit = signature = None
+    audit = signature = costs = None
     if evaluation is not None:
-        audit, signature = read_audit(folder), read_signature(folder)
+        audit, signature, costs = read_audit(folder), read_signature(folder), read_cost_summary(folder)
     return RunEvidence(
         path=path,
         name=name,
@@ -81,6 +82,7 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
         union=union,
         left_out=left_out,
         corruptions=corruptions,
+        costs=costs,
     )
 
 

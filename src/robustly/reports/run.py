@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from robustly.evidence import EvidenceTable, Summary
 from robustly.evidence.audit_record import AuditRecord, Signature
 from robustly.evidence.corruption_result import CorruptionResult
+from robustly.evidence.costs import CostSummary
 from robustly.evidence.partial_unions import LeftOut
 from robustly.evidence.storage import Pictures
 from robustly.evidence.unions import ThreatUnion
@@ -82,6 +83,7 @@ class RunEvidence:
         signature: the signature of the evaluation, which no report verifies.
         union: accuracy under several threats, from all evaluations of the run; None without two threats.
         left_out: evaluations that are not part of the union.
+        costs: the costs of confusions under attack; None without them.
         check: command with which a reader audits the evaluation; empty for `robustly audit` of the folder.
         corruptions: accuracy under common corruptions.
     """
@@ -101,6 +103,7 @@ class RunEvidence:
     union: ThreatUnion | None = None
     left_out: tuple[LeftOut, ...] = ()
     corruptions: CorruptionResult | None = None
+    costs: CostSummary | None = None
 
     @property
     def weak_guide(self) -> float | None:

@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="weights of the run: the selected ones, or those after its last epoch (to the folder evaluation_last)",
     )
+    parser.add_argument(
+        "--costs",
+        metavar="COSTS",
+        help="also measure the costs of confusions: a .csv or .npy file of K rows of K numbers, classes:3,5, pairs "
+        "such as 6>4:1,6>2:5, or all; with --keep, for an evaluation that exists",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
     parser.add_argument("--keep", action="store_true", help="do nothing if the run is evaluated already")
 
@@ -42,6 +48,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         options.label,
         options.keep,
         checkpoint=options.checkpoint,
+        costs=options.costs,
     )
 
 

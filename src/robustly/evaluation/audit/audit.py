@@ -11,6 +11,7 @@ from torch import nn
 from robustly.evaluation.audit.attacks import attacks_checks
 from robustly.evaluation.audit.certificates import certificates_checks
 from robustly.evaluation.audit.check import Check
+from robustly.evaluation.audit.costs import costs_checks
 from robustly.evaluation.audit.curve import curve_check
 from robustly.evaluation.audit.identity import (
     clean_check,
@@ -36,6 +37,7 @@ from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Evidence, EvidenceError, Finding, read_evidence
 from robustly.evidence.audit_record import AuditRecord
+from robustly.evidence.costs import digest_of_costs
 from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import SUMMARY
 from robustly.evidence.storage import read_summary_fields
@@ -87,6 +89,7 @@ class Audit:
             created=now(),
             evidence=file_sha256(folder / SUMMARY),
             version=software_versions()["robustly"],
+            costs=digest_of_costs(folder),
         )
 
 
@@ -167,6 +170,7 @@ def _checks(
         yield description_check(summary, target, suite)
         yield from rerun_checks(evidence, target, suite, sampling, rounding, clean)
         yield from proofs_checks(evidence, target, suite, sampling)
+    yield from costs_checks(folder, evidence, target, sampling, rounding)
 
 
 def _as_evaluated(target: EvaluationTarget, evidence: Evidence) -> EvaluationTarget:

@@ -18,6 +18,7 @@ from robustly.reports.tables.comparison import Comparison, compare, comparison_f
 
 SECTIONS = (
     ("attacks", "Attacks"),
+    ("costs", "Costs"),
     ("proofs", "Proofs"),
     ("trust", "Trust"),
     ("union", "Several threats"),
@@ -102,6 +103,7 @@ def _without_folders(run: RunEvidence) -> RunEvidence:
         audit=named_sources(run.audit),
         check=named_sources(run.check),
         corruptions=named_sources(run.corruptions),
+        costs=named_sources(run.costs),
     )
 
 
@@ -146,6 +148,7 @@ def _navigation(views: Sequence[RunView], comparison: Comparison | None) -> list
 def _has(one: RunView, section: str) -> bool:
     parts = {
         "attacks": one.run.evaluation is not None,
+        "costs": one.costs is not None,
         "proofs": bool(one.certificates),
         "trust": one.run.evaluation is not None,
         "union": bool(one.union or one.left_out),

@@ -24,6 +24,7 @@ from robustly.reports.formats import count, percent
 from robustly.reports.pages.attack_rows import AttackRow, attack_rows, not_needed
 from robustly.reports.pages.certificate_rows import CertificateRow, OpenRow, certificate_rows, open_rows
 from robustly.reports.pages.corruption_rows import CorruptionView, corruption_view
+from robustly.reports.pages.cost_rows import CostView, cost_view
 from robustly.reports.pages.facts import FactGroup, audit_words, facts
 from robustly.reports.pages.gallery import MOST_BYTES, Gallery, gallery
 from robustly.reports.run import RunEvidence
@@ -101,6 +102,7 @@ class RunView:
     certificates: tuple[CertificateRow, ...] = ()
     open: tuple[OpenRow, ...] = ()
     corruptions: CorruptionView | None = None
+    costs: CostView | None = None
 
 
 def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView:
@@ -146,6 +148,7 @@ def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView
         certificates=() if evaluation is None else certificate_rows(evaluation),
         open=() if evaluation is None else open_rows(evaluation, run.table),
         corruptions=None if run.corruptions is None else corruption_view(run.corruptions),
+        costs=None if evaluation is None or run.costs is None else cost_view(evaluation, run.costs),
     )
 
 

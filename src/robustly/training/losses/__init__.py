@@ -4,6 +4,7 @@ A name is never an import path, so a configuration file cannot run code. A new l
 """
 
 from robustly.training.losses.consistency import AlpLoss, TradesLoss
+from robustly.training.losses.cost_sensitive import CostSensitiveLoss
 from robustly.training.losses.cross_entropy import AdversarialLoss, CleanLoss, MixtureLoss
 from robustly.training.losses.distillation import AdaadLoss, ArdLoss, KdLoss, RsladLoss
 from robustly.training.losses.gkl import DklLoss, GklLoss
@@ -33,4 +34,5 @@ LOSSES: dict[str, type[OuterLoss]] = {
     "gkl": GklLoss,
     "hat": HatLoss,
     "mean_teacher": MeanTeacherLoss,
+    "cost_sensitive": CostSensitiveLoss,
 }
