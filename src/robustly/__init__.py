@@ -43,19 +43,19 @@ _EXPORTS = {
 }
 """Module of each exported name. A new one also gets a line in `__all__` and above, for type checkers."""
 _MODULES = (
-    *("analysis", "api", "attacks", "certification", "compat", "corruptions", "data", "documents", "evaluation"),
+    *("analysis", "api", "attacks", "certification", "compat", "corruptions", "cost_matrix", "data", "documents"),
+    *("evaluation", "evidence", "experiments", "files", "memory", "model_names", "models", "objectives"),
     *(
-        "evidence",
-        "experiments",
-        "files",
-        "memory",
-        "model_names",
-        "models",
-        "objectives",
         "output_text",
         "randomness",
+        "reports",
+        "runtime",
+        "settings",
+        "statistics",
+        "testing",
+        "threats",
+        "training",
     ),
-    *("reports", "runtime", "settings", "statistics", "testing", "threats", "training"),
 )
 """Modules and subpackages that are imported at their first use as attributes."""
 

@@ -120,17 +120,16 @@ def read_costs(text: str, classes: int) -> CostMatrix:
     return CostMatrix(tuple(map(tuple, rows)), text)
 
 
-def check_costs(text: str) -> None:
-    """Refuse costs that no model could have, before the number of classes is known.
+def check_costs(text: str) -> int:
+    """Refuse costs that no model could have, before the number of classes is known; returns the least number.
 
     Raises:
         CostError: a text of another form, or a file that is not a cost matrix.
     """
     if _is_file(text):
-        _read(Path(text))
-        return
+        return _read(Path(text)).classes
     named = max((max(true, predicted) for true, predicted, _ in _confusions(text, 2)), default=1)
-    read_costs(text, max(named + 1, 2))
+    return read_costs(text, max(named + 1, 2)).classes
 
 
 def _is_file(text: str) -> bool:

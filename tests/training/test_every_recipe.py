@@ -131,5 +131,5 @@ WANTED = (
     *("fat_trades", "fat_mart", "gair_fat", "mail_mse"),
     *("dynat", "dynat_inner", "dynat_awp_0", "dynat_awp_1", "dynat_inner_awp", "dynat_gairat"),
     *("dynat_inner_gairat", "dynat_mail", "dynat_inner_mail", "dynat_swapped"),
-    *("dynat_gairat_swapped", "dynat_inner_gairat_swapped", "at_kl", "dynat_guided"),
+    *("dynat_gairat_swapped", "dynat_inner_gairat_swapped", "at_kl", "at_kl_on_wrong", "dynat_guided"),
 )

@@ -112,9 +112,9 @@ def test_passes_are_those_of_the_cost_model(name: str) -> None:
 class Watched(nn.Module):
     """A network of another kind than the stand-in, which counts."""
 
-    def __init__(self, passes: Counter[str]) -> None:
+    def __init__(self, passes: Counter[str], classes: int = 4) -> None:
         super().__init__()
-        self.net, self.passes = mlp(), passes
+        self.net, self.passes = mlp(classes=classes), passes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.net(x)
@@ -132,7 +132,8 @@ def test_real_steps_take_as_many(recipe: str) -> None:
     torch.manual_seed(0)
     x, y = torch.rand(8, 6, dtype=torch.float64), torch.randint(4, (8,))
     counts = {role: Counter[str]() for role in ("model", *method.networks)}
-    networks = {role: Watched(passes) for role, passes in counts.items()}
+    classes = max(4, *(part.classes for _, part in method.slots()))
+    networks = {role: Watched(passes, classes) for role, passes in counts.items()}
     teachers = {role: network for role, network in networks.items() if role not in ("model", "guide")}
     memory: dict[str, dict[str, torch.Tensor]] = {}
     for replay in range(method.replays):

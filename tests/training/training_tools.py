@@ -74,11 +74,11 @@ class Constant(nn.Module):
         return self.logits.expand(len(x), -1)
 
 
-def mlp(seed: int = 0, norm: bool = True) -> nn.Module:
-    """A double-precision perceptron from 6 numbers to 4 classes."""
+def mlp(seed: int = 0, norm: bool = True, classes: int = 4) -> nn.Module:
+    """A double-precision perceptron from 6 numbers to some classes."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = [nn.Linear(6, 8), *([nn.BatchNorm1d(8)] if norm else []), nn.Tanh(), nn.Linear(8, 4)]
+        layers = [nn.Linear(6, 8), *([nn.BatchNorm1d(8)] if norm else []), nn.Tanh(), nn.Linear(8, classes)]
     return nn.Sequential(*layers).double()
 
 

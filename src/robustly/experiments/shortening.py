@@ -28,7 +28,9 @@ def shortened(recipe: Settings, epochs: int, steps: int | None = None) -> dict[s
         found["training.epsilon_ramp"] = f"{share * training['epsilon_ramp']:g}"
     inner, chain = _mapping(method.get("inner")), _mapping(method.get("parameters"))
     if steps is not None and inner.get("steps", 1) > steps:
-        found |= {"method.inner.steps": str(steps), "method.inner.step_size": "null"}
+        found["method.inner.steps"] = str(steps)
+        if "step_size" in inner:
+            found["method.inner.step_size"] = "null"
         found["method.inner.relative_step_size"] = f"{2.5 / steps:g}"
         if any(tau > steps for tau in inner.get("taus", ())):  # FAT: steps after the first misclassification
             found["method.inner.taus"] = str([min(tau, steps) for tau in inner["taus"]])

@@ -40,13 +40,13 @@ class StepCost:
 class _StandIn(nn.Module):
     """A network that counts its passes. Its margin is large on every example, so that no attack ends early."""
 
-    def __init__(self, name: str, passes: Counter[tuple[str, str]]) -> None:
+    def __init__(self, name: str, passes: Counter[tuple[str, str]], classes: int) -> None:
         super().__init__()
         with torch.no_grad(), torch.random.fork_rng():
-            self.head = nn.Linear(SHAPE[0] * SHAPE[1] * SHAPE[2], CLASSES)
+            self.head = nn.Linear(SHAPE[0] * SHAPE[1] * SHAPE[2], classes)
             torch.manual_seed(0)
             self.head.weight.normal_(0, 0.01)
-            self.head.bias.copy_(torch.tensor([2.0, 0.0, 0.0, 0.0]))
+            self.head.bias.zero_()[0] = 2.0
         self._name, self._passes = name, passes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +82,8 @@ def step_cost(method: Method, epochs: int, frozen: Collection[str] = TEACHERS, t
 
 def _counted(method: Method, epochs: int, frozen: Collection[str], threats: tuple[Threat, ...]) -> StepCost:
     passes: Counter[tuple[str, str]] = Counter()
-    stand_ins = {name: _StandIn(name, passes) for name in ("model", *method.networks)}
+    classes = max(CLASSES, *(part.classes for _, part in method.slots()))
+    stand_ins = {name: _StandIn(name, passes, classes) for name in ("model", *method.networks)}
     networks = Networks(
         stand_ins["model"],
         trained={name: net for name, net in stand_ins.items() if name != "model" and name not in frozen},

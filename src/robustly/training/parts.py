@@ -101,6 +101,11 @@ class Part(Protocol):
         return 1
 
     @property
+    def classes(self) -> int:
+        """Least number of classes that the part's settings need, such as a cost matrix; 0 for any number."""
+        return 0
+
+    @property
     def needs_inner(self) -> bool:
         """Outer loss: True if it needs an inner maximisation; by default, if it reads adversarial logits."""
         return any(needs_attack(name) for name in self.reads)

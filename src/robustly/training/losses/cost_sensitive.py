@@ -33,6 +33,11 @@ class CostSensitiveLoss(Part):
         check_at_least_zero(weight=self.weight)
         check_costs(self.costs)
 
+    @property
+    def classes(self) -> int:
+        """Least number of classes of the cost matrix."""
+        return check_costs(self.costs)
+
     def __call__(self, step: Step) -> Terms:
         """Return the terms "adversarial" and, if it has weight, "cost"."""
         z = step.adversarial_logits
