@@ -112,6 +112,24 @@ CANDIDATES = {
         "DYNAT, guide's labels above 80 % confidence", "dynat", {"method.labels.confidence": "0.8"}, guided=True
     ),
     "lbgat_ce": Candidate("LBGAT0 with the CE attack", "lbgat0", CE, guided=True),
+    "lbgat_ce_ema": Candidate(
+        "LBGAT0 with the CE attack, average of the weights",
+        "lbgat0",
+        {**CE, "method.parameters": "{ema: {decay: 0.99}}"},
+        guided=True,
+    ),
+    "lbgat_ce_awp": Candidate(
+        "LBGAT0-AWP with the CE attack",
+        "lbgat0",
+        {**CE, "method.parameters": "{awp: {gamma: 0.005, warm_up: 1}}"},
+        guided=True,
+    ),
+    "lbgat_ce_wide": Candidate(
+        "LBGAT0 with the CE attack, guide of twice the width",
+        "lbgat0",
+        {**CE, "guide.width": "0.5"},
+        guided=True,
+    ),
     "lbgat6": Candidate("LBGAT6", "lbgat6", guided=True),
     "lbgat_kl_on_wrong": Candidate(
         "LBGAT0, KL on images that the model gets wrong", "lbgat0", mixed(kl="1.0", kl_on="wrong"), guided=True
