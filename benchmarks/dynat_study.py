@@ -179,14 +179,29 @@ def rules(rows: list[dict[str, str]]) -> list[str]:
     return lines
 
 
-def write(stored: dict[tuple[str, str], dict[str, str]]) -> None:
-    """Write all runs as CSV, and a page of means and decisions."""
-    names = list(ARMS)
+def read_rows(table: Path) -> dict[tuple[str, str], dict[str, str]]:
+    """Rows of a table of runs by arm and seed; empty without a table."""
+    if not table.exists():
+        return {}
+    with table.open(encoding="utf-8") as file:
+        return {(row["arm"], row["seed"]): row for row in csv.DictReader(file)}
+
+
+def write_rows(
+    table: Path, columns: tuple[str, ...], stored: dict[tuple[str, str], dict[str, str]], names: list[str]
+) -> list[dict[str, str]]:
+    """Write rows in the order of the arms' names and the seeds; returns them in this order."""
     rows = [stored[key] for key in sorted(stored, key=lambda key: (names.index(key[0]), int(key[1])))]
-    with (RESULTS / "dynat_study.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    return rows
+
+
+def write(stored: dict[tuple[str, str], dict[str, str]]) -> None:
+    """Write all runs as CSV, and a page of means and decisions."""
+    rows = write_rows(RESULTS / "dynat_study.csv", COLUMNS, stored, list(ARMS))
     lines = ["# DYNAT taken apart", "", *(__doc__ or "").split("\n\n")[2].splitlines(), ""]
     lines += [
         "| arm | attack | labels | seeds | clean | PGD-20 | `quick` | guide right, first to last epoch |",
@@ -233,11 +248,7 @@ def main() -> None:
         for seed in options.seeds.split(","):
             for name in options.arms.split(","):
                 run(name, int(seed), options.out)
-    stored: dict[tuple[str, str], dict[str, str]] = {}
-    table = RESULTS / "dynat_study.csv"
-    if table.exists():
-        with table.open(encoding="utf-8") as file:
-            stored = {(row["arm"], row["seed"]): row for row in csv.DictReader(file)}
+    stored = read_rows(RESULTS / "dynat_study.csv")
     for name in ARMS:
         for out in options.out.glob(f"{name}-[0-9]*"):
             if all((out / f"evaluation_{suite}" / "summary.json").exists() for suite in ("pgd_20", "quick")):
