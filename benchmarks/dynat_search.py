@@ -218,14 +218,14 @@ def dominated(rows: list[Row], name: str, others: list[str]) -> list[str]:
 
 def figure(points: list[Point]) -> str:
     """Clean accuracy against accuracy under `quick`, with the front of all methods."""
-    left, top, wide, high = 56, 24, 560, 380
+    left, top, wide, high = 56, 24, 560, 400
     clean, quick = [one.clean for one in points], [one.quick for one in points]
     low_x, high_x, low_y, high_y = min(clean) - 1, max(clean) + 1, min(quick) - 1, max(quick) + 1
 
     def place(x: float, y: float) -> tuple[float, float]:
         return left + wide * (x - low_x) / (high_x - low_x), top + high * (high_y - y) / (high_y - low_y)
 
-    inside = [shape("rect", {"width": left + wide + 190, "height": top + high + 50, "fill": "white"})]
+    inside = [shape("rect", {"width": left + wide + 330, "height": top + high + 50, "fill": "white"})]
     for value in range(math.ceil(low_x), math.floor(high_x) + 1):
         if value % 2 == 0:
             x, y = place(value, low_y)
@@ -245,11 +245,14 @@ def figure(points: list[Point]) -> str:
             "polyline", {"points": path([place(p.clean, p.quick) for p in front]), "fill": "none", "stroke": "#888"}
         )
     )
-    for one in points:
+    ordered = sorted(points, key=lambda one: -one.quick)
+    for number, one in enumerate(ordered, 1):
         x, y = place(one.clean, one.quick)
         colour = "#c2410c" if one.new else "#1d4ed8"
         mark = {"cx": x, "cy": y, "r": 4.5, "fill": colour if one.seeds > 2 else "white", "stroke": colour}
-        inside += [shape("circle", mark, hover(one.title)), text(one.title, x + 7, y + 4, {"font-size": "10"})]
+        small = {"font-size": "10", "fill": colour}
+        inside += [shape("circle", mark, hover(one.title)), text(str(number), x + 6, y - 4, small)]
+        inside.append(text(f"{number}  {one.title}", left + wide + 16, top + 14 * number - 4, small))
     inside.append(text("clean accuracy", left + wide / 2, top + high + 40, {"text-anchor": "middle"}))
     inside.append(text("accuracy under quick", left, 14))
     inside.append(
@@ -258,7 +261,7 @@ def figure(points: list[Point]) -> str:
     words = (
         "Clean accuracy and accuracy under attack of all methods; the line joins those that none exceeds in both."
     )
-    return picture("".join(inside), left + wide + 190, top + high + 50, words, colour="color: #222; ")
+    return picture("".join(inside), left + wide + 330, top + high + 50, words, colour="color: #222; ")
 
 
 def points_of(rows: list[Row], titles: dict[str, str], new: bool) -> list[Point]:
