@@ -300,8 +300,8 @@ def write(stored: dict[tuple[str, str], Row]) -> None:
     lines = ["# A better method from DYNAT's parts", "", *doc[2].splitlines(), "", *doc[3].splitlines(), ""]
     lines += ["![Clean accuracy against accuracy under attack](dynat_search.svg)", ""]
     lines += [
-        "| candidate | seeds | clean | `quick` | held out, seed 0: clean | robust | minutes |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| candidate | seeds | clean | `quick` | held out, seed 0: clean | robust |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, candidate in CANDIDATES.items():
         own = [row for row in rows if row["arm"] == name]
@@ -314,12 +314,18 @@ def write(stored: dict[tuple[str, str], Row]) -> None:
         first = own[0]
         lines.append(
             f"| {candidate.title}{', guide trained first' if candidate.guided else ''} | {len(own)} | "
-            f"{' | '.join(cells)} | {first['held_out_clean']} | {first['held_out_robust']} | {first['minutes']} |"
+            f"{' | '.join(cells)} | {first['held_out_clean']} | {first['held_out_robust']} |"
         )
     lines += ["", "## What came out", ""]
-    lines.append(
-        f"- Chosen by the held-out images: {', '.join(CANDIDATES[one].title for one in chosen_by_held_out(rows))}."
-    )
+    seeds = {name: sum(row["arm"] == name for row in rows) for name in CANDIDATES}
+    chosen = [
+        f"{CANDIDATES[name].title} ({seeds[name]} seed{'s' if seeds[name] > 1 else ''})"
+        for name in chosen_by_held_out(rows)
+    ]
+    lines.append(f"- Chosen by the held-out images: {', '.join(chosen)}.")
+    left = [one.title for name, one in CANDIDATES.items() if not seeds[name]]
+    if left:
+        lines.append(f"- Not run, for lack of time: {'; '.join(left)}.")
     for name, candidate in CANDIDATES.items():
         if len([row for row in rows if row["arm"] == name]) < 3:
             continue
@@ -329,8 +335,8 @@ def write(stored: dict[tuple[str, str], Row]) -> None:
     lines.append(f"- Exceeded by none in both means, over all methods and any number of seeds: {'; '.join(front)}.")
     lines += [
         "",
-        "Accuracy in % on 1,000 test images, means over seeds ± standard error of the mean; minutes of one run,",
-        "two at a time. Rows of the study are in [dynat_study.md](dynat_study.md), those of other methods",
+        "Accuracy in % on 1,000 test images, means over seeds ± standard error of the mean.",
+        "Rows of the study are in [dynat_study.md](dynat_study.md), those of other methods",
         "in [methods.md](methods.md), whose training attacks have the modes of their papers.",
         "",
         f"`python benchmarks/dynat_search.py`, {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}, "
