@@ -42,6 +42,7 @@ def test_the_best_order_of_a_permutation_is_itself() -> None:
     assert best_order(torch.tensor([[[0.9, 0.8], [0.85, 0.1]]])).tolist() == [[1, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_it_is_an_attack(order: str) -> None:
     check_attack(Composite(steps=2, order=order, rounds=2, schedule_steps=1), (FREE,))  # type: ignore[arg-type]
@@ -70,6 +71,7 @@ def test_its_announced_cost_is_what_it_spends(order: str) -> None:
     assert set(found.backwards[robust].tolist()) == {backwards}
 
 
+@pytest.mark.slow
 def test_orders_find_what_one_order_does_not() -> None:
     """Robust accuracy falls from the fixed order of one round to several random and to scheduled orders."""
     net, x, y = batch(64)

@@ -130,6 +130,7 @@ def _number(generator: KeyedGenerator, row: int) -> int:
     return int(generator.fold("exhaustive", 0).integers(1 << 24, 1)[row, 0])
 
 
+@pytest.mark.slow
 def test_more_draws_never_break_fewer_and_batches_do_not_matter(digits: Splits, digit_net: nn.Module) -> None:
     data = digits.test.select(torch.arange(10))
     x, y, generator = data.floats(), data.labels, KeyedGenerator(1, data.ids)

@@ -78,6 +78,7 @@ def test_with_one_threat_it_is_pgd(kind: Make, start: str) -> None:
         assert torch.equal(one.backwards, plain.backwards)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_the_contract_of_parts(kind: Make) -> None:
     check_part(kind(**SETTINGS), threats=THREATS)
@@ -246,6 +247,7 @@ def test_other_threats_than_balls() -> None:
         Method(inner=MsdInner(), loss=AdversarialLoss()).check_threats(turned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_metrics_have_columns_for_each_threat(little: Splits, tmp_path: Path, kind: Make) -> None:
     threats = (ThreatModel("linf", 0.1), ThreatModel("l1", 2))
