@@ -5,18 +5,18 @@ common colour. The paper's limit is 0.06 per channel, of the ranges 100 of L* an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from robustly.randomness import KeyedGenerator
 from robustly.threats.colour.cie import luv_of, rgb_of_luv
 from robustly.threats.colour.unit_range import from_unit, to_unit
-from robustly.threats.contract import Box, Images, PerExample, per_example
+from robustly.threats.contract import Box, Images, PerExample
+from robustly.threats.offset_field import OffsetField
 from robustly.threats.parameter_box import exact_at_neutral
 from robustly.threats.transformation import BoundedTransformation, check_channels
 
@@ -27,7 +27,7 @@ Offsets = Float[Tensor, "n 3 l u v"]
 
 
 @dataclass(frozen=True)
-class ColourMapSet:
+class ColourMapSet(OffsetField):
     """Images after a map of colours; theta is the change of L*, u* and v* at each grid point, `(N, 3, 16, 32, 32)`.
 
     Changes are shares of the ranges of L*, u* and v*. Colours beyond the grid take the change at its nearest point.
@@ -38,9 +38,10 @@ class ColourMapSet:
         box: least and largest valid value of an image.
     """
 
-    x: Images
-    radius: PerExample
-    box: Box
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the changes of one image, `(3, 16, 32, 32)`."""
+        return 3, *RESOLUTION
 
     def apply(self, theta: Offsets) -> Images:
         """Images with changed colours, clipped to the gamut of sRGB; exactly the originals where theta is 0."""
@@ -49,44 +50,6 @@ class ColourMapSet:
         luv = luv_of(to_unit(self.x, self.box))
         changed = from_unit(rgb_of_luv(luv + interpolated(theta, luv)), self.box).clamp(*self.box)
         return exact_at_neutral(changed, self.x, ~theta.flatten(1).any(1))
-
-    def moved_to(self, images: Images) -> "ColourMapSet":
-        """The same changes of the colours of other images."""
-        return replace(self, x=images)
-
-    def identity(self) -> Offsets:
-        """Zero changes."""
-        return self.x.new_zeros(len(self.x), 3, *RESOLUTION)
-
-    def random_start(self, generator: KeyedGenerator) -> Offsets:
-        """Uniform changes, independent between grid points."""
-        share = generator.uniform(3, *RESOLUTION).to(self.x) * 2 - 1
-        return self.project(share * per_example(self.radius, share))
-
-    def project(self, theta: Offsets) -> Offsets:
-        """Changes clipped to the limit."""
-        limit = per_example(self.radius, theta)
-        return theta.clamp(-limit, limit)
-
-    def step(self, theta: Offsets, gradient: Offsets, step_size: PerExample) -> Offsets:
-        """Step of `step_size` along the sign of the gradient; colours that no pixel has do not move."""
-        return self.project(theta + gradient.sign() * per_example(step_size, theta))
-
-    def default_step_size(self, steps: int) -> PerExample:
-        """2.5 limits over the number of steps."""
-        return 2.5 * self.radius / max(steps, 1)
-
-    def size(self, theta: Offsets) -> PerExample:
-        """Largest change at a grid point."""
-        return theta.flatten(1).abs().amax(1)
-
-    def contains(self, theta: Offsets) -> Bool[Tensor, " n"]:
-        """True where no change exceeds the limit, up to rounding."""
-        return self.size(theta) <= self.radius * (1 + 1e-6) + 1e-6
-
-    def select(self, index: Tensor) -> "ColourMapSet":
-        """Sets of some of the examples."""
-        return ColourMapSet(self.x[index], self.radius[index], self.box)
 
     def roughness(self, theta: Offsets) -> PerExample:
         """Lengths of the differences between neighbouring grid points, in the unit of sizes, summed over all pairs.

@@ -1,0 +1,69 @@
+"""Sets whose parameters are offsets from zero on a grid, each at most the radius: flows, maps of colours."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from robustly.randomness import KeyedGenerator
+from robustly.threats.contract import Box, Images, PerExample, Theta, per_example
+
+
+@dataclass(frozen=True)
+class OffsetField:
+    """Inputs changed by offsets in [-radius, radius]; a class of sets adds `shape` and `apply`.
+
+    Args:
+        x: original inputs `(N, ...)`.
+        radius: largest offset, `(N,)`.
+        box: least and largest valid value of an input.
+    """
+
+    x: Images
+    radius: PerExample
+    box: Box
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the offsets of one example."""
+        raise NotImplementedError
+
+    def moved_to(self, images: Images) -> Self:
+        """The same changes of other inputs."""
+        return replace(self, x=images)
+
+    def identity(self) -> Theta:
+        """Offsets of zero."""
+        return self.x.new_zeros(len(self.x), *self.shape)
+
+    def random_start(self, generator: KeyedGenerator) -> Theta:
+        """Independent offsets, uniform in their range."""
+        share = generator.uniform(*self.shape).to(self.x) * 2 - 1
+        return share * per_example(self.radius, share)
+
+    def project(self, theta: Theta) -> Theta:
+        """Offsets clipped to their range."""
+        reach = per_example(self.radius, theta)
+        return theta.clamp(-reach, reach)
+
+    def step(self, theta: Theta, gradient: Theta, step_size: PerExample) -> Theta:
+        """Step of every offset by `step_size` along the sign of its gradient."""
+        return self.project(theta + gradient.sign() * per_example(step_size, theta))
+
+    def default_step_size(self, steps: int) -> PerExample:
+        """2.5 radii over the number of steps."""
+        return 2.5 * self.radius / max(steps, 1)
+
+    def size(self, theta: Theta) -> PerExample:
+        """Largest offset."""
+        largest: Tensor = theta.abs().flatten(1).amax(1)
+        return largest
+
+    def contains(self, theta: Theta) -> Bool[Tensor, " n"]:
+        """True where each offset is in its range, up to float32 rounding."""
+        return self.size(theta) <= self.radius * (1 + 1e-6) + 1e-6
+
+    def select(self, index: Tensor) -> Self:
+        """Sets of some of the examples."""
+        return replace(self, x=self.x[index], radius=self.radius[index])
