@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from training_tools import make_step, mlp
 
 from robustly.objectives import kl
@@ -36,6 +37,24 @@ def test_the_average_moves_by_its_decay_and_copies_the_first_state_and_buffers()
     for name, value in steps.remember(loss).items():
         expected = first[name] + (1.0 if "running" in name else 0.5 if "num" not in name else 0)
         assert torch.allclose(value, expected), name
+
+
+class WithFeatures(nn.Module):
+    """A network that returns its logits beside something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(0)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.net(x), x
+
+
+def test_the_average_of_a_network_with_several_outputs_gives_its_logits() -> None:
+    loss, model = MeanTeacherLoss(begin=0.0), WithFeatures()
+    step = make_step(X, Y, model, inner=PGDInner(steps=1), memory={}, own=loss.own_quantities)
+    loss.after_step(step)
+    assert torch.equal(step.quantity("average"), mlp(0).eval()(X))
 
 
 def test_until_it_begins_it_is_adversarial_training() -> None:

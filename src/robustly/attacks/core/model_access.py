@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustly.attacks.core.contract import AttackError, Images
@@ -15,10 +16,15 @@ from robustly.models.layout import put_in_layout
 from robustly.models.outputs import OutputError, logits_in
 
 
-def logits_of(model: nn.Module, points: Images) -> Tensor:
+def logits_of(model: nn.Module, points: Images, state: dict[str, Tensor] | None = None) -> Tensor:
     """The model's output in float32 or wider, because objectives underflow in half precision.
 
     The model receives its own dtype. Of an output with several parts, the logits are taken; see `logits_in`.
+
+    Args:
+        model: the model.
+        points: inputs `(M, ...)`.
+        state: weights and buffers in place of the model's own, which stay as they are.
 
     Raises:
         AttackError: the output holds no logits.
@@ -26,7 +32,7 @@ def logits_of(model: nn.Module, points: Images) -> Tensor:
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.dtype != points.dtype and parameter.dtype.is_floating_point:
         points = points.to(parameter.dtype)
-    output = model(points)
+    output = model(points) if state is None else functional_call(model, state, (points,))
     if not isinstance(output, Tensor):
         try:
             output = logits_in(output)

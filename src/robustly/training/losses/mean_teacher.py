@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call
 
 from robustly.attacks.core.contract import frozen
+from robustly.attacks.core.model_access import logits_of
 from robustly.training.losses.terms import check_positive, check_share, label_loss, tempered_kl
+from robustly.training.parameters.averaging import growing_decay, move_average
 from robustly.training.parts import Part, Terms, begins_too_late
 from robustly.training.step import Moment, Step
 
@@ -68,8 +69,7 @@ class MeanTeacherLoss(Part):
     def _teach(self, step: Step) -> Float[Tensor, "n k"]:
         average = step.remember(self)
         with frozen(step.model, full_precision=False), torch.no_grad():
-            logits: Tensor = functional_call(step.model, average, (step.x,)) if average else step.model(step.x)
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            return logits_of(step.model, step.x, average or None)
 
     def check_epochs(self, epochs: int) -> str | None:
         """Refuse a beginning after the end of the run."""
@@ -83,15 +83,7 @@ class MeanTeacherLoss(Part):
         taught = tempered_kl(step.quantity(_TEACHER), step.adversarial_logits, self.temperature)
         return {"adversarial": (1 - self.share) * labelled, "teacher": self.share * taught}
 
-    @torch.no_grad()
     def after_step(self, step: Step) -> None:
         """Move the average towards the weights; buffers are copied."""
-        average = step.remember(self)
-        count = step.moment.count * step.replays + step.replay
-        decay = min(self.decay, (1 + count) / (10 + count))
-        trained = {name for name, _ in step.model.named_parameters()}
-        for name, value in step.model.state_dict().items():
-            if name in average and name in trained:
-                average[name].lerp_(value, 1 - decay)
-            else:
-                average[name] = value.detach().clone()
+        decay = growing_decay(self.decay, step.moment.count * step.replays + step.replay)
+        move_average(step.remember(self), step.model, decay)

@@ -42,26 +42,45 @@ class ExponentialAverage(Part):
     def decay_at(self, count: int, total: int) -> float:
         """The factor d after step `count` (from 0) of `total`."""
         since = count - int(self.warm_up * total)
-        return 0.0 if since < 0 else min(self.decay, (1 + since) / (10 + since))
+        return 0.0 if since < 0 else growing_decay(self.decay, since)
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         """Move the average towards the weights."""
-        average = step.remember(self)
         moment, replays = step.moment, step.replays
         total = moment.epochs * moment.steps_per_epoch * replays
         decay = self.decay_at(moment.count * replays + step.replay, total)
-        trained = _names(step.model, parameters=True)
-        for name, value in step.model.state_dict().items():
-            averaged = name in trained or (self.buffers == "average" and value.is_floating_point())
-            if name in average and averaged:
-                average[name].lerp_(value, 1 - decay)
-            else:
-                average[name] = value.detach().clone()
+        move_average(step.remember(self), step.model, decay, buffers=self.buffers == "average")
 
     def evaluation_state(self, memory: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """Return the average, once there is one."""
         return memory or None
+
+
+def growing_decay(decay: float, count: int) -> float:
+    """Share of an average that is kept after step `count` (from 0): small at first, at most `decay`."""
+    return min(decay, (1 + count) / (10 + count))
+
+
+@torch.no_grad()
+def move_average(average: dict[str, Tensor], model: nn.Module, decay: float, *, buffers: bool = False) -> None:
+    """Move an average of a network's weights: average <- decay average + (1 - decay) weights.
+
+    Values that the average does not have yet are copied.
+
+    Args:
+        average: the average by names of the state dict; changed in place.
+        model: the network.
+        decay: share of the average that is kept, in [0, 1].
+        buffers: whether floating-point buffers are averaged, too; else they are copied, as counters always are.
+    """
+    trained = _names(model, parameters=True)
+    for name, value in model.state_dict().items():
+        averaged = name in trained or (buffers and value.is_floating_point())
+        if name in average and averaged:
+            average[name].lerp_(value, 1 - decay)
+        else:
+            average[name] = value.detach().clone()
 
 
 @dataclass(frozen=True)
