@@ -16,7 +16,7 @@ from robustly.objectives import Goal, Objective, cross_entropy
 from robustly.randomness import KeyedGenerator
 from robustly.threats.any_order import AnyOrderSet
 from robustly.threats.chain import Chain
-from robustly.threats.contract import Theta, Threat
+from robustly.threats.contract import Theta, Threat, per_example
 
 Schedule = Float[Tensor, "m k k"]
 """Share of each part (last axis) in each slot; rows and columns sum to 1."""
@@ -120,7 +120,10 @@ class Composite:
         final = theta.clone()
         final[:, -count:] = order.to(theta)
         place = torch.arange(len(rows), device=rows.device)
+        owner = _owners(_around(search, rows))
         for slot in range(count):
+            active_part = owner == order[:, slot, None]
+            later_parts = (owner[None, :, None] == order[:, None, slot + 1 :]).any(2)
             for _ in range(self.steps):
                 going = ~(search.broken | search.invalid)[everyone[place]]
                 place = place[going]
@@ -128,9 +131,9 @@ class Composite:
                     return final
                 here, rows = final[place], everyone[place]
                 allowed = _around(search, rows)
-                partial = _until(allowed, here, slot)
+                partial = torch.where(later_parts[place], allowed.identity(), here)
                 found = search.value_and_grad(partial, rows, self.objective)
-                active = _columns_of(allowed, order[place][:, slot])
+                active = active_part[place]
                 gradient = torch.where(active, found.gradient, torch.zeros_like(found.gradient))
                 moved = allowed.step(partial, gradient, allowed.default_step_size(self.steps))
                 final[place] = torch.where(active, moved, here)
@@ -207,26 +210,12 @@ def _around(search: Search, rows: Rows) -> AnyOrderSet:
     return allowed
 
 
-def _until(allowed: AnyOrderSet, theta: Theta, slot: int) -> Theta:
-    """Parameters with which the parts of the slots after this one change nothing."""
-    later = torch.zeros_like(theta, dtype=torch.bool)
-    _, order = allowed.parted(theta)
-    for after in range(slot + 1, allowed.count):
-        later |= _columns_of(allowed, order[:, after])
-    return torch.where(later, allowed.identity(), theta)
-
-
-def _columns_of(allowed: AnyOrderSet, number: Int64[Tensor, " m"]) -> Tensor:
-    """True in the columns of theta that hold the parameters of a part, whose number differs per example."""
-    sizes = [part.flatten(1).shape[1] for part in allowed.chain.split(allowed.chain.identity())]
-    owner = torch.repeat_interleave(torch.arange(allowed.count), torch.tensor(sizes))
-    owner = torch.cat([owner, torch.full((allowed.count,), -1)]).to(number.device)
-    return owner[None, :] == number[:, None]
+def _owners(allowed: AnyOrderSet) -> Int64[Tensor, " p"]:
+    """Number of the part that each column of theta belongs to; -1 for those of the order."""
+    parts = [part.flatten(1).shape[1] for part in allowed.chain.split(allowed.chain.identity())]
+    numbers = [number for number, size in enumerate(parts) for _ in range(size)]
+    return torch.tensor([*numbers, *[-1] * allowed.count], device=allowed.x.device)
 
 
 def _mixed(results: list[Images], shares: Float[Tensor, "m k"]) -> Images:
-    return torch.stack([result * _wide(shares[:, i], result) for i, result in enumerate(results)]).sum(0)
-
-
-def _wide(values: Float[Tensor, " m"], like: Images) -> Tensor:
-    return values.reshape(-1, *[1] * (like.ndim - 1)).to(like)
+    return torch.stack([result * per_example(shares[:, i], result) for i, result in enumerate(results)]).sum(0)

@@ -14,7 +14,7 @@ from robustly.attacks.core.search import Precision, Search
 from robustly.attacks.core.search_state import Rows
 from robustly.objectives import Goal, Objective, margin
 from robustly.randomness import KeyedGenerator
-from robustly.threats.contract import Theta, Threat, ThreatSet
+from robustly.threats.contract import Theta, Threat, ThreatSet, per_example
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ class ParameterSearch:
             moved = proposal(allowed, current, draws.fold("query", query), self.step_size(query))
             found = search.value_and_grad(moved, rows, self.objective, gradient=False)
             better = found.value > value
-            current = torch.where(better.view(-1, *[1] * (current.ndim - 1)), moved, current)
+            current = torch.where(per_example(better, current), moved, current)
             value, keep = torch.where(better, found.value, value), found.going
 
 
 def proposal(allowed: ThreatSet, theta: Theta, draws: KeyedGenerator, share: float) -> Theta:
     """Allowed parameters at a random step of at most `share` radii from others."""
     number = draws.uniform(*theta.shape[1:]).to(theta) - 0.5
-    largest = number.abs().flatten(1).amax(1).view(-1, *[1] * (theta.ndim - 1))
+    largest = per_example(number.abs().flatten(1).amax(1), theta)
     direction = torch.where(number.abs() >= largest.clamp_max(0.25), number.sign(), 0.0)
     length = share * (1 - draws.fold("length").uniform(1)[:, 0]).to(allowed.radius) * allowed.radius
     return allowed.step(theta, direction, length)
