@@ -35,7 +35,7 @@ class GridSearch:
 
     Args:
         counts: number of points of each parameter, each at least 1 (1 is the middle of the range); one number alone
-            stands for all parameters. None: the same odd number for all parameters, as many as `queries` allow.
+            is that of all parameters. None: the same odd number for all parameters, as many as `queries` allow.
         queries: most points without `counts`, at least 1.
         objective: ranks the points that break nothing.
         precision: "full", "ambient" or "bfloat16"; see `PGD`. In bfloat16 the worst case is no longer exact.

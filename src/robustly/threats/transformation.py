@@ -38,7 +38,7 @@ class Family(Protocol):
 
     @property
     def sentence(self) -> str:
-        """Description of the threat, in which `{limit}` stands for the limit: "Each image may ... ."."""
+        """Description of the threat, with `{limit}` in the place of the limit: "Each image may ... ."."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class Transformation:
         neutral: values of no change, one per parameter.
         change: from images `(N, C, H, W)`, parameters `(N, P)` and the box to changed images; differentiable.
             They need not lie in the box, nor equal the images bit for bit at the neutral values.
-        sentence: description of the threat, in which `{limit}` stands for the limit: "Each image may ... ."
+        sentence: description of the threat, with `{limit}` in the place of the limit: "Each image may ... ."
         words: description of one change, from its P parameters: "rotated by 12.3 degrees".
         check: raises `ThreatError` for a limit and a shape `(N, C, H, W)` that do not fit; None accepts all.
         channels: numbers of channels that the images may have; None for any.

@@ -8,7 +8,7 @@ from robustly.reports.formats import count, interval, percent
 
 @dataclass(frozen=True)
 class HeatCell:
-    """A cell of the table; `error` in [0, 1] is its colour. An empty text stands for a missing severity."""
+    """A cell of the table; `error` in [0, 1] is its colour. Its text is empty where a severity is missing."""
 
     text: str = ""
     ends: str = ""

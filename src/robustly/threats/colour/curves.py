@@ -116,7 +116,7 @@ class Curves:
         curves: number of curves.
         change: images in [0, 1] after the curves, up to clipping.
         channels: numbers of channels that the images may have.
-        sentence: description of the threat, in which `{limit}` stands for the bound.
+        sentence: description of the threat, with `{limit}` in the place of the bound.
     """
 
     kind: str
