@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustly.attacks import PGD
+from robustly.attacks import PGD, AttackError, SmoothPGD
 from robustly.attacks.core.ascent import Ascent
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.search import Search
@@ -16,7 +16,7 @@ from robustly.attacks.core.update_rules import Adam, Iterate, Momentum, Noisy, N
 from robustly.objectives import ClassificationGoal, cross_entropy, margin
 from robustly.randomness import KeyedGenerator
 from robustly.testing import small_network
-from robustly.threats import ThreatModel
+from robustly.threats import ThreatModel, parse_threat
 
 RULES: dict[str, UpdateRule] = {
     "steepest": Steepest(),
@@ -193,3 +193,51 @@ def test_adam_reaches_the_corner_of_a_linear_model() -> None:
     with torch.no_grad():
         direction = (net.weight[1 - y[0]] - net.weight[y[0]]).sign()
     assert torch.allclose(found.x_adv[0], x[0] + 0.05 * direction, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "normalised"])
+@pytest.mark.parametrize(
+    "text", ["rotation:30+shift:2+linf:8/255", "rotation:30&linf:8/255", "affine:rotation=30,shift=2"]
+)
+def test_rules_step_by_shares_of_each_parameters_range(name: str, text: str) -> None:
+    """A step of 0.1 radii moves degrees, pixels and gray values by at most a tenth of their ranges."""
+    allowed = parse_threat(text).around(KeyedGenerator(0, torch.arange(3)).uniform(2, 8, 8) * 0.5 + 0.25)
+    units = allowed.units().expand_as(allowed.identity())  # type: ignore[attr-defined]
+    start, draws = allowed.identity(), KeyedGenerator(1, torch.arange(3))
+    gradient = draws.fold("gradient").normal(*start.shape[1:])
+    iterate = Iterate(0, start, gradient, allowed, 0.1 * allowed.radius, draws, lambda theta: gradient)
+    moved, _ = RULES[name].update(RULES[name].init(start), iterate)
+    shares = ((moved - start) / torch.where(units > 0, units, 1.0)).abs()
+    assert torch.equal(moved[:, units[0] == 0], start[:, units[0] == 0]), "an order is not moved"
+    if name == "adam":  # the first step of Adam is a step along the sign
+        assert torch.allclose(shares[:, units[0] > 0], 0.1 * allowed.radius[:, None], rtol=1e-2)
+    else:
+        assert torch.allclose(torch.linalg.vector_norm(shares, dim=1), 0.1 * allowed.radius, rtol=1e-2)
+
+
+def test_a_smooth_search_uses_the_roughness_of_a_chains_flow() -> None:
+    """The other parts add none; a heavy weight keeps the flow smoother than no weight, in either kind of chain."""
+    net = small_network((1, 8, 8)).eval()
+    x = KeyedGenerator(0, torch.arange(4)).uniform(1, 8, 8)
+    y = net(x).argmax(1)
+    for text in ("flow:1+linf:4/255", "flow:1&linf:4/255"):
+        threat, draws = parse_threat(text), KeyedGenerator(0, torch.arange(4))
+        allowed = threat.around(x)
+        assert isinstance(allowed, threat.set_type)
+        rough = []
+        for weight in (0.0, 10.0):
+            attack = SmoothPGD(4, smoothness=weight, relative_step_size=0.2)
+            found = attack(net, x, y, threat=threat, generator=draws)
+            assert found.theta is not None
+            assert bool(allowed.contains(found.theta).all())
+            rough.append(allowed.roughness(found.theta))  # type: ignore[attr-defined]
+        assert bool((rough[1] < rough[0]).all())
+    flow = parse_threat("flow:1").around(x)
+    offsets = flow.random_start(KeyedGenerator(3, torch.arange(4)))
+    chain = parse_threat("flow:1+linf:4/255").around(x)
+    together = torch.cat([offsets.flatten(1), torch.full((4, 64), 0.01)], dim=1)
+    assert torch.allclose(chain.roughness(together), flow.roughness(offsets))  # type: ignore[attr-defined]
+    with pytest.raises(AttackError, match="any threat with a roughness"):
+        SmoothPGD(1)(
+            net, x, y, threat=parse_threat("rotation:30+linf:4/255"), generator=KeyedGenerator(0, torch.arange(4))
+        )

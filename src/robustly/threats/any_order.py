@@ -1,14 +1,14 @@
 """Allowed inputs of a chain whose order the adversary chooses, for each input."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
-from robustly.threats.chain_set import ChainSet, Flat, described
+from robustly.threats.chain_set import ChainSet, Flat, SmoothChainSet, described
 from robustly.threats.contract import Images, Link, PerExample
 
 Order = Int64[Tensor, "n k"]
@@ -82,6 +82,11 @@ class AnyOrderSet:
 
         return self.joined(self._walk(order, move)[1], order)
 
+    def units(self) -> Flat:
+        """Change of each parameter per unit of size, as in `ChainSet`; 0 for the order."""
+        units = self.chain.units()
+        return torch.cat([units, units.new_zeros(len(units), self.count)], dim=1)
+
     def default_step_size(self, steps: int) -> PerExample:
         """2.5 radii over the number of steps."""
         return self.chain.default_step_size(steps)
@@ -98,7 +103,7 @@ class AnyOrderSet:
 
     def select(self, index: Tensor) -> "AnyOrderSet":
         """Sets of some of the examples."""
-        return AnyOrderSet(self.chain.select(index))
+        return replace(self, chain=self.chain.select(index))
 
     def describe(self, theta: Flat) -> list[str]:
         """Each perturbation in words, in the order in which the parts act."""
@@ -153,3 +158,14 @@ class AnyOrderSet:
             return images, self.chain.split(self.chain.identity())
         parts = [torch.cat(own)[torch.cat(rows).argsort()] for own, rows in zip(values, places, strict=True)]
         return images, parts
+
+
+@dataclass(frozen=True)
+class SmoothAnyOrderSet(AnyOrderSet):
+    """Allowed inputs of a chain in any order with a part that has a roughness, such as a flow."""
+
+    chain: SmoothChainSet
+
+    def roughness(self, theta: Flat) -> PerExample:
+        """Roughness of the parts, whatever their order."""
+        return self.chain.roughness(theta[:, : -self.count])

@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from robustly.threats.any_order import AnyOrderSet
-from robustly.threats.chain_set import BoxChainSet, ChainSet, OffsetBall
-from robustly.threats.contract import Images, Link, Threat, ThreatError, ThreatSet
+from robustly.threats.any_order import AnyOrderSet, SmoothAnyOrderSet
+from robustly.threats.chain_set import BoxChainSet, ChainSet, OffsetBall, SmoothChainSet
+from robustly.threats.contract import Images, Link, Smooth, Threat, ThreatError, ThreatSet
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.lp import ThreatModel
 from robustly.threats.parameter_box import ParameterBox
@@ -95,9 +95,14 @@ class Chain:
 
     @property
     def set_type(self) -> type[ChainSet] | type[AnyOrderSet]:
-        """`BoxChainSet` where all parts have ranges of parameters and an order, `AnyOrderSet` without an order."""
+        """Class of the sets: `BoxChainSet` where all parts have ranges of parameters and an order.
+
+        Chains with a part that has a roughness have one, too: `SmoothChainSet`, `SmoothAnyOrderSet`.
+        """
         if self.any_order:
-            return AnyOrderSet
+            return SmoothAnyOrderSet if self._is_smooth else AnyOrderSet
+        if self._is_smooth:
+            return SmoothChainSet
         return BoxChainSet if all(issubclass(part.set_type, ParameterBox) for part in self.parts) else ChainSet
 
     def words(self) -> str:
@@ -144,8 +149,16 @@ class Chain:
             links.append(link)
         whole = torch.full((len(x),), float(self.share), device=x.device, dtype=x.dtype)
         if self.any_order:
+            if self._is_smooth:
+                return SmoothAnyOrderSet(SmoothChainSet(x, whole, tuple(links)))
             return AnyOrderSet(ChainSet(x, whole, tuple(links)))
+        if self._is_smooth:
+            return SmoothChainSet(x, whole, tuple(links))
         return (BoxChainSet if self.set_type is BoxChainSet else ChainSet)(x, whole, tuple(links))
+
+    @property
+    def _is_smooth(self) -> bool:
+        return any(issubclass(part.set_type, Smooth) for part in self.parts)
 
     @cached_property
     def _limited(self) -> tuple[Threat, ...]:

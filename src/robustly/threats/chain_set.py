@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import L0Ball, LpBall
-from robustly.threats.contract import Described, Images, Link, PerExample
+from robustly.threats.contract import Described, Images, Link, PerExample, Smooth, Unequal, per_example
 from robustly.threats.parameter_box import ParameterBox
 
 Flat = Float[Tensor, "n p"]
@@ -123,6 +123,15 @@ class ChainSet:
         share = step_size / torch.where(self.radius > 0, self.radius, 1.0)
         return self._in_order(lambda place, link: link.step(parts[place], along[place], share * link.radius))
 
+    def units(self) -> Flat:
+        """Change of each parameter per unit of size, `(N, P)`: each part uses the same share of its own limit."""
+        whole = torch.where(self.radius > 0, self.radius, 1.0)
+        units = []
+        for link, part in zip(self.links, self.split(self.identity()), strict=True):
+            own = link.units() if isinstance(link, Unequal) else torch.ones_like(part)
+            units.append((own * per_example(link.radius / whole, part)).expand_as(part))
+        return self.join(units)
+
     def default_step_size(self, steps: int) -> PerExample:
         """2.5 radii over the number of steps."""
         return 2.5 * self.radius / max(steps, 1)
@@ -173,6 +182,19 @@ class ChainSet:
     def join(parts: Sequence[Tensor]) -> Flat:
         """Parameters that `split` separates."""
         return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+@dataclass(frozen=True)
+class SmoothChainSet(ChainSet):
+    """Allowed inputs of a chain with a part that has a roughness, such as a flow."""
+
+    def roughness(self, theta: Flat) -> PerExample:
+        """Roughness of the parts as shares of their limits, summed, times the radius; parts without one add 0."""
+        total = torch.zeros_like(self.radius)
+        for link, part in zip(self.links, self.split(theta), strict=True):
+            if isinstance(link, Smooth):
+                total = total + link.roughness(part) / torch.where(link.radius > 0, link.radius, 1.0)
+        return total * self.radius
 
 
 @dataclass(frozen=True)

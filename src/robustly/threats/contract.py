@@ -171,6 +171,19 @@ class Smooth(Protocol):
 
 
 @runtime_checkable
+class Unequal(Protocol):
+    """Set whose parameters have different units, such as degrees beside pixels.
+
+    Rules that step along a direction of their own (Adam, normalised steps) take these into account; `step` does
+    anyway.
+    """
+
+    def units(self) -> Theta:
+        """Change of each parameter per unit of size, at least 0; broadcasts against theta."""
+        ...
+
+
+@runtime_checkable
 class Described(Protocol):
     """Set whose perturbations can be described in words."""
 

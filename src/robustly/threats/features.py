@@ -178,6 +178,10 @@ class FeatureBox:
         length = per_example(step_size, theta) * self.limits.mean(0)
         return self.project(theta + gradient.sign() * length)
 
+    def units(self) -> Images:
+        """Mean of the two limits of each feature, `(1, ...)`."""
+        return self.limits.mean(0)[None]
+
     def default_step_size(self, steps: int) -> PerExample:
         """2.5 shares over the number of steps."""
         return 2.5 * self.radius / max(steps, 1)

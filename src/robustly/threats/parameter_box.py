@@ -68,6 +68,10 @@ class ParameterBox:
         """2.5 radii over the number of steps."""
         return 2.5 * self.radius / max(steps, 1)
 
+    def units(self) -> Parameters:
+        """Range of each parameter per unit of the radius, `(1, P)`."""
+        return self.scale.to(self.x)[None]
+
     def bounds(self) -> tuple[Parameters, Parameters]:
         """Least and largest allowed value of each parameter, `(N, P)` each."""
         return self._centre - self._reach, self._centre + self._reach

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustly.attacks.core.contract import AttackError, Images
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import laid_out_like
-from robustly.threats.contract import PerExample, Theta, ThreatSet, per_example
+from robustly.threats.contract import PerExample, Theta, ThreatSet, Unequal, per_example
 
 State = tuple[Tensor, ...]
 """State of an update rule between steps: tensors `(M, ...)`, one entry per example."""
@@ -75,7 +75,10 @@ class Steepest:
 
 @dataclass(frozen=True)
 class Normalised:
-    """Step of Euclidean length `step_size` along the gradient, whatever the threat's geometry."""
+    """Step of Euclidean length `step_size` along the gradient, whatever the threat's geometry.
+
+    Where parameters have different units, lengths are measured in shares of their ranges.
+    """
 
     def init(self, theta: Theta) -> State:
         """No state."""
@@ -83,11 +86,10 @@ class Normalised:
 
     def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
         """One projected step."""
-        scaled = _scaled_to_largest(iterate.gradient)
+        scaled = _scaled_to_largest(_per_share(iterate))
         length = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
         direction = scaled / per_example(torch.where(length > 0, length, 1.0), scaled)
-        moved = iterate.theta + direction * per_example(iterate.step_size, direction)
-        return iterate.threat_set.project(moved), state
+        return _moved(iterate, direction), state
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,12 @@ class Adam:
 
     def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
         """One projected step."""
-        gradient = _scaled_to_largest(iterate.gradient)
+        gradient = _scaled_to_largest(_per_share(iterate))
         first = self.betas[0] * state[0] + (1 - self.betas[0]) * gradient
         second = self.betas[1] * state[1] + (1 - self.betas[1]) * gradient.square()
         ahead = first / (1 - self.betas[0] ** (iterate.step + 1))
         spread = (second / (1 - self.betas[1] ** (iterate.step + 1))).sqrt()
-        moved = iterate.theta + per_example(iterate.step_size, gradient) * ahead / (spread + self.tiny)
-        return iterate.threat_set.project(moved), (first, second)
+        return _moved(iterate, ahead / (spread + self.tiny)), (first, second)
 
 
 @dataclass(frozen=True)
@@ -195,3 +196,17 @@ def smoothed(gradient: Images, side: int) -> Images:
 def _scaled_to_largest(gradient: Float[Tensor, "m ..."]) -> Float[Tensor, "m ..."]:
     largest = gradient.flatten(1).abs().amax(1)
     return gradient / per_example(torch.where(largest > 0, largest, 1.0), gradient)
+
+
+def _per_share(iterate: Iterate) -> Theta:
+    """Gradient with respect to the parameters as shares of their ranges."""
+    allowed = iterate.threat_set
+    return iterate.gradient * allowed.units() if isinstance(allowed, Unequal) else iterate.gradient
+
+
+def _moved(iterate: Iterate, direction: Theta) -> Theta:
+    """Allowed parameters after a step along a direction, in shares of their ranges."""
+    allowed = iterate.threat_set
+    if isinstance(allowed, Unequal):
+        direction = direction * allowed.units()
+    return allowed.project(iterate.theta + per_example(iterate.step_size, direction) * direction)
