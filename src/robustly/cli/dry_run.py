@@ -29,7 +29,7 @@ def show_composition(console: Console, config: RunConfig) -> None:
         parts.add_row(slot, what, settings)
     console.print(parts)
     config.method.check_epochs(config.training.epochs)
-    cost = step_cost(config.method, config.training.epochs, config.frozen_networks, len(config.threats))
+    cost = step_cost(config.method, config.training.epochs, config.frozen_networks, config.threats)
     console.print(cost_table(cost))
     console.print(f"{cost.total} in all, {cost.total / STANDARD_PASSES:g} times standard training's\n")
 

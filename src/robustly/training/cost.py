@@ -1,7 +1,7 @@
 """Passes of a training step through each network, counted on small stand-in networks."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,13 +9,18 @@ from torch import Tensor, nn
 
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator
-from robustly.threats import Threat, ThreatModel
+from robustly.threats import Chain, Threat, ThreatModel, parse_threat
 from robustly.training.method import Method, MethodError, outer_loss
 from robustly.training.parts import CONVENTIONAL_NETWORKS, InstanceWeightsError
 from robustly.training.quantities import Networks
 from robustly.training.step import Memory, Moment
 
 COUNT, SHAPE, CLASSES = 4, (1, 4, 4), 4
+CHAINED = (
+    *("linf:0.001", "l2:0.001", "l1:0.001", "l0:1", "rotation:0.1", "shift:0.1", "scale:0.001", "shear:0.1"),
+    *("brightness:0.001", "contrast:0.001", "flow:0.01", "patch:1"),
+)
+"""Parts of a stand-in chain: as many as the chain of the run has, of kinds that the images of `SHAPE` allow."""
 TEACHERS = tuple(name for name, kind in CONVENTIONAL_NETWORKS.items() if kind == "frozen")
 
 
@@ -60,24 +65,35 @@ class _StandIn(nn.Module):
         self._passes[self._name, "backward"] += len(gradient)
 
 
-def step_cost(method: Method, epochs: int, frozen: Collection[str] = TEACHERS, threats: int = 1) -> StepCost:
+def step_cost(
+    method: Method, epochs: int, frozen: Collection[str] = TEACHERS, threats: int | Sequence[Threat] = 1
+) -> StepCost:
     """Passes per unbroken example in the last epoch, after all warm-ups.
 
     Args:
         method: the composition.
         epochs: epochs of the run.
         frozen: names of the frozen networks; others are trained.
-        threats: number of threat models of the run.
+        threats: threats of the run, or their number. Only their number counts, and that of the parts of a chain in
+            any order.
 
     Raises:
         MethodError: the instance weights are for a term that the loss does not have.
     """
-    balls = (ThreatModel("linf", 1e-3),) * threats
+    given = (None,) * threats if isinstance(threats, int) else threats
+    stand_ins = tuple(_stand_in(threat) for threat in given)
     try:
-        return _counted(method, epochs, frozen, balls)
+        return _counted(method, epochs, frozen, stand_ins)
     except InstanceWeightsError:
         # extreme weights may all be zero on the confident stand-in network only
-        return _counted(replace(method, weights=None), epochs, frozen, balls)
+        return _counted(replace(method, weights=None), epochs, frozen, stand_ins)
+
+
+def _stand_in(threat: Threat | None) -> Threat:
+    """A threat for the images of `SHAPE`, with as many parts as a chain in any order has."""
+    if isinstance(threat, Chain) and threat.any_order:
+        return Chain([parse_threat(text) for text in CHAINED[: len(threat.parts)]], any_order=True)
+    return ThreatModel("linf", 1e-3)
 
 
 def _counted(method: Method, epochs: int, frozen: Collection[str], threats: tuple[Threat, ...]) -> StepCost:
