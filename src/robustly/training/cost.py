@@ -31,10 +31,12 @@ class StepCost:
     Args:
         forwards: forward passes by network ("model", "guide", "teacher", ...).
         backwards: backward passes by network, to the input or to the weights.
+        attack_gradients: backward passes of the training attack, a part of these.
     """
 
     forwards: dict[str, int]
     backwards: dict[str, int]
+    attack_gradients: int = 0
 
     @property
     def total(self) -> int:
@@ -110,7 +112,7 @@ def _counted(method: Method, epochs: int, frozen: Collection[str], threats: tupl
     x, y = draws.uniform(*SHAPE), torch.zeros(COUNT, dtype=torch.int64)
     others = tuple(draws.fold("view", view).uniform(*SHAPE) for view in range(1, method.views))
     memory: Memory = {}
-    moment = Moment(epochs - 1, 0, 1, epochs)
+    moment, gradients = Moment(epochs - 1, 0, 1, epochs), 0
     for replay in range(method.replays):
         step = method.step(
             Batch(x, y, ids, draws, others), networks, threats=threats, moment=moment, memory=memory, replay=replay
@@ -121,9 +123,12 @@ def _counted(method: Method, epochs: int, frozen: Collection[str], threats: tupl
         loss.backward()  # type: ignore[no-untyped-call]
         method.after_backward(step)
         method.after_step(step)
+        attacks = () if method.inner is None else (step.adversarial, *step.further_attacks)
+        gradients += sum(int(one.backwards.sum()) for one in attacks)
     cost = StepCost(
         {name: passes[name, "forward"] // COUNT for name in stand_ins},
         {name: passes[name, "backward"] // COUNT for name in stand_ins},
+        gradients // COUNT,
     )
     terms = method.loss(step)
     if method.weights is not None and method.weights.term not in terms:
