@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import PGD, AttackError, ExpectedPatch
+from robustly.evaluation.audit.check import Placed
 from robustly.randomness import KeyedGenerator
 from robustly.testing.attacks import check_attack
 from robustly.testing.threats import check_threat
@@ -75,6 +76,16 @@ def test_conditions_belong_to_the_image_alone() -> None:
     changed[:, 0, 0, 0] = 1 - changed[:, 0, 0, 0]
     other = drawn_from(changed, (0.0, 1.0))
     assert float(torch.corrcoef(torch.cat([drawn, other], 1).T)[:3, 3:].abs().max()) < 0.1
+
+
+def test_an_audit_finds_images_under_other_conditions() -> None:
+    """A forger renders a print under conditions that fool the model."""
+    allowed, rows = PhysicalPatch(4).around(images()), torch.arange(4)
+    theta = allowed.random_start(KeyedGenerator(2, rows))
+    honest = Placed(rows, rows.numpy(), allowed.apply(theta), theta)
+    assert not honest.rendering_problem(allowed)
+    others = allowed.seen_under(allowed.conditions.roll(1, 0)).apply(theta)
+    assert "4 images differ" in Placed(rows, rows.numpy(), others, theta).rendering_problem(allowed)
 
 
 def test_the_parameters_are_those_of_a_print() -> None:

@@ -24,9 +24,9 @@ class PhysicalPatch:
     uniformly from the image itself, rounded to 8 bits: they do not depend on other images, seeds or machines, and
     an audit draws them again. An accuracy is therefore the mean over images of being right under one random
     condition. If the attack does not use the conditions, it is an unbiased estimate of the accuracy in expectation
-    over conditions. `ExpectedPatch` optimises in expectation and does not use an image's own conditions (expectation
-    over transformation: Brown et al., arXiv 1712.09665; Athalye et al., ICML 2018). Other attacks use them: they are
-    stronger than any print can be that does not depend on them.
+    over conditions. `ExpectedPatch` optimises in expectation and does not use an image's own conditions
+    (expectation over transformation: Brown et al., arXiv 1712.09665; Athalye et al., ICML 2018). Other attacks use
+    them, as no printer can.
 
     Args:
         side: of the upright print at scale 1 in pixels, a whole number of at least 0.
