@@ -87,6 +87,7 @@ def title(method: str) -> str:
         "max",
         "avg",
         "msd",
+        "gat",
     }
     names = {
         "dynat": "DYNAT", "trades": "TRADES", "mart": "MART", "gairat": "GAIRAT", "mail": "MAIL", "rslad": "RSLAD",
@@ -186,7 +187,7 @@ def _cost(recipe: Recipe) -> list[str]:
         recipe.config.method,
         recipe.config.training.epochs,
         recipe.config.frozen_networks,
-        len(recipe.config.threats),
+        recipe.config.threats,
     )
     lines = ["## What a step costs", ""]
     lines += ["Passes per unbroken example in the last epoch, after all warm-ups, counted.", ""]
@@ -262,7 +263,7 @@ def index() -> str:
             recipe.config.method,
             recipe.config.training.epochs,
             recipe.config.frozen_networks,
-            len(recipe.config.threats),
+            recipe.config.threats,
         )
         passes = f"{sum(cost.forwards.values())} + {sum(cost.backwards.values())}"
         lines.append(f"| [{title(method)}]({method}.md) | {' | '.join(cells.values())} | {passes} |")

@@ -86,7 +86,11 @@ def test_a_network_of_one_threat_is_tuned_against_several(
     words = ["finetune", str(first), "--method", "mnist5k/eat", "--threats", "linf:0.1", "l1:2", "--epochs", "1"]
     words += ["--method.inner.steps", "1", "--count", "6", "--out", str(tuned)]
     assert main(words) == 0
-    assert "under all of them" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "under all of them" in said
+    assert (
+        "gradient passes of the training attack per image: 1, under 2 threats (max with as many steps: 2)" in said
+    )
     for one in read_record(tuned, ["linf:0.1", "l1:2"], 6).values():
         assert one.union is not None
         assert one.union.hits <= min(share.hits for share in one.robust.values())

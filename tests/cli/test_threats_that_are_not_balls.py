@@ -79,6 +79,31 @@ def test_the_whole_way(tmp_path: Path, threat: str, size: str, axis: str) -> Non
 
 
 @pytest.mark.slow
+def test_the_whole_way_with_a_printed_patch(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    little = {**SETTINGS, "data.train_limit": 100, "data.image_size": 16}
+    words = ["train", "mnist5k/pgd_at", "--out", str(run), "--threat", "physical_patch:6,rotation=30"]
+    assert main([*words, *options(little)]) == 0
+    words = [
+        "--evaluation.suite",
+        "expected_patch,random_draws",
+        "--evaluation.count",
+        "8",
+        "--evaluation.curve",
+        "off",
+    ]
+    assert main(["evaluate", str(run), *words]) == 0
+    assert main(["audit", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
+    kept = read_evidence(run / "evaluation").images.attacks
+    assert "expected_patch" in kept
+    assert all(len(one.ids) == 0 or one.theta is not None for one in kept.values())
+    page = (run / "report.html").read_text()
+    assert "right if it is classified correctly under its own" in page
+    assert "seen rotated by " in page
+
+
+@pytest.mark.slow
 def test_the_whole_way_with_a_mask(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

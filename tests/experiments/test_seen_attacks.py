@@ -8,6 +8,7 @@ import pytest
 
 from robustly.attacks import ATTACKS
 from robustly.attacks.apgd import APGD
+from robustly.attacks.composite import Composite
 from robustly.attacks.core.gradient_estimators import NES
 from robustly.attacks.mim import MIM
 from robustly.attacks.pgd import PGD
@@ -84,6 +85,22 @@ def test_a_network_trained_without_an_attack_has_seen_that_of_the_first_threat_o
     assert seen_in_run(trained, "l1", DYNAT) == {}
 
 
+def test_composite_training_has_seen_the_composite_attack() -> None:
+    attacks: Mapping[str, Any] = {
+        "pgd": PGD(),
+        "caa": Composite(steps=2, order="fixed"),
+        "cw": PGD(objective=margin),
+    }
+    attacks |= {"caa_margin": Composite(objective=margin)}
+    trained = config("mnist5k/gat")
+    assert seen_in_run(trained, "any_order", attacks) == {"pgd": "selection", "caa": "training"}
+    assert seen_in_run(trained, "linf", attacks) == {}
+    other = config("mnist5k/pgd_at", "--threat", "rotation:10&linf:0.1")
+    assert seen_in_run(other, "any_order", attacks) == {"pgd": "training"}
+    in_a_ball = config("mnist5k/gat", "--threat", "linf:0.1")
+    assert seen_in_run(in_a_ball, "linf", attacks) == {"pgd": "training"}
+
+
 def test_steepest_ascent_alone_is_the_search_of_training() -> None:
     for same in (PGD(steps=3, restarts=4, start="none"), PGD(relative_step_size=0.1), PGD(precision="bfloat16")):
         assert ascent_objective(same) == "cross_entropy"
@@ -111,6 +128,7 @@ def test_every_inner_maximisation_is_known() -> None:
         "friendly": "cross_entropy",
         "curriculum": "cross_entropy",
         **dict.fromkeys(("max", "avg", "stochastic_multi", "eat", "msd"), "cross_entropy"),
+        "composite": "cross_entropy",
     }
     assert inner_objective(None) is None
     assert inner_objective(MixedInner(kl=1.0)) == "kl"

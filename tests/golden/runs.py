@@ -167,6 +167,8 @@ def little_settings(recipe: str, teacher: Path, extra: Path) -> dict[str, str]:
     if "threats" in settings:
         del words["threat"]
         words["threats"] = "[linf:0.1, l1:2]"
+    if "&" in settings.get("threat", ""):
+        words["threat"] = "rotation:10&brightness:0.1&linf:0.1"
     for role in ("model", *ROLES):
         if settings.get(role) is not None or role == "model":
             if (settings.get(role) or {}).get("pretrain"):

@@ -48,7 +48,14 @@ ALL = [
     Rotation(45, box=(-1.0, 2.0)),
     *(
         parse_threat(text)
-        for text in ("flow:0.8", "flow:1.5+linf:0.1", "patch:3", "patch:2+linf:0.1", "rotation:9+patch:3")
+        for text in (
+            "flow:0.8",
+            "flow:1.5+linf:0.1",
+            "patch:3",
+            "patch:2+linf:0.1",
+            "rotation:9+patch:3",
+            "physical_patch:3",
+        )
     ),
     Flow(2, box=(-1.0, 2.0)),
     Patch(4, box=(-1.0, 2.0)),

@@ -13,6 +13,7 @@ from robustly.attacks.ddn import DDN
 from robustly.attacks.deepfool import DeepFool
 from robustly.attacks.ead import EAD
 from robustly.attacks.exhaustive import ExhaustiveSearch
+from robustly.attacks.expected_patch import ExpectedPatch
 from robustly.attacks.fab import FAB
 from robustly.attacks.fmn import FMN
 from robustly.attacks.grid_search import GridSearch
@@ -53,6 +54,7 @@ ATTACK_KINDS: dict[str, Callable[[], Attack]] = {
     "stadv": SmoothPGD,
     "recoloradv": recoloradv,
     "patch": PatchSearch,
+    "expected_patch": ExpectedPatch,
     "boundary": Boundary,
     "hopskipjump": HopSkipJump,
     "random_draws": RandomDraws,
@@ -90,6 +92,7 @@ __all__ = [
     "Detected",
     "ExhaustiveSearch",
     "ExpectationOverTransformation",
+    "ExpectedPatch",
     "GridSearch",
     "HopSkipJump",
     "InputDiversity",

@@ -20,6 +20,8 @@ from robustly.threats.contract import Theta, Threat, per_example
 
 Schedule = Float[Tensor, "m k k"]
 """Share of each part (last axis) in each slot; rows and columns sum to 1."""
+Order = Int64[Tensor, "m k"]
+"""Number of the part in each slot."""
 MOST_PARTS = 7
 """Most parts whose order can be scheduled: the best of all orders is found by comparing them."""
 _NORMALISATIONS = 20
@@ -96,25 +98,17 @@ class Composite:
         """Try the orders in turn, on the examples that are not broken yet."""
         allowed = _around(search, rows)
         theta = allowed.random_start(generator.select(rows).fold("start"))
-        count = allowed.count
-        noise = generator.select(rows).fold("schedule").normal(count, count).to(theta)
-        schedule, order = sinkhorn(noise), torch.arange(count, device=theta.device).expand(len(rows), -1)
+        schedule, order = self.first_order(allowed, generator.select(rows))
         for number in range(1 if self.order == "fixed" else self.rounds):
             if len(rows) == 0:
                 return
             draws = generator.select(rows).fold("round", number)
-            if self.order == "random":
-                order = draws.fold("order").uniform(count).argsort(1).to(theta.device)
-            elif self.order == "scheduled":
-                last = None if number == 0 else order
-                if last is not None:
-                    schedule = sinkhorn(schedule + self._schedule_gradient(search, rows, theta, schedule))
-                schedule, order = _next_order(schedule, last, draws)
+            schedule, order = self.next_order(search, rows, theta, schedule, order, draws, first=number == 0)
             theta = self._parts_in_turn(search, rows, theta, order)
             going = ~(search.broken | search.invalid)[rows]
             rows, theta, order, schedule = rows[going], theta[going], order[going], schedule[going]
 
-    def _parts_in_turn(self, search: Search, rows: Rows, theta: Theta, order: Int64[Tensor, "m k"]) -> Theta:
+    def _parts_in_turn(self, search: Search, rows: Rows, theta: Theta, order: Order) -> Theta:
         """Move the part of each slot in turn; returns the parameters of all examples, broken ones included."""
         everyone, count = rows, order.shape[1]
         final = theta.clone()
@@ -141,6 +135,42 @@ class Composite:
         if bool(going.any()):
             search.value_and_grad(final[going], everyone[going], self.objective, gradient=False)
         return final
+
+    def first_order(self, allowed: AnyOrderSet, draws: KeyedGenerator) -> tuple[Schedule, Order]:
+        """The schedule before the first round, and the order of the text."""
+        count = allowed.count
+        noise = draws.fold("schedule").normal(count, count).to(allowed.x)
+        return sinkhorn(noise), torch.arange(count, device=allowed.x.device).expand(len(allowed.x), -1)
+
+    def next_order(
+        self,
+        search: Search,
+        rows: Rows,
+        theta: Theta,
+        schedule: Schedule,
+        last: Order,
+        draws: KeyedGenerator,
+        *,
+        first: bool,
+    ) -> tuple[Schedule, Order]:
+        """The schedule and the order of a round, from those of the round before.
+
+        Args:
+            search: the attack on the batch.
+            rows: the M examples.
+            theta: their parameters, `(M, P + K)`.
+            schedule: the schedule so far.
+            last: the order so far.
+            draws: random numbers of the M examples in this round.
+            first: whether this is the first round, whose scheduled order has no gradient step.
+        """
+        if self.order == "random":
+            return schedule, draws.fold("order").uniform(last.shape[1]).argsort(1).to(last.device)
+        if self.order == "fixed":
+            return schedule, last
+        if not first:
+            schedule = sinkhorn(schedule + self._schedule_gradient(search, rows, theta, schedule))
+        return _rescheduled(schedule, None if first else last, draws)
 
     def _schedule_gradient(self, search: Search, rows: Rows, theta: Theta, schedule: Schedule) -> Schedule:
         """Gradient of the objective with respect to the shares of a relaxed chain."""
@@ -179,7 +209,7 @@ def sinkhorn(numbers: Schedule) -> Schedule:
     return logs.exp()
 
 
-def best_order(schedule: Schedule) -> Int64[Tensor, "m k"]:
+def best_order(schedule: Schedule) -> Order:
     """Part of each slot in the permutation with the largest sum of entries."""
     count = schedule.shape[1]
     orders = torch.tensor(list(permutations(range(count))), device=schedule.device)
@@ -187,9 +217,7 @@ def best_order(schedule: Schedule) -> Int64[Tensor, "m k"]:
     return orders[schedule[:, slots, orders].sum(2).argmax(1)]
 
 
-def _next_order(
-    schedule: Schedule, last: Int64[Tensor, "m k"] | None, draws: KeyedGenerator
-) -> tuple[Schedule, Int64[Tensor, "m k"]]:
+def _rescheduled(schedule: Schedule, last: Order | None, draws: KeyedGenerator) -> tuple[Schedule, Order]:
     """The schedule and its order; both are drawn anew where the order is the last one."""
     order = best_order(schedule)
     if last is None:

@@ -70,4 +70,5 @@ TITLES: dict[str, str] = {
     "stadv": "StAdv",
     "recoloradv": "ReColorAdv",
     "patch": "Patch search",
+    "expected_patch": "Patch in expectation (EOT)",
 }

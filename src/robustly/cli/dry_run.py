@@ -1,6 +1,7 @@
 """`robustly train --dry-run`: tables of a method's parts and of the cost of one step."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -9,7 +10,8 @@ from rich.table import Table
 from robustly.cli.progress import guide_words
 from robustly.experiments.configuration import RunConfig
 from robustly.statistics import Proportion
-from robustly.training import Job
+from robustly.threats import Chain
+from robustly.training import Job, MaxInner
 from robustly.training.cost import StepCost, step_cost
 from robustly.training.engine.guide_check import weak_words
 
@@ -29,9 +31,29 @@ def show_composition(console: Console, config: RunConfig) -> None:
         parts.add_row(slot, what, settings)
     console.print(parts)
     config.method.check_epochs(config.training.epochs)
-    cost = step_cost(config.method, config.training.epochs, config.frozen_networks, len(config.threats))
+    cost = step_cost(config.method, config.training.epochs, config.frozen_networks, config.threats)
     console.print(cost_table(cost))
-    console.print(f"{cost.total} in all, {cost.total / STANDARD_PASSES:g} times standard training's\n")
+    console.print(f"{cost.total} in all, {cost.total / STANDARD_PASSES:g} times standard training's")
+    several = several_words(config)
+    console.print(f"{several}\n" if several else "", soft_wrap=True, highlight=False)
+
+
+def several_words(config: RunConfig) -> str:
+    """The training attack's gradient passes per image, beside those of MAX if the run has several threats.
+
+    Empty for a method whose attack has one threat that is not a chain, and for one without attack.
+    """
+    method, threats = config.method, config.threats
+    chained = isinstance(threats[0], Chain) and threats[0].any_order
+    if method.inner is None or (len(threats) == 1 and not chained):
+        return ""
+    cost = step_cost(method, config.training.epochs, config.frozen_networks, threats)
+    passes = f"gradient passes of the training attack per image: {cost.attack_gradients}"
+    if len(threats) == 1:
+        return f"{passes}, under a chain of {len(threats[0].parts)}" if isinstance(threats[0], Chain) else passes
+    of_max = replace(method, inner=MaxInner(steps=method.inner.steps))
+    highest = step_cost(of_max, config.training.epochs, config.frozen_networks, threats).attack_gradients
+    return f"{passes}, under {len(threats)} threats (max with as many steps: {highest})"
 
 
 def show_job(console: Console, config: RunConfig, job: Job, guide: Proportion | None = None) -> None:

@@ -96,7 +96,7 @@ def timed_pass(config: ModelConfig, data: DataSize, device: torch.device) -> flo
 
 def training_seconds(config: RunConfig, data: DataSize, of: PassTime) -> float:
     """Seconds of the training steps of a run: its counted passes through each network, at the time of one."""
-    cost = step_cost(config.method, config.training.epochs, config.frozen_networks, len(config.threats))
+    cost = step_cost(config.method, config.training.epochs, config.frozen_networks, config.threats)
     models = {"model": config.model, **{name: network.model for name, network in config.networks.items()}}
     passes = {name: cost.forwards.get(name, 0) + cost.backwards.get(name, 0) for name in models}
     per_image = sum(passes[name] / 2 * of(model) for name, model in models.items())

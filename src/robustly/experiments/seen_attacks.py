@@ -3,6 +3,7 @@
 Two attacks are of one kind if they have the same search, the same objective and the same kind of threat. Steps,
 step size, start, restarts and epsilon may differ. The search of all inner maximisations and of the validation is
 projected gradient ascent with steepest steps (FGSM and PGD); APGD, MIM and others with momentum are other searches.
+Composite training (GAT) on a chain in any order has seen the composite attack.
 Training under several threats has seen the attacks under each of them.
 """
 
@@ -10,14 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from robustly.attacks import Attack
+from robustly.attacks.composite import Composite
 from robustly.attacks.pgd import PGD
 from robustly.evaluation import Check, Suite
 from robustly.evidence import Summary
 from robustly.evidence.provenance import Seen
 from robustly.evidence.schema import RULES_SINCE
 from robustly.experiments.configuration import RunConfig
-from robustly.objectives import OBJECTIVES
+from robustly.objectives import OBJECTIVES, cross_entropy
 from robustly.training import (
+    CompositeInner,
     CurriculumInner,
     FreeInner,
     FriendlyInner,
@@ -31,6 +34,8 @@ from robustly.training.inner import SEVERAL
 
 SELECTION = "cross_entropy"
 """Objective of the attack on the validation images, on which the best epoch is selected."""
+COMPOSITE = "composite"
+"""Name of the composite attack by cross-entropy, which is another search than that of all others."""
 _CROSS_ENTROPY = (CurriculumInner, FreeInner, NoisyFGSMInner)
 
 
@@ -60,7 +65,7 @@ def seen_attacks(
 def seen_in_run(config: RunConfig, kind: str, attacks: Mapping[str, Attack]) -> dict[str, Seen]:
     """Attacks of the kinds that a run with these settings uses; see `seen_attacks`."""
     used: dict[str, Seen] = {SELECTION: "selection"} if kind == config.threat.kind else {}
-    trained = inner_objective(config.method.inner)
+    trained = inner_objective(config.method.inner, config.threat.kind)
     threats = config.threats if type(config.method.inner) in SEVERAL else config.threats[:1]
     if trained is not None and kind in [threat.kind for threat in threats]:
         used[trained] = "training"
@@ -68,8 +73,17 @@ def seen_in_run(config: RunConfig, kind: str, attacks: Mapping[str, Attack]) -> 
     return {name: used[objective] for name, objective in objectives.items() if objective in used}
 
 
-def inner_objective(inner: InnerMaximiser | None) -> str | None:
-    """Name of the objective of an inner maximisation; None if no attack of a suite has it (AdaAD, GKL, RSLAD)."""
+def inner_objective(inner: InnerMaximiser | None, kind: str = "linf") -> str | None:
+    """Name of the objective of an inner maximisation, or `COMPOSITE`.
+
+    None if no attack of a suite has it (AdaAD, GKL, RSLAD).
+
+    Args:
+        inner: the inner maximisation.
+        kind: kind of the threat of the training.
+    """
+    if isinstance(inner, CompositeInner):
+        return COMPOSITE if kind == "any_order" else "cross_entropy"
     if isinstance(inner, PGDInner):
         return inner.objective if inner.reference == "clean" else None
     if isinstance(inner, FriendlyInner):
@@ -81,7 +95,9 @@ def inner_objective(inner: InnerMaximiser | None) -> str | None:
 
 
 def ascent_objective(attack: Attack) -> str | None:
-    """Name of the objective of an attack by steepest ascent; None for another search or objective."""
+    """Name of the objective of an attack by steepest ascent, or `COMPOSITE`; None for any other."""
+    if isinstance(attack, Composite):
+        return COMPOSITE if attack.objective is cross_entropy else None
     if not isinstance(attack, PGD) or attack.update != "steepest" or attack.estimator is not None:
         return None
     return next((name for name, objective in OBJECTIVES.items() if objective is attack.objective), None)

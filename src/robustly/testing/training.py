@@ -231,7 +231,7 @@ def _flags(networks: Mapping[str, nn.Module]) -> dict[str, tuple[list[bool], lis
 def _check_cost(setting: Setting, name: str) -> None:
     """Passes of the last epoch's step on other networks than those of `step_cost`."""
     method, epochs = setting.method, setting.epochs
-    declared = step_cost(method, epochs, setting.frozen, len(setting.threats))
+    declared = step_cost(method, epochs, setting.frozen, setting.threats)
     networks, batch, memory = setting.networks(), setting.batch(), Memory()
     early = False
     with _counted({**networks.learning, **networks.frozen}) as passes:

@@ -21,6 +21,8 @@ from robustly.threats.geometry import SCALE, SHEAR, SHIFT
 from robustly.threats.lp import NORMS, Norm, ThreatModel, read_mask
 from robustly.threats.parameter_box import ParameterBox
 from robustly.threats.patch import Patch, PatchSet
+from robustly.threats.physical_patch import PhysicalPatch
+from robustly.threats.physical_patch_set import PhysicalPatchSet
 from robustly.threats.planes import Planes
 from robustly.threats.rotation import ROTATION, Rotation
 from robustly.threats.subspace import Subspace, SubspaceSet
@@ -39,6 +41,7 @@ THREATS: dict[str, Callable[[str, Box], Threat]] = {
     "affine": Affine.parse,
     "flow": Flow,
     "patch": Patch,
+    "physical_patch": PhysicalPatch.parse,
     "corruption": corruption_threat,
 }
 """Threats by the word in front of the colon of their text form. A new threat adds a line here."""
@@ -168,6 +171,8 @@ __all__ = [
     "ParameterBox",
     "Patch",
     "PatchSet",
+    "PhysicalPatch",
+    "PhysicalPatchSet",
     "Planes",
     "Rotation",
     "Smooth",

@@ -7,6 +7,7 @@ from robustly.training.engine.optimisation import OptimizerConfig, ScheduleConfi
 from robustly.training.engine.stopping import DivergenceError
 from robustly.training.inner import INNER_MAXIMISERS
 from robustly.training.inner.adaad import AdaadInner
+from robustly.training.inner.composite import CompositeInner
 from robustly.training.inner.early_stopped import CurriculumInner, FriendlyInner
 from robustly.training.inner.gkl import GklInner
 from robustly.training.inner.mixed import MixedInner
@@ -63,6 +64,7 @@ __all__ = [
     "AuxiliaryNetwork",
     "AvgInner",
     "CleanLoss",
+    "CompositeInner",
     "Composition",
     "CurriculumInner",
     "DataLabels",

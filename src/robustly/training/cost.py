@@ -1,7 +1,7 @@
 """Passes of a training step through each network, counted on small stand-in networks."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,13 +9,18 @@ from torch import Tensor, nn
 
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator
-from robustly.threats import Threat, ThreatModel
+from robustly.threats import Chain, Threat, ThreatModel, parse_threat
 from robustly.training.method import Method, MethodError, outer_loss
 from robustly.training.parts import CONVENTIONAL_NETWORKS, InstanceWeightsError
 from robustly.training.quantities import Networks
 from robustly.training.step import Memory, Moment
 
 COUNT, SHAPE, CLASSES = 4, (1, 4, 4), 4
+CHAINED = (
+    *("linf:0.001", "l2:0.001", "l1:0.001", "l0:1", "rotation:0.1", "shift:0.1", "scale:0.001", "shear:0.1"),
+    *("brightness:0.001", "contrast:0.001", "flow:0.01", "patch:1"),
+)
+"""Parts of a stand-in chain: as many as the chain of the run has, of kinds that the images of `SHAPE` allow."""
 TEACHERS = tuple(name for name, kind in CONVENTIONAL_NETWORKS.items() if kind == "frozen")
 
 
@@ -26,10 +31,12 @@ class StepCost:
     Args:
         forwards: forward passes by network ("model", "guide", "teacher", ...).
         backwards: backward passes by network, to the input or to the weights.
+        attack_gradients: backward passes of the training attack, a part of these.
     """
 
     forwards: dict[str, int]
     backwards: dict[str, int]
+    attack_gradients: int = 0
 
     @property
     def total(self) -> int:
@@ -60,24 +67,35 @@ class _StandIn(nn.Module):
         self._passes[self._name, "backward"] += len(gradient)
 
 
-def step_cost(method: Method, epochs: int, frozen: Collection[str] = TEACHERS, threats: int = 1) -> StepCost:
+def step_cost(
+    method: Method, epochs: int, frozen: Collection[str] = TEACHERS, threats: int | Sequence[Threat] = 1
+) -> StepCost:
     """Passes per unbroken example in the last epoch, after all warm-ups.
 
     Args:
         method: the composition.
         epochs: epochs of the run.
         frozen: names of the frozen networks; others are trained.
-        threats: number of threat models of the run.
+        threats: threats of the run, or their number. Only their number counts, and that of the parts of a chain in
+            any order.
 
     Raises:
         MethodError: the instance weights are for a term that the loss does not have.
     """
-    balls = (ThreatModel("linf", 1e-3),) * threats
+    given = (None,) * threats if isinstance(threats, int) else threats
+    stand_ins = tuple(_stand_in(threat) for threat in given)
     try:
-        return _counted(method, epochs, frozen, balls)
+        return _counted(method, epochs, frozen, stand_ins)
     except InstanceWeightsError:
         # extreme weights may all be zero on the confident stand-in network only
-        return _counted(replace(method, weights=None), epochs, frozen, balls)
+        return _counted(replace(method, weights=None), epochs, frozen, stand_ins)
+
+
+def _stand_in(threat: Threat | None) -> Threat:
+    """A threat for the images of `SHAPE`, with as many parts as a chain in any order has."""
+    if isinstance(threat, Chain) and threat.any_order:
+        return Chain([parse_threat(text) for text in CHAINED[: len(threat.parts)]], any_order=True)
+    return ThreatModel("linf", 1e-3)
 
 
 def _counted(method: Method, epochs: int, frozen: Collection[str], threats: tuple[Threat, ...]) -> StepCost:
@@ -94,7 +112,7 @@ def _counted(method: Method, epochs: int, frozen: Collection[str], threats: tupl
     x, y = draws.uniform(*SHAPE), torch.zeros(COUNT, dtype=torch.int64)
     others = tuple(draws.fold("view", view).uniform(*SHAPE) for view in range(1, method.views))
     memory: Memory = {}
-    moment = Moment(epochs - 1, 0, 1, epochs)
+    moment, gradients = Moment(epochs - 1, 0, 1, epochs), 0
     for replay in range(method.replays):
         step = method.step(
             Batch(x, y, ids, draws, others), networks, threats=threats, moment=moment, memory=memory, replay=replay
@@ -105,9 +123,12 @@ def _counted(method: Method, epochs: int, frozen: Collection[str], threats: tupl
         loss.backward()  # type: ignore[no-untyped-call]
         method.after_backward(step)
         method.after_step(step)
+        attacks = () if method.inner is None else (step.adversarial, *step.further_attacks)
+        gradients += sum(int(one.backwards.sum()) for one in attacks)
     cost = StepCost(
         {name: passes[name, "forward"] // COUNT for name in stand_ins},
         {name: passes[name, "backward"] // COUNT for name in stand_ins},
+        gradients // COUNT,
     )
     terms = method.loss(step)
     if method.weights is not None and method.weights.term not in terms:

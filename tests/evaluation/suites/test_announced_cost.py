@@ -23,6 +23,7 @@ from robustly.attacks import (
     CarliniWagner,
     Composite,
     DeepFool,
+    ExpectedPatch,
     GridSearch,
     HopSkipJump,
     InputDiversity,
@@ -50,6 +51,7 @@ THREATS: dict[str, Threat] = {
     "flow": Flow(0.5),
     "patch": Patch(3),
     "affine": parse_threat("affine:rotation=30,shift=2"),
+    "physical_patch": parse_threat("physical_patch:3"),
     "any_order": parse_threat("rotation:30&shift:2&linf:0.05"),
 }
 EXACT = {
@@ -79,6 +81,7 @@ EXACT = {
     "grid": GridSearch(queries=30),
     "counted_grid": GridSearch((3, 2, 4)),
     "stadv": SmoothPGD(4, restarts=3),
+    "expected_patch": ExpectedPatch(3, samples=2, locations=4),
     "patch": PatchSearch(3, locations=2, moves=4, restarts=2),
 }
 

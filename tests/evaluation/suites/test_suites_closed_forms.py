@@ -128,3 +128,5 @@ def test_flows_and_patches_have_a_search_of_their_own(name: str) -> None:
     general = set(suite_named(name, "rotation").attacks)
     assert set(suite_named(name, "flow").attacks) - general == {"stadv"}
     assert set(suite_named(name, "patch").attacks) - general == {"patch"}
+    assert set(suite_named(name, "physical_patch").attacks) - general == {"expected_patch"}
+    assert "expected_patch" in suite_named("semantic", "physical_patch").attacks

@@ -234,6 +234,17 @@ def test_passes_of_a_step(kind: Make, forwards: int, backwards: int) -> None:
     assert (cost.forwards["model"], cost.backwards["model"]) == (forwards, backwards)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_eat_takes_one_of_m_gradient_passes_of_max(count: int) -> None:
+    eat, worst = (
+        step_cost(Method(inner=kind(steps=4), loss=AdversarialLoss()), 1, threats=count)
+        for kind in (EatInner, MaxInner)
+    )
+    assert (eat.attack_gradients, worst.attack_gradients) == (4, 4 * count)
+    both = step_cost(Method(inner=AvgInner(steps=4), loss=AdversarialLoss()), 1, threats=count)
+    assert both.attack_gradients == 4 * count
+
+
 def test_other_threats_than_balls() -> None:
     turned = (THREATS[0], Rotation("10"))
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -174,6 +174,19 @@ class Search(SearchState):
         self.backwards[rows] += 1
         return input_gradient(value.sum(), here)
 
+    def value_through(
+        self, render: Callable[[Tensor], Images], numbers: Float[Tensor, "m ..."], rows: Rows, objective: Objective
+    ) -> Float[Tensor, " m"]:
+        """An objective at inputs that the caller makes from numbers: one forward pass each, without a verdict.
+
+        Arguments as in `gradient_through`.
+        """
+        with torch.no_grad():
+            output = logits_of(self.model if self.half is None else self.half, render(numbers))
+            value = objective(output, self.goal.select(rows))
+        self.forwards[rows] += 1
+        return value
+
     def jacobian(
         self, theta: Images, rows: Rows, classes: Int64[Tensor, "m c"]
     ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m c ..."]]:

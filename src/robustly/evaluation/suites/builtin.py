@@ -10,6 +10,7 @@ from robustly.attacks.apgd import APGD, TargetedAPGD
 from robustly.attacks.apgd_ascent import APGDStart
 from robustly.attacks.core.search import Precision
 from robustly.attacks.exhaustive import ExhaustiveSearch
+from robustly.attacks.expected_patch import ExpectedPatch
 from robustly.attacks.fab import FAB
 from robustly.attacks.patch_search import PatchSearch
 from robustly.attacks.pgd import PGD
@@ -44,6 +45,7 @@ STAGE_TITLES = {
     "adam": "PGD with Adam",
     "stadv": "StAdv",
     "patch": "Patch search",
+    "expected_patch": "Patch in expectation (EOT)",
     "exhaustive": "Every corruption",
     **{f"restarts_{name}": f"APGD, 10 starts, {name}" for name in ("ce", "margin", "pm")},
 }
@@ -201,4 +203,6 @@ def _any_threat(name: str, kind: str, *, draws: int, steps: int = 0, restarts: i
         attacks["stadv"] = SmoothPGD(steps or 25, restarts=restarts, precision="bfloat16")
     if kind == "patch":
         attacks["patch"] = PatchSearch(steps or 25, restarts=restarts, precision="bfloat16")
+    if kind == "physical_patch":
+        attacks["expected_patch"] = ExpectedPatch(steps or 25, precision="bfloat16")
     return Suite(name, attacks, titles=STAGE_TITLES, worst_case=True, curve="screen" if steps else None)

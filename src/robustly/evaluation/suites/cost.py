@@ -27,6 +27,7 @@ from robustly.attacks import (
     Composite,
     DeepFool,
     ExhaustiveSearch,
+    ExpectedPatch,
     GridSearch,
     HopSkipJump,
     ParameterSearch,
@@ -172,6 +173,10 @@ def _patch_search(attack: PatchSearch, job: Job) -> Passes:
     return 1 + attack.restarts * forwards, attack.restarts * (2 * attack.steps + 1)
 
 
+def _expected_patch(attack: ExpectedPatch, job: Job) -> Passes:
+    return 2 + attack.samples * (attack.locations + attack.steps), attack.samples * attack.steps
+
+
 def _mim(attack: MIM, job: Job) -> Passes:
     forwards, backwards = _gradient(attack.estimator)
     forwards += attack.diversity is not None
@@ -295,6 +300,7 @@ COSTS: dict[type, Callable[[Any, Job], Passes]] = {
     PGD: _pgd,
     SmoothPGD: _smooth_pgd,
     PatchSearch: _patch_search,
+    ExpectedPatch: _expected_patch,
     MIM: _mim,
     VMI: _vmi,
     APGD: _apgd,

@@ -3,6 +3,7 @@
 from robustly.attacks import Attack
 from robustly.attacks.composite import Composite
 from robustly.attacks.exhaustive import ExhaustiveSearch
+from robustly.attacks.expected_patch import ExpectedPatch
 from robustly.attacks.grid_search import GridSearch
 from robustly.attacks.parameter_search import ParameterSearch
 from robustly.attacks.pgd import PGD
@@ -21,6 +22,7 @@ STAGE_TITLES = {
     "grid": "Grid",
     "composite": "Composite (CAA)",
     "exhaustive": "Every corruption",
+    "expected_patch": "Patch in expectation (EOT)",
 }
 
 
@@ -31,7 +33,8 @@ def semantic(kind: str) -> Suite:
     shift the objective has many local maxima, and draws and grids find more (Engstrom et al., ICML 2019). The grid
     is a stage for transformations of at most four parameters and for the affine family. Chains have none, because
     their kind does not name their parts; `GridSearch` is defined for chains of transformations. Chains in any order
-    have the composite attack, which chooses orders. Corruptions have no gradient: all of them are tried.
+    have the composite attack, which chooses orders. Physical patches have a search in expectation over conditions.
+    Corruptions have no gradient: all of them are tried.
 
     Args:
         kind: kind of the threat.
@@ -54,6 +57,8 @@ def semantic(kind: str) -> Suite:
         attacks["grid"] = GridSearch()
     if kind == "any_order":
         attacks["composite"] = Composite()
+    if kind == "physical_patch":
+        attacks["expected_patch"] = ExpectedPatch(precision="bfloat16")
     return Suite("semantic", attacks, titles=STAGE_TITLES, curve="pgd")
 
 

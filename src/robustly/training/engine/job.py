@@ -167,7 +167,7 @@ class Job:
             check_pretrain(network.pretrain, network.frozen, self.training.epochs, network_key(name))
         if self.method.weights is not None:  # refuses weights for a term that the loss does not have
             frozen = [name for name, network in self.networks.items() if network.frozen]
-            step_cost(self.method, self.training.epochs, frozen, len(self.threats))
+            step_cost(self.method, self.training.epochs, frozen, self.threats)
         ramp, epochs = self.training.epsilon_ramp, self.training.epochs
         if ramp > epochs:
             warnings.warn(

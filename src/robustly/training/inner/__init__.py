@@ -4,6 +4,7 @@ A name is never an import path, so a configuration file cannot run code. A new i
 """
 
 from robustly.training.inner.adaad import AdaadInner
+from robustly.training.inner.composite import CompositeInner
 from robustly.training.inner.early_stopped import CurriculumInner, FriendlyInner
 from robustly.training.inner.gkl import GklInner
 from robustly.training.inner.mixed import MixedInner
@@ -28,6 +29,7 @@ INNER_MAXIMISERS: dict[str, type[InnerMaximiser]] = {
     "stochastic_multi": StochasticInner,
     "eat": EatInner,
     "msd": MsdInner,
+    "composite": CompositeInner,
 }
 SEVERAL: tuple[type[InnerMaximiser], ...] = (MaxInner, AvgInner, StochasticInner, EatInner, MsdInner)
 """Inner maximisations that use all threats of a run; the others use the first."""
