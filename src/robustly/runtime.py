@@ -1,5 +1,6 @@
 """Devices, precision and processes; no other file imports Lightning Fabric, whose import takes seconds."""
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ class RuntimeConfig:
     Args:
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "mps".
         precision: "32-true", or "bf16-mixed" (training in bfloat16, parameters and verdicts in float32).
-        processes: processes of data-parallel training on this machine (under `torchrun` or SLURM: of each node).
+        processes: processes that train or evaluate on this machine (under `torchrun` or SLURM: of each node).
         nodes: machines.
     """
 
@@ -36,6 +37,74 @@ class RuntimeConfig:
         if not available.get(self.device, True):
             here = ", ".join(["auto", "cpu", *(name for name, found in available.items() if found)])
             raise ValueError(f"device {self.device!r} is not available on this machine: use one of {here}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Place of a process among those that work together.
+
+    Args:
+        rank: its number; process 0 leads.
+        local_rank: its number on its machine, which is that of its GPU.
+        size: number of processes.
+        address: name of the machine of process 0.
+        port: port of the store.
+        port_is_taken: whether the store exists already, and process 0 need not make it.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    address: str
+    port: int
+    port_is_taken: bool = True
+
+
+def place_in_cluster() -> Place | None:
+    """Place of this process if torchrun or SLURM started several; None otherwise."""
+    if not {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & set(os.environ):
+        return None
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment  # noqa: PLC0415 (slow to import)
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment  # noqa: PLC0415
+
+    for kind in (TorchElasticEnvironment, SLURMEnvironment):
+        if kind.detect():
+            here = kind()
+            return (
+                None
+                if here.world_size() < 2
+                else Place(
+                    here.global_rank(),
+                    here.local_rank(),
+                    here.world_size(),
+                    here.main_address,
+                    here.main_port,
+                    os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+                )
+            )
+    return None
+
+
+def use_own_gpu(place: Place) -> None:
+    """Show this process one GPU, that of its number; must come before the first use of CUDA."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = shown.split(",") if shown else [str(number) for number in range(torch.cuda.device_count())]
+    if names and names != [""]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[place.local_rank % len(names)]
+
+
+def device_of(config: RuntimeConfig) -> torch.device:
+    """The device of a single process.
+
+    Raises:
+        ValueError: a device that is not available.
+    """
+    config.check()
+    if config.device != "auto":
+        return torch.device("cuda", 0) if config.device == "cuda" else torch.device(config.device)
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    return torch.device("mps", 0) if torch.backends.mps.is_available() else torch.device("cpu")
 
 
 class Runtime:

@@ -132,6 +132,9 @@ def is_model_name(word: str) -> bool:
     return key in direct or re.fullmatch(r"--networks\.\w+\.name", key) is not None
 
 
+_FREE = ("threat", "threats", "seed", "runtime.device", "runtime.processes")
+
+
 def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -> None:
     """Refuse settings that would change the weights or the test images of a trained run.
 
@@ -147,9 +150,10 @@ def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -
         word = rest.pop(0)
         key, equals, value = word.removeprefix("--").partition("=")
         value = value if equals else (rest.pop(0) if rest else "")
-        free = key in ("threat", "threats", "seed", "runtime.device") or key.startswith("evaluation.")
+        free = key in _FREE or key.startswith("evaluation.")
         if not free and not (is_model_name(word) and value in names):
             raise ValueError(
                 f"evaluate takes no --{key} for a run that exists: allowed are --threat, --threats, --seed, "
-                "--evaluation.* and --runtime.device; to test other weights or data, name a new folder"
+                "--evaluation.*, --runtime.device and --runtime.processes; to test other weights or data, name a "
+                "new folder"
             )

@@ -1,12 +1,12 @@
 """`robustly certify`."""
 
+from functools import partial
 from pathlib import Path
 
 from robustly.certification.certificates import BoundCertificate
 from robustly.certification.problem import Method
 from robustly.cli.evaluate import run_evaluation
 from robustly.evaluation.suites.certified import with_certificate
-from robustly.evaluation.suites.suite import Suite
 
 
 def run_certification(
@@ -38,9 +38,5 @@ def run_certification(
         ValueError: wrong settings, weights or data, or an operation that cannot be bounded.
         OSError: files that cannot be read or written.
     """
-    certificate = BoundCertificate(method, halvings=halvings, seconds=seconds)
-
-    def extended(suite: Suite) -> Suite:
-        return with_certificate(suite, certificate)
-
+    extended = partial(with_certificate, certificate=BoundCertificate(method, halvings=halvings, seconds=seconds))
     return run_evaluation(place, overrides, trust_code, overwrite, label, keep, extended)

@@ -14,6 +14,14 @@ from rich.table import Table
 from robustly.api.progress import evaluation_progress
 from robustly.cli.costs import add_costs, print_costs
 from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations, refuse_unfit
+from robustly.cli.evaluate_together import (
+    Request,
+    leading,
+    place_of_this_process,
+    release_others,
+    serve_evaluations,
+    suite_of,
+)
 from robustly.cli.proofs import print_certificates
 from robustly.cli.subject import Subject, first_threat, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
@@ -21,7 +29,7 @@ from robustly.cli.union_table import union_table
 from robustly.cost_matrix import check_costs, read_costs
 from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
-from robustly.evaluation.suites.composed import suite_from
+from robustly.evaluation.crew import Leader
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence import Evidence, Summary, read_evidence, read_summary, write_evidence
@@ -41,8 +49,8 @@ from robustly.experiments.run_folder import (
     open_run,
 )
 from robustly.experiments.seen_attacks import seen_attacks
-from robustly.experiments.surrogates import load_surrogates
 from robustly.files import whole_folder
+from robustly.runtime import Place
 from robustly.statistics import Proportion
 
 
@@ -82,6 +90,11 @@ def run_evaluation(
     if extended is not None or costs is not None:
         run = replace(run, config=first_threat(run, "certify" if costs is None else "evaluate --costs"))
     label = "last" if label is None and checkpoint == "last" else label
+    request = Request(place, tuple(overrides), trust_code, label, checkpoint, extended)
+    spot = place_of_this_process()
+    if spot is not None and spot.rank:
+        serve_evaluations(spot, request)
+        return 0
     plans = planned_evaluations(run, label)
     if run.is_new and checkpoint == "last":
         raise RunError(
@@ -94,8 +107,10 @@ def run_evaluation(
         left = [plan for plan in plans if not _is_kept(plan, overwrite, keep, checkpoint)]
         found = {plan.target.name: read_rows(plan.target) for plan in plans if plan not in left and len(plans) > 1}
         if left:
-            found |= _carried_out(run, left, extended, trust_code, checkpoint, held, costs)
-        elif costs is not None:
+            found |= _carried_out(run, left, request, spot, held, costs)
+        else:
+            release_others(spot)
+        if costs is not None and not left:
             target = plans[0].target
             subject = load_subject(run, trust_code, checkpoint=checkpoint)
             matrix = read_costs(costs, subject.data.num_classes)
@@ -131,18 +146,19 @@ def _is_kept(plan: PlannedEvaluation, overwrite: bool, keep: bool, checkpoint: C
 def _carried_out(
     run: GivenRun,
     plans: Sequence[PlannedEvaluation],
-    extended: Callable[[Suite], Suite] | None,
-    trust_code: bool,
-    checkpoint: Checkpoint,
+    request: Request,
+    spot: Place | None,
     held: ExitStack,
     costs: str | None,
 ) -> dict[str, Tested]:
     """Carry out evaluations and print their tables; returns their rows and summaries, by folder."""
-    subject = load_subject(run, trust_code, checkpoint=checkpoint)
+    checkpoint = request.checkpoint
+    subject = load_subject(run, request.trust_code, checkpoint=checkpoint)
     matrix = None if costs is None else read_costs(costs, subject.data.num_classes)
     keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
     found: dict[str, Tested] = {}
+    leader_of = held.enter_context(leading(spot, run.config.runtime, request, plans, len(subject.data)))
     for plan in plans:
         config = plan.config
         with ExitStack() as unless_refused:
@@ -150,14 +166,17 @@ def _carried_out(
                 unless_refused.enter_context(removed_if_refused(run))
             if run.is_new:
                 held.enter_context(lock_evaluation(plan.target))
-            suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
-            suite = suite if extended is None else extended(suite)
-            suite = load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
+            suite = suite_of(plan, subject, request.extended)
             marks = seen_attacks(run.folder, trained, config.threat.kind, suite, last_epoch=checkpoint == "last")
             console = PlainConsole()
             try:
                 evidence = _evaluated(
-                    config, suite, subject, plan.target, partial(_named, subject=subject, marks=marks)
+                    config,
+                    suite,
+                    subject,
+                    plan.target,
+                    partial(_named, subject=subject, marks=marks),
+                    leader_of(plan),
                 )
             except KeyboardInterrupt:
                 others = ", with --keep for those that are finished," if len(plans) > 1 else ""
@@ -191,6 +210,7 @@ def _evaluated(
     subject: Subject,
     target: Path,
     named: Callable[[Summary], Summary],
+    leader: Leader | None,
 ) -> Evidence:
     """Attack the model, and replace the folder of the evaluation by the new evidence, which is returned."""
     settings = config.evaluation
@@ -210,6 +230,7 @@ def _evaluated(
             curve=settings.curve,
             checkpoint=unfinished,
             progress=progress,
+            leader=leader,
         )
     evidence = replace(evidence, summary=named(evidence.summary))
     with whole_folder(target, spent=unfinished) as staging:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from robustly.attacks import Attack, AttackResult
+from robustly.evaluation.parts import Arrays, Task
 from robustly.evaluation.recording import as_array, stored_images
 from robustly.evaluation.target import EvaluationTarget, Progress, attack_generator
 from robustly.evidence import StoredImages
-from robustly.evidence.schema import AttackColumns
+from robustly.evidence.schema import AttackColumns, column_fields
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,35 @@ def attack_rows(target: EvaluationTarget, attack: Attack, rows: Tensor, name: st
         progress: callback.
     """
     found = untried(target)
-    images, unconfirmed, done = [found.images], 0, 0
-    for chunk in target.chunks(rows):
-        progress(name, done, len(rows))
-        result = _attacked(target, attack, chunk, name)
-        kept, doubtful = _confirm(target, result, chunk, found.columns)
-        images.append(kept)
-        unconfirmed += doubtful
-        done += len(chunk)
-    progress(name, done, len(rows))
+    images, unconfirmed = [found.images], 0
+    chunks = [as_array(chunk) for chunk in target.chunks(rows)]
+    parts = target.crew.share(
+        Task("attack", name, target.threat.extent_text),
+        [{"rows": chunk} for chunk in chunks],
+        lambda part: attack_part(target, attack, name, part),
+        lambda done: progress(name, min(done * target.batch_size, len(rows)), len(rows)),
+    )
+    for chunk, part in zip(chunks, parts, strict=True):
+        for column in column_fields(AttackColumns):
+            getattr(found.columns, column)[chunk] = part[column]
+        images.append(StoredImages(part["ids"], part["images"], part.get("theta")))
+        unconfirmed += int(part["unconfirmed"][0])
+    progress(name, len(rows), len(rows))
     return Confirmed(found.columns, StoredImages.joined(images), unconfirmed)
+
+
+def attack_part(target: EvaluationTarget, attack: Attack, name: str, part: Arrays) -> Arrays:
+    """Attack one batch, `rows` of a part; returns the columns of its examples, and the images to store."""
+    rows = torch.from_numpy(part["rows"]).to(target.data.images.device)
+    columns = AttackColumns.untried(len(rows))
+    kept, unconfirmed = _confirm(target, _attacked(target, attack, rows, name), rows, columns)
+    return {
+        **{column: getattr(columns, column) for column in column_fields(AttackColumns)},
+        "ids": kept.ids,
+        "images": kept.images,
+        **({} if kept.theta is None else {"theta": kept.theta}),
+        "unconfirmed": np.array([unconfirmed]),
+    }
 
 
 def untried(target: EvaluationTarget) -> Confirmed:
@@ -91,18 +111,18 @@ def _confirm(
     prediction = target.verdict(images, label).argmax(1)
     holds = in_box & (prediction != label)
     broken = holds & inside
-    here, stored = as_array(rows), as_array(wanted[holds])
+    stored = as_array(candidates[holds])
     # NaN outputs count as misclassified
-    columns.broken[here] = columns.broken_8bit[here] = columns.invalid[here] = as_array(found.invalid)
-    columns.broken[as_array(wanted[broken])] = True
+    columns.broken[:] = columns.broken_8bit[:] = columns.invalid[:] = as_array(found.invalid)
+    columns.broken[as_array(candidates[broken])] = True
     columns.distance[stored] = as_array(measured[holds], torch.float32)
     columns.prediction[stored] = as_array(prediction[holds])
-    columns.forwards[here], columns.backwards[here] = as_array(found.forwards), as_array(found.backwards)
-    columns.tried[here] = True
+    columns.forwards[:], columns.backwards[:] = as_array(found.forwards), as_array(found.backwards)
+    columns.tried[:] = True
     if found.margin is not None:
-        columns.margin[here] = as_array(found.margin, torch.float32)
+        columns.margin[:] = as_array(found.margin, torch.float32)
     if found.zero_gradients is not None:
-        columns.zero_gradients[here] = as_array(found.zero_gradients)
+        columns.zero_gradients[:] = as_array(found.zero_gradients)
     unconfirmed = int(np.sum(as_array(found.broken[candidates] & ~broken)))
     return stored_images(
         data.ids[wanted[holds]], images[holds], None if theta is None else theta[holds]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import input_gradient, logits_of
+from robustly.evaluation.parts import Arrays, Task
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget, attack_generator
 from robustly.evidence import EightBitImages, StoredImages
@@ -42,20 +43,40 @@ def save_in_8_bits(
         columns: columns of the attack, `broken` by it alone; `broken_8bit` and `passes_8bit` are filled in.
         images: its adversarial images; those outside the threat set are not used.
     """
-    data = target.data
-    row_of = {identity: row for row, identity in enumerate(as_array(data.ids).tolist())}
+    data_ids = as_array(target.data.ids)
+    row_of = {identity: row for row, identity in enumerate(data_ids.tolist())}
     rows = np.array([row_of[identity] for identity in images.ids.tolist()], dtype=np.int64)
     kept = images.only(columns.broken[rows])
     rows = rows[columns.broken[rows]]
-    points = torch.from_numpy(kept.images if kept.theta is None else kept.theta)
-    parts = [nothing_saved(target)]
-    for place in target.chunks(torch.arange(len(rows))):
-        here = torch.from_numpy(rows[as_array(place)]).to(data.images.device)
-        search = _search(target, name, here, points[place].to(data.images.device))
-        columns.passes_8bit[as_array(here)] = as_array(search.passes)
-        columns.broken_8bit[as_array(here[search.found])] = True
-        parts.append(search.result(data.ids[here], with_theta=kept.theta is not None))
-    return EightBitImages.joined(parts)
+    points = kept.images if kept.theta is None else kept.theta
+    saved = [nothing_saved(target)]
+    chunks = [as_array(chunk) for chunk in target.chunks(torch.arange(len(rows)))]
+    parts = target.crew.share(
+        Task("8bit", name, target.threat.extent_text),
+        [{"rows": rows[chunk], "points": points[chunk]} for chunk in chunks],
+        lambda part: save_part(target, name, part),
+        lambda done: None,
+    )
+    for chunk, part in zip(chunks, parts, strict=True):
+        here = rows[chunk]
+        columns.passes_8bit[here] = part["passes"]
+        columns.broken_8bit[here[part["found"]]] = True
+        theta = part["theta"] if kept.theta is not None else None
+        saved.append(EightBitImages(data_ids[here[part["found"]]], part["levels"], theta))
+    return EightBitImages.joined(saved)
+
+
+def save_part(target: EvaluationTarget, name: str, part: Arrays) -> Arrays:
+    """Search for the 8-bit images of one batch: `rows`, and `points` from which to start."""
+    device = target.data.images.device
+    rows, points = torch.from_numpy(part["rows"]).to(device), torch.from_numpy(part["points"]).to(device)
+    search = _search(target, name, rows, points)
+    return {
+        "passes": as_array(search.passes),
+        "found": as_array(search.found),
+        "levels": as_array(search.levels[search.found]),
+        "theta": as_array(search.theta[search.found], torch.float32),
+    }
 
 
 @dataclass(frozen=True)
@@ -119,11 +140,6 @@ class _Search:
     def open(self) -> Tensor:
         """Positions of the examples without an image, `(M,)`."""
         return (~self.found).nonzero()[:, 0]
-
-    def result(self, ids: Tensor, with_theta: bool) -> EightBitImages:
-        """The images found; `ids` are those of the examples, `(N,)`."""
-        theta = as_array(self.theta[self.found], torch.float32) if with_theta else None
-        return EightBitImages(as_array(ids[self.found]), as_array(self.levels[self.found]), theta)
 
     def test(self, here: Tensor, theta: Tensor) -> None:
         """Round points `(M, ...)` of the examples at the positions `here`; keep the misclassified images."""

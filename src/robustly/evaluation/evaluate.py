@@ -14,6 +14,7 @@ from robustly.data import ImageData
 from robustly.evaluation.batch_size import measure
 from robustly.evaluation.certificates import Certified, check_certificates, run_certificates
 from robustly.evaluation.checkpoint import EvaluationCheckpoint, Speed
+from robustly.evaluation.crew import Leader
 from robustly.evaluation.curve import (
     Curve,
     GivenCurve,
@@ -69,6 +70,7 @@ def evaluate(
     curve: GivenCurve = None,
     checkpoint: EvaluationCheckpoint | Path | None = None,
     progress: Progress | None = None,
+    leader: Leader | None = None,
 ) -> Evidence:
     """Evaluate a model and return the evidence.
 
@@ -88,26 +90,17 @@ def evaluate(
             text ("1/255, 2/255"); None for the curve of the suite.
         checkpoint: storage of finished attacks, or its folder, so that a killed evaluation continues.
         progress: callback with (name, done, total).
+        leader: the processes that share the attacks; see `robustly.evaluation.crew`. It needs a checkpoint.
 
     Raises:
         AdapterError: the model is not one, or fails on the images.
         EvaluationError: clean images have NaN or infinite logits, the number of outputs is not that of the classes,
             an attack or a certificate is not defined for the threat or the model, the box of the threat is not
             [0, 1], every attack or a certificate failed, or evidence refutes a certificate.
+        ProcessError: another process has stopped.
     """
     _check_arguments(mode, batch_size)
-    if isinstance(threat.extent, Tensor):
-        raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
-    if isinstance(threat, Chain | Affine):
-        threat = threat.whole()  # evidence states limits, not shares of others
-    if tuple(threat.box) != (0.0, 1.0):
-        raise EvaluationError(
-            f"the threat has the box {list(threat.box)}, but images are in [0, 1] here: leave the box out, and "
-            "give the size in that unit, such as linf:8/255"
-        )
-    suite = with_curve(as_suite(suite, threat.kind), curve, threat)
-    _check_attacks(suite, threat)
-    model = as_classifier(model, data.first(2))
+    model, threat, suite = as_evaluated(model, data, threat, suite, curve)
     if isinstance(checkpoint, Path):
         identity = evaluation_identity(
             model, data, threat, suite, mode=mode, seed=seed, batch_size=batch_size, curve_count=curve_count
@@ -119,7 +112,11 @@ def evaluate(
     examples = _clean_columns(target, clean)
     overhead = Overhead()
     with overhead.measured("tuning"):
-        target, tuned = _tuned(target, suite, batch_size, checkpoint, examples)
+        speed = _speed(target, batch_size, checkpoint, examples)
+        target, tuned = replace(target, batch_size=speed.batch_size), at_precision(suite, speed)
+    if leader is not None and checkpoint is not None:
+        leader.begin(checkpoint.identity, speed)
+        target = replace(target, crew=leader)
     mode = "worst_case" if suite.worst_case else mode
     progress = progress or no_progress
     with overhead.measured("diagnostics"):
@@ -154,6 +151,33 @@ class _Found:
     run: Stages
     certified: Certified
     curve: Curve | None
+
+
+def as_evaluated(
+    model: nn.Module | Callable[[Tensor], object],
+    data: ImageData,
+    threat: Threat,
+    suite: Suite | str | Attack | Sequence[Attack | str],
+    curve: GivenCurve,
+) -> tuple[nn.Module, Threat, Suite]:
+    """Model, threat and suite as `evaluate` uses them.
+
+    Raises:
+        AdapterError: as `evaluate`.
+        EvaluationError: an attack is not defined for the threat, or the threat does not fit.
+    """
+    if isinstance(threat.extent, Tensor):
+        raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
+    if isinstance(threat, Chain | Affine):
+        threat = threat.whole()  # evidence states limits, not shares of others
+    if tuple(threat.box) != (0.0, 1.0):
+        raise EvaluationError(
+            f"the threat has the box {list(threat.box)}, but images are in [0, 1] here: leave the box out, and "
+            "give the size in that unit, such as linf:8/255"
+        )
+    suite = with_curve(as_suite(suite, threat.kind), curve, threat)
+    _check_attacks(suite, threat)
+    return as_classifier(model, data.first(2)), threat, suite
 
 
 def _check_arguments(mode: str, batch_size: int | None) -> None:
@@ -227,14 +251,13 @@ def _check_batches(target: EvaluationTarget, clean: Tensor) -> None:
         warnings.warn(f"{words}they differ by {100 * difference:.2g} % of the largest logit", stacklevel=4)
 
 
-def _tuned(
+def _speed(
     target: EvaluationTarget,
-    suite: Suite,
     batch_size: int | None,
     checkpoint: EvaluationCheckpoint | None,
     examples: ExampleColumns,
-) -> tuple[EvaluationTarget, Suite]:
-    """The target with its batch size, and the suite in the precision that is faster here, unless a size is given.
+) -> Speed:
+    """The given batch size; without one, the size and the precision that are faster here.
 
     An evaluation that continues keeps the size and precision with which it began.
     """
@@ -245,8 +268,12 @@ def _tuned(
         tuning = measure(target)
         return Speed(tuning.batch_size, tuning.half_pays)
 
-    used = speed() if checkpoint is None else checkpoint.begin(speed, examples.clean_margin)
-    return replace(target, batch_size=used.batch_size), suite if used.half_pays else in_full_precision(suite)
+    return speed() if checkpoint is None else checkpoint.begin(speed, examples.clean_margin)
+
+
+def at_precision(suite: Suite, speed: Speed) -> Suite:
+    """The suite in the precision of an evaluation."""
+    return suite if speed.half_pays else in_full_precision(suite)
 
 
 def _clean_columns(target: EvaluationTarget, clean: Tensor) -> ExampleColumns:

@@ -12,6 +12,7 @@ from robustly.attacks import Attack
 from robustly.evaluation.checkpoint import AttackEvidence, EvaluationCheckpoint
 from robustly.evaluation.confirmation import attack_rows, untried
 from robustly.evaluation.eight_bit import nothing_saved, save_in_8_bits
+from robustly.evaluation.parts import WorkError
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.sentinel import SentinelOutcome
 from robustly.evaluation.suites.suite import Suite, planned_rows
@@ -19,6 +20,7 @@ from robustly.evaluation.target import EvaluationTarget, Mode, Progress
 from robustly.evidence import EightBitImages, Finding, StoredImages
 from robustly.evidence.provenance import Plan
 from robustly.evidence.schema import AttackColumns, ExampleColumns, Flags, Single, WorstCaseColumns
+from robustly.processes import ProcessError
 
 
 class EvaluationError(ValueError):
@@ -129,14 +131,17 @@ def _finished(
     try:
         found = attack_rows(target, attack, rows, name, progress)
         saved = save_in_8_bits(target, name, found.columns, found.images)
+    except ProcessError:
+        raise
     except Exception as error:
-        failures[name] = f"{type(error).__name__}: {error}"
+        failures[name] = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
         found = untried(target)
         return AttackEvidence(found.columns, found.images, 0, time.perf_counter() - began, nothing_saved(target))
     seconds = time.perf_counter() - began
     finished = AttackEvidence(found.columns, found.images, found.unconfirmed, seconds, saved)
     if checkpoint is not None:
         checkpoint.save(name, finished)
+        target.crew.forget_parts()
     return finished
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import check_output, frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.data import ImageData
+from robustly.evaluation.parts import ALONE, Crew
 from robustly.evidence.provenance import Mode
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator, derive_seed
@@ -29,6 +30,7 @@ class EvaluationTarget:
         threat: the threat model.
         seed: seed of every random number.
         batch_size: images per batch.
+        crew: the processes that carry out the batches.
     """
 
     model: nn.Module
@@ -36,6 +38,7 @@ class EvaluationTarget:
     threat: Threat
     seed: int = 0
     batch_size: int = 250
+    crew: Crew = ALONE
 
     def chunks(self, rows: Tensor) -> list[Tensor]:
         """Rows, split into batches."""

@@ -28,7 +28,7 @@ from robustly.models import ModelConfig, about_model, as_classifier, build_model
 from robustly.models.layout import in_fastest_layout
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import derive_seed
-from robustly.runtime import Runtime
+from robustly.runtime import device_of
 from robustly.training import AuxiliaryNetwork, Job
 from robustly.training.engine.job import check_networks
 from robustly.training.engine.loop import BEST, FINAL, LAST
@@ -316,7 +316,7 @@ def load_on_device(
         ValueError: as `load_trained`.
     """
     model, fitted, name = load_trained(folder, config, data, trusts, checkpoint)
-    device = Runtime(replace(config.runtime, processes=1, nodes=1)).device
+    device = device_of(config.runtime)
     placed = fitted.to(device)
     return Loaded(in_fastest_layout(model.to(device), placed.first(2)), placed, name, device)
 

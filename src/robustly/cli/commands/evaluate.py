@@ -56,7 +56,8 @@ def settings_help(words: list[str], overrides: list[str]) -> str:
     """The settings of an evaluation with their defaults; a run has values of its own in its `config.yaml`."""
     from robustly.experiments.settings_help import help_text, section_settings
 
-    settings = [*section_settings("evaluation"), *section_settings("runtime")[:1]]
+    runtime = [one for one in section_settings("runtime") if one.key in ("runtime.device", "runtime.processes")]
+    settings = [*section_settings("evaluation"), *runtime]
     return (
         "settings, beside --threat, --threats and --seed, with their defaults; a run has its own in config.yaml:\n"
         f"{help_text(settings, shutil.get_terminal_size().columns)}\n"

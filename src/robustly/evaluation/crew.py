@@ -1,0 +1,196 @@
+"""Parts of an evaluation, carried out by one process or shared among several.
+
+Process 0 runs the evaluation; the others carry out parts of its tasks. A shared counter hands the parts out one by
+one, so that hard images keep no process waiting. Each process writes the results of its parts to files, from which
+process 0 continues. A stopped evaluation continues from these files. The parts are those of one process, batch by
+batch, so that the results are, too.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from robustly.evaluation.checkpoint import Speed
+from robustly.evaluation.identity import differences
+from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work, WorkError
+from robustly.files import whole_file
+from robustly.processes import Group
+
+_ALL_TAKEN = 2**40
+
+
+class Leader:
+    """Process 0 of several.
+
+    Args:
+        group: the processes.
+        folder: folder for inputs and results of parts, which all processes reach.
+        number: number of the evaluation among those of one command.
+    """
+
+    def __init__(self, group: Group, folder: Path, number: int = 0) -> None:
+        self._group, self._folder, self._number = group, folder, number
+        self._tasks = 0
+
+    def begin(self, identity: str, speed: Speed) -> None:
+        """Announce an evaluation to the other processes."""
+        self._group.store.set(_begun(self._number), json.dumps({"identity": identity, **asdict(speed)}))
+
+    def share(self, task: Task, parts: Sequence[Arrays], work: Work, on_part: OnPart) -> Iterator[Arrays]:
+        """Results of all parts, in their order, once all are there; see `Crew`."""
+        if len(parts) < 2:
+            yield from ALONE.share(task, parts, work, on_part)
+            return
+        store, place = self._group.store, f"{self._number}/{self._tasks}"
+        self._tasks += 1
+        folder = self._folder / _digest(task, parts)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _is_whole(folder / INPUTS):
+            named = {f"{n}.{key}": value for n, part in enumerate(parts) for key, value in part.items()}
+            _save(named, folder / INPUTS)
+        store.set(f"task/{place}", json.dumps({**asdict(task), "folder": folder.name, "count": len(parts)}))
+        try:
+            _take_part(self._group, place, folder, len(parts), work, lambda number: parts[number], on_part)
+            done = f"done/{place}"
+
+            def is_over() -> bool:
+                finished = store.add(done, 0)
+                on_part(min(finished, len(parts)))
+                return finished >= len(parts) or store.check([f"error/{place}"])
+
+            self._group.wait_until(is_over)
+        finally:
+            store.add(f"next/{place}", _ALL_TAKEN)
+        if store.check([f"error/{place}"]):
+            raise WorkError(store.get(f"error/{place}").decode())
+        for number in range(len(parts)):
+            yield _load(folder / _result(number))
+
+    def forget_parts(self) -> None:
+        """Remove the results of parts, once an attack is stored as a whole."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def end(self) -> None:
+        """Announce the end of this evaluation."""
+        self._group.store.set(f"task/{self._number}/{self._tasks}", "over")
+
+
+INPUTS = "inputs.safetensors"
+
+
+def serve(group: Group, folder: Path, identity: str, work_of: Callable[[Speed, Task], Work], number: int) -> None:
+    """Carry out parts of one evaluation until process 0 ends it.
+
+    Args:
+        group: the processes; this one is not process 0.
+        folder: see `Leader`.
+        identity: identity of the evaluation as this process would carry it out.
+        work_of: work of a task, at the batch size and precision of process 0.
+        number: number of the evaluation among those of one command.
+    """
+    store = group.store
+    _await(group, _begun(number))
+    begun = json.loads(store.get(_begun(number)))
+    if begun["identity"] != identity:
+        differ = differences(identity, begun["identity"]) or ["version"]
+        group.refuse(f"its {', '.join(differ)} differ from those of process 0")
+        return
+    speed = Speed(int(begun["batch_size"]), bool(begun["half_pays"]))
+    tasks = 0
+    while True:
+        place = f"{number}/{tasks}"
+        _await(group, f"task/{place}")
+        text = store.get(f"task/{place}").decode()
+        if text == "over":
+            return
+        about = json.loads(text)
+        task, here = Task(about["kind"], about["name"], about["extent"]), folder / about["folder"]
+
+        def part_of(number: int, here: Path = here) -> Arrays:
+            return _load(here / INPUTS, f"{number}.")
+
+        work = work_of(speed, task)
+        try:
+            _take_part(group, place, here, int(about["count"]), work, part_of, _nothing)
+        except Exception as error:  # an attack that raises an error is a result, see `run_stages`
+            store.set(f"error/{place}", f"{type(error).__name__}: {error}")
+        tasks += 1
+
+
+def _take_part(
+    group: Group,
+    place: str,
+    folder: Path,
+    count: int,
+    work: Work,
+    part_of: Callable[[int], Arrays],
+    on_part: OnPart,
+) -> None:
+    """Carry out parts of a task, as long as some are left that no process has begun."""
+    store = group.store
+    while (number := store.add(f"next/{place}", 1) - 1) < count:
+        if group.rank == 0:
+            group.check()
+        path = folder / _result(number)
+        if not _is_whole(path):
+            _save(work(part_of(number)), path)
+        on_part(store.add(f"done/{place}", 1))
+
+
+def _await(group: Group, key: str) -> None:
+    while not group.store.check([key]):
+        time.sleep(0.02)
+
+
+def _nothing(number: int) -> None:
+    pass
+
+
+def _begun(number: int) -> str:
+    return f"begun/{number}"
+
+
+def _result(number: int) -> str:
+    return f"{number:06d}.safetensors"
+
+
+def _digest(task: Task, parts: Sequence[Arrays]) -> str:
+    """Name of the folder of a task: the same task on the same inputs has the same name."""
+    digest = hashlib.sha256(json.dumps(asdict(task), sort_keys=True).encode())
+    for part in parts:
+        for key in sorted(part):
+            digest.update(f"{key} {part[key].dtype} {part[key].shape}".encode())
+            digest.update(np.ascontiguousarray(part[key]).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _save(arrays: Arrays, path: Path) -> None:
+    with whole_file(path) as temporary:
+        try:
+            save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
+        except SafetensorError as error:
+            raise OSError(f"could not write {path}: {error}") from error
+
+
+def _load(path: Path, prefix: str = "") -> Arrays:
+    """The arrays of a file whose names begin with a prefix, without it."""
+    with safe_open(path, framework="np") as stored:
+        names = [name for name in stored.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name.removeprefix(prefix): stored.get_tensor(name) for name in names}
+
+
+def _is_whole(path: Path) -> bool:
+    """Return True for a result that an earlier process has finished."""
+    try:
+        with safe_open(path, framework="np") as stored:
+            return len(list(stored.keys())) > 0
+    except (SafetensorError, OSError):
+        return False

@@ -1,0 +1,174 @@
+"""Processes that share work: their numbers, the store that they have in common, and signs of life."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its stubs do not export it
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from robustly.runtime import Place
+
+PATIENCE = 300.0  # seconds that a store may take to answer, and a process to show its first sign of life
+_PULSE = 1.0  # seconds between signs of life
+_SILENCE = 60.0  # seconds without a sign of life after which a process counts as stopped
+_POLL = 0.02
+
+
+class ProcessError(ConnectionError):
+    """A process has stopped, works on something else, or a store does not answer."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Processes with one store.
+
+    Args:
+        rank: number of this process; process 0 leads.
+        size: number of processes.
+        store: key-value store that all of them reach.
+        started: the processes that this one has started.
+    """
+
+    rank: int
+    size: int
+    store: Store
+    started: tuple[BaseProcess, ...] = ()
+    _seen: dict[int, tuple[bytes, float]] = field(default_factory=dict, repr=False, compare=False)
+
+    def wait_until(self, is_over: Callable[[], bool]) -> None:
+        """Wait for something that the other processes do.
+
+        Raises:
+            ProcessError: one of them has stopped.
+        """
+        while not is_over():
+            self.check()
+            time.sleep(_POLL)
+
+    def check(self) -> None:
+        """Check that all processes work; called by process 0.
+
+        Raises:
+            ProcessError: one has stopped, or has refused the work.
+        """
+        for rank in range(1, self.size):
+            if self.store.check([_refusal(rank)]):
+                words = self.store.get(_refusal(rank)).decode()
+                raise ProcessError(f"process {rank} of {self.size} cannot take part: {words}")
+            if self._is_lost(rank):
+                raise ProcessError(
+                    f"process {rank} of {self.size} has stopped; the same command continues from the finished parts"
+                )
+
+    def refuse(self, words: str) -> None:
+        """Say why this process cannot take part."""
+        self.store.set(_refusal(self.rank), words)
+
+    def close(self) -> None:
+        """End the processes that this one has started."""
+        for process in self.started:
+            process.join(5)
+            if process.is_alive():
+                process.terminate()
+                process.join(5)
+
+    def _is_lost(self, rank: int) -> bool:
+        if self.started and self.started[rank - 1].exitcode is not None:
+            return True
+        now = time.monotonic()
+        pulse = self.store.get(_pulse(rank)) if self.store.check([_pulse(rank)]) else b""
+        before, since = self._seen.get(rank, (b"", now))
+        if pulse != before or rank not in self._seen:
+            self._seen[rank] = (pulse, now)
+            return False
+        return now - since > (_SILENCE if pulse else PATIENCE)
+
+
+def start_group(size: int, target: Callable[..., None], arguments: Sequence[Any]) -> Group:
+    """Start other processes on this machine; this one is process 0.
+
+    The cores are shared out between them, unless OMP_NUM_THREADS is set.
+
+    Args:
+        size: number of processes, this one included.
+        target: function of a module that the others call with (`Place`, *arguments).
+        arguments: values that can be pickled.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=PATIENCE))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // size))
+    started = []
+    for rank in range(1, size):
+        place = Place(rank, rank, size, "127.0.0.1", store.port)
+        process = get_context("spawn").Process(
+            target=_joined, args=(target, place, torch.get_num_threads(), tuple(arguments)), daemon=True
+        )
+        process.start()
+        started.append(process)
+    return Group(0, size, PrefixStore("robustly", store), tuple(started))
+
+
+def join_group(place: Place) -> Group:
+    """Join the processes that `start_group`, torchrun or SLURM started.
+
+    Raises:
+        ProcessError: the store of process 0 does not answer.
+    """
+    address = f"tcp://{place.address}:{place.port}?rank={place.rank}&world_size={place.size}"
+    try:
+        if place.port_is_taken:  # by `start_group` or by torchrun, whose store all processes use
+            limit = timedelta(seconds=PATIENCE)
+            store: Store = TCPStore(place.address, place.port, is_master=False, timeout=limit)
+        else:
+            store = next(rendezvous(address, timeout=timedelta(seconds=PATIENCE)))[0]
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ProcessError(
+            f"process 0 at {place.address}:{place.port} does not answer within {PATIENCE:.0f} s "
+            f"({' '.join(str(error).split())[:120]})"
+        ) from None
+    group = Group(place.rank, place.size, PrefixStore("robustly", store))
+    if place.rank:
+        threading.Thread(target=_beat, args=(group,), name="signs of life", daemon=True).start()
+    return group
+
+
+def _joined(target: Callable[..., None], place: Place, threads: int, arguments: Sequence[Any]) -> None:
+    threading.Thread(target=_end_with_parent, name="end with process 0", daemon=True).start()
+    torch.set_num_threads(threads)
+    target(place, *arguments)
+
+
+def _end_with_parent() -> None:
+    """End this process once process 0 has ended, also if it was killed; files are whole at any moment."""
+    first = parent_process()
+    if first is not None:
+        first.join()
+        os._exit(1)
+
+
+def _beat(group: Group) -> None:
+    count = 0
+    while True:
+        count += 1
+        try:
+            group.store.set(_pulse(group.rank), str(count))
+        except RuntimeError:  # process 0 has ended
+            return
+        time.sleep(_PULSE)
+
+
+def _pulse(rank: int) -> str:
+    return f"pulse/{rank}"
+
+
+def _refusal(rank: int) -> str:
+    return f"refusal/{rank}"
