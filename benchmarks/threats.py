@@ -7,7 +7,7 @@
 MNIST: the 5,000 digits that robustly ships (3,500 for training), `small_cnn` of half the width. CIFAR-10: 5,000
 images of `$ROBUSTLY_SHARED_DATA/cifar10-jpeg` (JPEG q75: numbers on it are not comparable with published ones), a
 ResNet-18 of a quarter of the width from scratch. All methods share data, optimiser and epochs, and their training
-attacks have the same number of steps under each threat.
+attacks have the same number of steps under each threat; composite AT has two for each part of its chain.
 
 Every threat is evaluated on the same test images. Lp balls have the suite `quick`; other threats have 20 random
 draws and PGD-20 on the margin from two starts, flows also StAdv, chains in any order also the composite attack, and
@@ -32,6 +32,7 @@ import math
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def announced(data: str, method: str) -> tuple[int, int, int]:
 
 
 def estimate(data: str, methods: Sequence[str], seeds: int) -> None:
-    """Print passes and an estimate of the minutes of each method, from runs on few images."""
+    """Print passes and an estimate of the processor's minutes of each method, from runs on few images."""
     setup, everything, per_pass = SETUPS[data], 0.0, math.inf
     evaluated = sum(
         announced_cost(column.suite(f"{name} stages"), parse_threat(column.text), setup.images, 10).per_image
@@ -154,19 +155,21 @@ def estimate(data: str, methods: Sequence[str], seeds: int) -> None:
             assert recipe is not None
             tiny = {"data.train_limit": str(TINY + 64), "data.validation": "64"}
             settings = settings_of(data, method, epochs=2) | tiny
+            began = time.perf_counter(), time.process_time()
             command(["train", recipe, "--out", f"{folder}/run", *words(settings)])
+            share = (time.process_time() - began[1]) / (time.perf_counter() - began[0])
             with (Path(folder) / "run" / "metrics.csv").open(encoding="utf-8") as file:
                 first, second = (float(row["seconds"]) for row in csv.DictReader(file))  # since the start
-        seconds = (second - first) / TINY  # of one image; the first epoch prepares
+        seconds = share * (second - first) / TINY  # of one image; the first epoch prepares
         training = seconds * setup.examples * setup.epochs / 60
         per_pass = min(per_pass, seconds / (forward + backward))
         evaluation = per_pass * evaluated * setup.images * setup.robust_share / 60
         everything += training + evaluation
         print(
             f"{method:13s} {parameters:,} parameters, {forward} + {backward} passes: training about "
-            f"{training:.1f} minutes, evaluation at most about {evaluation:.1f}"
+            f"{training:.1f} CPU minutes, evaluation at most about {evaluation:.1f}"
         )
-    print(f"all of them: about {everything:.0f} minutes a seed, {everything * seeds:.0f} for {seeds} seeds")
+    print(f"all of them: about {everything:.0f} CPU minutes a seed, {everything * seeds:.0f} for {seeds} seeds")
 
 
 def read_table(data: str) -> dict[tuple[str, str], Row]:
@@ -194,7 +197,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/threats"), help="folder of the runs")
-    parser.add_argument("--dry-run", action="store_true", help="print passes and estimated minutes only")
+    parser.add_argument("--dry-run", action="store_true", help="print passes and estimated CPU minutes only")
     parser.add_argument("--table", action="store_true", help="write the page of the stored rows only")
     options = parser.parse_args()
     if options.data is None and not options.table:

@@ -92,7 +92,7 @@ class Setup:
         recipes: folder of the recipes.
         title: heading of its tables.
         epochs: epochs of all methods.
-        steps: steps of the training attack under each threat, or of each part of a chain.
+        steps: steps of the training attack under each threat.
         examples: training images.
         images: test images of the evaluation, from the first.
         robust_share: share of test images that attacks last on, for estimates of the time.
@@ -118,7 +118,7 @@ METHODS = {
     "avg": Method("AVG", ("avg",)),
     "msd": Method("MSD", ("msd",)),
     "eat": Method("E-AT", ("eat",)),
-    "gat": Method("composite AT (GAT)", ("gat",)),
+    "gat": Method("composite AT (GAT)", ("gat",), {"method.inner.steps": "2"}),
     "tafd": Method("TaFD", ("tafd",), routed=True),
     "tafd_matched": Method("joint AT, parameters of TaFD", ("tafd_matched",)),
 }
@@ -215,8 +215,8 @@ SETUPS = {
     ),
     "cifar10": Setup(
         "cifar10",
-        "CIFAR-10 (JPEG q75): 5,000 images, quarter-width ResNet-18, 5 epochs, 4 steps, 500 test images",
-        epochs=5,
+        "CIFAR-10 (JPEG q75): 5,000 images, quarter-width ResNet-18, 4 epochs, 4 steps, 500 test images",
+        epochs=4,
         steps=4,
         examples=5000,
         images=500,
