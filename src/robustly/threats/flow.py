@@ -12,7 +12,7 @@ from torch import Tensor
 from robustly.threats.contract import Box, Images, PerExample, ThreatError
 from robustly.threats.exact_size import fraction_text
 from robustly.threats.offset_field import OffsetField
-from robustly.threats.parameter_box import exact_at_neutral
+from robustly.threats.parameter_box import all_zero, exact_at_neutral
 from robustly.threats.transformation import BoundedTransformation, check_channels
 
 FlowTheta = Float[Tensor, "n 2 h w"]
@@ -38,7 +38,7 @@ class FlowField(OffsetField):
     def apply(self, theta: FlowTheta) -> Images:
         """Displaced images."""
         moved = displaced(self.x, theta).clamp(*self.box)
-        return exact_at_neutral(moved, self.x, (theta == 0).flatten(1).all(1))
+        return exact_at_neutral(moved, self.x, all_zero(theta))
 
     def roughness(self, theta: FlowTheta) -> PerExample:
         """Lengths of the differences of neighbouring displacements, in pixels, summed over each pixel's neighbours.

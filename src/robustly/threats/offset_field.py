@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -39,17 +40,20 @@ class OffsetField:
 
     def random_start(self, generator: KeyedGenerator) -> Theta:
         """Independent offsets, uniform in their range."""
-        share = generator.uniform(*self.shape).to(self.x) * 2 - 1
-        return share * per_example(self.radius, share)
+        share = generator.uniform(*self.shape).to(self.x).mul_(2).sub_(1)
+        return share.mul_(per_example(self.radius, share))
 
     def project(self, theta: Theta) -> Theta:
         """Offsets clipped to their range."""
         reach = per_example(self.radius, theta)
-        return theta.clamp(-reach, reach)
+        return torch.minimum(torch.maximum(theta, -reach), reach)
 
     def step(self, theta: Theta, gradient: Theta, step_size: PerExample) -> Theta:
         """Step of every offset by `step_size` along the sign of its gradient."""
-        return self.project(theta + gradient.sign() * per_example(step_size, theta))
+        reach = per_example(self.radius, theta)
+        # in one tensor: the offsets of a colour map are 16 times the values of a small image
+        moved = gradient.sign().mul_(per_example(step_size, theta)).add_(theta)
+        return torch.minimum(torch.maximum(moved, -reach, out=moved), reach, out=moved)
 
     def default_step_size(self, steps: int) -> PerExample:
         """2.5 radii over the number of steps."""

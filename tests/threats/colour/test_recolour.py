@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from robustly.randomness import KeyedGenerator
 from robustly.threats import ThreatSet, parse_threat
 from robustly.threats.colour.cie import luv_of
-from robustly.threats.colour.recolour import RESOLUTION, interpolated
+from robustly.threats.colour.recolour import RESOLUTION, cells_of
 from robustly.threats.contract import Smooth
 
 IDS = torch.arange(2)
@@ -28,7 +29,24 @@ def test_the_grid_is_interpolated_at_the_colours() -> None:
     axes = [torch.linspace(0, 1, count) for count in RESOLUTION]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # every grid point holds its own colour
     luv = luv_of(IMAGES)
-    assert torch.allclose(interpolated(grid.expand(2, -1, -1, -1, -1), luv), luv, atol=1e-5)
+    assert torch.allclose(cells_of(luv).interpolated(grid.expand(2, -1, -1, -1, -1)), luv, atol=1e-5)
+
+
+def test_changes_and_gradients_are_those_of_the_sampler_of_pytorch() -> None:
+    luv = (KeyedGenerator(2, IDS).uniform(3, 6, 5) * 1.4 - 0.2).requires_grad_()  # some colours beyond the grid
+    theta = around().random_start(KeyedGenerator(1, IDS)).requires_grad_()
+    places = (luv.flip(1) * 2 - 1).movedim(1, -1)[:, None]
+    sampled = F.grid_sample(theta, places, mode="bilinear", padding_mode="border", align_corners=True)[:, :, 0]
+    found = cells_of(luv).interpolated(theta)
+    weights = torch.linspace(-1, 1, found.numel()).view_as(found)
+    assert torch.allclose(found, sampled, atol=1e-6)
+    pairs = [torch.autograd.grad((one * weights).sum(), (theta, luv)) for one in (found, sampled)]
+    for ours, theirs in zip(*pairs, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_an_empty_batch_has_no_images() -> None:
+    assert around(IMAGES[:0]).apply(around(IMAGES[:0]).identity()).shape == (0, 3, 4, 5)
 
 
 def test_a_constant_change_shifts_lightness() -> None:

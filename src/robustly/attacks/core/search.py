@@ -16,6 +16,7 @@ from robustly.models.adapted import Adapted
 from robustly.objectives import ClassificationGoal, Goal, Objective, margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Theta
+from robustly.threats.parameter_box import all_zero
 
 Precision = Literal["full", "ambient", "bfloat16"]
 PointValue = Callable[[Images, Tensor, Goal], Float[Tensor, " m"]]
@@ -129,7 +130,7 @@ class Search(SearchState):
         if not self.verdicts:
             return Evaluated(output, found, value, torch.zeros_like(moving), moving)
         if gradient and counts:
-            self.zero_gradients[rows] += (found.flatten(1) == 0).all(1)
+            self.zero_gradients[rows] += all_zero(found)
         reached = torch.zeros_like(moving)  # points outside the threat set do not count as found
         if inside:
             lead = self._lead(output, rows, objective, goal, value)

@@ -54,6 +54,7 @@ class SearchState:
         self.nearest, self.by_margin, self.half, self.verdicts = nearest, by_margin, half, verdicts
         self.threat_set: ThreatSet = threat.around(x)
         self._is_direct = isinstance(self.threat_set, LpBall)
+        self._selected: tuple[Rows, ThreatSet] | None = None
         self.runs = 1
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.theta: Theta = self.threat_set.identity().clone()
@@ -99,7 +100,12 @@ class SearchState:
         if self._is_direct:
             return theta
         each = len(theta) // max(len(rows), 1)
-        return self.threat_set.select(rows.repeat_interleave(each) if each > 1 else rows).apply(theta)
+        if each > 1:
+            return self.threat_set.select(rows.repeat_interleave(each)).apply(theta)
+        if self._selected is None or self._selected[0] is not rows:
+            # the steps of an ascent have the same rows: what a set computes of its inputs is computed once
+            self._selected = rows, self.threat_set.select(rows)
+        return self._selected[1].apply(theta)
 
     def along_free(self, gradient: Theta) -> Theta:
         """Gradient with zeros where the mask of an Lp threat forbids changes."""

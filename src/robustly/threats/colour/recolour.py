@@ -7,17 +7,18 @@ common colour. The paper's limit is 0.06 per channel, of the ranges 100 of L* an
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
+from itertools import product
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from robustly.threats.colour.cie import luv_of, rgb_of_luv
 from robustly.threats.colour.unit_range import from_unit, to_unit
 from robustly.threats.contract import Box, Images, PerExample
 from robustly.threats.offset_field import OffsetField
-from robustly.threats.parameter_box import exact_at_neutral
+from robustly.threats.parameter_box import all_zero, exact_at_neutral
 from robustly.threats.transformation import BoundedTransformation, check_channels
 
 RESOLUTION = (16, 32, 32)
@@ -45,11 +46,15 @@ class ColourMapSet(OffsetField):
 
     def apply(self, theta: Offsets) -> Images:
         """Images with changed colours, clipped to the gamut of sRGB; exactly the originals where theta is 0."""
-        if len(self.x) == 0:  # the interpolation raises on an empty batch
-            return self.x
+        luv, cells = self._colours
+        changed = from_unit(rgb_of_luv(luv + cells.interpolated(theta)), self.box).clamp(*self.box)
+        return exact_at_neutral(changed, self.x, all_zero(theta))
+
+    @cached_property
+    def _colours(self) -> tuple[Float[Tensor, "n 3 h w"], "Cells"]:
+        """Colours of the pixels in L*u*v*, and their places in the grid, which no change of theta moves."""
         luv = luv_of(to_unit(self.x, self.box))
-        changed = from_unit(rgb_of_luv(luv + interpolated(theta, luv)), self.box).clamp(*self.box)
-        return exact_at_neutral(changed, self.x, ~theta.flatten(1).any(1))
+        return luv, cells_of(luv)
 
     def roughness(self, theta: Offsets) -> PerExample:
         """Lengths of the differences between neighbouring grid points, in the unit of sizes, summed over all pairs.
@@ -105,8 +110,39 @@ class ColourMaps:
 RECOLOR = ColourMaps()
 
 
-def interpolated(theta: Offsets, luv: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-    """Changes of the colours of each pixel, interpolated trilinearly between the grid points."""
-    places = (luv.flip(1) * 2 - 1).movedim(1, -1)[:, None]  # the sampler's order is v, u, L
-    found = F.grid_sample(theta, places, mode="bilinear", padding_mode="border", align_corners=True)
-    return found[:, :, 0]
+@dataclass(frozen=True)
+class Cells:
+    """Places of pixels in the grid: the eight grid points around each, and their weights.
+
+    Args:
+        points: numbers of the grid points, `(N, 8 H W)`.
+        weights: `(N, 1, 8, H, W)`; those of a pixel sum to 1.
+    """
+
+    points: Int64[Tensor, "n p"]
+    weights: Float[Tensor, "n 1 8 h w"]
+
+    def interpolated(self, theta: Offsets) -> Float[Tensor, "n 3 h w"]:
+        """Changes of the colours of each pixel, interpolated trilinearly between the grid points."""
+        count, _, eight, height, width = self.weights.shape
+        found = theta.flatten(2).gather(2, self.points[:, None].expand(-1, 3, -1))
+        return (found.view(count, 3, eight, height, width) * self.weights).sum(2)
+
+
+def cells_of(luv: Float[Tensor, "n 3 h w"]) -> Cells:
+    """Places of colours in the grid; colours beyond it are at its nearest point. Weights are differentiable."""
+    near, far, shares = [], [], []
+    for channel, side in zip(luv.unbind(1), RESOLUTION, strict=True):
+        place = channel.clamp(0.0, 1.0) * (side - 1)
+        low = place.detach().floor()
+        share = place - low
+        near.append(low.long())
+        far.append((near[-1] + 1).clamp_max(side - 1))
+        shares.append((1 - share, share))
+    points, weights = [], []
+    for ends in product((0, 1), repeat=3):
+        l_point, u_point, v_point = (pair[end] for pair, end in zip(zip(near, far, strict=True), ends, strict=True))
+        points.append((l_point * RESOLUTION[1] + u_point) * RESOLUTION[2] + v_point)
+        l_share, u_share, v_share = (pair[end] for pair, end in zip(shares, ends, strict=True))
+        weights.append(l_share * u_share * v_share)
+    return Cells(torch.stack(points, 1).flatten(1), torch.stack(weights, 1)[:, None])

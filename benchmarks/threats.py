@@ -1,0 +1,223 @@
+"""Compare standard training, PGD-AT and training against several threats, under threats of nine kinds.
+
+    python benchmarks/threats.py --data mnist|cifar10 [--methods NAME ...] [--seeds 0 1 2] [--out FOLDER]
+    python benchmarks/threats.py --data mnist --dry-run      # passes, and an estimate of the time by tiny runs
+    python benchmarks/threats.py --table                     # write the page of the stored rows only
+
+MNIST: the 5,000 digits that robustly ships (3,500 for training), `small_cnn` of half the width. CIFAR-10: 5,000
+images of `$ROBUSTLY_SHARED_DATA/cifar10-jpeg` (JPEG q75: numbers on it are not comparable with published ones), a
+ResNet-18 of a quarter of the width from scratch. All methods share data, optimiser and epochs, and their training
+attacks have the same number of steps under each threat; composite AT has two for each part of its chain.
+
+Every threat is evaluated on the same test images. Lp balls have the suite `quick`; other threats have 20 random
+draws and PGD-20 on the margin from two starts, flows also StAdv, chains in any order also the composite attack, and
+all 15 corruptions are tried at severities 1 to 3. An image counts as broken under a threat if any attack breaks it.
+The mean over the threats is not a worst case; the union counts the images that no attack under any threat breaks.
+The Lp union is that of linf, l2 and l1 alone.
+
+Rules, fixed before the first run, for differences between methods, paired by seed, and their standard error: a
+method **reaches** another if it is no more than two standard errors below it, and is **above** it by more than two.
+Both need at least two seeds.
+
+Methods whose recipe is missing are named as not run. Finished runs are kept, and stopped ones go on. Writes
+`threats_mnist.csv`, `threats_cifar10.csv` and `threats.md` into `benchmarks/results`.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import math
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from methods import RESULTS, words
+from robustly.cli import main as robustly
+from robustly.evaluation.suites.cost import announced_cost
+from robustly.evidence.partial_unions import union_of_folders
+from robustly.evidence.unions import ThreatUnion, read_rows, union_of_threats
+from robustly.threats import parse_threat
+from threats_page import write_page
+from threats_plan import LP, METHODS, SETUPS, forced_attack, recipe_of, settings_of
+
+Row = dict[str, str]
+TINY = 256
+"""Training images of the runs that measure the time."""
+
+
+def columns_of(data: str) -> tuple[str, ...]:
+    """Columns of the table of rows."""
+    accuracies = ("clean", *SETUPS[data].columns, "mean", "lp_union", "union", "forced_mean", "forced_union")
+    return ("method", "seed", *accuracies, "forward", "backward", "parameters", "train_minutes", "images")
+
+
+def run(data: str, method: str, seed: int, folder: Path) -> Row:
+    """Train and evaluate one run, or continue it; returns its row, accuracies in %."""
+    out = folder / data / f"{method}-{seed}"
+    recipe = recipe_of(data, method)
+    assert recipe is not None
+    settings = settings_of(data, method) | {"seed": str(seed)}
+    train = ["train", recipe, "--out", str(out), *words(settings)]
+    if (out / "config.yaml").exists():
+        train = ["train", "--resume", str(out)]
+    if not (out / "model.safetensors").exists():
+        command(train)
+    for name in SETUPS[data].columns:
+        for forced in (False, True):
+            if not forced or (METHODS[method].routed and forced_attack() is not None and name != "corruptions"):
+                evaluate(data, name, out, forced)
+    return row_of(data, method, seed, out)
+
+
+def evaluate(data: str, name: str, out: Path, forced: bool) -> None:
+    """Evaluate under one threat, in a folder of its own."""
+    setup = SETUPS[data]
+    label = f"forced_{name}" if forced else name
+    asked = ["evaluate", str(out), *setup.columns[name].words(label, forced), "--as", label, "--keep"]
+    command([*asked, "--evaluation.count", str(setup.images), "--evaluation.curve", "off"])
+
+
+def command(line: Sequence[str]) -> None:
+    """Run a command of robustly; leave if it fails."""
+    if robustly(list(line)) != 0:
+        sys.exit(f"{' '.join(line)} failed")
+
+
+def row_of(data: str, method: str, seed: int, out: Path) -> Row:
+    """The row of a finished run, accuracies in %."""
+    names = list(SETUPS[data].columns)
+    found = {name: read_rows(out / f"evaluation_{name}") for name in names}
+    everything = union_of_threats(list(found.values()))
+    lp = union_of_threats([found[name] for name in LP])
+    shares = {"clean": everything.clean.share}
+    shares |= {name: one.robust.share for name, one in zip(names, everything.threats, strict=True)}
+    shares |= {"mean": everything.average.accuracy, "lp_union": lp.union.share, "union": everything.union.share}
+    forced = forced_union(out)
+    if forced is not None:
+        shares |= {"forced_mean": forced.average.accuracy, "forced_union": forced.union.share}
+    forward, backward, parameters = announced(data, method)
+    minutes = json.loads((out / "status.json").read_text())["seconds"] / 60
+    return {
+        **dict.fromkeys(columns_of(data), ""),
+        "method": method,
+        "seed": str(seed),
+        **{key: f"{100 * value:.1f}" for key, value in shares.items()},
+        "forward": str(forward),
+        "backward": str(backward),
+        "parameters": str(parameters),
+        "train_minutes": f"{minutes:.1f}",
+        "images": str(everything.clean.count),
+    }
+
+
+def forced_union(out: Path) -> ThreatUnion | None:
+    """Mean and union with the attack on every route counted too; None if it was not run."""
+    folders = sorted(one for one in out.glob("evaluation_*") if (one / "summary.json").exists())
+    if not any(one.name.startswith("evaluation_forced_") for one in folders):
+        return None
+    union, left_out = union_of_folders(folders)
+    if left_out:
+        sys.exit(f"{out}: {left_out[0].evaluation} is left out: {left_out[0].reason}")
+    return union
+
+
+def announced(data: str, method: str) -> tuple[int, int, int]:
+    """Forward and backward passes per training image, and the parameters of the model, by `train --dry-run`."""
+    recipe = recipe_of(data, method)
+    assert recipe is not None
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        command(["train", recipe, *words(settings_of(data, method)), "--dry-run"])
+    rows = re.findall(r"│ \w+ +│ +(\d+) │ +(\d+) │", printed.getvalue())
+    sizes = re.search(r"parameters: model ([\d,]+)", printed.getvalue())
+    if not rows or sizes is None:
+        sys.exit(f"the announced cost of {recipe} is not understood: {printed.getvalue()}")
+    forward, backward = (sum(map(int, column)) for column in zip(*rows, strict=True))
+    return forward, backward, int(sizes[1].replace(",", ""))
+
+
+def estimate(data: str, methods: Sequence[str], seeds: int) -> None:
+    """Print passes and an estimate of the processor's minutes of each method, from runs on few images."""
+    setup, everything, per_pass = SETUPS[data], 0.0, math.inf
+    evaluated = sum(
+        announced_cost(column.suite(f"{name} stages"), parse_threat(column.text), setup.images, 10).per_image
+        for name, column in setup.columns.items()
+    )
+    print(f"{data}: {setup.epochs} epochs of {setup.examples:,} images; {evaluated:,.0f} passes per test image")
+    for method in methods:
+        forward, backward, parameters = announced(data, method)
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            recipe = recipe_of(data, method)
+            assert recipe is not None
+            tiny = {"data.train_limit": str(TINY + 64), "data.validation": "64"}
+            settings = settings_of(data, method, epochs=2) | tiny
+            began = time.perf_counter(), time.process_time()
+            command(["train", recipe, "--out", f"{folder}/run", *words(settings)])
+            share = (time.process_time() - began[1]) / (time.perf_counter() - began[0])
+            with (Path(folder) / "run" / "metrics.csv").open(encoding="utf-8") as file:
+                first, second = (float(row["seconds"]) for row in csv.DictReader(file))  # since the start
+        seconds = share * (second - first) / TINY  # of one image; the first epoch prepares
+        training = seconds * setup.examples * setup.epochs / 60
+        per_pass = min(per_pass, seconds / (forward + backward))
+        evaluation = per_pass * evaluated * setup.images * setup.robust_share / 60
+        everything += training + evaluation
+        print(
+            f"{method:13s} {parameters:,} parameters, {forward} + {backward} passes: training about "
+            f"{training:.1f} CPU minutes, evaluation at most about {evaluation:.1f}"
+        )
+    print(f"all of them: about {everything:.0f} CPU minutes a seed, {everything * seeds:.0f} for {seeds} seeds")
+
+
+def read_table(data: str) -> dict[tuple[str, str], Row]:
+    """Stored rows by method and seed; empty without a table."""
+    table = RESULTS / f"threats_{data}.csv"
+    if not table.exists():
+        return {}
+    with table.open(encoding="utf-8") as file:
+        return {(row["method"], row["seed"]): row for row in csv.DictReader(file)}
+
+
+def write_table(data: str, stored: dict[tuple[str, str], Row]) -> None:
+    """Write the rows in the order of the methods and the seeds."""
+    names = list(METHODS)
+    keys = sorted(stored, key=lambda key: (names.index(key[0]), int(key[1])))
+    with (RESULTS / f"threats_{data}.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns_of(data), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(stored[key] for key in keys)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", choices=tuple(SETUPS), help="both need two calls")
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/threats"), help="folder of the runs")
+    parser.add_argument("--dry-run", action="store_true", help="print passes and estimated CPU minutes only")
+    parser.add_argument("--table", action="store_true", help="write the page of the stored rows only")
+    options = parser.parse_args()
+    if options.data is None and not options.table:
+        parser.error("--data names the data: mnist or cifar10")
+    if options.data is not None and not options.table:
+        there = [name for name in options.methods if recipe_of(options.data, name) is not None]
+        for name in options.methods:
+            if name not in there:
+                print(f"not run: {name} ({METHODS[name].title}): there is no recipe of it")
+        if options.dry_run:
+            estimate(options.data, there, len(options.seeds))
+            return
+        for seed in options.seeds:
+            for name in there:
+                row = run(options.data, name, seed, options.out)
+                stored = read_table(options.data)  # anew, for another process may have written meanwhile
+                stored[name, str(seed)] = row
+                write_table(options.data, stored)
+    write_page({data: list(read_table(data).values()) for data in SETUPS}, __doc__ or "")
+
+
+if __name__ == "__main__":
+    main()
