@@ -21,12 +21,18 @@ _SIGNS = {
     "conv_small": "features.conv2.weight",
     "wrn": "block1.layer.0.conv1.weight",
     "resnet": "layer1.0.conv1.weight",
+    "tafd": "router.conv1.weight",
 }
 """A weight that networks have whose name begins so; the others are not tried, because building them takes time."""
-_OUTPUT_LAYERS = ("linear.weight", "fc.weight", "classifier.fc3.weight", "classifier.fc2.weight")
-_OF_IMAGE_SIZE = "classifier.fc1.weight"
-_INPUT_LAYERS = ("conv1.weight", "feature_extractor.conv1.weight", "features.conv1.weight")
-_NORMALISATION = ("normalize.mean", "normalize.std")
+_OUTPUT_LAYERS = (
+    *("linear.weight", "fc.weight", "classifier.fc3.weight", "classifier.fc2.weight"),
+    *("body.linear.weight", "body.classifier.fc3.weight"),
+)
+_OF_IMAGE_SIZE = ("classifier.fc1.weight", "body.classifier.fc1.weight")
+_INPUT_LAYERS = (
+    *("conv1.weight", "feature_extractor.conv1.weight", "features.conv1.weight", "router.conv1.weight"),
+)
+_NORMALISATIONS = (("normalize.mean", "normalize.std"), ("router.normalize.mean", "router.normalize.std"))
 
 
 def about_model(config: ModelConfig) -> dict[str, str]:
@@ -85,10 +91,11 @@ def _fitting(name: str, given: Mapping[str, Tensor]) -> Iterator[ModelConfig]:
     channels = first.shape[1]
     config = ModelConfig(name, classes=max(2, len(last)), channels=channels)
     stated = config
-    if all(one in weights for one in _NORMALISATION):
-        config = replace(config, mean=(0.0,) * channels, std=(1.0,) * channels)
-        mean, std = (tuple(weights[one].flatten().tolist()) for one in _NORMALISATION)
-        stated = replace(stated, mean=mean, std=std)
+    for names in _NORMALISATIONS:
+        if all(one in weights for one in names):
+            config = replace(config, mean=(0.0,) * channels, std=(1.0,) * channels)
+            mean, std = (tuple(weights[one].flatten().tolist()) for one in names)
+            stated = replace(stated, mean=mean, std=std)
     exact = last.shape[1] / next(reference[one].shape[1] for one in _OUTPUT_LAYERS if one in reference)
     widths = dict.fromkeys([*(round(exact, digits) for digits in (2, 3, 4)), exact])
     for sized in (replace(config, width=width) for width in widths if 0 < width <= WIDEST):
@@ -121,7 +128,7 @@ def _fits(config: ModelConfig, weights: Mapping[str, Tensor]) -> bool:
     own = _empty(config).state_dict()
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
     return needed <= weights.keys() <= own.keys() and all(
-        value.shape == own[name].shape or (name == _OF_IMAGE_SIZE and len(value) == len(own[name]))
+        value.shape == own[name].shape or (name in _OF_IMAGE_SIZE and len(value) == len(own[name]))
         for name, value in weights.items()
     )
 
