@@ -132,5 +132,5 @@ WANTED = (
     *("dynat", "dynat_inner", "dynat_awp_0", "dynat_awp_1", "dynat_inner_awp", "dynat_gairat"),
     *("dynat_inner_gairat", "dynat_mail", "dynat_inner_mail", "dynat_swapped"),
     *("dynat_gairat_swapped", "dynat_inner_gairat_swapped", "at_kl", "at_kl_on_wrong", "dynat_guided"),
-    *("lbgat0_ce_guided", "max", "avg", "stochastic_multi", "msd", "eat"),
+    *("lbgat0_ce_guided", "max", "avg", "stochastic_multi", "msd", "eat", "tafd", "tafd_matched"),
 )

@@ -152,6 +152,9 @@ class FrequencyConv2d(nn.Module):
 
     def _mixed(self, h: Tensor, weights: Tensor) -> Tensor:
         """Output for weights of the domains: one convolution over the features and their weighted bands."""
+        kernel = torch.cat([self.residual, *self.experts], dim=1)
+        if len(h) == 0:  # of which there are no FFTs
+            return conv2d(torch.cat([h] * (1 + self.domains), dim=1), kernel, self.bias, self.stride, self.padding)
         height, width = h.shape[2:]
         wide = h.float() if h.dtype in (torch.float16, torch.bfloat16) else h  # FFTs need at least float32
         weights = weights.to(wide.dtype)
@@ -159,7 +162,6 @@ class FrequencyConv2d(nn.Module):
         spectrum = torch.fft.rfft2(wide, norm="ortho")
         bands = torch.fft.irfft2(spectrum[:, None] * gates[:, :, None], s=(height, width), norm="ortho")
         joined = torch.cat([h, bands.flatten(1, 2).to(h.dtype)], dim=1)
-        kernel = torch.cat([self.residual, *self.experts], dim=1)
         return conv2d(joined, kernel, self.bias, self.stride, self.padding)
 
     def extra_repr(self) -> str:

@@ -32,7 +32,7 @@ _OF_IMAGE_SIZE = ("classifier.fc1.weight", "body.classifier.fc1.weight")
 _INPUT_LAYERS = (
     *("conv1.weight", "feature_extractor.conv1.weight", "features.conv1.weight", "router.conv1.weight"),
 )
-_NORMALISATIONS = (("normalize.mean", "normalize.std"), ("router.normalize.mean", "router.normalize.std"))
+_NORMALISATION = ("normalize.mean", "normalize.std")
 
 
 def about_model(config: ModelConfig) -> dict[str, str]:
@@ -91,11 +91,10 @@ def _fitting(name: str, given: Mapping[str, Tensor]) -> Iterator[ModelConfig]:
     channels = first.shape[1]
     config = ModelConfig(name, classes=max(2, len(last)), channels=channels)
     stated = config
-    for names in _NORMALISATIONS:
-        if all(one in weights for one in names):
-            config = replace(config, mean=(0.0,) * channels, std=(1.0,) * channels)
-            mean, std = (tuple(weights[one].flatten().tolist()) for one in names)
-            stated = replace(stated, mean=mean, std=std)
+    if all(one in weights for one in _NORMALISATION):
+        config = replace(config, mean=(0.0,) * channels, std=(1.0,) * channels)
+        mean, std = (tuple(weights[one].flatten().tolist()) for one in _NORMALISATION)
+        stated = replace(stated, mean=mean, std=std)
     exact = last.shape[1] / next(reference[one].shape[1] for one in _OUTPUT_LAYERS if one in reference)
     widths = dict.fromkeys([*(round(exact, digits) for digits in (2, 3, 4)), exact])
     for sized in (replace(config, width=width) for width in widths if 0 < width <= WIDEST):

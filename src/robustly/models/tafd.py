@@ -28,21 +28,29 @@ class TafdNetwork(nn.Module):
 
     Args:
         body: the classifier, whose `FrequencyConv2d` layers have as many domains as the router has logits.
-        logits: computes the logits of the body for images `(N, C, H, W)` and a route.
-        router: computes domain logits `(N, K)` of images in [0, 1].
+        logits: computes the logits of the body for normalised images `(N, C, H, W)` and a route.
+        router: computes domain logits `(N, K)` of normalised images.
         domains: number of domains K.
+        normalize: input normalisation of both; None for none.
     """
 
     def __init__(
-        self, body: nn.Module, logits: Callable[[nn.Module, Tensor, Route], Tensor], router: nn.Module, domains: int
+        self,
+        body: nn.Module,
+        logits: Callable[[nn.Module, Tensor, Route], Tensor],
+        router: nn.Module,
+        domains: int,
+        normalize: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.normalize = nn.Identity() if normalize is None else normalize
         self.body, self.router, self.domains = body, router, domains
         self._logits = logits
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Logits of images in [0, 1], by the router's route."""
-        found = self.domain_logits(x)
+        x = self.normalize(x)
+        found: Tensor = self.router(x)
         route = fixed_route(found.argmax(1), self.domains, found)
         if torch.is_grad_enabled():
             route = Route(route.hard, found.softmax(1))
@@ -50,7 +58,7 @@ class TafdNetwork(nn.Module):
 
     def domain_logits(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Router logits of images in [0, 1]."""
-        logits: Tensor = self.router(x)
+        logits: Tensor = self.router(self.normalize(x))
         return logits
 
     def dispatched(self, x: Float[Tensor, "n c h w"], domains: Int64[Tensor, " n"]) -> Float[Tensor, "n classes"]:
@@ -60,6 +68,7 @@ class TafdNetwork(nn.Module):
             x: the images.
             domains: a domain from 0 to K - 1 for each image.
         """
+        x = self.normalize(x)
         return self._logits(self.body, x, fixed_route(domains, self.domains, x))
 
 
@@ -130,7 +139,7 @@ def tafd_resnet18(
         ValueError: a side under 8 pixels, fewer than one domain, or an unknown activation.
     """
     _check_sides("tafd_resnet18", image_size)
-    body = ResNet(classes=classes, channels=channels, width=width, activation=activation, mean=mean, std=std)
+    body = ResNet(classes=classes, channels=channels, width=width, activation=activation)
     body.set_submodule("conv1", _conditional(body.conv1, domains, image_size))
     sides = image_size
     for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
@@ -138,8 +147,8 @@ def tafd_resnet18(
         assert isinstance(plain, nn.Conv2d)
         stage[0].set_submodule("conv1", _conditional(plain, domains, sides))
         sides = (-(-sides[0] // plain.stride[0]), -(-sides[1] // plain.stride[1]))
-    router = _router(channels, scaled(64, width), domains, mean, std)
-    return TafdNetwork(body, _resnet_logits, router, domains)
+    router = _router(channels, scaled(64, width), domains)
+    return TafdNetwork(body, _resnet_logits, router, domains, input_layer(channels, mean, std))
 
 
 def tafd_small_cnn(
@@ -179,8 +188,6 @@ def tafd_small_cnn(
         width=width,
         activation=activation,
         dropout=dropout,
-        mean=mean,
-        std=std,
     )
     layers = body.feature_extractor
     halved = ((image_size[0] - 4) // 2, (image_size[1] - 4) // 2)
@@ -188,14 +195,14 @@ def tafd_small_cnn(
         plain = layers.get_submodule(name)
         assert isinstance(plain, nn.Conv2d)
         layers.set_submodule(name, _conditional(plain, domains, sides))
-    router = _router(channels, scaled(32, width), domains, mean, std)
-    return TafdNetwork(body, _small_cnn_logits, router, domains)
+    router = _router(channels, scaled(32, width), domains)
+    return TafdNetwork(body, _small_cnn_logits, router, domains, input_layer(channels, mean, std))
 
 
 def _resnet_logits(body: nn.Module, x: Tensor, route: Route) -> Tensor:
     """Logits of a `ResNet`; its first convolution and those of its stages take the route."""
     assert isinstance(body, ResNet)
-    x = body.act1(body.bn1(body.conv1(body.normalize(x), route)))
+    x = body.act1(body.bn1(body.conv1(x, route)))
     stages: tuple[Any, ...] = (body.layer1, body.layer2, body.layer3, body.layer4)
     for first, *others in stages:
         inner = first.bn2(first.conv2(first.act1(first.bn1(first.conv1(x, route)))))
@@ -209,7 +216,6 @@ def _resnet_logits(body: nn.Module, x: Tensor, route: Route) -> Tensor:
 def _small_cnn_logits(body: nn.Module, x: Tensor, route: Route) -> Tensor:
     """Logits of a `SmallCNN`; its frequency-conditional layers take the route."""
     assert isinstance(body, SmallCNN)
-    x = body.normalize(x)
     for layer in body.feature_extractor:
         x = layer(x, route) if isinstance(layer, FrequencyConv2d) else layer(x)
     logits: Tensor = body.classifier(body.flatten(x))
@@ -230,11 +236,9 @@ def _conditional(plain: nn.Conv2d, domains: int, image_size: tuple[int, int]) ->
     )
 
 
-def _router(
-    channels: int, first: int, domains: int, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> nn.Sequential:
+def _router(channels: int, first: int, domains: int) -> nn.Sequential:
     """Three convolutions with batch normalisation, dropout and pooling, and two linear layers."""
-    layers = OrderedDict[str, nn.Module](normalize=input_layer(channels, mean, std))
+    layers = OrderedDict[str, nn.Module]()
     before = channels
     for number, dropout in enumerate((0.1, 0.2, 0.3)):
         after = first * 2**number
