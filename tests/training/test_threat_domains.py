@@ -75,7 +75,7 @@ def test_clusters_have_the_least_sum_of_squares() -> None:
     prototypes = torch.rand(5, 15, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     scaled = (prototypes - prototypes.mean(0)) / prototypes.std(
         0, correction=0
-    )  # of five, all is in four components
+    )  # of five, four components have all
 
     def squares(labels: Tensor) -> float:
         groups = [scaled[labels == number] for number in labels.unique()]

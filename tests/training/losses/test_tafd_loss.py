@@ -183,12 +183,12 @@ def job_of(splits: Splits, loss: TafdLoss | None = None, **changes: Any) -> Job:
 
 
 def test_a_job_refuses_other_networks_attacks_and_fewer_threats(digits: Splits) -> None:
-    with pytest.raises(MethodError, match="loss: the loss uses the attacks under all threats: set method.inner to"):
+    with pytest.raises(
+        MethodError, match=r"loss: the loss uses the attacks under all threats: set method\.inner to"
+    ):
         Method(inner=PGDInner(), loss=TafdLoss())
     other = build_model(ModelConfig(width=0.1, image_size=(16, 16)), 0)
-    with pytest.raises(
-        MethodError, match="set model.name to tafd_resnet18 or tafd_small_cnn, or method.loss to mix"
-    ):
+    with pytest.raises(MethodError, match=r"set model\.name to tafd_resnet18 or tafd_small_cnn, or method\.loss"):
         job_of(digits, model=other)
     job = job_of(digits)
     with pytest.raises(MethodError, match="has 2 domains: set threats to at least as many, not 1"):
