@@ -73,21 +73,21 @@ def test_the_output_is_the_formula(size: tuple[int, int], stride: int, bias: boo
         scores = embedding[:, 0, None, None] + torch.einsum("km,mhf->khf", embedding[:, 1:], zernike_basis(*size))
         spectrum = torch.fft.rfft2(h[row], norm="ortho") * scores.softmax(0)[d]
         band = torch.fft.irfft2(spectrum, s=size, norm="ortho")
-        plain = F.conv2d(h[row : row + 1], made.residual, made.bias, stride, 1)
-        expert = F.conv2d(band[None], made.experts[d], None, stride, 1)
+        plain = F.conv2d(h[row : row + 1], made.kernels[0], made.bias, stride, 1)
+        expert = F.conv2d(band[None], made.kernels[1 + d], None, stride, 1)
         assert torch.allclose(out[row : row + 1], plain + expert, atol=1e-6, rtol=0)  # the basis kept in float32
 
 
 def test_with_masks_of_one_and_equal_experts_it_is_the_plain_convolution() -> None:
     h = features()
     one = layer(domains=1)
-    plain = F.conv2d(h, one.residual + one.experts[0], None, 1, 1)
+    plain = F.conv2d(h, one.kernels[0] + one.kernels[1], None, 1, 1)
     assert torch.allclose(one(h, route([0] * 5, 1)), plain, atol=1e-12, rtol=0)
     made = layer(domains=3)
     with torch.no_grad():
         made.embedding.zero_()
-        made.experts.copy_(made.experts[:1].expand_as(made.experts).clone())
-    plain = F.conv2d(h, made.residual + made.experts[0] / 3, None, 1, 1)
+        made.kernels[1:].copy_(made.kernels[1:2].clone())
+    plain = F.conv2d(h, made.kernels[0] + made.kernels[1] / 3, None, 1, 1)
     assert torch.allclose(made(h, route([0, 1, 2, 0, 1], 3)), plain, atol=1e-12, rtol=0)
     soft = Route(torch.full((5, 3), 1 / 3, dtype=torch.float64))
     assert torch.allclose(made(h, soft), plain, atol=1e-12, rtol=0)
@@ -100,7 +100,7 @@ def test_values_are_those_of_the_hard_route_and_gradients_those_of_the_soft_one(
     assert torch.equal(both, hard)
     assert float((both - mixed).detach().abs().max()) > 0.01
     pull = torch.randn(both.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    sought = [h, soft, made.residual, made.experts, made.embedding]
+    sought = [h, soft, made.weight, made.embedding]
     ours, theirs = (torch.autograd.grad((out * pull).sum(), sought) for out in (both, mixed))
     assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
     assert float(ours[1].abs().max()) > 0
@@ -110,10 +110,10 @@ def test_each_domain_uses_its_own_expert() -> None:
     made, h = layer(), features()
     before = [made(h, route([d] * 5)) for d in (0, 1)]
     with torch.no_grad():
-        made.experts[1].zero_()
+        made.kernels[2].zero_()
     after = [made(h, route([d] * 5)) for d in (0, 1)]
     assert torch.allclose(before[0], after[0], atol=1e-14)
-    assert torch.allclose(after[1], F.conv2d(h, made.residual, None, 1, 1), atol=1e-14)
+    assert torch.allclose(after[1], F.conv2d(h, made.kernels[0], None, 1, 1), atol=1e-14)
 
 
 def test_other_sizes_than_the_kept_one_have_a_basis_of_their_own() -> None:

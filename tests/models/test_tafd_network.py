@@ -151,3 +151,14 @@ def test_a_width_reaches_a_count() -> None:
     assert abs(matched_width(replace(plain, width=1.0), parameter_count(plain)) - 0.25) < 0.004
     with pytest.raises(ValueError, match="fewer than 1000000000000 parameters"):
         matched_width(plain, 10**12)
+
+
+@pytest.mark.parametrize("name", ["tafd_small_cnn", "tafd_resnet18"])
+def test_channels_last_and_double_precision_change_no_route(name: str) -> None:
+    net = network() if name == "tafd_small_cnn" else build_model(ModelConfig(name, width=0.1, channels=1), 0).eval()
+    x = images()
+    with torch.no_grad():
+        plain = net(x)
+        last = copy.deepcopy(net).to(memory_format=torch.channels_last)
+        assert torch.allclose(last(x.contiguous(memory_format=torch.channels_last)), plain, atol=1e-5)
+        assert torch.allclose(copy.deepcopy(net).double()(x.double()).float(), plain, atol=1e-4)

@@ -118,14 +118,19 @@ class FrequencyConv2d(nn.Module):
             raise ValueError(f"domains must be at least 1, got {domains}")
         self.domains, self.stride, self.padding = domains, stride, padding
         self.image_size = image_size
-        self.residual = nn.Parameter(torch.empty(after, before, size, size))
-        self.experts = nn.Parameter(torch.empty(domains, after, before, size, size))
+        # the shared kernel and the experts side by side; channels-last is defined for four dimensions
+        self.weight = nn.Parameter(torch.empty(after, (1 + domains) * before, size, size))
         self.embedding = nn.Parameter(torch.zeros(domains, domains, 1 + len(_ORDERS)))
         self.bias = nn.Parameter(torch.empty(after)) if bias else None
-        self.register_buffer("basis", zernike_basis(*image_size).to(self.residual.dtype), persistent=False)
+        self.register_buffer("basis", zernike_basis(*image_size).to(self.weight.dtype), persistent=False)
         bound = 1 / math.sqrt(before * size * size)  # PyTorch's own for a convolution
-        for weight in (self.residual, self.experts, *([] if self.bias is None else [self.bias])):
+        for weight in (self.weight, *([] if self.bias is None else [self.bias])):
             nn.init.uniform_(weight, -bound, bound)
+
+    @property
+    def kernels(self) -> Float[Tensor, "k1 d c s s"]:
+        """The shared kernel, and after it those of the experts: a view of the weight."""
+        return self.weight.unflatten(1, (1 + self.domains, -1)).transpose(0, 1)
 
     def masks(self, weights: Float[Tensor, "n k"], height: int, width: int) -> Float[Tensor, "n k h f"]:
         """Masks of the K bands for images of given weights of the domains; they add up to 1 over the bands.
@@ -152,9 +157,9 @@ class FrequencyConv2d(nn.Module):
 
     def _mixed(self, h: Tensor, weights: Tensor) -> Tensor:
         """Output for weights of the domains: one convolution over the features and their weighted bands."""
-        kernel = torch.cat([self.residual, *self.experts], dim=1)
         if len(h) == 0:  # of which there are no FFTs
-            return conv2d(torch.cat([h] * (1 + self.domains), dim=1), kernel, self.bias, self.stride, self.padding)
+            joined = torch.cat([h] * (1 + self.domains), dim=1)
+            return conv2d(joined, self.weight, self.bias, self.stride, self.padding)
         height, width = h.shape[2:]
         wide = h.float() if h.dtype in (torch.float16, torch.bfloat16) else h  # FFTs need at least float32
         weights = weights.to(wide.dtype)
@@ -162,9 +167,9 @@ class FrequencyConv2d(nn.Module):
         spectrum = torch.fft.rfft2(wide, norm="ortho")
         bands = torch.fft.irfft2(spectrum[:, None] * gates[:, :, None], s=(height, width), norm="ortho")
         joined = torch.cat([h, bands.flatten(1, 2).to(h.dtype)], dim=1)
-        return conv2d(joined, kernel, self.bias, self.stride, self.padding)
+        return conv2d(joined, self.weight, self.bias, self.stride, self.padding)
 
     def extra_repr(self) -> str:
         """Text of the settings in `print(model)`."""
-        after, before, size, _ = self.residual.shape
+        _, after, before, size, _ = self.kernels.shape
         return f"{before}, {after}, {size}, domains={self.domains}, stride={self.stride}, padding={self.padding}"
