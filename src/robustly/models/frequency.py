@@ -129,8 +129,8 @@ class FrequencyConv2d(nn.Module):
 
     @property
     def kernels(self) -> Float[Tensor, "k1 d c s s"]:
-        """The shared kernel, and after it those of the experts: a view of the weight."""
-        return self.weight.unflatten(1, (1 + self.domains, -1)).transpose(0, 1)
+        """The shared kernel, and after it those of the experts."""
+        return torch.stack(self.weight.chunk(1 + self.domains, dim=1))
 
     def masks(self, weights: Float[Tensor, "n k"], height: int, width: int) -> Float[Tensor, "n k h f"]:
         """Masks of the K bands for images of given weights of the domains; they add up to 1 over the bands.

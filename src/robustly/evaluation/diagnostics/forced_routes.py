@@ -142,14 +142,14 @@ def _attacked(probe: Probe) -> tuple[Routes, Tensor]:
 def _domains(network: TafdNetwork, target: EvaluationTarget, images: Images) -> Tensor:
     """Domains to which a network routes images."""
     with frozen(network), torch.no_grad():
-        found = [network.domain_logits(part).argmax(1) for part in images.split(target.batch_size)]
+        found = [network.domain_logits(part).argmax(1) for part in torch.split(images, target.batch_size)]
     return torch.cat(found)
 
 
 def _is_right(target: EvaluationTarget, images: Images, labels: Tensor) -> Tensor:
     """Mask of images that the network classifies correctly."""
     parts: Sequence[tuple[Tensor, Tensor]] = list(
-        zip(images.split(target.batch_size), labels.split(target.batch_size), strict=True)
+        zip(torch.split(images, target.batch_size), torch.split(labels, target.batch_size), strict=True)
     )
     logits = torch.cat([target.verdict(*part) for part in parts])
     return (logits.argmax(1) == labels) & logits.isfinite().all(1)
