@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustly.models import TafdNetwork
 from robustly.threats import Threat, short_names
-from robustly.training.losses.terms import check_at_least_zero, check_share, label_loss
+from robustly.training.losses.terms import check_positive, check_share, label_loss
 from robustly.training.parts import Composition, Part, Terms
 from robustly.training.step import Labels, Step
 from robustly.training.threat_domains import FEATURES, clustered, spectral_descriptor
@@ -36,7 +36,7 @@ class TafdLoss(Part):
     Args:
         ratio: share of the adversarial term, in (0, 1]; with m / (m + 1) clean images weigh as much as those of one
             of m threats.
-        router: weight of the router's term, at least 0; 1 there.
+        router: weight of the router's term, positive; 1 there.
         diagnosis: share of the epochs in which the domains may change, in [0, 1]; 10 of 76 epochs there.
         every: steps from one update of the prototypes to the next, at least 1; 50 there.
         momentum: of the moving averages, in [0, 1); 0.99 there.
@@ -57,7 +57,7 @@ class TafdLoss(Part):
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must lie in (0, 1], got {self.ratio}")
-        check_at_least_zero(router=self.router)
+        check_positive(router=self.router)
         check_share("diagnosis", self.diagnosis)
         if self.every < 1:
             raise ValueError(f"every must be at least 1 step, got {self.every}")
@@ -67,11 +67,7 @@ class TafdLoss(Part):
     @property
     def reads(self) -> tuple[str, ...]:
         """Logits of the terms that have weight."""
-        return (
-            *(("undirected",) if self.ratio < 1 else ()),
-            "dispatched",
-            *(("domains",) if self.router > 0 else ()),
-        )
+        return (*(("undirected",) if self.ratio < 1 else ()), "dispatched", "domains")
 
     @property
     def own_quantities(self) -> Mapping[str, Callable[[Step], Tensor]]:
@@ -98,49 +94,46 @@ class TafdLoss(Part):
         return None
 
     def __call__(self, step: Step) -> Terms:
-        """Return the terms "clean", "adversarial" and "router"; one without weight is left out."""
+        """Return the terms "adversarial", "router" and, if it has weight, "clean"."""
         count = len(step.threats)
         labels = Labels(step.labels.hard.repeat(count), smoothing=step.labels.smoothing)
         adversarial = label_loss(step.quantity("dispatched"), labels)
         terms: Terms = {"adversarial": self.ratio * _mean(adversarial, count)}
         if self.ratio < 1:
             terms["clean"] = (1 - self.ratio) * label_loss(step.quantity("undirected"), step.labels)
-        if self.router > 0:
-            found = step.quantity("domains")
-            own = F.cross_entropy(found, self._domain_of_each(step), reduction="none")
-            terms["router"] = self.router * _mean(own, count)
-        return terms
+        own = F.cross_entropy(step.quantity("domains"), self._domain_of_each(step), reduction="none")
+        return terms | {"router": self.router * _mean(own, count)}
 
     def after_backward(self, step: Step) -> None:
         """Note the columns, and update prototypes and domains where they are due."""
-        dispatched, count = step.quantities.computed("dispatched"), len(step.threats)
-        if dispatched is not None:
-            correct = dispatched.view(count, len(step.y), -1).argmax(2) == step.y
-            step.note("train_robust_accuracy", correct.double().mean(0))
-            for number, name in enumerate(short_names(step.threats)):
-                step.note(f"train_robust_accuracy_{name}", correct[number])
         clean = step.quantities.computed("undirected")
         if clean is not None:
             step.note("train_clean_accuracy", clean.argmax(1) == step.y)
-        self._note_routes(step)
-        memory = step.remember(self)
-        moment = step.moment
-        is_due = moment.time < self.diagnosis * moment.epochs and moment.count % self.every == 0
-        if is_due and step.replay == 0 and isinstance(step.model, TafdNetwork):
+        if isinstance(step.model, TafdNetwork):
+            self._note_threats(step, self._domains(step))
+            self._update(step, step.model.domains)
+
+    def _note_threats(self, step: Step, domains: Int64[Tensor, " m"]) -> None:
+        """Note for each threat the accuracy, that of the router, and the domain."""
+        logits, routes = step.quantities.computed("dispatched"), step.quantities.computed("domains")
+        assert logits is not None
+        assert routes is not None
+        shape = len(step.threats), len(step.y)
+        correct = logits.argmax(1).view(shape) == step.y
+        routed = routes.argmax(1).view(shape) == domains[:, None]
+        step.note("train_robust_accuracy", correct.double().mean(0))
+        for number, name in enumerate(short_names(step.threats)):
+            step.note(f"train_robust_accuracy_{name}", correct[number])
+            step.note(f"router_accuracy_{name}", routed[number])
+            step.note(f"domain_{name}", domains[number].expand(len(step.y)))
+
+    def _update(self, step: Step, count: int) -> None:
+        """Move the prototypes and cluster them anew, if that is due."""
+        memory, moment = step.remember(self), step.moment
+        if moment.time < self.diagnosis * moment.epochs and moment.count % self.every == 0:
             kept = self.momentum * memory["prototypes"]
             memory["prototypes"] = kept + (1 - self.momentum) * _descriptors(step)
-            memory["domains"] = clustered(memory["prototypes"], step.model.domains, memory["domains"])
-
-    def _note_routes(self, step: Step) -> None:
-        found, count = step.quantities.computed("domains"), len(step.threats)
-        if not isinstance(step.model, TafdNetwork):
-            return
-        domains = self._domains(step)
-        routed = None if found is None else found.view(count, len(step.y), -1).argmax(2) == domains[:, None]
-        for number, name in enumerate(short_names(step.threats)):
-            if routed is not None:
-                step.note(f"router_accuracy_{name}", routed[number])
-            step.note(f"domain_{name}", domains[number].expand(len(step.y)))
+            memory["domains"] = clustered(memory["prototypes"], count, memory["domains"])
 
     def _domains(self, step: Step) -> Int64[Tensor, " m"]:
         """Domain of each threat; at first, from the descriptors of this batch."""
