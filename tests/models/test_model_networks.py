@@ -35,6 +35,11 @@ def parameter_count(model: nn.Module) -> int:
         ("wrn28_10", 36_479_194),
         ("wrn34_10", 46_160_474),
         ("wrn28_10_silu", 36_479_194),
+        # two experts in five layers (1728, 36864, 73728, 294912 and 1179648 weights each) and 2 x 2 x 11 numbers in
+        # each; in the router 1792, 73856 and 295168 in the convolutions, 896, 16448 and 130 in the others
+        ("tafd_resnet18", 11_173_962 + 2 * 1_586_880 + 5 * 44 + 388_290),
+        # two experts of 288 and 18432 weights; 97,314 in the router
+        ("tafd_small_cnn", 312_202 + 2 * 18_720 + 2 * 44 + 97_314),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name: str, count: int) -> None:

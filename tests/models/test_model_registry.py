@@ -42,7 +42,7 @@ def test_weights_of_the_configuration_are_loaded(tmp_path: Path) -> None:
 def test_open_settings_are_those_of_the_reference(name: str) -> None:
     # width shrinks the hidden layers only, so that input and output show what was chosen
     model = build_model(ModelConfig(name, width=0.02), seed=0).eval()
-    channels, side = (1, 28) if name in ("small_cnn", "conv_small") else (3, 32)
+    channels, side = (1, 28) if name in ("small_cnn", "conv_small", "tafd_small_cnn") else (3, 32)
     assert model(torch.rand(1, channels, side, side)).shape == (1, 10)
 
 

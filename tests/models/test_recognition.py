@@ -23,6 +23,8 @@ CONFIGS = [
     ModelConfig("conv_small", width=0.3, classes=5, channels=3, image_size=(22, 18), **THREE),
     ModelConfig("preact_resnet18", width=0.13, classes=3),
     ModelConfig("wrn16_4", width=0.3, mean=THREE["mean"], std=THREE["std"]),
+    ModelConfig("tafd_resnet18", width=0.13, classes=3, **THREE),
+    ModelConfig("tafd_small_cnn", width=0.25, classes=7, image_size=(20, 24)),
     ModelConfig("wrn16_4", width=0.25, classes=5, channels=1),  # without a shortcut in its first block
 ]
 

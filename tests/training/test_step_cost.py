@@ -147,6 +147,7 @@ def test_real_steps_take_as_many(recipe: str) -> None:
             inner=method.inner,
             memory=memory,
             slot_of=method.slot_of,
+            own=method.own_quantities,
             moment=Moment(epochs - 1, 0, 1, epochs),
             replay=replay,
         )

@@ -21,11 +21,17 @@ _SIGNS = {
     "conv_small": "features.conv2.weight",
     "wrn": "block1.layer.0.conv1.weight",
     "resnet": "layer1.0.conv1.weight",
+    "tafd": "router.conv1.weight",
 }
 """A weight that networks have whose name begins so; the others are not tried, because building them takes time."""
-_OUTPUT_LAYERS = ("linear.weight", "fc.weight", "classifier.fc3.weight", "classifier.fc2.weight")
-_OF_IMAGE_SIZE = "classifier.fc1.weight"
-_INPUT_LAYERS = ("conv1.weight", "feature_extractor.conv1.weight", "features.conv1.weight")
+_OUTPUT_LAYERS = (
+    *("linear.weight", "fc.weight", "classifier.fc3.weight", "classifier.fc2.weight"),
+    *("body.linear.weight", "body.classifier.fc3.weight"),
+)
+_OF_IMAGE_SIZE = ("classifier.fc1.weight", "body.classifier.fc1.weight")
+_INPUT_LAYERS = (
+    *("conv1.weight", "feature_extractor.conv1.weight", "features.conv1.weight", "router.conv1.weight"),
+)
 _NORMALISATION = ("normalize.mean", "normalize.std")
 
 
@@ -121,7 +127,7 @@ def _fits(config: ModelConfig, weights: Mapping[str, Tensor]) -> bool:
     own = _empty(config).state_dict()
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
     return needed <= weights.keys() <= own.keys() and all(
-        value.shape == own[name].shape or (name == _OF_IMAGE_SIZE and len(value) == len(own[name]))
+        value.shape == own[name].shape or (name in _OF_IMAGE_SIZE and len(value) == len(own[name]))
         for name, value in weights.items()
     )
 

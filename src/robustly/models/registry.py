@@ -14,6 +14,7 @@ from robustly.models.lazy import create_parameters, has_lazy_parameters
 from robustly.models.published import build_published, expected_images
 from robustly.models.resnet import PreActResNet, ResNet
 from robustly.models.small_cnn import SmallCNN
+from robustly.models.tafd import tafd_resnet18, tafd_small_cnn
 from robustly.models.user_code import build_user_model, load_torchscript
 from robustly.models.weights import load_weights
 from robustly.models.wide_resnet import WideResNet
@@ -32,15 +33,15 @@ class ModelConfig:
         name: a name in `MODELS`; `package.module:factory` for a model of the user's own; `timm:NAME`; `hf:FOLDER`
             or `hf:NAME` for a model of Hugging Face; `torchscript:FILE`.
         classes: number of logits, at least 2; None is 10.
-        channels: channels of the images; None is 1 for `small_cnn` and `conv_small`, and 3 for the others.
-        image_size: height and width in pixels; None is 28x28 for `small_cnn` and `conv_small`, and 32x32 for the
-            others.
+        channels: channels of the images; None is 1 for `small_cnn`, `tafd_small_cnn` and `conv_small`, and 3 for
+            the others.
+        image_size: height and width in pixels; None is 28x28 for those three, and 32x32 for the others.
         width: factor of the hidden widths, in (0, 64], such as 0.25 for small machines.
         activation: a name in `ACTIVATIONS`; None is silu for the `_silu` networks and relu for the others.
         mean: per-channel mean on the [0, 1] scale for the input normalisation, such as 125.3/255; None for none.
         std: per-channel standard deviation on the [0, 1] scale; None for none.
-        dropout: probability in [0, 1); None is 0.5 for `small_cnn` and 0 for wide ResNets. The others have no
-            dropout.
+        dropout: probability in [0, 1); None is 0.5 for `small_cnn` and `tafd_small_cnn`, and 0 for wide ResNets.
+            The others have no dropout, except the fixed one in the router of a TaFD network.
         weights: a file or folder for `load_weights`; None for new weights, the published ones of timm and Hugging
             Face, or those of the user's factory.
         weights_key: the state dict to take from a file with several, such as `model_ema`; None finds it.
@@ -188,6 +189,31 @@ def _preact_resnet18(s: Settings) -> nn.Module:
     )
 
 
+def _tafd_resnet18(s: Settings) -> nn.Module:
+    return tafd_resnet18(
+        classes=s.classes,
+        channels=s.channels,
+        image_size=s.image_size,
+        width=s.width,
+        activation=s.activation,
+        mean=s.mean,
+        std=s.std,
+    )
+
+
+def _tafd_small_cnn(s: Settings) -> nn.Module:
+    return tafd_small_cnn(
+        classes=s.classes,
+        channels=s.channels,
+        image_size=s.image_size,
+        width=s.width,
+        activation=s.activation,
+        dropout=s.dropout,
+        mean=s.mean,
+        std=s.std,
+    )
+
+
 def _wide(depth: int, widen: int, activation: str = "relu", momentum: float = 0.1) -> Architecture:
     def build(s: Settings) -> nn.Module:
         return WideResNet(
@@ -218,6 +244,8 @@ MODELS: dict[str, Architecture] = {
     "wrn70_16": _wide(70, 16),
     "wrn28_10_silu": _wide(28, 10, "silu", 0.01),
     "wrn70_16_silu": _wide(70, 16, "silu", 0.01),
+    "tafd_resnet18": Architecture(_tafd_resnet18),
+    "tafd_small_cnn": Architecture(_tafd_small_cnn, channels=1, image_size=(28, 28), dropout=0.5),
 }
 
 

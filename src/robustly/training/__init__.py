@@ -28,6 +28,7 @@ from robustly.training.losses.guided import DynatLoss, LbgatLoss
 from robustly.training.losses.introspective import Iad2Loss, IadLoss
 from robustly.training.losses.mart import MartLoss
 from robustly.training.losses.mean_teacher import MeanTeacherLoss
+from robustly.training.losses.tafd import TafdLoss
 from robustly.training.method import Method, MethodError
 from robustly.training.parameters import PARAMETER_PARTS
 from robustly.training.parameters.averaging import EpochAverage, ExponentialAverage, WeightAverage
@@ -115,6 +116,7 @@ __all__ = [
     "SmoothedLabels",
     "Step",
     "StochasticInner",
+    "TafdLoss",
     "Terms",
     "TradesLoss",
     "TrainingConfig",

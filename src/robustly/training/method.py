@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustly.attacks.core.model_access import frozen_statistics
 from robustly.data import Batch
@@ -112,6 +112,17 @@ class Method:
         """
         for slot, part in self.slots():
             reason = part.check_threats(threats)
+            if reason is not None:
+                raise MethodError(f"{_key(slot, part)}: {reason}")
+
+    def check_model(self, model: nn.Module, threats: tuple[Threat, ...]) -> None:
+        """Refuse a network that a part is not defined for.
+
+        Raises:
+            MethodError: the message of the part's `check_model`.
+        """
+        for slot, part in self.slots():
+            reason = part.check_model(model, threats)
             if reason is not None:
                 raise MethodError(f"{_key(slot, part)}: {reason}")
 
@@ -291,7 +302,7 @@ def _reads_of_loss(method: Method, moment: Moment) -> tuple[str, ...]:
 def _weighted(method: Method, step: Step) -> Terms:
     """The weighted terms of the outer loss, averaged over all attacks of the inner maximisation."""
     terms = _weighted_once(method, step)
-    if method.inner is None or not step.further_attacks:
+    if method.inner is None or method.loss.joins_attacks or not step.further_attacks:
         return terms
     step.others = tuple(step.with_adversarial(found) for found in step.further_attacks)
     found = [terms]

@@ -111,6 +111,11 @@ class Part(Protocol):
         return any(needs_attack(name) for name in self.reads)
 
     @property
+    def joins_attacks(self) -> bool:
+        """Outer loss: True if it uses the further attacks itself, so that it is not averaged over them."""
+        return False
+
+    @property
     def smoothing(self) -> float:
         """Label source: share of each label's weight that is spread evenly over all classes."""
         return 0.0
@@ -147,6 +152,10 @@ class Part(Protocol):
 
     def check(self, method: "Composition") -> str | None:
         """Error message if the part contradicts other parts of the method, else None."""
+        return None
+
+    def check_model(self, model: nn.Module, threats: tuple[Threat, ...]) -> str | None:
+        """Error message if the part is not defined for the network in training or the threats, else None."""
         return None
 
     def check_epochs(self, epochs: int) -> str | None:

@@ -32,6 +32,7 @@ FINDING_TITLES = {
     "D3": "without a bound, PGD breaks all images",
     "D4": "accuracy falls with epsilon",
     "D5": "random points break no further images",
+    "forced_routes": "forced routes break no further images",
     "D7": "gradients agree with finite differences",
     "D8": "the attack has converged",
     "D9": "one start is enough",

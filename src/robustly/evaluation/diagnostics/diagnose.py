@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from robustly.evaluation.diagnostics.attack_checks import ATTACKING, attempted
+from robustly.evaluation.diagnostics.forced_routes import FORCED_ROUTES, forced_routes_break_no_more, has_domains
 from robustly.evaluation.diagnostics.model_checks import (
     blocked_gradient,
     constant_output,
@@ -78,6 +79,8 @@ def diagnose(
 ) -> list[Finding]:
     """Test whether gradient attacks on a model miss adversarial examples.
 
+    With all tests, a network with threat domains (TaFD) is also tested by `forced_routes`, the last finding.
+
     Randomised models are allowed, unlike in an evaluation. Some tests are undecided for them.
 
     Args:
@@ -97,10 +100,13 @@ def diagnose(
     if isinstance(target.threat.extent, Tensor):
         raise ValueError("diagnostics have one epsilon for all images, not one per image")
     probe = Probe(target, count, budget or Budget())
-    return [
+    findings = [
         attempted(name, ATTACKING[name], probe) if name in ATTACKING else _WITHOUT_ATTACKS[name](probe)
         for name in tests
     ]
+    if tuple(tests) == ALL and has_domains(target.model):
+        findings.append(attempted(FORCED_ROUTES, forced_routes_break_no_more, probe))
+    return findings
 
 
 def cheap_findings(target: EvaluationTarget) -> list[Finding]:
@@ -116,8 +122,9 @@ def masking_suspected(findings: Sequence[Finding]) -> list[str]:
     """Reasons why robust accuracy is only an upper bound: the sentences of failed findings in `MASKING`.
 
     D1, D2, D4 and D5 fail if a weaker search breaks more than a stronger one. D3 fails if PGD does not break
-    examples without a bound. D6, D7, D10 and the flags on gradients fail if gradients are missing or wrong. The
-    other flags in `MASKING` mark models that need adaptive attacks.
+    examples without a bound, and `forced_routes` if attacks on branches break more. D6, D7, D10 and the flags on
+    gradients fail if gradients are missing or wrong. The other flags in `MASKING` mark models that need adaptive
+    attacks.
 
     The other findings are not included. D8 and D9 recommend a larger budget, and D12 means a curved landscape.
     `softmax_output` is serious only if D6 fails. `eval_mode` concerns the caller, because evaluations switch to
@@ -125,5 +132,5 @@ def masking_suspected(findings: Sequence[Finding]) -> list[str]:
     broken, and D11 repeats other flags.
     """
     failed = {finding.id for finding in findings if finding.passed is False}
-    counted = set(MASKING) - ({"randomized"} if "eval_mode" in failed else set())
+    counted = {*MASKING, FORCED_ROUTES} - ({"randomized"} if "eval_mode" in failed else set())
     return [finding.words for finding in findings if finding.id in failed & counted]

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from robustly.data import Augmentation, Extra, ImageData
+from robustly.models.adapter import unwrapped
 from robustly.threats import Chain, Subspace, Threat
 from robustly.training.cost import step_cost
 from robustly.training.engine.optimisation import OptimizerConfig, ScheduleConfig
@@ -131,7 +132,7 @@ class Job:
 
     Raises:
         MethodError: networks are missing or unused, the run is too short for a part or for the epochs before it,
-            or a part is not defined for the threats.
+            or a part is not defined for the threats or the network.
         ThreatError: a threat that is not defined for such images, such as a mask of another shape.
         ValueError: there is no threat model, or the share of extra images leaves no image of one kind.
     """
@@ -163,6 +164,8 @@ class Job:
         check_networks(self.method, {name: network.frozen for name, network in self.networks.items()})
         self.method.check_epochs(self.training.epochs)
         self.method.check_threats(self.threats)
+        bare = unwrapped(self.model)
+        self.method.check_model(bare if isinstance(bare, nn.Module) else self.model, self.threats)
         for name, network in self.networks.items():
             check_pretrain(network.pretrain, network.frozen, self.training.epochs, network_key(name))
         if self.method.weights is not None:  # refuses weights for a term that the loss does not have

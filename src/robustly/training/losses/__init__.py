@@ -13,6 +13,7 @@ from robustly.training.losses.helper import HatLoss
 from robustly.training.losses.introspective import Iad2Loss, IadLoss
 from robustly.training.losses.mart import MartLoss
 from robustly.training.losses.mean_teacher import MeanTeacherLoss
+from robustly.training.losses.tafd import TafdLoss
 from robustly.training.parts import OuterLoss
 
 LOSSES: dict[str, type[OuterLoss]] = {
@@ -35,4 +36,5 @@ LOSSES: dict[str, type[OuterLoss]] = {
     "hat": HatLoss,
     "mean_teacher": MeanTeacherLoss,
     "cost_sensitive": CostSensitiveLoss,
+    "tafd": TafdLoss,
 }
