@@ -47,7 +47,7 @@ def add_threats(run: Path, options: Synthetic, threats: dict[str, tuple[str, flo
         threat = record(text, unit)
         with TemporaryDirectory() as folder:
             other = write_synthetic_run(
-                Path(folder), replace(options, robust=robust, seed=options.seed + number + 1)
+                Path(folder), replace(options, robust=robust, seed=options.seed + number + 1, training=False)
             )
             evidence = read_evidence(other / "evaluation")
         summary, curve = evidence.summary, evidence.summary.metrics.security_curve

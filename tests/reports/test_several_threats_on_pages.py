@@ -41,6 +41,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return several(tmp_path_factory.mktemp("many"), SMALL, LONG)
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same but for the seed."""
+    return several(tmp_path_factory.mktemp("other"), replace(SMALL, name="other", seed=5))
+
+
 def union_of(run: Path) -> ThreatUnion:
     union = read_run(run).union
     assert union is not None
@@ -201,8 +207,7 @@ def numbers(matrix: ThreatMatrix | None) -> dict[str, list[float | None]]:
     }
 
 
-def test_the_matrix_has_the_numbers_of_every_run(run: Path, tmp_path: Path) -> None:
-    other = several(tmp_path, replace(SMALL, name="other", seed=5))
+def test_the_matrix_has_the_numbers_of_every_run(run: Path, other: Path) -> None:
     unions = [union_of(one) for one in (run, other)]
     matrix = matrix_of_runs([read_run(run), read_run(other)])
     found = numbers(matrix)
@@ -241,25 +246,28 @@ def test_a_run_under_one_threat_has_neither_mean_nor_union(run: Path, tmp_path: 
         "Not every run was tested under every threat: means and unions are over different threats.",
     )
     assert not any(row.cells[-1].number.best for row in matrix.rows)
+    unknown = replace(read_run(single), evaluation=None)
+    skipped = matrix_of_runs([unknown, read_run(run)])
+    assert skipped is not None
+    assert [row.index for row in skipped.rows] == [1], "a row has the colour of its run"
 
 
-def test_other_images_suites_and_masking_are_not_ranked(run: Path, tmp_path: Path) -> None:
-    first = read_run(run)
-    other = read_run(several(tmp_path, replace(SMALL, name="other", seed=5)))
-    assert other.union is not None
-    fewer = replace(other, tests=tuple(replace(one, images="other") for one in other.tests))
-    matrix = matrix_of_runs([first, fewer])
+def test_other_images_suites_and_masking_are_not_ranked(run: Path, other: Path) -> None:
+    first, second = read_run(run), read_run(other)
+    assert second.union is not None
+    elsewhere = replace(second, tests=tuple(replace(one, images="other") for one in second.tests))
+    matrix = matrix_of_runs([first, elsewhere])
     assert matrix is not None
     assert matrix.notes == ("The runs were tested on different images: no best value is marked.",)
     assert not any(cell.number.best for row in matrix.rows for cell in row.cells)
 
     def changed(**values: object) -> ThreatMatrix:
-        assert other.union is not None
+        assert second.union is not None
         threats = tuple(
             replace(one, **values) if one.text == "rotation:30" else one  # type: ignore[arg-type]
-            for one in other.union.threats
+            for one in second.union.threats
         )
-        found = matrix_of_runs([first, replace(other, union=replace(other.union, threats=threats))])
+        found = matrix_of_runs([first, replace(second, union=replace(second.union, threats=threats))])
         assert found is not None
         return found
 
@@ -280,23 +288,22 @@ def test_other_images_suites_and_masking_are_not_ranked(run: Path, tmp_path: Pat
     assert masked.rows[1].cells[-1].suspected
 
 
-def test_seeds_are_one_row_of_the_matrix_of_methods(tmp_path: Path) -> None:
-    paths = [several(tmp_path, replace(SMALL, name=f"run_{seed}", seed=seed)) for seed in range(2)]
-    runs = [read_evaluated(path) for path in paths]
+def test_seeds_are_one_row_of_the_matrix_of_methods(run: Path, other: Path) -> None:
+    runs = [read_evaluated(path) for path in (run, other)]
     matrix = matrix_of_methods([*runs, runs[0]], "method")  # a run that is named twice counts once
     assert matrix is not None
     assert [row.seeds for row in matrix.rows] == [2]
-    unions = [union_of(path).union.share for path in paths]
+    unions = [union_of(path).union.share for path in (run, other)]
     value = matrix.rows[0].cells[-1].number.value
     assert value is not None
     assert value.share == pytest.approx(sum(unions) / 2)
     assert value.worst == min(unions)
     single = matrix_of_methods(runs, "run")
     assert single is not None
-    assert [row.name for row in single.rows] == ["run_0", "run_1"]
+    assert [row.name for row in single.rows] == [run.name, other.name]
     page = words(methods_page(method_tables(runs), matrix))
     assert "Several threats" in page
-    assert "Several threats" not in words(methods_page(method_tables(runs)))
+    assert f"worst {shown(min(unions))}".replace("\u202f", " ") in page
 
 
 def test_markup_in_the_text_of_a_threat_stays_text(run: Path) -> None:

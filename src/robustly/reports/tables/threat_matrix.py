@@ -10,7 +10,7 @@ from robustly.evidence.unions import ThreatShare, ThreatUnion
 from robustly.reports.figures.threat_rows import UNION, threat_title
 from robustly.reports.run import RunEvidence
 from robustly.reports.tables.comparison import ComparedNumber, ShareInterval, marked
-from robustly.reports.tables.evaluations import EvaluatedRun
+from robustly.reports.tables.evaluations import EvaluatedRun, joint_worst_case
 from robustly.reports.tables.method_tables import By, Score, score_of
 from robustly.reports.tables.seeds import group_names, seed_groups
 from robustly.statistics import Proportion
@@ -43,11 +43,26 @@ class ThreatNumbers:
         return cls(union.clean, union.threats, mean, union.union, images)
 
     @classmethod
-    def of_one(cls, summary: Summary) -> "ThreatNumbers":
-        """The numbers of an evaluation under one threat."""
-        threat, worst = summary.threat, summary.metrics.worst_case.robust
+    def of_one(cls, summary: Summary, worst: Proportion) -> "ThreatNumbers":
+        """The numbers of an evaluation under one threat, with its worst case."""
+        threat = summary.threat
         share = ThreatShare(threat.text, threat.words, summary.suite.name, summary.masking, worst)
         return cls(summary.metrics.clean, (share,), images=summary.data.sha256)
+
+
+@dataclass(frozen=True)
+class MatrixSource:
+    """The numbers of a row: those of one run, or of several that differ only in the seed.
+
+    Args:
+        index: number of its colour.
+        name: name of the row.
+        runs: numbers of its runs.
+    """
+
+    index: int
+    name: str
+    runs: tuple[ThreatNumbers, ...]
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,9 @@ class MatrixCell:
 
 @dataclass(frozen=True)
 class MatrixRow:
-    """One run, or several that differ only in the seed."""
+    """One run, or several that differ only in the seed; `index` is the number of its colour."""
 
+    index: int
     name: str
     seeds: int
     cells: tuple[MatrixCell, ...]
@@ -78,16 +94,15 @@ class ThreatMatrix:
 
 def matrix_of_runs(runs: Sequence[RunEvidence]) -> ThreatMatrix | None:
     """The matrix of a report's runs; None if none was evaluated under several threats."""
-    names, numbers = [], []
-    for run in runs:
+    sources = []
+    for index, run in enumerate(runs):
         if run.union is not None:
-            numbers.append([ThreatNumbers.of_union(run.union, run.tests[0].images if run.tests else "")])
+            images = run.tests[0].images if run.tests else ""
+            sources.append(MatrixSource(index, run.name, (ThreatNumbers.of_union(run.union, images),)))
         elif run.evaluation is not None:
-            numbers.append([ThreatNumbers.of_one(run.evaluation)])
-        else:
-            continue
-        names.append(run.name)
-    return threat_matrix(names, numbers)
+            worst = run.evaluation.metrics.worst_case.robust
+            sources.append(MatrixSource(index, run.name, (ThreatNumbers.of_one(run.evaluation, worst),)))
+    return threat_matrix(sources)
 
 
 def matrix_of_methods(runs: Sequence[EvaluatedRun], by: By) -> ThreatMatrix | None:
@@ -97,31 +112,40 @@ def matrix_of_methods(runs: Sequence[EvaluatedRun], by: By) -> ThreatMatrix | No
         EvidenceError: an evidence table is damaged.
     """
     runs = list({(run.path.resolve(), run.last_epoch): run for run in runs}.values())
+    if all(len({one.evaluation.threat.text for one in run.evaluations}) == 1 for run in runs):
+        return None
     groups = seed_groups(runs) if by == "method" else [[i] for i in range(len(runs))]
     names = group_names([[runs[i] for i in group] for group in groups])
-    return threat_matrix(names, [[_numbers(runs[i]) for i in group] for group in groups])
+    return threat_matrix(
+        [
+            MatrixSource(index, name, tuple(_numbers(runs[i]) for i in group))
+            for index, (name, group) in enumerate(zip(names, groups, strict=True))
+        ]
+    )
 
 
 def _numbers(run: EvaluatedRun) -> ThreatNumbers:
     union, left_out = union_of_folders([one.folder for one in run.evaluations])
-    if union is None:
-        return ThreatNumbers.of_one(run.evaluations[0].evaluation)
-    apart = {one.evaluation for one in left_out}
-    part = next(one.evaluation for one in run.evaluations if one.folder.name not in apart)
-    return ThreatNumbers.of_union(union, part.data.sha256)
+    if union is not None:
+        apart = {one.evaluation for one in left_out}
+        part = next(one.evaluation for one in run.evaluations if one.folder.name not in apart)
+        return ThreatNumbers.of_union(union, part.data.sha256)
+    first = run.evaluations[0].evaluation
+    alike = [
+        one
+        for one in run.evaluations
+        if (one.evaluation.threat.text, one.evaluation.data.sha256) == (first.threat.text, first.data.sha256)
+    ]
+    return ThreatNumbers.of_one(first, joint_worst_case(alike))
 
 
-def threat_matrix(names: Sequence[str], numbers: Sequence[Sequence[ThreatNumbers]]) -> ThreatMatrix | None:
+def threat_matrix(sources: Sequence[MatrixSource]) -> ThreatMatrix | None:
     """Build the matrix; its threats are in the order of their mean accuracy, the highest first.
-
-    Args:
-        names: names of the rows.
-        numbers: the runs of each row, one for each seed.
 
     Returns:
         The matrix, or None if no run has several threats.
     """
-    every = [one for row in numbers for one in row]
+    every = [one for source in sources for one in source.runs]
     if all(one.union is None for one in every):
         return None
     texts = list(dict.fromkeys(share.text for one in every for share in one.threats))
@@ -134,8 +158,12 @@ def threat_matrix(names: Sequence[str], numbers: Sequence[Sequence[ThreatNumbers
     apart = [text for text in texts if len(suites[text]) > 1]
     comparable = {column: same_images and column not in apart for column in columns}
     comparable[MEAN_COLUMN] = comparable[UNION] = same_images and same_threats and not apart
-    scores = {column: [score_of([_share(one, column) for one in row]) for row in numbers] for column in columns}
-    suspected = {column: [any(_masked(one, column) for one in row) for row in numbers] for column in columns}
+    scores = {
+        column: [score_of([_share(one, column) for one in source.runs]) for source in sources] for column in columns
+    }
+    suspected = {
+        column: [any(_masked(one, column) for one in source.runs) for source in sources] for column in columns
+    }
     cells = {
         column: [
             MatrixCell(number, doubt)
@@ -158,8 +186,8 @@ def threat_matrix(names: Sequence[str], numbers: Sequence[Sequence[ThreatNumbers
     return ThreatMatrix(
         tuple(threat_title(column) if column in texts else column for column in columns),
         tuple(
-            MatrixRow(name, len(row), tuple(cells[column][i] for column in columns))
-            for i, (name, row) in enumerate(zip(names, numbers, strict=True))
+            MatrixRow(one.index, one.name, len(one.runs), tuple(cells[column][i] for column in columns))
+            for i, one in enumerate(sources)
         ),
         tuple(notes),
     )
