@@ -48,7 +48,7 @@ PICTURES = (
     Picture("adversarial-images", "comparison.html", height=620, after="Pictures"),
     Picture("dossier", "dossier.html", height=1100),
     Picture("plot", "plot.svg", width=940, height=340),
-    Picture("threats", "threats.html", height=1010, after="Several threats"),
+    Picture("threats", "threats.html", height=1390, after="Several threats"),
 )
 THREATS = ("linf:0.1", "l2:1", "rotation:30", "shift:2", "brightness:0.3", "rotation:15+linf:0.05")
 

@@ -87,7 +87,7 @@ def _panel(number: int, threat: ThreatRecord, lines: Sequence[Line], alone: bool
         ),
         [trace for line in lines for trace in _traces(threat, line, alone)],
         _table(threat, lines, alone),
-        x=size_axis(longest, threat, MOST_LABELS),
+        x={**size_axis(longest, threat, MOST_LABELS), "range": _range(longest), "ticklabeloverflow": "allow"},
         y={**PERCENT_AXIS, "range": [0, 1.02], "dtick": 0.25},
         layout={
             "shapes": [{**mark, "line": {"color": MUTED, "width": 1, "dash": "dot"}, "layer": "above"}],
@@ -95,6 +95,13 @@ def _panel(number: int, threat: ThreatRecord, lines: Sequence[Line], alone: bool
         },
         height=HEIGHT,
     )
+
+
+def _range(curve: SecurityCurve) -> list[float]:
+    """Ends of the axis, with room for half of the last label, which plotly hides at the edge of a narrow panel."""
+    low, high = min(curve.epsilon), max(curve.epsilon)
+    span = high - low or 1.0
+    return [low - 0.02 * span, high + 0.07 * span]
 
 
 def _letters(number: int) -> str:
