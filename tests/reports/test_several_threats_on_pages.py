@@ -116,8 +116,9 @@ def test_the_plot_draws_every_number_of_the_evidence(run: Path, tmp_path: Path) 
 def test_the_plot_of_results_is_that_of_their_run(run: Path) -> None:
     labels = [None, *(one.name.removeprefix("evaluation_") for one in sorted(run.glob("evaluation_*")))]
     assert plot_threats([read_result(run, label) for label in labels]).svg == plot_threats(run).svg
-    with pytest.raises(EvidenceError, match="at least two"):
-        plot_threats([read_result(run)])
+    for too_few in ([], [read_result(run)], read_result(run)):
+        with pytest.raises(EvidenceError, match="at least two"):
+            plot_threats(too_few)
 
 
 def test_twelve_long_names_do_not_overlap(many: Path) -> None:

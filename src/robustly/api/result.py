@@ -170,7 +170,7 @@ class Result(Evidence):
             return audit.record(super().save(folder))
 
 
-def plot_threats(results: str | Path | Sequence[Evidence]) -> Plot:
+def plot_threats(results: str | Path | Evidence | Sequence[Evidence]) -> Plot:
     """A figure of the accuracy under several threats, under all at once, and of their security curves.
 
     Args:
@@ -186,6 +186,7 @@ def plot_threats(results: str | Path | Sequence[Evidence]) -> Plot:
         if run.union is None:
             raise EvidenceError(f"{results} has no evaluations under two threats on the same images")
         return threats_plot(run.name, run.union, run.tests)
+    results = (results,) if isinstance(results, Evidence) else results
     union = union_of_threats(results)
     first = results[0].summary
     return threats_plot(first.run or first.model.name, union, [ThreatTest.of(one.summary) for one in results])

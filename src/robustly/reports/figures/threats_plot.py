@@ -7,7 +7,7 @@ from robustly.reports.figures.charts import shortened
 from robustly.reports.figures.drawing import Attributes, hover, line, shape, text
 from robustly.reports.figures.result_plot import CLEAN, ROBUST, WIDTH, Panel, Plot, curve_panel
 from robustly.reports.figures.threat_rows import ThreatRow, threat_rows, threat_title, wrapped
-from robustly.reports.formats import interval, percent
+from robustly.reports.formats import count, interval, percent
 from robustly.reports.run import ThreatTest
 
 LEFT, RIGHT, TOP, ROW, RADIUS = 190.0, 62.0, 34.0, 30.0, 4.5
@@ -29,7 +29,8 @@ def threats_plot(name: str, union: ThreatUnion, tests: Sequence[ThreatTest] = ()
         for one in sorted(tests, key=lambda test: -worst[test.threat.text].share)
         if one.curve is not None
     ]
-    title = f"{name}, {len(union.threats)} threats, {union.clean.count} images"
+    images = f"{count(union.clean.count)} image{'' if union.clean.count == 1 else 's'}"
+    title = f"{name}, {len(union.threats)} threats, {images}"
     return Plot(shortened(title, 100), (dots, *curves), columns=2 if len(curves) < 4 else 3)
 
 
