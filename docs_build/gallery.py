@@ -20,6 +20,8 @@ from page_code import run_page
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from robustly.cli import main as main_command
+
 DOCS = Path(__file__).parent.parent / "docs"
 LARGEST = 200_000
 """Most bytes of a picture."""
@@ -46,7 +48,28 @@ PICTURES = (
     Picture("adversarial-images", "comparison.html", height=620, after="Pictures"),
     Picture("dossier", "dossier.html", height=1100),
     Picture("plot", "plot.svg", width=940, height=340),
+    Picture("threats", "threats.html", height=1390, after="Several threats"),
 )
+THREATS = ("linf:0.1", "l2:1", "rotation:30", "shift:2", "brightness:0.3", "rotation:15+linf:0.05")
+
+
+def several_threats(folder: Path) -> None:
+    """Evaluate the robust model of the tutorial under further threats, and write `threats.html`."""
+    run, page = str(folder / "runs" / "robust"), str(folder / "threats.html")
+    words = [
+        "evaluate",
+        run,
+        "--trust-code",
+        "--suite",
+        "quick",
+        "--evaluation.count",
+        "200",
+        "--curve",
+        "on",
+        "--keep",
+    ]
+    if main_command([*words, "--threats", *THREATS]) or main_command(["report", run, "--out", page]):
+        raise SystemExit("the evaluation under several threats failed")
 
 
 def photograph(page: Page, folder: Path, picture: Picture) -> bytes:
@@ -93,6 +116,9 @@ def main() -> None:
             with chdir(folder):
                 sys.path.insert(0, str(folder))
                 run_page(DOCS / "tutorial.md", {})
+        with chdir(folder):
+            sys.path.insert(0, str(folder))
+            several_threats(folder)
         for name, content in pictures(folder):
             if len(content) > LARGEST:
                 raise SystemExit(f"{name}.png has {len(content):,} bytes, more than {LARGEST:,}")

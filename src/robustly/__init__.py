@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustly.api import Result, certify, curve, diagnose, evaluate, read_result
+    from robustly.api import Result, certify, curve, diagnose, evaluate, plot_threats, read_result
     from robustly.attacks import ATTACKS, PGD
     from robustly.data import ImageData
     from robustly.evaluation import SUITES, Suite, audit
@@ -35,6 +35,7 @@ _EXPORTS = {
     "diagnose": "robustly.api",
     "evaluate": "robustly.api",
     "load_weights": "robustly.models",
+    "plot_threats": "robustly.api",
     "read_evidence": "robustly.evidence",
     "read_result": "robustly.api",
     "train": "robustly.training",
@@ -75,6 +76,7 @@ __all__ = [
     "diagnose",
     "evaluate",
     "load_weights",
+    "plot_threats",
     "read_evidence",
     "read_result",
     "train",

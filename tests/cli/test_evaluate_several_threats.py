@@ -64,6 +64,20 @@ def test_a_run_is_evaluated_under_all_its_threats(run: Path, capsys: pytest.Capt
         capsys, "evaluate", str(run), *QUICK, "--threats", "linf:0.1", "l1:1", "--keep"
     )
 
+    # sizes in one unit are not those of several kinds of threats, shares are
+    assert "'1/255' is in the unit of one threat, and the threats are linf:0.1, l1:2" in refusal(
+        capsys, "evaluate", str(run), "--curve", "1/255", "--overwrite"
+    )
+    again = ["evaluate", str(run), "--suite", "fgsm,pgd_20", "--evaluation.batch_size", "20", "--overwrite"]
+    assert main([*again, "--curve", "50%,100%"]) == 0
+    capsys.readouterr()
+    curves = {one.threat.text: one.curve for one in read_run(run).tests}
+    assert [curves[text] and curves[text].epsilon_text for text in ("linf:0.1", "l1:2", "l2:1")] == [
+        ("0", "0.05", "0.1"),
+        ("0", "1", "2"),
+        None,
+    ]
+
     # the page has the union without an analysis
     union = read_run(run).union
     assert union is not None

@@ -8,7 +8,7 @@ from torch import nn
 
 from robustly.data import ImageData
 from robustly.evaluation import EvaluationTarget, Suite, audit, evaluate
-from robustly.evaluation.curve import curve_radii, with_curve
+from robustly.evaluation.curve import curve_radii, has_own_sizes, with_curve
 from robustly.evaluation.suites import as_suite
 from robustly.evidence import write_evidence
 from robustly.experiments.configuration import EvaluationConfig, build_config
@@ -38,7 +38,6 @@ def test_sizes_are_read_from_texts_and_lists_and_sorted() -> None:
         ("1/255,,", "sizes of the threat"),
         ("eight", "got 'eight'"),
         ([], "sizes of the threat"),
-        (True, "sizes of the threat"),
         ("0", "larger than 0"),
         ("-1/255", "got '-1/255'"),
         ("3", "wider than the box"),
@@ -58,6 +57,7 @@ def test_a_suite_without_a_curve_draws_it_with_its_first_attack() -> None:
 
 def test_the_command_line_has_the_same_words() -> None:
     assert EvaluationConfig(curve=False).curve == "off", "YAML reads off as false"
+    assert EvaluationConfig(curve=True).curve == "on", "YAML reads on as true"
     assert build_config({"evaluation": {"curve": "1/255,2/255"}}).evaluation.curve == "1/255,2/255"
     with pytest.raises(SettingsError, match="evaluation: curve: give 'off', or sizes"):
         build_config({"evaluation": {"curve": "8"}})
@@ -74,7 +74,42 @@ def job() -> tuple[nn.Module, ImageData]:
     return net, ImageData(images, labels, torch.arange(12), ("a", "b", "c"), "noise")
 
 
-@pytest.mark.parametrize("curve", ["off", "1/255, 1/10"])
+def test_shares_of_the_size_are_sizes_of_every_threat() -> None:
+    assert sizes("50%, 100 %,150%") == ["4/255", "8/255", "4/85"]
+    assert sizes(["25%", "1/255"]) == ["1/255", "2/255"]
+    assert sizes("100%,100000%") == ["8/255"], "sizes beyond the box are left out, as in curves of suites"
+    for text, wanted in (
+        ("rotation:30", ("15", "30")),
+        ("shift:3", ("1.5", "3")),
+        ("brightness:0.2", ("0.1", "0.2")),
+        ("rotation:30+linf:8/255", ("0.5", "1")),
+        ("l0:10", ("5", "10")),
+    ):
+        threat = parse_threat(text)
+        assert with_curve(as_suite("pgd_10", threat.kind), "50%, 100%", threat).curve_sizes == wanted
+
+
+def test_on_draws_the_curve_of_a_suite_that_has_none() -> None:
+    bare, own = as_suite("pgd_10,fgsm", "linf"), as_suite("dynat", "linf")
+    for word in ("on", True):
+        drawn = with_curve(bare, word, LINF)
+        assert drawn.curve == "pgd_10"
+        assert curve_radii(LINF, drawn) == LINF.extents_at(bare.curve_factors)
+        assert with_curve(own, word, LINF) is own
+
+
+@pytest.mark.parametrize("curve", ["0%", "-5%", "%", "x%", "nan%", "1/0%", "inf%", "100000%"])
+def test_shares_that_are_no_sizes_are_refused(curve: str) -> None:
+    with pytest.raises(ValueError, match="curve: give 'off', or sizes of the threat"):
+        sizes(curve)
+
+
+def test_sizes_in_a_unit_and_shares_are_told_apart() -> None:
+    assert [has_own_sizes(one) for one in ("1/255", "50%,1/255", 0.5, [0.1], ["50%", 0.1])] == [True] * 5
+    assert [has_own_sizes(one) for one in (None, True, False, "on", "off", "50%", ["50%", "100%"])] == [False] * 7
+
+
+@pytest.mark.parametrize("curve", ["off", "1/255, 1/10", "on"])
 def test_an_evaluation_and_its_audit_take_the_curve(
     curve: str, job: tuple[nn.Module, ImageData], tmp_path: Path
 ) -> None:
@@ -84,7 +119,8 @@ def test_an_evaluation_and_its_audit_take_the_curve(
     found = evidence.summary.metrics.security_curve
     assert (found is None) == (curve == "off")
     if found is not None:
-        assert found.epsilon_text == ("0", "1/255", "0.1")
+        usual = ("0", "0.025", "0.05", "0.075", "0.1", "0.125", "0.15", "0.2")
+        assert found.epsilon_text == (usual if curve == "on" else ("0", "1/255", "0.1"))
         assert found.accuracy[-1] < 1
     assert set(evidence.summary.overhead) == {"tuning", "diagnostics", "curve"}
     assert "diagnostics" in evidence.summary.overhead_words

@@ -54,7 +54,8 @@ def evaluate(
         mode: "every" runs every attack on every correctly classified example, "worst_case" on unbroken ones only.
         seed: seed of every random number.
         batch_size: images per batch; None measures two or three sizes.
-        curve: radii of the security curve, or "off"; None takes those of the suite.
+        curve: "off", "on", sizes of the threat or shares of its size (["50%", "100%"]); None takes the curve of the
+            suite.
         curve_count: number of examples of the security curve; None for all.
         checkpoint: folder of finished attacks, so that a killed evaluation continues; None keeps them in memory.
         progress: True shows a bar in terminals and notebooks, and a line every half minute elsewhere; or a callback

@@ -1,5 +1,6 @@
 """The result of an evaluation: evidence with the model and data at hand, so that it can be plotted and audited."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,12 +18,15 @@ from robustly.evidence import Evidence, EvidenceError, Summary, read_evidence
 from robustly.evidence.audit_record import AuditRecord, read_audit, write_audit
 from robustly.evidence.certified_numbers import RobustInterval
 from robustly.evidence.schema import SUMMARY, Verdict
+from robustly.evidence.unions import union_of_threats
 from robustly.experiments.run_folder import evaluation_folder
 from robustly.files import write_text
 from robustly.reports import ReportError
 from robustly.reports.figures.result_plot import Plot, result_plot
+from robustly.reports.figures.threats_plot import threats_plot
 from robustly.reports.pages.page import render
-from robustly.reports.reading import run_of_evidence
+from robustly.reports.reading import read_run, run_of_evidence
+from robustly.reports.run import ThreatTest
 
 _PROOF = ("radius", "lower_bound", "stage", "reason", "work", "seconds")
 
@@ -164,6 +168,28 @@ class Result(Evidence):
     def _record(self, audit: Audit) -> AuditRecord:
         with TemporaryDirectory(prefix="robustly-") as folder:
             return audit.record(super().save(folder))
+
+
+def plot_threats(results: str | Path | Evidence | Sequence[Evidence]) -> Plot:
+    """A figure of the accuracy under several threats, under all at once, and of their security curves.
+
+    Args:
+        results: a run folder, whose evaluations on the same images are taken; or evaluations of one model on the
+            same images, each under another threat.
+
+    Raises:
+        EvidenceError: fewer than two threats, or evaluations that do not belong together.
+        ReportError: the folder is not that of a run.
+    """
+    if isinstance(results, str | Path):
+        run = read_run(Path(results))
+        if run.union is None:
+            raise EvidenceError(f"{results} has no evaluations under two threats on the same images")
+        return threats_plot(run.name, run.union, run.tests)
+    results = (results,) if isinstance(results, Evidence) else results
+    union = union_of_threats(results)
+    first = results[0].summary
+    return threats_plot(first.run or first.model.name, union, [ThreatTest.of(one.summary) for one in results])
 
 
 def suite_of(summary: Summary) -> Suite | None:

@@ -1,6 +1,6 @@
 """`robustly compare`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -17,6 +17,7 @@ from robustly.reports import ReportError
 from robustly.reports.pages.methods_page import methods_csv, write_methods_page
 from robustly.reports.tables.evaluations import read_rows
 from robustly.reports.tables.method_tables import By, MethodTable, Row, Score, distinguishing, method_tables
+from robustly.reports.tables.threat_matrix import ThreatMatrix, matrix_of_methods
 
 MARKS = {"training": "\u2020", "selection": "\u2021"}
 """Signs of attacks of a kind that the model was trained, or its epoch selected, with."""
@@ -32,7 +33,8 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
     folders = [folder for run in runs for folder in runs_in(run)]
     for folder in folders:
         repair_evaluations(folder)
-    tables = method_tables([row for folder in folders for row in read_rows(folder)], by)
+    rows = [row for folder in folders for row in read_rows(folder)]
+    tables, matrix = method_tables(rows, by), matrix_of_methods(rows, by)
     console = PlainConsole()
     if csv is not None:
         _check_target(csv)
@@ -40,16 +42,43 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
         write_text(csv, methods_csv(tables))
     if html is not None:
         _check_target(html)
-        write_methods_page(tables, html)
+        write_methods_page(tables, html, matrix)
     if len(tables) > 1:
         console.print(f"the runs were tested under different threats or on different images: {len(tables)} tables")
     for table, title in zip(tables, distinguishing(tables), strict=True):
         _print(console, table, title)
         _explain(console, table)
+    if matrix is not None:
+        _print_widest(console, _matrix(matrix), lambda: _matrix(matrix, brief=True), "--html FILE")
+        for note in matrix.notes:
+            console.print(f"! {note}", soft_wrap=True, highlight=False, markup=False)
     for kind, file in (("table", csv), ("page", html)):
         if file is not None:
             console.print(f"{kind}: {file.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
     return 0
+
+
+def _matrix(matrix: ThreatMatrix, brief: bool = False) -> Table:
+    """A table of methods (rows) and threats (columns), with two lines per row unless `brief`."""
+    drawn = Table(title="accuracy in % by threat", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    drawn.add_column("method", overflow="fold")
+    for name in matrix.columns:
+        drawn.add_column(escape(name), justify="right")
+    for row in matrix.rows:
+        cells = [_number(cell.number.value, cell.number.best, brief, cell.suspected) for cell in row.cells]
+        drawn.add_row(escape(row.name), *cells)
+    return drawn
+
+
+def _number(score: Score | None, best: bool, brief: bool, suspected: bool) -> str:
+    if score is None:
+        return "-"
+    first, second = f"{100 * score.share:.1f}", f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    if score.deviation is not None and score.worst is not None:
+        first, second = f"{first} \u00b1 {100 * score.deviation:.1f}", f"worst {100 * score.worst:.1f}"
+    first += " (!)" if suspected else ""
+    shown = f"[bold]{first}[/]" if best else first
+    return shown if brief else f"{shown}\n{escape(second)}"
 
 
 def _check_target(file: Path) -> None:
@@ -59,15 +88,20 @@ def _check_target(file: Path) -> None:
 
 def _print(console: Console, table: MethodTable, title: str) -> None:
     """Print a table; intervals are left out if the terminal is too narrow for them."""
-    drawn, wide = _drawn(table, title), PlainConsole(width=2000)
+    _print_widest(console, _drawn(table, title), lambda: _drawn(table, title, brief=True), "--csv FILE")
+
+
+def _print_widest(console: Console, drawn: Table, brief: Callable[[], Table], file: str) -> None:
+    """Print a table, or the one without intervals if the terminal is too narrow; `file` names where they are."""
+    wide = PlainConsole(width=2000)
     needed = Measurement.get(wide, wide.options, drawn).maximum
     if not console.is_terminal:
         PlainConsole(width=needed).print(drawn)
     elif needed <= console.width:
         console.print(drawn)
     else:
-        console.print(_drawn(table, title, brief=True))
-        console.print(f"intervals need a terminal of {needed} columns, or --csv FILE", highlight=False)
+        console.print(brief())
+        console.print(f"intervals need a terminal of {needed} columns, or {file}", highlight=False)
 
 
 def _drawn(table: MethodTable, title: str, brief: bool = False) -> Table:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustly.evaluation.curve import has_own_sizes
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.given_models import GivenRun
 from robustly.experiments.run_folder import Checkpoint, RunError, evaluation_folder, open_run
@@ -37,9 +38,16 @@ def planned_evaluations(run: GivenRun, label: str | None) -> list[PlannedEvaluat
         there if it is.
 
     Raises:
-        RunError: a label that is not made of letters, digits and `_`.
+        RunError: a label that is not made of letters, digits and `_`; sizes of the security curve that are in the
+            unit of one threat, for several kinds of threats.
     """
     config = run.config
+    curve = config.evaluation.curve
+    if len({threat.kind for threat in config.threats}) > 1 and has_own_sizes(curve):
+        raise RunError(
+            f"curve: {curve!r} is in the unit of one threat, and the threats are {config.threats_text}: give "
+            "shares of the size of each, such as '50%, 100%, 150%', or 'on' for the usual ones"
+        )
     own = config.threat if run.is_new else open_run(run.folder).threat
     base = evaluation_folder(run.folder, label)
     plans = []

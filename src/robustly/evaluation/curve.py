@@ -35,12 +35,16 @@ def curve_radii(threat: Threat, suite: Suite) -> list[Fraction]:
     return [Fraction(threat.with_extent(size).extent) for size in suite.curve_sizes]  # type: ignore[arg-type]
 
 
-OFF = "off"
-"""Switches the security curve off."""
+OFF, ON = "off", "on"
+"""Words that switch the security curve off, and on in suites without one."""
 
 
 GivenCurve = str | bool | float | Sequence[str | float | Fraction] | None
 """A security curve as users give it; see `with_curve`."""
+_WANTED = (
+    "curve: give 'off', or sizes of the threat such as '1/255, 2/255', or shares of its size such as '50%, 100%', "
+    "or 'on' for the usual shares"
+)
 
 
 def with_curve(suite: Suite, curve: GivenCurve, threat: Threat) -> Suite:
@@ -48,9 +52,11 @@ def with_curve(suite: Suite, curve: GivenCurve, threat: Threat) -> Suite:
 
     Args:
         suite: the suite.
-        curve: "off" (or False) for none; sizes of the threat in any order, as a list or a text with commas
-            ("1/255, 2/255"); None for the curve of the suite. The attack is that of the suite's curve, or its first
-            one if it has no curve.
+        curve: "off" (or False) for none; "on" (or True) for the usual shares of the threat's size
+            (`Suite.curve_factors`); sizes of the threat in any order, as a list or a text with commas
+            ("1/255, 2/255"), or shares of its size ("50%, 100%, 150%"), of which those that the threat cannot have
+            are left out; None for the curve of the suite. The attack is that of the suite's curve, or its first one
+            if it has no curve.
         threat: the threat of the evaluation.
 
     Raises:
@@ -60,23 +66,49 @@ def with_curve(suite: Suite, curve: GivenCurve, threat: Threat) -> Suite:
         return suite
     if curve is False or curve == OFF:
         return replace(suite, curve=None)
-    wanted = "curve: give 'off', or sizes of the threat such as '1/255, 2/255'"
-    given = curve.split(",") if isinstance(curve, str) else [curve] if isinstance(curve, float | int) else [*curve]
-    if curve is True or not given:
-        raise ValueError(f"{wanted}, got {curve!r}")
-    sizes = set()
-    for one in given:
-        try:
-            sizes.add(Fraction(threat.with_extent(one.strip() if isinstance(one, str) else one).extent))  # type: ignore[arg-type]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{wanted}, got {str(one)[:40]!r}: {error}") from None
     attack = suite.curve or next(iter(suite.attacks), None)
     if attack is None:
         raise ValueError(f"curve: the suite {suite.name!r} has no attack that could draw one")
+    if curve is True or curve == ON:
+        if suite.curve is not None:
+            return suite
+        sizes = set(threat.extents_at(suite.curve_factors))
+    else:
+        given = _listed(curve)
+        if not given:
+            raise ValueError(f"{_WANTED}, got {curve!r}")
+        sizes = {size for one in given for size in _sizes(one, threat)}
     sizes.discard(Fraction(0))  # the accuracy at 0 is always part of the curve
     if not sizes:
-        raise ValueError(f"{wanted}, of which one is larger than 0")
+        raise ValueError(f"{_WANTED}, of which one is larger than 0 and possible under {threat}")
     return replace(suite, curve=attack, curve_sizes=tuple(fraction_text(size) for size in sorted(sizes)))
+
+
+def has_own_sizes(curve: GivenCurve) -> bool:
+    """Return True for a curve with sizes in the unit of a threat, which other kinds of threats do not share."""
+    if curve is None or isinstance(curve, bool) or curve in (OFF, ON):
+        return False
+    return any(not str(one).strip().endswith("%") for one in _listed(curve))
+
+
+def _listed(curve: str | float | Sequence[str | float | Fraction]) -> list[str | float | Fraction]:
+    if isinstance(curve, str):
+        return list(curve.split(","))
+    return [curve] if isinstance(curve, float | int) else [*curve]
+
+
+def _sizes(given: str | float | Fraction, threat: Threat) -> list[Fraction]:
+    """The size that a user gave; none for a share of the threat's size that the threat cannot have."""
+    try:
+        if isinstance(given, str) and given.strip().endswith("%"):
+            share = Fraction(given.strip()[:-1].strip()) / 100
+            if share < 0:
+                raise ValueError("a share must be at least 0%")
+            return threat.extents_at([float(share)])
+        size = threat.with_extent(given.strip() if isinstance(given, str) else given).extent
+        return [Fraction(size)]  # type: ignore[arg-type]
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"{_WANTED}, got {str(given)[:40]!r}: {error}") from None
 
 
 def recorded_curve(suite: Suite, record: SuiteRecord) -> Suite:

@@ -86,8 +86,8 @@ def evaluate(
         seed: seed of every random number.
         batch_size: images per batch; None measures two or three sizes, and the speed of searches in bfloat16.
         curve_count: number of examples, from the first, of the security curve; None for all.
-        curve: "off" for no security curve; sizes of the threat for others than those of the suite, as a list or a
-            text ("1/255, 2/255"); None for the curve of the suite.
+        curve: the security curve, see `with_curve`: "off", "on", or sizes of the threat as a list or a text
+            ("1/255, 2/255", "50%, 100%"); None for the curve of the suite.
         checkpoint: storage of finished attacks, or its folder, so that a killed evaluation continues.
         progress: callback with (name, done, total).
         leader: the processes that share the attacks; see `robustly.evaluation.crew`. It needs a checkpoint.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from robustly.data import DataConfig
-from robustly.evaluation.curve import OFF, with_curve
+from robustly.evaluation.curve import OFF, ON, with_curve
 from robustly.evaluation.suites import check_suite_name
 from robustly.evaluation.suites.composed import suite_from
 from robustly.experiments.keys import ALLOWED, Settings, refuse_both_threats
@@ -50,7 +50,8 @@ class EvaluationConfig:
         count: how many test images, from the first; all without it.
         curve_count: how many of them draw the security curve.
         batch_size: images at a time; without it two or three are measured.
-        curve: "off", or sizes of the threat ("1/255, 2/255"); without it the curve of the suite.
+        curve: "off", "on", sizes of the threat ("1/255, 2/255") or shares of its size ("50%, 100%"); without it the
+            curve of the suite.
     """
 
     suite: str = "dynat"
@@ -62,8 +63,8 @@ class EvaluationConfig:
     curve: bool | str | float | tuple[str | float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.curve is False:  # YAML reads the word off as false
-            object.__setattr__(self, "curve", OFF)
+        if isinstance(self.curve, bool):  # YAML reads the words off and on as false and true
+            object.__setattr__(self, "curve", ON if self.curve else OFF)
         if self.stages is None:
             check_suite_name(self.suite)
         for name in ("count", "curve_count", "batch_size"):

@@ -1,6 +1,6 @@
 """Read run folders. Every part is optional, but a part that exists must be complete."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.evidence.storage import pictures_of, read_pictures, read_table
 from robustly.evidence.unions import ThreatUnion
 from robustly.reports.analysis import Analysis, read_analysis
-from robustly.reports.run import ReportError, RunEvidence, Status, Training
+from robustly.reports.run import ReportError, RunEvidence, Status, ThreatTest, Training
 
 Content = TypeVar("Content")
 
@@ -59,7 +59,7 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     analysis = if_there(path / "analysis.json", read_analysis)
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
-    union, left_out = _union(path, analysis)
+    union, left_out, tests = _union(path, analysis)
     corruptions = if_there(path / CORRUPTIONS, read_corruptions)
     if corruptions is not None and evaluation is not None:
         notes += _other_weights(corruptions, evaluation)
@@ -81,19 +81,41 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
         signature=signature,
         union=union,
         left_out=left_out,
+        tests=tests,
         corruptions=corruptions,
         costs=costs,
     )
 
 
-def _union(path: Path, analysis: Analysis | None) -> tuple[ThreatUnion | None, tuple[LeftOut, ...]]:
+def _union(
+    path: Path, analysis: Analysis | None
+) -> tuple[ThreatUnion | None, tuple[LeftOut, ...], tuple[ThreatTest, ...]]:
     """The union over the evaluations of a run as they are now; that of its analysis if they have none."""
     places = [path / "evaluation", *sorted(path.glob("evaluation_*"))]
     places = [one for one in places if (one / SUMMARY).is_file()]
     union, left_out = union_of_folders(places) if len(places) > 1 else (None, ())
-    if union is not None or analysis is None:
-        return union, left_out if union is not None else ()
-    return analysis.union, analysis.left_out
+    if union is not None:
+        return union, left_out, tests_of_union(union, left_out, places)
+    return (None, (), ()) if analysis is None else (analysis.union, analysis.left_out, ())
+
+
+def tests_of_union(
+    union: ThreatUnion, left_out: Sequence[LeftOut], folders: Sequence[Path]
+) -> tuple[ThreatTest, ...]:
+    """The evaluation under each threat of a union, in its order; of several, the first with a security curve.
+
+    Args:
+        union: the union of these folders.
+        left_out: those that are not part of it.
+        folders: folders of evaluations.
+    """
+    apart = {one.evaluation for one in left_out}
+    found: dict[str, ThreatTest] = {}
+    for test in (ThreatTest.of(read_summary(one)) for one in folders if one.name not in apart):
+        text = test.threat.text
+        if text not in found or (found[text].curve is None and test.curve is not None):
+            found[text] = test
+    return tuple(found[one.text] for one in union.threats)
 
 
 def run_of_evidence(evidence: Evidence, audit: AuditRecord | None = None) -> RunEvidence:

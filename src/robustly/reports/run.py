@@ -13,7 +13,9 @@ from robustly.evidence.audit_record import AuditRecord, Signature
 from robustly.evidence.corruption_result import CorruptionResult
 from robustly.evidence.costs import CostSummary
 from robustly.evidence.partial_unions import LeftOut
+from robustly.evidence.provenance import ThreatRecord
 from robustly.evidence.storage import Pictures
+from robustly.evidence.summary import SecurityCurve
 from robustly.evidence.unions import ThreatUnion
 from robustly.reports.analysis import Analysis
 
@@ -61,6 +63,30 @@ class Training:
         return int(values[best - 1])
 
 
+@dataclass(frozen=True)
+class ThreatTest:
+    """The evaluation of a run under one of several threats, as far as figures over all of them need it.
+
+    Args:
+        threat: the threat.
+        images: hash of the images.
+        attack: title of the attack of the security curve; empty without one.
+        curve: the security curve, or None.
+    """
+
+    threat: ThreatRecord
+    images: str
+    attack: str = ""
+    curve: SecurityCurve | None = None
+
+    @classmethod
+    def of(cls, summary: Summary) -> "ThreatTest":
+        """The parts of an evaluation."""
+        curve, suite = summary.metrics.security_curve, summary.suite
+        attack = "" if curve is None or suite.curve is None else suite.title(suite.curve)
+        return cls(summary.threat, summary.data.sha256, attack, curve)
+
+
 WEAK_GUIDE = 0.6
 """Accuracy of a guide on the training labels below which a page warns, as training does."""
 
@@ -83,6 +109,7 @@ class RunEvidence:
         signature: the signature of the evaluation, which no report verifies.
         union: accuracy under several threats, from all evaluations of the run; None without two threats.
         left_out: evaluations that are not part of the union.
+        tests: the evaluations of the union, one for each threat; none if the union is that of the analysis.
         costs: the costs of confusions under attack; None without them.
         check: command with which a reader audits the evaluation; empty for `robustly audit` of the folder.
         corruptions: accuracy under common corruptions.
@@ -102,6 +129,7 @@ class RunEvidence:
     check: str = ""
     union: ThreatUnion | None = None
     left_out: tuple[LeftOut, ...] = ()
+    tests: tuple[ThreatTest, ...] = ()
     corruptions: CorruptionResult | None = None
     costs: CostSummary | None = None
 

@@ -17,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     add_model(parser)
     parser.add_argument("--suite", metavar="NAME", help="same as --evaluation.suite NAME")
+    parser.add_argument(
+        "--curve",
+        metavar="SIZES",
+        help="same as --evaluation.curve SIZES: accuracy against the size of each threat. on for the usual sizes, "
+        "shares of the threat's size such as 50%%,100%%,150%%, sizes in its unit such as 1/255,2/255, or off",
+    )
     parser.add_argument("--as", dest="label", metavar="NAME", help="write to the folder evaluation_NAME")
     parser.add_argument(
         "--checkpoint",
@@ -40,6 +46,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
     if options.suite is not None:
         overrides = ["--evaluation.suite", options.suite, *overrides]
+    if options.curve is not None:
+        overrides = ["--evaluation.curve", options.curve, *overrides]
     return run_evaluation(
         options.run,
         overrides,

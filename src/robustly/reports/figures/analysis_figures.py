@@ -1,4 +1,4 @@
-"""Figures and texts of an analysis: gradients, first-order radii, loss surfaces, the union over threats."""
+"""Figures and texts of an analysis: gradients, first-order radii, loss surfaces."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -6,7 +6,6 @@ from itertools import pairwise
 import numpy as np
 
 from robustly.evidence.provenance import ThreatRecord
-from robustly.evidence.unions import ThreatUnion
 from robustly.reports.analysis import Analysis, Gradients, Histogram, InputSurface, Surface, WeightSurface
 from robustly.reports.figures.charts import (
     INK,
@@ -20,8 +19,7 @@ from robustly.reports.figures.charts import (
     figure,
 )
 from robustly.reports.figures.evaluation_figures import NORM_WORDS
-from robustly.reports.formats import count, interval, percent, short
-from robustly.statistics import Proportion
+from robustly.reports.formats import count, percent, short
 
 SURFACE_SCALE = [[0, "var(--surface-low)"], [0.5, "var(--surface-middle)"], [1, "var(--surface-high)"]]
 _WORDS = {
@@ -72,38 +70,6 @@ def measure_rows(gradients: Gradients) -> tuple[MeasureRow, ...]:
 
 def _cell(name: str, value: float | None) -> str:
     return percent(value) if name == "high_frequency" else short(value)
-
-
-@dataclass(frozen=True)
-class UnionCell:
-    """A column of the table of threats."""
-
-    title: str
-    share: str
-    ends: str
-
-
-def union_cells(union: ThreatUnion) -> tuple[UnionCell, ...]:
-    """Columns for clean accuracy, each threat, all threats at once, and the average."""
-
-    def cell(title: str, part: Proportion) -> UnionCell:
-        return UnionCell(title, percent(part.share), interval(part))
-
-    low, high = union.average.interval
-    return (
-        cell("Clean", union.clean),
-        *(cell(_named(one.text), one.robust) for one in union.threats),
-        cell("All at once", union.union),
-        UnionCell("Average", percent(union.average.accuracy), f"[{100 * low:.1f}, {100 * high:.1f}]"),
-    )
-
-
-def _named(threat: str) -> str:
-    """`linf:8/255` as a heading: `L∞ 8/255`; chains have their text."""
-    if "+" in threat or "&" in threat:
-        return threat
-    norm, _, epsilon = threat.partition(":")
-    return f"{NORM_WORDS.get(norm, norm)} {epsilon}".strip()
 
 
 def analysis_figures(analysis: Analysis, threat: ThreatRecord | None) -> tuple[Figure, ...]:

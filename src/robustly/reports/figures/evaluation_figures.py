@@ -59,12 +59,12 @@ def size_text(threat: ThreatRecord, size: str) -> str:
     return f"epsilon {size}" if threat.norm is not None else f"{size} {threat.unit}"
 
 
-def size_axis(curve: SecurityCurve, threat: ThreatRecord) -> dict[str, object]:
-    """An axis of allowed sizes with at most six labels, in the notation of the threat's text."""
+def size_axis(curve: SecurityCurve, threat: ThreatRecord, most: int = 6) -> dict[str, object]:
+    """An axis of allowed sizes with at most `most` labels and one at 0, in the notation of the threat's text."""
     span = max(curve.epsilon) - min(curve.epsilon) or 1.0
     shown: list[int] = []
     for i, epsilon in enumerate(curve.epsilon):
-        if not shown or epsilon - curve.epsilon[shown[-1]] >= span / 6:
+        if not shown or epsilon - curve.epsilon[shown[-1]] >= span / most * (1 - 1e-9):
             shown.append(i)
     return {
         "title": axis_title(_size_title(threat)),

@@ -49,10 +49,12 @@ class Plot:
     Args:
         title: the text above the panels in a file.
         panels: the parts, side by side where there is room.
+        columns: most panels side by side in a file.
     """
 
     title: str
     panels: tuple[Panel, ...]
+    columns: int = 2
 
     def __repr__(self) -> str:
         return f"Plot: {self.title} (shown in notebooks; .save('plot.svg') writes it)"
@@ -67,15 +69,15 @@ class Plot:
     @property
     def svg(self) -> str:
         """The whole figure as one SVG document, which is light or dark as its reader prefers."""
-        head = 30.0
-        moved = [
-            shape("g", {"transform": f"translate({index * WIDTH:g} {head:g})"}, one.inside)
-            for index, one in enumerate(self.panels)
-        ]
+        moved, top, width = [], 30.0, min(self.columns, len(self.panels)) * WIDTH
+        for first in range(0, len(self.panels), self.columns):
+            row = self.panels[first : first + self.columns]
+            for index, one in enumerate(row):
+                moved.append(shape("g", {"transform": f"translate({index * WIDTH:g} {top:g})"}, one.inside))
+            top += max(one.height for one in row)
         inside = _STYLE + text(self.title, 14, 22, {"font-weight": "600", "font-size": 14}) + "".join(moved)
-        height = head + max(one.height for one in self.panels)
         words = " ".join(one.words for one in self.panels)
-        return picture(inside, WIDTH * len(self.panels), height, words, colour="")  # the style sheet sets it
+        return picture(inside, width, top, words, colour="")  # the style sheet sets it
 
     def save(self, path: str | Path) -> Path:
         """Write the figure as `.svg`, or as a page `.html`, and return the path; missing folders are created.
@@ -97,7 +99,8 @@ def result_plot(evaluation: Summary) -> Plot:
     """Accuracy by attack with 95 % intervals and, if the evaluation has it, the security curve."""
     curve = evaluation.metrics.security_curve
     bars = _bars(evaluation)
-    panels = (bars,) if curve is None else (bars, _curve(evaluation, curve, max(bars.height, 290.0)))
+    worst, height = evaluation.metrics.worst_case.robust, max(bars.height, 290.0)
+    panels = (bars,) if curve is None else (bars, curve_panel(evaluation.threat, worst, curve, height))
     named = evaluation.run or evaluation.model.name
     return Plot(shortened(f"{named}, {evaluation.threat.text}, {evaluation.data.source}", 100), panels)
 
@@ -165,11 +168,24 @@ class _Frame:
         return left + size / self.largest * (right - left), self.bottom - share * (self.bottom - top)
 
 
-def _curve(evaluation: Summary, curve: SecurityCurve, height: float) -> Panel:
-    """Accuracy against the size of the change, with the evaluated size marked."""
-    threat, worst = evaluation.threat, evaluation.metrics.worst_case.robust
+def curve_panel(
+    threat: ThreatRecord,
+    worst: Proportion,
+    curve: SecurityCurve,
+    height: float,
+    title: str = "Accuracy against the size of the change",
+) -> Panel:
+    """Accuracy against the size of the change, with the evaluated size marked.
+
+    Args:
+        threat: the threat.
+        worst: worst case over all attacks at its size.
+        curve: the security curve.
+        height: height of the panel, in pixels.
+        title: text above the curve.
+    """
     frame = _Frame(max(*curve.epsilon, threat.limit) or 1.0, height - 48)
-    inside = text("Accuracy against the size of the change", 14, 18, {"font-weight": "600"})
+    inside = text(shortened(title, 62), 14, 18, {"font-weight": "600"})
     inside += _legend(curve.certified is not None) + _axes(threat, curve, frame)
     upper = [frame.at(*pair) for pair in zip(curve.epsilon, curve.high, strict=True)]
     lower = [frame.at(*pair) for pair in zip(curve.epsilon, curve.low, strict=True)]

@@ -17,6 +17,7 @@ from robustly.reports.source_names import named_sources
 from robustly.reports.tables.columns import CLEAN, WORST_CASE
 from robustly.reports.tables.method_tables import MethodTable, Row, Score, distinguishing
 from robustly.reports.tables.table_verdict import table_verdict
+from robustly.reports.tables.threat_matrix import ThreatMatrix
 from robustly.reports.verdict import Verdict
 
 HEADER = (
@@ -39,20 +40,25 @@ class TableSection:
     verdict: Verdict
 
 
-def write_methods_page(tables: Sequence[MethodTable], output: Path) -> Path:
+def write_methods_page(tables: Sequence[MethodTable], output: Path, matrix: ThreatMatrix | None = None) -> Path:
     """Write the page of these tables; missing folders are created.
+
+    Args:
+        tables: the tables.
+        output: file to write.
+        matrix: the same methods under several threats, or None.
 
     Raises:
         OSError: the file cannot be written.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, methods_page(tables))
+    write_text(output, methods_page(tables, matrix))
     return output
 
 
-def methods_page(tables: Sequence[MethodTable]) -> str:
-    """The page of these tables as text."""
-    tables = named_sources(tables)
+def methods_page(tables: Sequence[MethodTable], matrix: ThreatMatrix | None = None) -> str:
+    """The page of these tables, and of the matrix over their threats if there is one, as text."""
+    tables, matrix = named_sources(tables), named_sources(matrix)
     parts = [
         TableSection(
             f"table{i + 1}",
@@ -66,6 +72,7 @@ def methods_page(tables: Sequence[MethodTable]) -> str:
     ]
     figures = {f"{part.key}-{part.figure.words.key}": part.figure for part in parts if part.figure is not None}
     navigation = [("summary", "", "Summary")]
+    navigation += [] if matrix is None else [("threats", "", "Threats")]
     navigation += [(part.key, "", f"{part.table.data.source}, {part.table.threat.text}") for part in parts]
     runs = max(sum(len(row.seeds) for row in table.rows) for table in tables)
     if len(tables) == 1:
@@ -80,6 +87,7 @@ def methods_page(tables: Sequence[MethodTable]) -> str:
         "lead": lead,
         "navigation": navigation,
         "parts": parts,
+        "matrix": matrix,
         "count": runs,
     }
     return assembled("compare.html", figures, content)

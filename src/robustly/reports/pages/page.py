@@ -8,6 +8,7 @@ from robustly.files import write_text
 from robustly.reports import formats
 from robustly.reports.comparison_verdict import comparison_verdict
 from robustly.reports.figures.charts import Figure
+from robustly.reports.figures.threat_curves import threat_curves
 from robustly.reports.pages.gallery import share_of_bytes
 from robustly.reports.pages.html import assembled
 from robustly.reports.pages.run_view import RunView, view
@@ -15,6 +16,7 @@ from robustly.reports.reading import read_run
 from robustly.reports.run import ReportError, RunEvidence, distinct_names
 from robustly.reports.source_names import named_sources
 from robustly.reports.tables.comparison import Comparison, compare, comparison_figures
+from robustly.reports.tables.threat_matrix import matrix_of_runs
 
 SECTIONS = (
     ("attacks", "Attacks"),
@@ -74,15 +76,19 @@ def render(runs: Sequence[RunEvidence], beside: Sequence[RunEvidence] = ()) -> s
     views = [view(run, f"run{i + 1}", share_of_bytes(len(every))) for i, run in enumerate(every)]
     comparison = compare(runs) if len(runs) > 1 else None
     together = comparison_figures(runs) if comparison else ()
+    matrix = matrix_of_runs(runs) if comparison else None
+    curves = threat_curves(runs) if comparison else ()
     return assembled(
         "page.html",
-        _figures(views, together),
+        _figures(views, (*together, *curves)),
         {
             "title": _title(runs),
             "lead": _lead(runs),
             "beside": [one.verdict.sentence for one in views[len(runs) :]],
             "verdict": views[0].verdict if comparison is None else comparison_verdict(runs),
-            "navigation": _navigation(views, comparison),
+            "navigation": _navigation(views, comparison, matrix is not None or bool(curves)),
+            "matrix": matrix,
+            "threat_curves": curves,
             "views": views,
             "comparison": comparison,
             "figures": together,
@@ -104,6 +110,9 @@ def _without_folders(run: RunEvidence) -> RunEvidence:
         check=named_sources(run.check),
         corruptions=named_sources(run.corruptions),
         costs=named_sources(run.costs),
+        union=named_sources(run.union),
+        left_out=named_sources(run.left_out),
+        tests=named_sources(run.tests),
     )
 
 
@@ -133,11 +142,15 @@ def _lead(runs: Sequence[RunEvidence]) -> str:
     return text if not missing else f"{text} Not evaluated yet: {missing}."
 
 
-def _navigation(views: Sequence[RunView], comparison: Comparison | None) -> list[tuple[str, str, str]]:
+def _navigation(
+    views: Sequence[RunView], comparison: Comparison | None, threats: bool
+) -> list[tuple[str, str, str]]:
     """Links as (id, section, text). Links with a section lead to the run that is shown."""
     links = [("summary", "", "Summary")]
     if comparison is not None:
-        links += [("comparison", "", "Comparison"), ("together", "", "Charts"), ("runs", "", "Runs")]
+        links.append(("comparison", "", "Comparison"))
+        links += [("threats", "", "Threats")] if threats else []
+        links += [("together", "", "Charts"), ("runs", "", "Runs")]
     for section, words in SECTIONS:
         keys = [one.key for one in views if _has(one, section)]
         if keys:
@@ -166,6 +179,8 @@ def _figures(views: Sequence[RunView], together: Sequence[Figure]) -> dict[str, 
     """All figures of the page, by the id of their element."""
     found = [("all", figure) for figure in together]
     found += [
-        (one.key, figure) for one in views for figure in (*one.charts, *one.proofs, *one.analysis, *one.training)
+        (one.key, figure)
+        for one in views
+        for figure in (*one.charts, *one.threat_curves, *one.proofs, *one.analysis, *one.training)
     ]
     return {f"{key}-{figure.words.key}": figure for key, figure in found}

@@ -11,14 +11,14 @@ from robustly.evidence.partial_unions import LeftOut
 from robustly.evidence.schema import RULES_SINCE
 from robustly.reports.figures.analysis_figures import (
     MeasureRow,
-    UnionCell,
     analysis_figures,
     measure_rows,
-    union_cells,
 )
 from robustly.reports.figures.certificate_figures import certificate_figures
 from robustly.reports.figures.charts import Figure, Table
 from robustly.reports.figures.evaluation_figures import evaluation_figures
+from robustly.reports.figures.threat_curves import threat_curves
+from robustly.reports.figures.threat_rows import ThreatRow, threat_rows
 from robustly.reports.figures.training_figures import metrics_table, training_figures
 from robustly.reports.formats import count, percent
 from robustly.reports.pages.attack_rows import AttackRow, attack_rows, not_needed
@@ -94,7 +94,8 @@ class RunView:
     checks: tuple[Checks, ...] = ()
     analysis: tuple[Figure, ...] = ()
     measures: tuple[MeasureRow, ...] = ()
-    union: tuple[UnionCell, ...] = ()
+    union: tuple[ThreatRow, ...] = ()
+    threat_curves: tuple[Figure, ...] = ()
     audit: str = ""
     left_out: tuple[LeftOut, ...] = ()
     strength: tuple[StrengthRow, ...] = ()
@@ -140,7 +141,8 @@ def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView
         checks=() if evaluation is None else _checks(evaluation),
         analysis=() if analysis is None else analysis_figures(analysis, evaluation.threat if evaluation else None),
         measures=() if analysis is None or analysis.gradients is None else measure_rows(analysis.gradients),
-        union=() if run.union is None else union_cells(run.union),
+        union=() if run.union is None else threat_rows(run.union, run.tests),
+        threat_curves=threat_curves([run]),
         audit=audit_words(run),
         left_out=run.left_out,
         strength=() if evaluation is None else strength_words(evaluation),
