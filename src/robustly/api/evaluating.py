@@ -65,7 +65,7 @@ def evaluate(
             which and why. `AdapterError`, `EvaluationError`, `ThreatError` and others are kinds of it.
     """
     parsed = parsed_threat(threat)
-    attacks = as_suite(suite, parsed.kind)
+    attacks = as_suite(suite, parsed)
     with torch.inference_mode(False):  # gradients are refused in it
         images = as_image_data(data, classes=classes, round_to_8_bits=round_to_8_bits, limit=count)
         adapted, images = fit(model, images, device)

@@ -150,7 +150,7 @@ def _carried_out(
                 unless_refused.enter_context(removed_if_refused(run))
             if run.is_new:
                 held.enter_context(lock_evaluation(plan.target))
-            suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
+            suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat)
             suite = suite if extended is None else extended(suite)
             suite = load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
             marks = seen_attacks(run.folder, trained, config.threat.kind, suite, last_epoch=checkpoint == "last")

@@ -23,7 +23,7 @@ def show_suite(name: str, threat: Threat) -> int:
         ValueError: an unknown suite, or a threat for which it is not defined.
     """
     console = PlainConsole()
-    suite = as_suite(name, threat.kind)
+    suite = as_suite(name, threat)
     cost = announced_cost(suite, threat, IMAGES, CLASSES)
     table = Table(title=f"{name} under {threat}", title_justify="left")
     for column in ("stage", "attack", "images"):

@@ -105,7 +105,7 @@ def evaluate(
             f"the threat has the box {list(threat.box)}, but images are in [0, 1] here: leave the box out, and "
             "give the size in that unit, such as linf:8/255"
         )
-    suite = with_curve(as_suite(suite, threat.kind), curve, threat)
+    suite = with_curve(as_suite(suite, threat), curve, threat)
     _check_attacks(suite, threat)
     model = as_classifier(model, data.first(2))
     if isinstance(checkpoint, Path):
