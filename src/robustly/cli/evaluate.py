@@ -94,7 +94,7 @@ def run_evaluation(
         left = [plan for plan in plans if not _is_kept(plan, overwrite, keep, checkpoint)]
         found = {plan.target.name: read_rows(plan.target) for plan in plans if plan not in left and len(plans) > 1}
         if left:
-            found |= _carried_out(run, left, extended, trust_code, checkpoint, held, costs)
+            found |= carried_out(run, left, extended, trust_code, checkpoint, held, costs)
         elif costs is not None:
             target = plans[0].target
             subject = load_subject(run, trust_code, checkpoint=checkpoint)
@@ -128,7 +128,7 @@ def _is_kept(plan: PlannedEvaluation, overwrite: bool, keep: bool, checkpoint: C
     return False
 
 
-def _carried_out(
+def carried_out(
     run: GivenRun,
     plans: Sequence[PlannedEvaluation],
     extended: Callable[[Suite], Suite] | None,
@@ -136,9 +136,23 @@ def _carried_out(
     checkpoint: Checkpoint,
     held: ExitStack,
     costs: str | None,
+    subject: Subject | None = None,
+    advice: str = ", with --keep for those that are finished,",
 ) -> dict[str, Tested]:
-    """Carry out evaluations and print their tables; returns their rows and summaries, by folder."""
-    subject = load_subject(run, trust_code, checkpoint=checkpoint)
+    """Carry out evaluations and print their tables; returns their rows and summaries, by folder.
+
+    Args:
+        run: the run.
+        plans: the evaluations.
+        extended: as in `run_evaluation`, like the two that follow.
+        trust_code: whether models that only a file names may be imported.
+        checkpoint: the weights.
+        held: keeps the locks of the evaluations of a new run.
+        costs: costs of confusions; None without them.
+        subject: model and images, if they are loaded already.
+        advice: words on the finished ones of several evaluations, for a user who stops the work.
+    """
+    subject = subject or load_subject(run, trust_code, checkpoint=checkpoint)
     matrix = None if costs is None else read_costs(costs, subject.data.num_classes)
     keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
@@ -157,10 +171,14 @@ def _carried_out(
             console = PlainConsole()
             try:
                 evidence = _evaluated(
-                    config, suite, subject, plan.target, partial(_named, subject=subject, marks=marks)
+                    config,
+                    suite,
+                    subject,
+                    plan.target,
+                    partial(_named, subject=subject, marks=marks, stages=config.evaluation.stages),
                 )
             except KeyboardInterrupt:
-                others = ", with --keep for those that are finished," if len(plans) > 1 else ""
+                others = advice if len(plans) > 1 else ""
                 console.print(
                     f"\nstopped; the same command{others} continues after the finished attacks and proofs",
                     highlight=False,
@@ -240,7 +258,12 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path, colla
     )
 
 
-def _named(found: Summary, subject: Subject, marks: Mapping[str, Seen] | None) -> Summary:
+def _named(
+    found: Summary,
+    subject: Subject,
+    marks: Mapping[str, Seen] | None,
+    stages: Mapping[str, Mapping[str, object]] | None,
+) -> Summary:
     """The summary with the names of run and model, settings that load the same data again, and what was seen."""
     config = replace(subject.run.config, data=subject.source)
     return replace(
@@ -255,7 +278,7 @@ def _named(found: Summary, subject: Subject, marks: Mapping[str, Seen] | None) -
             trained_on=subject.seen.trained_on,
             selected_on=subject.seen.selected_on,
         ),
-        composed=config.evaluation.stages,
+        composed=stages,
         seen_attacks=marks,
     )
 

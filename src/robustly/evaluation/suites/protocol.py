@@ -39,6 +39,6 @@ class Protocol:
 def undefined(name: str, threat: ThreatOrKind, kinds: Sequence[str]) -> ValueError:
     """Error for a threat that a protocol does not have."""
     return ValueError(
-        f"the suite {name} has attacks for the threats {', '.join(kinds)}, got {kind_of(threat)}: leave out --threat "
-        "to evaluate all of them, or choose another suite"
+        f"the suite {name} has attacks for the threats {', '.join(kinds)}, got {kind_of(threat)}: leave out "
+        "--threat to evaluate all of them, or choose another suite"
     )

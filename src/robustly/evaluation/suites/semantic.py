@@ -37,8 +37,8 @@ def semantic(threat: ThreatOrKind) -> Suite:
     order have the composite attack, which chooses orders. Corruptions have no gradient: all of them are tried.
 
     Args:
-        threat: the threat, or its kind. The kind of a chain does not name its parts, so that the suite of a kind has
-            no grid for chains.
+        threat: the threat, or its kind. The kind of a chain does not name its parts, so that the suite of a kind
+            has no grid for chains.
 
     Raises:
         ValueError: an Lp ball.

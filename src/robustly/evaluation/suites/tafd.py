@@ -1,7 +1,8 @@
 """The two evaluations of TaFD (threat-aware frequency decoupling), with the settings of its public code.
 
-"V10": APGD on cross-entropy under linf and l2, ACE, ReColorAdv, HSVAdv, ALA and RetouchUAA. "V20": the two APGDs, ACE,
-GPGD and StAdv. The columns of the paper are these and the accuracy without an attack; its headline is their mean.
+"V10": APGD on cross-entropy under linf and l2, ACE, ReColorAdv, HSVAdv, ALA and RetouchUAA. "V20": the two APGDs,
+ACE, GPGD and StAdv. The columns of the paper are these and the accuracy without an attack; its headline is their
+mean.
 """
 
 import math
@@ -78,21 +79,22 @@ V20 = (
     Column("flow:0.6975", "stadv", "StAdv", PGD(STEPS, relative_step_size=1.5 / STEPS, start="none")),
 )
 _NOTES = (
-    "Semantic attacks have 10 steps and one start, and TaFD trains with the same attacks: their accuracies are upper "
-    "bounds that longer searches lower. The suite unforeseen searches longer.",
+    "Semantic attacks have 10 steps and one start, and TaFD trains with the same attacks: their accuracies are "
+    "upper bounds that longer searches lower. The suite unforeseen searches longer.",
     "linf and l2 are attacked by APGD on cross-entropy alone, without AutoAttack.",
     "A network that chooses a path by a hard decision is attacked through a differentiable surrogate (BPDA), which "
     "may hide weaknesses.",
-    "The paper reports the mean of the columns and no worst case: the union counts images that withstand every column.",
+    "The paper reports the mean of the columns and no worst case. The union counts the images that withstand every "
+    "column.",
     "Sizes are those of the paper for images of 32 x 32 pixels.",
 )
 _V10_NOTES = (
-    "An image counts as broken if any point of a search is misclassified. ReColorAdv runs without its penalty on rough "
-    "maps, ALA starts at uniform slopes, and RetouchUAA has the ranges of the threat retouch (docs/threats.md).",
+    "An image counts as broken if any point of a search is misclassified. ReColorAdv runs without its penalty on "
+    "rough maps, ALA starts at uniform slopes, and RetouchUAA has the ranges of the threat retouch.",
 )
 _V20_NOTES = (
-    "An image counts as broken if any point of a search is misclassified. GPGD takes the plane that is nearest to an "
-    "image, and not that of its label.",
+    "An image counts as broken if any point of a search is misclassified. GPGD takes the plane that is nearest to "
+    "an image, and not that of its label.",
 )
 
 

@@ -24,7 +24,7 @@ _COLOUR = ("hue:3.14+saturation:0.3+brightness:0.2", "ace:16", "recolor:0.06")
 
 
 def unforeseen(threat: ThreatOrKind) -> Suite:
-    """The stages of `standard`, and for threats that are not Lp balls searches of their parameters without gradients.
+    """The stages of `standard`, and for threats that are not Lp balls searches without gradients.
 
     These are a random search, a grid for at most four parameters, and the composite attack for chains in any order.
 
@@ -46,9 +46,9 @@ def unforeseen(threat: ThreatOrKind) -> Suite:
 def usual_threats(shape: ImageShape) -> tuple[str, ...]:
     """Threats of all kinds for images of a shape, at the sizes that are usual for such images.
 
-    Lp balls have the sizes of Maini et al. (ICML 2020) for digits, and of Croce and Hein (ICML 2022) for CIFAR-10 and
-    ImageNet. Rotations and shifts are those of Engstrom et al. (ICML 2019), hue, saturation and brightness those of
-    Hsiung et al. (CVPR 2023), flows those of StAdv's bounded form: 0.05 in coordinates of -1 to 1.
+    Lp balls have the sizes of Maini et al. (ICML 2020) for digits, and of Croce and Hein (ICML 2022) for CIFAR-10
+    and ImageNet. Rotations and shifts are those of Engstrom et al. (ICML 2019), hue, saturation and brightness
+    those of Hsiung et al. (CVPR 2023), flows those of StAdv's bounded form: 0.05 in coordinates of -1 to 1.
 
     Args:
         shape: channels, height and width. Images of one channel count as digits.
@@ -83,7 +83,6 @@ UNFORESEEN = Protocol(
     mean="of_threats",
     compares=True,
     notes=(
-        "Threats whose kinds are those of the training are left out, whatever their sizes.",
         "Accuracies under attack are upper bounds. Fewer attacks exist for threats that are not Lp balls, so that "
         "their bounds may be less tight.",
         "The sizes are conventions: a difference between two threats compares these sizes, and not the threats.",
