@@ -57,7 +57,7 @@ def run_protocol_audit(folder: Path, options: AuditOptions, trust_code: bool) ->
 
 
 def protocol_checks(folder: Path, stated: ProtocolResult) -> list[Check]:
-    """Checks of the file of a protocol: its numbers, its text, and the choice of its threats.
+    """Check the file of a protocol: its numbers, its text, and the choice of its threats.
 
     Args:
         folder: the run.

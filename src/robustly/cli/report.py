@@ -10,6 +10,7 @@ from rich.table import Table
 
 from robustly.cli.runs import runs_in
 from robustly.cli.terminal import PlainConsole
+from robustly.evidence.protocol_result import protocol_file, read_protocol
 from robustly.evidence.schema import SUMMARY
 from robustly.experiments.locks import repair_evaluations
 from robustly.experiments.run_folder import CERTIFIED, EVALUATION, REPORT, evaluation_folder
@@ -67,7 +68,7 @@ def read_evaluations(run: Path, label: str | None = None) -> list[RunEvidence]:
 
     Args:
         run: folder of the run.
-        label: name of the evaluation; None for both.
+        label: name of the evaluation, or of those of a protocol; None for both.
 
     Raises:
         ReportError: there is none, or a file is cut off.
@@ -75,6 +76,8 @@ def read_evaluations(run: Path, label: str | None = None) -> list[RunEvidence]:
     """
     if label is not None:
         folder = evaluation_folder(run, label)
+        if protocol_file(run, label).is_file():
+            folder = run / read_protocol(protocol_file(run, label)).columns[0].evaluation
         if run.is_dir() and not (folder / SUMMARY).is_file():
             found = sorted(one.parent.name for one in run.glob(f"{EVALUATION}_*/{SUMMARY}"))
             names = ", ".join(one.removeprefix(f"{EVALUATION}_") for one in found)

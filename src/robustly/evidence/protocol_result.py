@@ -58,6 +58,9 @@ class ProtocolColumn:
         masking: sentences on suspected gradient masking.
         robust: share of unbroken images.
         gap: difference from the threats of the training; None for these, and where the protocol compares nothing.
+
+    Raises:
+        ValueError: a name that is not that of an evaluation.
     """
 
     evaluation: str
@@ -69,6 +72,10 @@ class ProtocolColumn:
     masking: tuple[str, ...]
     robust: Annotated[Proportion, ShareKeys("robust")]
     gap: Gap | None = None
+
+    def __post_init__(self) -> None:
+        if not self.evaluation.startswith("evaluation") or not self.evaluation.isidentifier():
+            raise ValueError(f"evaluation should be the name of an evaluation, but is {self.evaluation[:60]!r}")
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,9 @@ class ProtocolResult:
         mean: mean accuracy over the columns of the terms.
         worst: threat of the lowest accuracy among the tested ones.
         union: share of images that are unbroken under all threats.
+
+    Raises:
+        ValueError: no threat is tested, the worst is not one of them, or an evaluation counts twice.
     """
 
     schema: int
@@ -127,6 +137,12 @@ class ProtocolResult:
     worst: str
     union: Annotated[Proportion, ShareObject("robust")]
     trained: TrainedShare | None = None
+
+    def __post_init__(self) -> None:
+        if self.worst not in [one.threat for one in self.tested]:
+            raise ValueError(f"worst should be one of the tested threats, but is {self.worst[:60]!r}")
+        if len({one.evaluation for one in self.columns}) < len(self.columns):
+            raise ValueError("columns should name each evaluation once")
 
     @property
     def tested(self) -> tuple[ProtocolColumn, ...]:
@@ -216,14 +232,9 @@ def recomputed(run: Path, stated: ProtocolResult) -> ProtocolResult:
         stated: the result in its file.
 
     Raises:
-        EvidenceError: an evaluation is missing, damaged, or of another model or other images; a name that is not
-            that of an evaluation, or a name twice.
+        EvidenceError: an evaluation is missing, damaged, or of another model or other images.
     """
-    names = [one.evaluation for one in stated.columns]
-    strange = [name for name in names if not name.startswith("evaluation") or not name.isidentifier()]
-    if strange or len(set(names)) < len(names):
-        raise EvidenceError(f"the columns of {stated.terms.label} do not name one evaluation each")
-    found = {name: read_rows(run / name) for name in names}
+    found = {one.evaluation: read_rows(run / one.evaluation) for one in stated.columns}
     trained = [one.evaluation for one in stated.columns if one.role == "trained"]
     return protocol_result(stated.terms, found, trained, stated.created)
 

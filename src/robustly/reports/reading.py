@@ -1,6 +1,6 @@
 """Read run folders. Every part is optional, but a part that exists must be complete."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,12 +13,14 @@ from robustly.evidence.audit_record import AuditRecord, read_audit, read_signatu
 from robustly.evidence.corruption_result import CORRUPTIONS, CorruptionResult, read_corruptions
 from robustly.evidence.costs import read_cost_summary
 from robustly.evidence.partial_unions import LeftOut, union_of_folders
+from robustly.evidence.protocol_result import ProtocolResult, contradiction, protocol_files, read_protocol
 from robustly.evidence.records import from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.evidence.storage import pictures_of, read_pictures, read_table
 from robustly.evidence.unions import ThreatUnion
 from robustly.reports.analysis import Analysis, read_analysis
 from robustly.reports.run import ReportError, RunEvidence, Status, Training
+from robustly.reports.source_names import shown_path
 
 Content = TypeVar("Content")
 
@@ -44,6 +46,11 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     folder = evaluation_folder or path / "evaluation"
     config = if_there(path / "config.yaml", read_config)
     training = if_there(path / "metrics.csv", read_training)
+    protocols = tuple(map(read_protocol, protocol_files(path)))
+    check = ""
+    if evaluation_folder is None and protocols and not (folder / SUMMARY).is_file():
+        folder = path / protocols[0].columns[0].evaluation
+        check = f"robustly audit {shown_path(path)} --as {protocols[0].terms.label}"
     evaluation = if_there(folder / SUMMARY, lambda file: read_summary(file.parent))
     if training is None and evaluation is None:
         raise ReportError(
@@ -59,7 +66,8 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     analysis = if_there(path / "analysis.json", read_analysis)
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
-    union, left_out = _union(path, analysis)
+    notes += [one for one in (contradiction(path, stated) for stated in protocols) if one]
+    union, left_out = _union(path, analysis, protocols)
     corruptions = if_there(path / CORRUPTIONS, read_corruptions)
     if corruptions is not None and evaluation is not None:
         notes += _other_weights(corruptions, evaluation)
@@ -83,13 +91,21 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
         left_out=left_out,
         corruptions=corruptions,
         costs=costs,
+        check=check,
+        protocols=protocols,
     )
 
 
-def _union(path: Path, analysis: Analysis | None) -> tuple[ThreatUnion | None, tuple[LeftOut, ...]]:
-    """The union over the evaluations of a run as they are now; that of its analysis if they have none."""
+def _union(
+    path: Path, analysis: Analysis | None, protocols: Sequence[ProtocolResult]
+) -> tuple[ThreatUnion | None, tuple[LeftOut, ...]]:
+    """The union over the evaluations of a run as they are now; that of its analysis if they have none.
+
+    Evaluations that a protocol made for itself count in its own union alone.
+    """
+    own = {one.evaluation for result in protocols for one in result.columns if one.suite == result.terms.protocol}
     places = [path / "evaluation", *sorted(path.glob("evaluation_*"))]
-    places = [one for one in places if (one / SUMMARY).is_file()]
+    places = [one for one in places if (one / SUMMARY).is_file() and one.name not in own]
     union, left_out = union_of_folders(places) if len(places) > 1 else (None, ())
     if union is not None or analysis is None:
         return union, left_out if union is not None else ()
@@ -119,8 +135,9 @@ def run_of_evidence(evidence: Evidence, audit: AuditRecord | None = None) -> Run
 
 
 def has_results(path: Path) -> bool:
-    """Return True if a run folder has metrics of its training or an evaluation."""
-    return (path / "metrics.csv").is_file() or (path / "evaluation" / SUMMARY).is_file()
+    """Return True if a run folder has metrics of its training, an evaluation, or a protocol's."""
+    files = [path / "metrics.csv", path / "evaluation" / SUMMARY, *protocol_files(path)]
+    return any(file.is_file() for file in files)
 
 
 def if_there(file: Path, read: Callable[[Path], Content]) -> Content | None:

@@ -22,6 +22,7 @@ SECTIONS = (
     ("proofs", "Proofs"),
     ("trust", "Trust"),
     ("union", "Several threats"),
+    ("protocols", "Suites of threats"),
     ("corruptions", "Corruptions"),
     ("robustness", "Robustness"),
     ("inside", "Inside"),
@@ -104,6 +105,7 @@ def _without_folders(run: RunEvidence) -> RunEvidence:
         check=named_sources(run.check),
         corruptions=named_sources(run.corruptions),
         costs=named_sources(run.costs),
+        protocols=named_sources(run.protocols),
     )
 
 
@@ -152,6 +154,7 @@ def _has(one: RunView, section: str) -> bool:
         "proofs": bool(one.certificates),
         "trust": one.run.evaluation is not None,
         "union": bool(one.union or one.left_out),
+        "protocols": bool(one.protocols),
         "corruptions": one.corruptions is not None,
         "robustness": bool(one.charts),
         "inside": bool(one.analysis or one.measures),
