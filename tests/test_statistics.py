@@ -151,9 +151,7 @@ def test_the_interval_of_a_paired_difference_covers_the_truth(chances: tuple[flo
         for two in range(count + 1 - one):
             low, high = Difference(one, two, count).interval
             if low <= first - second <= high:
-                covered += multinomial.pmf(
-                    [one, two, count - one - two], count, [first, second, 1 - first - second]
-                )
+                covered += multinomial.pmf([one, two, count - one - two], count, [first, second, rest])
     assert 0.93 <= covered <= 1
 
 

@@ -10,6 +10,7 @@ from cli_tools import refusal
 
 from robustly.cli import evaluate as evaluate_module
 from robustly.cli import main
+from robustly.cli.audit_protocol import protocol_checks
 from robustly.data import DataConfig, load_splits, make_planes
 from robustly.evidence import read_evidence, read_summary
 from robustly.evidence.protocol_result import protocol_file, read_protocol
@@ -19,7 +20,8 @@ SMALL = [
     "--training.validation_steps", "1",
 ]  # fmt: skip
 FEW = ["--evaluation.batch_size", "4", "--evaluation.count", "4"]
-FOUR = ["--threats", "brightness:0.2", "l2:0.5", "shift:1"]
+THREE = ["--threats", "brightness:0.2", "l2:0.5", "shift:1"]
+NAMES = ("linf", "brightness", "l2", "shift")
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +51,11 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.slow
-def test_unforeseen_threats_are_compared_with_those_of_the_training(
-    digits: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    run = shutil.copytree(digits, tmp_path / "run")
-    words = ["evaluate", str(run), "--suite", "unforeseen", *FOUR, *FEW]
-    assert main([*words, "--dry-run"]) == 0
-    shown = capsys.readouterr().out
-    assert "nothing was evaluated" in shown
-    assert not list(run.glob("evaluation*"))
-
-    # it is stopped in the third of four evaluations, and the same command goes on
+@pytest.fixture(scope="module")
+def compared(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits' run, evaluated by `unforeseen` under three threats, with an interruption in the third."""
+    run = Path(shutil.copytree(digits, tmp_path_factory.mktemp("compared") / "run"))
+    words = ["evaluate", str(run), "--suite", "unforeseen", *THREE, *FEW]
     started: list[str] = []
     evaluated = evaluate_module._evaluated
 
@@ -70,60 +65,84 @@ def test_unforeseen_threats_are_compared_with_those_of_the_training(
         started.append(str(config.threat))
         return evaluated(config, *rest)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate_module, "_evaluated", stopped)
         assert main(words) == 130
     assert started == ["linf:0.1", "brightness:0.2"], "the threat of the training comes first"
-    assert "stopped; the same command continues" in capsys.readouterr().out
     assert not protocol_file(run, "unforeseen").exists()
-    assert "evaluation_unforeseen_linf has other seed" in refusal(capsys, *words, "--seed", "5")
-    assert "other images" in refusal(capsys, *words[:-1], "3")
-    assert main(words) == 0
-    shown = capsys.readouterr().out
-    assert shown.count("exists already and is kept") == 2
-    assert "linf:0.1 (trained on)" in shown
-    assert "below the trained" in shown
+    with pytest.MonkeyPatch.context() as patch:
+        finished = [(run / f"evaluation_unforeseen_{name}" / "summary.json").read_bytes() for name in NAMES[:2]]
+        patch.setattr(evaluate_module, "_evaluated", evaluated)
+        assert main(words) == 0, "the same command goes on"
+        after = [(run / f"evaluation_unforeseen_{name}" / "summary.json").read_bytes() for name in NAMES[:2]]
+    assert after == finished
+    return run
 
-    stated = read_protocol(protocol_file(run, "unforeseen"))
-    assert [one.threat for one in stated.columns] == ["linf:0.1", "brightness:0.2", "l2:0.5", "shift:1"]
+
+@pytest.mark.slow
+def test_unforeseen_threats_are_compared_with_those_of_the_training(
+    compared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stated = read_protocol(protocol_file(compared, "unforeseen"))
+    assert [one.threat for one in stated.columns] == ["linf:0.1", *THREE[1:]]
     assert [one.role for one in stated.columns] == ["trained", *["tested"] * 3]
-    held = np.stack([~read_evidence(run / one.evaluation).table.worst_case.broken for one in stated.columns])
+    held = np.stack([~read_evidence(compared / one.evaluation).table.worst_case.broken for one in stated.columns])
     assert stated.union.hits == held.all(0).sum()
     assert [one.robust.hits for one in stated.columns] == held.sum(1).tolist()
     for one, rows in zip(stated.tested, held[1:], strict=True):
         assert one.gap is not None
         assert one.gap.value == pytest.approx((held[0].sum() - rows.sum()) / 4)
     assert stated.mean.accuracy == pytest.approx(held[1:].mean())
-
-    assert main(["audit", str(run), "--as", "unforeseen"]) == 0
+    assert main(["audit", str(compared), "--as", "unforeseen"]) == 0
     assert "audit passed: 4 evaluations of unforeseen" in capsys.readouterr().out
-    assert "protocol_unforeseen.json exists already" in refusal(capsys, *words)
-    assert main([*words, "--keep"]) == 0
-    assert capsys.readouterr().out.count("is kept") == 4
 
     # the page stands although the run has no other evaluation
-    assert main(["report", str(run)]) == 0
-    page = (run / "report.html").read_text()
+    assert main(["report", str(compared)]) == 0
+    page = (compared / "report.html").read_text()
     assert "Suites of several threats" in page
     assert "linf:0.1 (trained on)" in page
     assert "--as unforeseen" in page
     assert "All at once" not in page, "the threats of the suite count in its own union alone"
+    assert main(["report", str(compared), "--as", "unforeseen"]) == 0
 
-    # forgeries: better numbers, a missing threat, a threat that is called trained
-    file = protocol_file(run, "unforeseen")
-    honest = file.read_text()
-    for change, problem in (
+
+@pytest.mark.slow
+def test_what_is_there_is_kept_and_never_mixed(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", str(compared), "--suite", "unforeseen", *THREE, *FEW]
+    assert "protocol_unforeseen.json exists already" in refusal(capsys, *words)
+    assert main([*words, "--keep"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("is kept") == 4
+    assert "linf:0.1 (trained on)" in shown
+    assert "below the trained" in shown
+    assert "has other seed" in refusal(capsys, *words, "--keep", "--seed", "5")
+    assert "has other images" in refusal(capsys, *words[:-1], "3", "--keep")
+    before = sorted(compared.iterdir())
+    assert main([*words, "--as", "again", "--dry-run"]) == 0
+    assert "nothing was evaluated" in capsys.readouterr().out
+    assert sorted(compared.iterdir()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
         (lambda content: content["union"].update(robust=4), "disagree on union"),
         (lambda content: content["columns"][1].update(role="trained"), "neither of the run nor named by its user"),
         (lambda content: content["terms"].update(chosen=False), "missing"),
         (lambda content: content["terms"].update(notes=[]), "wrong: notes"),
-    ):
-        content = json.loads(honest)
-        change(content)
-        file.write_text(json.dumps(content))
-        capsys.readouterr()
-        assert main(["audit", str(run), "--as", "unforeseen", "--share", "0.9"]) == 1
-        assert problem in capsys.readouterr().out
+        (lambda content: content["terms"].update(words="Certified."), "wrong: words"),
+    ],
+    ids=["union", "role", "chosen", "notes", "words"],
+)
+def test_a_forged_file_fails_the_checks(compared: Path, tmp_path: Path, change, problem: str) -> None:
+    run = Path(shutil.copytree(compared, tmp_path / "run"))
+    file = protocol_file(run, "unforeseen")
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    problems = [check.problem for check in protocol_checks(run, read_protocol(file)) if not check.passed]
+    assert any(problem in one for one in problems), problems
 
 
 @pytest.mark.slow
@@ -167,10 +186,7 @@ def test_the_evaluation_of_tafd_has_its_mean_and_the_union(
     assert summary.composed is None
     assert main(["audit", str(run), "--as", name, "--share", "0.9"]) == 0
     if name == "tafd_v20":
-        # the directions are those of the training images, and others are refused
         assert (run / "planes.safetensors").is_file()
-        splits = load_splits(DataConfig(source=str(run.parent / "colours.npz"))) if False else None
-        assert splits is None
         planes = stated.columns[3]
         assert planes.threat.startswith("subspace:2@")
         assert "principal directions of the class" in planes.words
@@ -216,8 +232,8 @@ def test_wrong_words_are_refused_in_one_sentence(
     said = refusal(capsys, *bare, "--suite", "unforeseen")
     assert "--trained-on linf:8/255" in said
     assert not (tmp_path / "bare").exists()
-    assert "NAME:SIZE" in refusal(capsys, *bare, "--suite", "unforeseen", "--trained-on", "robust").replace(
-        "KIND", "NAME"
+    assert "must have the form KIND:SIZE" in refusal(
+        capsys, *bare, "--suite", "unforeseen", "--trained-on", "robust"
     )
     assert main([*bare, "--suite", "unforeseen", "--trained-on", "none", "--threats", "brightness:0.1"]) == 0
     stated = read_protocol(protocol_file(tmp_path / "bare", "unforeseen"))

@@ -96,14 +96,19 @@ def protocol_plan(
     for threat in (*before, *tested):
         _refuse_undefined(protocol, threat, subject)
     names = short_names((*before, *tested))
-    reusable = {str(one): _reusable(subject, one) for one in before}
-    evaluations = []
+    targets = [evaluation_folder(subject.run.folder, f"{label}_{name}") for name in names]
+    reused: dict[int, Path] = {}
+    for number, threat in enumerate(before):
+        earlier = None if (targets[number] / SUMMARY).is_file() else _reusable(subject, threat)
+        if earlier is not None:
+            targets[number] = reused[number] = earlier
     settings = replace(subject.run.config.evaluation, suite=protocol.name, stages=None)
-    for number, (threat, name) in enumerate(zip((*before, *tested), names, strict=True)):
-        target = reusable.get(str(threat)) if number < len(before) else None
-        target = target or evaluation_folder(subject.run.folder, f"{label}_{name}")
-        config = replace(subject.run.config, threats=(threat,), threat_texts=(str(threat),), evaluation=settings)
-        evaluations.append(PlannedEvaluation(config, target))
+    evaluations = [
+        PlannedEvaluation(
+            replace(subject.run.config, threats=(threat,), threat_texts=(str(threat),), evaluation=settings), target
+        )
+        for threat, target in zip((*before, *tested), targets, strict=True)
+    ]
     known = _known(subject) or ()
     terms = ProtocolTerms(
         protocol=protocol.name,
@@ -116,9 +121,9 @@ def protocol_plan(
         left_out=tuple(left_out),
         notes=protocol.notes,
     )
-    reused = frozenset(folder.name for folder in reusable.values() if folder is not None)
+    folders = frozenset(folder.name for folder in reused.values())
     count = len(before)
-    return ProtocolPlan(protocol, terms, tuple(evaluations[:count]), tuple(evaluations[count:]), reused)
+    return ProtocolPlan(protocol, terms, tuple(evaluations[:count]), tuple(evaluations[count:]), folders)
 
 
 def _trained(subject: Subject, stated: Sequence[str] | None) -> tuple[Threat, ...]:
