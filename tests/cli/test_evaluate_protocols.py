@@ -39,13 +39,13 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("protocols")
     draws = np.random.default_rng(0)
     labels = np.arange(90) % 3
-    images = draws.integers(40, 160, (90, 8, 8, 3))
+    images = draws.integers(40, 160, (90, 16, 16, 3))
     images[np.arange(90), :, :, labels] += 60
     np.savez(
         folder / "colours.npz", images=images.astype(np.uint8), labels=labels, classes=np.array(["r", "g", "b"])
     )
     data = ["--data.source", str(folder / "colours.npz"), "--data.validation", "12", "--data.test", "12"]
-    data += ["--data.train_limit", "null", "--model.name", "resnet18", "--model.width", "4"]
+    data += ["--data.train_limit", "null"]
     words = ["train", "mnist5k/pgd_at", *SMALL, *data, "--threat", "linf:0.01", "--out", str(folder / "run")]
     assert main(words) == 0
     return folder / "run"
@@ -132,8 +132,11 @@ def test_what_is_there_is_kept_and_never_mixed(compared: Path, capsys: pytest.Ca
         (lambda content: content["terms"].update(chosen=False), "missing"),
         (lambda content: content["terms"].update(notes=[]), "wrong: notes"),
         (lambda content: content["terms"].update(words="Certified."), "wrong: words"),
+        (lambda content: content["terms"].update(chosen=False, left_out=["l1:10: why"]), "other threats left out"),
+        (lambda content: content["terms"].update(protocol="tafd_v10"), "cannot be chosen"),
+        (lambda content: content["terms"].update(protocol="best"), "there is no protocol 'best'"),
     ],
-    ids=["union", "role", "chosen", "notes", "words"],
+    ids=["union", "role", "chosen", "notes", "words", "left_out", "protocol", "unknown"],
 )
 def test_a_forged_file_fails_the_checks(compared: Path, tmp_path: Path, change, problem: str) -> None:
     run = Path(shutil.copytree(compared, tmp_path / "run"))
@@ -249,7 +252,7 @@ def test_directions_of_a_model_trained_elsewhere_have_to_be_named(
     source = str(colours.parent / "colours.npz")
     weights = shutil.copy(colours / "model.safetensors", tmp_path / "net.safetensors")
     bare = ["evaluate", str(tmp_path / "bare"), "--weights", str(weights), "--data", source, *FEW]
-    bare += ["--model.name", "resnet18", "--model.width", "4", "--suite", "tafd_v20"]
+    bare += ["--model.name", "small_cnn", "--model.width", "0.25", "--suite", "tafd_v20"]
     said = refusal(capsys, *bare)
     assert "make_planes" in said
     assert "--planes FILE" in said

@@ -1,22 +1,22 @@
 """`robustly audit RUN --as LABEL` for the evaluations of a protocol."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.markup import escape
 
 from robustly.cli.audit import AuditOptions, run_audit
+from robustly.cli.protocol_plan import untrained
 from robustly.cli.terminal import PlainConsole
 from robustly.data import load_test
 from robustly.evaluation import PROTOCOLS, Check
-from robustly.evaluation.suites.protocol import PLANES, ImageShape
 from robustly.evaluation.suites.unforeseen import kinds_in
 from robustly.evidence.protocol_result import ProtocolResult, contradiction, protocol_file, read_protocol
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, open_run
 from robustly.experiments.trained_on import trained_on
-from robustly.threats import Threat, ThreatError, parse_threat
+from robustly.threats import ThreatError, parse_threat
 
 
 def is_protocol(folder: Path, label: str | None) -> bool:
@@ -95,20 +95,30 @@ def _threats_problem(config: RunConfig, stated: ProtocolResult) -> str:
     if stated.terms.chosen:
         return f"the threats of {protocol.name} cannot be chosen"
     shape = load_test(evaluation_data(config)).shape
-    wanted = []
-    trained = [_parsed(one.threat) for one in stated.columns if one.role == "trained"]
-    seen: frozenset[str] = frozenset().union(*(kinds_in(one) for one in trained if one is not None))
-    for text in protocol.threats(shape):
-        threat = _parsed(text)
-        if threat is not None and protocol.compares and (kinds_in(threat) <= seen or not _fits(threat, shape)):
-            continue
-        wanted.append(text.partition("@")[0] if threat is None else str(threat))
+    texts = protocol.threats(shape)
+    wanted = [text.partition("@")[0] for text in texts]
+    left_out: tuple[str, ...] = ()
+    if protocol.compares:
+        trained = frozenset[str]().union(
+            *map(kinds_in, trained_on(config) or ()), *map(_kinds, stated.terms.stated)
+        )
+        threats, left_out = untrained([parse_threat(text) for text in texts], trained, shape)
+        wanted = list(map(str, threats))
     tested = [one.threat.partition("@")[0] for one in stated.tested]
     missing = [text for text in wanted if text not in tested]
     added = [text for text in tested if text not in wanted]
     found = [f"{', '.join(missing)} missing"] if missing else []
     found += [f"{', '.join(added)} added"] if added else []
+    found += ["other threats left out than stated"] if stated.terms.left_out != left_out else []
     return "; ".join(found)
+
+
+def _kinds(text: str) -> frozenset[str]:
+    """Kinds of a threat's parts, also of one whose text names stored arrays."""
+    try:
+        return kinds_in(parse_threat(text, arrays={}))
+    except ThreatError:
+        return frozenset(re.findall(r"(?:^|[+&])\s*(\w+):", text))
 
 
 def _training_problem(config: RunConfig, stated: ProtocolResult) -> str:
@@ -121,20 +131,3 @@ def _training_problem(config: RunConfig, stated: ProtocolResult) -> str:
     found = [f"{', '.join(missing)} missing"] if missing else []
     found += [f"{', '.join(others)} neither of the run nor named by its user"] if others else []
     return "; ".join(found)
-
-
-def _parsed(text: str) -> Threat | None:
-    """A threat from its text; None if it needs stored arrays."""
-    try:
-        return None if text.endswith(f"@{PLANES}") else parse_threat(text, arrays={})
-    except ThreatError:
-        return None
-
-
-def _fits(threat: Threat, shape: ImageShape) -> bool:
-    """Return True if a threat is defined for images of a shape."""
-    try:
-        threat.around(torch.zeros(0, *shape))
-    except ThreatError:
-        return False
-    return True

@@ -12,7 +12,7 @@ from robustly.cli.evaluate import carried_out
 from robustly.cli.evaluate_plan import PlannedEvaluation
 from robustly.cli.protocol_plan import ProtocolPlan, protocol_plan
 from robustly.cli.protocol_tables import plan_table, result_table
-from robustly.cli.subject import Subject, load_subject, run_of_command
+from robustly.cli.subject import load_subject, run_of_command
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation import PROTOCOLS, Protocol
 from robustly.evidence import Summary, read_summary
@@ -109,13 +109,14 @@ def run_protocol(
     file = protocol_file(run.folder, label)
     if file.is_file() and not (options.overwrite or options.keep):
         raise RunError(f"{file} exists already: --overwrite replaces it, --keep leaves it as it is")
+    identity = weights_hash(subject.model), subject.data.digest()
     with ExitStack() as held:
         if not run.is_new:
             for one in plan.own:
                 held.enter_context(lock_evaluation(one.target))
         if options.overwrite:
             file.unlink(missing_ok=True)
-        left = [one for one in plan.own if options.overwrite or not _is_finished(one, subject, console)]
+        left = [one for one in plan.own if options.overwrite or not _is_finished(one, identity, console)]
         done = {one.target.name: read_rows(one.target) for one in plan.evaluations if one not in left}
         if left:
             done |= carried_out(run, left, None, trust_code, options.checkpoint, held, None, subject, "")
@@ -129,8 +130,13 @@ def _without_suite(overrides: Sequence[str]) -> list[str]:
     return [word for key, value in pairs_of(overrides) if key != SUITE for word in (f"--{key}", value)]
 
 
-def _is_finished(plan: PlannedEvaluation, subject: Subject, console: Console) -> bool:
+def _is_finished(plan: PlannedEvaluation, identity: tuple[str, str], console: Console) -> bool:
     """Return True if an evaluation is there already, from an earlier call.
+
+    Args:
+        plan: the evaluation.
+        identity: hashes of the weights and of the images.
+        console: prints what is kept.
 
     Raises:
         RunError: it is of another threat, suite, model, seed, mode or other images.
@@ -140,21 +146,21 @@ def _is_finished(plan: PlannedEvaluation, subject: Subject, console: Console) ->
             raise RunError(f"{plan.target} exists already and is not an evaluation: remove it, or give --as NAME")
         return False
     kept = read_summary(plan.target)
-    differs = _difference(kept, plan, subject)
+    differs = _difference(kept, plan, identity)
     if differs:
         raise RunError(f"{plan.target} has {differs}: --overwrite replaces it, --as NAME gives another name")
     console.print(f"{plan.target} exists already and is kept", soft_wrap=True, markup=False, highlight=False)
     return True
 
 
-def _difference(kept: Summary, plan: PlannedEvaluation, subject: Subject) -> str:
-    config = plan.config
+def _difference(kept: Summary, plan: PlannedEvaluation, identity: tuple[str, str]) -> str:
+    config, (weights, images) = plan.config, identity
     pairs = {
         "threat": (kept.threat.text, str(config.threat)),
         "suite": (kept.suite.name, config.evaluation.suite),
         "seed": (kept.suite.seed, config.seed),
-        "weights": (kept.model.weights_sha256, weights_hash(subject.model)),
-        "images": (kept.data.sha256, subject.data.digest()),
+        "weights": (kept.model.weights_sha256, weights),
+        "images": (kept.data.sha256, images),
     }
     found = [name for name, (there, here) in pairs.items() if there != here]
     return f"other {' and '.join(found)}" if found else ""
@@ -169,9 +175,8 @@ def _written(run: GivenRun, plan: ProtocolPlan, done: dict[str, Tested]) -> Prot
 
 def _print(console: Console, run: GivenRun, result: ProtocolResult) -> None:
     console.print(result_table(run.folder.resolve().name, result))
-    for column in result.columns:
-        for sentence in column.masking:
-            console.print(f"! {column.threat}: {sentence}", soft_wrap=True, highlight=False, markup=False)
+    for sentence in result.doubts:
+        console.print(f"! {sentence}", soft_wrap=True, highlight=False, markup=False)
     for note in result.terms.notes:
         console.print(f"- {note}", soft_wrap=True, highlight=False, markup=False)
     folder, label = quote(str(run.folder)), result.terms.label

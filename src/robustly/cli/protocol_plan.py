@@ -9,7 +9,7 @@ import torch
 from robustly.cli.evaluate_plan import PlannedEvaluation
 from robustly.cli.subject import Subject
 from robustly.evaluation import Protocol
-from robustly.evaluation.suites.protocol import PLANES
+from robustly.evaluation.suites.protocol import PLANES, ImageShape
 from robustly.evaluation.suites.unforeseen import kinds_in
 from robustly.evidence import EvidenceError, read_summary
 from robustly.evidence.protocol_result import ProtocolTerms
@@ -83,12 +83,15 @@ def protocol_plan(
     if not protocol.compares and stated is not None:
         raise RunError(f"--trained-on is for the suite unforeseen, {protocol.name} compares with no training")
     before = _trained(subject, stated) if protocol.compares else ()
-    left_out: list[str] = []
+    left_out: tuple[str, ...] = ()
     if chosen:
         tested = tuple(one for one in subject.run.config.threats if one not in before)
     else:
         every = _parsed(protocol, subject, planes, dry_run)
-        tested = _untrained(every, before, subject, left_out) if protocol.compares else every
+        tested = every
+        if protocol.compares:
+            kinds = frozenset[str]().union(*(kinds_in(one) for one in before))
+            tested, left_out = untrained(every, kinds, subject.data.shape)
     if not tested:
         raise RunError(
             f"{protocol.name} has no threat that the network was not trained on: name some with --threats"
@@ -118,7 +121,7 @@ def protocol_plan(
         compares=protocol.compares,
         chosen=chosen,
         stated=tuple(str(one) for one in before if one not in known),
-        left_out=tuple(left_out),
+        left_out=left_out,
         notes=protocol.notes,
     )
     folders = frozenset(folder.name for folder in reused.values())
@@ -176,37 +179,44 @@ def _needs_planes(text: str) -> bool:
     return text.endswith(f"@{PLANES}")
 
 
-def _untrained(
-    every: Sequence[Threat], before: Sequence[Threat], subject: Subject, left_out: list[str]
-) -> tuple[Threat, ...]:
-    """Threats of other kinds than those of the training; the reasons for the others are added to `left_out`."""
-    trained: frozenset[str] = frozenset().union(*(kinds_in(one) for one in before))
-    tested = []
+def untrained(
+    every: Sequence[Threat], trained: frozenset[str], shape: ImageShape
+) -> tuple[tuple[Threat, ...], tuple[str, ...]]:
+    """Threats of other kinds than those of the training, and the reasons why the others are left out.
+
+    Args:
+        every: the threats of a protocol.
+        trained: kinds of the training.
+        shape: channels, height and width of the images.
+    """
+    tested, left_out = [], []
     for threat in every:
         seen = kinds_in(threat) <= trained
-        problem = "the network was trained on threats of this kind" if seen else _problem(threat, subject)
+        problem = "the network was trained on threats of this kind" if seen else _problem(threat, shape)
         if problem:
             left_out.append(f"{threat}: {problem}")
         else:
             tested.append(threat)
-    return tuple(tested)
+    return tuple(tested), tuple(left_out)
 
 
-def _problem(threat: Threat, subject: Subject) -> str:
-    """The reason why a threat is not defined for the images; empty if it is."""
+def _problem(threat: Threat, shape: ImageShape) -> str:
+    """The reason why a threat is not defined for images; empty if it is."""
     try:
-        threat.around(subject.data.floats(torch.arange(0)))
+        threat.around(torch.zeros(0, *shape))
     except ThreatError as error:
         return str(error)
     return ""
 
 
 def _refuse_undefined(protocol: Protocol, threat: Threat, subject: Subject) -> None:
-    problem = _problem(threat, subject)
+    problem = _problem(threat, subject.data.shape)
     if not problem:
         return
     texts = protocol.threats(subject.data.shape)
-    others = [text for text in texts if not _needs_planes(text) and not _problem(parse_threat(text), subject)]
+    others = [
+        text for text in texts if not _needs_planes(text) and not _problem(parse_threat(text), subject.data.shape)
+    ]
     advice = f"; --threats {' '.join(others)} evaluates the threats that are defined" if others else ""
     raise RunError(f"{protocol.name} cannot be evaluated on these images: {problem}{advice}")
 

@@ -56,6 +56,7 @@ class ProtocolColumn:
         attacks: titles of the attacks.
         role: "trained" for a threat of the training, else "tested".
         masking: sentences on suspected gradient masking.
+        failed: titles of attacks that raised an error.
         robust: share of unbroken images.
         gap: difference from the threats of the training; None for these, and where the protocol compares nothing.
 
@@ -70,6 +71,7 @@ class ProtocolColumn:
     attacks: tuple[str, ...]
     role: Role
     masking: tuple[str, ...]
+    failed: tuple[str, ...]
     robust: Annotated[Proportion, ShareKeys("robust")]
     gap: Gap | None = None
 
@@ -145,6 +147,15 @@ class ProtocolResult:
             raise ValueError("columns should name each evaluation once")
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """Sentences on suspected masking and on attacks that failed, with their threats."""
+        return tuple(
+            f"{one.threat}: {sentence}"
+            for one in self.columns
+            for sentence in (*one.masking, *(f"the attack {title} failed" for title in one.failed))
+        )
+
+    @property
     def tested(self) -> tuple[ProtocolColumn, ...]:
         """The columns that are not of the training."""
         return tuple(one for one in self.columns if one.role == "tested")
@@ -194,6 +205,7 @@ def protocol_result(
             attacks=tuple(attack.title for attack in one.summary.suite.attacks),
             role="trained" if name in trained else "tested",
             masking=one.summary.masking,
+            failed=tuple(one.summary.suite.title(attack) for attack in one.summary.failures),
             robust=shares[name],
             gap=_gap(reference, unbroken[name]) if terms.compares and name in tested else None,
         )

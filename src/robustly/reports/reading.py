@@ -20,7 +20,6 @@ from robustly.evidence.storage import pictures_of, read_pictures, read_table
 from robustly.evidence.unions import ThreatUnion
 from robustly.reports.analysis import Analysis, read_analysis
 from robustly.reports.run import ReportError, RunEvidence, Status, Training
-from robustly.reports.source_names import shown_path
 
 Content = TypeVar("Content")
 
@@ -47,10 +46,6 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     config = if_there(path / "config.yaml", read_config)
     training = if_there(path / "metrics.csv", read_training)
     protocols = tuple(map(read_protocol, protocol_files(path)))
-    check = ""
-    if evaluation_folder is None and protocols and not (folder / SUMMARY).is_file():
-        folder = path / protocols[0].columns[0].evaluation
-        check = f"robustly audit {shown_path(path)} --as {protocols[0].terms.label}"
     evaluation = if_there(folder / SUMMARY, lambda file: read_summary(file.parent))
     if training is None and evaluation is None:
         raise ReportError(
@@ -91,7 +86,6 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
         left_out=left_out,
         corruptions=corruptions,
         costs=costs,
-        check=check,
         protocols=protocols,
     )
 
@@ -135,9 +129,8 @@ def run_of_evidence(evidence: Evidence, audit: AuditRecord | None = None) -> Run
 
 
 def has_results(path: Path) -> bool:
-    """Return True if a run folder has metrics of its training, an evaluation, or a protocol's."""
-    files = [path / "metrics.csv", path / "evaluation" / SUMMARY, *protocol_files(path)]
-    return any(file.is_file() for file in files)
+    """Return True if a run folder has metrics of its training or an evaluation."""
+    return (path / "metrics.csv").is_file() or (path / "evaluation" / SUMMARY).is_file()
 
 
 def if_there(file: Path, read: Callable[[Path], Content]) -> Content | None:

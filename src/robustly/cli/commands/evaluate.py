@@ -62,7 +62,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.suite is not None:
         overrides = ["--evaluation.suite", options.suite, *overrides]
     protocol = protocol_of(options.run, overrides)
-    if protocol is not None and options.costs is None:
+    if protocol is not None and options.costs is not None:
+        raise ValueError(f"--costs is for evaluations under one threat, {protocol.name} has several")
+    if protocol is not None:
         chosen = ProtocolOptions(
             options.overwrite,
             options.keep,

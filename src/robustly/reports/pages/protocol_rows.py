@@ -43,7 +43,7 @@ class ProtocolView:
         words: description in one sentence.
         compares: whether there are differences from the threats of the training.
         rows: the rows.
-        masked: sentences on suspected gradient masking, with their threats.
+        doubts: sentences on suspected gradient masking and on attacks that failed, with their threats.
         remarks: threats that the user chose, named or left out.
         notes: sentences on the limits of the numbers.
     """
@@ -52,7 +52,7 @@ class ProtocolView:
     words: str
     compares: bool
     rows: tuple[ProtocolRow, ...]
-    masked: tuple[str, ...]
+    doubts: tuple[str, ...]
     remarks: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -75,9 +75,8 @@ def protocol_view(result: ProtocolResult) -> ProtocolView:
         remarks.append(f"Named by the user as threats of the training: {', '.join(terms.stated)}.")
     if terms.chosen:
         remarks.append("The user chose the threats, in place of those of the protocol.")
-    masked = tuple(f"{one.threat}: {sentence}" for one in result.columns for sentence in one.masking)
     name = terms.protocol if terms.label == terms.protocol else f"{terms.protocol} ({terms.label})"
-    return ProtocolView(name, terms.words, terms.compares, tuple(rows), masked, tuple(remarks), terms.notes)
+    return ProtocolView(name, terms.words, terms.compares, tuple(rows), result.doubts, tuple(remarks), terms.notes)
 
 
 def _column(one: ProtocolColumn, compares: bool) -> ProtocolRow:
