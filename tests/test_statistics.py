@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, t
+from scipy.stats import binom, binomtest, multinomial, t
 
 from robustly.statistics import (
+    Difference,
     Proportion,
     binomial_tail,
     collapsed_class,
@@ -123,3 +124,38 @@ def test_a_tail_outside_its_range_is_refused(arguments: tuple[int, int, float], 
 def test_more_hits_than_examples_are_refused(arguments: tuple[int, int, float]) -> None:
     with pytest.raises(ValueError, match=r"hits should be in 0\.\.2"):
         excess_p_value(*arguments)
+
+
+def test_a_paired_difference_has_the_interval_of_its_formula() -> None:
+    found = Difference(10, 2, 48)
+    assert found.value == pytest.approx(8 / 48)
+    first, second = 11 / 50, 3 / 50
+    half = 1.959964 * ((first + second - (first - second) ** 2) / 50) ** 0.5
+    assert found.interval == pytest.approx((0.16 - half, 0.16 + half))
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
+def test_a_paired_difference_lies_in_its_interval_and_is_antisymmetric(first: int, second: int, rest: int) -> None:
+    count = max(first + second + rest, 1)
+    found, swapped = Difference(first, second, count), Difference(second, first, count)
+    low, high = found.interval
+    assert -1 <= low <= found.value <= high <= 1
+    assert swapped.interval == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize("chances", [(0.3, 0.1), (0.05, 0.05), (0.5, 0.0), (0.02, 0.2)])
+def test_the_interval_of_a_paired_difference_covers_the_truth(chances: tuple[float, float]) -> None:
+    first, second = chances
+    count, covered, rest = 40, 0.0, 1 - first - second
+    for one in range(count + 1):
+        for two in range(count + 1 - one):
+            low, high = Difference(one, two, count).interval
+            if low <= first - second <= high:
+                covered += multinomial.pmf([one, two, count - one - two], count, [first, second, rest])
+    assert 0.93 <= covered <= 1
+
+
+@pytest.mark.parametrize(("first", "second", "count"), [(-1, 0, 5), (3, 3, 5), (0, 0, 0)])
+def test_impossible_paired_counts_are_refused(first: int, second: int, count: int) -> None:
+    with pytest.raises(ValueError, match="should be at least"):
+        Difference(first, second, count)

@@ -103,6 +103,47 @@ class Proportion:
         return f"{100 * self.share:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two shares of the same examples, the first less the second.
+
+    Args:
+        only_first: number of examples that are hits of the first share alone.
+        only_second: number of examples that are hits of the second share alone.
+        count: examples in total, at least 1.
+
+    Raises:
+        ValueError: no examples, or more hits than examples.
+    """
+
+    only_first: int
+    only_second: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count should be at least 1, but is {self.count}")
+        if min(self.only_first, self.only_second) < 0 or self.only_first + self.only_second > self.count:
+            raise ValueError(
+                f"only_first and only_second should be at least 0 and at most {self.count} together, but are "
+                f"{self.only_first} and {self.only_second}"
+            )
+
+    @property
+    def value(self) -> float:
+        """The difference, in [-1, 1]."""
+        return (self.only_first - self.only_second) / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % interval: the adjusted Wald interval for paired data (Bonett and Price, JEBS 37, 2012)."""
+        total = self.count + 2
+        first, second = (self.only_first + 1) / total, (self.only_second + 1) / total
+        centre = first - second
+        half = Z_95 * math.sqrt((first + second - centre**2) / total)
+        return max(-1.0, centre - half), min(1.0, centre + half)
+
+
 def binomial_tail(hits: int, count: int, share: float) -> float:
     """P(X >= hits) for X binomial with `count` trials and success probability `share`.
 

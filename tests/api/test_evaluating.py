@@ -1,3 +1,4 @@
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -193,3 +194,14 @@ def test_diagnostics_take_the_same_input():
 
 def test_evaluation_error_is_a_value_error():
     assert issubclass(EvaluationError, ValueError)
+
+
+def test_a_suite_of_several_threats_names_the_one_that_it_is_evaluated_under():
+    with pytest.warns(UserWarning, match="its evaluation under linf:8/255 alone"):
+        result = robustly.evaluate(NET, NAMED, suite="tafd_v10", batch_size=24, count=2, progress=False)
+    assert result.summary.threat.text == "linf:8/255"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = robustly.evaluate(NET, NAMED, "ace:2", "tafd_v10", batch_size=24, count=2, progress=False)
+    assert [attack.title for attack in result.summary.suite.attacks] == ["ACE"]
+    assert result.audit().passed

@@ -121,9 +121,9 @@ def test_planes_are_those_of_the_data_and_name_them(tmp_path: Path) -> None:
     assert torch.allclose(given.values[1, 1:].T @ given.values[1, 1:], exact @ exact.T, atol=1e-4)
     threat = parse_threat(f"subspace:2@{file}")
     assert isinstance(threat, Subspace)
-    threat.check_made_from(data.digest())
+    threat.check_data(data.digest)
     with pytest.raises(ThreatError, match="were made from other training data"):
-        threat.check_made_from(digits(shift=1).digest())
+        threat.check_data(digits(shift=1).digest)
     stored = parse_threat(str(threat), arrays=threat.arrays)
     assert stored == threat
     assert str(threat) == f"subspace:2@{given.digest}"

@@ -59,7 +59,7 @@ def certify(
         ValueError: as `evaluate`; an operation that cannot be bounded, or a threat that is not an Lp ball.
     """
     certificate = BoundCertificate(method, halvings=halvings, seconds=seconds)
-    attacks = with_certificate(as_suite(suite, parsed_threat(threat).kind), certificate)
+    attacks = with_certificate(as_suite(suite, parsed_threat(threat)), certificate)
     return evaluate(
         model,
         data,

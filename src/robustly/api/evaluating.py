@@ -1,5 +1,6 @@
 """Evaluation of any model on any images, by one function."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from robustly.api.progress import evaluation_progress
 from robustly.api.result import Result
 from robustly.attacks import Attack
 from robustly.data import as_image_data
-from robustly.evaluation import EvaluationTarget, Suite
+from robustly.evaluation import PROTOCOLS, EvaluationTarget, Suite
 from robustly.evaluation import evaluate as run_evaluation
 from robustly.evaluation.diagnostics import diagnose as run_diagnostics
 from robustly.evaluation.suites import as_suite
@@ -19,11 +20,14 @@ from robustly.evaluation.target import Mode, Progress
 from robustly.evidence import Finding
 from robustly.threats import Threat, ThreatError, parse_threat
 
+DEFAULT = "linf:8/255"
+"""Threat of an evaluation that names none."""
+
 
 def evaluate(
     model: Model,
     data: object,
-    threat: Threat | str = "linf:8/255",
+    threat: Threat | str = DEFAULT,
     suite: Suite | Attack | str | Sequence[Attack | str] = "standard",
     *,
     classes: Sequence[str] | None = None,
@@ -47,6 +51,7 @@ def evaluate(
             Face, `ImageData`, or a path; see `robustly.data.as_image_data`.
         threat: the allowed perturbations, as a value or text such as "linf:8/255", "l2:0.5", "rotation:30".
         suite: name of a suite ("quick", "standard", "strong", ...) or attack, a suite, an attack, or several.
+            Suites of several threats, such as "unforeseen", give the attacks for this threat.
         classes: class names in the order of the model's outputs, where the data have other or fewer ones.
         count: number of examples, from the first; None for all.
         round_to_8_bits: True rounds images to multiples of 1/255; otherwise other values are refused.
@@ -66,7 +71,15 @@ def evaluate(
             which and why. `AdapterError`, `EvaluationError`, `ThreatError` and others are kinds of it.
     """
     parsed = parsed_threat(threat)
-    attacks = as_suite(suite, parsed.kind)
+    attacks = as_suite(suite, parsed)
+    if isinstance(suite, str) and suite in PROTOCOLS and threat == DEFAULT:
+        # the caller may have named no threat, and expect those of the suite
+        warnings.warn(
+            f"the suite {suite} has several threats, and this is its evaluation under {DEFAULT} alone: "
+            f"robustly.evaluation.PROTOCOLS[{suite!r}].threats(shape) lists them, and robustly evaluate RUN "
+            f"--suite {suite} evaluates all",
+            stacklevel=2,
+        )
     with torch.inference_mode(False):  # gradients are refused in it
         images = as_image_data(data, classes=classes, round_to_8_bits=round_to_8_bits, limit=count)
         adapted, images = fit(model, images, device)

@@ -30,6 +30,9 @@ AT_LEAST: dict[str, tuple[str, ...]] = {
     "aa_plus": (),
     "aa_rand": (),
     "semantic": (),
+    "tafd_v10": (),
+    "tafd_v20": (),
+    "unforeseen": (),
 }
 """For each suite, the others that count as at least as strong. A missing pair is not ordered."""
 

@@ -11,7 +11,7 @@ import torch
 from robustly.api.fitting import Model, fit
 from robustly.data import ImageData, as_image_data
 from robustly.evaluation import Audit, EvaluationError, EvaluationTarget, Sampling, Suite, audit
-from robustly.evaluation.recording import stored_threat
+from robustly.evaluation.recording import stored_threat, threat_or_kind
 from robustly.evaluation.suites.certified import as_recorded
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evidence import Evidence, EvidenceError, Summary, read_evidence
@@ -195,7 +195,7 @@ def plot_threats(results: str | Path | Evidence | Sequence[Evidence]) -> Plot:
 def suite_of(summary: Summary) -> Suite | None:
     """The suite of an evaluation: a known one, or one of the stages in the evidence; None if there is neither."""
     try:
-        suite = suite_from(summary.suite.name, summary.composed, summary.threat.kind)
+        suite = suite_from(summary.suite.name, summary.composed, threat_or_kind(summary.threat))
         return as_recorded(suite, summary.suite.certificates)
     except (ValueError, KeyError, TypeError):
         return None

@@ -33,12 +33,14 @@ class AuditOptions:
         label: name of the evaluation if the run has several.
         sign: file of a private key, with which a passed evaluation is signed.
         verify: file of a public key, with which the evaluation must be signed.
+        brief: whether checks that passed are counted only.
     """
 
     sampling: Sampling
     label: str | None = None
     sign: Path | None = None
     verify: Path | None = None
+    brief: bool = False
 
 
 def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
@@ -62,7 +64,7 @@ def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
         result = replace(result, checks=(*result.checks, signature_check(folder, kept, options.verify)))
     if (kept / SUMMARY).is_file():
         write_audit(kept, result.record(kept, notes))
-    _print(console, result, notes)
+    _print(console, result, notes, options.brief)
     if options.sign is not None and result.passed:
         signed = sign(folder, kept, options.sign)
         console.print(f"signed by the key {signed.fingerprint}...", highlight=False)
@@ -140,8 +142,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _print(console: Console, result: Audit, notes: tuple[str, ...]) -> None:
+def _print(console: Console, result: Audit, notes: tuple[str, ...], brief: bool) -> None:
     for check in result.checks:
+        if brief and check.passed:
+            continue
         mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
         tail = f": {check.problem}" if check.problem else ""
         console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)
@@ -151,4 +155,5 @@ def _print(console: Console, result: Audit, notes: tuple[str, ...]) -> None:
     console.print(f"{verdict}[/]: {sum(check.passed for check in result.checks)} of {len(result.checks)} checks")
     if result.passed:
         console.print(result.guarantee, highlight=False, soft_wrap=True)
-    console.print(f"stated, not checked: {'; '.join(STATED)}", highlight=False, soft_wrap=True)
+    if not brief:
+        console.print(f"stated, not checked: {'; '.join(STATED)}", highlight=False, soft_wrap=True)

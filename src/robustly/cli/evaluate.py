@@ -107,7 +107,7 @@ def run_evaluation(
         left = [plan for plan in plans if not _is_kept(plan, overwrite, keep, checkpoint)]
         found = {plan.target.name: read_rows(plan.target) for plan in plans if plan not in left and len(plans) > 1}
         if left:
-            found |= _carried_out(run, left, request, spot, held, costs)
+            found |= carried_out(run, left, request, held, costs, spot=spot)
         else:
             release_others(spot)
         if costs is not None and not left:
@@ -143,22 +143,36 @@ def _is_kept(plan: PlannedEvaluation, overwrite: bool, keep: bool, checkpoint: C
     return False
 
 
-def _carried_out(
+def carried_out(
     run: GivenRun,
     plans: Sequence[PlannedEvaluation],
     request: Request,
-    spot: Place | None,
     held: ExitStack,
     costs: str | None,
+    spot: Place | None = None,
+    subject: Subject | None = None,
+    advice: str = ", with --keep for those that are finished,",
 ) -> dict[str, Tested]:
-    """Carry out evaluations and print their tables; returns their rows and summaries, by folder."""
-    checkpoint = request.checkpoint
-    subject = load_subject(run, request.trust_code, checkpoint=checkpoint)
+    """Carry out evaluations and print their tables; returns their rows and summaries, by folder.
+
+    Args:
+        run: the run.
+        plans: the evaluations.
+        request: arguments of the command.
+        held: keeps the locks of the evaluations of a new run, and the other processes.
+        costs: costs of confusions; None without them.
+        spot: place of this process in a cluster; None without one.
+        subject: model and images, if they are loaded already; then no other process takes part.
+        advice: words on the finished ones of several evaluations, for a user who stops the work.
+    """
+    checkpoint, is_shared = request.checkpoint, subject is None
+    subject = subject or load_subject(run, request.trust_code, checkpoint=checkpoint)
     matrix = None if costs is None else read_costs(costs, subject.data.num_classes)
     keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
     found: dict[str, Tested] = {}
-    leader_of = held.enter_context(leading(spot, run.config.runtime, request, plans, len(subject.data)))
+    most = len(subject.data) if is_shared else 1
+    leader_of = held.enter_context(leading(spot, run.config.runtime, request, plans, most))
     for plan in plans:
         config = plan.config
         with ExitStack() as unless_refused:
@@ -175,11 +189,11 @@ def _carried_out(
                     suite,
                     subject,
                     plan.target,
-                    partial(_named, subject=subject, marks=marks),
+                    partial(_named, subject=subject, marks=marks, stages=config.evaluation.stages),
                     leader_of(plan),
                 )
             except KeyboardInterrupt:
-                others = ", with --keep for those that are finished," if len(plans) > 1 else ""
+                others = advice if len(plans) > 1 else ""
                 console.print(
                     f"\nstopped; the same command{others} continues after the finished attacks and proofs",
                     highlight=False,
@@ -261,7 +275,12 @@ def _print(console: Console, summary: Summary, folder: Path, target: Path, colla
     )
 
 
-def _named(found: Summary, subject: Subject, marks: Mapping[str, Seen] | None) -> Summary:
+def _named(
+    found: Summary,
+    subject: Subject,
+    marks: Mapping[str, Seen] | None,
+    stages: Mapping[str, Mapping[str, object]] | None,
+) -> Summary:
     """The summary with the names of run and model, settings that load the same data again, and what was seen."""
     config = replace(subject.run.config, data=subject.source)
     return replace(
@@ -276,7 +295,7 @@ def _named(found: Summary, subject: Subject, marks: Mapping[str, Seen] | None) -
             trained_on=subject.seen.trained_on,
             selected_on=subject.seen.selected_on,
         ),
-        composed=config.evaluation.stages,
+        composed=stages,
         seen_attacks=marks,
     )
 

@@ -51,7 +51,7 @@ class Request:
 def suite_of(plan: PlannedEvaluation, subject: Subject, extended: Callable[[Suite], Suite] | None) -> Suite:
     """The suite of a planned evaluation, with its surrogates and certificates."""
     config = plan.config
-    suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
+    suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat)
     suite = suite if extended is None else extended(suite)
     return load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
 

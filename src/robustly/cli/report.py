@@ -10,12 +10,14 @@ from rich.table import Table
 
 from robustly.cli.runs import runs_in
 from robustly.cli.terminal import PlainConsole
+from robustly.evidence.protocol_result import protocol_file, protocol_files, read_protocol
 from robustly.evidence.schema import SUMMARY
 from robustly.experiments.locks import repair_evaluations
 from robustly.experiments.run_folder import CERTIFIED, EVALUATION, REPORT, evaluation_folder
 from robustly.files import write_text
 from robustly.reports import ReportError, RunEvidence, read_run, render
 from robustly.reports.reading import has_results
+from robustly.reports.source_names import shown_path
 from robustly.statistics import Proportion
 
 
@@ -45,7 +47,8 @@ def run_report(runs: Sequence[Path], out: Path | None, label: str | None = None)
     console = PlainConsole()
     folders = []
     for folder in (one for run in runs for one in runs_in(run)):
-        if folder in runs or has_results(folder) or (evaluation_folder(folder, CERTIFIED) / SUMMARY).is_file():
+        others = (evaluation_folder(folder, CERTIFIED) / SUMMARY, *protocol_files(folder))
+        if folder in runs or has_results(folder) or any(file.is_file() for file in others):
             folders.append(folder)
         else:
             console.print(f"left out: {folder} has no results yet", soft_wrap=True, highlight=False, markup=False)
@@ -67,7 +70,7 @@ def read_evaluations(run: Path, label: str | None = None) -> list[RunEvidence]:
 
     Args:
         run: folder of the run.
-        label: name of the evaluation; None for both.
+        label: name of the evaluation, or of those of a protocol; None for both.
 
     Raises:
         ReportError: there is none, or a file is cut off.
@@ -75,6 +78,8 @@ def read_evaluations(run: Path, label: str | None = None) -> list[RunEvidence]:
     """
     if label is not None:
         folder = evaluation_folder(run, label)
+        if protocol_file(run, label).is_file():
+            return [_first_of_protocol(run, label)]
         if run.is_dir() and not (folder / SUMMARY).is_file():
             found = sorted(one.parent.name for one in run.glob(f"{EVALUATION}_*/{SUMMARY}"))
             names = ", ".join(one.removeprefix(f"{EVALUATION}_") for one in found)
@@ -84,11 +89,20 @@ def read_evaluations(run: Path, label: str | None = None) -> list[RunEvidence]:
         return [read_run(run, folder)]
     certified = evaluation_folder(run, CERTIFIED)
     if not (certified / SUMMARY).is_file():
+        results = protocol_files(run)
+        if results and not (run / EVALUATION / SUMMARY).is_file():
+            return [_first_of_protocol(run, read_protocol(results[0]).terms.label)]
         return [read_run(run)]
     if not (run / EVALUATION / SUMMARY).is_file():
         return [read_run(run, certified)]
     proofs = read_run(run, certified)
     return [read_run(run), replace(proofs, name=f"{proofs.name}, {CERTIFIED}", training=None)]
+
+
+def _first_of_protocol(run: Path, label: str) -> RunEvidence:
+    """A run with the first evaluation of a protocol, beside the table of all of them."""
+    first = read_protocol(protocol_file(run, label)).columns[0].evaluation
+    return replace(read_run(run, run / first), check=f"robustly audit {shown_path(run)} --as {label}")
 
 
 def _comparison(runs: Sequence[RunEvidence]) -> Table:

@@ -1,19 +1,21 @@
-"""`robustly suites NAME`: the stages of a suite."""
+"""`robustly suites NAME`: the stages of a suite, or the threats of a protocol."""
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from robustly.attacks import Attack
 from robustly.certification import Certificate
+from robustly.cli.protocol_tables import protocol_costs
 from robustly.cli.terminal import PlainConsole
-from robustly.evaluation import Plan
+from robustly.evaluation import Plan, Protocol
 from robustly.evaluation.suites import as_suite
 from robustly.evaluation.suites.cost import announced_cost
 from robustly.evaluation.suites.suite import settings
 from robustly.threats import Threat
 
-IMAGES, CLASSES = 1000, 10
+IMAGES, CLASSES, SHAPE = 1000, 10, (3, 32, 32)
 
 
 def show_suite(name: str, threat: Threat) -> int:
@@ -23,7 +25,7 @@ def show_suite(name: str, threat: Threat) -> int:
         ValueError: an unknown suite, or a threat for which it is not defined.
     """
     console = PlainConsole()
-    suite = as_suite(name, threat.kind)
+    suite = as_suite(name, threat)
     cost = announced_cost(suite, threat, IMAGES, CLASSES)
     table = Table(title=f"{name} under {threat}", title_justify="left")
     for column in ("stage", "attack", "images"):
@@ -42,6 +44,31 @@ def show_suite(name: str, threat: Threat) -> int:
         highlight=False,
         soft_wrap=True,
     )
+    return 0
+
+
+def show_protocol(protocol: Protocol) -> int:
+    """Print the threats of a protocol for 32 x 32 colour images, and their passes; returns the exit code."""
+    console = PlainConsole()
+    table = Table(title=protocol.name, title_justify="left")
+    for column in ("threat", "attacks"):
+        table.add_column(column, overflow="fold")
+    table.add_column("passes", justify="right")
+    costs = protocol_costs(protocol, SHAPE, IMAGES, CLASSES)
+    for text, attacks, cost in costs:
+        table.add_row(escape(text), escape(attacks), f"{cost.per_image:,.0f}")
+    table.add_row("all", "", f"{sum(cost.per_image for *_, cost in costs):,.0f}", style="bold")
+    console.print(table)
+    lines = [
+        f"passes: forward and backward, at most, for each of {IMAGES:,} unbroken 32x32 colour images of {CLASSES} "
+        "classes",
+        protocol.words,
+        *(f"- {note}" for note in protocol.notes),
+        f"robustly evaluate RUN --suite {protocol.name} --dry-run prints the threats of a run; robustly suites "
+        f"{protocol.name} THREAT the stages of one",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     return 0
 
 

@@ -4,12 +4,13 @@ from robustly.evaluation.audit import Audit, Check, Sampling, audit
 from robustly.evaluation.checkpoint import EvaluationCheckpoint
 from robustly.evaluation.evaluate import evaluate
 from robustly.evaluation.stages import EvaluationError
-from robustly.evaluation.suites import SUITES, as_suite, suite_named
+from robustly.evaluation.suites import PROTOCOLS, SUITES, Protocol, as_suite, suite_named
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence.provenance import Plan
 
 __all__ = [
+    "PROTOCOLS",
     "SUITES",
     "Audit",
     "Check",
@@ -17,6 +18,7 @@ __all__ = [
     "EvaluationError",
     "EvaluationTarget",
     "Plan",
+    "Protocol",
     "Sampling",
     "Suite",
     "as_suite",

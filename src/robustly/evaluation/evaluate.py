@@ -175,7 +175,7 @@ def as_evaluated(
             f"the threat has the box {list(threat.box)}, but images are in [0, 1] here: leave the box out, and "
             "give the size in that unit, such as linf:8/255"
         )
-    suite = with_curve(as_suite(suite, threat.kind), curve, threat)
+    suite = with_curve(as_suite(suite, threat), curve, threat)
     _check_attacks(suite, threat)
     return as_classifier(model, data.first(2)), threat, suite
 

@@ -25,7 +25,7 @@ from robustly.evidence.schema import CertificateColumns, Texts
 from robustly.models import weights_hash
 from robustly.models.adapter import model_name
 from robustly.output_text import one_line
-from robustly.threats import Threat, ThreatModel, parse_threat
+from robustly.threats import Threat, ThreatError, ThreatModel, parse_threat
 
 LONGEST_TEXT = 200
 """Longest text of a column."""
@@ -117,6 +117,14 @@ def stored_threat(record: ThreatRecord, arrays: Mapping[str, NDArray[Any]]) -> T
     if str(threat) != record.text:
         raise EvidenceError(f"the summary states the threat {record.text}, its stored arrays give {threat}")
     return threat
+
+
+def threat_or_kind(record: ThreatRecord) -> Threat | str:
+    """The threat of an evaluation from its record alone; its kind where the threat needs stored arrays."""
+    try:
+        return parse_threat(record.text, record.box, {})
+    except ThreatError:
+        return record.kind
 
 
 def suite_record(target: EvaluationTarget, suite: Suite, mode: Mode) -> SuiteRecord:

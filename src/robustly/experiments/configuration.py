@@ -269,7 +269,7 @@ def build_config(settings: Settings) -> RunConfig:
     for threat in threats:
         _check_step_size(plain["inner"] or {}, threat)
         try:
-            with_curve(suite_from(evaluation.suite, evaluation.stages, threat.kind), evaluation.curve, threat)
+            with_curve(suite_from(evaluation.suite, evaluation.stages, threat), evaluation.curve, threat)
         except ValueError as error:
             raise SettingsError(f"evaluation: {error}") from None
     return RunConfig(

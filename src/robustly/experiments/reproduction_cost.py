@@ -121,7 +121,7 @@ def evaluation_seconds(cell: Cell, config: RunConfig, data: DataSize, of: PassTi
     seconds = 0.0
     for evaluation in (one for one in cell.evaluations if not one.is_done(cell.folder)):
         words = dict(zip(evaluation.words[::2], evaluation.words[1::2], strict=True))
-        suite = suite_from(words["--suite"], None, config.threat.kind)
+        suite = suite_from(words["--suite"], None, config.threat)
         images = min(int(words.get("--evaluation.count", test)), test)
         cost = announced_cost(suite, config.threat, images, data.classes)
         seconds += UNBROKEN * cost.seconds(of(config.model))

@@ -13,6 +13,7 @@ from robustly.evidence.audit_record import AuditRecord, read_audit, read_signatu
 from robustly.evidence.corruption_result import CORRUPTIONS, CorruptionResult, read_corruptions
 from robustly.evidence.costs import read_cost_summary
 from robustly.evidence.partial_unions import LeftOut, union_of_folders
+from robustly.evidence.protocol_result import ProtocolResult, contradiction, protocol_files, read_protocol
 from robustly.evidence.records import from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.evidence.storage import pictures_of, read_pictures, read_table
@@ -44,6 +45,7 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     folder = evaluation_folder or path / "evaluation"
     config = if_there(path / "config.yaml", read_config)
     training = if_there(path / "metrics.csv", read_training)
+    protocols = tuple(map(read_protocol, protocol_files(path)))
     evaluation = if_there(folder / SUMMARY, lambda file: read_summary(file.parent))
     if training is None and evaluation is None:
         raise ReportError(
@@ -59,7 +61,8 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     analysis = if_there(path / "analysis.json", read_analysis)
     if analysis is not None and evaluation is not None:
         notes += _other_model(analysis, evaluation)
-    union, left_out, tests = _union(path, analysis)
+    notes += [one for one in (contradiction(path, stated) for stated in protocols) if one]
+    union, left_out, tests = _union(path, analysis, protocols)
     corruptions = if_there(path / CORRUPTIONS, read_corruptions)
     if corruptions is not None and evaluation is not None:
         notes += _other_weights(corruptions, evaluation)
@@ -84,15 +87,20 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
         tests=tests,
         corruptions=corruptions,
         costs=costs,
+        protocols=protocols,
     )
 
 
 def _union(
-    path: Path, analysis: Analysis | None
+    path: Path, analysis: Analysis | None, protocols: Sequence[ProtocolResult]
 ) -> tuple[ThreatUnion | None, tuple[LeftOut, ...], tuple[ThreatTest, ...]]:
-    """The union over the evaluations of a run as they are now; that of its analysis if they have none."""
+    """The union over the evaluations of a run as they are now; that of its analysis if they have none.
+
+    Evaluations that a protocol made for itself count in its own union alone.
+    """
+    own = {one.evaluation for result in protocols for one in result.columns if one.suite == result.terms.protocol}
     places = [path / "evaluation", *sorted(path.glob("evaluation_*"))]
-    places = [one for one in places if (one / SUMMARY).is_file()]
+    places = [one for one in places if (one / SUMMARY).is_file() and one.name not in own]
     union, left_out = union_of_folders(places) if len(places) > 1 else (None, ())
     if union is not None:
         return union, left_out, tests_of_union(union, left_out, places)

@@ -13,6 +13,7 @@ from robustly.evidence.audit_record import AuditRecord, Signature
 from robustly.evidence.corruption_result import CorruptionResult
 from robustly.evidence.costs import CostSummary
 from robustly.evidence.partial_unions import LeftOut
+from robustly.evidence.protocol_result import ProtocolResult
 from robustly.evidence.provenance import ThreatRecord
 from robustly.evidence.storage import Pictures
 from robustly.evidence.summary import SecurityCurve
@@ -113,6 +114,7 @@ class RunEvidence:
         costs: the costs of confusions under attack; None without them.
         check: command with which a reader audits the evaluation; empty for `robustly audit` of the folder.
         corruptions: accuracy under common corruptions.
+        protocols: accuracy under the threats of each protocol that the run was evaluated by.
     """
 
     path: Path
@@ -132,6 +134,7 @@ class RunEvidence:
     tests: tuple[ThreatTest, ...] = ()
     corruptions: CorruptionResult | None = None
     costs: CostSummary | None = None
+    protocols: tuple[ProtocolResult, ...] = ()
 
     @property
     def weak_guide(self) -> float | None:

@@ -12,7 +12,7 @@ from robustly.threats.affine import Affine
 from robustly.threats.balls import LpBall
 from robustly.threats.chain import Chain
 from robustly.threats.colour import COLOUR_FAMILIES
-from robustly.threats.contract import Described, EditSet, Smooth, Threat, ThreatError, ThreatSet
+from robustly.threats.contract import Described, EditSet, MadeFromData, Smooth, Threat, ThreatError, ThreatSet
 from robustly.threats.corruption import CorruptionSet, CorruptionThreat, corruption_threat
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.features import FeatureBox, Features
@@ -167,6 +167,7 @@ __all__ = [
     "Flow",
     "FlowField",
     "LpBall",
+    "MadeFromData",
     "Norm",
     "ParameterBox",
     "Patch",

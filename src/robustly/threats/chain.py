@@ -1,6 +1,6 @@
 """Chains: several threats applied one after the other, each within its own limits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustly.threats.any_order import AnyOrderSet, SmoothAnyOrderSet
 from robustly.threats.chain_set import BoxChainSet, ChainSet, OffsetBall, SmoothChainSet
-from robustly.threats.contract import Images, Link, Smooth, Threat, ThreatError, ThreatSet
+from robustly.threats.contract import Images, Link, MadeFromData, Smooth, Threat, ThreatError, ThreatSet
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.lp import ThreatModel
 from robustly.threats.parameter_box import ParameterBox
@@ -128,6 +128,12 @@ class Chain:
     def whole(self) -> "Chain":
         """The same limits as a chain of share 1, to which its text form parses."""
         return Chain(self._limited, any_order=self.any_order)
+
+    def check_data(self, digest: Callable[[], str]) -> None:
+        """Check the parts that were made from data; see `MadeFromData`."""
+        for part in self.parts:
+            if isinstance(part, MadeFromData):
+                part.check_data(digest)
 
     def select(self, index: Tensor) -> "Chain":
         """The same threat: its extents do not differ between examples."""

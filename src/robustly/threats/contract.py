@@ -1,6 +1,6 @@
 """Contract of threats: the allowed perturbations of an input, and the set of allowed inputs of each example."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
 
@@ -180,6 +180,22 @@ class Unequal(Protocol):
 
     def units(self) -> Theta:
         """Change of each parameter per unit of size, at least 0; broadcasts against theta."""
+        ...
+
+
+@runtime_checkable
+class MadeFromData(Protocol):
+    """Threat that was made from training data, such as their principal directions."""
+
+    def check_data(self, digest: Callable[[], str]) -> None:
+        """Check that the threat was made from the data of a run, as far as that is known.
+
+        Args:
+            digest: returns the digest of the training images, `ImageData.digest()`; called only if it is needed.
+
+        Raises:
+            ThreatError: it was made from other data.
+        """
         ...
 
 

@@ -1,7 +1,7 @@
 """Changes within the principal directions of a class: guided PGD on the data manifold (GPGD)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -143,16 +143,19 @@ class Subspace:
         """The threat for some of the examples. It differs only if their classes are given."""
         return self if self.classes is None else self.of_classes(self.classes[index])
 
-    def check_made_from(self, digest: str) -> None:
-        """Check that the planes were made from the data of a digest.
+    def check_data(self, digest: Callable[[], str]) -> None:
+        """Check that the planes were made from the training images of a run.
+
+        Args:
+            digest: returns the digest of these images.
 
         Raises:
             ThreatError: they are known to have been made from others.
         """
-        if self.planes.made_from not in ("", digest):
+        if self.planes.made_from and self.planes.made_from != (found := digest()):
             raise ThreatError(
                 f"the planes of {self} were made from other training data (SHA-256 "
-                f"{self.planes.made_from[:12]}..., the data have {digest[:12]}...): make them "
+                f"{self.planes.made_from[:12]}..., the data have {found[:12]}...): make them "
                 "again with robustly.data.make_planes"
             )
 

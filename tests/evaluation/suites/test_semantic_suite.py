@@ -10,6 +10,8 @@ from torch import nn
 from robustly.attacks import PGD, GridSearch, ParameterSearch, RandomDraws
 from robustly.data import ImageData
 from robustly.evaluation import EvaluationError, Suite, evaluate, suite_named
+from robustly.evaluation.recording import threat_or_kind, threat_record
+from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.cost import announced_cost
 from robustly.evaluation.suites.passes import passes_of
 from robustly.evaluation.suites.suite import in_full_precision
@@ -25,7 +27,25 @@ def test_transformations_of_few_parameters_have_a_grid(kind: str) -> None:
     assert list(suite_named("semantic", kind).attacks) == [*WITHOUT_GRID, *(["grid"] if few else [])]
 
 
-def test_chains_have_no_grid_and_balls_have_another_suite() -> None:
+@pytest.mark.parametrize(
+    ("text", "grid"),
+    [
+        ("rotation:5+shift:1", True),
+        ("hue:1+saturation:0.3+brightness:0.2+contrast:0.1", True),
+        ("affine:rotation=5,shift=1,scale=0.1+shear:3", False),  # five parameters
+        ("rotation:5+linf:0.1", False),
+    ],
+)
+def test_chains_of_few_parameters_have_a_grid(text: str, grid: bool) -> None:
+    threat = parse_threat(text)
+    suite = suite_named("semantic", threat)
+    assert list(suite.attacks) == [*WITHOUT_GRID, *(["grid"] if grid else [])]
+    assert all(attack.needs.accept(threat) for attack in suite.attacks.values())
+    assert suite_from("semantic", None, threat_or_kind(threat_record(threat))) == suite, "an audit rebuilds it"
+    assert not grid or announced_cost(suite, threat, 1, 10).stages["grid"][0] > 600
+
+
+def test_the_kind_of_a_chain_has_no_grid_and_balls_have_another_suite() -> None:
     assert list(suite_named("semantic", "chain").attacks) == WITHOUT_GRID
     with pytest.raises(ValueError, match="not Lp balls, got 'linf': use the suite standard"):
         suite_named("semantic", "linf")

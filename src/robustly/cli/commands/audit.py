@@ -18,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_trust(parser)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--as", dest="label", metavar="NAME", help="audit the folder evaluation_NAME")
+    parser.add_argument(
+        "--as",
+        dest="label",
+        metavar="NAME",
+        help="audit the folder evaluation_NAME, or all of a suite of several threats, such as unforeseen",
+    )
     parser.add_argument(
         "--rerun",
         choices=("sample", "all"),
@@ -47,9 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     """Check an evaluation; returns the exit code. See `run_audit`."""
     from robustly.cli.audit import AuditOptions, run_audit
+    from robustly.cli.audit_protocol import is_protocol, run_protocol_audit
     from robustly.evaluation import Sampling
 
     sampling = Sampling(options.share, options.confidence, options.rerun == "all")
-    return run_audit(
-        options.run, AuditOptions(sampling, options.label, options.sign, options.verify), options.trust_code
-    )
+    chosen = AuditOptions(sampling, options.label, options.sign, options.verify)
+    if is_protocol(options.run, options.label):
+        return run_protocol_audit(options.run, chosen, options.trust_code)
+    return run_audit(options.run, chosen, options.trust_code)

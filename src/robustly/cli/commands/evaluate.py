@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+from pathlib import Path
 
 from robustly.cli.arguments import add_model, add_trust
 
@@ -11,7 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Evaluate the model of a run on its test images. Settings: --evaluation.suite NAME, "
         "--evaluation.count N, --evaluation.mode worst_case, --threat linf:0.2, --runtime.device cuda. --threats "
-        "linf:8/255 l2:0.5 l1:12 evaluates under each of them and prints the union. For a model "
+        "linf:8/255 l2:0.5 l1:12 evaluates under each of them and prints the union. --suite tafd_v10, tafd_v20 and "
+        "unforeseen have threats of their own. For a model "
         "trained elsewhere, give its file, or --model, --timm or --hf-model, and --data."
     )
     add_trust(parser)
@@ -36,18 +38,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also measure the costs of confusions: a .csv or .npy file of K rows of K numbers, classes:3,5, pairs "
         "such as 6>4:1,6>2:5, or all; with --keep, for an evaluation that exists",
     )
+    parser.add_argument(
+        "--trained-on",
+        nargs="+",
+        metavar="THREAT",
+        help="with --suite unforeseen: threats that the network was trained on, if its run does not state them, or "
+        "none",
+    )
+    parser.add_argument(
+        "--planes",
+        type=Path,
+        metavar="FILE",
+        help="with --suite tafd_v20: principal directions of the training images, for a model trained elsewhere",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="with a suite of several threats: print them and their passes, and evaluate nothing",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
     parser.add_argument("--keep", action="store_true", help="do nothing if the run is evaluated already")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Evaluate; returns the exit code. See `run_evaluation`."""
+    """Evaluate; returns the exit code. See `run_evaluation`, and `run_protocol` for suites of several threats."""
     from robustly.cli.evaluate import run_evaluation
+    from robustly.cli.evaluate_protocol import ProtocolOptions, protocol_of, run_protocol
 
     if options.suite is not None:
         overrides = ["--evaluation.suite", options.suite, *overrides]
     if options.curve is not None:
         overrides = ["--evaluation.curve", options.curve, *overrides]
+    protocol = protocol_of(options.run, overrides)
+    if protocol is not None and options.costs is not None:
+        raise ValueError(f"--costs is for evaluations under one threat, {protocol.name} has several")
+    if protocol is not None:
+        chosen = ProtocolOptions(
+            options.overwrite,
+            options.keep,
+            options.label,
+            options.checkpoint,
+            None if options.trained_on is None else tuple(options.trained_on),
+            options.planes,
+            options.dry_run,
+        )
+        return run_protocol(options.run, protocol, overrides, options.trust_code, chosen)
+    for name in ("trained_on", "planes", "dry_run"):
+        if getattr(options, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for suites of several threats, such as --suite unforeseen or "
+                "--suite tafd_v20 without --threat"
+            )
     return run_evaluation(
         options.run,
         overrides,

@@ -7,6 +7,9 @@ SUITE_WORDS = {
     "standard": "AutoAttack's verdict at about a fifteenth of its passes, with a sentinel against masking",
     "strong": "all stages of standard, then more attacks on every unbroken image",
     "semantic": "random draws, PGD, random search and a grid, for threats that are not Lp balls",
+    "tafd_v10": "seven threats of the TaFD paper, with its attacks, its mean, and the union that it leaves out",
+    "tafd_v20": "five threats of the TaFD paper, with its attacks, its mean, and the union that it leaves out",
+    "unforeseen": "threats of all kinds that the model was not trained on, compared with those of its training",
     "aa_standard": "AutoAttack as published: APGD-CE, APGD-T, FAB-T, Square",
     "aa_plus": "AutoAttack's plus version, with restarts and the untargeted forms",
     "aa_rand": "AutoAttack's version for randomised models",
@@ -22,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `robustly suites` to a parser."""
     parser.add_argument("name", nargs="?", help="a suite, to print its stages; with certificates: quick+certify")
     parser.add_argument(
-        "threat", nargs="?", default="linf:8/255", help="such as l2:0.5 or rotation:30 (default: linf:8/255)"
+        "threat",
+        nargs="?",
+        help="such as l2:0.5 or rotation:30 (default: linf:8/255; for suites of several threats, all of them)",
     )
 
 
@@ -34,7 +39,10 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         names = ", ".join(f"+{name}" for name in CERTIFICATE_NAMES)
         print(f"proofs behind any of them: {names}, as in quick+certify")
         return 0
-    from robustly.cli.suites import show_suite
+    from robustly.cli.suites import show_protocol, show_suite
+    from robustly.evaluation import PROTOCOLS
     from robustly.threats import parse_threat
 
-    return show_suite(options.name, parse_threat(options.threat))
+    if options.threat is None and options.name in PROTOCOLS:
+        return show_protocol(PROTOCOLS[options.name])
+    return show_suite(options.name, parse_threat(options.threat or "linf:8/255"))

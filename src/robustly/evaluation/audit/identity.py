@@ -136,7 +136,7 @@ def description_check(summary: Summary, target: EvaluationTarget, suite: Suite) 
 def _is_composed(summary: Summary, target: EvaluationTarget, suite: Suite) -> bool:
     """Return True if the stages in the evidence make the given suite."""
     try:
-        own = suite_from(summary.suite.name, summary.composed, summary.threat.kind)
+        own = suite_from(summary.suite.name, summary.composed, target.threat)
         own = recorded_curve(own, summary.suite)
         loaded = {name: iter(one.surrogates) for name, one in suite.attacks.items() if isinstance(one, Transfer)}
         own = with_surrogates(own, lambda stage, source: next(loaded[stage]))

@@ -15,7 +15,7 @@ from robustly.certification.certificates import BoundCertificate
 from robustly.evaluation.suites.certified import certificate_of, split_certificates, with_certificates
 from robustly.evaluation.suites.given import as_suite
 from robustly.evaluation.suites.named import SUITES
-from robustly.evaluation.suites.suite import Suite
+from robustly.evaluation.suites.suite import Suite, ThreatOrKind
 from robustly.evidence.provenance import Plan
 from robustly.objectives import OBJECTIVES
 from robustly.settings import SettingsError, build, changed, check_keys, choose
@@ -25,7 +25,7 @@ _TRANSFER = "transfer"
 _ONLY_FROM_CODE = ("estimator", "diversity")
 
 
-def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, kind: str) -> Suite:
+def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, threat: ThreatOrKind) -> Suite:
     """A built-in suite, attacks by their names, or a new suite composed of stages.
 
     Args:
@@ -38,14 +38,14 @@ def suite_from(name: str, stages: Mapping[str, Mapping[str, Any]] | None, kind: 
             the other settings are of ("mim" with random resizing without it). A stage with `certificate` in place
             of `attack` is a proof of the images that the attacks leave; see `certificate_of`. None for a suite
             without stages.
-        kind: kind of the threat.
+        threat: the threat, or its kind.
 
     Raises:
         SettingsError: an unknown suite, attack, key or objective, or a value of another type or out of range.
     """
     try:
         if stages is None:
-            return as_suite(name, kind)
+            return as_suite(name, threat)
         if _plain(name) in {_plain(known) for known in SUITES}:
             raise SettingsError(f"{name!r} is the name of a known suite: a suite with stages needs another name")
         for given in (name, *stages):

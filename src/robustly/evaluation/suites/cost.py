@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from robustly.attacks import (
     APGD,
     DDN,
@@ -48,12 +46,11 @@ from robustly.attacks.hopskipjump import COARSEST
 from robustly.attacks.jsma import LARGEST_FOR_PAIRS
 from robustly.corruptions import STANDARD
 from robustly.evaluation.suites.passes import passes_of
+from robustly.evaluation.suites.semantic import parameters_of
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence.provenance import Plan
 from robustly.threats import Chain, Threat
 
-LARGE = 10_000
-"""Side of the empty images on which the parameters of a threat are counted; no shift is larger."""
 Passes = tuple[int, int]
 """Forward and backward passes."""
 
@@ -276,8 +273,7 @@ def _draws(attack: RandomDraws, job: Job) -> Passes:
 
 
 def _grid(attack: GridSearch, job: Job) -> Passes:
-    parameters = job.threat.around(torch.zeros(0, 3, LARGE, LARGE)).identity().shape[1]
-    return 1 + math.prod(attack.points_of(parameters)), 0
+    return 1 + math.prod(attack.points_of(parameters_of(job.threat))), 0
 
 
 def _boundary(attack: Boundary, job: Job) -> Passes:

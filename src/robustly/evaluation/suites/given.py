@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from robustly.attacks import ATTACK_KINDS, ATTACKS, TITLES, Attack
 from robustly.evaluation.suites.certified import split_certificates, with_certificates
 from robustly.evaluation.suites.named import SUITES, suite_named
-from robustly.evaluation.suites.suite import Suite
+from robustly.evaluation.suites.suite import Suite, ThreatOrKind
 from robustly.settings import SettingsError, nearest
 
 OWN = "own attacks"
@@ -14,14 +14,14 @@ OWN = "own attacks"
 _MEANT = {"autoattack": ", did you mean 'aa_standard'?", "aa": ", did you mean 'aa_standard'?"}
 
 
-def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) -> Suite:
+def as_suite(given: Suite | str | Attack | Sequence[Attack | str], threat: ThreatOrKind) -> Suite:
     """A suite from any form in which one may be given.
 
     Args:
         given: a suite; the name of one ("standard") or names of attacks, separated by commas ("pgd_20,square"),
             with certificates behind it or without ("quick+certify"); an attack; or a list of attacks and names of
             attacks. A list becomes one stage per attack; the mode of the evaluation selects its examples.
-        kind: kind of the threat.
+        threat: the threat, or its kind.
 
     Raises:
         SettingsError: an unknown name, an attack given twice, an empty list, or another kind of value.
@@ -30,7 +30,7 @@ def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) ->
     if isinstance(given, Suite):
         return given
     if isinstance(given, str):
-        return _from_text(given, kind)
+        return _from_text(given, threat)
     if isinstance(given, Attack):
         return _listed(OWN, {_name_of(given): given})
     if not isinstance(given, Sequence) or not all(isinstance(one, str | Attack) for one in given):
@@ -41,7 +41,7 @@ def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) ->
     if not given:
         raise SettingsError("the list of attacks is empty: name at least one")
     if all(isinstance(one, str) for one in given):
-        return as_suite(",".join(map(str, given)), kind)
+        return as_suite(",".join(map(str, given)), threat)
     attacks: dict[str, Attack] = {}
     for one in given:
         name, attack = (one, _attack(one)) if isinstance(one, str) else (_name_of(one), one)
@@ -50,10 +50,10 @@ def as_suite(given: Suite | str | Attack | Sequence[Attack | str], kind: str) ->
     return _listed(OWN, attacks)
 
 
-def _from_text(given: str, kind: str) -> Suite:
+def _from_text(given: str, threat: ThreatOrKind) -> Suite:
     given, proofs = split_certificates(given)
     if given in SUITES:
-        return with_certificates(suite_named(given, kind), proofs)
+        return with_certificates(suite_named(given, threat), proofs)
     names = attack_names(given)
     return with_certificates(_listed(",".join(names), {name: _attack(name) for name in names}), proofs)
 

@@ -14,8 +14,16 @@ from robustly.evidence.provenance import Plan
 from robustly.evidence.schema import RESERVED
 from robustly.models import weights_hash
 from robustly.randomness import KeyedGenerator, derive_seed
+from robustly.threats import Threat
 
+ThreatOrKind = Threat | str
+"""A threat, or where it is not known its kind ("linf", "rotation", "chain")."""
 EVERYONE = Plan()
+
+
+def kind_of(threat: ThreatOrKind) -> str:
+    """Kind of a threat."""
+    return threat if isinstance(threat, str) else threat.kind
 
 
 def planned_rows(

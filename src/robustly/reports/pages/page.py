@@ -24,6 +24,7 @@ SECTIONS = (
     ("proofs", "Proofs"),
     ("trust", "Trust"),
     ("union", "Several threats"),
+    ("protocols", "Suites of threats"),
     ("corruptions", "Corruptions"),
     ("robustness", "Robustness"),
     ("inside", "Inside"),
@@ -113,6 +114,7 @@ def _without_folders(run: RunEvidence) -> RunEvidence:
         union=named_sources(run.union),
         left_out=named_sources(run.left_out),
         tests=named_sources(run.tests),
+        protocols=named_sources(run.protocols),
     )
 
 
@@ -165,6 +167,7 @@ def _has(one: RunView, section: str) -> bool:
         "proofs": bool(one.certificates),
         "trust": one.run.evaluation is not None,
         "union": bool(one.union or one.left_out),
+        "protocols": bool(one.protocols),
         "corruptions": one.corruptions is not None,
         "robustness": bool(one.charts),
         "inside": bool(one.analysis or one.measures),

@@ -27,6 +27,7 @@ from robustly.reports.pages.corruption_rows import CorruptionView, corruption_vi
 from robustly.reports.pages.cost_rows import CostView, cost_view
 from robustly.reports.pages.facts import FactGroup, audit_words, facts
 from robustly.reports.pages.gallery import MOST_BYTES, Gallery, gallery
+from robustly.reports.pages.protocol_rows import ProtocolView, protocol_view
 from robustly.reports.run import RunEvidence
 from robustly.reports.source_names import shown_path
 from robustly.reports.strength import StrengthRow, strength_words
@@ -104,6 +105,7 @@ class RunView:
     open: tuple[OpenRow, ...] = ()
     corruptions: CorruptionView | None = None
     costs: CostView | None = None
+    protocols: tuple[ProtocolView, ...] = ()
 
 
 def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView:
@@ -151,6 +153,7 @@ def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView
         open=() if evaluation is None else open_rows(evaluation, run.table),
         corruptions=None if run.corruptions is None else corruption_view(run.corruptions),
         costs=None if evaluation is None or run.costs is None else cost_view(evaluation, run.costs),
+        protocols=tuple(map(protocol_view, run.protocols)),
     )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from robustly.data import Augmentation, Extra, ImageData
 from robustly.models.adapter import unwrapped
-from robustly.threats import Chain, Subspace, Threat
+from robustly.threats import MadeFromData, Threat
 from robustly.training.cost import step_cost
 from robustly.training.engine.optimisation import OptimizerConfig, ScheduleConfig
 from robustly.training.method import Method, MethodError
@@ -156,9 +156,8 @@ class Job:
             raise ValueError("a training run needs at least one threat model")
         for threat in self.threats:
             threat.around(self.train.images[:0].float())
-            for part in threat.parts if isinstance(threat, Chain) else (threat,):
-                if isinstance(part, Subspace):
-                    part.check_made_from(self.train.digest())
+            if isinstance(threat, MadeFromData):
+                threat.check_data(self.train.digest)
         if self.training.head and not self.training.head_epochs and self.optimizer.layer_decay == 1:
             raise ValueError("training.head has no effect without training.head_epochs or optimizer.layer_decay")
         check_networks(self.method, {name: network.frozen for name, network in self.networks.items()})

@@ -1,0 +1,133 @@
+"""`robustly audit RUN --as LABEL` for the evaluations of a protocol."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from rich.markup import escape
+
+from robustly.cli.audit import AuditOptions, run_audit
+from robustly.cli.protocol_plan import untrained
+from robustly.cli.terminal import PlainConsole
+from robustly.data import load_test
+from robustly.evaluation import PROTOCOLS, Check
+from robustly.evaluation.suites.unforeseen import kinds_in
+from robustly.evidence.protocol_result import ProtocolResult, contradiction, protocol_file, read_protocol
+from robustly.experiments.configuration import RunConfig
+from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, open_run
+from robustly.experiments.trained_on import trained_on
+from robustly.threats import ThreatError, parse_threat
+
+
+def is_protocol(folder: Path, label: str | None) -> bool:
+    """Return True if a label is that of a protocol's evaluations in a run."""
+    return label is not None and label.isidentifier() and protocol_file(folder, label).is_file()
+
+
+def run_protocol_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
+    """Re-check every evaluation of a protocol and the numbers over all of them; 0 if every check passed, else 1.
+
+    Args:
+        folder: the run.
+        options: the options; the label is that of the protocol.
+        trust_code: whether models that only a file names may be imported.
+
+    Raises:
+        ValueError: there is no such protocol, or weights or data cannot be read.
+        OSError: a key cannot be read.
+    """
+    if options.label is None:
+        raise RunError("an audit of a protocol needs its name: give it with --as")
+    console = PlainConsole()
+    stated = read_protocol(protocol_file(folder, options.label))
+    checks = protocol_checks(folder, stated)
+    failed = not all(check.passed for check in checks)
+    for column in stated.columns:
+        label = column.evaluation.removeprefix(EVALUATION).removeprefix("_") or None
+        console.print(f"{column.evaluation}, {column.threat}", highlight=False, soft_wrap=True, markup=False)
+        failed |= run_audit(folder, replace(options, label=label, brief=True), trust_code) != 0
+    console.print(protocol_file(folder, options.label).name, highlight=False, soft_wrap=True, markup=False)
+    for check in checks:
+        mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
+        tail = f": {check.problem}" if check.problem else ""
+        console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)
+    verdict = "[red]AUDIT FAILED" if failed else "[green]audit passed"
+    console.print(f"{verdict}[/]: {len(stated.columns)} evaluations of {stated.terms.protocol}")
+    return int(failed)
+
+
+def protocol_checks(folder: Path, stated: ProtocolResult) -> list[Check]:
+    """Check the file of a protocol: its numbers, its text, and the choice of its threats.
+
+    Args:
+        folder: the run.
+        stated: the content of the file.
+    """
+    config = open_run(folder)
+    return [
+        Check("the numbers of the protocol follow from its evaluations", contradiction(folder, stated)),
+        Check("the description and the notes are those of the protocol", _text_problem(stated)),
+        Check("the threats are those of the protocol", _threats_problem(config, stated)),
+        Check("the threats of the training are those of the run", _training_problem(config, stated)),
+    ]
+
+
+def _text_problem(stated: ProtocolResult) -> str:
+    terms, protocol = stated.terms, PROTOCOLS.get(stated.terms.protocol)
+    if protocol is None:
+        return f"there is no protocol {terms.protocol!r}"
+    pairs = {
+        "words": (terms.words, protocol.words),
+        "mean": (terms.mean, protocol.mean),
+        "compares": (terms.compares, protocol.compares),
+        "notes": (terms.notes, protocol.notes),
+    }
+    wrong = [name for name, (there, here) in pairs.items() if there != here]
+    wrong += [one.evaluation for one in stated.tested if one.suite != protocol.name]
+    return f"wrong: {', '.join(wrong)}" if wrong else ""
+
+
+def _threats_problem(config: RunConfig, stated: ProtocolResult) -> str:
+    """The threats of the protocol that are neither tested, nor left out for a reason that holds."""
+    protocol = PROTOCOLS.get(stated.terms.protocol)
+    if protocol is None or (stated.terms.chosen and protocol.compares):
+        return ""
+    if stated.terms.chosen:
+        return f"the threats of {protocol.name} cannot be chosen"
+    shape = load_test(evaluation_data(config)).shape
+    texts = protocol.threats(shape)
+    wanted = [text.partition("@")[0] for text in texts]
+    left_out: tuple[str, ...] = ()
+    if protocol.compares:
+        trained = frozenset[str]().union(
+            *map(kinds_in, trained_on(config) or ()), *map(_kinds, stated.terms.stated)
+        )
+        threats, left_out = untrained([parse_threat(text) for text in texts], trained, shape)
+        wanted = list(map(str, threats))
+    tested = [one.threat.partition("@")[0] for one in stated.tested]
+    missing = [text for text in wanted if text not in tested]
+    added = [text for text in tested if text not in wanted]
+    found = [f"{', '.join(missing)} missing"] if missing else []
+    found += [f"{', '.join(added)} added"] if added else []
+    found += ["other threats left out than stated"] if stated.terms.left_out != left_out else []
+    return "; ".join(found)
+
+
+def _kinds(text: str) -> frozenset[str]:
+    """Kinds of a threat's parts, also of one whose text names stored arrays."""
+    try:
+        return kinds_in(parse_threat(text, arrays={}))
+    except ThreatError:
+        return frozenset(re.findall(r"(?:^|[+&])\s*(\w+):", text))
+
+
+def _training_problem(config: RunConfig, stated: ProtocolResult) -> str:
+    if not stated.terms.compares:
+        return ""
+    trained = [one.threat for one in stated.columns if one.role == "trained"]
+    known = [str(one) for one in trained_on(config) or ()]
+    missing = [text for text in known if text not in trained]
+    others = [text for text in trained if text not in known and text not in stated.terms.stated]
+    found = [f"{', '.join(missing)} missing"] if missing else []
+    found += [f"{', '.join(others)} neither of the run nor named by its user"] if others else []
+    return "; ".join(found)
