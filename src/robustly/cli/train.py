@@ -130,7 +130,7 @@ def train_run(
         job.check_processes(config.runtime.processes * config.runtime.nodes)
         show_job(PlainConsole(), config, job, accuracy)
         return 0
-    rows = data_of_job(config, job, splits.test)
+    rows = data_of_job(config, job, splits)
     if resumes:
         refuse_other_training_rows(folder, config.data.source, rows)
     runtime = Runtime(config.runtime)

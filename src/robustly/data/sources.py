@@ -1,5 +1,6 @@
 """Data sets by name or path: their settings in a configuration file, and the splits."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,20 @@ from torch import Tensor
 from robustly.data.arrays import npz_rows
 from robustly.data.augmentation import Augmentation
 from robustly.data.class_names import read_class_names
+from robustly.data.corrupted_files import corrupted_rows
 from robustly.data.decoding import Decoding, refit
 from robustly.data.digits import holds_idx, idx_rows, mnist5k_rows
+from robustly.data.domains import (
+    Domain,
+    DomainRows,
+    Part,
+    check_left_out,
+    domain_splits,
+    domain_test,
+    domain_title,
+    matched,
+    parse_domains,
+)
 from robustly.data.folders import folder_rows
 from robustly.data.images import ImageData
 from robustly.data.mixing import Extra, check_extra
@@ -25,6 +38,7 @@ _ALLOWED = (
     "mnist5k, hf:NAME or hf:NAME:CONFIG, or the path of a .parquet file, an .npz file, or a folder of "
     "Parquet files, of IDX files, of images by class, or of save_to_disk"
 )
+_CORRUPTED = re.compile(r".+\.npy:[^/\\]*")
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,11 @@ class DataConfig:
     Args:
         source: `mnist5k`; `hf:uoft-cs/cifar10` or `hf:NAME:CONFIG`; or the path of a `.parquet` file, an
             `.npz` file, or a folder with Parquet files, MNIST's IDX files, or images by class, or that `datasets`
-            wrote with `save_to_disk`.
+            wrote with `save_to_disk`; or `FOLDER/fog.npy:3`, an array of CIFAR-10-C at a severity.
+        domains: several sources of the same classes, as `NAME=SOURCE,NAME=SOURCE`, a list of `NAME=SOURCE`, or a
+            mapping from names to sources; `source` is not used then. All other settings hold for each of them.
+            Classes are matched by name.
+        leave_out: name of the domain that is not trained or selected on (the target); the others are the sources.
         classes: file of the class names in the order of a model's outputs (see `read_class_names`), for data with
             some of a model's classes or with another order; None takes the classes of the source.
         expected_classes: number of classes that the other settings are for, at least 2; a source with another
@@ -88,8 +106,11 @@ class DataConfig:
     flip: bool = False
     extra_source: str | None = None
     extra_fraction: float = 0.7
+    domains: str | tuple[str, ...] | dict[str | int, str] | None = None
+    leave_out: str | int | None = None
 
     def __post_init__(self) -> None:
+        self._use_domains()
         if self.validation is not None and self.validation < 1:
             raise ValueError(
                 f"validation is {self.validation}: hold out at least 1 example, as models are never selected "
@@ -108,6 +129,36 @@ class DataConfig:
         Decoding(self.image_size, self.channels)
         Augmentation(self.pad_crop, self.flip)
 
+    def _use_domains(self) -> None:
+        """Check the domains, and replace them by a tuple of texts and the source by their names."""
+        if self.domains is None:
+            if self.leave_out is not None:
+                raise ValueError(
+                    f"leave_out is {str(self.leave_out)[:60]!r}, but there are no domains: set domains too"
+                )
+            return
+        domains = parse_domains(self.domains)
+        left_out = None if self.leave_out is None else str(self.leave_out)
+        check_left_out(domains, left_out)
+        object.__setattr__(self, "domains", tuple(map(str, domains)))
+        object.__setattr__(self, "leave_out", left_out)
+        object.__setattr__(self, "source", domain_title(domains, str(left_out)))
+
+    @property
+    def named_domains(self) -> tuple[Domain, ...]:
+        """The domains; empty without them."""
+        return () if self.domains is None else parse_domains(self.domains)
+
+    def of_domain(self, domain: Domain) -> "DataConfig":
+        """The settings of one domain alone."""
+        return replace(self, source=domain.source, domains=None, leave_out=None)
+
+    def tested_title(self, part: Part) -> str:
+        """Name of the tested data in reports: the source, or the domains of a part."""
+        if self.domains is None:
+            return self.source
+        return domain_title(self.named_domains, str(self.leave_out), part)
+
     @property
     def augmentation(self) -> Augmentation:
         """Augmentation of training images."""
@@ -124,6 +175,8 @@ def load_splits(config: DataConfig) -> Splits:
         ValueError: if the source is unknown or damaged, or lacks what the settings require.
         FileNotFoundError: if a path or the file of `mnist5k` does not exist.
     """
+    if config.domains is not None:
+        return domain_splits(read_domains(config), str(config.leave_out))
     train, validation, test = choose_splits(source_parts(config), _rule(config))
     return Splits(train.read(), validation.read(), test.read())
 
@@ -137,23 +190,60 @@ def load_extra(config: DataConfig, splits: Splits) -> Extra | None:
     """
     if config.extra_source is None:
         return None
-    parts = source_parts(replace(config, source=config.extra_source, expected_classes=None))
+    parts = source_parts(replace(config.of_domain(Domain("extra", config.extra_source)), expected_classes=None))
     rows = parts["train"] if "train" in parts else next(iter(parts.values()))
+    if config.domains is not None:
+        rows = rows.renumbered(splits.train.classes)  # of which the first domain gives the order
     rows.check()
     everything = torch.arange(len(rows))
     found = ImageData(rows.read(everything), rows.labels, everything, rows.classes, config.extra_source)
-    check_extra(found, splits.train, (splits.validation, splits.test))
+    held_out = (splits.validation, splits.test, splits.source_test)
+    check_extra(found, splits.train, tuple(part for part in held_out if part is not None))
     return Extra(found, config.extra_fraction)
 
 
-def load_test(config: DataConfig) -> ImageData:
+def load_test(config: DataConfig, part: Part = "target") -> ImageData:
     """Test examples of `load_splits`; nothing else is decoded.
+
+    Args:
+        config: settings of the data.
+        part: with domains, the test examples of the left-out one ("target") or of the others ("source").
 
     Raises:
         ValueError: as `load_splits`.
         FileNotFoundError: as `load_splits`.
     """
+    if config.domains is not None:
+        return domain_test(read_domains(config), str(config.leave_out), part)
     return choose_test(source_parts(config), _rule(config)).read()
+
+
+def read_domains(config: DataConfig) -> list[DomainRows]:
+    """The rows of all domains, with the same class numbers; no image is decoded.
+
+    Raises:
+        ValueError: as `load_splits`; domains with different classes.
+        FileNotFoundError: as `load_splits`.
+    """
+    found = []
+    for place, domain in enumerate(config.named_domains, 1):
+        one = config.of_domain(domain)
+        rule = replace(_rule(one), source=f"{domain.source} (domain {domain.name})")
+        found.append(DomainRows(domain, place, source_parts(one), rule))
+    return matched(found, str(config.leave_out))
+
+
+def check_sources(config: DataConfig) -> None:
+    """Read the labels of a source, or of all domains, and check their classes; no image is decoded.
+
+    Raises:
+        ValueError: as `load_splits`.
+        FileNotFoundError: as `load_splits`.
+    """
+    if config.domains is None:
+        source_parts(config)
+    else:
+        read_domains(config)
 
 
 def _rule(config: DataConfig) -> SplitRule:
@@ -208,10 +298,11 @@ def _check_number_of_classes(config: DataConfig, found: int) -> None:
 def _read_parts(config: DataConfig, named: int) -> dict[str, Rows]:
     """Parts with the classes of the source; `named` is the number of classes that are named elsewhere."""
     decoding = Decoding(config.image_size, config.channels)
-    if config.source == "mnist5k":
-        return _refitted(mnist5k_rows(), decoding)
     if config.source.startswith("hf:"):
         return _hub_parts(config, named)
+    arrays = _array_parts(config.source, named)
+    if arrays:
+        return _refitted(arrays, decoding)
     path = Path(config.source).expanduser()
     if not path.exists():
         hint = nearest(config.source, ["mnist5k"])
@@ -219,13 +310,21 @@ def _read_parts(config: DataConfig, named: int) -> dict[str, Rows]:
     tables = _table_parts(path, config, named)
     if tables:
         return tables
-    if path.is_file() and path.suffix == ".npz":
-        return _refitted(npz_rows(path, named), decoding)
-    if path.is_dir() and holds_idx(path):
-        return _refitted(idx_rows(path, named), decoding)
     if path.is_dir() and any(entry.is_dir() for entry in path.iterdir()):
         return folder_rows(path, decoding)
     raise ValueError(f"the source {config.source!r} holds no data of a supported format: use {_ALLOWED}")
+
+
+def _array_parts(source: str, named: int) -> dict[str, Rows]:
+    """Parts of a source that holds arrays of decoded images; empty if it is of another kind."""
+    if source == "mnist5k":
+        return mnist5k_rows()
+    if _CORRUPTED.fullmatch(source):
+        return corrupted_rows(source, named)
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix == ".npz":
+        return npz_rows(path, named)
+    return idx_rows(path, named) if path.is_dir() and holds_idx(path) else {}
 
 
 def _hub_parts(config: DataConfig, named: int) -> dict[str, Rows]:
