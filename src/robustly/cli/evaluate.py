@@ -13,6 +13,7 @@ from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
 from robustly.cli.costs import add_costs, print_costs
+from robustly.cli.domain_tables import report_domains
 from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations, refuse_unfit
 from robustly.cli.proofs import print_certificates
 from robustly.cli.subject import Subject, first_threat, keep_run, load_subject, removed_if_refused, run_of_command
@@ -26,6 +27,7 @@ from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence import Evidence, Summary, read_evidence, read_summary, write_evidence
 from robustly.evidence.collapse import collapse_words
+from robustly.evidence.domains import SPLITS
 from robustly.evidence.partial_unions import largest_union
 from robustly.evidence.provenance import Seen
 from robustly.evidence.schema import SUMMARY
@@ -94,15 +96,21 @@ def run_evaluation(
         left = [plan for plan in plans if not _is_kept(plan, overwrite, keep, checkpoint)]
         found = {plan.target.name: read_rows(plan.target) for plan in plans if plan not in left and len(plans) > 1}
         if left:
-            found |= _carried_out(run, left, extended, trust_code, checkpoint, held, costs)
+            for part in dict.fromkeys(plan.part for plan in left):
+                some = [plan for plan in left if plan.part == part]
+                is_first = some[0] is left[0]
+                found |= _carried_out(run, some, extended, trust_code, checkpoint, held, costs, is_first)
         elif costs is not None:
-            target = plans[0].target
+            target = plans[-1].target
             subject = load_subject(run, trust_code, checkpoint=checkpoint)
             matrix = read_costs(costs, subject.data.num_classes)
             counted = add_costs(subject, read_evidence(target), matrix, target)
             print_costs(PlainConsole(), read_summary(target), counted)
-    if len(plans) > 1:
-        _print_union(run, {plan.target.name: found[plan.target.name] for plan in _as_given(plans, run.config)})
+    of_target = _as_given([plan for plan in plans if plan.part == "target"], run.config)
+    if len(of_target) > 1:
+        _print_union(run, {plan.target.name: found[plan.target.name] for plan in of_target})
+    if run.config.data.domains is not None:
+        report_domains(run.folder, [plan.target for plan in of_target])
     return 0
 
 
@@ -136,17 +144,19 @@ def _carried_out(
     checkpoint: Checkpoint,
     held: ExitStack,
     costs: str | None,
+    is_first: bool,
 ) -> dict[str, Tested]:
-    """Carry out evaluations and print their tables; returns their rows and summaries, by folder."""
-    subject = load_subject(run, trust_code, checkpoint=checkpoint)
+    """Carry out evaluations on the same images and print their tables; returns rows and summaries, by folder."""
+    subject = load_subject(run, trust_code, checkpoint=checkpoint, part=plans[0].part)
     matrix = None if costs is None else read_costs(costs, subject.data.num_classes)
-    keep_run(run)
+    if is_first:
+        keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
     found: dict[str, Tested] = {}
     for plan in plans:
         config = plan.config
         with ExitStack() as unless_refused:
-            if not found:  # later, the folder holds finished evaluations
+            if is_first and not found:  # later, the folder holds finished evaluations
                 unless_refused.enter_context(removed_if_refused(run))
             if run.is_new:
                 held.enter_context(lock_evaluation(plan.target))
@@ -249,8 +259,8 @@ def _named(found: Summary, subject: Subject, marks: Mapping[str, Seen] | None) -
         model=replace(found.model, name=config.model.name, checkpoint=subject.checkpoint),
         data=replace(
             found.data,
-            source=config.data.source,
-            split="test",
+            source=config.data.tested_title(subject.part),
+            split="test" if config.data.domains is None else SPLITS[subject.part],
             settings=config.as_plain()["data"],
             trained_on=subject.seen.trained_on,
             selected_on=subject.seen.selected_on,

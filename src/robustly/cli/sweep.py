@@ -18,7 +18,7 @@ from robustly.cli.arguments import Trust
 from robustly.cli.recipes import read_recipe
 from robustly.cli.sweep_run import LOG, carry_out, carry_out_all, on_ray
 from robustly.cli.terminal import PlainConsole, print_text
-from robustly.data.sources import source_parts
+from robustly.data.sources import check_sources
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.overrides import pairs_of, read_yaml
 from robustly.experiments.run_folder import CONFIG, RunError, build_job, create_run
@@ -156,7 +156,7 @@ def check_classes(cells: Sequence[Cell], configs: Mapping[str, RunConfig]) -> No
         if data.expected_classes is not None and data.source != own:
             other.add(data)
     for data in other:
-        source_parts(data)
+        check_sources(data)
 
 
 def try_out(configs: Sequence[RunConfig], trust_code: bool) -> None:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import yaml
 
 from robustly.data import DataConfig
-from robustly.data.domains import with_sources
 from robustly.evaluation.curve import OFF, with_curve
 from robustly.evaluation.suites import check_suite_name
 from robustly.evaluation.suites.composed import suite_from
+from robustly.evidence.domain_names import with_sources
 from robustly.experiments.keys import ALLOWED, Settings, refuse_both_threats
 from robustly.experiments.networks import NetworkConfig, build_networks, plain_networks, with_weights
 from robustly.models import ModelConfig, weights_file

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from robustly.data import ImageData, Splits
 from robustly.data.digests import RowDigests, joined_digests, row_digests
-from robustly.data.domains import Part
+from robustly.evidence.domain_names import Part
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import RunError
 from robustly.files import whole_file

@@ -1,0 +1,76 @@
+"""Tables of the domains that a model was trained on and of the one that was left out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from robustly.cli.terminal import PlainConsole
+from robustly.evidence import EvidenceError
+from robustly.evidence.domains import DOMAINS, DomainAccuracy, DomainResult, Gap, result_of_folders, write_domains
+
+
+def report_domains(run: Path, targets: Sequence[Path]) -> None:
+    """Write and print the accuracies by domain of evaluations, and the gaps between sources and target.
+
+    Args:
+        run: folder of the run.
+        targets: folders of the evaluations on the left-out domain, one for each threat.
+
+    Raises:
+        EvidenceError: the evaluations do not fit together.
+        OSError: a file cannot be written.
+    """
+    console = PlainConsole()
+    for target in targets:
+        result = result_of_folders(target)
+        if result is None:
+            raise EvidenceError(f"{target} has no evaluation on the source domains beside it: evaluate again")
+        write_domains(target, result)
+        print_domains(console, run.resolve().name, result)
+        console.print(f"numbers: {target / DOMAINS}", soft_wrap=True, markup=False, highlight=False)
+
+
+def print_domains(console: Console, run: str, result: DomainResult) -> None:
+    """Print the table of a result."""
+    columns = ["clean", "robust", *(["certified"] if _has_certified(result) else [])]
+    table = Table(
+        title=escape(f"{run}: {result.left_out} left out of training, {result.threat}, accuracy in %"),
+        title_justify="left",
+    )
+    table.add_column("domain")
+    table.add_column("images", justify="right")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for one in result.sources:
+        table.add_row(escape(one.name), *_cells(one, columns), end_section=one is result.sources[-1])
+    if len(result.sources) > 1:
+        table.add_row("all sources", *_cells(result.source, columns))
+    table.add_row(escape(f"{result.left_out} (target)"), *_cells(result.target, columns), end_section=True)
+    gaps = {"clean": result.clean_gap, "robust": result.robust_gap, "certified": result.certified_gap}
+    table.add_row("gap: sources - target", "", *(_gap(gaps[column]) for column in columns), style="bold")
+    console.print(table)
+
+
+def _has_certified(result: DomainResult) -> bool:
+    return result.target.certified is not None or result.source.certified is not None
+
+
+def _cells(one: DomainAccuracy, columns: Sequence[str]) -> list[str]:
+    shares = {"clean": one.clean, "robust": one.robust, "certified": one.proved}
+    cells = []
+    for column in columns:
+        share = shares[column]
+        cells.append(
+            "-" if share is None else f"{100 * share.share:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+        )
+    return [str(one.clean.count), *cells]
+
+
+def _gap(gap: Gap | None) -> str:
+    if gap is None:
+        return "-"
+    low, high = gap.interval
+    return f"{100 * gap.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
