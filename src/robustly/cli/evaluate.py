@@ -290,7 +290,8 @@ def summary_table(summary: Summary) -> Table:
     """A table of clean accuracy, every attack and the worst case, with intervals."""
     metrics = summary.metrics
     epoch = " (last epoch)" if summary.model.is_last_epoch else ""
-    title = f"{summary.run}{epoch}: {metrics.clean.count} images, {summary.threat.text}"
+    where = f" of {summary.data.source}" if summary.data.split in SPLITS.values() else ""
+    title = f"{summary.run}{epoch}: {metrics.clean.count} images{where}, {summary.threat.text}"
     table = Table(title=escape(title), title_justify="left")
     marked = bool(summary.seen_attacks)
     table.add_column("attack")

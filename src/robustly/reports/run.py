@@ -12,6 +12,7 @@ from robustly.evidence import EvidenceTable, Summary
 from robustly.evidence.audit_record import AuditRecord, Signature
 from robustly.evidence.corruption_result import CorruptionResult
 from robustly.evidence.costs import CostSummary
+from robustly.evidence.domains import DomainResult
 from robustly.evidence.partial_unions import LeftOut
 from robustly.evidence.storage import Pictures
 from robustly.evidence.unions import ThreatUnion
@@ -86,6 +87,8 @@ class RunEvidence:
         costs: the costs of confusions under attack; None without them.
         check: command with which a reader audits the evaluation; empty for `robustly audit` of the folder.
         corruptions: accuracy under common corruptions.
+        domains: accuracy by domain, if one was left out of training and all are evaluated.
+        source_audit: the last audit of the evaluation on the other domains.
     """
 
     path: Path
@@ -104,6 +107,8 @@ class RunEvidence:
     left_out: tuple[LeftOut, ...] = ()
     corruptions: CorruptionResult | None = None
     costs: CostSummary | None = None
+    domains: DomainResult | None = None
+    source_audit: AuditRecord | None = None
 
     @property
     def weak_guide(self) -> float | None:

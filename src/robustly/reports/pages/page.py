@@ -18,6 +18,7 @@ from robustly.reports.tables.comparison import Comparison, compare, comparison_f
 
 SECTIONS = (
     ("attacks", "Attacks"),
+    ("domains", "Domains"),
     ("costs", "Costs"),
     ("proofs", "Proofs"),
     ("trust", "Trust"),
@@ -148,6 +149,7 @@ def _navigation(views: Sequence[RunView], comparison: Comparison | None) -> list
 def _has(one: RunView, section: str) -> bool:
     parts = {
         "attacks": one.run.evaluation is not None,
+        "domains": one.domains is not None,
         "costs": one.costs is not None,
         "proofs": bool(one.certificates),
         "trust": one.run.evaluation is not None,
