@@ -1,15 +1,19 @@
 """Tables of the domains that a model was trained on and of the one that was left out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from robustly.cli.terminal import PlainConsole
+from robustly.cli.terminal import PlainConsole, print_text
 from robustly.evidence import EvidenceError
+from robustly.evidence.domain_protocol import PROTOCOL_SCHEMA, Protocol, ProtocolFile, ProtocolNumber, protocol
 from robustly.evidence.domains import DOMAINS, DomainAccuracy, DomainResult, Gap, result_of_folders, write_domains
+from robustly.evidence.records import to_json
+from robustly.experiments.run_folder import EVALUATION
+from robustly.files import write_json
 
 
 def report_domains(run: Path, targets: Sequence[Path]) -> None:
@@ -74,3 +78,58 @@ def _gap(gap: Gap | None) -> str:
         return "-"
     low, high = gap.interval
     return f"{100 * gap.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def report_protocols(console: Console, folder: Path, groups: Mapping[str, Sequence[Path]]) -> None:
+    """Write and print the tables of a sweep in which several domains were left out, one for each method.
+
+    Runs that are not evaluated are passed over; nothing is written without evaluated runs.
+
+    Args:
+        console: the console.
+        folder: folder of the sweep.
+        groups: run folders by the name of their method.
+
+    Raises:
+        EvidenceError: evaluations of a run do not fit together.
+        OSError: the file cannot be written.
+    """
+    found = []
+    for name, runs in groups.items():
+        results = [result_of_folders(run / EVALUATION) for run in runs]
+        there = [result for result in results if result is not None]
+        by_test: dict[tuple[str, str], list[DomainResult]] = {}
+        for one in there:
+            by_test.setdefault((one.threat, one.suite), []).append(one)
+        found += [protocol(name, some) for some in by_test.values()]
+    if not found:
+        return
+    write_json(folder / DOMAINS, to_json(ProtocolFile(PROTOCOL_SCHEMA, tuple(found))))
+    for one in found:
+        console.print(_protocol_table(one))
+        if one.missing:
+            print_text(console, f"not left out: {', '.join(one.missing)}, so the mean is not over all domains")
+    print_text(console, f"numbers: {folder / DOMAINS}")
+
+
+def _protocol_table(found: Protocol) -> Table:
+    several = max(row.seeds for row in found.rows) > 1
+    title = f"{found.name}: leave one domain out, {found.threat}, {found.suite}, accuracy in %"
+    table = Table(title=escape(title + (", means over seeds" if several else "")), title_justify="left")
+    table.add_column("left out")
+    for column in found.columns:
+        table.add_column(column, justify="right")
+    for row in found.rows:
+        cells = [_number(row.numbers[column]) for column in found.columns]
+        table.add_row(escape(row.left_out), *cells, end_section=row is found.rows[-1])
+    table.add_row("mean", *(_number(found.mean[column]) for column in found.columns), style="bold")
+    worst = [_number(found.worst[column]) if column in found.worst else "" for column in found.columns]
+    table.add_row("worst target", *worst, style="bold")
+    return table
+
+
+def _number(number: ProtocolNumber) -> str:
+    if number.interval is None:
+        return f"{100 * number.accuracy:.1f}"
+    low, high = number.interval
+    return f"{100 * number.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
