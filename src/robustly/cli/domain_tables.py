@@ -94,13 +94,13 @@ def report_protocols(console: Console, folder: Path, groups: Mapping[str, Sequen
         EvidenceError: evaluations of a run do not fit together.
         OSError: the file cannot be written.
     """
-    found = []
+    found: list[Protocol] = []
     for name, runs in groups.items():
-        results = [result_of_folders(run / EVALUATION) for run in runs]
-        there = [result for result in results if result is not None]
         by_test: dict[tuple[str, str], list[DomainResult]] = {}
-        for one in there:
-            by_test.setdefault((one.threat, one.suite), []).append(one)
+        for run in runs:
+            result = result_of_folders(run / EVALUATION)
+            if result is not None:
+                by_test.setdefault((result.threat, result.suite), []).append(result)
         found += [protocol(name, some) for some in by_test.values()]
     if not found:
         return
