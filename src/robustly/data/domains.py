@@ -17,6 +17,7 @@ from robustly.data.rows import Rows
 from robustly.data.splits import Chosen, SplitRule, Splits, choose_splits, choose_test
 from robustly.evidence.domain_names import STRIDE, Domain, Part, domain_title
 from robustly.output_text import listed
+from robustly.settings import nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,20 @@ class DomainRows:
         if int(found.ids.max()) >= STRIDE:
             raise ValueError(f"{found.source}: a domain has at most {STRIDE:,} rows")
         return replace(found, ids=found.ids + self.place * STRIDE)
+
+
+def check_left_out(domains: Sequence[Domain], name: str | None) -> None:
+    """Check that one of the domains is left out.
+
+    Raises:
+        ValueError: no name, or an unknown one.
+    """
+    names = [one.name for one in domains]
+    if name is None:
+        raise ValueError(f"leave_out is missing: name the domain to leave out of training: {', '.join(names)}")
+    if name not in names:
+        near = nearest(name, names)
+        raise ValueError(f"leave_out: there is no domain {name[:60]!r}{near}: the domains are {', '.join(names)}")
 
 
 def matched(domains: Sequence[DomainRows], left_out: str) -> list[DomainRows]:

@@ -15,14 +15,14 @@ from robustly.data.class_names import read_class_names
 from robustly.data.corrupted_files import corrupted_rows
 from robustly.data.decoding import Decoding, refit
 from robustly.data.digits import holds_idx, idx_rows, mnist5k_rows
-from robustly.data.domains import DomainRows, domain_splits, domain_test, matched
+from robustly.data.domains import DomainRows, check_left_out, domain_splits, domain_test, matched
 from robustly.data.folders import folder_rows
 from robustly.data.images import ImageData
 from robustly.data.mixing import Extra, check_extra
 from robustly.data.rows import Rows
 from robustly.data.splits import SplitRule, Splits, choose_splits, choose_test
 from robustly.data.table_files import Columns, is_saved, parquet_files
-from robustly.evidence.domain_names import Domain, Part, check_left_out, domain_title, parse_domains
+from robustly.evidence.domain_names import Domain, Part, domain_title, parse_domains
 from robustly.settings import nearest
 
 _ALLOWED = (

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from robustly.settings import nearest
-
 Part = Literal["target", "source"]
 """Test images of the left-out domain, or those of the others."""
 STRIDE = 10**9
@@ -74,20 +72,6 @@ def parse_domains(given: Any) -> tuple[Domain, ...]:
     if len(found) > MOST:
         raise ValueError(f"domains: there are {len(found)}: at most {MOST} are possible")
     return tuple(found)
-
-
-def check_left_out(domains: Sequence[Domain], name: str | None) -> None:
-    """Check that one of the domains is left out.
-
-    Raises:
-        ValueError: no name, or an unknown one.
-    """
-    names = [one.name for one in domains]
-    if name is None:
-        raise ValueError(f"leave_out is missing: name the domain to leave out of training: {', '.join(names)}")
-    if name not in names:
-        near = nearest(name, names)
-        raise ValueError(f"leave_out: there is no domain {name[:60]!r}{near}: the domains are {', '.join(names)}")
 
 
 def domain_title(domains: Sequence[Domain], left_out: str, part: Part | None = None) -> str:
