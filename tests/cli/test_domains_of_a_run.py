@@ -179,6 +179,21 @@ def test_a_run_continues_with_another_target_but_not_with_other_sources(
 
 
 @pytest.mark.slow
+def test_weights_that_have_seen_the_target_are_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: made / "data" / f"{name}.npz" for name in CHANGES}
+    weights = ["--model.weights", str(made / "run" / "model.safetensors")]
+    train = ["train", "mnist5k/standard", *SMALL, *words(files), *weights, "--out", str(tmp_path / "run")]
+    said = refusal(capsys, *train, "--data.leave_out", "plain")
+    assert (
+        "the weights of the model, were trained or selected on 50 images of the left-out domain plain: start from other weights"
+        in said
+    )
+    assert main([*train, "--data.leave_out", "turned", "--training.epochs", "1"]) == 0
+
+
+@pytest.mark.slow
 def test_a_sweep_over_all_domains_prints_one_table(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

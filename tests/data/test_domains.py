@@ -189,6 +189,9 @@ def test_extra_images_are_not_among_the_test_images_of_any_domain(files: dict[st
     found = load_extra(given, load_splits(given))
     assert found is not None
     assert len(found.data) == 40
+    of_target = replace(given, extra_source=files["turned"])
+    with pytest.raises(ValueError, match=r"40 of the extra images of .* are of the left-out domain turned"):
+        load_extra(of_target, load_splits(of_target))
     leaking = replace(given, extra_source=files["inverted"])
     with pytest.raises(ValueError, match="are validation or test images"):
         load_extra(leaking, load_splits(leaking))

@@ -133,6 +133,22 @@ def domain_test(domains: Sequence[DomainRows], left_out: str, part: Part) -> Ima
     return _joined(found, domain_title([one.domain for one in domains], left_out, part))
 
 
+def all_images(domain: DomainRows) -> ImageData:
+    """Every image of a domain, those without a label as class 0, to recognise them among others."""
+    parts = [
+        ImageData(
+            rows.read(torch.arange(len(rows))),
+            rows.labels.clamp(min=0),
+            torch.arange(len(rows)),
+            rows.classes,
+            f"{domain.domain.source} (domain {domain.domain.name})",
+        )
+        for rows in domain.parts.values()
+    ]
+    check_shapes([(domain.domain.name, one) for one in parts])
+    return _joined([replace(one, ids=one.ids + STRIDE * place) for place, one in enumerate(parts)], parts[0].source)
+
+
 def check_shapes(domains: Sequence[tuple[str, ImageData]]) -> None:
     """Check that the images of all domains have one shape.
 

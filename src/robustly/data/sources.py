@@ -14,8 +14,9 @@ from robustly.data.augmentation import Augmentation
 from robustly.data.class_names import read_class_names
 from robustly.data.corrupted_files import corrupted_rows
 from robustly.data.decoding import Decoding, refit
+from robustly.data.digests import row_digests
 from robustly.data.digits import holds_idx, idx_rows, mnist5k_rows
-from robustly.data.domains import DomainRows, check_left_out, domain_splits, domain_test, matched
+from robustly.data.domains import DomainRows, all_images, check_left_out, domain_splits, domain_test, matched
 from robustly.data.folders import folder_rows
 from robustly.data.images import ImageData
 from robustly.data.mixing import Extra, check_extra
@@ -188,9 +189,26 @@ def load_extra(config: DataConfig, splits: Splits) -> Extra | None:
     rows.check()
     everything = torch.arange(len(rows))
     found = ImageData(rows.read(everything), rows.labels, everything, rows.classes, config.extra_source)
+    if config.domains is not None:
+        leaked = int(row_digests(found).found_in(row_digests(load_left_out(config))).sum())
+        if leaked:
+            raise ValueError(
+                f"{leaked} of the extra images of {config.extra_source} are of the left-out domain "
+                f"{config.leave_out}: take them out"
+            )
     held_out = (splits.validation, splits.test, splits.source_test)
     check_extra(found, splits.train, tuple(part for part in held_out if part is not None))
     return Extra(found, config.extra_fraction)
+
+
+def load_left_out(config: DataConfig) -> ImageData:
+    """Every image of the left-out domain, whatever its split; labels that are missing are 0.
+
+    Raises:
+        ValueError: as `load_splits`.
+        FileNotFoundError: as `load_splits`.
+    """
+    return all_images(next(one for one in read_domains(config) if one.domain.name == config.leave_out))
 
 
 def load_test(config: DataConfig, part: Part = "target") -> ImageData:

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from robustly.data import ImageData, Splits
 from robustly.data.digests import RowDigests, joined_digests, row_digests
+from robustly.data.sources import load_left_out
 from robustly.evidence.domain_names import Part
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import RunError
@@ -83,6 +84,28 @@ def data_of_weights(weights: str | None) -> RunData:
     groups = {EARLIER_TRAIN: (TRAIN, EXTRA, EARLIER_TRAIN), EARLIER_VALIDATION: (VALIDATION, EARLIER_VALIDATION)}
     kept = {name: [found.parts[part] for part in group if part in found.parts] for name, group in groups.items()}
     return RunData({name: joined_digests(parts) for name, parts in kept.items() if parts}, found.complete)
+
+
+def refuse_seen_target(config: RunConfig) -> None:
+    """Refuse initial weights, of the model or of a network beside it, that have seen the left-out domain.
+
+    Weights from elsewhere pass, because their images are not known.
+
+    Raises:
+        RunError: images of the left-out domain were trained or selected on.
+    """
+    named = {"model": config.model, **{name: network.model for name, network in config.networks.items()}}
+    known = {role: data_of_weights(model.weights).parts for role, model in named.items()}
+    if config.data.domains is None or not any(known.values()):
+        return
+    target = row_digests(load_left_out(config.data))
+    for role, parts in known.items():
+        seen = int(np.any([target.found_in(part) for part in parts.values()], axis=0).sum()) if parts else 0
+        if seen:
+            raise RunError(
+                f"{named[role].weights}, the weights of the {role}, were trained or selected on {seen} images of "
+                f"the left-out domain {config.data.leave_out}: start from other weights"
+            )
 
 
 def write_run_data(folder: Path, data: RunData) -> None:
