@@ -41,7 +41,7 @@ def print_domains(console: Console, run: str, result: DomainResult) -> None:
     """Print the table of a result."""
     columns = ["clean", "robust", *(["certified"] if _has_certified(result) else [])]
     table = Table(
-        title=escape(f"{run}: {result.left_out} left out of training, {result.threat}, accuracy in %"),
+        title=escape(f"{run}: target {result.left_out}, {result.threat}, accuracy in %"),
         title_justify="left",
     )
     table.add_column("domain")

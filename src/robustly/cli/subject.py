@@ -17,7 +17,13 @@ from robustly.experiments.configuration import RunConfig
 from robustly.experiments.given_models import GivenRun, given_run
 from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.overrides import pairs_of
-from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_weights, write_run_data
+from robustly.experiments.run_data import (
+    SeenRows,
+    check_test_rows,
+    data_of_weights,
+    refuse_seen_target,
+    write_run_data,
+)
 from robustly.experiments.run_folder import (
     OWN_WEIGHTS,
     Checkpoint,
@@ -118,6 +124,8 @@ def load_subject(
     """
     config = config or run.config
     source = evaluation_data(config)
+    if config.recipe == UNTRAINED:
+        refuse_seen_target(config)
     data = load_test(source, part)
     seen = check_test_rows(run.folder, config, data, part)
     trusts = trust_in(run.overrides, trust_code).allows

@@ -79,7 +79,7 @@ def domain_title(domains: Sequence[Domain], left_out: str, part: Part | None = N
     sources = ", ".join(one.name for one in domains if one.name != left_out)
     noun = "domain" if len(domains) == 2 else "domains"
     if part == "target":
-        return f"domain {left_out} (left out of training)"
+        return f"domain {left_out} (target)"
     return f"{noun} {sources}" + ("" if part == "source" else f" without {left_out}")
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from robustly.evidence.audit_record import AuditRecord
 from robustly.evidence.domains import DomainAccuracy, DomainResult, Gap
+from robustly.evidence.provenance import DataRecord
 from robustly.reports.formats import NO_VALUE, count, interval
 from robustly.statistics import Proportion
 
@@ -33,22 +34,25 @@ class DomainView:
     Args:
         left_out: name of the target.
         columns: titles of the accuracies.
+        trained: a sentence on the training.
         rows: the source domains, all of them together, the target, and the gap.
         audit: the state of the audit of the evaluation on the source domains.
     """
 
     left_out: str
+    trained: str
     columns: tuple[str, ...]
     rows: tuple[DomainRow, ...]
     audit: str
 
 
-def domain_view(result: DomainResult, audit: AuditRecord | None) -> DomainView:
+def domain_view(result: DomainResult, audit: AuditRecord | None, data: DataRecord) -> DomainView:
     """The content of the section on domains.
 
     Args:
         result: the accuracies.
         audit: the last audit of the evaluation on the source domains.
+        data: the data of the evaluation on the target.
     """
     has_proofs = result.target.certified is not None or result.source.certified is not None
     columns = ("Clean", "Robust", *(("Certified",) if has_proofs else ()))
@@ -62,7 +66,12 @@ def domain_view(result: DomainResult, audit: AuditRecord | None) -> DomainView:
         DomainRow("Gap: sources - target", "gap", "", tuple(map(_gap, gaps))),
     )
     states = {None: "is not audited", True: "passed its audit", False: "FAILED its audit"}
-    return DomainView(result.left_out, columns, rows, states[None if audit is None else audit.passed])
+    trained = "The model was trained and selected without images of the target."
+    if data.trained_on is None or data.selected_on is None:
+        trained = "It is not known which domains the model was trained on."
+    elif data.seen:
+        trained = "The model was trained or selected on images of the target."
+    return DomainView(result.left_out, trained, columns, rows, states[None if audit is None else audit.passed])
 
 
 def _row(one: DomainAccuracy, kind: str, columns: int) -> DomainRow:

@@ -151,7 +151,9 @@ def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView
         open=() if evaluation is None else open_rows(evaluation, run.table),
         corruptions=None if run.corruptions is None else corruption_view(run.corruptions),
         costs=None if evaluation is None or run.costs is None else cost_view(evaluation, run.costs),
-        domains=None if run.domains is None else domain_view(run.domains, run.source_audit),
+        domains=None
+        if evaluation is None or run.domains is None
+        else domain_view(run.domains, run.source_audit, evaluation.data),
     )
 
 
