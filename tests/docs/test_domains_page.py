@@ -1,6 +1,7 @@
 """The example of the page on domains: its script runs, and its command is accepted."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -18,9 +19,10 @@ def test_the_script_writes_the_domains_of_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    exec(compile(script, "domains.md", "exec"), {})
+    (tmp_path / "make.py").write_text(script)
+    runpy.run_path("make.py")
     (command,) = re.findall(r"\n(robustly sweep mnist5k/standard \\\n.*?)\n```", PAGE, re.DOTALL)
-    words = shlex.split(command)[1:]
+    words = shlex.split(command.replace("\\\n", ""))[1:]
     assert main([*words, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("waiting") == 4
     domains = words[words.index("--data.domains") + 1]
