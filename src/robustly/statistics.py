@@ -26,6 +26,21 @@ def wilson_interval(hits: float, count: int) -> tuple[float, float]:
     return 0.0 if hits == 0 else centre - half, 1.0 if hits == count else centre + half
 
 
+def difference_interval(one: "Proportion", other: "Proportion") -> tuple[float, float]:
+    """The 95 % interval of a difference of shares of two independent samples, both ends in [-1, 1].
+
+    It joins the Wilson intervals of the two shares (Newcombe, Statistics in Medicine 17, 1998, method 10).
+
+    Args:
+        one: the first share.
+        other: the share that is subtracted.
+    """
+    difference = one.share - other.share
+    below = math.hypot(one.share - one.low, other.high - other.share)
+    above = math.hypot(one.high - one.share, other.share - other.low)
+    return max(-1.0, difference - below), min(1.0, difference + above)
+
+
 def student_t_95(freedom: int) -> float:
     """Two-sided 95 % quantile of Student's t distribution.
 

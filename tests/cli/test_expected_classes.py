@@ -73,7 +73,7 @@ def test_a_recipe_of_ones_own_states_its_number(here: Path, capsys: pytest.Captu
 
 def test_the_dry_run_of_a_sweep_reads_no_source_of_the_recipe(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of the CIFAR recipes is a download."""
-    monkeypatch.setattr("robustly.cli.sweep.source_parts", lambda config: pytest.fail(config.source))
+    monkeypatch.setattr("robustly.cli.sweep.check_sources", lambda config: pytest.fail(config.source))
     assert main(["sweep", "cifar10/dynat", "cifar100/dynat", "--seeds", "0,1", "--dry-run"]) == 0
 
 

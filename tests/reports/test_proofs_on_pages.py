@@ -12,7 +12,7 @@ from rich.console import Console
 from synthetic_run import Synthetic, write_synthetic_run
 
 from robustly.api.gate import Limits, gate
-from robustly.cli.evaluate import summary_table
+from robustly.cli.evaluate_tables import summary_table
 from robustly.cli.proofs import interval_words, print_certificates
 from robustly.reports import read_run, render
 from robustly.reports.comparison_verdict import comparison_verdict

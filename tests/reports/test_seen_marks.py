@@ -12,7 +12,7 @@ from synthetic_run import Synthetic, write_synthetic_run
 from test_report_page import words
 
 from robustly.cli import main
-from robustly.cli.evaluate import summary_table
+from robustly.cli.evaluate_tables import summary_table
 from robustly.evidence import EvidenceError, read_summary
 from robustly.reports import read_run, render
 from robustly.reports.pages.methods_page import methods_csv, methods_page

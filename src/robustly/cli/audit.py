@@ -14,8 +14,10 @@ from robustly.evaluation import Audit, Check, EvaluationTarget, Sampling, audit
 from robustly.evaluation.audit.statements import Named
 from robustly.evidence import EvidenceError, Summary, read_evidence
 from robustly.evidence.audit_record import STATED, write_audit
+from robustly.evidence.domains import SPLITS, stated_part
 from robustly.evidence.schema import SUMMARY
 from robustly.experiments.configuration import RunConfig, build_config
+from robustly.experiments.domains_audit import domain_checks
 from robustly.experiments.locks import repair_evaluations
 from robustly.experiments.rows_audit import rows_checks
 from robustly.experiments.run_folder import RunError, evaluation_data, evaluation_folder, load_on_device, open_run
@@ -83,20 +85,23 @@ def _audited(
         problem = f"{kept} does not state the settings of its data"
         return Audit((Check("the data can be loaded again", problem),), sampling.words()), ()
     used = replace(config, data=build_config({"data": summary.data.settings}).data)
-    data = load_test(used.data)
+    part = stated_part(summary.data.split)
+    data = load_test(used.data, part)
     rows = rows_checks(folder, config, summary, data)
     trusts = Trust(everything=trust_code).allows
     loaded = load_on_device(folder, used, data, trusts, "last" if summary.model.is_last_epoch else "best")
     target = EvaluationTarget(loaded.model, loaded.data, config.threat)
-    named = Named(config.model.name, loaded.checkpoint, used.data.source)
+    split = "test" if used.data.domains is None else SPLITS[part]
+    named = Named(config.model.name, loaded.checkpoint, used.data.tested_title(part), split)
     suite = suite_of(summary)
     try:
         suite = None if suite is None else load_surrogates(suite, used, loaded.data, trusts, loaded.device)
     except RunError as error:
         return Audit((Check("the surrogates can be loaded again", str(error)),), sampling.words()), ()
     result = audit(kept, target, suite, sampling=sampling, named=named)
+    domains = domain_checks(kept, config.data, used.data, summary)
     marks = seen_attacks_check(folder, config, summary, suite)
-    result = replace(result, checks=(*result.checks, *rows, marks))
+    result = replace(result, checks=(*result.checks, *rows, marks, *domains))
     remarks = [f"{check.name}: {check.note}" for check in result.checks if check.note]
     moved = (
         [] if summary.run == folder.resolve().name else [f"the run was {_short(summary.run)} when it was evaluated"]

@@ -5,24 +5,20 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from shlex import quote
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from robustly.api.progress import evaluation_progress
 from robustly.cli.costs import add_costs, print_costs
+from robustly.cli.domain_tables import report_domains
 from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations, refuse_unfit
+from robustly.cli.evaluate_tables import print_evaluation
 from robustly.cli.evaluate_together import (
     Request,
     leading,
+    only_serves,
     place_of_this_process,
     release_others,
-    serve_evaluations,
     suite_of,
 )
-from robustly.cli.proofs import print_certificates
 from robustly.cli.subject import Subject, first_threat, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
 from robustly.cli.union_table import union_table
@@ -30,10 +26,10 @@ from robustly.cost_matrix import check_costs, read_costs
 from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
 from robustly.evaluation.crew import Leader
-from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence import Evidence, Summary, read_evidence, read_summary, write_evidence
 from robustly.evidence.collapse import collapse_words
+from robustly.evidence.domains import SPLITS
 from robustly.evidence.partial_unions import largest_union
 from robustly.evidence.provenance import Seen
 from robustly.evidence.schema import SUMMARY
@@ -42,8 +38,6 @@ from robustly.experiments.configuration import RunConfig
 from robustly.experiments.given_models import GivenRun
 from robustly.experiments.locks import lock_evaluation, partial_of
 from robustly.experiments.run_folder import (
-    CERTIFIED,
-    EVALUATION,
     Checkpoint,
     RunError,
     open_run,
@@ -51,7 +45,6 @@ from robustly.experiments.run_folder import (
 from robustly.experiments.seen_attacks import seen_attacks
 from robustly.files import whole_folder
 from robustly.runtime import Place
-from robustly.statistics import Proportion
 
 
 def run_evaluation(
@@ -92,8 +85,7 @@ def run_evaluation(
     label = "last" if label is None and checkpoint == "last" else label
     request = Request(place, tuple(overrides), trust_code, label, checkpoint, extended)
     spot = place_of_this_process()
-    if spot is not None and spot.rank:
-        serve_evaluations(spot, request)
+    if spot is not None and only_serves(spot, run.config, request):
         return 0
     plans = planned_evaluations(run, label)
     if run.is_new and checkpoint == "last":
@@ -107,17 +99,23 @@ def run_evaluation(
         left = [plan for plan in plans if not _is_kept(plan, overwrite, keep, checkpoint)]
         found = {plan.target.name: read_rows(plan.target) for plan in plans if plan not in left and len(plans) > 1}
         if left:
-            found |= carried_out(run, left, request, held, costs, spot=spot)
+            for part in dict.fromkeys(plan.part for plan in left):
+                some = [plan for plan in left if plan.part == part]
+                is_first = some[0] is left[0]
+                found |= carried_out(run, some, request, held, costs, spot=spot, is_first=is_first)
         else:
             release_others(spot)
         if costs is not None and not left:
-            target = plans[0].target
+            target = plans[-1].target
             subject = load_subject(run, trust_code, checkpoint=checkpoint)
             matrix = read_costs(costs, subject.data.num_classes)
             counted = add_costs(subject, read_evidence(target), matrix, target)
             print_costs(PlainConsole(), read_summary(target), counted)
-    if len(plans) > 1:
-        _print_union(run, {plan.target.name: found[plan.target.name] for plan in _as_given(plans, run.config)})
+    of_target = _as_given([plan for plan in plans if plan.part == "target"], run.config)
+    if len(of_target) > 1:
+        _print_union(run, {plan.target.name: found[plan.target.name] for plan in of_target})
+    if run.config.data.domains is not None:
+        report_domains(run.folder, [plan.target for plan in of_target])
     return 0
 
 
@@ -152,8 +150,9 @@ def carried_out(
     spot: Place | None = None,
     subject: Subject | None = None,
     advice: str = ", with --keep for those that are finished,",
+    is_first: bool = True,
 ) -> dict[str, Tested]:
-    """Carry out evaluations and print their tables; returns their rows and summaries, by folder.
+    """Carry out evaluations on the same images and print their tables; returns rows and summaries, by folder.
 
     Args:
         run: the run.
@@ -164,11 +163,13 @@ def carried_out(
         spot: place of this process in a cluster; None without one.
         subject: model and images, if they are loaded already; then no other process takes part.
         advice: words on the finished ones of several evaluations, for a user who stops the work.
+        is_first: whether these are the first evaluations of the command.
     """
-    checkpoint, is_shared = request.checkpoint, subject is None
-    subject = subject or load_subject(run, request.trust_code, checkpoint=checkpoint)
+    checkpoint, is_shared = request.checkpoint, subject is None and run.config.data.domains is None
+    subject = subject or load_subject(run, request.trust_code, checkpoint=checkpoint, part=plans[0].part)
     matrix = None if costs is None else read_costs(costs, subject.data.num_classes)
-    keep_run(run)
+    if is_first:
+        keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
     found: dict[str, Tested] = {}
     most = len(subject.data) if is_shared else 1
@@ -176,7 +177,7 @@ def carried_out(
     for plan in plans:
         config = plan.config
         with ExitStack() as unless_refused:
-            if not found:  # later, the folder holds finished evaluations
+            if is_first and not found:  # later, the folder holds finished evaluations
                 unless_refused.enter_context(removed_if_refused(run))
             if run.is_new:
                 held.enter_context(lock_evaluation(plan.target))
@@ -201,7 +202,7 @@ def carried_out(
                 raise
             counted = None if matrix is None else add_costs(subject, evidence, matrix, plan.target)
         collapse = collapse_words(evidence.table.examples, subject.data.classes)
-        _print(console, evidence.summary, run.folder, plan.target, collapse)
+        print_evaluation(console, evidence.summary, run.folder, plan.target, collapse)
         if counted is not None:
             print_costs(console, evidence.summary, counted)
         found[plan.target.name] = Tested(evidence.table, evidence.summary)
@@ -252,29 +253,6 @@ def _evaluated(
     return evidence
 
 
-def _print(console: Console, summary: Summary, folder: Path, target: Path, collapse: str) -> None:
-    """Print the table, the passes, warnings about the result, and the next command."""
-    console.print(summary_table(summary))
-    if summary.metrics.attacks:
-        console.print(_spent(summary), highlight=False, soft_wrap=True)
-    if summary.overhead_words:
-        console.print(summary.overhead_words, highlight=False, soft_wrap=True)
-    console.print(f"attacks seen before: {escape(summary.seen_words)}", highlight=False, soft_wrap=True)
-    mark = "[red]![/] " if summary.data.seen else ""
-    console.print(f"{mark}images seen before: {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
-    print_certificates(console, summary)
-    for sentence in [*([collapse] if collapse else []), *summary.masking, *summary.failures.values()]:
-        console.print(f"[red]![/] {escape(sentence)}", highlight=False, soft_wrap=True)
-    label = target.name.removeprefix(EVALUATION).removeprefix("_")
-    named = "" if label in ("", CERTIFIED) else f" --as {label}"
-    console.print(
-        f"evidence: {target}\nnext: robustly report {quote(str(folder))}{named}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
-
-
 def _named(
     found: Summary,
     subject: Subject,
@@ -289,8 +267,8 @@ def _named(
         model=replace(found.model, name=config.model.name, checkpoint=subject.checkpoint),
         data=replace(
             found.data,
-            source=config.data.source,
-            split="test",
+            source=config.data.tested_title(subject.part),
+            split="test" if config.data.domains is None else SPLITS[subject.part],
             settings=config.as_plain()["data"],
             trained_on=subject.seen.trained_on,
             selected_on=subject.seen.selected_on,
@@ -298,56 +276,3 @@ def _named(
         composed=stages,
         seen_attacks=marks,
     )
-
-
-def _spent(summary: Summary) -> str:
-    """Total passes of the attacks, and those of AutoAttack's protocol for the unbroken images."""
-    spent = sum(
-        (numbers.mean_forwards + numbers.mean_backwards) * numbers.tried
-        for numbers in summary.metrics.attacks.values()
-    )
-    in_files = sum(one.mean_passes_8bit * one.tried for one in summary.metrics.attacks.values())
-    text = f"{spent:,.0f} passes through the model, {in_files:,.0f} more for images of 8 bits"
-    unbroken = summary.metrics.worst_case.robust.hits
-    if summary.threat.norm in ("linf", "l2") and unbroken and spent:
-        theirs = unbroken * autoattack_passes(len(summary.data.classes))
-        times = f"{theirs / spent:.1f} times as many"
-        text += f"; AutoAttack takes {theirs:,} for the {unbroken} unbroken images, {times}"
-    return text
-
-
-def summary_table(summary: Summary) -> Table:
-    """A table of clean accuracy, every attack and the worst case, with intervals."""
-    metrics = summary.metrics
-    epoch = " (last epoch)" if summary.model.is_last_epoch else ""
-    title = f"{summary.run}{epoch}: {metrics.clean.count} images, {summary.threat.text}"
-    table = Table(title=escape(title), title_justify="left")
-    marked = bool(summary.seen_attacks)
-    table.add_column("attack")
-    if marked:
-        table.add_column("seen in")
-    table.add_column("accuracy", justify="right")
-    table.add_column("95 % interval", justify="right")
-    table.add_column("as 8-bit files", justify="right")
-    table.add_column("passes per image", justify="right")
-    blank = ("",) if marked else ()
-    table.add_row("clean", *blank, *_share(metrics.clean), "", "")
-    for outcome in summary.outcomes:
-        if outcome.state:
-            table.add_row(escape(outcome.attack.title), *blank, outcome.state, "", "", "")
-            continue
-        numbers = outcome.numbers
-        passes = numbers.mean_forwards + numbers.mean_backwards
-        rounded = f"{100 * numbers.robust_8bit.share:.1f} %"
-        seen = (outcome.seen or "",) if marked else ()
-        table.add_row(escape(outcome.attack.title), *seen, *_share(numbers.robust), rounded, f"{passes:.0f}")
-    worst = metrics.worst_case
-    name = "upper bound; masking suspected" if summary.masking else "worst case"
-    table.add_row(name, *blank, *_share(worst.robust), f"{100 * worst.robust_8bit.share:.1f} %", "", style="bold")
-    if metrics.proved is not None:
-        table.add_row("certified", *blank, *_share(metrics.proved), "", "")
-    return table
-
-
-def _share(part: Proportion) -> tuple[str, str]:
-    return f"{100 * part.share:.1f} %", f"[{100 * part.low:.1f}, {100 * part.high:.1f}]"

@@ -1,9 +1,11 @@
 """The evaluations that one `robustly evaluate` makes: one for each threat, in folders of their own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robustly.evaluation.curve import has_own_sizes
+from robustly.evidence.domain_names import Part
+from robustly.evidence.domains import SOURCE_END, source_folder
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.given_models import GivenRun
 from robustly.experiments.run_folder import Checkpoint, RunError, evaluation_folder, open_run
@@ -17,17 +19,20 @@ class PlannedEvaluation:
     Args:
         config: settings with this threat alone.
         target: folder of the evidence.
+        part: with domains, those whose test images are used.
     """
 
     config: RunConfig
     target: Path
+    part: Part = "target"
 
 
 def planned_evaluations(run: GivenRun, label: str | None) -> list[PlannedEvaluation]:
     """The evaluations under all threats of the settings.
 
     With one threat, and under the threat that the run validates with, the folder is that of the label. Others are
-    named after their threat, `evaluation_l2` or `evaluation_LABEL_l2`.
+    named after their threat, `evaluation_l2` or `evaluation_LABEL_l2`. With domains there is a second one for each,
+    on the domains that were trained on, in a folder whose name ends in `_source`.
 
     Args:
         run: the run.
@@ -38,10 +43,12 @@ def planned_evaluations(run: GivenRun, label: str | None) -> list[PlannedEvaluat
         there if it is.
 
     Raises:
-        RunError: a label that is not made of letters, digits and `_`; sizes of the security curve that are in the
-            unit of one threat, for several kinds of threats.
+        RunError: a label that is not made of letters, digits and `_`; with domains, one that ends in `source`;
+            sizes of the security curve that are in the unit of one threat, for several kinds of threats.
     """
     config = run.config
+    if config.data.domains is not None and f"_{label}".endswith(SOURCE_END):
+        raise RunError(f"--as {label}: names that end in source are those of evaluations on the source domains")
     curve = config.evaluation.curve
     if len({threat.kind for threat in config.threats}) > 1 and has_own_sizes(curve):
         raise RunError(
@@ -57,7 +64,10 @@ def planned_evaluations(run: GivenRun, label: str | None) -> list[PlannedEvaluat
         named = name if label is None else f"{label}_{name}"
         target = base if is_base else evaluation_folder(run.folder, named)
         plans.append(PlannedEvaluation(config.for_threat(number), target))
-    return sorted(plans, key=lambda plan: plan.target == base)
+    plans.sort(key=lambda plan: plan.target == base)
+    if config.data.domains is None:
+        return plans
+    return [*(replace(plan, target=source_folder(plan.target), part="source") for plan in plans), *plans]
 
 
 def refuse_unfit(plan: PlannedEvaluation, kept_threat: str, kept_is_last: bool, checkpoint: Checkpoint) -> None:

@@ -25,6 +25,7 @@ from robustly.experiments.locks import lock_evaluation
 from robustly.experiments.overrides import pairs_of
 from robustly.experiments.run_folder import CONFIG, Checkpoint, RunError, open_run
 from robustly.models import weights_hash
+from robustly.runtime import place_in_cluster
 
 SUITE = "evaluation.suite"
 
@@ -96,6 +97,8 @@ def run_protocol(
         raise RunError(
             f"--checkpoint last is for runs that were trained here, and {run.folder} is new: leave it out"
         )
+    if place_in_cluster() is not None:
+        raise RunError(f"{protocol.name} runs in one process: start the command without a launcher")
     console = PlainConsole()
     subject = load_subject(run, trust_code, checkpoint=options.checkpoint)
     label = options.label or (protocol.name if options.checkpoint == "best" else f"{protocol.name}_last")

@@ -17,8 +17,9 @@ from robustly.evaluation.crew import Leader
 from robustly.evaluation.serving import serve_evaluation
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.suite import Suite
+from robustly.experiments.configuration import RunConfig
 from robustly.experiments.locks import partial_of
-from robustly.experiments.run_folder import Checkpoint
+from robustly.experiments.run_folder import Checkpoint, RunError
 from robustly.experiments.surrogates import load_surrogates
 from robustly.processes import Group, ProcessError, join_group, start_group
 from robustly.runtime import Place, RuntimeConfig, place_in_cluster, use_own_gpu
@@ -107,6 +108,20 @@ def release_others(place: Place | None) -> None:
     """End the other processes of a cluster without work for them."""
     if place is not None:
         join_group(place).store.set(_PLANS, json.dumps([]))
+
+
+def only_serves(place: Place, config: RunConfig, request: Request) -> bool:
+    """Do the work of a process other than 0 of a cluster; returns False for process 0, without work.
+
+    Raises:
+        RunError: settings with domains, whose evaluations run in one process.
+    """
+    if config.data.domains is not None:
+        raise RunError("evaluations on domains run in one process: start the command without a launcher")
+    if place.rank == 0:
+        return False
+    serve_evaluations(place, request)
+    return True
 
 
 def serve_evaluations(place: Place, request: Request) -> None:

@@ -12,11 +12,18 @@ from torch import nn
 from robustly.cli.arguments import check_evaluation_overrides, trust_in
 from robustly.cli.terminal import PlainConsole
 from robustly.data import DataConfig, ImageData, load_test
+from robustly.evidence.domain_names import Part
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.given_models import GivenRun, given_run
 from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.overrides import pairs_of
-from robustly.experiments.run_data import SeenRows, check_test_rows, data_of_weights, write_run_data
+from robustly.experiments.run_data import (
+    SeenRows,
+    check_test_rows,
+    data_of_weights,
+    refuse_seen_target,
+    write_run_data,
+)
 from robustly.experiments.run_folder import (
     OWN_WEIGHTS,
     Checkpoint,
@@ -42,6 +49,7 @@ class Subject:
         checkpoint: the origin of the weights.
         device: where model and images are.
         trusts: whether a model of this name may be imported, for the surrogates of an evaluation.
+        part: with domains, those of which the images are.
     """
 
     run: GivenRun
@@ -52,6 +60,7 @@ class Subject:
     checkpoint: str
     device: torch.device
     trusts: Trusts
+    part: Part = "target"
 
 
 def run_of_command(place: Path | None, overrides: list[str]) -> GivenRun:
@@ -94,7 +103,11 @@ def first_threat(run: GivenRun, command: str) -> RunConfig:
 
 
 def load_subject(
-    run: GivenRun, trust_code: bool, config: RunConfig | None = None, checkpoint: Checkpoint = "best"
+    run: GivenRun,
+    trust_code: bool,
+    config: RunConfig | None = None,
+    checkpoint: Checkpoint = "best",
+    part: Part = "target",
 ) -> Subject:
     """Load the model and the images of a run; nothing is written.
 
@@ -103,6 +116,7 @@ def load_subject(
         trust_code: whether models that only a file names may be imported.
         config: settings in place of those of the run, such as the images of an earlier evaluation.
         checkpoint: the weights of the run.
+        part: with domains, those whose test images are used.
 
     Raises:
         ValueError: weights, data or model that are wrong or do not fit.
@@ -110,8 +124,10 @@ def load_subject(
     """
     config = config or run.config
     source = evaluation_data(config)
-    data = load_test(source)
-    seen = check_test_rows(run.folder, config, data)
+    if config.recipe == UNTRAINED:
+        refuse_seen_target(config)
+    data = load_test(source, part)
+    seen = check_test_rows(run.folder, config, data, part)
     trusts = trust_in(run.overrides, trust_code).allows
     loaded = load_on_device(run.folder, config, data, trusts, checkpoint)
     if loaded.checkpoint == OWN_WEIGHTS:
@@ -121,7 +137,7 @@ def load_subject(
             markup=False,
             highlight=False,
         )
-    return Subject(run, source, seen, loaded.model, loaded.data, loaded.checkpoint, loaded.device, trusts)
+    return Subject(run, source, seen, loaded.model, loaded.data, loaded.checkpoint, loaded.device, trusts, part)
 
 
 def keep_run(run: GivenRun) -> None:

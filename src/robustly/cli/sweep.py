@@ -15,10 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustly.cli.arguments import Trust
+from robustly.cli.domain_tables import report_protocols
 from robustly.cli.recipes import read_recipe
 from robustly.cli.sweep_run import LOG, carry_out, carry_out_all, on_ray
 from robustly.cli.terminal import PlainConsole, print_text
-from robustly.data.sources import source_parts
+from robustly.data.sources import check_sources
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.overrides import pairs_of, read_yaml
 from robustly.experiments.run_folder import CONFIG, RunError, build_job, create_run
@@ -74,6 +75,7 @@ def run_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         print_text(console, f"\nstopped; continue with: robustly sweep --resume {quote(str(folder))}")
         raise
     console.print(_table(folder, cells, reasons))
+    report_protocols(console, folder, _methods_with_domains(sweep, cells, configs))
     for name, reason in reasons.items():
         print_text(console, f"! {name}: {reason} ({folder / name / LOG})")
     print_text(console, f"{len(cells) - len(reasons)} of {len(cells)} runs finished")
@@ -156,7 +158,7 @@ def check_classes(cells: Sequence[Cell], configs: Mapping[str, RunConfig]) -> No
         if data.expected_classes is not None and data.source != own:
             other.add(data)
     for data in other:
-        source_parts(data)
+        check_sources(data)
 
 
 def try_out(configs: Sequence[RunConfig], trust_code: bool) -> None:
@@ -184,6 +186,20 @@ def _carried_out(
     with nullcontext(carry_out) if ray is None else on_ray(ray, max(cell.threads for cell in cells)) as one:
         carry_out_all(cells, one, places, progress)
     return {name: reason for name, reason in ended.items() if reason}
+
+
+def _methods_with_domains(
+    sweep: Sweep, cells: Sequence[Cell], configs: Mapping[str, RunConfig]
+) -> dict[str, list[Path]]:
+    """Folders of the runs with domains, by recipe and settings that vary beside seed and left-out domain."""
+    varied = [f"--{key}=" for key in sweep.over if key != "data.leave_out"]
+    found: dict[str, list[Path]] = {}
+    for cell in cells:
+        if configs[cell.name].data.domains is None:
+            continue
+        words = [word.removeprefix("--") for word in cell.overrides if any(map(word.startswith, varied))]
+        found.setdefault(", ".join([cell.recipe, *words]), []).append(cell.folder)
+    return found
 
 
 def worker_places(workers: int) -> list[dict[str, str]]:

@@ -16,7 +16,12 @@ from robustly.cli.terminal import PlainConsole, print_text
 from robustly.experiments.configuration import RunConfig, build_config, with_absolute_paths
 from robustly.experiments.locks import lock_run
 from robustly.experiments.overrides import apply_overrides
-from robustly.experiments.run_data import data_of_job, refuse_other_training_rows, write_run_data
+from robustly.experiments.run_data import (
+    data_of_job,
+    refuse_other_training_rows,
+    refuse_seen_target,
+    write_run_data,
+)
 from robustly.experiments.run_folder import Trusts, build_job_and_data, create_run, is_begun, open_run
 from robustly.runtime import Runtime
 from robustly.training import train
@@ -113,6 +118,7 @@ def train_run(
     if dry_run:
         show_composition(PlainConsole(), config)
     config.runtime.check()
+    refuse_seen_target(config)
     job, splits = build_job_and_data(config, trusts)
     cpu = torch.device("cpu")
     placed = place_networks(job, cpu, config.runtime.processes * config.runtime.nodes)  # before files exist
@@ -130,7 +136,7 @@ def train_run(
         job.check_processes(config.runtime.processes * config.runtime.nodes)
         show_job(PlainConsole(), config, job, accuracy)
         return 0
-    rows = data_of_job(config, job, splits.test)
+    rows = data_of_job(config, job, splits)
     if resumes:
         refuse_other_training_rows(folder, config.data.source, rows)
     runtime = Runtime(config.runtime)

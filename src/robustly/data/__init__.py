@@ -3,13 +3,14 @@
 from robustly.data.augmentation import Augmentation
 from robustly.data.batches import Batch, batch_count, batches
 from robustly.data.class_names import read_class_names
+from robustly.data.config import DataConfig
 from robustly.data.digests import RowDigests, row_digests
 from robustly.data.door import as_image_data
 from robustly.data.fitting import fitted_to
 from robustly.data.images import ImageData
 from robustly.data.mixing import Extra, mixed_batches
 from robustly.data.planes import make_planes
-from robustly.data.sources import DataConfig, load_extra, load_splits, load_test
+from robustly.data.sources import load_extra, load_splits, load_test
 from robustly.data.splits import Splits
 
 __all__ = [

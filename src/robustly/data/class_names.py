@@ -139,7 +139,7 @@ def numbers_among(classes: Sequence[str], names: ClassNames, source: str) -> tup
         ValueError: a name is unknown or belongs to two outputs, or two classes have the same number.
     """
     exact, similar = _index(names, exactly=True), _index(names, exactly=False)
-    found = [exact.get(name) or similar.get(_folded(name)) or set() for name in classes]
+    found = [exact.get(name) or similar.get(folded(name)) or set() for name in classes]
     if are_numbers(classes) and not any(found):
         if len(classes) > len(names):
             raise ValueError(f"{source}: has {len(classes)} classes, but {len(names)} class names are given")
@@ -185,7 +185,7 @@ def _index(names: ClassNames, exactly: bool) -> dict[str, set[int]]:
     index: dict[str, set[int]] = {}
     for place, entry in enumerate(names):
         for name in ((entry,) if isinstance(entry, str) else entry) if exactly else _parts(entry):
-            index.setdefault(name if exactly else _folded(name), set()).add(place)
+            index.setdefault(name if exactly else folded(name), set()).add(place)
     return index
 
 
@@ -195,5 +195,6 @@ def _parts(entry: str | Sequence[str]) -> list[str]:
     return [*names, *(part.strip() for name in names if "," in name for part in name.split(",") if part.strip())]
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """A class name for comparison: without case, and with `_`, `-` and any white space as one space."""
     return " ".join(re.split(r"[\s_-]+", name.casefold().strip()))

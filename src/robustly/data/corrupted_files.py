@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from robustly.corruptions import CORRUPTIONS, SEVERITIES
 from robustly.data.decoding import IMAGE_SUFFIXES, Decoding, EncodedImage, decode_images
-from robustly.data.images import ImageData
+from robustly.data.images import ImageData, class_numbers
+from robustly.data.rows import Rows
 from robustly.memory import check_npy
 
 LABELS = "labels.npy"
@@ -62,11 +63,49 @@ def open_corrupted(root: Path, like: ImageData, count: int | None = None) -> Cor
     return _folders(root, like, count)
 
 
+def corrupted_rows(source: str, named: int = 0) -> dict[str, Rows]:
+    """The images of `FOLDER/NAME.npy:SEVERITY`, an array of CIFAR-10-C, as a data set with one part "all".
+
+    Args:
+        source: path of an array of uint8 images `(5 * N, H, W, C)`, with `labels.npy` beside it, and 1 to 5.
+        named: number of classes that are named elsewhere.
+
+    Raises:
+        ValueError: a severity outside 1 to 5; a file that is missing or damaged, or of another shape.
+    """
+    name, _, number = source.rpartition(":")
+    file = Path(name).expanduser()
+    if number not in map(str, SEVERITIES):
+        raise ValueError(f"{source}: the severity is {number[:20]!r}: write FOLDER/NAME.npy:1 to FOLDER/NAME.npy:5")
+    for one in (file, file.with_name(LABELS)):
+        if not one.is_file():
+            raise ValueError(f"{one}: there is no such file")
+    array, place = _open(file), file.with_name(LABELS)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or len(array) % len(SEVERITIES):
+        raise ValueError(
+            f"{file}: holds {array.dtype} of shape {array.shape}: use uint8 of shape (5 * N, H, W, C) with 1 or 3 "
+            "channels"
+        )
+    each = len(array) // len(SEVERITIES)
+    labels = _labels_of_one_severity(_labels(place), each, place)
+    start = (int(number) - 1) * each
+
+    def read(index: Int64[Tensor, " m"]) -> UInt8[Tensor, "m c h w"]:
+        pixels = torch.from_numpy(np.array(array[(index + start).numpy()]))
+        return pixels.permute(0, 3, 1, 2).contiguous()
+
+    return {"all": Rows(labels, class_numbers([labels], source, named), source, read)}
+
+
 def _arrays(root: Path, like: ImageData, count: int | None) -> CorruptedFiles:
     names = tuple(name for name in CORRUPTIONS if (root / f"{name}.npy").is_file())
     if not names:
         raise ValueError(f"{root}: has {LABELS} but none of the files {', '.join(CORRUPTIONS)} with the end .npy")
-    labels = _labels(root / LABELS, like)
+    labels = _labels(root / LABELS)
+    if int(labels.max()) >= like.num_classes:
+        raise ValueError(
+            f"{root / LABELS}: holds the label {int(labels.max())}, but the model has {like.num_classes} classes"
+        )
     channels, height, width = like.shape
     arrays = {name: _open(root / f"{name}.npy") for name in names}
     size = 0
@@ -106,15 +145,12 @@ def _open(file: Path) -> NDArray[np.generic]:
     return array
 
 
-def _labels(file: Path, like: ImageData) -> Int64[Tensor, " n"]:
+def _labels(file: Path) -> Int64[Tensor, " n"]:
     array = _open(file)
     if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) == 0:
         raise ValueError(f"{file}: holds {array.dtype} of shape {array.shape}: labels are integers (N,)")
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= like.num_classes:
-        raise ValueError(
-            f"{file}: holds the label {low if low < 0 else high}, but the model has {like.num_classes} classes"
-        )
+    if int(array.min()) < 0:
+        raise ValueError(f"{file}: holds the label {int(array.min())}: labels are integers 0..K-1")
     return torch.from_numpy(array.astype(np.int64))
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from robustly.data.class_names import ClassNames, listed_names, read_class_names, shown_names, unique_names
+from robustly.data.config import DataConfig
 from robustly.data.decoding import Decoding
 from robustly.data.images import ImageData, class_numbers, number_names
 from robustly.data.items import IMAGE_KEYS, LABEL_KEYS, Reading, is_item, labels_of, pair_of, pixels_of
 from robustly.data.rows import Rows
-from robustly.data.sources import DataConfig, source_parts
+from robustly.data.sources import source_parts
 from robustly.data.splits import SplitRule, choose_test, tested_part
 from robustly.data.table_files import Columns
 from robustly.data.torch_data import Examples, class_names_of, has_positions, read_data_set, read_loader

@@ -18,12 +18,13 @@ _TEST_LIKE = ("validation", "valid", "val")
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Three sets of examples of the same classes and shape that have no id in common.
+    """Sets of examples of the same classes and shape that have no id in common.
 
     Args:
         train: examples that the model is trained on.
         validation: examples that checkpoints and settings are selected on.
-        test: examples of the reported results.
+        test: examples of the reported results; with domains, those of the left-out one.
+        source_test: with domains, test examples of the others; else None.
 
     Raises:
         ValueError: if two sets share an id, or classes or shapes differ.
@@ -32,9 +33,11 @@ class Splits:
     train: ImageData
     validation: ImageData
     test: ImageData
+    source_test: ImageData | None = None
 
     def __post_init__(self) -> None:
-        for part in (self.validation, self.test):
+        others = [part for part in (self.validation, self.test, self.source_test) if part is not None]
+        for part in others:
             if part.shape != self.train.shape:
                 raise ValueError(
                     f"images of {part.source} have the shape {part.shape} but those of {self.train.source} "
@@ -45,7 +48,7 @@ class Splits:
                     f"{part.source} has the classes {', '.join(part.classes[:10])} "
                     f"but {self.train.source} has {', '.join(self.train.classes[:10])}"
                 )
-        ids = torch.cat([self.train.ids, self.validation.ids, self.test.ids])
+        ids = torch.cat([self.train.ids, *(part.ids for part in others)])
         if not distinct(ids):
             raise ValueError(f"{self.train.source}: train, validation and test share examples")
 

@@ -152,13 +152,31 @@ def _interval(
         return None
     columns = [table.certificates[name] for name in certificates]
     refuted = np.any([table.worst_case.broken, *(one.falsified for one in columns)], axis=0)
-    verified = np.any([one.verified for one in columns], axis=0) & ~refuted
+    verified = _verified(columns, refuted)
     risks = [one.failure_probability for one in certificates.values()]
     known = [risk for risk in risks if risk is not None]
     # any of the certificates may be the wrong one of a row
     risk = min(1.0, float(sum(known))) if len(known) == len(risks) else None
     undecided = int((~verified & ~refuted).sum())
     return RobustInterval(_share(verified), _share(~refuted), undecided, limit, risk)
+
+
+def proved_rows(table: EvidenceTable, certificates: Mapping[str, CertificateTerms]) -> Flags | None:
+    """Mask of the rows that `Metrics.proved` counts, `(N,)`; None without a certificate of the model itself.
+
+    Args:
+        table: the evidence table.
+        certificates: the conditions of each certificate by its name.
+    """
+    columns = [table.certificates[name] for name, terms in certificates.items() if terms.certifies == MODEL]
+    if not columns:
+        return None
+    return _verified(columns, np.any([table.worst_case.broken, *(one.falsified for one in columns)], axis=0))
+
+
+def _verified(columns: Sequence[CertificateColumns], refuted: Flags) -> Flags:
+    verified: Flags = np.any([one.verified for one in columns], axis=0) & ~refuted
+    return verified
 
 
 def _stages(columns: CertificateColumns) -> dict[str, StageSummary]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from robustly.evidence.domains import stated_part
 from robustly.evidence.records import EvidenceError
 from robustly.evidence.schema import WorstCaseColumns, column_fields
 from robustly.evidence.storage import Evidence
@@ -63,7 +64,9 @@ def union_of_folders(folders: Sequence[Path]) -> tuple[ThreatUnion | None, tuple
     found, damaged = {}, []
     for folder in folders:
         try:
-            found[folder.name] = read_rows(folder)
+            one = read_rows(folder)
+            if stated_part(one.summary.data.split) == "target":  # the sources are other images by design
+                found[folder.name] = one
         except EvidenceError as error:
             damaged.append(LeftOut(folder.name, f"it cannot be read: {str(error).rstrip('.')}"))
     union, left_out = largest_union(found)

@@ -15,6 +15,7 @@ from robustly.data import DataConfig
 from robustly.evaluation.curve import OFF, ON, with_curve
 from robustly.evaluation.suites import check_suite_name
 from robustly.evaluation.suites.composed import suite_from
+from robustly.evidence.domain_names import with_sources
 from robustly.experiments.keys import ALLOWED, Settings, refuse_both_threats
 from robustly.experiments.networks import NetworkConfig, build_networks, plain_networks, with_weights
 from robustly.models import ModelConfig, weights_file
@@ -171,6 +172,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         is_name = path == "mnist5k" or path.startswith("hf:")
         return path if is_name or not Path(path).exists() else str(Path(path).resolve())
 
+    def source(path: str) -> str:
+        file, colon, severity = path.rpartition(":")
+        return f"{absolute(file)}:{severity}" if colon and file.endswith(".npy") else absolute(path)
+
     def file_of_weights(path: str) -> str:
         given = Path(path).expanduser()
         return str(weights_file(given).resolve()) if given.exists() else path
@@ -187,8 +192,9 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         threat_texts=tuple(map_mask_files(text, absolute) for text in config.threat_texts),
         data=replace(
             config.data,
-            source=absolute(config.data.source),
-            extra_source=None if config.data.extra_source is None else absolute(config.data.extra_source),
+            source=source(config.data.source),
+            domains=with_sources(config.data.named_domains, source) or None,
+            extra_source=None if config.data.extra_source is None else source(config.data.extra_source),
             classes=None if config.data.classes is None else absolute(config.data.classes),
         ),
         model=with_files(NetworkConfig(config.model)).model,
@@ -238,6 +244,8 @@ _ADDED: dict[str, Any] = {
     "pretrain": 0,
     "measure_train": 0,
     "confidence": GuideLabels.confidence,
+    "domains": None,
+    "leave_out": None,
 }
 """Settings that a later version added, and their defaults."""
 PART_TABLES: dict[str, Mapping[str, type]] = {

@@ -129,7 +129,11 @@ def _new(words: Sequence[str]) -> RunConfig:
     config = with_absolute_paths(_with_expected_images(build_config(settings)))
     data = settings.get("data", {})
     # all rows are for tests, unless the weights were trained here on some of them
-    if "source" in data and not _SPLITTING & data.keys() and not data_of_weights(config.model.weights).parts:
+    if (
+        {"source", "domains"} & data.keys()
+        and not _SPLITTING & data.keys()
+        and not data_of_weights(config.model.weights).parts
+    ):
         config = replace(config, data=replace(config.data, evaluation_only=True))
     return config
 

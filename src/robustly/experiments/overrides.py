@@ -51,13 +51,15 @@ def pairs_of(arguments: Sequence[str]) -> list[tuple[str, str]]:
 def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, Any]:
     """Settings changed by `--a.b value` or `--a.b=value` of a command line; values are read as YAML.
 
-    `threat` takes the place of `threats`, and the other way round.
+    `threat` takes the place of `threats`, and the other way round; `data.source` takes that of `data.domains`.
 
     Raises:
         SettingsError: a word that is not a key, a key without a value, or a path through a value that has no keys.
     """
     result: dict[str, Any] = _copied(settings)
     given = pairs_of(arguments)
+    if {"data.source", "data.domains"} <= {key for key, _ in given}:
+        raise SettingsError("give --data.source (one data set) or --data.domains (several), not both")
     # a new name clears the settings of the part it replaces, so names are applied first
     refuse_both_threats([key for key, _ in given], "the command line")
     for key, value in given:
@@ -118,6 +120,9 @@ def _put(settings: dict[str, Any], path: list[str], value: Any, key: str) -> Non
         here[step] = below
         here = below
     last = path[-1]
+    if path == ["data", "source"]:
+        here.pop("domains", None)
+        here.pop("leave_out", None)
     if value is KEYS:  # its keys follow
         if here.get(last) is None:
             here[last] = {}

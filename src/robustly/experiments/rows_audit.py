@@ -6,7 +6,8 @@ from pathlib import Path
 from robustly.data import DataConfig, ImageData, row_digests
 from robustly.evaluation import Check
 from robustly.evidence import Summary
-from robustly.experiments.configuration import RunConfig
+from robustly.evidence.domains import stated_part
+from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.run_data import SeenRows, check_test_rows, kept_rows, other_test_rows, seen_rows
 
 
@@ -23,8 +24,9 @@ def rows_checks(folder: Path, config: RunConfig, summary: Summary, data: ImageDa
         RunError: the settings are those of the run, but the data of the run have changed, so that no audit is
             possible; or the record is damaged.
     """
-    if summary.data.settings == _plain(config, summary):
-        check_test_rows(folder, config, data)
+    part = stated_part(summary.data.split)
+    if build_config({"data": summary.data.settings}).data == _own(config, summary):
+        check_test_rows(folder, config, data, part)
     kept = kept_rows(folder, config)
     if kept is None:
         name = "the run has no record of its rows, so the images seen in training are unknown"
@@ -32,7 +34,7 @@ def rows_checks(folder: Path, config: RunConfig, summary: Summary, data: ImageDa
     else:
         name = "the test images are those that the run recorded at its start"
         rows = row_digests(data)
-        other, found = other_test_rows(kept, rows), seen_rows(kept, rows)
+        other, found = other_test_rows(kept, rows, part), seen_rows(kept, rows)
     stated = SeenRows(summary.data.trained_on, summary.data.selected_on)
     pairs = {
         "trained on": (stated.trained_on, found.trained_on),
@@ -50,13 +52,11 @@ def rows_checks(folder: Path, config: RunConfig, summary: Summary, data: ImageDa
     )
 
 
-def _plain(config: RunConfig, summary: Summary) -> dict[str, object]:
+def _own(config: RunConfig, summary: Summary) -> DataConfig:
     """The run's settings of the data, with the number of test rows of an evaluation."""
     settings = summary.data.settings or {}
     limit = settings.get("test_limit")
-    data: DataConfig = replace(config.data, test_limit=limit if isinstance(limit, int) and limit > 0 else None)
-    plain: dict[str, object] = replace(config, data=data).as_plain()["data"]
-    return plain
+    return replace(config.data, test_limit=limit if isinstance(limit, int) and limit > 0 else None)
 
 
 def _words(number: int | None) -> str:

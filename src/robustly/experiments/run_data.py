@@ -13,8 +13,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from robustly.data import ImageData
+from robustly.data import ImageData, Splits
 from robustly.data.digests import RowDigests, joined_digests, row_digests
+from robustly.data.sources import load_left_out
+from robustly.evidence.domain_names import Part
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import RunError
 from robustly.files import whole_file
@@ -24,6 +26,7 @@ from robustly.training.engine.loop import BEST, FINAL, LAST
 
 DATA, FORMAT = "data.safetensors", "robustly-run-data-1"
 TRAIN, VALIDATION, TEST, EXTRA = "train", "validation", "test", "extra"
+SOURCE_TEST = "source_test"
 EARLIER_TRAIN, EARLIER_VALIDATION = "earlier_train", "earlier_validation"
 _FIXED = {TRAIN: "training", VALIDATION: "validation", EXTRA: "extra"}
 _COLUMNS = ("images", "labels", "ids")
@@ -34,8 +37,9 @@ class RunData:
     """Digests of the rows of a run.
 
     Args:
-        parts: digests by part: "train", "validation", "test", "extra"; "earlier_train" and "earlier_validation" are
-            the rows of the run that trained the initial weights.
+        parts: digests by part: "train", "validation", "test", "extra"; "source_test" are test rows of the domains
+            that were trained on, if one was left out, which gives "test"; "earlier_train" and "earlier_validation"
+            are the rows of the run that trained the initial weights.
         complete: False if the initial weights were trained elsewhere, on rows that are not known.
         settings: hash of the settings of the data; empty without them.
     """
@@ -53,15 +57,17 @@ class SeenRows:
     selected_on: int | None = None
 
 
-def data_of_job(config: RunConfig, job: Job, test: ImageData) -> RunData:
+def data_of_job(config: RunConfig, job: Job, splits: Splits) -> RunData:
     """Digests of all rows of a training run, with those of the run from whose weights it starts."""
-    parts = {TRAIN: row_digests(job.train), VALIDATION: row_digests(job.validation), TEST: row_digests(test)}
+    parts = {TRAIN: row_digests(job.train), VALIDATION: row_digests(job.validation), TEST: row_digests(splits.test)}
+    if splits.source_test is not None:
+        parts[SOURCE_TEST] = row_digests(splits.source_test)
     if job.extra is not None:
         parts[EXTRA] = row_digests(job.extra.data)
     earlier = data_of_weights(config.model.weights)
     # settings that later versions added; at their defaults, the hash is that of runs begun before
     text = repr(replace(config.data, expected_classes=None))
-    for added in (", classes=None", ", expected_classes=None"):
+    for added in (", classes=None", ", expected_classes=None", ", domains=None", ", leave_out=None"):
         text = text.replace(added, "")
     settings = f"{derive_seed(text):016x}"
     return RunData({**parts, **earlier.parts}, earlier.complete, settings)
@@ -78,6 +84,28 @@ def data_of_weights(weights: str | None) -> RunData:
     groups = {EARLIER_TRAIN: (TRAIN, EXTRA, EARLIER_TRAIN), EARLIER_VALIDATION: (VALIDATION, EARLIER_VALIDATION)}
     kept = {name: [found.parts[part] for part in group if part in found.parts] for name, group in groups.items()}
     return RunData({name: joined_digests(parts) for name, parts in kept.items() if parts}, found.complete)
+
+
+def refuse_seen_target(config: RunConfig) -> None:
+    """Refuse initial weights, of the model or of a network beside it, that have seen the left-out domain.
+
+    Weights from elsewhere pass, because their images are not known.
+
+    Raises:
+        RunError: images of the left-out domain were trained or selected on.
+    """
+    named = {"model": config.model, **{name: network.model for name, network in config.networks.items()}}
+    known = {role: data_of_weights(model.weights).parts for role, model in named.items()}
+    if config.data.domains is None or not any(known.values()):
+        return
+    target = row_digests(load_left_out(config.data))
+    for role, parts in known.items():
+        seen = int(np.any([target.found_in(part) for part in parts.values()], axis=0).sum()) if parts else 0
+        if seen:
+            raise RunError(
+                f"{named[role].weights}, the weights of the {role}, were trained or selected on {seen} images of "
+                f"the left-out domain {config.data.leave_out}: start from other weights"
+            )
 
 
 def write_run_data(folder: Path, data: RunData) -> None:
@@ -181,13 +209,14 @@ def kept_rows(folder: Path, config: RunConfig) -> RunData | None:
     return earlier if earlier.parts else None
 
 
-def check_test_rows(folder: Path, config: RunConfig, data: ImageData) -> SeenRows:
+def check_test_rows(folder: Path, config: RunConfig, data: ImageData, part: Part = "target") -> SeenRows:
     """Refuse other test rows than those that a run recorded, and count those that it was trained or selected on.
 
     Args:
         folder: the run; a folder that does not exist is a new one for weights that were trained before.
         config: its settings.
         data: the test rows, or some of them.
+        part: with domains, those whose rows they are.
 
     Raises:
         RunError: rows that the run did not record.
@@ -196,7 +225,7 @@ def check_test_rows(folder: Path, config: RunConfig, data: ImageData) -> SeenRow
     if kept is None:
         return SeenRows()
     rows = row_digests(data)
-    other = other_test_rows(kept, rows)
+    other = other_test_rows(kept, rows, part)
     if other:
         raise RunError(
             f"the test images are not those that {folder} recorded at its start: {other}; restore the data of "
@@ -205,9 +234,9 @@ def check_test_rows(folder: Path, config: RunConfig, data: ImageData) -> SeenRow
     return seen_rows(kept, rows)
 
 
-def other_test_rows(kept: RunData, rows: RowDigests) -> str:
+def other_test_rows(kept: RunData, rows: RowDigests, part: Part = "target") -> str:
     """A statement on test rows that the run did not record; empty if there are none, or no record of test rows."""
-    recorded = kept.parts.get(TEST)
+    recorded = kept.parts.get(TEST if part == "target" else SOURCE_TEST)
     if recorded is None:
         return ""
     other = int(np.count_nonzero(~rows.same_in(recorded)))

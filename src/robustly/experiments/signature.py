@@ -9,6 +9,7 @@ from robustly.evaluation import Check
 from robustly.evidence import EvidenceError
 from robustly.evidence.audit_record import SIGNATURE, Signature, read_signature
 from robustly.evidence.costs import COSTS, PAIR_IMAGES, PAIRS
+from robustly.evidence.domains import DOMAINS
 from robustly.evidence.provenance import now
 from robustly.evidence.records import to_json
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
@@ -132,7 +133,7 @@ def _require_cryptography() -> None:
 
 def _files(run: Path, evaluation: Path) -> list[Path]:
     """The signed files that exist."""
-    names = [evaluation / name for name in (SUMMARY, TABLE, IMAGES, COSTS, PAIRS, PAIR_IMAGES)]
+    names = [evaluation / name for name in (SUMMARY, TABLE, IMAGES, COSTS, PAIRS, PAIR_IMAGES, DOMAINS)]
     return [file for file in (*names, run / CONFIG, run / FINAL) if file.is_file()]
 
 

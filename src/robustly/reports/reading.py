@@ -12,9 +12,10 @@ from robustly.evidence import Evidence, EvidenceTable, Summary, read_summary
 from robustly.evidence.audit_record import AuditRecord, read_audit, read_signature
 from robustly.evidence.corruption_result import CORRUPTIONS, CorruptionResult, read_corruptions
 from robustly.evidence.costs import read_cost_summary
+from robustly.evidence.domains import SPLITS, DomainResult, result_of_folders, source_folder
 from robustly.evidence.partial_unions import LeftOut, union_of_folders
 from robustly.evidence.protocol_result import ProtocolResult, contradiction, protocol_files, read_protocol
-from robustly.evidence.records import from_json, read_object
+from robustly.evidence.records import EvidenceError, from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.evidence.storage import pictures_of, read_pictures, read_table
 from robustly.evidence.unions import ThreatUnion
@@ -67,8 +68,12 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
     if corruptions is not None and evaluation is not None:
         notes += _other_weights(corruptions, evaluation)
     name = path.resolve().name  # the name in the evidence is that of the folder when it was evaluated
-    audit = signature = costs = None
+    audit = signature = costs = domains = source_audit = None
     if evaluation is not None:
+        if evaluation.data.split == SPLITS["target"]:
+            domains, problem = _domains(folder)
+            notes += problem
+            source_audit = None if domains is None else read_audit(source_folder(folder))
         audit, signature, costs = read_audit(folder), read_signature(folder), read_cost_summary(folder)
     return RunEvidence(
         path=path,
@@ -88,7 +93,19 @@ def read_run(path: Path, evaluation_folder: Path | None = None) -> RunEvidence:
         corruptions=corruptions,
         costs=costs,
         protocols=protocols,
+        domains=domains,
+        source_audit=source_audit,
     )
+
+
+def _domains(target: Path) -> tuple[DomainResult | None, list[str]]:
+    """Accuracies by domain as the evaluations are now, or a note without them."""
+    try:
+        found = result_of_folders(target)
+    except EvidenceError as error:
+        return None, [f"There are no accuracies by domain: {str(error).rstrip('.')}."]
+    missing = f"There are no accuracies on the source domains: {source_folder(target).name} is missing."
+    return found, [] if found is not None else [missing]
 
 
 def _union(

@@ -12,6 +12,7 @@ from robustly.evidence import EvidenceTable, Summary
 from robustly.evidence.audit_record import AuditRecord, Signature
 from robustly.evidence.corruption_result import CorruptionResult
 from robustly.evidence.costs import CostSummary
+from robustly.evidence.domains import DomainResult
 from robustly.evidence.partial_unions import LeftOut
 from robustly.evidence.protocol_result import ProtocolResult
 from robustly.evidence.provenance import ThreatRecord
@@ -115,6 +116,8 @@ class RunEvidence:
         check: command with which a reader audits the evaluation; empty for `robustly audit` of the folder.
         corruptions: accuracy under common corruptions.
         protocols: accuracy under the threats of each protocol that the run was evaluated by.
+        domains: accuracy by domain, if one was left out of training and all are evaluated.
+        source_audit: the last audit of the evaluation on the other domains.
     """
 
     path: Path
@@ -135,6 +138,8 @@ class RunEvidence:
     corruptions: CorruptionResult | None = None
     costs: CostSummary | None = None
     protocols: tuple[ProtocolResult, ...] = ()
+    domains: DomainResult | None = None
+    source_audit: AuditRecord | None = None
 
     @property
     def weak_guide(self) -> float | None:

@@ -20,6 +20,7 @@ from robustly.reports.tables.threat_matrix import matrix_of_runs
 
 SECTIONS = (
     ("attacks", "Attacks"),
+    ("domains", "Domains"),
     ("costs", "Costs"),
     ("proofs", "Proofs"),
     ("trust", "Trust"),
@@ -163,6 +164,7 @@ def _navigation(
 def _has(one: RunView, section: str) -> bool:
     parts = {
         "attacks": one.run.evaluation is not None,
+        "domains": one.domains is not None,
         "costs": one.costs is not None,
         "proofs": bool(one.certificates),
         "trust": one.run.evaluation is not None,

@@ -25,6 +25,7 @@ from robustly.reports.pages.attack_rows import AttackRow, attack_rows, not_neede
 from robustly.reports.pages.certificate_rows import CertificateRow, OpenRow, certificate_rows, open_rows
 from robustly.reports.pages.corruption_rows import CorruptionView, corruption_view
 from robustly.reports.pages.cost_rows import CostView, cost_view
+from robustly.reports.pages.domain_rows import DomainView, domain_view
 from robustly.reports.pages.facts import FactGroup, audit_words, facts
 from robustly.reports.pages.gallery import MOST_BYTES, Gallery, gallery
 from robustly.reports.pages.protocol_rows import ProtocolView, protocol_view
@@ -106,6 +107,7 @@ class RunView:
     corruptions: CorruptionView | None = None
     costs: CostView | None = None
     protocols: tuple[ProtocolView, ...] = ()
+    domains: DomainView | None = None
 
 
 def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView:
@@ -154,6 +156,9 @@ def view(run: RunEvidence, key: str, picture_bytes: int = MOST_BYTES) -> RunView
         corruptions=None if run.corruptions is None else corruption_view(run.corruptions),
         costs=None if evaluation is None or run.costs is None else cost_view(evaluation, run.costs),
         protocols=tuple(map(protocol_view, run.protocols)),
+        domains=None
+        if evaluation is None or run.domains is None
+        else domain_view(run.domains, run.source_audit, evaluation.data),
     )
 
 
