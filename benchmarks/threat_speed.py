@@ -4,9 +4,9 @@
 
 A `resnet18` of a quarter of the width (16 channels) on random 32 x 32 images; the labels are its own predictions.
 Each attack is PGD with the given steps on all images from a random start, and no image is dropped: 1 clean pass,
-then steps + 1 forward and steps backward passes. The rounds alternate: each measures the bare passes, linf and every
-threat once, by the processor's time of one thread. A ratio is the median over the rounds of the ratios to linf in
-the same round, so that a machine that slows down affects both. Writes `benchmarks/results/threat_speed.md`.
+then steps + 1 forward and steps backward passes. The rounds alternate: each measures the bare passes, linf and
+every threat once, by the processor's time of one thread. A ratio is the median over the rounds of the ratios to
+linf in the same round, so that a machine that slows down affects both. Writes `benchmarks/results/threat_speed.md`.
 """
 
 import argparse
@@ -121,9 +121,9 @@ def main() -> None:
         *lines,
         "",
         f"The bar for one transformation is {BAR} times linf: {words}.",
-        f"Medians of {options.rounds} alternating rounds, {options.images} images, load of the machine per core at the "
-        f"end: {load:.1f} (an idle",
-        "machine has 0.5 to 1; other processes slow memory more than arithmetic, and raise the ratios),",
+        f"Medians of {options.rounds} alternating rounds, {options.images} images; load of the machine per core: "
+        f"{load:.1f}. An idle machine has",
+        "0.5 to 1: other processes slow memory more than arithmetic, and raise the ratios.",
         f"{options.steps} steps. `python benchmarks/threat_speed.py`, {datetime.now(UTC):%Y-%m-%d}, "
         f"torch {torch.__version__}, {platform.machine()}.",
     ]

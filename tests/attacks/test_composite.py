@@ -61,7 +61,7 @@ def test_with_all_other_parts_off_it_is_pgd() -> None:
 @pytest.mark.parametrize("order", ORDERS)
 def test_its_announced_cost_is_what_it_spends(order: str) -> None:
     net, x, y = batch()
-    attack = Composite(steps=3, order=order, rounds=3, schedule_steps=2, restarts=2)  # type: ignore[arg-type]
+    attack = Composite(steps=2, order=order, rounds=2, schedule_steps=1, restarts=2)  # type: ignore[arg-type]
     weak = parse_threat("rotation:0.01&shift:0.001&linf:0.0001")
     found = attack(net, x, y, threat=weak, generator=draws())
     robust = ~found.broken

@@ -159,7 +159,7 @@ def test_on_a_slope_without_end_pgd_ends_at_the_best_allowed_image(norm: str) ->
     x = torch.full((3, 4), 0.5)
     y = torch.tensor([0, 1, 1])  # already wrong, attacked, attacked
     # in l0 a random start may lie on the wrong pixels, which a search cannot leave in four dimensions
-    found = PGD(400, margin, relative_step_size=0.05, start="none" if norm == "l0" else "random")(
+    found = PGD(120, margin, relative_step_size=0.05, start="none" if norm == "l0" else "random")(
         model, x, y, threat=ThreatModel(norm, epsilon), generator=KeyedGenerator(0, torch.arange(3))
     )
     best = {"linf": 0.2 * 6.5, "l2": 0.2 * float(weight.norm()), "l1": 0.2 * 3.0, "l0": 0.5 * 5.0}

@@ -46,15 +46,19 @@ class ColourMapSet(OffsetField):
 
     def apply(self, theta: Offsets) -> Images:
         """Images with changed colours, clipped to the gamut of sRGB; exactly the originals where theta is 0."""
-        luv, cells = self._colours
+        luv, cells = self._colours() if self.x.requires_grad else self._fixed_colours
         changed = from_unit(rgb_of_luv(luv + cells.interpolated(theta)), self.box).clamp(*self.box)
         return exact_at_neutral(changed, self.x, all_zero(theta))
 
-    @cached_property
     def _colours(self) -> tuple[Float[Tensor, "n 3 h w"], "Cells"]:
-        """Colours of the pixels in L*u*v*, and their places in the grid, which no change of theta moves."""
+        """Colours of the pixels in L*u*v*, and their places in the grid."""
         luv = luv_of(to_unit(self.x, self.box))
         return luv, cells_of(luv)
+
+    @cached_property
+    def _fixed_colours(self) -> tuple[Float[Tensor, "n 3 h w"], "Cells"]:
+        """The same for images without gradients, which every step of an ascent needs."""
+        return self._colours()
 
     def roughness(self, theta: Offsets) -> PerExample:
         """Lengths of the differences between neighbouring grid points, in the unit of sizes, summed over all pairs.
