@@ -21,6 +21,7 @@ from robustly.cli.union_table import union_table
 from robustly.cost_matrix import check_costs, read_costs
 from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
+from robustly.evaluation.evaluate import check_fit
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
 from robustly.evaluation.suites.suite import Suite
@@ -140,19 +141,20 @@ def _carried_out(
     """Carry out evaluations and print their tables; returns their rows and summaries, by folder."""
     subject = load_subject(run, trust_code, checkpoint=checkpoint)
     matrix = None if costs is None else read_costs(costs, subject.data.num_classes)
+    suites = [_suite_of(plan.config, extended) for plan in plans]
+    for plan, suite in zip(plans, suites, strict=True):  # the last must not be refused after the first has run
+        check_fit(subject.data, plan.config.threat, suite)
     keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
     found: dict[str, Tested] = {}
-    for plan in plans:
+    for plan, given in zip(plans, suites, strict=True):
         config = plan.config
         with ExitStack() as unless_refused:
             if not found:  # later, the folder holds finished evaluations
                 unless_refused.enter_context(removed_if_refused(run))
             if run.is_new:
                 held.enter_context(lock_evaluation(plan.target))
-            suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
-            suite = suite if extended is None else extended(suite)
-            suite = load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
+            suite = load_surrogates(given, config, subject.data, subject.trusts, subject.device)
             marks = seen_attacks(run.folder, trained, config.threat.kind, suite, last_epoch=checkpoint == "last")
             console = PlainConsole()
             try:
@@ -173,6 +175,12 @@ def _carried_out(
             print_costs(console, evidence.summary, counted)
         found[plan.target.name] = Tested(evidence.table, evidence.summary)
     return found
+
+
+def _suite_of(config: RunConfig, extended: Callable[[Suite], Suite] | None) -> Suite:
+    """The suite of the settings of an evaluation, with the certificates of a command."""
+    suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat.kind)
+    return suite if extended is None else extended(suite)
 
 
 def _print_union(run: GivenRun, found: Mapping[str, Tested]) -> None:

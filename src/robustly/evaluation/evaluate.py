@@ -53,7 +53,6 @@ from robustly.evidence.summary import Metrics
 from robustly.models import as_classifier
 from robustly.objectives import ClassificationGoal, margin
 from robustly.threats import Affine, Chain, Threat
-from robustly.threats.contract import has_no_gradient
 
 
 def evaluate(
@@ -106,7 +105,7 @@ def evaluate(
             "give the size in that unit, such as linf:8/255"
         )
     suite = with_curve(as_suite(suite, threat.kind), curve, threat)
-    _check_attacks(suite, threat)
+    check_fit(data, threat, suite)
     model = as_classifier(model, data.first(2))
     if isinstance(checkpoint, Path):
         identity = evaluation_identity(
@@ -163,6 +162,18 @@ def _check_arguments(mode: str, batch_size: int | None) -> None:
         raise EvaluationError(f"batch_size is {batch_size}: use at least 1 image, or None to measure sizes")
 
 
+def check_fit(data: ImageData, threat: Threat, suite: Suite) -> None:
+    """Refuse a threat that the images or an attack of the suite are not defined for, before anything is written.
+
+    Raises:
+        EvaluationError: an attack is not defined for the threat.
+        ThreatError: the threat is not defined for images of this shape.
+    """
+    _check_attacks(suite, threat)
+    rows = torch.arange(min(1, len(data)), device=data.images.device)
+    threat.select(rows).around(data.floats(rows))
+
+
 def _check_attacks(suite: Suite, threat: Threat) -> None:
     for name, attack in suite.attacks.items():
         if not isinstance(attack, Attack):
@@ -170,10 +181,9 @@ def _check_attacks(suite: Suite, threat: Threat) -> None:
                 f"the attack {name!r} lacks `needs` or `minimum_norm`: see `robustly.attacks.Attack`"
             )
         if not attack.needs.accept(threat):
-            why = ", which has no gradient: use exhaustive" if has_no_gradient(threat) else ""
             raise EvaluationError(
-                f"the attack {name!r} of suite {suite.name!r} is defined for {attack.needs.words()}, "
-                f"the threat is {threat}{why}; attacks that are defined for it: {', '.join(_defined_for(threat))}"
+                f"the attack {name!r} of suite {suite.name!r} is {attack.needs.refusal(threat)}; attacks that are "
+                f"defined for it: {', '.join(_defined_for(threat))}"
             )
 
 

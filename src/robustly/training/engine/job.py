@@ -10,6 +10,7 @@ from torch import nn
 
 from robustly.data import Augmentation, Extra, ImageData
 from robustly.threats import Chain, Subspace, Threat
+from robustly.threats.contract import has_no_gradient
 from robustly.training.cost import step_cost
 from robustly.training.engine.optimisation import OptimizerConfig, ScheduleConfig
 from robustly.training.method import Method, MethodError
@@ -154,6 +155,11 @@ class Job:
         if not self.threats:
             raise ValueError("a training run needs at least one threat model")
         for threat in self.threats:
+            if has_no_gradient(threat):
+                raise ValueError(
+                    f"training and its validation move along gradients, which {threat} does not have: train "
+                    "under another threat, and evaluate under this one"
+                )
             threat.around(self.train.images[:0].float())
             for part in threat.parts if isinstance(threat, Chain) else (threat,):
                 if isinstance(part, Subspace):
