@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `robustly suites` to a parser."""
     parser.add_argument("name", nargs="?", help="a suite, to print its stages; with certificates: quick+certify")
     parser.add_argument(
-        "threat", nargs="?", default="linf:8/255", help="such as l2:0.5 or rotation:30 (default: linf:8/255)"
+        "threat",
+        nargs="?",
+        help="such as l2:0.5 or rotation:30 (default: linf:8/255; of the suite semantic, rotation:30)",
     )
 
 
@@ -37,4 +39,5 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from robustly.cli.suites import show_suite
     from robustly.threats import parse_threat
 
-    return show_suite(options.name, parse_threat(options.threat))
+    usual = "rotation:30" if options.name.partition("+")[0] == "semantic" else "linf:8/255"
+    return show_suite(options.name, parse_threat(options.threat or usual))
