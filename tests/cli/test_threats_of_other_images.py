@@ -6,7 +6,9 @@ import pytest
 from cli_tools import refusal
 
 from robustly.cli import main
+from robustly.data import load_test
 from robustly.evidence import read_evidence
+from robustly.experiments.run_folder import open_run
 
 SMALL = [
     "--data.image_size", "16", "--data.train_limit", "60", "--data.validation", "20", "--data.test", "4",
@@ -37,6 +39,7 @@ def written(run: Path) -> set[str]:
         (["--threats", "rotation:30", "recolor:0.1"], "grey images have no colour"),
         (["--threats", "linf:0.1", "rotation:30", "--suite", "fab"], "the attack 'fab' of suite 'fab'"),
         (["--threat", "rotation:30", "--threat", "linf:0.1"], "--threat is given twice"),
+        (["--threat", "corruption:2", "--suite", "exhaustive", "--costs", "all"], "attack of the costs is defined"),
         (["--threat", "30"], "threat '30' must have the form KIND:SIZE"),
         (["--threat", "rotation:"], "threat 'rotation:' must have the form KIND:SIZE"),
     ],
@@ -48,6 +51,19 @@ def test_a_refused_evaluation_leaves_nothing(
     quick = QUICK if "--suite" not in words else QUICK[2:]
     assert named in refusal(capsys, "evaluate", str(run), *quick, "--as", "refused", *words)
     assert written(run) == before
+
+
+@pytest.mark.slow
+def test_costs_of_a_class_without_images_are_refused_before_the_evaluation(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = set(load_test(open_run(run).data).labels.tolist())
+    absent = min(set(range(10)) - there)
+    words = ["evaluate", str(run), *QUICK, "--threat", "rotation:30", "--as", "refused"]
+    assert "none of the 4 examples is of a class whose confusions cost" in refusal(
+        capsys, *words, "--costs", f"classes:{absent}"
+    )
+    assert not (run / "evaluation_refused").exists()
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from robustly.cli.union_table import union_table
 from robustly.cost_matrix import check_costs, read_costs
 from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
+from robustly.evaluation.costs import check_costs_fit
 from robustly.evaluation.evaluate import check_fit
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.passes import autoattack_passes
@@ -144,6 +145,8 @@ def _carried_out(
     suites = [_suite_of(plan.config, extended) for plan in plans]
     for plan, suite in zip(plans, suites, strict=True):  # the last must not be refused after the first has run
         check_fit(subject.data, plan.config.threat, suite)
+        if matrix is not None:
+            check_costs_fit(subject.data, plan.config.threat, matrix)
     keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
     found: dict[str, Tested] = {}
