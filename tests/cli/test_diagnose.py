@@ -50,6 +50,9 @@ def test_suites_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
     assert "standard" in capsys.readouterr().out.split()
     assert main(["suites", "quick", "l2:0.5"]) == 0
     assert "27 + 26" in capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["suites", "semantic"]) == 0
+    assert "semantic under rotation:30" in capsys.readouterr().out
     assert main(["suites", "best"]) == 2
     assert "unknown suite or attack 'best'" in capsys.readouterr().err
     for threat in ("l0:10", "rotation:30"):

@@ -141,7 +141,7 @@ def test_what_only_balls_have_is_refused_by_name(tmp_path: Path, capsys: pytest.
     for threat, named in (
         ("rotation:200", "180"),
         ("twist:3", "twist"),
-        ("rotation:30+", "30+"),
+        ("rotation:30+", "empty part"),
         ("rotation:30@mask.npy", "mask"),
         ("linf:0.3@nowhere.npy", "nowhere.npy"),
     ):

@@ -11,6 +11,7 @@ from robustly.corruptions import STANDARD, CorruptionError, corrupt
 from robustly.data import ImageData, Splits
 from robustly.evaluation import EvaluationError, EvaluationTarget
 from robustly.evaluation.audit.corruptions import audit_corruptions
+from robustly.evaluation.audit.sampling import Sampling
 from robustly.evaluation.corrupted import (
     CorruptionSource,
     chosen_names,
@@ -19,7 +20,7 @@ from robustly.evaluation.corrupted import (
     predict_corrupted,
 )
 from robustly.evidence.corruption_predictions import CorruptionPredictions
-from robustly.evidence.corruption_result import CorruptedImages
+from robustly.evidence.corruption_result import CorruptedImages, CorruptionResult, compared
 from robustly.threats import ThreatModel
 
 NAMES = ("gaussian_noise", "contrast")
@@ -94,7 +95,7 @@ def test_the_audit_passes_and_finds_each_change(target: EvaluationTarget) -> Non
 
     def problems(**changed: object) -> list[str]:
         given: dict[str, object] = {"stated": stated, "found": found, "target": target, "source": source, **changed}
-        return [check.name for check in audit_corruptions(**given, count=30) if not check.passed]  # type: ignore[arg-type]
+        return [check.name for check in audit_corruptions(**given) if not check.passed]  # type: ignore[arg-type]
 
     assert problems() == []
     row = stated.rows[0]
@@ -111,9 +112,77 @@ def test_the_audit_passes_and_finds_each_change(target: EvaluationTarget) -> Non
     assert problems(found=tampered, stated=restated) == ["predictions on 30 images under every corruption"]
     other = computed_source(target.data, 9)
     assert "weights, clean images and corrupted images are those of the predictions" in problems(source=other)
-    relabelled = replace(found, hashes={**found.hashes, cell: "0" * 64})
-    restated = corruption_result(relabelled, target, source, "net")
-    assert problems(found=relabelled, stated=restated) == ["the corrupted images are the same"]
+    other_hash = replace(found, hashes={**found.hashes, cell: "0" * 64})
+    restated = corruption_result(other_hash, target, source, "net")
+    assert problems(found=other_hash, stated=restated) == ["the corrupted images are the same"]
+
+
+def test_labels_of_predictions_are_those_of_the_data(target: EvaluationTarget) -> None:
+    source = computed_source(target.data, 3)
+    found = predict_corrupted(target, source, NAMES[1:])
+    worst = found.cells["contrast", 5]
+    assert (worst != found.labels).any()
+    for forged, where in (
+        (replace(found, labels=worst), "labels and ids of the corrupted images"),
+        (replace(found, clean_labels=found.clean), "labels of the clean images, and predictions on them"),
+        (replace(found, ids=found.ids[::-1].copy()), "labels and ids of the corrupted images"),
+    ):
+        if np.array_equal(forged.clean_labels, found.clean_labels) and where.startswith("labels of the clean"):
+            pytest.skip("the network is right on every clean image")
+        stated = corruption_result(forged, target, source, "net")
+        failed = [check.name for check in audit_corruptions(stated, forged, target, source) if not check.passed]
+        assert failed == [where]
+
+
+def test_every_audit_of_corruptions_draws_other_images(target: EvaluationTarget) -> None:
+    source = computed_source(target.data, 3)
+    found = predict_corrupted(target, source, NAMES[:1])
+    stated = corruption_result(found, target, source, "net")
+    batches: list[tuple[float, ...]] = []
+
+    def note(_: nn.Module, inputs: tuple[torch.Tensor, ...], __: object) -> None:
+        batches.append(tuple(inputs[0].flatten(1).sum(1).tolist()))
+
+    whole, few, samples = replace(target, batch_size=30), Sampling(0.5, 0.6), set()
+    hook = target.model.register_forward_hook(note)
+    try:
+        for _ in range(5):
+            assert all(check.passed for check in audit_corruptions(stated, found, whole, source, few))
+            samples.add(batches[-1])
+    finally:
+        hook.remove()
+    assert len(samples) > 1
+
+
+def test_errors_relative_to_another_model_are_computed_again(target: EvaluationTarget) -> None:
+    source = computed_source(target.data, 3)
+    found = predict_corrupted(target, source, NAMES[1:])
+    own = corruption_result(found, target, source, "net")
+    none_right = replace(found, cells=dict.fromkeys(found.cells, (found.labels + 1) % 10))
+    other = corruption_result(none_right, target, source, "other")
+    honest = replace(own, reference=compared(own, other, "other"))
+    assert honest.reference is not None
+    forged = replace(honest, reference=replace(honest.reference, mce=0.01))
+
+    def outcome(stated: CorruptionResult, reference: CorruptionResult | None) -> tuple[bool, str]:
+        checks = audit_corruptions(stated, found, target, source, reference=reference)
+        (one,) = (check for check in checks if check.name.startswith("the errors relative to other"))
+        return one.passed, one.note
+
+    assert outcome(honest, other) == (True, "")
+    assert outcome(forged, other) == (False, "")
+    assert outcome(forged, own)[0] is False
+    assert outcome(forged, None)[0] is True
+    assert outcome(forged, None)[1].startswith("stated, not checked")
+
+
+def test_a_severity_that_does_not_exist_is_refused(target: EvaluationTarget) -> None:
+    source = computed_source(target.data, 3)
+    found = predict_corrupted(target, source, NAMES[1:])
+    forged = found.with_cell(("contrast", 0), found.labels, "0" * 64)
+    stated = corruption_result(forged, target, source, "net")
+    wrong = [check for check in audit_corruptions(stated, forged, target, source) if not check.passed]
+    assert [(check.name, check.problem) for check in wrong] == [("the corruptions exist", "contrast 0 does not")]
 
 
 def test_choices_are_checked_by_name(digits: Splits) -> None:

@@ -323,3 +323,13 @@ def test_changed_files_and_costs_of_an_earlier_evaluation_are_found(
     (tmp_path / SUMMARY).write_text((tmp_path / SUMMARY).read_text() + "\n")
     assert read_cost_summary(tmp_path) is None
     assert "an earlier one" in problems(target, evidence, tmp_path)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["costs.parquet", "costs.safetensors"])
+def test_a_file_that_was_removed_fails_the_audit(
+    target: EvaluationTarget, evidence: Evidence, tmp_path: Path, name: str
+) -> None:
+    stored(target, evidence, tmp_path)
+    (tmp_path / name).unlink()
+    assert problems(target, evidence, tmp_path) == [f"costs: the files are those named: missing: {name}"]

@@ -97,7 +97,7 @@ def test_every_kind_of_the_table_is_checked() -> None:
         ("flow:-1", "at least 0 pixels, got -1"),
         ("rotation:x", "finite number"),
         ("turn:30", "unknown threat 'turn': allowed are linf, l2"),
-        ("rotation:30+", "finite number"),
+        ("rotation:30+", "empty part"),
         ("rotation:0.5rad", r"finite number without its unit \(degrees\), got '0.5rad'"),
         ("rotation:-1", "0 to 180 degrees, got -1"),
         ("shift:-2", "at least 0 pixels, got -2"),

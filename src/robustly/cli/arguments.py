@@ -11,6 +11,7 @@ from pathlib import Path
 
 from robustly.experiments.keys import ALLOWED, NETWORKS
 from robustly.model_names import TORCHSCRIPT, is_published
+from robustly.settings import SettingsError
 
 SHORT_FORMS = {
     "model": ("model.name", ""),
@@ -33,10 +34,16 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Returns:
         The other words, and the settings, each in the order given.
+
+    Raises:
+        SettingsError: `--threat` or `--threats` is given twice. Of other settings, the last one counts.
     """
     words: list[str] = []
     overrides: list[str] = []
     rest = list(arguments)
+    for option in ("--threat", "--threats"):
+        if sum(word.partition("=")[0] == option for word in rest) > 1:
+            raise SettingsError(f"{option} is given twice: list several threats after one --threats")
     options = _OPTIONS.get(rest[0], ()) if rest else ()
     while rest:
         word = rest.pop(0)

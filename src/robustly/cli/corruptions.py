@@ -109,12 +109,13 @@ def run_corruptions(place: Path | None, options: CorruptionOptions, overrides: l
     return 0
 
 
-def audit_run(place: Path | None, overrides: list[str], trust_code: bool) -> int:
+def audit_run(place: Path | None, overrides: list[str], trust_code: bool, reference: Path | None = None) -> int:
     """Check the stored result of a run; returns 1 if a check fails, else 0.
 
     Args:
         place: the run.
         overrides: settings.
+        reference: run whose errors those of the model were divided by; None leaves mCE unchecked.
         trust_code: whether models that only a file names may be imported.
 
     Raises:
@@ -130,10 +131,12 @@ def audit_run(place: Path | None, overrides: list[str], trust_code: bool) -> int
     source = None if stated.images.source is None else Path(stated.images.source)
     target, images = _prepared(load_subject(run, trust_code), source, len(found.labels))
     console = PlainConsole()
-    checks = audit_corruptions(stated, found, target, images)
+    other = None if reference is None else _stated(reference)
+    checks = audit_corruptions(stated, found, target, images, reference=other)
     for check in checks:
         mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
-        tail = f": {check.problem}" if check.problem else ""
+        mark = "[yellow]note  [/]" if check.note else mark
+        tail = f": {check.problem or check.note}" if check.problem or check.note else ""
         console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)
     return 0 if all(check.passed for check in checks) else 1
 

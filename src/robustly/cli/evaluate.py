@@ -17,7 +17,7 @@ from robustly.cli.evaluate_together import (
     only_serves,
     place_of_this_process,
     release_others,
-    suite_of,
+    suite_before_loading,
 )
 from robustly.cli.subject import Subject, first_threat, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
@@ -25,7 +25,9 @@ from robustly.cli.union_table import union_table
 from robustly.cost_matrix import check_costs, read_costs
 from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
+from robustly.evaluation.costs import check_costs_fit
 from robustly.evaluation.crew import Leader
+from robustly.evaluation.door import check_fit
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence import Evidence, Summary, read_evidence, read_summary, write_evidence
 from robustly.evidence.collapse import collapse_words
@@ -43,6 +45,7 @@ from robustly.experiments.run_folder import (
     open_run,
 )
 from robustly.experiments.seen_attacks import seen_attacks
+from robustly.experiments.surrogates import load_surrogates
 from robustly.files import whole_folder
 from robustly.runtime import Place
 
@@ -168,20 +171,25 @@ def carried_out(
     checkpoint, is_shared = request.checkpoint, subject is None and run.config.data.domains is None
     subject = subject or load_subject(run, request.trust_code, checkpoint=checkpoint, part=plans[0].part)
     matrix = None if costs is None else read_costs(costs, subject.data.num_classes)
+    suites = [suite_before_loading(plan.config, request.extended) for plan in plans]
+    for plan, suite in zip(plans, suites, strict=True):  # the last must not be refused after the first has run
+        check_fit(subject.data, plan.config.threat, suite)
+        if matrix is not None:
+            check_costs_fit(subject.data, plan.config.threat, matrix)
     if is_first:
         keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
     found: dict[str, Tested] = {}
     most = len(subject.data) if is_shared else 1
     leader_of = held.enter_context(leading(spot, run.config.runtime, request, plans, most))
-    for plan in plans:
+    for plan, given in zip(plans, suites, strict=True):
         config = plan.config
         with ExitStack() as unless_refused:
             if is_first and not found:  # later, the folder holds finished evaluations
                 unless_refused.enter_context(removed_if_refused(run))
             if run.is_new:
                 held.enter_context(lock_evaluation(plan.target))
-            suite = suite_of(plan, subject, request.extended)
+            suite = load_surrogates(given, config, subject.data, subject.trusts, subject.device)
             marks = seen_attacks(run.folder, trained, config.threat.kind, suite, last_epoch=checkpoint == "last")
             console = PlainConsole()
             try:

@@ -49,12 +49,16 @@ class Request:
     extended: Callable[[Suite], Suite] | None
 
 
+def suite_before_loading(config: RunConfig, extended: Callable[[Suite], Suite] | None) -> Suite:
+    """The suite of an evaluation with its certificates; its surrogates are not loaded yet."""
+    suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat)
+    return suite if extended is None else extended(suite)
+
+
 def suite_of(plan: PlannedEvaluation, subject: Subject, extended: Callable[[Suite], Suite] | None) -> Suite:
     """The suite of a planned evaluation, with its surrogates and certificates."""
-    config = plan.config
-    suite = suite_from(config.evaluation.suite, config.evaluation.stages, config.threat)
-    suite = suite if extended is None else extended(suite)
-    return load_surrogates(suite, config, subject.data, subject.trusts, subject.device)
+    suite = suite_before_loading(plan.config, extended)
+    return load_surrogates(suite, plan.config, subject.data, subject.trusts, subject.device)
 
 
 def place_of_this_process() -> Place | None:

@@ -9,17 +9,19 @@ from torch import Tensor
 
 from robustly.attacks import APGD, Attack, AttackResult
 from robustly.cost_matrix import CostMatrix
+from robustly.data import ImageData
 from robustly.evaluation.recording import as_array, stored_images
 from robustly.evaluation.stages import EvaluationError
 from robustly.evaluation.suites.suite import settings
 from robustly.evaluation.target import EvaluationTarget, Progress, no_progress
 from robustly.evidence import Evidence, StoredImages
-from robustly.evidence.cost_pairs import CLEAN, OF_EVALUATION, TARGETED, CostPairs, cost_numbers
+from robustly.evidence.cost_pairs import CLEAN, OF_EVALUATION, TARGETED, CostPairs, check_applicable, cost_numbers
 from robustly.evidence.costs import CostEvidence, CostSummary
 from robustly.evidence.schema import EvidenceTable, Flags, Whole
 from robustly.models import weights_hash
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator, derive_seed
+from robustly.threats import Threat
 
 TARGETED_ATTACK = APGD(steps=100)
 """The attack at a costly class: it maximises log p_j, which leads past every other class."""
@@ -96,12 +98,21 @@ def check_target(target: EvaluationTarget, evidence: Evidence, costs: CostMatrix
         raise EvaluationError(
             f"the costs need the threat {summary.threat.text} of the evaluation, not {target.threat}"
         )
-    if costs.classes != target.data.num_classes:
-        raise EvaluationError(f"the costs are of {costs.classes} classes, the data of {target.data.num_classes}")
-    if not attack.needs.accept(target.threat):
-        raise EvaluationError(
-            f"the targeted attack of the costs is defined for {attack.needs.words()}, the threat is {target.threat}"
-        )
+    check_costs_fit(target.data, target.threat, costs, attack)
+
+
+def check_costs_fit(data: ImageData, threat: Threat, costs: CostMatrix, attack: Attack = TARGETED_ATTACK) -> None:
+    """Refuse costs that fit neither images nor threat, before the evaluation that they are for.
+
+    Raises:
+        EvaluationError: costs of another number of classes; a threat that the targeted attack is not defined for.
+        EvidenceError: no image is of a class with costs.
+    """
+    if costs.classes != data.num_classes:
+        raise EvaluationError(f"the costs are of {costs.classes} classes, the data of {data.num_classes}")
+    if not attack.needs.accept(threat):
+        raise EvaluationError(f"the targeted attack of the costs is {attack.needs.refusal(threat)}")
+    check_applicable(costs, as_array(data.labels))
 
 
 def known_pairs(table: EvidenceTable, evidence: Evidence, costs: CostMatrix) -> CostPairs:

@@ -4,12 +4,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
-from robustly.attacks import ATTACK_KINDS, Attack
+from robustly.attacks import Attack
 from robustly.data import ImageData
 from robustly.evaluation.batch_size import measure
 from robustly.evaluation.certificates import Certified, check_certificates, run_certificates
@@ -22,7 +20,6 @@ from robustly.evaluation.curve import (
     curve_by_distances,
     curve_points,
     curve_radii,
-    with_curve,
 )
 from robustly.evaluation.derived import (
     derived_warnings,
@@ -32,6 +29,7 @@ from robustly.evaluation.derived import (
     unconfirmed_warning,
 )
 from robustly.evaluation.diagnostics import cheap_findings, masking_suspected
+from robustly.evaluation.door import as_evaluated, check_arguments, clean_logits
 from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.overhead import Overhead
 from robustly.evaluation.recording import (
@@ -42,7 +40,6 @@ from robustly.evaluation.recording import (
     threat_record,
 )
 from robustly.evaluation.stages import EvaluationError, Stages, run_stages
-from robustly.evaluation.suites import as_suite
 from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.evaluation.target import EvaluationTarget, Mode, Progress, no_progress
 from robustly.evidence import Evidence, EvidenceImages, EvidenceTable, Finding, Summary
@@ -51,10 +48,8 @@ from robustly.evidence.metrics import contradiction_problem, metrics
 from robustly.evidence.provenance import now, software_versions
 from robustly.evidence.schema import ExampleColumns
 from robustly.evidence.summary import Metrics
-from robustly.models import as_classifier
 from robustly.objectives import ClassificationGoal, margin
-from robustly.threats import Affine, Chain, Threat
-from robustly.threats.contract import has_no_gradient
+from robustly.threats import Threat
 
 
 def evaluate(
@@ -99,7 +94,7 @@ def evaluate(
             [0, 1], every attack or a certificate failed, or evidence refutes a certificate.
         ProcessError: another process has stopped.
     """
-    _check_arguments(mode, batch_size)
+    check_arguments(mode, batch_size)
     model, threat, suite = as_evaluated(model, data, threat, suite, curve)
     if isinstance(checkpoint, Path):
         identity = evaluation_identity(
@@ -108,7 +103,7 @@ def evaluate(
         checkpoint = EvaluationCheckpoint(checkpoint, identity)
     target = EvaluationTarget(model, data, threat, seed, batch_size or len(data))
     check_certificates(target, suite)
-    clean = _clean_logits(replace(target, batch_size=batch_size or 250))
+    clean = clean_logits(replace(target, batch_size=batch_size or 250))
     examples = _clean_columns(target, clean)
     overhead = Overhead()
     with overhead.measured("tuning"):
@@ -151,104 +146,6 @@ class _Found:
     run: Stages
     certified: Certified
     curve: Curve | None
-
-
-def as_evaluated(
-    model: nn.Module | Callable[[Tensor], object],
-    data: ImageData,
-    threat: Threat,
-    suite: Suite | str | Attack | Sequence[Attack | str],
-    curve: GivenCurve,
-) -> tuple[nn.Module, Threat, Suite]:
-    """Model, threat and suite as `evaluate` uses them.
-
-    Raises:
-        AdapterError: as `evaluate`.
-        EvaluationError: an attack is not defined for the threat, or the threat does not fit.
-    """
-    if isinstance(threat.extent, Tensor):
-        raise EvaluationError("an evaluation has one epsilon for all examples, not one per example")
-    if isinstance(threat, Chain | Affine):
-        threat = threat.whole()  # evidence states limits, not shares of others
-    if tuple(threat.box) != (0.0, 1.0):
-        raise EvaluationError(
-            f"the threat has the box {list(threat.box)}, but images are in [0, 1] here: leave the box out, and "
-            "give the size in that unit, such as linf:8/255"
-        )
-    suite = with_curve(as_suite(suite, threat), curve, threat)
-    _check_attacks(suite, threat)
-    return as_classifier(model, data.first(2)), threat, suite
-
-
-def _check_arguments(mode: str, batch_size: int | None) -> None:
-    if mode not in get_args(Mode):
-        raise EvaluationError(f"mode is {mode!r}: use {' or '.join(get_args(Mode))}")
-    if batch_size is not None and batch_size < 1:
-        raise EvaluationError(f"batch_size is {batch_size}: use at least 1 image, or None to measure sizes")
-
-
-def _check_attacks(suite: Suite, threat: Threat) -> None:
-    for name, attack in suite.attacks.items():
-        if not isinstance(attack, Attack):
-            raise EvaluationError(
-                f"the attack {name!r} lacks `needs` or `minimum_norm`: see `robustly.attacks.Attack`"
-            )
-        if not attack.needs.accept(threat):
-            why = ", which has no gradient: use exhaustive" if has_no_gradient(threat) else ""
-            raise EvaluationError(
-                f"the attack {name!r} of suite {suite.name!r} is defined for {attack.needs.words()}, "
-                f"the threat is {threat}{why}; attacks that are defined for it: {', '.join(_defined_for(threat))}"
-            )
-
-
-def _defined_for(threat: Threat) -> list[str]:
-    """Names of the attacks that are defined for a threat."""
-    return [name for name, kind in ATTACK_KINDS.items() if kind().needs.accept(threat)]
-
-
-def _clean_logits(target: EvaluationTarget) -> Tensor:
-    data = target.data
-    rows = torch.arange(len(data), device=data.images.device)
-    clean = target.logits(data.floats, rows)
-    first = rows[: target.batch_size]
-    again = target.logits(data.floats, first)
-    if bool(((again - clean[: len(first)]).abs() > 1e-4 * clean[: len(first)].abs().amax().clamp_min(1.0)).any()):
-        raise EvaluationError(
-            "the model's outputs for the same images differ from call to call: wrap a randomised model in "
-            "robustly.attacks.adaptive.ExpectationOverTransformation, which averages over its randomness"
-        )
-    bad = int((~clean.isfinite().all(1)).sum())
-    if bad:
-        raise EvaluationError(f"the model returns NaN or infinite logits for {bad} of {len(data)} clean images")
-    if clean.shape[1] != data.num_classes:
-        raise EvaluationError(f"the model has {clean.shape[1]} outputs, the data {data.num_classes} classes")
-    _check_batches(target, clean[: len(first)])
-    return clean
-
-
-def _check_batches(target: EvaluationTarget, clean: Tensor) -> None:
-    """Refuse models whose outputs for an image depend on the other images; warn if they do a little.
-
-    Networks that quantise with the range of a batch, and half precision, do a little.
-
-    Args:
-        target: the model and the images.
-        clean: logits of the first batch.
-    """
-    few = torch.arange(min(len(clean), 8) // 2, device=clean.device)
-    if len(few) < 2:
-        return
-    size = max(float(clean.abs().amax()), 1e-30)
-    difference = float((target.logits(target.data.floats, few) - clean[: len(few)]).abs().amax()) / size
-    words = "the model's outputs for an image depend on the other images of the batch, so that verdicts do too: "
-    if difference > 0.05:
-        raise EvaluationError(
-            f"{words}layers that use statistics of the batch (BatchNorm in training mode or without running "
-            "statistics) need fixed ones"
-        )
-    half = any(one.dtype in (torch.float16, torch.bfloat16) for one in target.model.parameters())
-    if difference > (0.03 if half else 1e-3):
-        warnings.warn(f"{words}they differ by {100 * difference:.2g} % of the largest logit", stacklevel=4)
 
 
 def _speed(

@@ -11,8 +11,9 @@ from robustly.evaluation.checkpoint import Speed
 from robustly.evaluation.confirmation import attack_part
 from robustly.evaluation.crew import serve
 from robustly.evaluation.curve import GivenCurve
+from robustly.evaluation.door import as_evaluated
 from robustly.evaluation.eight_bit import save_part
-from robustly.evaluation.evaluate import as_evaluated, at_precision
+from robustly.evaluation.evaluate import at_precision
 from robustly.evaluation.identity import evaluation_identity
 from robustly.evaluation.parts import Arrays, Task, Work
 from robustly.evaluation.suites.suite import Suite

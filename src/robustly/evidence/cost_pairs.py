@@ -111,12 +111,7 @@ def cost_numbers(
     Raises:
         EvidenceError: no example is of a class with costs.
     """
-    matrix = costs.array
-    applicable = (matrix[labels] > 0).any(axis=1)
-    if not applicable.any():
-        raise EvidenceError(
-            f"costs {costs.text!r}: none of the {len(labels)} examples is of a class whose confusions cost anything"
-        )
+    matrix, applicable = costs.array, check_applicable(costs, labels)
     row = rows_of(ids, pairs.id)
     reached = pairs.reached
     worst = np.zeros(len(labels))
@@ -132,6 +127,20 @@ def cost_numbers(
         confusions=_confusions(matrix, labels[row], pairs, worst[row]),
         passes=int(pairs.forwards.sum() + pairs.backwards.sum()),
     )
+
+
+def check_applicable(costs: CostMatrix, labels: Whole) -> Flags:
+    """Mask of the examples whose class has costs, `(N,)`.
+
+    Raises:
+        EvidenceError: there is none.
+    """
+    applicable: Flags = np.asarray((costs.array[labels] > 0).any(axis=1), dtype=np.bool_)
+    if not applicable.any():
+        raise EvidenceError(
+            f"costs {costs.text!r}: none of the {len(labels)} examples is of a class whose confusions cost anything"
+        )
+    return applicable
 
 
 def rows_of(ids: Whole, wanted: Whole) -> Whole:

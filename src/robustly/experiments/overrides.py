@@ -73,6 +73,8 @@ def apply_overrides(settings: Settings, arguments: Sequence[str]) -> dict[str, A
         except DocumentError as error:
             raise SettingsError(str(error)) from None
         path = key.replace("-", "_").split(".")
+        if path == ["threat"] and parsed is not None and not isinstance(parsed, str):
+            parsed = value  # YAML reads "rotation: 30" as a mapping and "30" as a number
         if len(path) > MOST_LEVELS:
             raise SettingsError(f"--{key[:40]}... has {len(path)} parts: at most {MOST_LEVELS} are possible")
         _put(result, path, parsed, f"--{key}")

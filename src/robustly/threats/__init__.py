@@ -75,6 +75,7 @@ def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] 
         ThreatError: another form, an unknown kind, a size that the threat cannot have, more than `LONGEST_CHAIN`
             parts, or an unreadable file.
     """
+    _check_joints(str(text))
     pieces = _split(str(text))
     free = [piece for part in pieces for piece in _split(part, "&")]
     if len(free) > len(pieces) > 1:
@@ -90,7 +91,7 @@ def map_mask_files(text: str, rename: Callable[[str], str]) -> str:
     """Text of a threat with every mask file renamed, for instance to its absolute path."""
     sign = "&" if len(_split(text, "&")) > 1 else "+"
     parts = [part.partition("@") for part in _split(text, sign)]
-    return sign.join(f"{head}@{rename(file)}" if at else head for head, at, file in parts)
+    return sign.join(f"{head}@{rename(file.strip())}" if at else head for head, at, file in parts)
 
 
 def parse_threats(texts: Sequence[str], box: Box = (0.0, 1.0)) -> tuple[Threat, ...]:
@@ -120,9 +121,27 @@ def short_names(threats: Sequence[Threat]) -> tuple[str, ...]:
     )
 
 
+def _check_joints(text: str) -> None:
+    """Refuse parts that are empty, and parts that neither "+" nor "&" joins.
+
+    Raises:
+        ThreatError: there are such parts.
+    """
+    heads = "".join(re.findall(r"(?:^|[+&](?=\s*\w+\s*:))[^@]*", text))  # names of files may have any signs
+    if re.search(r"^\s*[+&]|[+&]\s*(?:[+&]|$)", heads):
+        raise ThreatError(f"the chain {text!r} has an empty part: it has the form KIND:SIZE+KIND:SIZE")
+    found = re.search(r"[\s,;|]\s*(\w+)\s*:", re.sub(r"\s*([+&])\s*", r"\1", heads.strip()))
+    if found is not None and found[1].lower() in KINDS:
+        first = text[: text.index(found[0])].strip()
+        raise ThreatError(
+            f"{text!r} names several threats: join them by '+' to allow all of them at once, as in "
+            f"'{first}+{found[1]}:...', or list them after --threats to evaluate each alone"
+        )
+
+
 def _split(text: str, sign: str = "+") -> list[str]:
     """Parts of a chain; a sign in a file name does not split."""
-    return re.split(rf"{re.escape(sign)}(?=\s*\w+:)", text)
+    return re.split(rf"{re.escape(sign)}(?=\s*\w+\s*:)", text)
 
 
 def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor] | None) -> Threat:
@@ -132,7 +151,7 @@ def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor] | N
         raise ThreatError(f"threat {text!r} must have the form KIND:SIZE, such as linf:8/255 or rotation:30")
     if kind not in THREATS and kind not in FILED:
         raise ThreatError(f"unknown threat {kind!r}: allowed are {', '.join((*THREATS, *FILED))}")
-    size, at, mask = rest.partition("@")
+    size, at, mask = (piece.strip() for piece in rest.partition("@"))
     if at and arrays is not None and mask not in arrays:
         raise ThreatError(f"the array {mask!r} of the threat {text!r} is not among its stored arrays")
     if kind in FILED:

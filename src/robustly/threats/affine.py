@@ -50,7 +50,7 @@ class Affine:
         if len({part.box for part in parts}) > 1:
             raise ThreatError(f"the parts of affine must share one box, got {[part.box for part in parts]}")
         object.__setattr__(self, "parts", tuple(parts))
-        object.__setattr__(self, "share", parse_epsilon(share))
+        object.__setattr__(self, "share", parse_epsilon(share, "the share of the parts' limits"))
         if self.share < 0:
             raise ThreatError(f"the share of the parts' limits must be at least 0, got {share}")
 

@@ -31,7 +31,7 @@ class Chain:
 
     Raises:
         ThreatError: fewer than two parts; two parts of one kind; parts of different boxes; a chain inside a chain;
-            one epsilon per example.
+            one epsilon per example; a part whose perturbations apply to one input only.
     """
 
     parts: tuple[Threat, ...]
@@ -53,12 +53,14 @@ class Chain:
                 raise ThreatError(
                     f"a part of a chain must be a single threat with one extent for all examples, got {part}"
                 )
+            if not (isinstance(part, ThreatModel) or hasattr(part.set_type, "moved_to")):
+                raise ThreatError(f"{part} cannot be a part of a chain: its perturbations apply to one input only")
         kinds = [part.kind for part in parts]
         twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
         if twice is not None:
             raise ThreatError(f"a chain names each kind of threat once, got {twice} {kinds.count(twice)} times")
         object.__setattr__(self, "parts", tuple(parts))
-        object.__setattr__(self, "share", parse_epsilon(share))
+        object.__setattr__(self, "share", parse_epsilon(share, "the share of the parts' extents"))
         object.__setattr__(self, "any_order", any_order)
         if self.share < 0:
             raise ThreatError(f"the share of the parts' extents must be at least 0, got {share}")
@@ -143,15 +145,14 @@ class Chain:
         """Allowed inputs around each input of a batch.
 
         Raises:
-            ThreatError: a part that is not defined for such inputs, or whose perturbations cannot act on others.
+            ThreatError: a part that is not defined for such inputs.
         """
         links = []
         for part in self._limited:
             link: ThreatSet = (
                 OffsetBall(x, part.offsets_around(x), part.box) if isinstance(part, ThreatModel) else part.around(x)
             )
-            if not isinstance(link, Link):
-                raise ThreatError(f"{part} cannot be a part of a chain: its perturbations apply to one input only")
+            assert isinstance(link, Link)  # the constructor refuses others
             links.append(link)
         whole = torch.full((len(x),), float(self.share), device=x.device, dtype=x.dtype)
         if self.any_order:

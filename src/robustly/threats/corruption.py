@@ -121,11 +121,13 @@ class CorruptionThreat:
     box: tuple[float, float]
 
     def __init__(self, severity: float | str | Fraction, box: Sequence[float] = (0.0, 1.0)) -> None:
-        exact = parse_epsilon(severity)
+        rule = "the severity of corruptions is a whole number from 1 to 5"
+        try:
+            exact = parse_epsilon(severity)
+        except ThreatError:
+            raise ThreatError(f"{rule}, got {severity!r}") from None
         if exact.denominator != 1 or not 0 <= exact <= max(SEVERITIES):
-            raise ThreatError(
-                f"the severity of corruptions is a whole number from 1 to 5, got {fraction_text(exact)}"
-            )
+            raise ThreatError(f"{rule}, got {fraction_text(exact)}")
         if tuple(float(end) for end in box) != (0.0, 1.0):
             raise ThreatError(f"corruptions are defined for images in [0, 1], the box is {list(box)}")
         object.__setattr__(self, "severity", exact)

@@ -6,11 +6,15 @@ from fractions import Fraction
 from robustly.threats.contract import ThreatError
 
 
-def parse_epsilon(value: float | str | Fraction) -> Fraction:
+def parse_epsilon(value: float | str | Fraction, name: str = "epsilon") -> Fraction:
     """Parse an exact radius from `8/255`, "8/255", "0.3" or a Fraction.
 
     A number becomes the simplest fraction that rounds to the same float, so that `8 / 255` is 8/255. A text becomes
     the number that it shows.
+
+    Args:
+        value: the radius.
+        name: what it is, for the message.
 
     Raises:
         ThreatError: not a finite number.
@@ -27,7 +31,7 @@ def parse_epsilon(value: float | str | Fraction) -> Fraction:
         return simple if float(simple) == float(exact) else exact
     except (ValueError, OverflowError, ZeroDivisionError, TypeError):
         raise ThreatError(
-            f"epsilon must be a finite number of at least 0, such as 0.3 or 8/255, got {value!r}"
+            f"{name} must be a finite number of at least 0, such as 0.3 or 8/255, got {value!r}"
         ) from None
 
 

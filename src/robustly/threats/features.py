@@ -46,7 +46,7 @@ class Features:
     box: Box
 
     def __init__(self, share: float | str | Fraction, limits: Tensor, box: Sequence[float] = (0.0, 1.0)) -> None:
-        exact = parse_epsilon(share)
+        exact = parse_epsilon(share, "the share of the features' limits")
         if exact < 0:
             raise ThreatError(f"the share of the features' limits must be at least 0, got {fraction_text(exact)}")
         object.__setattr__(self, "share", exact)

@@ -38,11 +38,13 @@ class Patch:
     box: Box
 
     def __init__(self, side: float | str | Fraction, box: Sequence[float] = (0.0, 1.0)) -> None:
-        exact = parse_epsilon(side)
+        rule = "the side of a patch must be a whole number of pixels of at least 0"
+        try:
+            exact = parse_epsilon(side)
+        except ThreatError:
+            raise ThreatError(f"{rule}, got {side!r}") from None
         if exact < 0 or exact.denominator != 1:
-            raise ThreatError(
-                f"the side of a patch must be a whole number of pixels of at least 0, got {fraction_text(exact)}"
-            )
+            raise ThreatError(f"{rule}, got {fraction_text(exact)}")
         object.__setattr__(self, "side", exact)
         object.__setattr__(self, "box", checked_box(box))
 

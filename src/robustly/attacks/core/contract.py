@@ -13,10 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from robustly.models.modes import modes_kept
 from robustly.objectives import ClassificationGoal, Goal
 from robustly.randomness import KeyedGenerator
+from robustly.threats.any_order import AnyOrderSet
 from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall
 from robustly.threats.chain_set import BoxChainSet
 from robustly.threats.contract import EditSet, Smooth, Threat, ThreatSet, has_no_gradient
+from robustly.threats.corruption import CorruptionSet
 from robustly.threats.parameter_box import ParameterBox
+from robustly.threats.patch import PatchSet
 
 ModelMode = Literal["eval", "train", "train_nostat"]
 Images = Float[Tensor, "n ..."]
@@ -62,9 +65,20 @@ class Needs:
             ParameterBox: "threats of a few bounded numbers (rotation, shift)",
             BoxChainSet: "chains of them",
             Smooth: "any threat with a roughness",
+            PatchSet: "patches",
+            AnyOrderSet: "chains in any order (joined by '&')",
+            CorruptionSet: "corruptions",
         }
         listed = ", ".join(names.get(one) or _name(one) for one in self.sets)
         return listed + (f" but {', '.join(map(_name, self.but_not))}" if self.but_not else "")
+
+    def refusal(self, threat: Threat) -> str:
+        """End of the sentence that refuses a threat: "defined for linf, the threat is rotation:30"."""
+        words, why = self.words(), ""
+        if has_no_gradient(threat):
+            words = words.replace("any threat", "any threat with gradients")
+            why = ", which has no gradient: use exhaustive"
+        return f"defined for {words}, the threat is {threat}{why}"
 
 
 def _name(kind: type) -> str:
@@ -270,8 +284,7 @@ def check_needs(threat: Threat, needs: Needs) -> None:
         AttackError: the threat's sets are not among `needs`.
     """
     if not needs.accept(threat):
-        why = ", which has no gradient: use exhaustive" if has_no_gradient(threat) else ""
-        raise AttackError(f"this attack is defined for {needs.words()}, the threat is {threat}{why}")
+        raise AttackError(f"this attack is {needs.refusal(threat)}")
 
 
 def check_ids(x: Images, generator: KeyedGenerator) -> None:

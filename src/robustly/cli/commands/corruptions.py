@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from robustly.cli.corruptions import CorruptionOptions, audit_run, run_corruptions
 
     if options.audit:
-        return audit_run(options.run, overrides, options.trust_code)
+        return audit_run(options.run, overrides, options.trust_code, options.reference)
     names = None if options.only is None else tuple(name.strip() for name in options.only.split(","))
     chosen = CorruptionOptions(options.images, names, options.extra, options.reference, options.source)
     return run_corruptions(options.run, chosen, overrides, options.trust_code)

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "threat",
         nargs="?",
-        help="such as l2:0.5 or rotation:30 (default: linf:8/255; for suites of several threats, all of them)",
+        help="such as l2:0.5 or rotation:30 (default: linf:8/255; of the suite semantic, rotation:30; of suites "
+        "of several threats, all of them)",
     )
 
 
@@ -45,4 +46,5 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
     if options.threat is None and options.name in PROTOCOLS:
         return show_protocol(PROTOCOLS[options.name])
-    return show_suite(options.name, parse_threat(options.threat or "linf:8/255"))
+    usual = "rotation:30" if options.name.partition("+")[0] == "semantic" else "linf:8/255"
+    return show_suite(options.name, parse_threat(options.threat or usual))

@@ -3,21 +3,23 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 
+from robustly.corruptions import SEVERITIES
+from robustly.data import ImageData
 from robustly.evaluation.audit.check import Check
+from robustly.evaluation.audit.sampling import Sampling
 from robustly.evaluation.corrupted import (
     CorruptionSource,
     corruption_identity,
     corruption_result,
     predicted_classes,
 )
+from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget
+from robustly.evidence import EvidenceError
 from robustly.evidence.corruption_predictions import CorruptionPredictions
-from robustly.evidence.corruption_result import CorruptionResult
-from robustly.randomness import derive_seed, shuffled
-
-SAMPLE = 20
-"""Number of images whose predictions are computed again under every corruption."""
+from robustly.evidence.corruption_result import CorruptionResult, compared
 
 
 def audit_corruptions(
@@ -25,16 +27,22 @@ def audit_corruptions(
     found: CorruptionPredictions,
     target: EvaluationTarget,
     source: CorruptionSource,
-    count: int = SAMPLE,
+    sampling: Sampling | None = None,
+    reference: CorruptionResult | None = None,
 ) -> tuple[Check, ...]:
     """Check a result against its stored predictions, and a sample of these against images and weights.
+
+    Every audit draws other images. If a share of the predictions under a corruption at a severity is false, it
+    fails with the probability of the sampling.
 
     Args:
         stated: the result.
         found: its predictions.
         target: the model and the clean images.
         source: the corrupted images.
-        count: number of images of the sample, at least 1.
+        sampling: the guarantee; None for the default, 2 % with 99 %.
+        reference: the result of the reference model, from which the errors relative to it are computed again; None
+            leaves them unchecked, with a note.
     """
     again = corruption_result(found, target, source, stated.model.name)
     same_inputs = corruption_identity(target, source) == found.identity
@@ -48,9 +56,34 @@ def audit_corruptions(
             _difference(replace(again, created=stated.created, reference=stated.reference), stated),
         ),
     ]
+    if stated.reference is not None:
+        checks.append(_reference(stated, reference))
     if same_inputs:
-        checks += [_clean(found, target), *_cells(found, target, source, count)]
+        checks += [_clean(found, target), *_cells(found, target, source, sampling or Sampling())]
     return tuple(checks)
+
+
+def _reference(stated: CorruptionResult, reference: CorruptionResult | None) -> Check:
+    """Check the errors relative to another model."""
+    own = stated.reference
+    assert own is not None
+    title = f"the errors relative to {own.name} follow from both results"
+    if reference is None:
+        return Check(title, note="stated, not checked: --reference RUN names the run that they are relative to")
+    try:
+        again = compared(stated, reference, own.name)
+    except EvidenceError as error:
+        return Check(title, str(error))
+    if again.weights_sha256 != own.weights_sha256:
+        return Check(title, "the reference has other weights")
+    pairs = ((again.mce, own.mce), (again.relative_mce, own.relative_mce))
+    same = all(
+        one == other or (one is not None and other is not None and abs(one - other) <= 1e-9) for one, other in pairs
+    )
+    return Check(
+        title,
+        "" if same else f"they are {own.mce} and {own.relative_mce}, again {again.mce} and {again.relative_mce}",
+    )
 
 
 def _difference(again: CorruptionResult, stated: CorruptionResult) -> str:
@@ -72,28 +105,54 @@ def _difference(again: CorruptionResult, stated: CorruptionResult) -> str:
 
 
 def _clean(found: CorruptionPredictions, target: EvaluationTarget) -> Check:
+    name = "labels of the clean images, and predictions on them"
+    if not np.array_equal(found.clean_labels, as_array(target.data.labels)):
+        return Check(name, "the labels are not those of the data")
     different = int((predicted_classes(target) != found.clean).sum())
-    return Check("predictions on the clean images", f"{different} differ" if different else "")
+    return Check(name, f"{different} predictions differ" if different else "")
 
 
 def _cells(
-    found: CorruptionPredictions, target: EvaluationTarget, source: CorruptionSource, count: int
+    found: CorruptionPredictions, target: EvaluationTarget, source: CorruptionSource, sampling: Sampling
 ) -> list[Check]:
-    """Hashes of the corrupted images, and predictions on a sample."""
-    rows = shuffled(len(found.labels), derive_seed(found.identity, "audit"))[:count].sort().values
-    images, predictions = [], []
+    """Labels and hashes of the corrupted images, and predictions on a sample."""
+    count = len(found.labels)
+    chosen = np.sort(sampling.order(count)[: sampling.size(count)])
+    rows = torch.from_numpy(chosen).to(target.data.images.device)
+    unknown = [f"{name} {severity}" for name, severity in found.cells if not _exists(name, severity, source)]
+    if unknown:
+        return [Check("the corruptions exist", f"{_shortened(unknown)} does not")]
+    labels, images, predictions = [], [], []
     for (name, severity), predicted in found.cells.items():
         corrupted = source.read(name, severity).to(target.data.images.device)
+        if not _is_of(found, corrupted):
+            labels.append(f"{name} {severity}")
+            continue
         if corrupted.digest() != found.hashes[name, severity]:
             images.append(f"{name} {severity}")
         again = predicted_classes(replace(target, data=corrupted.select(rows)))
-        different = int((again != predicted[rows.numpy()]).sum())
+        different = int((again != predicted[chosen]).sum())
         if different:
             predictions.append(f"{name} {severity}: {different} of {len(rows)}")
     return [
+        Check(
+            "labels and ids of the corrupted images",
+            f"not those of the data: {_shortened(labels)}" if labels else "",
+        ),
         Check("the corrupted images are the same", _shortened(images)),
         Check(f"predictions on {len(rows)} images under every corruption", _shortened(predictions)),
     ]
+
+
+def _exists(name: str, severity: int, source: CorruptionSource) -> bool:
+    return name in source.names and severity in SEVERITIES
+
+
+def _is_of(found: CorruptionPredictions, corrupted: ImageData) -> bool:
+    """True if labels and ids of the predictions are those of the images."""
+    return np.array_equal(found.ids, as_array(corrupted.ids)) and np.array_equal(
+        found.labels, as_array(corrupted.labels)
+    )
 
 
 def _shortened(problems: list[str]) -> str:

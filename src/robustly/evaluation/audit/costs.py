@@ -56,6 +56,10 @@ def costs_checks(
         if summary is None:
             yield Check("costs: of this evaluation", "they are of an earlier one: evaluate the costs again")
             return
+        missing = [name for name in (PAIRS, PAIR_IMAGES) if not (folder / name).is_file()]
+        if missing:
+            yield Check("costs: the files are those named", f"missing: {', '.join(missing)}")
+            return
         names = {name: file_sha256(folder / name) for name in (PAIRS, PAIR_IMAGES)}
         changed = [name for name in {**names, **summary.files} if names.get(name) != summary.files.get(name)]
         yield Check("costs: the files are those named", f"changed: {', '.join(changed)}" if changed else "")

@@ -11,6 +11,7 @@ from torch import nn
 from robustly.data import Augmentation, Extra, ImageData
 from robustly.models.adapter import unwrapped
 from robustly.threats import MadeFromData, Threat
+from robustly.threats.contract import has_no_gradient
 from robustly.training.cost import step_cost
 from robustly.training.engine.optimisation import OptimizerConfig, ScheduleConfig
 from robustly.training.method import Method, MethodError
@@ -155,6 +156,11 @@ class Job:
         if not self.threats:
             raise ValueError("a training run needs at least one threat model")
         for threat in self.threats:
+            if has_no_gradient(threat):
+                raise ValueError(
+                    f"training and its validation move along gradients, which {threat} does not have: train "
+                    "under another threat, and evaluate under this one"
+                )
             threat.around(self.train.images[:0].float())
             if isinstance(threat, MadeFromData):
                 threat.check_data(self.train.digest)

@@ -1,0 +1,58 @@
+"""Texts of threats as people type them: spaces, empty parts, several threats in one word, files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustly.threats import Planes, ThreatError, parse_threat
+from robustly.threats.planes import write_planes
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("rotation:30 + linf:8/255", "rotation:30+linf:8/255"),
+        (" Rotation : 30 & LINF : 0.1 ", "rotation:30&linf:0.1"),
+        ("affine:rotation=30, shift=3 + linf:0.1", "affine:rotation=30,shift=3+linf:0.1"),
+        ("linf:1e-2+rotation:1e+1", "linf:0.01+rotation:10"),
+    ],
+)
+def test_spaces_and_capitals_do_not_matter(text: str, meaning: str) -> None:
+    assert str(parse_threat(text)) == meaning
+
+
+def test_spaces_behind_the_name_of_a_file_do_not_belong_to_it(tmp_path: Path) -> None:
+    file = write_planes(tmp_path / "a, l2:b+c.safetensors", Planes(torch.eye(5)[None, :3]))
+    assert str(parse_threat(f"subspace:2@{file} + linf:0.1")).endswith("+linf:0.1")
+
+
+@pytest.mark.parametrize(
+    "text", ["rotation:30+", "+rotation:30", "rotation:30&", "rotation:30++shift:2", "rotation:30 && shift:2", "+"]
+)
+def test_empty_parts_are_named(text: str) -> None:
+    with pytest.raises(ThreatError, match="has an empty part"):
+        parse_threat(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["linf:8/255 l2:0.5", "hue:0.5,brightness:0.2", "rotation:30;shift:3", "rotation:30 linf:0.1+hue:0.2"]
+)
+def test_several_threats_in_one_word_are_refused_with_both_ways_out(text: str) -> None:
+    with pytest.raises(ThreatError, match=r"names several threats: join them by '\+'.*--threats"):
+        parse_threat(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "quantity"),
+    [("patch:5x5", "side of a patch"), ("corruption:fog", "severity of corruptions"), ("rotation:x", "rotation")],
+)
+def test_a_size_that_is_no_number_is_called_by_its_name(text: str, quantity: str) -> None:
+    with pytest.raises(ThreatError, match=quantity) as refused:
+        parse_threat(text)
+    assert "epsilon" not in str(refused.value)
+
+
+def test_what_cannot_be_a_part_of_a_chain_is_refused_before_there_are_images() -> None:
+    with pytest.raises(ThreatError, match="corruption:3 cannot be a part of a chain"):
+        parse_threat("corruption:3+linf:0.1")
