@@ -39,11 +39,11 @@ from pathlib import Path
 from methods import RESULTS, words
 from robustly.cli import main as robustly
 from robustly.evaluation.suites.cost import announced_cost
-from robustly.evidence.partial_unions import union_of_folders
-from robustly.evidence.unions import ThreatUnion, read_rows, union_of_threats
+from robustly.evidence.unions import read_rows, union_of_threats
 from robustly.threats import parse_threat
 from threats_page import write_page
-from threats_plan import LP, METHODS, SETUPS, forced_attack, recipe_of, settings_of
+from threats_plan import LP, METHODS, SETUPS, recipe_of, settings_of
+from threats_routes import accuracy_by_route
 
 Row = dict[str, str]
 TINY = 256
@@ -52,7 +52,7 @@ TINY = 256
 
 def columns_of(data: str) -> tuple[str, ...]:
     """Columns of the table of rows."""
-    accuracies = ("clean", *SETUPS[data].columns, "mean", "lp_union", "union", "forced_mean", "forced_union")
+    accuracies = ("clean", *SETUPS[data].columns, "mean", "lp_union", "union", "pgd_mean", "forced_mean")
     return ("method", "seed", *accuracies, "forward", "backward", "parameters", "train_minutes", "images")
 
 
@@ -68,17 +68,14 @@ def run(data: str, method: str, seed: int, folder: Path) -> Row:
     if not (out / "model.safetensors").exists():
         command(train)
     for name in SETUPS[data].columns:
-        for forced in (False, True):
-            if not forced or (METHODS[method].routed and forced_attack() is not None and name != "corruptions"):
-                evaluate(data, name, out, forced)
+        evaluate(data, name, out)
     return row_of(data, method, seed, out)
 
 
-def evaluate(data: str, name: str, out: Path, forced: bool) -> None:
+def evaluate(data: str, name: str, out: Path) -> None:
     """Evaluate under one threat, in a folder of its own."""
     setup = SETUPS[data]
-    label = f"forced_{name}" if forced else name
-    asked = ["evaluate", str(out), *setup.columns[name].words(label, forced), "--as", label, "--keep"]
+    asked = ["evaluate", str(out), *setup.columns[name].words(name), "--as", name, "--keep"]
     command([*asked, "--evaluation.count", str(setup.images), "--evaluation.curve", "off"])
 
 
@@ -97,9 +94,9 @@ def row_of(data: str, method: str, seed: int, out: Path) -> Row:
     shares = {"clean": everything.clean.share}
     shares |= {name: one.robust.share for name, one in zip(names, everything.threats, strict=True)}
     shares |= {"mean": everything.average.accuracy, "lp_union": lp.union.share, "union": everything.union.share}
-    forced = forced_union(out)
-    if forced is not None:
-        shares |= {"forced_mean": forced.average.accuracy, "forced_union": forced.union.share}
+    if method.startswith("tafd"):
+        texts = [column.text for name, column in SETUPS[data].columns.items() if name != "corruptions"]
+        shares["pgd_mean"], shares["forced_mean"] = accuracy_by_route(out, texts, METHODS[method].routed)
     forward, backward, parameters = announced(data, method)
     minutes = json.loads((out / "status.json").read_text())["seconds"] / 60
     return {
@@ -113,17 +110,6 @@ def row_of(data: str, method: str, seed: int, out: Path) -> Row:
         "train_minutes": f"{minutes:.1f}",
         "images": str(everything.clean.count),
     }
-
-
-def forced_union(out: Path) -> ThreatUnion | None:
-    """Mean and union with the attack on every route counted too; None if it was not run."""
-    folders = sorted(one for one in out.glob("evaluation_*") if (one / "summary.json").exists())
-    if not any(one.name.startswith("evaluation_forced_") for one in folders):
-        return None
-    union, left_out = union_of_folders(folders)
-    if left_out:
-        sys.exit(f"{out}: {left_out[0].evaluation} is left out: {left_out[0].reason}")
-    return union
 
 
 def announced(data: str, method: str) -> tuple[int, int, int]:

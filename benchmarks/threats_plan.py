@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from methods import NORMALISATION
-from robustly.attacks import ATTACK_KINDS
 from robustly.cli.recipes import read_recipe, recipe_names
 from robustly.evaluation.suites import suite_named
 from robustly.evaluation.suites.composed import suite_from
@@ -26,8 +25,6 @@ ANY_ORDER: Stages = {
     "pgd": ASCENT,
     "composite": {"attack": "composite", "steps": 5, "rounds": 2, "schedule_steps": 1},
 }
-FORCED = ("forced_routing", "forced_routes", "forced_route")
-"""Names under which the attack on every route of a network with a router is looked up."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +46,16 @@ class Column:
         """Kind of the threat for suites."""
         return "any_order" if "&" in self.text else "chain" if "+" in self.text else self.text.partition(":")[0]
 
-    def suite(self, name: str, forced: bool = False) -> Suite:
-        """The suite of the column, or the attack on every route of a network."""
-        stages = self.chosen_stages(forced)
-        return suite_named("quick", self.kind) if stages is None else suite_from(name, stages, self.kind)
+    def suite(self, name: str) -> Suite:
+        """The suite of the column."""
+        return suite_named("quick", self.kind) if self.stages is None else suite_from(name, self.stages, self.kind)
 
-    def chosen_stages(self, forced: bool) -> Stages | None:
-        """Stages of the suite; those of the attack on every route with `forced`."""
-        attack = forced_attack()
-        return self.stages if not forced or attack is None else {"forced": {"attack": attack}}
-
-    def words(self, name: str, forced: bool = False) -> list[str]:
+    def words(self, name: str) -> list[str]:
         """Words of the command that evaluates it."""
-        stages = self.chosen_stages(forced)
-        if stages is None:
+        if self.stages is None:
             return ["--threat", self.text, "--suite", "quick"]
-        return ["--threat", self.text, "--suite", f"{name} stages", "--evaluation.stages", json.dumps(stages)]
+        stages = json.dumps(self.stages)
+        return ["--threat", self.text, "--suite", f"{name} stages", "--evaluation.stages", stages]
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ class Method:
         title: its row.
         recipes: names of its recipe, of which the first that exists is used.
         settings: settings in place of the recipe's.
-        routed: whether its network has a router, which an attack of its own forces.
+        routed: whether its network has threat domains, whose branches are attacked too.
     """
 
     title: str
@@ -124,11 +115,6 @@ METHODS = {
 }
 LP = ("linf", "l2", "l1")
 """Threats of MAX, AVG and MSD; E-AT trains without l2."""
-
-
-def forced_attack() -> str | None:
-    """Name of the attack on every route; None if there is none."""
-    return next((name for name in FORCED if name in ATTACK_KINDS), None)
 
 
 def recipe_of(data: str, method: str) -> str | None:
