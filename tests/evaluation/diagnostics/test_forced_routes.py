@@ -82,6 +82,7 @@ def test_two_robust_branches_are_robust_together() -> None:
     assert (found.clean, found.robust, found.worst) == (1.0, 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_route_that_hides_its_slope_is_suspected() -> None:
     """Gradients of branch 0 lead elsewhere than to the domain of branch 1."""
     hidden = target((0.3, 0.1), steep=True)
@@ -95,6 +96,7 @@ def test_a_route_that_hides_its_slope_is_suspected() -> None:
     assert last.words in masking_suspected(found)
 
 
+@pytest.mark.slow
 def test_an_honest_route_passes_and_other_networks_have_no_such_finding() -> None:
     found = diagnose(target((0.3, 0.4)), count=COUNT, budget=SMALL)
     assert (found[-1].id, found[-1].passed, found[-1].value) == ("forced_routes", True, 0.0)
