@@ -48,10 +48,12 @@ _MODULES = (
     *("evaluation", "evidence", "experiments", "files", "memory", "model_names", "models", "objectives"),
     *(
         "output_text",
+        "processes",
         "randomness",
         "reports",
         "runtime",
         "settings",
+        "signals",
         "statistics",
         "testing",
         "threats",

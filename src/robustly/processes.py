@@ -16,6 +16,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from robustly.runtime import Place
+from robustly.signals import without_interruption
 
 PATIENCE = 300.0  # seconds that a store may take to answer, and a process to show its first sign of life
 _PULSE = 1.0  # seconds between signs of life
@@ -112,7 +113,8 @@ def start_group(size: int, target: Callable[..., None], arguments: Sequence[Any]
         process = get_context("spawn").Process(
             target=_joined, args=(target, place, torch.get_num_threads(), tuple(arguments)), daemon=True
         )
-        process.start()
+        with without_interruption():
+            process.start()
         started.append(process)
     return Group(0, size, PrefixStore("robustly", store), tuple(started))
 

@@ -115,7 +115,7 @@ def test_the_search_finds_the_one_square_that_matters() -> None:
     assert Patch(2).around(x).contains(found.theta).all()
     blind = PGD(0, restarts=30)(Spot(), x, y, threat=Patch(2), generator=draws)
     assert not blind.broken.all()
-    with pytest.raises(AttackError, match="defined for PatchSet, the threat is linf"):
+    with pytest.raises(AttackError, match="defined for patches, the threat is linf"):
         PatchSearch()(Spot(), x, y, threat=ThreatModel("linf", 0.1), generator=draws)
     assert PGD(10)(Spot(), x, y, threat=Patch(2), generator=draws).theta is not None
 

@@ -11,7 +11,7 @@ from robustly.cli.progress import guide_words
 from robustly.experiments.configuration import RunConfig
 from robustly.statistics import Proportion
 from robustly.threats import Chain
-from robustly.training import Job, MaxInner
+from robustly.training import Job, MaxInner, MethodError
 from robustly.training.cost import StepCost, step_cost
 from robustly.training.engine.guide_check import weak_words
 
@@ -51,7 +51,10 @@ def several_words(config: RunConfig) -> str:
     passes = f"gradient passes of the training attack per image: {cost.attack_gradients}"
     if len(threats) == 1:
         return f"{passes}, under a chain of {len(threats[0].parts)}" if isinstance(threats[0], Chain) else passes
-    of_max = replace(method, inner=MaxInner(steps=method.inner.steps))
+    try:
+        of_max = replace(method, inner=MaxInner(steps=method.inner.steps))
+    except MethodError:  # the loss needs another training attack
+        return f"{passes}, under {len(threats)} threats"
     highest = step_cost(of_max, config.training.epochs, config.frozen_networks, threats).attack_gradients
     return f"{passes}, under {len(threats)} threats (max with as many steps: {highest})"
 

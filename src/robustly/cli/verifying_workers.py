@@ -5,17 +5,17 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from robustly.certification.answers import Answer
+from robustly.signals import without_interruption
 
 GRACE = 5.0
 """Seconds after its time limit at which a process is killed."""
@@ -113,23 +113,10 @@ def _started(decide: Decide, processes: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     own, other = context.Pipe()
     process = context.Process(target=_work, args=(other, decide, processes), daemon=True)
-    with _without_interruption():
+    with without_interruption():
         process.start()
     other.close()
     return _Worker(process, own)
-
-
-@contextmanager
-def _without_interruption() -> Iterator[None]:
-    """Ignore Ctrl-C, so that processes that begin here ignore it from their first moment."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _end(worker: _Worker) -> None:
