@@ -4,7 +4,7 @@ Both run in turn, as commands of their own, with one thread for each process: th
 on MNIST digits. The time is that of the whole command, and that of the attacks and the curve alone, which the
 evaluation measures.
 
-    python benchmarks/evaluation_processes.py --out FOLDER [--rounds 3] [--count 400]
+    python benchmarks/evaluation_processes.py --out FOLDER [--rounds 2] [--count 400]
 """
 
 import argparse
@@ -45,7 +45,7 @@ def trained(model: str, folder: Path) -> Path:
     run = folder / model
     if not (run / "model.safetensors").is_file():
         width = ["--model.width", "0.25"] if model == "resnet18" else []
-        words = ["--model.name", model, *width, "--data.train_limit", "2000", "--training.epochs", "1"]
+        words = ["--model.name", model, *width, "--threat", "linf:0.1", "--training.epochs", "2"]
         command("train", "mnist5k/pgd_at", *words, "--data.test", "1000", "--out", str(run))
     return run
 
@@ -72,9 +72,9 @@ def main() -> None:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--count", type=int, default=400)
-    parser.add_argument("--suite", default="pgd_20,apgd_ce")
+    parser.add_argument("--suite", default="apgd,pgd_100")
     options = parser.parse_args()
     rows = []
     for model in MODELS:

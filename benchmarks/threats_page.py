@@ -177,8 +177,8 @@ def write_page(stored: dict[str, list[Row]], doc: str) -> None:
     lines += [
         "Accuracy in %, means over seeds ± standard error of the mean; the 95 % interval of one number on 500 test",
         "images reaches at most 4.4 points each way. Passes: forward + backward for each training image and epoch,",
-        "as `robustly train --dry-run` announces them. Minutes of training on one thread of a busy machine: an",
-        "order of magnitude. `python benchmarks/threats.py`, "
+        "as `robustly train --dry-run` announces them. Minutes of training on one thread of a busy machine, pauses",
+        "included: an order of magnitude. `python benchmarks/threats.py`, "
         f"{datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}, {platform.machine()}.",
     ]
     (RESULTS / "threats.md").write_text("\n".join(lines) + "\n")
