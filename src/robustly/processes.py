@@ -55,6 +55,13 @@ class Group:
             self.check()
             time.sleep(_POLL)
 
+    def wait_for(self, key: str) -> bytes:
+        """Wait until process 0 has set a key of the store; returns its value."""
+        while not self.store.check([key]):
+            time.sleep(_POLL)
+        value: bytes = self.store.get(key)
+        return value
+
     def check(self) -> None:
         """Check that all processes work; called by process 0.
 

@@ -159,3 +159,13 @@ def test_more_processes_than_images_are_not_started(run: Path, capsys: pytest.Ca
     assert main(["evaluate", str(run), *words, "--runtime.processes", "64"]) == 0
     assert len(read_evidence(run / "evaluation_few").table.examples.id) == 1
     assert "share" not in capsys.readouterr().out
+
+
+def test_several_threats_have_the_evidence_of_one_process(run: Path) -> None:
+    words = [str(run), "--suite", "pgd_20", "--evaluation.batch_size", "4", "--threats", "l2:1", "linf:0.05"]
+    assert main(["evaluate", *words, "--as", "each"]) == 0
+    process = start(*words, "--as", "both", "--runtime.processes", "2")
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    for ending in ("_l2", ""):
+        assert_same_evidence(run / f"evaluation_each{ending}", run / f"evaluation_both{ending}")

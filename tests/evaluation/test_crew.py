@@ -163,3 +163,35 @@ def test_a_process_without_signs_of_life_has_stopped(monkeypatch: pytest.MonkeyP
         group.check()
     group.store.set("pulse/1", "2")
     group.check()
+
+
+def test_processes_go_on_to_the_next_evaluation_once_one_has_ended(tmp_path: Path) -> None:
+    store, helped = HashStore(), [0, 0]
+
+    def work_of(number: int) -> Callable[[Arrays], Arrays]:
+        def work(part: Arrays) -> Arrays:
+            helped[number] += 1
+            return squared(part)
+
+        return work
+
+    def slow(part: Arrays) -> Arrays:
+        time.sleep(0.1)
+        return squared(part)
+
+    def other() -> None:
+        for number in range(2):
+            serve(Group(1, 2, store), tmp_path, "one", lambda speed, task: work_of(number), number)  # noqa: B023
+
+    store.set("pulse/1", "1")
+    thread = threading.Thread(target=other)
+    thread.start()
+    for number in range(2):
+        leader = Leader(Group(0, 2, store), tmp_path, number)
+        leader.begin("one", SPEED)
+        task = Task("attack", "pgd", str(number))
+        assert len(list(leader.share(task, inputs(6), slow, lambda done: None))) == 6
+        leader.end()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert min(helped) >= 1

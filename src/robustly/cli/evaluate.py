@@ -255,6 +255,8 @@ def _evaluated(
             progress=progress,
             leader=leader,
         )
+    if leader is not None:
+        leader.end()  # the others go on to the next evaluation
     evidence = replace(evidence, summary=named(evidence.summary))
     with whole_folder(target, spent=unfinished) as staging:
         write_evidence(evidence, staging)

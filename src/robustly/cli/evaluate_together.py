@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -102,8 +101,6 @@ def leading(
     }
     try:
         yield lambda plan: leaders[plan.target]
-        for leader in leaders.values():
-            leader.end()
     finally:
         group.close()
 
@@ -145,9 +142,7 @@ def serve_evaluations(place: Place, request: Request) -> None:
 
 
 def _serve(group: Group, request: Request) -> None:
-    while not group.store.check([_PLANS]):
-        time.sleep(0.05)
-    wanted = json.loads(group.store.get(_PLANS))
+    wanted = json.loads(group.wait_for(_PLANS))
     run = run_of_command(request.place, list(request.overrides))
     plans = {plan.target.name: plan for plan in planned_evaluations(run, request.label)}
     subject = load_subject(run, request.trust_code, checkpoint=request.checkpoint)

@@ -9,7 +9,6 @@ batch, so that the results are, too.
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -97,8 +96,7 @@ def serve(group: Group, folder: Path, identity: str, work_of: Callable[[Speed, T
         number: number of the evaluation among those of one command.
     """
     store = group.store
-    _await(group, _begun(number))
-    begun = json.loads(store.get(_begun(number)))
+    begun = json.loads(group.wait_for(_begun(number)))
     if begun["identity"] != identity:
         differ = differences(identity, begun["identity"]) or ["version"]
         group.refuse(f"its {', '.join(differ)} differ from those of process 0")
@@ -107,8 +105,7 @@ def serve(group: Group, folder: Path, identity: str, work_of: Callable[[Speed, T
     tasks = 0
     while True:
         place = f"{number}/{tasks}"
-        _await(group, f"task/{place}")
-        text = store.get(f"task/{place}").decode()
+        text = group.wait_for(f"task/{place}").decode()
         if text == "over":
             return
         about = json.loads(text)
@@ -143,11 +140,6 @@ def _take_part(
         if not _is_whole(path):
             _save(work(part_of(number)), path)
         on_part(store.add(f"done/{place}", 1))
-
-
-def _await(group: Group, key: str) -> None:
-    while not group.store.check([key]):
-        time.sleep(0.02)
 
 
 def _nothing(number: int) -> None:

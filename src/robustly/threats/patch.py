@@ -93,8 +93,7 @@ class Patch:
 
     def extents_at(self, factors: Sequence[float]) -> list[Fraction]:
         """Whole sides nearest to multiples of this one."""
-        sides = {Fraction(round(self.side * Fraction(factor).limit_denominator(1000))) for factor in factors}
-        return sorted(side for side in sides if side > 0)
+        return whole_sides(self.side, factors)
 
     def select(self, index: Tensor) -> "Patch":
         """The same threat: its side does not differ between examples."""
@@ -112,6 +111,12 @@ class Patch:
         if self.side > min(height, width):
             raise ThreatError(f"{self} is larger than images of {height} x {width} pixels")
         return PatchSet(x, int(self.side), self.box)
+
+
+def whole_sides(side: Fraction, factors: Sequence[float]) -> list[Fraction]:
+    """Whole sides nearest to multiples of a side, ascending and without zero."""
+    sides = {Fraction(round(side * Fraction(factor).limit_denominator(1000))) for factor in factors}
+    return sorted(one for one in sides if one > 0)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustly.threats.contract import Box, Images, ThreatError, checked_box
 from robustly.threats.exact_size import fraction_text, parse_epsilon
+from robustly.threats.patch import whole_sides
 from robustly.threats.physical_patch_set import PhysicalPatchSet, drawn_from
 
 DEFAULTS = {"rotation": "20", "scale": "1/5", "brightness": "1/10"}
@@ -137,8 +138,7 @@ class PhysicalPatch:
 
     def extents_at(self, factors: Sequence[float]) -> list[Fraction]:
         """Whole sides nearest to multiples of this one."""
-        sides = {Fraction(round(self.side * Fraction(factor).limit_denominator(1000))) for factor in factors}
-        return sorted(side for side in sides if side > 0)
+        return whole_sides(self.side, factors)
 
     def select(self, index: Tensor) -> "PhysicalPatch":
         """The same threat: its limits do not differ between examples."""
