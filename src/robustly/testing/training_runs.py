@@ -4,12 +4,15 @@ import copy
 import pickle
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from safetensors.torch import load, save
 from torch import Tensor
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # its stubs do not export it
+from torch.distributed.distributed_c10d import Store
 from torch.multiprocessing.spawn import spawn
 
 from robustly.data import Augmentation, Batch, ImageData
@@ -165,11 +168,25 @@ def _process(
     threats: tuple[Threat, ...],
 ) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    exchange = _Exchange(rank, FileStore(str(Path(folder, "store")), 2))
     own = copy.deepcopy(networks)  # tensors that came through `spawn` lie in shared memory
-    trained = _trained(method, own, batch, epochs, threats, rank)
+    trained = _trained(method, own, batch, epochs, threats, exchange)
     torch.save(trained, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+
+
+@dataclass
+class _Exchange:
+    """Means over two processes by a store in a file: without threads, which can abort a process at its end."""
+
+    rank: int
+    store: Store
+    count: int = 0
+
+    def mean(self, value: Tensor) -> Tensor:
+        self.store.set(f"{self.count} of {self.rank}", save({"value": value.detach().contiguous()}))  # type: ignore[arg-type]  # bytes, too
+        both = [load(self.store.get(f"{self.count} of {rank}"))["value"] for rank in range(2)]
+        self.count += 1
+        return (both[0] + both[1]) / 2
 
 
 def _trained(
@@ -178,13 +195,13 @@ def _trained(
     batch: Batch,
     epochs: int,
     threats: tuple[Threat, ...],
-    rank: int | None = None,
+    exchange: _Exchange | None = None,
 ) -> Trained:
     """Weights and memory after epochs of one step each; of one process, or of a share of two."""
     memory: Memory = {}
-    rows = torch.arange(len(batch.y)) if rank is None else torch.arange(rank, len(batch.y), 2)
-    share = 1.0 if rank is None else 2 * len(rows) / len(batch.y)
-    mean = unchanged if rank is None else _mean_of_two
+    rows = torch.arange(len(batch.y)) if exchange is None else torch.arange(exchange.rank, len(batch.y), 2)
+    share = 1.0 if exchange is None else 2 * len(rows) / len(batch.y)
+    mean = unchanged if exchange is None else exchange.mean
     views = tuple(view[rows] for view in batch.other_views)
     part = Batch(batch.x[rows], batch.y[rows], batch.ids[rows], batch.generator.select(rows), views)
     parameters = [p for network in networks.learning.values() for p in network.parameters()]
@@ -204,12 +221,6 @@ def _trained(
         method.after_step(step)
         method.after_epoch(_end(method, networks, part, epoch, epochs, memory, mean))
     return {name: dict(network.state_dict()) for name, network in networks.learning.items()}, memory
-
-
-def _mean_of_two(value: Tensor) -> Tensor:
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / 2
 
 
 def _end(
