@@ -250,7 +250,7 @@ def test_a_guide_still_has_at_most_the_epochs_of_the_run() -> None:
         (["--model.pretrain", "half"], "pgd_at", r"model\.pretrain: expected a whole number"),
         (["--model.pretrain", "1.5"], "pgd_at", r"model\.pretrain: expected a whole number"),
         (["--model.pretrained", "5"], "pgd_at", r"did you mean 'pretrain'"),
-        (["--model.pretrain", "5"], "standard", r"the run is clean training: use training\.epochs"),
+        (["--model.pretrain", "5"], "standard", r"model\.pretrain: the run itself is clean training, use training\.epochs"),
         (
             ["--model.pretrain", "5", "--training.head_epochs", "1"],
             "pgd_at",
@@ -271,7 +271,7 @@ def test_epochs_that_are_not_possible_are_refused(words: list[str], recipe: str,
 def test_a_job_refuses_them_too(digits: Splits) -> None:
     with pytest.raises(MethodError, match="at least 0"):
         from_clean(digits, pretrain=-1)
-    with pytest.raises(MethodError, match="is clean training"):
+    with pytest.raises(MethodError, match="itself is clean training"):
         from_clean(digits, Method())
 
 

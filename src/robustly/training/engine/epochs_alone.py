@@ -42,7 +42,7 @@ def check_model_pretrain(pretrain: int, method: Method, head_epochs: int) -> Non
     """
     check_pretrain(pretrain, False, key="model")
     if pretrain and method.inner is None and isinstance(method.loss, CleanLoss):
-        raise MethodError("model.pretrain has no effect of its own, the run is clean training: use training.epochs")
+        raise MethodError("model.pretrain: the run itself is clean training, use training.epochs for more of it")
     if pretrain and head_epochs:
         raise MethodError(
             "model.pretrain trains all of the model, training.head_epochs then its head alone: use one of them"
