@@ -250,7 +250,7 @@ def test_a_guide_still_has_at_most_the_epochs_of_the_run() -> None:
         (["--model.pretrain", "half"], "pgd_at", r"model\.pretrain: expected a whole number"),
         (["--model.pretrain", "1.5"], "pgd_at", r"model\.pretrain: expected a whole number"),
         (["--model.pretrained", "5"], "pgd_at", r"did you mean 'pretrain'"),
-        (["--model.pretrain", "5"], "standard", r"model\.pretrain: the run itself is clean training, use training\.epochs"),
+        (["--model.pretrain", "5"], "standard", r"itself is clean training, use training\.epochs"),
         (
             ["--model.pretrain", "5", "--training.head_epochs", "1"],
             "pgd_at",
