@@ -40,6 +40,14 @@ def test_dynat_has_its_formula_settings_cost_and_published_numbers() -> None:
     assert "| guide | `resnet18_lbgat` |" in page
 
 
+def test_pages_say_which_network_has_clean_epochs_first_and_what_was_found() -> None:
+    page = PAGES.page("pgd_at_from_clean")
+    assert "0.2435, 0.2616], trained first for 60 clean epochs |" in page
+    assert "| guide | `resnet18_lbgat` | width 1, trained first for 30 clean epochs |" in PAGES.page("dynat_guided")
+    assert "| PGD-AT from 12 clean epochs | 3 | 53.2 ± 0.6 | 26.6 ± 0.4 |" in page
+    assert "](pgd_at_from_clean.md)" in PAGES.page("dynat")
+
+
 @pytest.mark.parametrize(("method", "number"), [("lbgat0", "52.20"), ("at_awp", "53.90"), ("mail_mse", "48.90")])
 def test_published_rows_are_found_by_any_name_of_the_method(method: str, number: str) -> None:
     assert number in PAGES.page(method)

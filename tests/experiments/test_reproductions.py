@@ -154,6 +154,9 @@ def test_the_time_has_the_epochs_of_a_guide_before_the_run_and_the_validation() 
     )
     held_out = 500 * 6 * (0.5 * 10 + 1)  # PGD-10, of which half of the images leave early
     assert before_and_between(config, data, lambda model: 1.0) == 3500 * 4 + held_out
+    of_model = replace(config, pretrain=10, model=replace(config.model, name="resnet18"))
+    seconds = before_and_between(of_model, data, lambda model: 2.0 if model.name == "resnet18" else 1.0)
+    assert seconds == 3500 * (4 + 2 * 10) + 2 * held_out
 
 
 def test_what_a_run_has_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

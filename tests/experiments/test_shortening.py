@@ -16,6 +16,7 @@ def test_epochs_at_which_parts_begin_stand_at_the_same_share_of_the_run() -> Non
             "weights": {"name": "gairat", "burn_in": 60},
             "parameters": {"awp": {"warm_up": 0}, "swa": {"start": 50}},
         },
+        "model": {"name": "resnet18", "pretrain": 60},
         "guide": {"name": "resnet18", "pretrain": 20},
         "training": {"epochs": 100, "epsilon_ramp": 25},
     }
@@ -30,6 +31,7 @@ def test_epochs_at_which_parts_begin_stand_at_the_same_share_of_the_run() -> Non
         "method.weights.burn_in": "6",
         "method.parameters.awp.warm_up": "1",
         "method.parameters.swa.start": "5",
+        "model.pretrain": "6",
         "guide.pretrain": "2",
     }
 

@@ -172,7 +172,8 @@ def little_settings(recipe: str, teacher: Path, extra: Path) -> dict[str, str]:
     for role in ("model", *ROLES):
         if settings.get(role) is not None or role == "model":
             if (settings.get(role) or {}).get("pretrain"):
-                words |= {f"{role}.pretrain": "3", "optimizer.learning_rate": "0.02"}  # for more than chance
+                words[f"{role}.pretrain"] = "3"
+                words |= {"optimizer.learning_rate": "0.02"} if role == "guide" else {}  # for more than chance
             words[f"{role}.width"] = "0.0625" if recipe in WITH_NORMS else "0.25"
             if recipe in WITH_NORMS:
                 words |= {f"{role}.name": "resnet18", f"{role}.mean": "[0.1]", f"{role}.std": "[0.3]"}

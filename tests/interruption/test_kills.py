@@ -180,6 +180,14 @@ def test_train_with_epochs_of_the_guide_before(commands: Commands, settings: lis
     killed_everywhere(commands, words, start, tmp_path, until="best.safetensors")
 
 
+def test_train_with_clean_epochs_before(commands: Commands, settings: list[str], tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    words = ["train", "mnist5k/pgd_at", "--out", "run", *settings, "--training.epochs=1", "--model.pretrain=2"]
+    words += ["--model.dropout=0.2", "--method.parameters.ema.decay=0.8"]
+    killed_everywhere(commands, words, start, tmp_path, until="best.safetensors")
+
+
 def test_sigterm_at_every_file_operation_of_train_leaves_a_true_status(
     commands: Commands, settings: list[str], tmp_path: Path
 ) -> None:

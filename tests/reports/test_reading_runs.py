@@ -33,11 +33,13 @@ def test_epochs_of_a_guide_alone_are_read_and_drawn(run):
     head = "epoch,train_loss,train_clean_accuracy,validation_clean_accuracy\n"
     (run / "guide_pretraining.csv").write_text(f"{head}1,1.0,0.5,0.625\n2,0.5,0.75,0.875\n")
     (run / "<b>_pretraining.csv").write_text(f"{head}1,1.0,0.5,0.625\n")  # a name that no network has
+    (run / "model_pretraining.csv").write_text(f"{head}1,1.0,0.5,0.25\n")
     evidence = read_run(run)
-    assert list(evidence.training.alone) == ["guide"]
+    assert list(evidence.training.alone) == ["guide", "model"]
     assert evidence.training.alone["guide"]["validation_clean_accuracy"].tolist() == [0.625, 0.875]
     page = render([evidence]).replace("\u202f", " ")
     assert "The guide before the run" in page
+    assert "The model before the run" in page
     assert "Line chart over 2 epochs. At the end: Validation: 87.5 %; Training: 75.0 %." in page
     (run / "guide_pretraining.csv").write_text(f"{head}1,1.0\n")
     with pytest.raises(ReportError, match=r"guide_pretraining\.csv"):

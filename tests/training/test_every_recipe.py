@@ -123,6 +123,16 @@ def test_the_control_and_the_guided_run_differ_from_dynat_as_they_say(data: str)
     assert {key for key in dynat if dynat[key] != guided[key]} == {"recipe"}
 
 
+@pytest.mark.parametrize("data", ["mnist5k", "cifar10", "cifar100"])
+def test_the_recipe_from_clean_training_is_pgd_at_but_for_the_clean_epochs(data: str) -> None:
+    names = (f"{data}/{name}" for name in ("pgd_at", "pgd_at_from_clean"))
+    plain, clean = (build_config(read_recipe(name)).as_plain() for name in names)
+    assert clean["model"].pop("pretrain") > plain["model"].pop("pretrain") == 0
+    assert clean["method"]["inner"].pop("mode") == "eval", "as in the search"
+    plain["method"]["inner"].pop("mode")
+    assert {key for key in plain if plain[key] != clean[key]} == {"recipe"}
+
+
 WANTED = (
     *("standard", "pgd_at", "trades", "fast_at", "n_fgsm", "gradalign", "free_at", "alp", "mart", "fat", "sat"),
     *("h_sat", "lbgat0", "lbgat6"),
@@ -132,6 +142,6 @@ WANTED = (
     *("dynat", "dynat_inner", "dynat_awp_0", "dynat_awp_1", "dynat_inner_awp", "dynat_gairat"),
     *("dynat_inner_gairat", "dynat_mail", "dynat_inner_mail", "dynat_swapped"),
     *("dynat_gairat_swapped", "dynat_inner_gairat_swapped", "at_kl", "at_kl_on_wrong", "dynat_guided"),
-    *("lbgat0_ce_guided", "max", "avg", "stochastic_multi", "msd", "eat", "gat", "gat_madry"),
+    *("pgd_at_from_clean", "lbgat0_ce_guided", "max", "avg", "stochastic_multi", "msd", "eat", "gat", "gat_madry"),
     *("tafd", "tafd_matched"),
 )

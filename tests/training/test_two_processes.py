@@ -82,10 +82,12 @@ MAIL = {
 }
 GAIRAT = {"--method.weights": "{name: gairat, burn_in: 0, shift: 0}", "--method.parameters": "{swa: {start: 0}}"}
 ONE_EPOCH = {"--training.epochs": "1"}
+CLEAN = {"--model.pretrain": "2", "--method.parameters.ema.decay": "0.9"}
 RUNS: dict[str, tuple[str, tuple[dict[str, str], ...]]] = {
     "trades": ("trades", (SGD,)),
     "guide": ("dynat", (GUIDED, ONE_EPOCH)),
     "own": ("lbgat0", (SGD, OWN, ONE_EPOCH)),
+    "from_clean": ("pgd_at", (SGD, CLEAN, ONE_EPOCH)),
     "mail-awp-gradalign": ("pgd_at", (SGD, MAIL, ONE_EPOCH)),
     "gairat-swa": ("pgd_at", (SGD, GAIRAT, ONE_EPOCH)),
     # a random start is far from where the gradient of the attack is nearly zero
@@ -188,6 +190,14 @@ def test_a_network_with_its_own_optimiser_is_trained_by_two_processes_as_by_one(
     alone, shared = first["pretraining"]["guide"][0], second["pretraining"]["guide"][0]
     assert alone["train_loss"] == pytest.approx(shared["train_loss"], rel=1e-5)
     assert alone["validation_clean_accuracy"] == pytest.approx(shared["validation_clean_accuracy"], abs=0.02)
+
+
+def test_clean_epochs_of_the_model_are_those_of_one_process(one: Path, two: Path) -> None:
+    assert largest_difference(one / "from_clean", two / "from_clean") < 2e-5
+    first, second = (state(folder / "from_clean")["pretraining"]["model"] for folder in (one, two))
+    for alone, shared in zip(first, second, strict=True):
+        assert alone["train_loss"] == pytest.approx(shared["train_loss"], rel=1e-5)
+        assert alone["validation_clean_accuracy"] == pytest.approx(shared["validation_clean_accuracy"], abs=0.02)
 
 
 @pytest.mark.parametrize("parts", ["mail-awp-gradalign", "gairat-swa"])

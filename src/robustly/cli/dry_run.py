@@ -74,11 +74,7 @@ def show_job(console: Console, config: RunConfig, job: Job, guide: Proportion | 
         f"{name} {sum(parameter.numel() for parameter in network.parameters()):,}"
         for name, network in networks.items()
     ]
-    before = "".join(
-        f"before the run, the {name} alone for {network.pretrain} epochs with clean cross-entropy\n"
-        for name, network in job.networks.items()
-        if network.pretrain
-    )
+    before = "".join(f"{line}\n" for line in alone_lines(config, job))
     if guide is not None:
         before += f"{guide_words(guide)}\n"
         before += f"! {weak_words(guide.share)}\n" if weak_words(guide.share) else ""
@@ -92,6 +88,21 @@ def show_job(console: Console, config: RunConfig, job: Job, guide: Proportion | 
         markup=False,
         highlight=False,
     )
+
+
+def alone_lines(config: RunConfig, job: Job) -> list[str]:
+    """A line about the epochs of each network that is trained before the run, with their cost."""
+    cost = step_cost(config.method, config.training.epochs, config.frozen_networks, config.threats)
+    given = {"model": config.model, **{name: network.model for name, network in config.networks.items()}}
+    lines = []
+    for name, epochs in job.epochs_alone.items():
+        who = "the model" if name == "model" else f"the {name} alone"
+        weights = ", from its given weights" if given[name].weights is not None else ""
+        of_run = cost.forwards.get(name, 0) + cost.backwards.get(name, 0)
+        line = f"before the run, {who} for {epochs} epochs with clean cross-entropy{weights}"
+        share = STANDARD_PASSES * epochs / of_run if of_run else 0.0
+        lines.append(f"{line}: as many passes as {share:.1f} of its epochs in the run" if share else line)
+    return lines
 
 
 def rows_of(method: Mapping[str, Any]) -> list[tuple[str, str, str]]:

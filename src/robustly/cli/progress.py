@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from robustly.statistics import Proportion
 from robustly.training import Job, Moment, Observer
 from robustly.training.engine.checkpoint import Row
+from robustly.training.engine.epochs_alone import words_alone
 from robustly.training.engine.guide_check import guide_warm_up, weak_epoch
 from robustly.training.engine.loop import COLLAPSED
 
@@ -50,7 +51,7 @@ def epoch_line(row: Row, is_best: bool) -> str:
 def pretraining_line(name: str, row: Row, epochs: int) -> str:
     """One line about an epoch of a network alone, before the run starts."""
     return (
-        f"{name} alone, epoch {row['epoch']:>3}/{epochs}  loss {row['train_loss']:.3f}  "
+        f"{words_alone(name)}, epoch {row['epoch']:>3}/{epochs}  loss {row['train_loss']:.3f}  "
         f"training {_percent(row['train_clean_accuracy'])}  "
         f"validation {_percent(row['validation_clean_accuracy'])}  {row['images_per_second']:.0f} images/s"
     )

@@ -17,7 +17,13 @@ from robustly.evaluation.suites import check_suite_name
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evidence.domain_names import with_sources
 from robustly.experiments.keys import ALLOWED, Settings, refuse_both_threats
-from robustly.experiments.networks import NetworkConfig, build_networks, plain_networks, with_weights
+from robustly.experiments.networks import (
+    NetworkConfig,
+    build_model_settings,
+    build_networks,
+    plain_networks,
+    with_weights,
+)
 from robustly.models import ModelConfig, weights_file
 from robustly.randomness import derive_seed
 from robustly.runtime import RuntimeConfig
@@ -37,7 +43,8 @@ from robustly.training import (
     ScheduleConfig,
     TrainingConfig,
 )
-from robustly.training.engine.job import check_pretrain, network_key
+from robustly.training.engine.epochs_alone import check_model_pretrain, check_pretrain
+from robustly.training.engine.job import network_key
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ class RunConfig:
         training: how long.
         runtime: where.
         evaluation: with what.
+        pretrain: epochs in which the run trains the model alone with clean cross-entropy before its own first
+            epoch; 0 for none. They may be more than the epochs of the run.
     """
 
     recipe: str
@@ -109,6 +118,7 @@ class RunConfig:
     training: TrainingConfig
     runtime: RuntimeConfig
     evaluation: EvaluationConfig
+    pretrain: int = 0
 
     def as_plain(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain values: what `config.yaml` holds."""
@@ -121,7 +131,7 @@ class RunConfig:
             "seed": self.seed,
             **({"threat": self.threat_texts[0]} if len(self.threats) == 1 else {"threats": [*self.threat_texts]}),
             "data": sections.pop("data"),
-            "model": sections.pop("model"),
+            "model": {**sections.pop("model"), "pretrain": self.pretrain},
             **plain_values(plain_networks(self.networks)),
             "method": self.method_settings,
             **sections,
@@ -263,7 +273,10 @@ def build_config(settings: Settings) -> RunConfig:
         SettingsError: an unknown key or name, or a value of another type or out of range.
     """
     check_keys(settings, ("recipe", *ALLOWED), "")
-    built: dict[str, Any] = {name: build(cls, settings.get(name), name) for name, cls in SECTION_TYPES.items()}
+    built: dict[str, Any] = {
+        name: build(cls, settings.get(name), name) for name, cls in SECTION_TYPES.items() if name != "model"
+    }
+    built["model"], built["pretrain"] = build_model_settings(settings.get("model"))
     networks = build_networks(settings)
     for name, network in networks.items():
         try:
@@ -271,6 +284,10 @@ def build_config(settings: Settings) -> RunConfig:
         except MethodError as error:
             raise SettingsError(str(error)) from None
     method, plain = _build_method(settings.get("method"))
+    try:
+        check_model_pretrain(built["pretrain"], method, built["training"].head_epochs)
+    except MethodError as error:
+        raise SettingsError(str(error)) from None
     seed = check(int, settings.get("seed", 0), "seed")
     threats, texts = _threats_in(settings)
     evaluation = built["evaluation"]

@@ -121,7 +121,7 @@ def finetuning_settings(plan: FinetunePlan, method: Mapping[str, Any]) -> dict[s
         plain = earlier.as_plain()
         kept_keys = ("seed", "threat", "threats", "data", "runtime", "evaluation")
         settings |= {key: plain[key] for key in kept_keys if key in plain}
-        settings["model"] = plain["model"]
+        settings["model"] = {**plain["model"], "pretrain": 0}  # the weights are trained
         settings["optimizer"] = dict(plain["optimizer"])
         kept = ("batch_size", "validation_batch_size", "validation_steps", "channels_last")
         settings["training"] |= {key: plain["training"][key] for key in kept}

@@ -7,7 +7,8 @@ from typing import Any
 from robustly.models import ModelConfig
 from robustly.settings import SettingsError, build, check, check_keys
 from robustly.training import MethodError, OptimizerConfig
-from robustly.training.engine.job import check_kind, check_pretrain, network_key
+from robustly.training.engine.epochs_alone import check_pretrain
+from robustly.training.engine.job import check_kind, network_key
 from robustly.training.parts import CONVENTIONAL_NETWORKS, Kind
 
 
@@ -85,6 +86,17 @@ def _build_network(given: Any, key: str, kind: Kind | None = None) -> NetworkCon
         optimizer=None if optimizer is None else build(OptimizerConfig, optimizer, f"{key}.optimizer"),
         pretrain=check(int, settings.get("pretrain", 0), f"{key}.pretrain"),
     )
+
+
+def build_model_settings(given: Any) -> tuple[ModelConfig, int]:
+    """Settings of the model, and its epochs before the run (`model.pretrain`).
+
+    Raises:
+        SettingsError: an unknown key, or a value of another type.
+    """
+    settings = check_keys(given, [*(item.name for item in fields(ModelConfig)), "pretrain"], "model")
+    own = {name: value for name, value in settings.items() if name != "pretrain"}
+    return build(ModelConfig, own, "model"), check(int, settings.get("pretrain", 0), "model.pretrain")
 
 
 def plain_networks(networks: Mapping[str, NetworkConfig]) -> dict[str, Any]:

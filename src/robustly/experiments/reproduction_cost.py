@@ -104,9 +104,11 @@ def training_seconds(config: RunConfig, data: DataSize, of: PassTime) -> float:
 
 
 def before_and_between(config: RunConfig, data: DataSize, of: PassTime) -> float:
-    """Seconds of the epochs before a run (`guide.pretrain`), and of the validation after each of its epochs."""
+    """Seconds of the epochs before a run (`model.pretrain`), and of the validation after each of its epochs."""
     images = _training_images(config, data)
-    before = sum(images * network.pretrain * of(network.model) for network in config.networks.values())
+    alone = [(config.model, config.pretrain)]
+    alone += [(network.model, network.pretrain) for network in config.networks.values()]
+    before = sum(images * epochs * of(model) for model, epochs in alone if epochs)
     attacked = UNBROKEN * config.training.validation_steps + 1
     return before + (config.data.validation or HELD_OUT) * config.training.epochs * attacked * of(config.model)
 

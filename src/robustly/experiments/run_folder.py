@@ -186,6 +186,7 @@ def build_job_and_data(config: RunConfig, trusts: Trusts) -> tuple[Job, Splits]:
         networks=networks,
         extra=load_extra(config.data, splits),
         about_weights=about_model(_fitted(config.model, splits.train)),
+        pretrain=config.pretrain,
     )
     return job, splits
 

@@ -54,6 +54,9 @@ def settings_of(config: RunConfig) -> list[Setting]:
         if name == "optimizer":
             found += [*_networks(config, plain), *_method(config.method_settings)]
         found += section_settings(name, plain[name], cls)
+        if name == "model":
+            meaning = arguments_of(RunConfig)["pretrain"]
+            found.append(Setting("model.pretrain", str(config.pretrain), "a whole number", meaning))
     return found
 
 

@@ -54,7 +54,7 @@ def shortened(recipe: Settings, epochs: int, steps: int | None = None) -> dict[s
                 )
     if _mapping(chain.get("awp")).get("warm_up") == 0:
         found["method.parameters.awp.warm_up"] = str(min(1, epochs - 1))
-    for name in NETWORKS:
+    for name in ("model", *NETWORKS):
         pretrain = _mapping(recipe.get(name)).get("pretrain")
         if pretrain:
             found[f"{name}.pretrain"] = str(max(1, round(share * pretrain)))

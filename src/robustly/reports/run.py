@@ -44,7 +44,7 @@ class Training:
     Args:
         columns: `metrics.csv` as columns of equal length, NaN where a cell is empty.
         status: `status.json`.
-        alone: columns of the epochs before the run (`guide.pretrain`), by the network that was trained in them.
+        alone: columns of the epochs before the run (`model.pretrain`), by the network that was trained in them.
     """
 
     columns: Mapping[str, NDArray[np.float64]]

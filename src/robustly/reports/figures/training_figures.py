@@ -118,7 +118,10 @@ def before_the_run(name: str, training: Training, place: int = 0) -> Figure | No
         Line("validation_clean_accuracy", "Validation", CLEAN),
         Line("train_clean_accuracy", "Training", CLEAN, "dot"),
     ]
-    text = f"Clean accuracy of the {name}, which was trained alone in these epochs. The run started after them."
+    text = (
+        f"Clean accuracy of the {name}, which was trained alone, on clean images, in these epochs. The run started "
+        "after them."
+    )
     axis = {**PERCENT_AXIS, "title": axis_title("Accuracy")}
     words = Words(f"alone-{chr(ord('a') + place % 26)}", f"The {name} before the run", text)
     return _chart(Training(training.alone[name]), words, lines, axis, shares=True)

@@ -13,6 +13,7 @@ from robustly.models.adapter import unwrapped
 from robustly.threats import MadeFromData, Threat
 from robustly.threats.contract import has_no_gradient
 from robustly.training.cost import step_cost
+from robustly.training.engine.epochs_alone import check_model_pretrain, check_pretrain
 from robustly.training.engine.optimisation import OptimizerConfig, ScheduleConfig
 from robustly.training.method import Method, MethodError
 from robustly.training.parts import CONVENTIONAL_NETWORKS
@@ -130,10 +131,12 @@ class Job:
         networks: the networks beside the model that the method uses, by name.
         extra: more training images, mixed into every batch.
         about_weights: texts for the metadata of the files of weights, such as the settings of the model.
+        pretrain: epochs in which the run trains the model alone on clean images before its own first epoch, at
+            least 0; they may be more than those of the run. See `robustly.training.engine.pretraining`.
 
     Raises:
         MethodError: networks are missing or unused, the run is too short for a part or for the epochs before it,
-            or a part is not defined for the threats or the network.
+            a part is not defined for the threats or the network, or epochs before the run have no effect.
         ThreatError: a threat that is not defined for such images, such as a mask of another shape.
         ValueError: there is no threat model, or the share of extra images leaves no image of one kind.
     """
@@ -151,6 +154,7 @@ class Job:
     networks: Mapping[str, AuxiliaryNetwork] = field(default_factory=dict)
     extra: Extra | None = None
     about_weights: Mapping[str, str] = field(default_factory=dict)
+    pretrain: int = 0
 
     def __post_init__(self) -> None:
         if not self.threats:
@@ -173,6 +177,7 @@ class Job:
         self.method.check_model(bare if isinstance(bare, nn.Module) else self.model, self.threats)
         for name, network in self.networks.items():
             check_pretrain(network.pretrain, network.frozen, self.training.epochs, network_key(name))
+        check_model_pretrain(self.pretrain, self.method, self.training.head_epochs)
         if self.method.weights is not None:  # refuses weights for a term that the loss does not have
             frozen = [name for name, network in self.networks.items() if network.frozen]
             step_cost(self.method, self.training.epochs, frozen, self.threats)
@@ -202,6 +207,12 @@ class Job:
     def threat(self) -> Threat:
         """The first threat model."""
         return self.threats[0]
+
+    @property
+    def epochs_alone(self) -> dict[str, int]:
+        """Epochs before the run by the network that they train, in their order; the model is "model"."""
+        found = {"model": self.pretrain, **{name: network.pretrain for name, network in self.networks.items()}}
+        return {name: epochs for name, epochs in found.items() if epochs}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -265,26 +276,3 @@ def check_kind(name: str, frozen: bool) -> None:
 def network_key(name: str) -> str:
     """Configuration key of a network beside the model."""
     return name if name in CONVENTIONAL_NETWORKS else f"networks.{name}"
-
-
-def check_pretrain(pretrain: int, frozen: bool, epochs: int | None = None, key: str = "") -> None:
-    """Refuse a number of epochs in which a network beside the model cannot be trained before the run.
-
-    Args:
-        pretrain: the epochs.
-        frozen: whether the network is not trained.
-        epochs: epochs of the run; None if not known yet.
-        key: configuration key of the network, for the message.
-
-    Raises:
-        MethodError: fewer than 0 epochs, more than the run has, or any for a frozen network.
-    """
-    name = f"{key}.pretrain" if key else "pretrain"
-    if pretrain < 0:
-        raise MethodError(f"{name} must be at least 0 epochs, got {pretrain}")
-    if pretrain and frozen:
-        raise MethodError(f"{name}: a frozen network is not trained by the run: leave it out")
-    if epochs is not None and pretrain > epochs:
-        raise MethodError(
-            f"{name} is {pretrain} epochs, longer than the run itself: use at most training.epochs ({epochs})"
-        )

@@ -22,12 +22,13 @@ from robustly.training.engine.checkpoint import (
     load_state,
     save_state,
 )
+from robustly.training.engine.epochs_alone import metrics_file, words_alone
 from robustly.training.engine.guide_check import refuse_chance, weak_words
 from robustly.training.engine.job import Job
 from robustly.training.engine.measurements import Measurements
 from robustly.training.engine.metrics import Totals, as_csv
 from robustly.training.engine.observer import Observer
-from robustly.training.engine.pretraining import metrics_file, pretrained
+from robustly.training.engine.pretraining import pretrained
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import DivergenceError, check_weights, reason_to_stop
 from robustly.training.engine.validation import averaged_state
@@ -160,7 +161,7 @@ class _Run:
         for name, row, optimizer in pretrained(
             job, runtime, self.stepper, self.measurements, done, self.unfinished
         ):
-            rows, epochs = [*done.get(name, ()), row], job.networks[name].pretrain
+            rows, epochs = [*done.get(name, ()), row], job.epochs_alone[name]
             row["seconds"] = self.seconds = self.seconds + float(row["seconds"] or 0.0)
             done[name] = rows
             if runtime.rank == 0:
@@ -168,7 +169,7 @@ class _Run:
                 optimizers = self.stepper.optimizers.state_dict() | {PRETRAINING: optimizer}
                 save_state(self._state(optimizers), self.folder / LAST)
                 write_text(self.folder / metrics_file(name), as_csv(rows))
-                self._write_status("running", f"the {name} alone: epoch {len(rows)} of {epochs}")
+                self._write_status("running", f"the {words_alone(name)}: epoch {len(rows)} of {epochs}")
             runtime.wait_for_all()
             self.observer.pretrained(name, row, epochs)
 
@@ -274,7 +275,9 @@ class _Run:
         first, second = state.best_score[-2:]
         learns = state.best_score[0] if len(state.best_score) == 3 else 1.0  # older states have two numbers
         self.best_score = learns, first, second
-        self.pretraining, self.unfinished = dict(state.pretraining), state.optimizers.get(PRETRAINING)
+        alone = self.job.epochs_alone
+        self.pretraining = {name: rows for name, rows in state.pretraining.items() if name in alone}
+        self.unfinished = state.optimizers.get(PRETRAINING)
         try:
             for name, network in self.stepper.networks.learning.items():
                 network.load_state_dict(state.networks[name])

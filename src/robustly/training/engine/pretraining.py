@@ -1,4 +1,4 @@
-"""Clean training of a network beside the model before the run's own first epoch (`guide.pretrain`)."""
+"""Clean training of a network before the run's own first epoch (`model.pretrain`, `guide.pretrain`)."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ class Pretraining:
     is compressed to these epochs. Order and augmentation of the images are others than those of the run.
 
     Args:
-        name: name of the network.
+        name: name of the network; "model" for the model.
         job: method, networks, data and settings.
         runtime: device and processes.
         stepper: the networks on their device, and the batches.
@@ -37,11 +37,13 @@ class Pretraining:
 
     def __init__(self, name: str, job: Job, runtime: Runtime, stepper: Stepper, measured: Measurements) -> None:
         self._name, self._job, self._runtime, self._stepper = name, job, runtime, stepper
-        self._network = stepper.networks.trained[name]
-        self._epochs = job.networks[name].pretrain
+        self._network = stepper.networks.learning[name]
+        self._epochs = job.epochs_alone[name]
         self._measured = measured
-        config = job.networks[name].optimizer or job.optimizer
-        self._module, wrapped = runtime.distribute(self._network, build_optimizer(config, [self._network]))
+        beside = job.networks.get(name)
+        config = job.optimizer if beside is None or beside.optimizer is None else beside.optimizer
+        head = job.training.head if beside is None else None
+        self._module, wrapped = runtime.distribute(self._network, build_optimizer(config, [self._network], head))
         self._optimizers = Optimizers({"model": config}, wrapped)
 
     def state(self) -> dict[str, Any]:
@@ -111,7 +113,9 @@ def pretrained(
     done: Mapping[str, Sequence[Row]],
     unfinished: dict[str, Any] | None,
 ) -> Iterator[tuple[str, Row, dict[str, Any]]]:
-    """Train the networks of a job alone that have epochs before the run, one after the other.
+    """Train the networks of a job alone that have epochs before the run, one after the other, the model first.
+
+    Parts of the method that copy the model do so in steps and after epochs of the run, so they copy the result.
 
     Args:
         job: method, networks, data and settings.
@@ -127,17 +131,12 @@ def pretrained(
     Raises:
         DivergenceError: a loss or a weight is not finite.
     """
-    for name, network in job.networks.items():
+    for name, epochs in job.epochs_alone.items():
         first = len(done.get(name, ()))
-        if first >= network.pretrain:
+        if first >= epochs:
             continue
         alone = Pretraining(name, job, runtime, stepper, measured)
         if first and unfinished is not None:
             alone.restore(unfinished)
-        for epoch in range(first, network.pretrain):
+        for epoch in range(first, epochs):
             yield name, alone.epoch(epoch), alone.state()
-
-
-def metrics_file(name: str) -> str:
-    """Name of the table of a network's epochs before the run, such as `guide_pretraining.csv`."""
-    return f"{name}_pretraining.csv"
