@@ -119,7 +119,16 @@ def test_what_is_there_is_kept_and_never_mixed(compared: Path, capsys: pytest.Ca
     assert "has other images" in refusal(capsys, *words[:-1], "3", "--keep")
     before = sorted(compared.iterdir())
     assert main([*words, "--as", "again", "--dry-run"]) == 0
-    assert "nothing was evaluated" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "nothing was evaluated" in shown
+    assert "trained on: linf:0.1, which the others are compared with" in shown
+    whole = ["evaluate", str(compared), "--suite", "unforeseen", "--trained-on", "linf:0.3", *FEW, "--dry-run"]
+    assert main([*whole, "--as", "whole"]) == 0
+    shown = capsys.readouterr().out
+    assert "trained on: linf:0.3, which the others are compared with" in shown
+    assert "left out: linf:0.3" not in shown
+    assert main([*whole[:4], *FEW, "--dry-run", "--as", "whole"]) == 0
+    assert "left out: linf:0.3: the network was trained on threats of this kind" in capsys.readouterr().out
     assert sorted(compared.iterdir()) == before
 
 
@@ -133,10 +142,12 @@ def test_what_is_there_is_kept_and_never_mixed(compared: Path, capsys: pytest.Ca
         (lambda content: content["terms"].update(notes=[]), "wrong: notes"),
         (lambda content: content["terms"].update(words="Certified."), "wrong: words"),
         (lambda content: content["terms"].update(chosen=False, left_out=["l1:10: why"]), "other threats left out"),
+        (lambda content: content["terms"].update(left_out=["l1:10: why"]), "left out of those that the user chose"),
+        (lambda content: content["terms"].update(stated=["rotation:30"]), "named by the user and not evaluated"),
         (lambda content: content["terms"].update(protocol="tafd_v10"), "cannot be chosen"),
         (lambda content: content["terms"].update(protocol="best"), "there is no protocol 'best'"),
     ],
-    ids=["union", "role", "chosen", "notes", "words", "left_out", "protocol", "unknown"],
+    ids=["union", "role", "chosen", "notes", "words", "left_out", "left_chosen", "stated", "protocol", "unknown"],
 )
 def test_a_forged_file_fails_the_checks(compared: Path, tmp_path: Path, change, problem: str) -> None:
     run = Path(shutil.copytree(compared, tmp_path / "run"))

@@ -48,7 +48,7 @@ RESULT = ProtocolResult(
         True,
         True,
         ("l2:1",),
-        ("l1:3: of this kind",),
+        ("linf:0.1: of this kind", "l1:3: of this kind"),  # earlier files name the threat of the training, too
         ("A note.",),
     ),
     weights_sha256="w",
@@ -91,7 +91,9 @@ def test_the_table_has_every_threat_with_its_difference(folder: Path) -> None:
     assert shown.count("17.5 %") == 1, "the union"
     assert "l2:1: Gradients vanish." in shown
     assert "rotation:9: the attack Grid failed" in shown
+    assert "Trained on, and compared with the others: linf:0.1, l2:1." in shown
     assert "Left out: l1:3: of this kind." in shown
+    assert "Left out: linf:0.1" not in shown
     assert "Named by the user as threats of the training: l2:1." in shown
     assert "The user chose the threats" in shown
     assert "A note." in shown

@@ -161,6 +161,15 @@ class ProtocolResult:
         return tuple(one for one in self.columns if one.role == "tested")
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Threats that the protocol leaves out, with the reasons.
+
+        Earlier files also name the threats of the training there, which are columns.
+        """
+        shown = {one.threat for one in self.columns}
+        return tuple(line for line in self.terms.left_out if line.partition(": ")[0] not in shown)
+
+    @property
     def mean_words(self) -> str:
         """The columns of the mean."""
         if self.terms.mean == "with_clean":

@@ -44,7 +44,7 @@ class ProtocolView:
         compares: whether there are differences from the threats of the training.
         rows: the rows.
         doubts: sentences on suspected gradient masking and on attacks that failed, with their threats.
-        remarks: threats that the user chose, named or left out.
+        remarks: threats of the training, and those that the user chose or named, or that are left out.
         notes: sentences on the limits of the numbers.
     """
 
@@ -70,7 +70,9 @@ def protocol_view(result: ProtocolResult) -> ProtocolView:
         ProtocolRow(_capital(result.mean_words), "", "", percent(mean.accuracy), interval(mean), total=True)
     )
     rows.append(_row("Union: robust to all", result.union, total=True))
-    remarks = [f"Left out: {one}." for one in terms.left_out]
+    reference = ", ".join(one.threat for one in trained)
+    remarks = [f"Trained on, and compared with the others: {reference}."] if terms.compares and trained else []
+    remarks += [f"Left out: {one}." for one in result.left_out]
     if terms.stated:
         remarks.append(f"Named by the user as threats of the training: {', '.join(terms.stated)}.")
     if terms.chosen:
