@@ -100,7 +100,7 @@ def test_unforeseen_threats_are_compared_with_those_of_the_training(
     assert main(["report", str(compared)]) == 0
     page = (compared / "report.html").read_text()
     assert "Suites of several threats" in page
-    assert "linf:0.1 (trained on)" in page
+    assert "L∞ 0.1 (trained on)" in page
     assert "--as unforeseen" in page
     assert "All at once" not in page, "the threats of the suite count in its own union alone"
     assert main(["report", str(compared), "--as", "unforeseen"]) == 0
