@@ -351,6 +351,11 @@ def better(found: CostEvidence) -> CostEvidence:
     return replace(found, summary=replace(found.summary, numbers=numbers))
 
 
+def renamed(found: CostEvidence) -> CostEvidence:
+    """The text of another matrix."""
+    return replace(found, summary=replace(found.summary, text="all"))
+
+
 def lose_8bit(found: CostEvidence) -> CostEvidence:
     """One image of 8 bits less, and its numbers."""
     assert found.saved is not None
@@ -382,6 +387,7 @@ def without_8bit(found: CostEvidence) -> CostEvidence:
 @pytest.mark.parametrize(
     ("forged", "words"),
     [
+        (renamed, "the text makes the matrix: 'all' makes another one"),
         (lose_8bit, "left out|searched again|passes"),
         (brighten_8bit, "outside the threat set|not predicted"),
         (relabel_8bit, "not those of classes|not predicted|left out"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustly.api.result import suite_of
+from robustly.evaluation.audit.fields import fields_check
 from robustly.evaluation.audit.identity import files_check, parts_check, suite_check
 from robustly.evaluation.audit.numbers import numbers_check
 from robustly.evaluation.diagnostics import masking_suspected
@@ -169,7 +170,8 @@ def audit_condition(record: AuditRecord | None) -> Condition:
 
 def sound(folder: Path, evidence: Evidence) -> Condition:
     """The condition that files, rows and numbers of an evaluation belong together."""
-    checks = [files_check(folder, evidence.summary), parts_check(evidence)]
+    summary = evidence.summary
+    checks = [files_check(folder, summary), fields_check(folder, summary), parts_check(evidence)]
     if all(one.passed for one in checks):
         checks.append(numbers_check(evidence, read_summary_fields(folder)))
     wrong = [f"{one.name}: {one.problem}" for one in checks if not one.passed]

@@ -49,6 +49,7 @@ def run_protocol_audit(folder: Path, options: AuditOptions, trust_code: bool) ->
         mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
         tail = f": {check.problem}" if check.problem else ""
         console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)
+    console.print("stated, not checked: date of the suite; threats of the training that the user named")
     verdict = "[red]AUDIT FAILED" if failed else "[green]audit passed"
     console.print(f"{verdict}[/]: {len(stated.columns)} evaluations of {stated.terms.protocol}")
     return int(failed)

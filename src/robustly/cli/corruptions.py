@@ -148,6 +148,7 @@ def audit_run(place: Path | None, overrides: list[str], trust_code: bool, refere
         mark = "[yellow]note  [/]" if check.note else mark
         tail = f": {check.problem or check.note}" if check.problem or check.note else ""
         console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)
+    console.print("stated, not checked: date of the evaluation", highlight=False)
     return 0 if all(check.passed for check in checks) else 1
 
 

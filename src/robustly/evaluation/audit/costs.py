@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from robustly.attacks import Attack
+from robustly.cost_matrix import CostError, CostMatrix, is_file, read_costs
 from robustly.evaluation.audit.check import Check, Placed
 from robustly.evaluation.audit.costs_8bit import has_image, saved_again, saved_checks
 from robustly.evaluation.audit.rounding import Rounding, too_many_ties
@@ -85,6 +86,7 @@ def _contents(
     if matrix.classes != target.data.num_classes:
         wrong = f"it is of {matrix.classes} classes, the data of {target.data.num_classes}"
     yield Check(f"costs: the matrix is the one named ({matrix.digest[:12]}...)", wrong)
+    yield _text_check(matrix)
     same = dict(found.summary.attack) == settings(attack)
     yield Check("costs: the targeted attack is the one of this version", "" if same else "its settings differ")
     if wrong or not same:
@@ -103,6 +105,18 @@ def _contents(
     differs = to_json(own) != to_json(found.summary.numbers)
     yield Check("costs: numbers follow from the rows", "they differ" if differs else "")
     yield from _again(evidence, found.pairs, target, sampling, rounding, attack)
+
+
+def _text_check(costs: CostMatrix) -> Check:
+    """Check that the text of the costs, such as "all", makes the matrix. Names of files are stated alone."""
+    name = "costs: the text makes the matrix"
+    if is_file(costs.text):
+        return Check(name, note=f"the name of the file {costs.text[:60]!r} is stated, not checked")
+    try:
+        own = read_costs(costs.text, costs.classes)
+    except CostError:
+        return Check(name, note=f"{costs.text[:60]!r} is stated, not checked")
+    return Check(name, "" if own.digest == costs.digest else f"{costs.text[:60]!r} makes another one")
 
 
 def _cost_of(matrix: Double, evidence: Evidence, pairs: CostPairs) -> Double:
