@@ -104,7 +104,7 @@ def read_costs(text: str, classes: int) -> CostMatrix:
     Raises:
         CostError: another text, a file that cannot be read, another number of classes, or not a cost matrix.
     """
-    if _is_file(text):
+    if is_file(text):
         found = _read(Path(text))
         if found.classes != classes:
             raise CostError(
@@ -126,13 +126,14 @@ def check_costs(text: str) -> int:
     Raises:
         CostError: a text of another form, or a file that is not a cost matrix.
     """
-    if _is_file(text):
+    if is_file(text):
         return _read(Path(text)).classes
     named = max((max(true, predicted) for true, predicted, _ in _confusions(text, 2)), default=1)
     return read_costs(text, max(named + 1, 2)).classes
 
 
-def _is_file(text: str) -> bool:
+def is_file(text: str) -> bool:
+    """Return True if a text of costs names a file."""
     return text.lower().endswith((".csv", ".npy"))
 
 

@@ -110,3 +110,36 @@ def test_corruptions_as_a_threat_go_the_whole_way(run: Path) -> None:
     assert main(["audit", str(run)]) == 0
     assert main(["report", str(run)]) == 0
     assert "one of the 15 common corruptions" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_corruptions_of_mnist_c_are_evaluated_shown_and_audited(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["corruptions", str(run), "--images", "6", "--set", "mnist_c"]
+    assert main([*words, "--only", "zigzag,fog"]) == 0
+    capsys.readouterr()
+    assert "shot_noise" in refusal(capsys, *words, "--reference", str(run)), "the reference lacks 13 corruptions"
+    assert "MNIST-C has no further corruptions" in refusal(capsys, *words, "--extra")
+    assert "MNIST-C has no corruption 'snow'" in refusal(capsys, *words, "--only", "snow")
+    assert "leave out one of them" in refusal(capsys, *words, "--source", str(run))
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "mean corruption accuracy (15): " in told
+    assert "motion blur (procedural)" in told
+    assert "canny edges" in told
+    assert main([*words, "--reference", str(run)]) == 0
+    assert "mCE against run: " in capsys.readouterr().out
+    kept = json.loads((run / "corruptions.json").read_text())
+    assert kept["images"]["set"] == "MNIST-C"
+    assert [len(row["cells"]) for row in kept["rows"]] == [1] * 15
+    assert main(["corruptions", str(run), "--audit", "--reference", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "MNIST-C" in page
+    assert "by severity" not in page
+    kept["rows"][3]["extra"] = True
+    (run / "corruptions.json").write_text(json.dumps(kept))
+    capsys.readouterr()
+    assert main(["corruptions", str(run), "--audit"]) == 1
+    assert "FAILED the numbers follow from the predictions" in capsys.readouterr().out

@@ -100,7 +100,7 @@ def test_unforeseen_threats_are_compared_with_those_of_the_training(
     assert main(["report", str(compared)]) == 0
     page = (compared / "report.html").read_text()
     assert "Suites of several threats" in page
-    assert "linf:0.1 (trained on)" in page
+    assert "L∞ 0.1 (trained on)" in page
     assert "--as unforeseen" in page
     assert "All at once" not in page, "the threats of the suite count in its own union alone"
     assert main(["report", str(compared), "--as", "unforeseen"]) == 0
@@ -119,8 +119,87 @@ def test_what_is_there_is_kept_and_never_mixed(compared: Path, capsys: pytest.Ca
     assert "has other images" in refusal(capsys, *words[:-1], "3", "--keep")
     before = sorted(compared.iterdir())
     assert main([*words, "--as", "again", "--dry-run"]) == 0
-    assert "nothing was evaluated" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "nothing was evaluated" in shown
+    assert "trained on: linf:0.1, which the others are compared with" in shown
+    whole = ["evaluate", str(compared), "--suite", "unforeseen", "--trained-on", "linf:0.3", *FEW, "--dry-run"]
+    assert main([*whole, "--as", "whole"]) == 0
+    shown = capsys.readouterr().out
+    assert "trained on: linf:0.3, which the others are compared with" in shown
+    assert "left out: linf:0.3" not in shown
+    assert main([*whole[:4], *FEW, "--dry-run", "--as", "whole"]) == 0
+    assert "left out: linf:0.3: the network was trained on threats of this kind" in capsys.readouterr().out
     assert sorted(compared.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_gates_decide_on_all_threats_at_once(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(compared, tmp_path / "run"))
+    stated = read_protocol(protocol_file(run, "unforeseen"))
+    gate = ["gate", str(run), "--as", "unforeseen", "--allow-masking"]
+    file = tmp_path / "gate.json"
+    assert main([*gate, "--robust", "0", "--suite", "any", "--mean", "0", "--worst", "0", "--json", str(file)]) == 0
+    told = json.loads(file.read_text())
+    values = {one["name"].partition(",")[0]: one["value"] for one in told["conditions"]}
+    assert values["robust accuracy under all threats"] == stated.union.share
+    assert values["mean of those not trained on"] == pytest.approx(stated.mean.accuracy)
+    assert values["accuracy under the worst threat"] == min(one.robust.share for one in stated.tested)
+    assert told["threats"] == ["linf:0.1", *THREE[1:]]
+    assert main([*gate, "--robust", "0"]) == 1, "the threats were chosen"
+    assert "FAILED threats: chosen by the user" in capsys.readouterr().out
+    assert main([*gate, "--suite", "any", "--robust", f"{stated.union.share + 0.01}"]) == 1
+    assert main([*gate, "--suite", "any", "--mean", "0", "--confident", "--audit"]) == 0
+    assert "audit: every evaluation" in capsys.readouterr().out
+    for words, said in (
+        (["--certified", "0.1"], "unforeseen has no certificates"),
+        (["--under", "linf:0.1", "--clean", "0"], "unforeseen has several threats: leave out --under"),
+        (["--suite", "strong", "--clean", "0"], "--suite strong is not comparable with unforeseen"),
+    ):
+        assert said in refusal(capsys, *gate, *words)
+    content = json.loads(protocol_file(run, "unforeseen").read_text())
+    content["union"]["robust"] = (content["union"]["robust"] + 1) % 5
+    protocol_file(run, "unforeseen").write_text(json.dumps(content))
+    assert main([*gate, "--suite", "any", "--robust", "0"]) == 1
+    assert (
+        "FAILED evidence: protocol_unforeseen.json and its evaluations disagree on union" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.slow
+def test_comparisons_and_dossiers_have_the_numbers_over_all_threats(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [Path(shutil.copytree(compared, tmp_path / name)) for name in ("one", "two")]
+    stated = read_protocol(protocol_file(runs[0], "unforeseen"))
+    assert main(["compare", *map(str, runs)]) == 0, (
+        "without other evaluations there is the table of the suite alone"
+    )
+    told = capsys.readouterr().out
+    assert "unforeseen; accuracy in %" in told
+    assert "union less one" in told
+    assert f"{100 * stated.union.share:.1f}" in told
+    assert "would be empty" in refusal(capsys, "compare", *map(str, runs), "--csv", str(tmp_path / "a.csv"))
+    assert "is not evaluated yet" not in told
+    assert "has several" in refusal(capsys, "dossier", str(runs[0]), "--as", "unforeseen")
+    for run in runs:
+        assert main(["evaluate", str(run), "--suite", "fgsm", "--evaluation.curve", "off", *FEW]) == 0
+    assert main(["dossier", str(runs[0]), "--out", str(tmp_path / "d.md")]) == 0
+    document = (tmp_path / "d.md").read_text()
+    assert "Other threats" in document
+    assert "All threats at once" in document
+    assert "Tested threats are linf:0.1, brightness:0.2, l2:0.5, shift:1." in document
+    capsys.readouterr()
+    files = [tmp_path / "t.csv", tmp_path / "t.html"]
+    assert main(["compare", *map(str, runs), "--csv", str(files[0]), "--html", str(files[1])]) == 0
+    told = capsys.readouterr().out
+    assert "table of suites: " in told
+    assert "accuracy in % by threat" not in told, "evaluations of the suite are not those of several threats"
+    lines = (tmp_path / "t_suites.csv").read_text().splitlines()
+    assert lines[0] == "suite,run,number,threat,accuracy,low,high"
+    assert sum(line.startswith("unforeseen,two,union less one,,0.00,") for line in lines) == 1
+    assert "Suites of several threats" in files[1].read_text()
 
 
 @pytest.mark.slow
@@ -133,10 +212,12 @@ def test_what_is_there_is_kept_and_never_mixed(compared: Path, capsys: pytest.Ca
         (lambda content: content["terms"].update(notes=[]), "wrong: notes"),
         (lambda content: content["terms"].update(words="Certified."), "wrong: words"),
         (lambda content: content["terms"].update(chosen=False, left_out=["l1:10: why"]), "other threats left out"),
+        (lambda content: content["terms"].update(left_out=["l1:10: why"]), "left out of those that the user chose"),
+        (lambda content: content["terms"].update(stated=["rotation:30"]), "named by the user and not evaluated"),
         (lambda content: content["terms"].update(protocol="tafd_v10"), "cannot be chosen"),
         (lambda content: content["terms"].update(protocol="best"), "there is no protocol 'best'"),
     ],
-    ids=["union", "role", "chosen", "notes", "words", "left_out", "protocol", "unknown"],
+    ids=["union", "role", "chosen", "notes", "words", "left_out", "left_chosen", "stated", "protocol", "unknown"],
 )
 def test_a_forged_file_fails_the_checks(compared: Path, tmp_path: Path, change, problem: str) -> None:
     run = Path(shutil.copytree(compared, tmp_path / "run"))

@@ -1,6 +1,7 @@
 """Evaluation under corruptions: predictions, continuation, and an audit that finds changes."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from robustly.corruptions import STANDARD, CorruptionError, corrupt
+from robustly.corruptions.mnist_c import MNIST_C, corrupt_digits
 from robustly.data import ImageData, Splits
 from robustly.evaluation import EvaluationError, EvaluationTarget
 from robustly.evaluation.audit.corruptions import audit_corruptions
@@ -17,10 +19,12 @@ from robustly.evaluation.corrupted import (
     chosen_names,
     computed_source,
     corruption_result,
+    digit_source,
     predict_corrupted,
 )
 from robustly.evidence.corruption_predictions import CorruptionPredictions
 from robustly.evidence.corruption_result import CorruptedImages, CorruptionResult, compared
+from robustly.statistics import Proportion
 from robustly.threats import ThreatModel
 
 NAMES = ("gaussian_noise", "contrast")
@@ -202,3 +206,73 @@ def test_choices_are_checked_by_name(digits: Splits) -> None:
         chosen_names(only_extra, ("fog",), False, grey)
     with pytest.raises(EvaluationError, match="none of the 15 corruptions, only saturate: add --extra"):
         chosen_names(only_extra, None, False, grey)
+
+
+def test_the_corruptions_of_digits_have_one_severity(target: EvaluationTarget, digit_net: nn.Module) -> None:
+    source = digit_source(target.data, 3)
+    names = chosen_names(source, None, False, target.data.shape)
+    assert sorted(names) == sorted(MNIST_C)
+    found = predict_corrupted(target, source, names)
+    result = corruption_result(found, target, source, "net")
+    assert [row.name for row in result.rows] == names
+    assert all([cell.severity for cell in row.cells] == [1] for row in result.rows)
+    data = target.data
+    for row in result.rows:
+        digits = corrupt_digits(data.images, row.name, seed=3, ids=data.ids)
+        with torch.no_grad():
+            right = int((digit_net(digits.float() / 255).argmax(1) == data.labels).sum())
+        (cell,) = row.cells
+        assert cell.accuracy == Proportion(right, 30)
+        assert (row.mean.accuracy, row.mean.low) == (cell.accuracy.share, cell.accuracy.low)
+    assert result.mean is not None
+    assert result.mean.accuracy == pytest.approx(np.mean([row.mean.accuracy for row in result.rows]))
+    assert result.mean_words == "15"
+    assert [row.name for row in result.rows if row.procedural] == ["motion_blur"]
+    own = compared(result, result, "itself").mce
+    assert own == pytest.approx(1.0) or own is None  # without an error under a corruption it is not defined
+    assert all(check.passed for check in audit_corruptions(result, found, target, source))
+    fewer = corruption_result(predict_corrupted(target, source, names[:14]), target, source, "net")
+    assert fewer.mean is None
+
+
+@pytest.mark.parametrize(
+    ("forged", "problem"),
+    [
+        (lambda row: {"family": "weather"}, "the rows are not those"),
+        (lambda row: {"extra": True}, "the rows are not those"),
+        (lambda row: {"procedural": not row.procedural}, "the rows are not those"),
+        (lambda row: {"cells": (replace(row.cells[0], severity=2),)}, "the rows are not those"),
+        (lambda row: {"mean": replace(row.mean, accuracy=1.0)}, "a mean is 1.000000"),
+    ],
+    ids=["family", "extra", "procedural", "severity", "mean"],
+)
+def test_forged_rows_of_digits_are_found(target: EvaluationTarget, forged: Any, problem: str) -> None:
+    source = digit_source(target.data, 3)
+    found = predict_corrupted(target, source, ["zigzag"])
+    honest = corruption_result(found, target, source, "net")
+    rows = (replace(honest.rows[0], **forged(honest.rows[0])),)
+    problems = [check.problem for check in audit_corruptions(replace(honest, rows=rows), found, target, source)]
+    assert any(problem in one for one in problems), problems
+
+
+def test_another_set_or_name_is_found(target: EvaluationTarget) -> None:
+    source = digit_source(target.data, 3)
+    found = predict_corrupted(target, source, ["zigzag"])
+    honest = corruption_result(found, target, source, "net")
+    renamed = audit_corruptions(honest, found, target, source, name="other")
+    assert [check.passed for check in renamed[:2]] == [True, False]
+    # the same predictions under the name of the other set
+    assert not audit_corruptions(honest, found, target, computed_source(target.data, 3))[0].passed
+
+
+def test_the_corruptions_of_digits_refuse_other_images_and_names(target: EvaluationTarget) -> None:
+    colour = replace(target.data, images=target.data.images.expand(-1, 3, -1, -1))
+    with pytest.raises(CorruptionError, match="grey images of 28 x 28 pixels, got 3 x 28 x 28"):
+        digit_source(colour, 0)
+    with pytest.raises(CorruptionError, match="got 1 x 20 x 28"):
+        digit_source(replace(target.data, images=target.data.images[:, :, :20]), 0)
+    source = digit_source(target.data, 0)
+    with pytest.raises(EvaluationError, match="MNIST-C has no corruption 'snow'"):
+        chosen_names(source, ["snow"], False, target.data.shape)
+    with pytest.raises(EvaluationError, match="MNIST-C has no further corruptions: leave out --extra"):
+        chosen_names(source, None, True, target.data.shape)

@@ -1,10 +1,12 @@
 """Costs of confusions under attack, on a model whose reachable classes are known in closed form."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -14,10 +16,11 @@ from robustly.cost_matrix import CostMatrix, read_costs
 from robustly.data import ImageData
 from robustly.evaluation import EvaluationError, EvaluationTarget, Suite, evaluate
 from robustly.evaluation.audit.costs import costs_checks
+from robustly.evaluation.audit.costs_8bit import has_image
 from robustly.evaluation.audit.rounding import Rounding
 from robustly.evaluation.audit.sampling import Sampling
 from robustly.evaluation.costs import evaluate_costs
-from robustly.evidence import Evidence, EvidenceError, write_evidence
+from robustly.evidence import EightBitImages, Evidence, EvidenceError, write_evidence
 from robustly.evidence.cost_pairs import OF_EVALUATION, TARGETED, cost_numbers
 from robustly.evidence.costs import CostEvidence, read_cost_summary, read_costs_of, write_costs
 from robustly.evidence.schema import SUMMARY
@@ -95,6 +98,35 @@ def test_equal_costs_give_ordinary_robust_accuracy(target: EvaluationTarget, evi
     low, high = numbers.robust.interval
     assert numbers.worst.interval == pytest.approx((1 - high, 1 - low))
     assert 0 < numbers.robust.hits < numbers.robust.count
+
+
+@pytest.mark.parametrize("costs", [read_costs("all", K), RANDOM], ids=["all", "random"])
+def test_images_of_8_bits_reach_what_files_can_hold(
+    target: EvaluationTarget, evidence: Evidence, costs: CostMatrix
+) -> None:
+    found = costs_of(target, evidence, costs)
+    assert found.saved is not None
+    assert found.saved_targets is not None
+    logits = torch.from_numpy(found.saved.levels).flatten(1).numpy()
+    assert (logits.argmax(1) == found.saved_targets).all(), "the pixels are the logits"
+    clean = target.data.images[torch.from_numpy(found.saved.ids - 100)].numpy().astype(int)
+    assert np.abs(found.saved.levels.astype(int) - clean).max() <= 25, "0.1 is 25.5 levels"
+    # a class is reached if it is above all others after changes of 25 levels; equal levels go to the first
+    pixels = target.data.images.flatten(1).numpy().astype(int)
+    high, low = pixels + 25, pixels - 25
+    reach = np.array(
+        [[all(high[i, j] > low[i, k] or (high[i, j] == low[i, k] and j < k) for k in range(K) if k != j)
+          for j in range(K)] for i in range(len(pixels))]
+    )  # fmt: skip
+    matrix, labels = costs.array, target.data.labels.numpy()
+    worst = (matrix[labels] * reach).max(axis=1)
+    numbers = found.summary.numbers
+    assert numbers.eight_bit is not None
+    assert numbers.eight_bit.robust.hits == int((worst == 0).sum())
+    assert numbers.eight_bit.worst.mean == pytest.approx(worst.mean())
+    assert numbers.eight_bit.robust.hits >= numbers.robust.hits
+    if costs is not RANDOM:
+        assert numbers.eight_bit.robust == evidence.summary.metrics.worst_case.robust_8bit
 
 
 def test_more_costly_classes_never_raise_robust_accuracy(target: EvaluationTarget, evidence: Evidence) -> None:
@@ -208,6 +240,48 @@ def test_files_come_back_and_an_honest_audit_passes(
 
 
 @pytest.mark.slow
+def test_costs_of_schema_1_have_no_images_of_8_bits(
+    target: EvaluationTarget, evidence: Evidence, tmp_path: Path
+) -> None:
+    stored(target, evidence, tmp_path)
+    summary = read_cost_summary(tmp_path)
+    assert summary is not None
+    older = without_8bit(read_costs_of(tmp_path, summary))
+    write_costs(older, tmp_path)
+    table = pq.read_table(tmp_path / "costs.parquet")
+    pq.write_table(table.drop_columns(["passes_8bit"]), tmp_path / "costs.parquet")
+    content = json.loads((tmp_path / "costs.json").read_text())
+    content["files"]["costs.parquet"] = file_sha256(tmp_path / "costs.parquet")
+    del content["numbers"]["eight_bit"]
+    (tmp_path / "costs.json").write_text(json.dumps(content))
+    summary = read_cost_summary(tmp_path)
+    assert summary is not None
+    assert read_costs_of(tmp_path, summary).saved is None
+    assert problems(target, evidence, tmp_path) == []
+    content["schema"] = 2
+    (tmp_path / "costs.json").write_text(json.dumps(content))
+    with pytest.raises(EvidenceError, match="numbers of 8-bit files belong to schema 2"):
+        read_cost_summary(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["shift:1", "brightness:0.2+linf:0.05", "l2:0.15"])
+def test_images_of_8_bits_under_other_threats_pass_the_audit(tmp_path: Path, text: str) -> None:
+    threat = parse_threat(text)
+    own = EvaluationTarget(nn.Flatten(), data(12), threat, batch_size=5)
+    suite = Suite("test", {"pgd": PGD(steps=5)}, curve=None)
+    found = evaluate(own.model, own.data, threat, suite, batch_size=5)
+    stored(own, found, tmp_path)
+    summary = read_cost_summary(tmp_path)
+    assert summary is not None
+    saved = read_costs_of(tmp_path, summary).saved
+    assert saved is not None
+    assert len(saved) > 0
+    assert (saved.theta is None) is (text == "l2:0.15")
+    assert problems(own, found, tmp_path) == []
+
+
+@pytest.mark.slow
 def test_outputs_that_are_no_numbers_count_as_the_costliest_class(tmp_path: Path) -> None:
     own = EvaluationTarget(NeverNumber(), data(), THREAT, batch_size=7)
     suite = Suite("test", {"pgd": PGD(steps=2)}, curve=None)
@@ -277,10 +351,46 @@ def better(found: CostEvidence) -> CostEvidence:
     return replace(found, summary=replace(found.summary, numbers=numbers))
 
 
+def renamed(found: CostEvidence) -> CostEvidence:
+    """The text of another matrix."""
+    return replace(found, summary=replace(found.summary, text="all"))
+
+
+def lose_8bit(found: CostEvidence) -> CostEvidence:
+    """One image of 8 bits less, and its numbers."""
+    assert found.saved is not None
+    assert found.saved_targets is not None
+    own = found.saved
+    return replace(found, saved=EightBitImages(own.ids[1:], own.levels[1:]), saved_targets=found.saved_targets[1:])
+
+
+def brighten_8bit(found: CostEvidence) -> CostEvidence:
+    """Images of 8 bits that are far outside the threat set."""
+    assert found.saved is not None
+    return replace(found, saved=EightBitImages(found.saved.ids, np.clip(found.saved.levels, 200, 255)))
+
+
+def relabel_8bit(found: CostEvidence) -> CostEvidence:
+    """Another class for every image of 8 bits."""
+    assert found.saved_targets is not None
+    return replace(found, saved_targets=(found.saved_targets + 1) % K)
+
+
+def without_8bit(found: CostEvidence) -> CostEvidence:
+    """Costs of schema 1, which had no such images."""
+    numbers = replace(found.summary.numbers, eight_bit=None)
+    summary = replace(found.summary, schema=1, numbers=numbers)
+    return replace(found, saved=None, saved_targets=None, summary=summary)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("forged", "words"),
     [
+        (renamed, "the text makes the matrix: 'all' makes another one"),
+        (lose_8bit, "left out|searched again|passes"),
+        (brighten_8bit, "outside the threat set|not predicted"),
+        (relabel_8bit, "not those of classes|not predicted|left out"),
         (forget, "tried are not those|attacked again"),
         (forget_and_try, "attacked again"),
         (forget_clean, "tried are not those|against the images"),
@@ -302,8 +412,9 @@ def test_a_forgery_with_new_hashes_is_found(
     assert summary is not None
     changed = forged(read_costs_of(tmp_path, summary))
     examples = evidence.table.examples
-    if forged in (forget, forget_and_try, forget_clean):
-        numbers = cost_numbers(RANDOM, examples.id, examples.label, examples.clean_prediction, changed.pairs)
+    if forged in (forget, forget_and_try, forget_clean, lose_8bit):
+        mask = has_image(changed)
+        numbers = cost_numbers(RANDOM, examples.id, examples.label, examples.clean_prediction, changed.pairs, mask)
         changed = replace(changed, summary=replace(changed.summary, numbers=numbers))
     write_costs(changed, tmp_path)
     found = "; ".join(problems(target, evidence, tmp_path))

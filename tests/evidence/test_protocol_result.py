@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tables import evaluation
 
@@ -20,7 +21,15 @@ from robustly.evidence.protocol_result import (
     recomputed,
     write_protocol,
 )
-from robustly.statistics import Difference, Proportion
+from robustly.evidence.protocol_rows import (
+    ProtocolRows,
+    mean_difference,
+    other_test,
+    protocol_rows,
+    union_difference,
+)
+from robustly.evidence.unions import read_rows
+from robustly.statistics import Difference, Proportion, student_t_95
 
 LINF = evaluation("linf:0.1", [1, 1, 1, 0, 0])
 L2 = evaluation("l2:1", [1, 0, 0, 1, 0])
@@ -98,6 +107,32 @@ def test_a_file_is_read_as_it_was_written_and_follows_from_its_evaluations(run: 
     assert stated == protocol_result(TERMS, FOUND, ["evaluation"], stated.created)
     assert recomputed(run, stated) == stated
     assert contradiction(run, stated) == ""
+
+
+def test_two_models_are_compared_image_by_image(tmp_path: Path) -> None:
+    def kept(name: str, linf: list[int], l2: list[int]) -> ProtocolRows:
+        for folder, text, rows in (("evaluation", "linf:0.1", linf), ("evaluation_p_l2", "l2:1", l2)):
+            write_evidence(evaluation(text, rows), tmp_path / name / folder)
+        found = {one: read_rows(tmp_path / name / one) for one in ("evaluation", "evaluation_p_l2")}
+        return protocol_rows(tmp_path / name, protocol_result(TERMS, found, ["evaluation"]))
+
+    one, other = kept("one", [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]), kept("other", [1, 0, 1, 1, 0], [1, 1, 0, 0, 1])
+    assert one.union.tolist() == [True, True, True, False, False]
+    assert one.mean.tolist() == [1, 1, 1, 0, 0], "the mean is over the threats that are not of the training"
+    less = union_difference(one, other)
+    assert (less.only_first, less.only_second, less.count) == (2, 0, 5)
+    mean = mean_difference(one, other)
+    assert mean.accuracy == pytest.approx(0.0)
+    half = student_t_95(4) * np.std([0, 0, 1, 0, -1], ddof=1) / 5**0.5
+    assert mean.interval == (pytest.approx(-half), pytest.approx(half))
+    assert mean_difference(one, one).interval == Difference(0, 0, 5).interval
+    swapped = mean_difference(kept("more", [1] * 5, [1] * 5), kept("less", [1] * 5, [0] * 5))
+    assert swapped.accuracy == 1
+    assert swapped.interval == Difference(5, 0, 5).interval
+    few = kept("few", [1, 1], [1, 0])
+    assert other_test(one, few) == "other images"
+    with pytest.raises(EvidenceError, match="have no difference: other images"):
+        union_difference(one, few)
 
 
 def test_a_changed_file_is_noticed(run: Path) -> None:

@@ -75,13 +75,13 @@ def test_it_is_reported(run: Path) -> None:
     assert not read_run(run).notes
 
 
-@pytest.mark.parametrize("schema", [1, 6, "2", None])
+@pytest.mark.parametrize("schema", [1, 7, "2", None])
 def test_any_other_version_is_refused_with_its_number(run: Path, schema: object) -> None:
     file = run / "evaluation" / "summary.json"
     summary = json.loads(file.read_text())
     file.write_text(json.dumps(summary | {"schema": schema}))
     for read in (read_summary, read_evidence):
-        with pytest.raises(EvidenceError, match=rf"summary\.json is written in schema {schema}, .* reads schema 5"):
+        with pytest.raises(EvidenceError, match=rf"summary\.json is written in schema {schema}, .* reads schema 6"):
             read(run / "evaluation")
 
 

@@ -48,7 +48,7 @@ RESULT = ProtocolResult(
         True,
         True,
         ("l2:1",),
-        ("l1:3: of this kind",),
+        ("linf:0.1: of this kind", "l1:3: of this kind"),  # earlier files name the threat of the training, too
         ("A note.",),
     ),
     weights_sha256="w",
@@ -84,18 +84,27 @@ def test_the_table_has_every_threat_with_its_difference(folder: Path) -> None:
     write_protocol(folder, RESULT)
     shown = section(folder)
     assert "unforeseen (mine)" in shown
-    assert "linf:0.1 (trained on)" in shown
+    assert "L∞ 0.1 (trained on)" in shown
     assert "All threats of the training" in shown
     assert "40.0 [20.0, 55.0]" in shown
     assert "Mean of those not trained on" in shown
     assert shown.count("17.5 %") == 1, "the union"
     assert "l2:1: Gradients vanish." in shown
     assert "rotation:9: the attack Grid failed" in shown
+    assert "Trained on, and compared with the others: linf:0.1, l2:1." in shown
     assert "Left out: l1:3: of this kind." in shown
+    assert "Left out: linf:0.1" not in shown
     assert "Named by the user as threats of the training: l2:1." in shown
     assert "The user chose the threats" in shown
     assert "A note." in shown
-    assert "Words on rotation:9." in render([read_run(folder)])
+    page = render([read_run(folder)])
+    assert "Words on rotation:9." in page
+    # a dot with its interval for clean, three threats, all of the training, mean and union
+    drawn = page[page.index(SECTION) :].partition("</section>")[0]
+    assert drawn.count('class="ruler dotted') == 7
+    assert drawn.count('class="ruler dotted mean"') == 1
+    assert "--clean-at: 0.95" in drawn
+    assert "masking suspected" in drawn
 
 
 def test_a_suite_that_compares_nothing_has_no_differences(folder: Path) -> None:

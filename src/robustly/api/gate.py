@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustly.api.result import suite_of
+from robustly.evaluation.audit.fields import fields_check
 from robustly.evaluation.audit.identity import files_check, parts_check, suite_check
 from robustly.evaluation.audit.numbers import numbers_check
 from robustly.evaluation.diagnostics import masking_suspected
 from robustly.evaluation.suites import SUITES
 from robustly.evidence import Evidence, Summary, read_evidence
 from robustly.evidence.audit_record import AuditRecord
+from robustly.evidence.corruption_result import MeanAccuracy
 from robustly.evidence.schema import RULES_SINCE
 from robustly.evidence.storage import read_summary_fields
 from robustly.settings import SettingsError
@@ -50,6 +52,8 @@ class Limits:
         threat: the weakest threat that is allowed, such as "linf:8/255"; None allows every threat.
         allow_masking: whether suspected gradient masking is allowed.
         allow_failed: whether attacks that raised an error are allowed.
+        mean: least mean accuracy over the threats of a suite of several, in [0, 1].
+        worst: least accuracy under the worst single threat of such a suite, in [0, 1].
 
     Raises:
         SettingsError: no limit, a limit outside [0, 1], or an unknown suite or threat.
@@ -63,11 +67,16 @@ class Limits:
     threat: str | None = None
     allow_masking: bool = False
     allow_failed: bool = False
+    mean: float | None = None
+    worst: float | None = None
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in ("clean", "robust", "certified")}
+        given = {name: getattr(self, name) for name in ("clean", "robust", "certified", "mean", "worst")}
         if all(value is None for value in given.values()):
-            raise SettingsError("a gate needs at least one of --clean, --robust and --certified")
+            raise SettingsError(
+                "a gate needs at least one of --clean, --robust and --certified, or --mean and --worst for a suite "
+                "of several threats"
+            )
         for name, value in given.items():
             if value is not None and not 0 <= value <= 1:  # false for NaN too
                 hint = f": write {value / 100:g}" if math.isfinite(value) and 1 < value <= 100 else ""
@@ -124,14 +133,18 @@ def gate(folder: Path, limits: Limits) -> Gate:
         EvidenceError: a file is missing, cut off or of another schema.
         SettingsError: neither a known suite nor the one of the evidence is required.
     """
+    if limits.mean is not None or limits.worst is not None:
+        raise SettingsError(
+            "--mean and --worst are for suites of several threats: name one with --as, such as --as unforeseen"
+        )
     evidence = read_evidence(folder)
     summary = evidence.summary
-    conditions = [_sound(folder, evidence), _suite(summary, limits.suite)]
+    conditions = [sound(folder, evidence), _suite(summary, limits.suite)]
     conditions += [] if limits.threat is None else [_threat(summary, limits.threat)]
     conditions += [_failed(summary, limits.allow_failed), _masking(summary, limits.allow_masking)]
     metrics = summary.metrics
     conditions += [
-        _share(name, share, least, limits.confident)
+        share_condition(name, share, least, limits.confident)
         for name, share, least in (
             ("clean accuracy", metrics.clean, limits.clean),
             ("robust accuracy", metrics.attacked, limits.robust),
@@ -155,9 +168,10 @@ def audit_condition(record: AuditRecord | None) -> Condition:
     return Condition("audit", False, f"{len(record.failed)} checks failed: {'; '.join(record.failed)}")
 
 
-def _sound(folder: Path, evidence: Evidence) -> Condition:
-    """Condition that files, rows and numbers belong together."""
-    checks = [files_check(folder, evidence.summary), parts_check(evidence)]
+def sound(folder: Path, evidence: Evidence) -> Condition:
+    """The condition that files, rows and numbers of an evaluation belong together."""
+    summary = evidence.summary
+    checks = [files_check(folder, summary), fields_check(folder, summary), parts_check(evidence)]
     if all(one.passed for one in checks):
         checks.append(numbers_check(evidence, read_summary_fields(folder)))
     wrong = [f"{one.name}: {one.problem}" for one in checks if not one.passed]
@@ -173,7 +187,7 @@ def _suite(summary: Summary, wanted: str) -> Condition:
     is_known = name in SUITES
     if wanted not in (ANY, name, *SUITES):
         raise SettingsError(f"unknown suite {wanted!r}: allowed are {', '.join(SUITES)}, any, and {name!r}")
-    if is_known and (problem := _other_attacks(summary)):
+    if is_known and (problem := suite_problem(summary)):
         return Condition("suite", False, f"{own}, but {problem}")
     if wanted == ANY:
         return Condition("suite", True, f"{own}; any is allowed")
@@ -183,7 +197,7 @@ def _suite(summary: Summary, wanted: str) -> Condition:
     return Condition("suite", False, f"{own}, {why}; at least {wanted} is required (--suite any allows it)")
 
 
-def _other_attacks(summary: Summary) -> str:
+def suite_problem(summary: Summary) -> str:
     """The difference between the recorded attacks and those of the known suite of that name, or an empty text."""
     suite = suite_of(summary)
     check = suite_check(summary, suite)
@@ -220,7 +234,17 @@ def _masking(summary: Summary, allowed: bool) -> Condition:
     return Condition("gradient masking", allowed, f"suspected{tail}: {summary.masking[0]}")
 
 
-def _share(name: str, share: Proportion | None, least: float, confident: bool) -> Condition:
+def mean_condition(name: str, mean: MeanAccuracy, least: float, confident: bool) -> Condition:
+    """The condition on a mean over several threats."""
+    value = mean.low if confident else mean.accuracy
+    decides = "lower end of the interval" if confident else "mean"
+    ends = f"{100 * mean.accuracy:.1f} % [{100 * mean.low:.1f}, {100 * mean.high:.1f}]"
+    words = f"{ends}; the {decides} must be at least {100 * least:g} %"
+    return Condition(name, value >= least - 1e-12, words, value, least)
+
+
+def share_condition(name: str, share: Proportion | None, least: float, confident: bool) -> Condition:
+    """The condition on a share."""
     if share is None:
         return Condition(name, False, f"not measured; at least {100 * least:g} % is required", None, least)
     value = share.low if confident else share.share

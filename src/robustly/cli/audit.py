@@ -117,7 +117,8 @@ def unlike_run(summary: Summary, config: RunConfig) -> list[str]:
     evaluation, own = config.evaluation, evaluation_data(config)
     stated = summary.data.settings or {}
     data = replace(config, data=own).as_plain()["data"]
-    pairs = {f"data.{key}": (data.get(key), stated.get(key)) for key in {**data, **stated}}
+    pairs = {f"data.{key}": (data.get(key), stated.get(key)) for key in {**data, **stated} if key in stated}
+    missing = sorted(set(data) - set(stated))
     composed = None if summary.composed is None else {key: dict(value) for key, value in summary.composed.items()}
     stages = None if evaluation.stages is None else {key: dict(value) for key, value in evaluation.stages.items()}
     mode = {evaluation.mode, "worst_case"}  # suites in stages always use the second
@@ -135,7 +136,8 @@ def unlike_run(summary: Summary, config: RunConfig) -> list[str]:
     expected = min(evaluation.curve_count or summary.data.count, summary.data.count)
     if curve is not None and curve.count < expected:
         pairs["evaluation.curve_count"] = (expected, curve.count)
-    return [
+    found = [f"this evaluation does not state the settings {', '.join(missing)} of its data"] if missing else []
+    return found + [
         f"{key} is {_short(stated)} in this evaluation, {_short(own)} in the run's settings"
         for key, (own, stated) in sorted(pairs.items())
         if own != stated

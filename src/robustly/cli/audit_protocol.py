@@ -1,22 +1,20 @@
 """`robustly audit RUN --as LABEL` for the evaluations of a protocol."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from rich.markup import escape
 
 from robustly.cli.audit import AuditOptions, run_audit
-from robustly.cli.protocol_plan import untrained
+from robustly.cli.protocol_choice import untrained
 from robustly.cli.terminal import PlainConsole
 from robustly.data import load_test
 from robustly.evaluation import PROTOCOLS, Check
-from robustly.evaluation.suites.unforeseen import kinds_in
 from robustly.evidence.protocol_result import ProtocolResult, contradiction, protocol_file, read_protocol
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, open_run
 from robustly.experiments.trained_on import trained_on
-from robustly.threats import ThreatError, parse_threat
+from robustly.threats import parse_threat
 
 
 def is_protocol(folder: Path, label: str | None) -> bool:
@@ -51,6 +49,7 @@ def run_protocol_audit(folder: Path, options: AuditOptions, trust_code: bool) ->
         mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
         tail = f": {check.problem}" if check.problem else ""
         console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)
+    console.print("stated, not checked: date of the suite; threats of the training that the user named")
     verdict = "[red]AUDIT FAILED" if failed else "[green]audit passed"
     console.print(f"{verdict}[/]: {len(stated.columns)} evaluations of {stated.terms.protocol}")
     return int(failed)
@@ -90,8 +89,10 @@ def _text_problem(stated: ProtocolResult) -> str:
 def _threats_problem(config: RunConfig, stated: ProtocolResult) -> str:
     """The threats of the protocol that are neither tested, nor left out for a reason that holds."""
     protocol = PROTOCOLS.get(stated.terms.protocol)
-    if protocol is None or (stated.terms.chosen and protocol.compares):
+    if protocol is None:
         return ""
+    if stated.terms.chosen and protocol.compares:
+        return "threats left out of those that the user chose" if stated.left_out else ""
     if stated.terms.chosen:
         return f"the threats of {protocol.name} cannot be chosen"
     shape = load_test(evaluation_data(config)).shape
@@ -99,9 +100,7 @@ def _threats_problem(config: RunConfig, stated: ProtocolResult) -> str:
     wanted = [text.partition("@")[0] for text in texts]
     left_out: tuple[str, ...] = ()
     if protocol.compares:
-        trained = frozenset[str]().union(
-            *map(kinds_in, trained_on(config) or ()), *map(_kinds, stated.terms.stated)
-        )
+        trained = [*map(str, trained_on(config) or ()), *stated.terms.stated]
         threats, left_out = untrained([parse_threat(text) for text in texts], trained, shape)
         wanted = list(map(str, threats))
     tested = [one.threat.partition("@")[0] for one in stated.tested]
@@ -109,16 +108,8 @@ def _threats_problem(config: RunConfig, stated: ProtocolResult) -> str:
     added = [text for text in tested if text not in wanted]
     found = [f"{', '.join(missing)} missing"] if missing else []
     found += [f"{', '.join(added)} added"] if added else []
-    found += ["other threats left out than stated"] if stated.terms.left_out != left_out else []
+    found += ["other threats left out than stated"] if stated.left_out != left_out else []
     return "; ".join(found)
-
-
-def _kinds(text: str) -> frozenset[str]:
-    """Kinds of a threat's parts, also of one whose text names stored arrays."""
-    try:
-        return kinds_in(parse_threat(text, arrays={}))
-    except ThreatError:
-        return frozenset(re.findall(r"(?:^|[+&])\s*(\w+):", text))
 
 
 def _training_problem(config: RunConfig, stated: ProtocolResult) -> str:
@@ -130,4 +121,6 @@ def _training_problem(config: RunConfig, stated: ProtocolResult) -> str:
     others = [text for text in trained if text not in known and text not in stated.terms.stated]
     found = [f"{', '.join(missing)} missing"] if missing else []
     found += [f"{', '.join(others)} neither of the run nor named by its user"] if others else []
+    untried = [text for text in stated.terms.stated if text not in trained]
+    found += [f"{', '.join(untried)} named by the user and not evaluated"] if untried else []
     return "; ".join(found)

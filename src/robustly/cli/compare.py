@@ -11,13 +11,17 @@ from rich.table import Table
 
 from robustly.cli.runs import runs_in
 from robustly.cli.terminal import PlainConsole
+from robustly.evidence.corruption_result import MeanAccuracy
 from robustly.experiments.locks import repair_evaluations
 from robustly.files import write_text
 from robustly.reports import ReportError
 from robustly.reports.pages.methods_page import methods_csv, write_methods_page
+from robustly.reports.run import distinct_names
 from robustly.reports.tables.evaluations import read_rows
 from robustly.reports.tables.method_tables import By, MethodTable, Row, Score, distinguishing, method_tables
+from robustly.reports.tables.protocol_tables import ProtocolTable, ends, protocol_tables, protocols_csv
 from robustly.reports.tables.threat_matrix import ThreatMatrix, matrix_of_methods
+from robustly.statistics import Difference, Proportion
 
 MARKS = {"training": "\u2020", "selection": "\u2021"}
 """Signs of attacks of a kind that the model was trained, or its epoch selected, with."""
@@ -34,15 +38,11 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
     for folder in folders:
         repair_evaluations(folder)
     rows = [row for folder in folders for row in read_rows(folder)]
-    tables, matrix = method_tables(rows, by), matrix_of_methods(rows, by)
-    console = PlainConsole()
-    if csv is not None:
-        _check_target(csv)
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        write_text(csv, methods_csv(tables))
-    if html is not None:
-        _check_target(html)
-        write_methods_page(tables, html, matrix)
+    distinct = list({folder.resolve(): folder for folder in folders}.values())
+    names = distinct_names([(folder.resolve().name, folder) for folder in distinct])
+    protocols = protocol_tables(list(zip(names, distinct, strict=True)))
+    tables, matrix = (method_tables(rows, by), matrix_of_methods(rows, by)) if rows else ((), None)
+    console, files = PlainConsole(), _written(csv, html, tables, matrix, protocols)
     if len(tables) > 1:
         console.print(f"the runs were tested under different threats or on different images: {len(tables)} tables")
     for table, title in zip(tables, distinguishing(tables), strict=True):
@@ -52,9 +52,10 @@ def run_comparison(runs: Sequence[Path], by: By, csv: Path | None, html: Path | 
         _print_widest(console, _matrix(matrix), lambda: _matrix(matrix, brief=True), "--html FILE")
         for note in matrix.notes:
             console.print(f"! {note}", soft_wrap=True, highlight=False, markup=False)
-    for kind, file in (("table", csv), ("page", html)):
-        if file is not None:
-            console.print(f"{kind}: {file.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
+    for suite in protocols:
+        _print_suite(console, suite)
+    for kind, file in files:
+        console.print(f"{kind}: {file.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
@@ -68,6 +69,80 @@ def _matrix(matrix: ThreatMatrix, brief: bool = False) -> Table:
         cells = [_number(cell.number.value, cell.number.best, brief, cell.suspected) for cell in row.cells]
         drawn.add_row(escape(row.name), *cells)
     return drawn
+
+
+def _written(
+    csv: Path | None,
+    html: Path | None,
+    tables: Sequence[MethodTable],
+    matrix: ThreatMatrix | None,
+    protocols: Sequence[ProtocolTable],
+) -> list[tuple[str, Path]]:
+    """Write the files that are given; returns them with words on their content.
+
+    Raises:
+        ReportError: a file would have no table of methods, or is a folder.
+        OSError: a file cannot be written.
+    """
+    written = []
+    for file in (csv, html):
+        if file is not None and not tables:
+            raise ReportError(f"{file} would be empty: the runs were evaluated by suites of several threats alone.")
+    if csv is not None:
+        beside = csv.with_name(f"{csv.stem}_suites{csv.suffix}")
+        for words, file, content in (
+            ("table", csv, methods_csv(tables)),
+            ("table of suites", beside, protocols_csv(protocols) if protocols else ""),
+        ):
+            if content:
+                _check_target(file)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_text(file, content)
+                written.append((words, file))
+    if html is not None:
+        _check_target(html)
+        write_methods_page(tables, html, matrix, protocols)
+        written.append(("page", html))
+    return written
+
+
+def _print_suite(console: Console, table: ProtocolTable) -> None:
+    """Print the runs of a suite of several threats, with notes."""
+    _print_widest(console, _suite_drawn(table), lambda: _suite_drawn(table, brief=True), "--csv FILE")
+    for note in table.notes:
+        console.print(f"! {note}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _suite_drawn(table: ProtocolTable, brief: bool = False) -> Table:
+    """A table of runs by their numbers over the threats of a suite, with two lines per row unless `brief`."""
+    drawn = Table(
+        title=escape(f"{table.name}; accuracy in %"), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
+    )
+    drawn.add_column("run", overflow="fold")
+    several = len(table.lines) > 1
+    trained = any(line.trained is not None for line in table.lines)
+    less = [f"mean less {table.reference}", f"union less {table.reference}"] if several else []
+    for name in ("clean", *(["trained"] if trained else []), table.mean_words, "worst threat", "union", *less):
+        drawn.add_column(escape(name), justify="right")
+    for line in table.lines:
+        worst = _ends(line.worst_share, brief)
+        cells = [
+            _ends(line.clean, brief),
+            *([_ends(line.trained, brief)] if trained else []),
+            _ends(line.mean, brief),
+            worst if brief else f"{worst}\n{escape(line.worst)}",
+            _ends(line.union, brief),
+            *([_ends(line.mean_less, brief), _ends(line.union_less, brief)] if several else []),
+        ]
+        drawn.add_row(escape(line.run) + (" (!)" if line.doubted else ""), *cells)
+    return drawn
+
+
+def _ends(number: Proportion | MeanAccuracy | Difference | None, brief: bool) -> str:
+    if number is None:
+        return "-"
+    value, low, high = ends(number)
+    return f"{100 * value:.1f}" if brief else f"{100 * value:.1f}\n{escape(f'[{100 * low:.1f}, {100 * high:.1f}]')}"
 
 
 def _number(score: Score | None, best: bool, brief: bool, suspected: bool) -> str:

@@ -1,8 +1,10 @@
 """`robustly corruptions`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +22,7 @@ from robustly.evaluation.corrupted import (
     computed_source,
     corruption_identity,
     corruption_result,
+    digit_source,
     file_source,
     predict_corrupted,
 )
@@ -37,6 +40,8 @@ from robustly.evidence.corruption_result import (
 from robustly.experiments.run_folder import RunError
 
 _BATCH = 250
+SetOption = Literal["c_proc", "mnist_c"]
+"""Sets of corruptions that are computed: those of CIFAR-10-C and ImageNet-C, or those of MNIST-C."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class CorruptionOptions:
         extra: whether the four further corruptions are evaluated too.
         reference: run with a result of its own, for mean corruption errors.
         source: folder of corrupted images; None to compute them.
+        set: the set that is computed: "c_proc", or "mnist_c" for digits; None for the first, or for files.
     """
 
     images: int | None = None
@@ -56,6 +62,7 @@ class CorruptionOptions:
     extra: bool = False
     reference: Path | None = None
     source: Path | None = None
+    set: SetOption | None = None
 
 
 def run_corruptions(place: Path | None, options: CorruptionOptions, overrides: list[str], trust_code: bool) -> int:
@@ -75,10 +82,12 @@ def run_corruptions(place: Path | None, options: CorruptionOptions, overrides: l
     """
     if options.images is not None and options.images < 1:
         raise ValueError(f"--images must be at least 1, got {options.images}")
+    if options.source is not None and options.set is not None:
+        raise ValueError(f"--source reads files, and --set {options.set} computes images: leave out one of them")
     reference = None if options.reference is None else _reference(options.reference)
     run = run_of_command(place, _with_count(overrides, options.images))
     subject = load_subject(run, trust_code)
-    target, source = _prepared(subject, options.source)
+    target, source = _prepared(subject, options.source, digits=options.set == "mnist_c")
     names = chosen_names(source, options.only, options.extra, subject.data.shape)
     console = PlainConsole()
     keep_run(run)
@@ -129,33 +138,40 @@ def audit_run(place: Path | None, overrides: list[str], trust_code: bool, refere
     seed = [] if stated.images.seed is None else ["--seed", str(stated.images.seed)]
     run = run_of_command(place, _with_count([*overrides, *seed], stated.data.count))
     source = None if stated.images.source is None else Path(stated.images.source)
-    target, images = _prepared(load_subject(run, trust_code), source, len(found.labels))
+    digits = stated.images.set == "MNIST-C"
+    target, images = _prepared(load_subject(run, trust_code), source, len(found.labels), digits=digits)
     console = PlainConsole()
     other = None if reference is None else _stated(reference)
-    checks = audit_corruptions(stated, found, target, images, reference=other)
+    checks = audit_corruptions(stated, found, target, images, reference=other, name=run.config.model.name)
     for check in checks:
         mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
         mark = "[yellow]note  [/]" if check.note else mark
         tail = f": {check.problem or check.note}" if check.problem or check.note else ""
         console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)
+    console.print("stated, not checked: date of the evaluation", highlight=False)
     return 0 if all(check.passed for check in checks) else 1
 
 
 def corruption_table(result: CorruptionResult, title: str) -> Table:
-    """A table with one row per corruption: accuracy by severity and its mean, in per cent."""
+    """A table with one row per corruption: accuracy by severity and its mean, in per cent.
+
+    A set with one severity has a single column, of accuracies.
+    """
+    every = result.images.severities
+    severities = every if len(every) > 1 else ()
     table = Table(title=escape(title), title_justify="left")
     table.add_column("corruption")
-    for column in ("1", "2", "3", "4", "5", "mean"):
+    for column in (*map(str, severities), "mean" if severities else "accuracy"):
         table.add_column(column, justify="right")
     for number, row in enumerate(result.rows):
         last = number + 1 == len(result.rows) or result.rows[number + 1].family != row.family
-        table.add_row(escape(row.title), *_cells(row), _words(row.mean), end_section=last)
+        table.add_row(escape(row.title), *_cells(row, severities), _words(row.mean), end_section=last)
     return table
 
 
-def _cells(row: CorruptionRow) -> list[str]:
+def _cells(row: CorruptionRow, severities: Sequence[int]) -> list[str]:
     shares = {cell.severity: f"{100 * cell.accuracy.share:.1f}" for cell in row.cells}
-    return [shares.get(severity, "") for severity in range(1, 6)]
+    return [shares.get(severity, "") for severity in severities]
 
 
 def _words(mean: MeanAccuracy) -> str:
@@ -163,11 +179,12 @@ def _words(mean: MeanAccuracy) -> str:
 
 
 def _print(console: Console, result: CorruptionResult, folder: Path) -> None:
-    title = f"{folder.resolve().name}: accuracy in % on {result.data.count} images by severity"
+    by = " by severity" if len(result.images.severities) > 1 else f", {result.images.set}"
+    title = f"{folder.resolve().name}: accuracy in % on {result.data.count} images{by}"
     console.print(corruption_table(result, title))
     lines = [f"clean accuracy: {result.clean}"]
     if result.mean is not None:
-        lines.append(f"mean corruption accuracy (15 x 5): {_words(result.mean)} %")
+        lines.append(f"mean corruption accuracy ({result.mean_words}): {_words(result.mean)} %")
     if result.worst is not None:
         lines.append(f"worst corruption: {result.worst.title}, {_words(result.worst.mean)} %")
     if result.reference is not None:
@@ -183,7 +200,7 @@ def _print(console: Console, result: CorruptionResult, folder: Path) -> None:
 
 
 def _prepared(
-    subject: Subject, folder: Path | None, count: int | None = None
+    subject: Subject, folder: Path | None, count: int | None = None, *, digits: bool
 ) -> tuple[EvaluationTarget, CorruptionSource]:
     """The model with its clean images, and the corrupted images.
 
@@ -191,13 +208,14 @@ def _prepared(
         subject: model and images.
         folder: folder of corrupted images; None to compute them.
         count: number of images of the folder; None for that of the clean images.
+        digits: whether the images are computed as in MNIST-C.
     """
     config, data = subject.run.config, subject.data
     target = EvaluationTarget(
         subject.model, data, config.threat, config.seed, config.evaluation.batch_size or _BATCH
     )
     if folder is None:
-        return target, computed_source(data, config.seed)
+        return target, (digit_source if digits else computed_source)(data, config.seed)
     limit = count or (None if config.evaluation.count is None else len(data))
     return target, file_source(open_corrupted(folder, data, limit))
 

@@ -54,6 +54,11 @@ def print_costs(console: Console, summary: Summary, costs: CostSummary) -> None:
         f"{100 * numbers.robust.share:.1f} %",
         f"[{100 * low:.1f}, {100 * high:.1f}]",
     )
+    files = numbers.eight_bit
+    if files is not None:
+        low, high = files.robust.interval
+        share = f"{100 * files.robust.share:.1f} %"
+        table.add_row("the same as 8-bit files", "", share, f"[{100 * low:.1f}, {100 * high:.1f}]")
     low, high = numbers.worst.interval
     table.add_row(
         "expected worst cost",
@@ -61,6 +66,9 @@ def print_costs(console: Console, summary: Summary, costs: CostSummary) -> None:
         f"{numbers.worst.mean:.4g}",
         f"[{low:.4g}, {high:.4g}]",
     )
+    if files is not None:
+        low, high = files.worst.interval
+        table.add_row("the same as 8-bit files", "", f"{files.worst.mean:.4g}", f"[{low:.4g}, {high:.4g}]")
     console.print(table)
     for one in numbers.confusions[:3]:
         pair = f"{classes[one.label]} as {classes[one.predicted]}"

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from robustly.api import evidence_folder
 from robustly.attacks import ATTACK_KINDS, ATTACKS, TITLES, Attack
+from robustly.cli.audit_protocol import is_protocol
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation.recording import stored_threat
 from robustly.evaluation.suites.suite import settings
 from robustly.evidence import read_evidence
 from robustly.evidence.audit_record import read_audit
+from robustly.evidence.protocol_result import protocol_file, read_protocol
 from robustly.evidence.storage import read_threat_arrays
 from robustly.experiments.locks import repair_evaluations
 from robustly.reports.dossier.attack_tables import KnownAttack
@@ -17,6 +19,7 @@ from robustly.reports.dossier.content import Floors, dossier
 from robustly.reports.dossier.page import check_output, write_dossier
 from robustly.reports.reading import read_run, run_of_evidence
 from robustly.reports.run import RunEvidence
+from robustly.settings import SettingsError
 from robustly.threats import Threat
 
 DOSSIER = "dossier.html"
@@ -38,6 +41,11 @@ def run_dossier(run: Path, out: Path | None, label: str | None, floors: Floors) 
     target = out or run / (DOSSIER if label is None else f"dossier_{label}.html")
     check_output(target)
     repair_evaluations(run)
+    if label is not None and is_protocol(run, label):
+        raise SettingsError(
+            f"a dossier is on one threat, and {label} has several: name one of its evaluations with --as, such as "
+            f"--as {_first_of(run, label)}; the dossier of the run has the numbers over all of them"
+        )
     folder = evidence_folder(run, label)
     evidence = _evidence(run, folder)
     known: tuple[KnownAttack, ...] = ()
@@ -46,6 +54,11 @@ def run_dossier(run: Path, out: Path | None, label: str | None, floors: Floors) 
     written = write_dossier(dossier(evidence, known, floors), target)
     PlainConsole().print(f"dossier: {written.resolve().as_uri()}", soft_wrap=True, highlight=False, markup=False)
     return 0
+
+
+def _first_of(run: Path, label: str) -> str:
+    """Name of the first evaluation of a protocol."""
+    return read_protocol(protocol_file(run, label)).columns[0].evaluation.removeprefix("evaluation_")
 
 
 def _evidence(run: Path, folder: Path) -> RunEvidence:

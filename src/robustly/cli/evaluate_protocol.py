@@ -105,8 +105,9 @@ def run_protocol(
     chosen = any(key in ("threat", "threats") for key, _ in pairs_of(overrides))
     plan = protocol_plan(protocol, subject, label, chosen, options.trained_on, options.planes, options.dry_run)
     console.print(plan_table(plan, subject.data))
-    for line in plan.terms.left_out:
-        console.print(f"left out: {line}", soft_wrap=True, highlight=False, markup=False)
+    reference = [f"trained on: {one.config.threat}, which the others are compared with" for one in plan.trained]
+    for line in (*reference, *(f"left out: {one}" for one in plan.terms.left_out)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     if options.dry_run:
         console.print("nothing was evaluated, and nothing was written")
         return 0

@@ -9,7 +9,9 @@ from rich.markup import escape
 
 from robustly.api import evidence_folder
 from robustly.api.gate import Gate, Limits, audit_condition, gate
+from robustly.api.gate_protocol import ProtocolGate, gate_protocol, with_audit
 from robustly.cli.audit import AuditOptions, run_audit
+from robustly.cli.audit_protocol import is_protocol, run_protocol_audit
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation import Sampling
 from robustly.evidence.audit_record import read_audit
@@ -57,6 +59,8 @@ def run_gate(run: Path, limits: Limits, options: GateOptions) -> int:
         if file is not None and file.is_dir():
             raise SettingsError(f"{file} is a folder: name a file to write")
     repair_evaluations(run)
+    if is_protocol(run, options.label):
+        return _run_protocol_gate(run, limits, options)
     folder = evidence_folder(run, options.label)
     if options.audit and not (run / CONFIG).is_file():
         raise SettingsError(f"--audit needs the run with its weights, but {run} has no {CONFIG}")
@@ -66,17 +70,48 @@ def run_gate(run: Path, limits: Limits, options: GateOptions) -> int:
     if options.audit:
         result = replace(result, conditions=(*result.conditions, audit_condition(read_audit(folder))))
     name = one_line(folder.resolve().name if folder == run else run.resolve().name)
-    _print(result, audited=options.audit)
+    summary = result.summary
+    tested = f"{summary.data.count} examples of {summary.data.source} under {summary.threat.text}"
+    seen = summary.data.seen_words if summary.data.seen else ""
+    _print(result, f"{summary.model.name} on {tested}", seen, audited=options.audit)
+    _write(name, result, as_plain(name, result), options)
+    return 0 if result.passed else 1
+
+
+def _run_protocol_gate(run: Path, limits: Limits, options: GateOptions) -> int:
+    """The gate on a suite of several threats; see `run_gate`."""
+    assert options.label is not None
+    if options.audit and not (run / CONFIG).is_file():
+        raise SettingsError(f"--audit needs the run with its weights, but {run} has no {CONFIG}")
+    result = gate_protocol(run, options.label, limits)
+    if options.audit:
+        audited = run_protocol_audit(run, AuditOptions(Sampling(), options.label), options.trust_code)
+        result = with_audit(result, audited == 0)
+    name, numbers = one_line(run.resolve().name), result.result
+    tested = f"{numbers.clean.count} examples of {result.source} by {numbers.terms.protocol}"
+    _print(result, f"{result.model} on {tested}, {len(numbers.columns)} threats", "", audited=options.audit)
+    about = {
+        "threats": [one.threat for one in numbers.columns],
+        "suite": numbers.terms.protocol,
+        "data": {"source": result.source, "count": numbers.clean.count, "sha256": numbers.data_sha256},
+        "model": {"name": result.model, "weights_sha256": numbers.weights_sha256},
+        "created": numbers.created,
+    }
+    _write(name, result, {**_outcome(name, result), **about}, options)
+    return 0 if result.passed else 1
+
+
+def _write(name: str, result: Gate | ProtocolGate, content: dict[str, object], options: GateOptions) -> None:
+    """Write the files that are given."""
     if options.junit is not None:
         options.junit.parent.mkdir(parents=True, exist_ok=True)
         write_text(options.junit, junit(name, result))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.json, as_plain(name, result))
-    return 0 if result.passed else 1
+        write_json(options.json, content)
 
 
-def junit(name: str, result: Gate) -> str:
+def junit(name: str, result: Gate | ProtocolGate) -> str:
     """JUnit XML with one test case for each condition.
 
     Args:
@@ -107,12 +142,7 @@ def as_plain(name: str, result: Gate) -> dict[str, object]:
     """
     summary = result.summary
     return {
-        "run": name,
-        "passed": result.passed,
-        "conditions": [
-            {"name": one.name, "passed": one.passed, "words": one.words, "value": one.value, "limit": one.limit}
-            for one in result.conditions
-        ],
+        **_outcome(name, result),
         "threat": summary.threat.text,
         "suite": summary.suite.name,
         "data": {"source": summary.data.source, "count": summary.data.count, "sha256": summary.data.sha256},
@@ -121,15 +151,25 @@ def as_plain(name: str, result: Gate) -> dict[str, object]:
     }
 
 
-def _print(result: Gate, audited: bool) -> None:
-    console, summary = PlainConsole(), result.summary
-    tested = f"{summary.data.count} examples of {summary.data.source} under {summary.threat.text}"
-    console.print(f"{summary.model.name} on {tested}", highlight=False, soft_wrap=True, markup=False)
+def _outcome(name: str, result: Gate | ProtocolGate) -> dict[str, object]:
+    return {
+        "run": name,
+        "passed": result.passed,
+        "conditions": [
+            {"name": one.name, "passed": one.passed, "words": one.words, "value": one.value, "limit": one.limit}
+            for one in result.conditions
+        ],
+    }
+
+
+def _print(result: Gate | ProtocolGate, tested: str, seen: str, audited: bool) -> None:
+    console = PlainConsole()
+    console.print(tested, highlight=False, soft_wrap=True, markup=False)
     for one in result.conditions:
         mark = "[green]ok    [/]" if one.passed else "[red]FAILED[/]"
         console.print(f"{mark} {escape(f'{one.name}: {one.words}')}", highlight=False, soft_wrap=True)
-    if summary.data.seen:
-        console.print(f"[yellow]note  [/] {escape(summary.data.seen_words)}", highlight=False, soft_wrap=True)
+    if seen:
+        console.print(f"[yellow]note  [/] {escape(seen)}", highlight=False, soft_wrap=True)
     if not audited:
         console.print("not audited: --audit checks the evidence with the model first", highlight=False)
     count = sum(one.passed for one in result.conditions)

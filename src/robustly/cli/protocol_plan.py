@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from robustly.cli.evaluate_plan import PlannedEvaluation
+from robustly.cli.protocol_choice import undefined_problem, untrained
 from robustly.cli.subject import Subject
 from robustly.evaluation import Protocol
-from robustly.evaluation.suites.protocol import PLANES, ImageShape
-from robustly.evaluation.suites.unforeseen import kinds_in
+from robustly.evaluation.suites.protocol import PLANES
 from robustly.evidence import EvidenceError, read_summary
 from robustly.evidence.protocol_result import ProtocolTerms
 from robustly.evidence.schema import SUMMARY
@@ -19,7 +17,7 @@ from robustly.experiments.class_planes import planes_of_run
 from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_folder, open_run
 from robustly.experiments.trained_on import trained_on
 from robustly.models import weights_hash
-from robustly.threats import Subspace, Threat, ThreatError, parse_threat, parse_threats, short_names
+from robustly.threats import Subspace, Threat, parse_threat, parse_threats, short_names
 
 NOTHING = "none"
 """Word for a training without an attack."""
@@ -90,8 +88,7 @@ def protocol_plan(
         every = _parsed(protocol, subject, planes, dry_run)
         tested = every
         if protocol.compares:
-            kinds = frozenset[str]().union(*(kinds_in(one) for one in before))
-            tested, left_out = untrained(every, kinds, subject.data.shape)
+            tested, left_out = untrained(every, [str(one) for one in before], subject.data.shape)
     if not tested:
         raise RunError(
             f"{protocol.name} has no threat that the network was not trained on: name some with --threats"
@@ -179,43 +176,15 @@ def _needs_planes(text: str) -> bool:
     return text.endswith(f"@{PLANES}")
 
 
-def untrained(
-    every: Sequence[Threat], trained: frozenset[str], shape: ImageShape
-) -> tuple[tuple[Threat, ...], tuple[str, ...]]:
-    """Threats of other kinds than those of the training, and the reasons why the others are left out.
-
-    Args:
-        every: the threats of a protocol.
-        trained: kinds of the training.
-        shape: channels, height and width of the images.
-    """
-    tested, left_out = [], []
-    for threat in every:
-        seen = kinds_in(threat) <= trained
-        problem = "the network was trained on threats of this kind" if seen else _problem(threat, shape)
-        if problem:
-            left_out.append(f"{threat}: {problem}")
-        else:
-            tested.append(threat)
-    return tuple(tested), tuple(left_out)
-
-
-def _problem(threat: Threat, shape: ImageShape) -> str:
-    """The reason why a threat is not defined for images; empty if it is."""
-    try:
-        threat.around(torch.zeros(0, *shape))
-    except ThreatError as error:
-        return str(error)
-    return ""
-
-
 def _refuse_undefined(protocol: Protocol, threat: Threat, subject: Subject) -> None:
-    problem = _problem(threat, subject.data.shape)
+    problem = undefined_problem(threat, subject.data.shape)
     if not problem:
         return
     texts = protocol.threats(subject.data.shape)
     others = [
-        text for text in texts if not _needs_planes(text) and not _problem(parse_threat(text), subject.data.shape)
+        text
+        for text in texts
+        if not _needs_planes(text) and not undefined_problem(parse_threat(text), subject.data.shape)
     ]
     advice = f"; --threats {' '.join(others)} evaluates the threats that are defined" if others else ""
     raise RunError(f"{protocol.name} cannot be evaluated on these images: {problem}{advice}")

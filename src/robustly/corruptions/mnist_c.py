@@ -5,7 +5,7 @@ for each corruption. Implemented here with PyTorch. Motion blur has a computed k
 its accuracies are not comparable with those of the released files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -132,6 +132,32 @@ CHANGES: dict[str, Change] = {
 }
 MNIST_C: tuple[str, ...] = tuple(CHANGES)
 """Names of the 15 corruptions, in the order of the paper."""
+_GROUPS = {
+    "noise": ("shot_noise", "impulse_noise"),
+    "blur": ("glass_blur", "motion_blur"),
+    "geometry": ("shear", "scale", "rotate", "translate"),
+    "weather": ("brightness", "fog", "spatter"),
+    "strokes": ("stripe", "dotted_line", "zigzag", "canny_edges"),
+}
+FAMILIES: dict[str, str] = {name: family for family, names in _GROUPS.items() for name in names}
+"""Family of each of the 15 corruptions, in the order of tables."""
+PROCEDURAL = frozenset(["motion_blur"])
+"""Corruptions that differ from the released generator."""
+
+
+def check_digits(shape: Sequence[int]) -> None:
+    """Refuse images that MNIST-C is not defined for.
+
+    Args:
+        shape: channels, height and width.
+
+    Raises:
+        CorruptionError: colour, or another size than 28 x 28 pixels.
+    """
+    if tuple(shape) != (1, SIDE, SIDE):
+        raise CorruptionError(
+            f"MNIST-C is defined for grey images of {SIDE} x {SIDE} pixels, got {' x '.join(map(str, shape))}"
+        )
 
 
 def corrupt_digits(

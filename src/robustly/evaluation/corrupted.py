@@ -11,13 +11,13 @@ from torch import Tensor
 from robustly.corruptions import (
     CORRUPTIONS,
     EXTRA,
-    SEVERITIES,
     STANDARD,
     check_shape,
     corrupt,
     corruption,
     table_for,
 )
+from robustly.corruptions.mnist_c import FAMILIES, MNIST_C, PROCEDURAL, check_digits, corrupt_digits
 from robustly.data import ImageData
 from robustly.data.corrupted_files import CorruptedFiles
 from robustly.evaluation.recording import as_array
@@ -46,8 +46,8 @@ class CorruptionSource:
     """Corrupted test images.
 
     Args:
-        images: their origin.
-        names: the corruptions that there are, in the order of the paper.
+        images: their origin, which fixes the severities.
+        names: the corruptions that there are, in the order of tables.
         read: from a corruption and a severity to its images, on the CPU or the device of the clean ones.
     """
 
@@ -74,6 +74,21 @@ def computed_source(data: ImageData, seed: int) -> CorruptionSource:
     return CorruptionSource(images, names, read)
 
 
+def digit_source(data: ImageData, seed: int) -> CorruptionSource:
+    """The corruptions of MNIST-C, computed here.
+
+    Raises:
+        CorruptionError: images that are not grey, or not 28 x 28 pixels.
+    """
+    check_digits(data.shape)
+
+    def read(name: str, severity: int) -> ImageData:
+        return replace(data, images=corrupt_digits(data.images, name, seed=seed, ids=data.ids))
+
+    images = CorruptedImages("MNIST-C", None, data.digest(), "mnist", seed)
+    return CorruptionSource(images, tuple(FAMILIES), read)
+
+
 def file_source(files: CorruptedFiles) -> CorruptionSource:
     """Corrupted images of a folder, as they are."""
     images = CorruptedImages("files", str(files.root.resolve()), files.digest, None, None)
@@ -87,14 +102,16 @@ def chosen_names(
 
     Args:
         source: the corrupted images.
-        only: names of corruptions; None for the 15 that there are.
+        only: names of corruptions; None for the 15 of the set that there are.
         extra: whether the four further ones are added, as far as there are any.
         shape: channels, height and width of the images.
 
     Raises:
         CorruptionError: a name that does not exist, or a corruption that needs colour.
-        EvaluationError: the folder has no images of a corruption.
+        EvaluationError: the set has no such corruption, or no further ones.
     """
+    if source.images.set == "MNIST-C":
+        return _chosen_digits(source, only, extra)
     for name in only or ():
         corruption(name)
         if source.images.set == "C-proc":
@@ -110,6 +127,16 @@ def chosen_names(
             f"{source.images.source} has none of the 15 corruptions, only {', '.join(source.names)}: add --extra"
         )
     return found
+
+
+def _chosen_digits(source: CorruptionSource, only: Sequence[str] | None, extra: bool) -> list[str]:
+    """Corruptions of MNIST-C; see `chosen_names`."""
+    if extra:
+        raise EvaluationError("MNIST-C has no further corruptions: leave out --extra")
+    unknown = [name for name in only or () if name not in MNIST_C]
+    if unknown:
+        raise EvaluationError(f"MNIST-C has no corruption {unknown[0]!r}: it has {', '.join(source.names)}")
+    return [name for name in source.names if only is None or name in only]
 
 
 def predict_corrupted(
@@ -138,7 +165,7 @@ def predict_corrupted(
     if earlier is not None and earlier.identity == identity:
         found = earlier
     else:
-        first = source.read(names[0], SEVERITIES[0])
+        first = source.read(names[0], source.images.severities[0])
         found = CorruptionPredictions(
             identity,
             _classes(target.data.labels),
@@ -146,7 +173,7 @@ def predict_corrupted(
             as_array(first.ids),
             _classes(first.labels),
         )
-    cells = [(name, severity) for name in names for severity in SEVERITIES]
+    cells = [(name, severity) for name in names for severity in source.images.severities]
     for number, (name, severity) in enumerate(cells, 1):
         if (name, severity) not in found.cells:
             images = source.read(name, severity).to(target.data.images.device)
@@ -210,12 +237,14 @@ def corruption_result(
         images=source.images,
         clean=found.clean_accuracy,
         rows=rows,
-        mean=mean_of(found, rows),
+        mean=mean_of(found, rows, source.images.severities),
     )
 
 
 def kinds(source: CorruptionSource) -> tuple[CorruptionKind, ...]:
-    """All corruptions with their properties; files are never procedural."""
+    """All corruptions of the set with their properties; files are never procedural."""
+    if source.images.set == "MNIST-C":
+        return tuple(CorruptionKind(name, family, name in PROCEDURAL, False) for name, family in FAMILIES.items())
     computed = source.images.set == "C-proc"
     return tuple(
         CorruptionKind(one.name, one.family, one.procedural and computed, one.extra) for one in CORRUPTIONS.values()

@@ -1,5 +1,6 @@
 """Costs of confusions under attack: a targeted attack at every costly class that is worse than those reached."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,12 +11,21 @@ from torch import Tensor
 from robustly.attacks import APGD, Attack, AttackResult
 from robustly.cost_matrix import CostMatrix
 from robustly.data import ImageData
+from robustly.evaluation.costs_8bit import PairImages, images_of_pairs, saved_by_evaluation
 from robustly.evaluation.recording import as_array, stored_images
 from robustly.evaluation.stages import EvaluationError
 from robustly.evaluation.suites.suite import settings
 from robustly.evaluation.target import EvaluationTarget, Progress, no_progress
 from robustly.evidence import Evidence, StoredImages
-from robustly.evidence.cost_pairs import CLEAN, OF_EVALUATION, TARGETED, CostPairs, check_applicable, cost_numbers
+from robustly.evidence.cost_pairs import (
+    CLEAN,
+    OF_EVALUATION,
+    TARGETED,
+    CostPairs,
+    check_applicable,
+    cost_numbers,
+    pair_rows,
+)
 from robustly.evidence.costs import CostEvidence, CostSummary
 from robustly.evidence.schema import EvidenceTable, Flags, Whole
 from robustly.models import weights_hash
@@ -39,9 +49,11 @@ def evaluate_costs(
     """Search for the costliest confusion of each example (Zhang and Evans, ICLR 2019, with attacks for bounds).
 
     A class counts as reached if it is predicted for the clean image, for a stored image of the evaluation inside
-    the threat set, or for one of the targeted attack. The attack takes the classes of an example from the costliest
-    to the cheapest and leaves out those that cost no more than one that is reached. Its random numbers depend on
-    the seed, the example and the class alone: a verdict on a class does not depend on the other costs.
+    the threat set (also one of 8 bits), or for one of the targeted attack. The attack takes the classes of an
+    example from the costliest to the cheapest and leaves out those that cost no more than one that is reached. Its
+    random numbers depend on the seed, the example and the class alone: a verdict on a class does not depend on the
+    other costs. Of each class that an attack reached, an 8-bit image is then searched, as for the accuracy as 8-bit
+    files.
 
     Args:
         target: model, data and threat of the evaluation.
@@ -58,9 +70,10 @@ def evaluate_costs(
     """
     check_target(target, evidence, costs, attack)
     table = evidence.table
-    pairs = known_pairs(table, evidence, costs)
+    saved = saved_by_evaluation(target, evidence)
+    pairs = known_pairs(table, evidence, costs, saved)
     ids = table.examples.id
-    cost_numbers(costs, ids, table.examples.label, table.examples.clean_prediction, pairs)  # refuses before work
+    cost_numbers(costs, ids, table.examples.label, table.examples.clean_prediction, pairs, None)  # refuses early
     place = np.repeat(np.arange(len(ids)), (costs.array[table.examples.label] > 0).sum(axis=1))
     cost = costs.array[table.examples.label[place], pairs.target]
     images, targets = [stored_images(target.data.ids[:0], target.data.floats(target.data.ids[:0]))], [ids[:0]]
@@ -75,9 +88,12 @@ def evaluate_costs(
             targets.append(reached)
         done += len(turn)
         progress("costs", done, len(pairs))
-    numbers = cost_numbers(costs, ids, table.examples.label, table.examples.clean_prediction, pairs)
+    own, classes = StoredImages.joined(images), np.concatenate(targets)
+    files = images_of_pairs(target, evidence, pairs, saved, own, classes)
+    has_image = np.isin(np.arange(len(pairs)), pair_rows(pairs, files.images.ids, files.targets))
+    numbers = cost_numbers(costs, ids, table.examples.label, table.examples.clean_prediction, pairs, has_image)
     summary = CostSummary(costs.text, costs.digest, costs.rows, settings(attack), numbers, evaluation)
-    return CostEvidence(pairs, StoredImages.joined(images), np.concatenate(targets), summary)
+    return CostEvidence(pairs, own, classes, summary, files.images, files.targets)
 
 
 def check_target(target: EvaluationTarget, evidence: Evidence, costs: CostMatrix, attack: Attack) -> None:
@@ -115,8 +131,17 @@ def check_costs_fit(data: ImageData, threat: Threat, costs: CostMatrix, attack: 
     check_applicable(costs, as_array(data.labels))
 
 
-def known_pairs(table: EvidenceTable, evidence: Evidence, costs: CostMatrix) -> CostPairs:
-    """The rows of the costs with the classes that the clean images and the evaluation's attacks reach."""
+def known_pairs(
+    table: EvidenceTable, evidence: Evidence, costs: CostMatrix, saved: Mapping[str, PairImages]
+) -> CostPairs:
+    """The rows of the costs with the classes that the clean images and the evaluation's attacks reach.
+
+    Args:
+        table: the rows of the evaluation.
+        evidence: the evaluation.
+        costs: the cost matrix.
+        saved: its images of 8 bits by attack, with their predicted classes; none in schema 1.
+    """
     examples, matrix = table.examples, costs.array
     row, target = np.nonzero(matrix[examples.label] > 0)
     count, longest = len(row), max(map(len, [TARGETED, CLEAN, *(OF_EVALUATION + name for name in table.attacks)]))
@@ -129,6 +154,7 @@ def known_pairs(table: EvidenceTable, evidence: Evidence, costs: CostMatrix) -> 
         invalid=np.zeros(count, dtype=bool),
         forwards=np.zeros(count, dtype=np.int64),
         backwards=np.zeros(count, dtype=np.int64),
+        passes_8bit=np.zeros(count, dtype=np.int64),
     )
     cost = matrix[examples.label[row], target]
     _mark(pairs, examples.clean_prediction[row] == target, CLEAN)
@@ -140,6 +166,9 @@ def known_pairs(table: EvidenceTable, evidence: Evidence, costs: CostMatrix) -> 
         without_output = columns.invalid[row] & costliest
         pairs.invalid[without_output & ~pairs.reached] = True
         _mark(pairs, without_output, OF_EVALUATION + name)
+    for name, images in saved.items():
+        rows = pair_rows(pairs, images.images.ids, images.targets)
+        _mark(pairs, np.isin(np.arange(count), rows), OF_EVALUATION + name)
     return pairs
 
 

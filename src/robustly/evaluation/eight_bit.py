@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robustly.attacks.core.contract import frozen
@@ -16,7 +17,7 @@ from robustly.evaluation.parts import Arrays, Task
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget, attack_generator
 from robustly.evidence import EightBitImages, StoredImages
-from robustly.evidence.schema import AttackColumns, Flags, Whole
+from robustly.evidence.schema import AttackColumns, Flags, Single, Whole
 from robustly.objectives import ClassificationGoal, margin
 from robustly.randomness import KeyedGenerator
 from robustly.threats import LpBall, ThreatSet
@@ -109,6 +110,44 @@ def search_again(target: EvaluationTarget, name: str, rows: Tensor, points: Tens
     )
 
 
+@dataclass(frozen=True)
+class Searched:
+    """A search for 8-bit images that reach a goal.
+
+    Args:
+        found: mask of the examples that have one, `(M,)`.
+        passes: forward and backward passes spent on each example, `(M,)`.
+        levels: the images found, `(H, ...)` uint8.
+        theta: their parameters, `(H, ...)`; None for Lp balls.
+    """
+
+    found: Flags
+    passes: Whole
+    levels: NDArray[np.uint8]
+    theta: Single | None
+
+
+def search_for(
+    target: EvaluationTarget, rows: Tensor, start: Tensor, goal: ClassificationGoal, generator: KeyedGenerator
+) -> Searched:
+    """Search one batch for 8-bit images that reach a goal, as `save_in_8_bits` does for misclassified ones.
+
+    Args:
+        target: the model, the data and the threat.
+        rows: rows of the examples, `(M,)`.
+        start: parameters of successes in floating point, `(M, ...)`.
+        goal: the goal of each example, such as a class.
+        generator: keyed by the examples.
+    """
+    search = _searched(target, rows, start, goal, generator)
+    return Searched(
+        as_array(search.found),
+        as_array(search.passes),
+        as_array(search.levels[search.found]),
+        None if isinstance(search.allowed, LpBall) else as_array(search.theta[search.found], torch.float32),
+    )
+
+
 def nothing_saved(target: EvaluationTarget) -> EightBitImages:
     """The 8-bit images of an attack without successes."""
     return EightBitImages(np.zeros(0, np.int64), np.zeros((0, *target.data.images.shape[1:]), np.uint8))
@@ -121,7 +160,7 @@ class _Search:
     Args:
         target: the model, the data and the threat.
         allowed: threat sets of the examples.
-        goal: misclassification.
+        goal: misclassification, or a class.
         levels: the 8-bit images found so far, `(N, ...)` uint8.
         theta: their parameters.
         found: mask of the examples that have one, `(N,)`.
@@ -182,13 +221,20 @@ class _Search:
 
 def _search(target: EvaluationTarget, name: str, rows: Tensor, start: Tensor) -> _Search:
     """Search from the parameters `(M, ...)` of successes."""
-    data = target.data
-    x, generator = data.floats(rows), attack_generator(target, name, rows).fold("8bit")
+    goal = ClassificationGoal(target.data.labels[rows])
+    return _searched(target, rows, start, goal, attack_generator(target, name, rows).fold("8bit"))
+
+
+def _searched(
+    target: EvaluationTarget, rows: Tensor, start: Tensor, goal: ClassificationGoal, generator: KeyedGenerator
+) -> _Search:
+    """Search from the parameters `(M, ...)` of successes for images that reach a goal."""
+    x = target.data.floats(rows)
     allowed, start = target.threat.around(x), start.to(x)
     search = _Search(
         target,
         allowed,
-        ClassificationGoal(data.labels[rows]),
+        goal,
         levels=torch.zeros_like(x, dtype=torch.uint8),
         theta=start.clone(),
         found=torch.zeros_like(rows, dtype=torch.bool),

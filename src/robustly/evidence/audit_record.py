@@ -15,6 +15,8 @@ STATED = (
     "device and versions of the software",
     "precision of the searches",
     "batch size",
+    "seed, where no repeated search depends on it",
+    "name of a composed suite, and settings of the data that the test images do not depend on",
     "successes that a second pass did not confirm",
     "course of the training",
     "analysis of gradients and loss surfaces",

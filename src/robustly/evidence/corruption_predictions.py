@@ -15,6 +15,7 @@ from robustly.evidence.corruption_result import (
     CorruptionCell,
     CorruptionRow,
     MeanAccuracy,
+    counted_rows,
     mean_accuracy,
 )
 from robustly.evidence.records import EvidenceError
@@ -70,7 +71,10 @@ class CorruptionPredictions:
 
 
 def rows_of(found: CorruptionPredictions, kinds: Sequence[CorruptionKind]) -> tuple[CorruptionRow, ...]:
-    """One row for each corruption with predictions, in the order of `kinds`."""
+    """One row for each corruption with predictions, in the order of `kinds`.
+
+    The mean of a single severity is its accuracy, with Wilson's interval.
+    """
     rows = []
     for kind in kinds:
         severities = sorted(severity for name, severity in found.cells if name == kind.name)
@@ -81,14 +85,27 @@ def rows_of(found: CorruptionPredictions, kinds: Sequence[CorruptionKind]) -> tu
             CorruptionCell(severity, Proportion(int(one.sum()), len(one)), found.hashes[kind.name, severity])
             for severity, one in zip(severities, right, strict=True)
         )
-        mean = mean_accuracy(np.mean(right, axis=0).tolist())
+        only = cells[0].accuracy
+        mean = (
+            MeanAccuracy(only.share, (only.low, only.high))
+            if len(cells) == 1
+            else mean_accuracy(np.mean(right, axis=0).tolist())
+        )
         rows.append(CorruptionRow(kind.name, kind.family, kind.procedural, kind.extra, cells, mean))
     return tuple(rows)
 
 
-def mean_of(found: CorruptionPredictions, rows: Sequence[CorruptionRow]) -> MeanAccuracy | None:
-    """Mean corruption accuracy over the 15 corruptions and 5 severities; None if some are missing."""
-    counted = [row for row in rows if not row.extra and row.is_whole]
+def mean_of(
+    found: CorruptionPredictions, rows: Sequence[CorruptionRow], severities: Sequence[int]
+) -> MeanAccuracy | None:
+    """Mean corruption accuracy over the 15 corruptions and their severities; None if some are missing.
+
+    Args:
+        found: the predictions.
+        rows: their rows.
+        severities: those of each corruption of the set.
+    """
+    counted = counted_rows(rows, severities)
     if len(counted) != STANDARD_COUNT:
         return None
     right = [found.cells[row.name, cell.severity] == found.labels for row in counted for cell in row.cells]

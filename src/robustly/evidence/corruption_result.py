@@ -11,9 +11,11 @@ from robustly.files import write_json
 from robustly.statistics import Proportion, student_t_95, wilson_interval
 
 CORRUPTIONS, SCHEMA = "corruptions.json", 1
-STANDARD_COUNT, SEVERITY_COUNT = 15, 5
-SetName = Literal["C-proc", "files"]
-"""Origin of the corrupted images: computed by robustly, or files of the user."""
+STANDARD_COUNT = 15
+SetName = Literal["C-proc", "files", "MNIST-C"]
+"""The corrupted images: computed as in CIFAR-10-C and ImageNet-C, files of the user, or computed as in MNIST-C."""
+SEVERITIES: dict[SetName, tuple[int, ...]] = {"C-proc": (1, 2, 3, 4, 5), "files": (1, 2, 3, 4, 5), "MNIST-C": (1,)}
+"""Severities of each corruption of a set. MNIST-C fixes one for each of its corruptions."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class CorruptionRow:
 
     Args:
         name: the corruption.
-        family: noise, blur, weather or digital.
+        family: noise, blur, weather or digital; for MNIST-C also geometry and strokes.
         procedural: whether its images differ from those of the released generator.
         extra: whether it is one of the four further corruptions, which do not count in means.
         cells: the severities that were evaluated, ascending.
@@ -72,11 +74,6 @@ class CorruptionRow:
     def title(self) -> str:
         """Name in tables."""
         return self.name.replace("_", " ") + (" (procedural)" if self.procedural else "")
-
-    @property
-    def is_whole(self) -> bool:
-        """True if all five severities were evaluated."""
-        return len(self.cells) == SEVERITY_COUNT
 
     @property
     def errors(self) -> tuple[float, ...]:
@@ -112,10 +109,10 @@ class CorruptedImages:
     """The corrupted images.
 
     Args:
-        set: "C-proc" for those that robustly computes, "files" for those of a folder.
+        set: "C-proc" or "MNIST-C" for those that robustly computes, "files" for those of a folder.
         source: the folder; None for computed images.
         sha256: hash of the names and sizes of its files, or of the clean images.
-        constants: table of constants, "cifar" or "imagenet"; None for files.
+        constants: table of constants, "cifar", "imagenet" or "mnist"; None for files.
         seed: seed of their random numbers; None for files.
     """
 
@@ -126,10 +123,20 @@ class CorruptedImages:
     seed: int | None
 
     @property
+    def severities(self) -> tuple[int, ...]:
+        """Severities of each corruption."""
+        return SEVERITIES[self.set]
+
+    @property
     def words(self) -> str:
         """The set in a sentence."""
         if self.set == "files":
             return f"The images are the files of {self.source}."
+        if self.set == "MNIST-C":
+            return (
+                f"The images are computed (set MNIST-C, one severity for each corruption, seed {self.seed}). "
+                "Procedural corruptions differ from the released files: do not compare them."
+            )
         sizes = {"cifar": "CIFAR-C (32 x 32)", "imagenet": "ImageNet-C (224 x 224)"}
         return (
             f"The images are computed (set C-proc, constants of {sizes.get(str(self.constants), self.constants)}, "
@@ -168,7 +175,7 @@ class CorruptionResult:
         images: the corrupted images.
         clean: accuracy on the clean images.
         rows: one entry for each corruption, in the order of the paper.
-        mean: mean corruption accuracy over 15 corruptions and 5 severities; None if some are missing.
+        mean: mean corruption accuracy over 15 corruptions and their severities; None if some are missing.
         reference: errors relative to another model; None without one.
     """
 
@@ -190,7 +197,19 @@ class CorruptionResult:
     @property
     def counted(self) -> tuple[CorruptionRow, ...]:
         """The rows of the 15 corruptions, those with all severities."""
-        return tuple(row for row in self.rows if not row.extra and row.is_whole)
+        return counted_rows(self.rows, self.images.severities)
+
+    @property
+    def mean_words(self) -> str:
+        """The cells of the mean: "15 x 5", or "15" where each corruption has one severity."""
+        count = len(self.images.severities)
+        return f"{STANDARD_COUNT} x {count}" if count > 1 else str(STANDARD_COUNT)
+
+
+def counted_rows(rows: Sequence[CorruptionRow], severities: Sequence[int]) -> tuple[CorruptionRow, ...]:
+    """The rows that count in means: those of the 15 corruptions that have all severities of their set."""
+    wanted = list(severities)
+    return tuple(row for row in rows if not row.extra and [cell.severity for cell in row.cells] == wanted)
 
 
 def mean_accuracy(shares: Sequence[float]) -> MeanAccuracy:
@@ -232,7 +251,7 @@ def compared(result: CorruptionResult, reference: CorruptionResult, name: str) -
     rows = {row.name: row for row in reference.counted}
     lacking = [row.name for row in result.counted if row.name not in rows]
     if lacking or not result.counted:
-        missing = ", ".join(lacking) or "every corruption at five severities"
+        missing = ", ".join(lacking) or "every corruption at all severities"
         raise EvidenceError(f"there is no mean corruption error against {name}: {missing} is missing")
     pairs = [(row, rows[row.name]) for row in result.counted]
     clean, clean_reference = 1 - result.clean.share, 1 - reference.clean.share

@@ -32,6 +32,7 @@ class CostPairs:
     invalid: Annotated[Flags, Column("bool", "whether the output was NaN or infinite; counts as reached")]
     forwards: Annotated[Whole, Column("int64", "forward passes of the targeted attack")]
     backwards: Annotated[Whole, Column("int64", "passes of the gradient to the input of the targeted attack")]
+    passes_8bit: Annotated[Whole, Column("int64", "passes of the search for an 8-bit image; 0 before schema 2")]
 
     def __len__(self) -> int:
         return len(self.id)
@@ -74,6 +75,21 @@ class MeanCost:
 
 
 @dataclass(frozen=True)
+class EightBitCosts:
+    """Numbers against an attacker who saves 8-bit files.
+
+    Args:
+        robust: share of the applicable examples of which no costly class is reached by an 8-bit image.
+        worst: mean over all examples of the largest cost that such an image reaches; clean errors count.
+        passes: passes of the search for the images.
+    """
+
+    robust: Annotated[Proportion, ShareKeys("robust")]
+    worst: MeanCost
+    passes: int
+
+
+@dataclass(frozen=True)
 class CostNumbers:
     """Numbers that follow from the pairs and the rows of the evaluation.
 
@@ -85,6 +101,7 @@ class CostNumbers:
         not_applicable: number of examples whose class has no costs.
         confusions: the confusions with the largest total cost, at most 20.
         passes: forward and backward passes of the targeted attack.
+        eight_bit: the numbers of 8-bit files; None in schema 1.
     """
 
     robust: Annotated[Proportion, ShareKeys("robust")]
@@ -94,10 +111,16 @@ class CostNumbers:
     not_applicable: int
     confusions: tuple[Confusion, ...]
     passes: int
+    eight_bit: EightBitCosts | None = None
 
 
 def cost_numbers(
-    costs: CostMatrix, ids: Whole, labels: Whole, clean_prediction: Whole, pairs: CostPairs
+    costs: CostMatrix,
+    ids: Whole,
+    labels: Whole,
+    clean_prediction: Whole,
+    pairs: CostPairs,
+    saved: Flags | None,
 ) -> CostNumbers:
     """The numbers of the pairs.
 
@@ -107,15 +130,20 @@ def cost_numbers(
         labels: their true classes, `(N,)`.
         clean_prediction: predicted class of their clean images, `(N,)`.
         pairs: the rows.
+        saved: mask of the pairs of which there is an 8-bit image, `(P,)`; None without such images.
 
     Raises:
         EvidenceError: no example is of a class with costs.
     """
     matrix, applicable = costs.array, check_applicable(costs, labels)
     row = rows_of(ids, pairs.id)
-    reached = pairs.reached
-    worst = np.zeros(len(labels))
-    np.maximum.at(worst, row[reached], matrix[labels[row[reached]], pairs.target[reached]])
+
+    def largest(reached: Flags) -> NDArray[np.float64]:
+        worst = np.zeros(len(labels))
+        np.maximum.at(worst, row[reached], matrix[labels[row[reached]], pairs.target[reached]])
+        return worst
+
+    worst = largest(pairs.reached)
     without = matrix[labels, clean_prediction]
     count = int(applicable.sum())
     return CostNumbers(
@@ -126,7 +154,29 @@ def cost_numbers(
         not_applicable=len(labels) - count,
         confusions=_confusions(matrix, labels[row], pairs, worst[row]),
         passes=int(pairs.forwards.sum() + pairs.backwards.sum()),
+        eight_bit=None if saved is None else _eight_bit(costs, applicable, largest(in_files(pairs, saved)), pairs),
     )
+
+
+def _eight_bit(costs: CostMatrix, applicable: Flags, worst: NDArray[np.float64], pairs: CostPairs) -> EightBitCosts:
+    return EightBitCosts(
+        Proportion(int((applicable & (worst == 0)).sum()), int(applicable.sum())),
+        MeanCost.of(worst, costs.largest),
+        int(pairs.passes_8bit.sum()),
+    )
+
+
+def in_files(pairs: CostPairs, saved: Flags) -> Flags:
+    """Mask of the pairs that 8-bit files reach: by the clean image, without an output, or by a stored image."""
+    found: Flags = pairs.reached & (saved | pairs.invalid | (pairs.origin == CLEAN))
+    return found
+
+
+def pair_rows(pairs: CostPairs, ids: Whole, targets: Whole) -> Whole:
+    """Rows of the pairs of some examples and classes, `(M,)`; -1 where there is no such pair."""
+    place = {pair: row for row, pair in enumerate(zip(pairs.id.tolist(), pairs.target.tolist(), strict=True))}
+    keys = zip(ids.tolist(), targets.tolist(), strict=True)
+    return np.array([place.get(key, -1) for key in keys], dtype=np.int64)
 
 
 def check_applicable(costs: CostMatrix, labels: Whole) -> Flags:

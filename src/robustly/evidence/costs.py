@@ -17,13 +17,14 @@ from safetensors.numpy import load_file, save_file
 
 from robustly.cost_matrix import CostError, CostMatrix
 from robustly.evidence.cost_pairs import CostNumbers, CostPairs
-from robustly.evidence.images import StoredImages
+from robustly.evidence.images import EightBitImages, StoredImages
 from robustly.evidence.records import EvidenceError, from_json, read_object, to_json
 from robustly.evidence.schema import SUMMARY, Column, Whole, column_fields
 from robustly.files import file_sha256, whole_file, write_json
 from robustly.memory import SizeError, TableError, read_parquet
 
-SCHEMA = 1
+SCHEMA, WITHOUT_8_BIT = 2, 1
+"""Version of the format, and the earlier one, which has no images of 8 bits."""
 COSTS, PAIRS, PAIR_IMAGES = "costs.json", "costs.parquet", "costs.safetensors"
 
 
@@ -75,12 +76,16 @@ class CostEvidence:
         images: adversarial images; `targets` are their classes.
         targets: predicted class of each image, `(M,)`.
         summary: the summary.
+        saved: images of 8 bits that reach costly classes; None in schema 1.
+        saved_targets: their classes, `(S,)`; None in schema 1.
     """
 
     pairs: CostPairs
     images: StoredImages
     targets: Whole
     summary: CostSummary
+    saved: EightBitImages | None = None
+    saved_targets: Whole | None = None
 
 
 def write_costs(evidence: CostEvidence, folder: Path) -> None:
@@ -98,6 +103,10 @@ def write_costs(evidence: CostEvidence, folder: Path) -> None:
         pq.write_table(pa.table(columns), temporary)
     tensors = {"ids": evidence.images.ids, "targets": evidence.targets, "images": evidence.images.images}
     tensors |= {} if evidence.images.theta is None else {"theta": evidence.images.theta}
+    if evidence.saved is not None and evidence.saved_targets is not None:
+        own = evidence.saved
+        tensors |= {"8bit.ids": own.ids, "8bit.targets": evidence.saved_targets, "8bit.images": own.levels}
+        tensors |= {} if own.theta is None else {"8bit.theta": own.theta}
     with whole_file(folder / PAIR_IMAGES) as temporary:
         try:
             save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary)
@@ -117,12 +126,14 @@ def read_cost_summary(folder: Path) -> CostSummary | None:
     if not file.is_file():
         return None
     values = read_object(file)
-    if values.get("schema") != SCHEMA:
+    if values.get("schema") not in (WITHOUT_8_BIT, SCHEMA):
         raise EvidenceError(
-            f"{file} is written in schema {str(values.get('schema'))[:20]}, but this robustly reads schema "
-            f"{SCHEMA}: evaluate the costs again"
+            f"{file} is written in schema {str(values.get('schema'))[:20]}, but this robustly reads schemas "
+            f"{WITHOUT_8_BIT} and {SCHEMA}: evaluate the costs again"
         )
     found = from_json(CostSummary, values, str(file))
+    if (found.numbers.eight_bit is None) is (found.schema == SCHEMA):
+        raise EvidenceError(f"{file}: numbers of 8-bit files belong to schema {SCHEMA} and to no other")
     return found if found.evaluation == file_sha256(folder / SUMMARY) else None
 
 
@@ -148,6 +159,8 @@ def read_costs_of(folder: Path, summary: CostSummary) -> CostEvidence:
         columns = {name: np.array(table[name].to_numpy()) for name in table.column_names}
     except (SizeError, TableError, OSError) as error:
         raise EvidenceError(f"{file} is damaged: {' '.join(str(error).split())[:160]}") from error
+    if summary.schema == WITHOUT_8_BIT:
+        columns = {"passes_8bit": np.zeros(table.num_rows, dtype=np.int64), **columns}
     if set(columns) != set(column_fields(CostPairs)):
         raise EvidenceError(f"{file} should have the columns {', '.join(column_fields(CostPairs))}")
     pairs = CostPairs(**{name: _typed(file, name, one, columns[name]) for name, one in _columns()})
@@ -156,14 +169,25 @@ def read_costs_of(folder: Path, summary: CostSummary) -> CostEvidence:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise EvidenceError(f"{file} is damaged: {error}") from error
-    kinds = {"ids": np.int64, "targets": np.int64, "images": np.float32, "theta": np.float32}
+    saved = {name.removeprefix("8bit."): one for name, one in tensors.items() if name.startswith("8bit.")}
+    own = {name: one for name, one in tensors.items() if not name.startswith("8bit.")}
+    _check_images(file, own, np.float32)
+    images = StoredImages(own["ids"], own["images"], own.get("theta"))
+    if summary.schema == WITHOUT_8_BIT and not saved:
+        return CostEvidence(pairs, images, own["targets"], summary)
+    _check_images(file, saved, np.uint8)
+    levels = EightBitImages(saved["ids"], saved["images"], saved.get("theta"))
+    return CostEvidence(pairs, images, own["targets"], summary, levels, saved["targets"])
+
+
+def _check_images(file: Path, tensors: Mapping[str, NDArray[Any]], pixels: type[np.generic]) -> None:
+    """Refuse tensors of other names, types or lengths than images with their ids and classes have."""
+    kinds = {"ids": np.int64, "targets": np.int64, "images": pixels, "theta": np.float32}
     wrong = set(tensors) - set(kinds) or set(kinds) - set(tensors) - {"theta"}
     if wrong or any(one.dtype != kinds[name] for name, one in tensors.items()):
         raise EvidenceError(f"{file} should have ids, targets, images and perhaps theta, of their types")
     if len({len(one) for one in tensors.values()}) > 1:
         raise EvidenceError(f"{file}: its tensors are not of one length")
-    images = StoredImages(tensors["ids"], tensors["images"], tensors.get("theta"))
-    return CostEvidence(pairs, images, tensors["targets"], summary)
 
 
 def _columns() -> Sequence[tuple[str, Column]]:

@@ -1,6 +1,6 @@
 """`protocol_NAME.json`: accuracy under each threat of a protocol, their mean, and all of them at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -161,6 +161,15 @@ class ProtocolResult:
         return tuple(one for one in self.columns if one.role == "tested")
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Threats that the protocol leaves out, with the reasons.
+
+        Earlier files also name the threats of the training there, which are columns.
+        """
+        shown = {one.threat for one in self.columns}
+        return tuple(line for line in self.terms.left_out if line.partition(": ")[0] not in shown)
+
+    @property
     def mean_words(self) -> str:
         """The columns of the mean."""
         if self.terms.mean == "with_clean":
@@ -270,6 +279,13 @@ def protocol_file(run: Path, label: str) -> Path:
 def protocol_files(run: Path) -> list[Path]:
     """The files of all results in a run, sorted by name."""
     return sorted(run.glob(f"{PREFIX}*.json"))
+
+
+def own_evaluations(results: Iterable[ProtocolResult]) -> frozenset[str]:
+    """Names of the evaluations that protocols made for themselves, not those that they used again."""
+    return frozenset(
+        one.evaluation for result in results for one in result.columns if one.suite == result.terms.protocol
+    )
 
 
 def write_protocol(run: Path, result: ProtocolResult) -> Path:

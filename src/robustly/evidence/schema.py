@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from robustly.evidence.records import EvidenceError
 
-SCHEMA = 5
+SCHEMA = 6
 RULES_SINCE = 4
 """First schema with the present diagnostics and the present rule for images of 8 bits."""
+FIELDS_SINCE = 6
+"""First schema whose summary must state every field; before, missing ones have their defaults."""
 TABLE, IMAGES, SUMMARY = "evidence.parquet", "adversarial.safetensors", "summary.json"
 WORST_CASE, CERTIFICATE, CURVE, GALLERY, THREAT = "worst_case", "certificate", "curve", "gallery", "threat"
 EIGHT_BIT = "8bit"

@@ -247,11 +247,11 @@ def _opened(folder: Path) -> tuple[dict[str, Any], int]:
     """The fields of a summary as written, and the version of their schema."""
     values = read_object(folder / SUMMARY)
     version = values.get("schema")
-    if version not in (SCHEMA, 4, 3, 2):
+    if version not in (SCHEMA, 5, 4, 3, 2):
         raise EvidenceError(
             f"{folder / SUMMARY} is written in schema {str(version)[:20]}, but this version reads schema {SCHEMA} "
-            "and, with the older meaning of their columns, 4, 3 and 2: evaluate again, or use the robustly that "
-            "wrote it"
+            "and 5 and, with the older meaning of their columns, 4, 3 and 2: evaluate again, or use the robustly "
+            "that wrote it"
         )
     return values, int(version)
 

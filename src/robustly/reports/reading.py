@@ -14,7 +14,13 @@ from robustly.evidence.corruption_result import CORRUPTIONS, CorruptionResult, r
 from robustly.evidence.costs import read_cost_summary
 from robustly.evidence.domains import SPLITS, DomainResult, result_of_folders, source_folder
 from robustly.evidence.partial_unions import LeftOut, union_of_folders
-from robustly.evidence.protocol_result import ProtocolResult, contradiction, protocol_files, read_protocol
+from robustly.evidence.protocol_result import (
+    ProtocolResult,
+    contradiction,
+    own_evaluations,
+    protocol_files,
+    read_protocol,
+)
 from robustly.evidence.records import EvidenceError, from_json, read_object
 from robustly.evidence.schema import IMAGES, SUMMARY, TABLE
 from robustly.evidence.storage import pictures_of, read_pictures, read_table
@@ -115,7 +121,7 @@ def _union(
 
     Evaluations that a protocol made for itself count in its own union alone.
     """
-    own = {one.evaluation for result in protocols for one in result.columns if one.suite == result.terms.protocol}
+    own = own_evaluations(protocols)
     places = [path / "evaluation", *sorted(path.glob("evaluation_*"))]
     places = [one for one in places if (one / SUMMARY).is_file() and one.name not in own]
     union, left_out = union_of_folders(places) if len(places) > 1 else (None, ())

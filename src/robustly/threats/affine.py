@@ -11,6 +11,7 @@ from robustly.threats.contract import Box, Images, ThreatError, checked_box
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.geometry import SCALE, SHEAR, SHIFT, warped
 from robustly.threats.parameter_box import ParameterBox, Parameters
+from robustly.threats.precision import at_least_float32
 from robustly.threats.rotation import ROTATION
 from robustly.threats.transformation import BoundedTransformation, Transformation, bounded_change
 
@@ -138,6 +139,7 @@ class Affine:
         """
         for part in self._limited:
             PARTS[part.kind].require(part.limit, x.shape)
+        x = at_least_float32(x)
         neutral = x.new_tensor([value for part in self.parts for value in PARTS[part.kind].neutral])
         scale = x.new_tensor([float(part.limit) for part in self.parts for _ in PARTS[part.kind].neutral])
         radius = torch.full((len(x),), float(self.share), device=x.device, dtype=x.dtype)

@@ -15,6 +15,7 @@ from robustly.threats.contract import Images, Link, MadeFromData, Smooth, Threat
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.lp import ThreatModel
 from robustly.threats.parameter_box import ParameterBox
+from robustly.threats.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Chain:
         Raises:
             ThreatError: a part that is not defined for such inputs.
         """
-        links = []
+        x, links = at_least_float32(x), []
         for part in self._limited:
             link: ThreatSet = (
                 OffsetBall(x, part.offsets_around(x), part.box) if isinstance(part, ThreatModel) else part.around(x)

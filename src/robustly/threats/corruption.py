@@ -12,6 +12,7 @@ from robustly.corruptions import LEAST_SIDE, SEVERITIES, STANDARD, corrupt
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Images, PerExample, ThreatError
 from robustly.threats.exact_size import fraction_text, parse_epsilon
+from robustly.threats.precision import at_least_float32
 
 Choice = Float[Tensor, "n 3"]
 """A corruption (1 to 15, 0 for none), its severity (0 for none), and a number that selects its random numbers."""
@@ -196,6 +197,7 @@ class CorruptionThreat:
                 f"corruptions are defined for images (N, C, H, W) of 1 or 3 channels and at least {LEAST_SIDE} x "
                 f"{LEAST_SIDE} pixels, got {tuple(x.shape)}"
             )
+        x = at_least_float32(x)
         return CorruptionSet(x, x.new_full((len(x),), float(self.severity)))
 
 

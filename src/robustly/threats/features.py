@@ -15,6 +15,7 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats.array_digest import array_digest
 from robustly.threats.contract import Box, Images, PerExample, ThreatError, checked_box, per_example
 from robustly.threats.exact_size import fraction_text, parse_epsilon
+from robustly.threats.precision import at_least_float32
 
 Limits = Float[Tensor, "2 d"]
 COLUMNS = ("feature", "decrease", "increase")
@@ -131,6 +132,7 @@ class Features:
                 f"the limits of {self} are for {self.limits.shape[1]} features, the inputs have {size} (shape "
                 f"{tuple(x.shape)})"
             )
+        x = at_least_float32(x)
         radius = torch.full((len(x),), float(self.share), device=x.device, dtype=x.dtype)
         return FeatureBox(x, radius, self.limits.to(x).reshape(2, *x.shape[1:]), self.box)
 

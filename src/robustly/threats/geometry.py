@@ -16,6 +16,7 @@ from torch import Tensor
 from robustly.threats.contract import Box, Images, PerExample, ThreatError
 from robustly.threats.exact_size import fraction_text
 from robustly.threats.parameter_box import Parameters
+from robustly.threats.precision import without_autocast
 from robustly.threats.transformation import Transformation
 
 ImageBatch = Float[Tensor, "n c h w"]
@@ -83,7 +84,8 @@ def warped(
         _row(across[0], across[1] * (height / width), -(across[0] * right + across[1] * down) * (2 / width)),
         _row(along[0] * (width / height), along[1], -(along[0] * right + along[1] * down) * (2 / height)),
     )
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    with without_autocast(images):
+        grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

@@ -17,6 +17,7 @@ from robustly.threats.array_digest import array_digest
 from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall, Mask
 from robustly.threats.contract import ThreatError, checked_box
 from robustly.threats.exact_size import fraction_text, parse_epsilon
+from robustly.threats.precision import at_least_float32
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[str, ...] = get_args(Norm)
@@ -181,11 +182,12 @@ class ThreatModel:
         Raises:
             ThreatError: the numbers of images and radii differ; the mask does not fit the images.
         """
+        x = at_least_float32(x)
         return _BALLS[self.norm](x, self._radii(x), self.box, self._mask_for(x))
 
     def offsets_around(self, x: Float[Tensor, "n ..."]) -> LpBall:
         """Allowed perturbations as a ball around zero, without regard to the images' distance to the box."""
-        width = self.box[1] - self.box[0]
+        x, width = at_least_float32(x), self.box[1] - self.box[0]
         return _BALLS[self.norm](torch.zeros_like(x), self._radii(x), (-width, width), self._mask_for(x))
 
     def project(self, x_adv: Float[Tensor, "n ..."], x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:

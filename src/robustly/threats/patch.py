@@ -13,6 +13,7 @@ from torch import Tensor
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Box, Images, PerExample, ThreatError, checked_box, per_example
 from robustly.threats.exact_size import fraction_text, parse_epsilon
+from robustly.threats.precision import at_least_float32
 
 ImageBatch = Float[Tensor, "n c h w"]
 Corners = Int64[Tensor, "n 2"]
@@ -110,7 +111,7 @@ class Patch:
         height, width = x.shape[2:]
         if self.side > min(height, width):
             raise ThreatError(f"{self} is larger than images of {height} x {width} pixels")
-        return PatchSet(x, int(self.side), self.box)
+        return PatchSet(at_least_float32(x), int(self.side), self.box)
 
 
 def whole_sides(side: Fraction, factors: Sequence[float]) -> list[Fraction]:

@@ -11,6 +11,7 @@ from robustly.threats.contract import Box, Images, ThreatError, checked_box
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.patch import whole_sides
 from robustly.threats.physical_patch_set import PhysicalPatchSet, drawn_from
+from robustly.threats.precision import at_least_float32
 
 DEFAULTS = {"rotation": "20", "scale": "1/5", "brightness": "1/10"}
 """Limits of the conditions where the text has none: degrees, deviation of the factor from 1, share of the box."""
@@ -155,5 +156,6 @@ class PhysicalPatch:
         height, width = x.shape[2:]
         if self.side > min(height, width):
             raise ThreatError(f"a print of {self.side} pixels is larger than images of {height} x {width} pixels")
+        x = at_least_float32(x)
         limits = x.new_tensor([float(getattr(self, name)) for name in DEFAULTS])
         return PhysicalPatchSet(x, int(self.side), self.box, limits, drawn_from(x, self.box).to(x))

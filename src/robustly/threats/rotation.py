@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustly.threats.contract import Box, Images
 from robustly.threats.parameter_box import Parameters
+from robustly.threats.precision import without_autocast
 from robustly.threats.transformation import Transformation
 
 
@@ -25,7 +26,8 @@ def rotated(images: Float[Tensor, "n c h w"], degrees: Float[Tensor, " n"]) -> F
         torch.stack([cosine, -sine * (height / width), zero], 1),
         torch.stack([sine * (width / height), cosine, zero], 1),
     )
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    with without_autocast(images):
+        grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

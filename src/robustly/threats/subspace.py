@@ -14,6 +14,7 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Box, Images, PerExample, ThreatError, checked_box, per_example
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.planes import Planes, nearest_plane, read_planes
+from robustly.threats.precision import at_least_float32, without_autocast
 
 Coefficients = Float[Tensor, "n q"]
 
@@ -173,6 +174,7 @@ class Subspace:
             )
         if self.classes is not None and len(self.classes) != len(x):
             raise ThreatError(f"the threat has the classes of {len(self.classes)} inputs, got {len(x)} inputs")
+        x = at_least_float32(x)
         planes = self.planes.values.to(x)
         place = nearest_plane(x, self.planes) if self.classes is None else self.classes.to(x.device)
         radius = torch.full((len(x),), float(self.epsilon), device=x.device, dtype=x.dtype)
@@ -201,7 +203,8 @@ class SubspaceSet:
         """Changed inputs, clipped to the box."""
         count, size = self.directions.shape[:2]
         own = F.one_hot(self.place, count).to(theta)[:, :, None]
-        change = (own * theta[:, None]).reshape(-1, count * size) @ self.directions.flatten(0, 1)
+        with without_autocast(theta):
+            change = (own * theta[:, None]).reshape(-1, count * size) @ self.directions.flatten(0, 1)
         return (self.x + change.reshape(self.x.shape)).clamp(*self.box)
 
     def moved_to(self, images: Images) -> "SubspaceSet":

@@ -11,6 +11,7 @@ from torch import Tensor
 from robustly.threats.contract import Box, Images, Link, ThreatError, checked_box
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.parameter_box import ParameterBox, Parameters, exact_at_neutral
+from robustly.threats.precision import at_least_float32
 
 
 class Family(Protocol):
@@ -214,7 +215,7 @@ class BoundedTransformation:
         Raises:
             ThreatError: inputs that are not `(N, C, H, W)`, or that the transformation is not defined for.
         """
-        return self.transformation.around(x, self.limit, self.box)
+        return self.transformation.around(at_least_float32(x), self.limit, self.box)
 
 
 def parse_limit(family: Family, limit: float | str | Fraction) -> Fraction:

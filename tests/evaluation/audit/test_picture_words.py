@@ -1,7 +1,10 @@
 """The words of the report's pictures: written with the evidence, shown on the page, checked by the audit."""
 
+import copy
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +13,11 @@ from torch import nn
 
 from robustly.attacks import PGD, RandomDraws
 from robustly.data import ImageData
-from robustly.evaluation import EvaluationTarget, Suite, audit, evaluate
+from robustly.evaluation import EvaluationTarget, Sampling, Suite, audit, evaluate
+from robustly.evaluation.audit.fields import fields_check, missing_fields
 from robustly.evaluation.derived import picture_words
 from robustly.evidence import Evidence, write_evidence
+from robustly.evidence.audit_record import STATED
 from robustly.evidence.schema import SUMMARY
 from robustly.evidence.storage import pictures_of, read_summary
 from robustly.files import write_json
@@ -83,3 +88,97 @@ def test_images_of_balls_have_no_words(target: EvaluationTarget) -> None:
     assert len(found.images.attacks["pgd"]) > 0
     assert found.summary.picture_words == {}
     assert picture_words(target, found.images.attacks, found.images.gallery) == {}
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def one_picture_less(summary: dict[str, Any]) -> None:
+    summary["picture_words"]["pgd"].popitem()
+
+
+def one_attack_less(summary: dict[str, Any]) -> None:
+    del summary["picture_words"]["pgd"]
+
+
+REMOVALS: dict[str, Change] = {
+    "field": lambda summary: summary.pop("picture_words"),
+    "all": lambda summary: summary.update(picture_words={}),
+    "empty attacks": lambda summary: summary.update(picture_words={"pgd": {}, "random_draws": {}}),
+    "one attack": one_attack_less,
+    "one picture": one_picture_less,
+    "an empty text": lambda summary: summary["picture_words"]["pgd"].update(
+        dict.fromkeys(summary["picture_words"]["pgd"], "")
+    ),
+    "another attack": lambda summary: summary["picture_words"].update(other=summary["picture_words"].pop("pgd")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REMOVALS)
+def test_words_that_are_removed_fail_the_audit(
+    evidence: Evidence, target: EvaluationTarget, tmp_path: Path, name: str
+) -> None:
+    write_evidence(evidence, tmp_path)
+    summary = json.loads((tmp_path / SUMMARY).read_text())
+    REMOVALS[name](summary)
+    write_json(tmp_path / SUMMARY, summary)
+    assert not audit(tmp_path, target, SUITE).passed
+
+
+@pytest.mark.slow
+def test_evidence_of_schema_5_may_lack_them_and_the_audit_says_so(
+    evidence: Evidence, target: EvaluationTarget, tmp_path: Path
+) -> None:
+    write_evidence(evidence, tmp_path)
+    summary = json.loads((tmp_path / SUMMARY).read_text()) | {"schema": 5}
+    del summary["picture_words"]
+    write_json(tmp_path / SUMMARY, summary)
+    result = audit(tmp_path, target, SUITE)
+    assert result.passed, problems(result)
+    notes = {check.name: check.note for check in result.checks if check.note}
+    assert notes["the summary states every field"] == "evidence of schema 5 does not state picture_words"
+    assert notes["the words of the pictures follow from their parameters"] == "evidence of schema 5 has none"
+
+
+def test_every_field_that_is_removed_is_named(evidence: Evidence, tmp_path: Path) -> None:
+    write_evidence(evidence, tmp_path)
+    summary, whole = read_summary(tmp_path), json.loads((tmp_path / SUMMARY).read_text())
+    assert fields_check(tmp_path, summary).passed
+    paths = list(missing_fields(whole, None))
+    assert paths == list(whole)
+    tried = 0
+    for path in keys_of(whole):
+        part = copy.deepcopy(whole)
+        place = part
+        for key in path[:-1]:
+            place = place[key]
+        del place[path[-1]]
+        write_json(tmp_path / SUMMARY, part)
+        check = fields_check(tmp_path, summary)
+        assert not check.passed, path
+        assert str(path[-1]) in check.problem
+        tried += 1
+    assert tried > 100
+
+
+def keys_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of all keys of objects, also of those in lists."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in entries:
+        if isinstance(value, dict):
+            yield (*path, key)
+        yield from keys_of(inner, (*path, key))
+
+
+@pytest.mark.slow
+def test_another_seed_fails_where_searches_depend_on_it(
+    evidence: Evidence, target: EvaluationTarget, tmp_path: Path
+) -> None:
+    write_evidence(evidence, tmp_path)
+    summary = json.loads((tmp_path / SUMMARY).read_text())
+    summary["suite"]["seed"] = 1
+    write_json(tmp_path / SUMMARY, summary)
+    result = audit(tmp_path, target, SUITE, sampling=Sampling(everything=True))
+    assert not result.passed
+    assert "seed, where no repeated search depends on it" in STATED

@@ -20,6 +20,7 @@ from robustly.threats.contract import EditSet, Smooth, Threat, ThreatSet, has_no
 from robustly.threats.corruption import CorruptionSet
 from robustly.threats.parameter_box import ParameterBox
 from robustly.threats.patch import PatchSet
+from robustly.threats.precision import at_least_float32
 
 ModelMode = Literal["eval", "train", "train_nostat"]
 Images = Float[Tensor, "n ..."]
@@ -171,7 +172,8 @@ class Attack(Protocol):
 
         Args:
             model: any module from inputs to the outputs that the goal is defined for: logits `(N, K)` for labels.
-            x: inputs `(N, ...)` inside the threat's box.
+            x: inputs `(N, ...)` inside the threat's box. For inputs in half precision the results are in float32:
+                rounded to half precision they would be outside the threat set.
             y: true labels `(N,)`, or a `Goal` (such as a `ClassificationGoal` with target classes or reference
                 logits).
             threat: the allowed perturbations.
@@ -226,7 +228,7 @@ def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = Tr
 def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: Threat) -> tuple[Images, Goal]:
     """Check a batch before an attack, and copy its images out of inference mode.
 
-    Values that rounding has left just outside the box are clipped to it.
+    Values that rounding has left just outside the box are clipped to it. Inputs in half precision become float32.
 
     Raises:
         AttackError: images that are not floats or lie outside the box; labels that do not fit the images.
@@ -244,7 +246,7 @@ def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: Threat) -> tuple[I
             "(robustly.wrap(model, mean=, std=)), not in the data"
         )
     with torch.inference_mode(False):
-        x = x.detach()
+        x = at_least_float32(x.detach())
         return (x.clamp(low, high) if excess > 0 else x.clone()), goal
 
 

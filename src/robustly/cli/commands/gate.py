@@ -16,7 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     parser.add_argument("run", type=Path, help="run folder, or folder of evidence")
     parser.add_argument("--clean", type=float, metavar="SHARE", help="least clean accuracy, such as 0.85")
-    parser.add_argument("--robust", type=float, metavar="SHARE", help="least worst-case accuracy under attack")
+    parser.add_argument(
+        "--robust",
+        type=float,
+        metavar="SHARE",
+        help="least worst-case accuracy under attack; of a suite of several threats, under all at once",
+    )
+    parser.add_argument(
+        "--mean", type=float, metavar="SHARE", help="least mean over the threats of a suite, with --as unforeseen"
+    )
+    parser.add_argument(
+        "--worst", type=float, metavar="SHARE", help="least accuracy under the worst threat of such a suite"
+    )
     parser.add_argument("--certified", type=float, metavar="SHARE", help="least certified accuracy")
     parser.add_argument(
         "--confident",
@@ -39,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-failed", action="store_true", help="attacks that failed do not fail the gate")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="also write the conditions as JUnit XML")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the conditions as JSON")
-    parser.add_argument("--as", dest="label", metavar="NAME", help="take the folder evaluation_NAME")
+    parser.add_argument(
+        "--as",
+        dest="label",
+        metavar="NAME",
+        help="take the folder evaluation_NAME, or the suite of several threats of that name",
+    )
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -56,6 +72,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         options.under,
         options.allow_masking,
         options.allow_failed,
+        options.mean,
+        options.worst,
     )
     other = GateOptions(options.label, options.audit, options.junit, options.json, options.trust_code)
     return run_gate(options.run, limits, other)

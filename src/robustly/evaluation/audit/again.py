@@ -22,6 +22,7 @@ _PUSHES = 20  # steps that move an adversarial example further behind the bounda
 LARGEST = 5
 """Rows with the most passes that are attacked again, so that no single row carries a mean."""
 _FACTOR = 10  # of their passes: a random search may be far faster or slower after other rounding
+_OTHER_SUCCESSES = 0.5  # share of the broken rows whose search may end at another success, by rounding
 _PROBE = 1  # forward passes by which two batches differ: the first one tests the copy in bfloat16
 
 
@@ -119,6 +120,10 @@ def differences(again: Again, stated: AttackColumns, *, exact: bool) -> str:
     problem = _pass_problem(again, stated, spent, both, exact=exact)
     if problem:
         return problem
+    fell = rows[mine.broken[rows] & stated.broken[rows]]
+    off = ~_close(mine.margin[fell], stated.margin[fell], exact)
+    if exact and off.sum() > max(_OTHER_SUCCESSES * len(fell), 2):
+        return f"{int(off.sum())} of {len(fell)} broken rows have another margin, as with another seed"
     off = ~_close(mine.margin[both], stated.margin[both], exact)
     if off.sum() > max(share * len(both), 1):
         return f"{int(off.sum())} of {len(both)} unbroken rows have another margin"

@@ -13,6 +13,7 @@ from robustly.evaluation.audit.certificates import certificates_checks
 from robustly.evaluation.audit.check import Check
 from robustly.evaluation.audit.costs import costs_checks
 from robustly.evaluation.audit.curve import curve_check
+from robustly.evaluation.audit.fields import fields_check
 from robustly.evaluation.audit.identity import (
     clean_check,
     description_check,
@@ -145,6 +146,7 @@ def _checks(
     target = _as_evaluated(target, evidence)
     suite = None if suite is None else recorded_curve(suite, summary.suite)
     yield files_check(folder, summary)
+    yield fields_check(folder, summary)
     parts = parts_check(evidence)
     yield parts
     identity = tuple(identity_checks(evidence, target))

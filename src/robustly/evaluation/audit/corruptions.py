@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from robustly.corruptions import SEVERITIES
 from robustly.data import ImageData
 from robustly.evaluation.audit.check import Check
 from robustly.evaluation.audit.sampling import Sampling
@@ -19,7 +18,7 @@ from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import EvidenceError
 from robustly.evidence.corruption_predictions import CorruptionPredictions
-from robustly.evidence.corruption_result import CorruptionResult, compared
+from robustly.evidence.corruption_result import CorruptionResult, MeanAccuracy, compared
 
 
 def audit_corruptions(
@@ -29,6 +28,7 @@ def audit_corruptions(
     source: CorruptionSource,
     sampling: Sampling | None = None,
     reference: CorruptionResult | None = None,
+    name: str | None = None,
 ) -> tuple[Check, ...]:
     """Check a result against its stored predictions, and a sample of these against images and weights.
 
@@ -43,8 +43,9 @@ def audit_corruptions(
         sampling: the guarantee; None for the default, 2 % with 99 %.
         reference: the result of the reference model, from which the errors relative to it are computed again; None
             leaves them unchecked, with a note.
+        name: name of the network in the run; None takes that of the result.
     """
-    again = corruption_result(found, target, source, stated.model.name)
+    again = corruption_result(found, target, source, stated.model.name if name is None else name)
     same_inputs = corruption_identity(target, source) == found.identity
     checks = [
         Check(
@@ -91,7 +92,8 @@ def _difference(again: CorruptionResult, stated: CorruptionResult) -> str:
     for name in ("model", "data", "images", "clean"):
         if getattr(again, name) != getattr(stated, name):
             return f"{name} is {getattr(stated, name)}, computed again {getattr(again, name)}"
-    if [(row.name, row.cells) for row in again.rows] != [(row.name, row.cells) for row in stated.rows]:
+    blank = MeanAccuracy(0.0, (0.0, 0.0))  # means are compared below
+    if [replace(row, mean=blank) for row in again.rows] != [replace(row, mean=blank) for row in stated.rows]:
         return "the rows are not those of the predictions"
     means = [(row.mean, other.mean) for row, other in zip(again.rows, stated.rows, strict=True)]
     if (again.mean is None) != (stated.mean is None):
@@ -145,7 +147,7 @@ def _cells(
 
 
 def _exists(name: str, severity: int, source: CorruptionSource) -> bool:
-    return name in source.names and severity in SEVERITIES
+    return name in source.names and severity in source.images.severities
 
 
 def _is_of(found: CorruptionPredictions, corrupted: ImageData) -> bool:

@@ -1,16 +1,19 @@
 """Audit of the costs of an evaluation: matrix, rows, images, numbers, and a sample of the classes not reached."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from robustly.attacks import Attack
+from robustly.cost_matrix import CostError, CostMatrix, is_file, read_costs
 from robustly.evaluation.audit.check import Check, Placed
+from robustly.evaluation.audit.costs_8bit import has_image, saved_again, saved_checks
 from robustly.evaluation.audit.rounding import Rounding, too_many_ties
 from robustly.evaluation.audit.sampling import Sampling, drawn
 from robustly.evaluation.costs import TARGETED_ATTACK, attack_pairs, known_pairs, turns, worst_costs
+from robustly.evaluation.costs_8bit import PairImages
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.suites.suite import settings
 from robustly.evaluation.target import EvaluationTarget
@@ -83,20 +86,37 @@ def _contents(
     if matrix.classes != target.data.num_classes:
         wrong = f"it is of {matrix.classes} classes, the data of {target.data.num_classes}"
     yield Check(f"costs: the matrix is the one named ({matrix.digest[:12]}...)", wrong)
+    yield _text_check(matrix)
     same = dict(found.summary.attack) == settings(attack)
     yield Check("costs: the targeted attack is the one of this version", "" if same else "its settings differ")
     if wrong or not same:
         return
     cost = _cost_of(matrix.array, evidence, found.pairs)
-    problem = _row_problem(evidence, found, cost)
+    saved = saved_again(evidence, found, target, rounding)
+    problem = _row_problem(evidence, found, cost, saved)
     yield Check("costs: rows follow from the matrix, the evaluation and each other", problem)
     if problem:
         return
     yield Check("costs: images reach the classes stated", _image_problem(evidence, found, target, rounding))
-    own = cost_numbers(matrix, examples.id, examples.label, examples.clean_prediction, found.pairs)
+    yield from saved_checks(evidence, found, target, saved, rounding)
+    own = cost_numbers(
+        matrix, examples.id, examples.label, examples.clean_prediction, found.pairs, has_image(found)
+    )
     differs = to_json(own) != to_json(found.summary.numbers)
     yield Check("costs: numbers follow from the rows", "they differ" if differs else "")
     yield from _again(evidence, found.pairs, target, sampling, rounding, attack)
+
+
+def _text_check(costs: CostMatrix) -> Check:
+    """Check that the text of the costs, such as "all", makes the matrix. Names of files are stated alone."""
+    name = "costs: the text makes the matrix"
+    if is_file(costs.text):
+        return Check(name, note=f"the name of the file {costs.text[:60]!r} is stated, not checked")
+    try:
+        own = read_costs(costs.text, costs.classes)
+    except CostError:
+        return Check(name, note=f"{costs.text[:60]!r} is stated, not checked")
+    return Check(name, "" if own.digest == costs.digest else f"{costs.text[:60]!r} makes another one")
 
 
 def _cost_of(matrix: Double, evidence: Evidence, pairs: CostPairs) -> Double:
@@ -106,10 +126,10 @@ def _cost_of(matrix: Double, evidence: Evidence, pairs: CostPairs) -> Double:
     return found
 
 
-def _row_problem(evidence: Evidence, found: CostEvidence, cost: Double) -> str:
+def _row_problem(evidence: Evidence, found: CostEvidence, cost: Double, saved: Mapping[str, PairImages]) -> str:
     """The problem with the rows, or an empty text."""
     pairs, ids = found.pairs, evidence.table.examples.id
-    known = known_pairs(evidence.table, evidence, found.summary.costs())
+    known = known_pairs(evidence.table, evidence, found.summary.costs(), saved)
     if not (np.array_equal(pairs.id, known.id) and np.array_equal(pairs.target, known.target)):
         return "they are not the costly classes of the examples"
     place, tried, reached = rows_of(ids, pairs.id), np.zeros(len(pairs), dtype=bool), known.reached.copy()

@@ -56,6 +56,7 @@ def dossier(run: RunEvidence, known: Sequence[KnownAttack], floors: Floors = Flo
     judged = verdict(run)
     sections = (
         Section("Result", tuple(_result(run, evaluation, judged, floors))),
+        *_other_threats(run, evaluation),
         Section("Threat model", tuple(_threat(evaluation))),
         Section("Model and data", tuple(_data(run, evaluation))),
         Section("Attacks that were tried", tuple(_attacks(run, evaluation))),
@@ -112,6 +113,30 @@ def _floor(share: Proportion, floor: float | None, option: str) -> str:
     contains = share.low < floor <= share.high
     tail = f", but the interval {interval(share)} contains it" if contains else ""
     return f"{100 * floor:g} %: {met} with {percent(share.share)}{tail}"
+
+
+def _other_threats(run: RunEvidence, evaluation: Summary) -> Iterator[Section]:
+    """A section with the numbers of each suite of several threats, if there are any of these weights."""
+    blocks: list[Block] = []
+    for one in run.protocols:
+        if one.weights_sha256 != evaluation.model.weights_sha256:
+            continue
+        blocks.append(Paragraph(one.terms.label, strong=True))
+        blocks.append(Paragraph(" ".join([one.terms.words, *one.terms.notes])))
+        blocks += [Items(one.doubts)] if one.doubts else []
+        rows = [("Clean", proportion(one.clean), count(one.clean.count))]
+        for column in one.columns:
+            name = f"{column.threat} (trained on)" if column.role == "trained" else column.threat
+            rows.append((name, proportion(column.robust), count(column.robust.count)))
+        mean = f"{percent(one.mean.accuracy)} {interval(one.mean)}"
+        rows.append((one.mean_words[:1].upper() + one.mean_words[1:], mean, count(one.clean.count)))
+        rows.append(("All threats at once", proportion(one.union), count(one.union.count)))
+        blocks.append(Grid(one.terms.label, ("Threat", "Accuracy, 95 % interval", "Examples"), tuple(rows)))
+        blocks.append(Paragraph(f"The lowest accuracy is that under {one.worst}."))
+        blocks += [Items(tuple(f"Left out: {line}" for line in one.left_out))] if one.left_out else []
+        blocks.append(Paragraph(f"Whoever doubts them: robustly audit {run.name} --as {one.terms.label}."))
+    if blocks:
+        yield Section("Other threats", tuple(blocks))
 
 
 def _threat(evaluation: Summary) -> Iterator[Block]:

@@ -74,12 +74,14 @@ def _coverage(run: RunEvidence) -> Iterator[str]:
             f"The curve over sizes of the change is that of one attack on {count(curve.count)} of "
             f"{count(evaluation.data.count)} examples."
         )
-    union = run.union
-    if union is None:
-        yield f"Only {evaluation.threat.text} was tested. Accuracy under other threats was not measured."
+    union, weights = run.union, evaluation.model.weights_sha256
+    texts = [evaluation.threat.text] if union is None else [one.text for one in union.threats]
+    texts += [one.threat for suite in run.protocols if suite.weights_sha256 == weights for one in suite.columns]
+    tested = list(dict.fromkeys(texts))
+    if len(tested) == 1:
+        yield f"Only {tested[0]} was tested. Accuracy under other threats was not measured."
     else:
-        tested = ", ".join(one.text for one in union.threats)
-        yield f"Tested threats are {tested}. Accuracy under other threats was not measured."
+        yield f"Tested threats are {', '.join(tested)}. Accuracy under other threats was not measured."
 
 
 def _chance(run: RunEvidence) -> Iterator[str]:

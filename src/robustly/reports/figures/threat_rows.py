@@ -30,6 +30,8 @@ class ThreatRow:
         words: the threat in one sentence.
         suite: name of the suite.
         masking: sentences on suspected gradient masking.
+        gap: difference from the threats of the training, in percentage points; empty without one.
+        gap_ends: its 95 % interval.
     """
 
     kind: Kind
@@ -41,6 +43,8 @@ class ThreatRow:
     words: str = ""
     suite: str = ""
     masking: tuple[str, ...] = ()
+    gap: str = ""
+    gap_ends: str = ""
 
 
 def threat_rows(union: ThreatUnion, tests: Sequence[ThreatTest] = ()) -> tuple[ThreatRow, ...]:

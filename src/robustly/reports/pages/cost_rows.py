@@ -34,6 +34,7 @@ class CostView:
         without: mean cost without an attack.
         largest: the largest cost of the matrix.
         rows: the confusions with the largest total cost.
+        worst_8bit: expected worst cost as 8-bit files; empty in schema 1.
     """
 
     text: str
@@ -44,6 +45,7 @@ class CostView:
     without: str
     largest: str
     rows: tuple[CostRow, ...]
+    worst_8bit: str = ""
 
 
 def cost_view(evaluation: Summary, costs: CostSummary) -> CostView:
@@ -71,4 +73,5 @@ def cost_view(evaluation: Summary, costs: CostSummary) -> CostView:
         without=f"{numbers.clean_cost.mean:.3g}",
         largest=f"{costs.costs().largest:g}",
         rows=rows,
+        worst_8bit="" if numbers.eight_bit is None else f"{numbers.eight_bit.worst.mean:.3g}",
     )

@@ -16,6 +16,7 @@ from robustly.reports.pages.html import assembled
 from robustly.reports.source_names import named_sources
 from robustly.reports.tables.columns import CLEAN, WORST_CASE
 from robustly.reports.tables.method_tables import MethodTable, Row, Score, distinguishing
+from robustly.reports.tables.protocol_tables import ProtocolLine, ProtocolTable, ends
 from robustly.reports.tables.table_verdict import table_verdict
 from robustly.reports.tables.threat_matrix import ThreatMatrix
 from robustly.reports.verdict import Verdict
@@ -40,24 +41,32 @@ class TableSection:
     verdict: Verdict
 
 
-def write_methods_page(tables: Sequence[MethodTable], output: Path, matrix: ThreatMatrix | None = None) -> Path:
+def write_methods_page(
+    tables: Sequence[MethodTable],
+    output: Path,
+    matrix: ThreatMatrix | None = None,
+    protocols: Sequence[ProtocolTable] = (),
+) -> Path:
     """Write the page of these tables; missing folders are created.
 
     Args:
         tables: the tables.
         output: file to write.
         matrix: the same methods under several threats, or None.
+        protocols: the same runs by suites of several threats.
 
     Raises:
         OSError: the file cannot be written.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, methods_page(tables, matrix))
+    write_text(output, methods_page(tables, matrix, protocols))
     return output
 
 
-def methods_page(tables: Sequence[MethodTable], matrix: ThreatMatrix | None = None) -> str:
-    """The page of these tables, and of the matrix over their threats if there is one, as text."""
+def methods_page(
+    tables: Sequence[MethodTable], matrix: ThreatMatrix | None = None, protocols: Sequence[ProtocolTable] = ()
+) -> str:
+    """The page of these tables, of the matrix over their threats if there is one, and of suites, as text."""
     tables, matrix = named_sources(tables), named_sources(matrix)
     parts = [
         TableSection(
@@ -73,6 +82,7 @@ def methods_page(tables: Sequence[MethodTable], matrix: ThreatMatrix | None = No
     figures = {f"{part.key}-{part.figure.words.key}": part.figure for part in parts if part.figure is not None}
     navigation = [("summary", "", "Summary")]
     navigation += [] if matrix is None else [("threats", "", "Threats")]
+    navigation += [("suites", "", "Suites of threats")] if protocols else []
     navigation += [(part.key, "", f"{part.table.data.source}, {part.table.threat.text}") for part in parts]
     runs = max(sum(len(row.seeds) for row in table.rows) for table in tables)
     if len(tables) == 1:
@@ -88,9 +98,24 @@ def methods_page(tables: Sequence[MethodTable], matrix: ThreatMatrix | None = No
         "navigation": navigation,
         "parts": parts,
         "matrix": matrix,
+        "protocols": [(one, [_suite_cells(line) for line in one.lines]) for one in protocols],
         "count": runs,
     }
     return assembled("compare.html", figures, content)
+
+
+def _suite_cells(line: ProtocolLine) -> list[tuple[str, str, str] | None]:
+    """Number, interval and a word for each column of a suite's table; None where there is no number."""
+    numbers = (line.clean, line.trained, line.mean, line.worst_share, line.union, line.mean_less, line.union_less)
+    cells: list[tuple[str, str, str] | None] = []
+    for number in numbers:
+        if number is None:
+            cells.append(None)
+            continue
+        value, low, high = ends(number)
+        word = line.worst if number is line.worst_share else ""
+        cells.append((f"{100 * value:.1f}", f"[{100 * low:.1f}, {100 * high:.1f}]", word))
+    return cells
 
 
 def front_of(table: MethodTable) -> Figure | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustly.evidence import Summary, read_summary
+from robustly.evidence.protocol_result import own_evaluations, protocol_files, read_protocol
 from robustly.evidence.schema import SUMMARY, TABLE
 from robustly.evidence.storage import read_table
 from robustly.reports.reading import if_there, read_config
@@ -46,12 +47,24 @@ class EvaluatedRun:
 
 
 def read_evaluated(path: Path) -> EvaluatedRun:
-    """The first of `read_rows`: a run and the evaluations of its selected weights, if there are any."""
-    return read_rows(path)[0]
+    """The first of `read_rows`: a run and the evaluations of its selected weights, if there are any.
+
+    Raises:
+        ReportError: see `read_rows`; a run that has evaluations by suites of several threats alone.
+    """
+    rows = read_rows(path)
+    if not rows:
+        raise ReportError(
+            f"{path} was evaluated by suites of several threats alone: run `robustly evaluate {path}`."
+        )
+    return rows[0]
 
 
 def read_rows(path: Path) -> tuple[EvaluatedRun, ...]:
     """Read a run and all its evaluations: one of the selected weights, and one of the last epoch, as far as done.
+
+    Evaluations that a suite of several threats made for itself are left out: `protocol_tables` has their numbers.
+    There is no row if the run has no others.
 
     Args:
         path: the folder of the run.
@@ -62,9 +75,13 @@ def read_rows(path: Path) -> tuple[EvaluatedRun, ...]:
     """
     if not path.is_dir():
         raise ReportError(f"{path} is not a run folder: there is no such folder.")
-    folders = [path / "evaluation", *sorted(path.glob("evaluation_*"))]
+    protocols = tuple(map(read_protocol, protocol_files(path)))
+    apart = own_evaluations(protocols)
+    folders = [one for one in (path / "evaluation", *sorted(path.glob("evaluation_*"))) if one.name not in apart]
     kept = [KeptEvaluation(folder, read_summary(folder)) for folder in folders if (folder / SUMMARY).is_file()]
     config = if_there(path / "config.yaml", read_config)
+    if not kept and protocols:
+        return ()
     if not kept and config is None:
         raise ReportError(f"{path} is not a run folder: it has neither config.yaml nor evaluation/summary.json.")
     if not kept:

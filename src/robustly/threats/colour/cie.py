@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustly.threats.contract import Images
+from robustly.threats.precision import without_autocast
 
 _TO_XYZ = torch.tensor(
     [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9504]], dtype=torch.float64
@@ -96,4 +97,5 @@ def _white_chromaticity() -> tuple[float, float]:
 
 
 def _mixed(matrix: Float[Tensor, "3 3"], images: Images) -> Images:
-    return (matrix.to(images) @ images.flatten(2)).view_as(images)
+    with without_autocast(images):
+        return (matrix.to(images) @ images.flatten(2)).view_as(images)
