@@ -93,7 +93,7 @@ def title(method: str) -> str:
         "dynat": "DYNAT", "trades": "TRADES", "mart": "MART", "gairat": "GAIRAT", "mail": "MAIL", "rslad": "RSLAD",
         "pgd": "PGD", "lbgat0": "LBGAT0", "lbgat6": "LBGAT6", "adaad": "AdaAD",
         "gradalign": "GradAlign", "wrn": "WRN", "n": "N", "iad2": "IAD2", "mse": "MSE", "gair": "GAIR",
-        "resnet18": "ResNet-18", "eat": "E-AT", "tafd": "TaFD",
+        "resnet18": "ResNet-18", "eat": "E-AT", "tafd": "TaFD", "macer": "MACER", "cs": "CS",
     }  # fmt: skip
     words = [names.get(word, word.upper() if word in capitals else word.capitalize()) for word in method.split("_")]
     return "-".join(words)

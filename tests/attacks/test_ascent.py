@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustly.attacks import PGD, AttackError, SmoothPGD
+from robustly.attacks import MIM, PGD, Attack, AttackError, SmoothPGD
 from robustly.attacks.core.ascent import Ascent
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.search import Search
@@ -124,20 +124,59 @@ def test_rules_climb(name: str) -> None:
     assert (margin(net(point), goal) > margin(net(x), goal)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", list(RULES))
-def test_a_zero_gradient_moves_nothing_and_breaks_nothing(name: str) -> None:
-    x = torch.full((3, 2, 2), 0.5)
+def test_a_zero_gradient_moves_nothing_and_breaks_nothing(name: str, dtype: torch.dtype) -> None:
+    """In float16 the number that Adam adds to the root of the second moment is zero."""
+    x = torch.full((3, 2, 2), 0.5, dtype=dtype)
     allowed = ThreatModel("linf", 0.2).around(x)
     zero = torch.zeros_like(x)
     draws = KeyedGenerator(0, torch.arange(3))
     rule = RULES[name]
-    iterate = Iterate(0, x, zero, allowed, torch.full((3,), 0.1), draws, lambda points: zero)
+    iterate = Iterate(0, x, zero, allowed, torch.full((3,), 0.1, dtype=dtype), draws, lambda points: zero)
     theta, state = rule.update(rule.init(x), iterate)
     assert theta.isfinite().all()
     assert all(values.isfinite().all() for values in state)
     assert allowed.contains(theta).all()
     if name != "noisy":
         assert torch.equal(theta, x)
+
+
+class Flat(nn.Module):
+    """Logits that do not depend on the image, with a gradient of zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([1.0, 0.0, 0.0]).to(x) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("level", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("attack", "text"),
+    [
+        (MIM(3), "linf:0.1"),
+        (MIM(3, smoothing=3), "l2:0.5"),
+        (MIM(3), "l1:2"),
+        (MIM(3), "hue:0.5"),
+        (MIM(3), "flow:0.8"),
+        (SmoothPGD(3), "flow:0.8"),
+        (SmoothPGD(3, smoothness=0), "flow:0.8"),
+        (SmoothPGD(3), "flow:0.5+linf:0.1"),
+        (PGD(3, start="none", update="adam"), "saturation:0.5"),
+        (PGD(3, start="none", update="normalised"), "rotation:30+hue:0.5"),
+    ],
+)
+def test_a_search_from_a_fixed_start_stays_there_without_a_gradient(
+    attack: Attack, text: str, level: float, dtype: torch.dtype
+) -> None:
+    """Of an image without colour or structure: hues, flows and their roughness have no slope there either."""
+    x, ids = torch.full((2, 3, 8, 8), level, dtype=dtype), torch.arange(2)
+    found = attack(Flat(), x, torch.zeros(2).long(), threat=parse_threat(text), generator=KeyedGenerator(0, ids))
+    assert not found.invalid.any()
+    assert not found.broken.any()
+    assert torch.equal(found.x_adv, x)
+    assert found.zero_gradients is not None
+    assert (found.zero_gradients == 3).all()
 
 
 def test_samples_of_a_gradient_are_passes_and_not_iterates() -> None:

@@ -144,3 +144,38 @@ def test_an_image_is_independent_of_its_batch() -> None:
     for row, domain in itertools.islice(enumerate([0, 1, 1, 0, 1]), 3):
         alone = made(h[row : row + 1], route([domain], soft=soft[row : row + 1]))
         assert torch.allclose(alone, together[row : row + 1], atol=1e-13)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_without_masks_the_experts_have_the_whole_features(stride: int) -> None:
+    made = FrequencyConv2d(
+        3, 4, 3, domains=2, image_size=(8, 8), stride=stride, padding=1, bias=True, masked=False
+    ).double()
+    h, domains, p = features(7, 9), [0, 1, 1, 0, 1], probabilities()
+    shared, *experts = made.kernels
+    assert "embedding" not in made.state_dict()
+    assert torch.equal(made.masks(route(domains).hard, 7, 9), torch.ones(5, 2, 7, 5, dtype=torch.float64))
+
+    def convolved(kernel: Tensor) -> Tensor:
+        return F.conv2d(h, kernel, made.bias, stride, 1)
+
+    branches = [convolved(shared + expert) for expert in experts]
+    expected = torch.stack([branches[d][i] for i, d in enumerate(domains)])
+    assert torch.allclose(made(h, route(domains)), expected, atol=1e-12)
+    mixed = p[:, 0, None, None, None] * branches[0] + p[:, 1, None, None, None] * branches[1]
+    assert torch.allclose(made(h, Route(p)), mixed, atol=1e-12)
+    stand_in = made(h, route(domains, soft=p))
+    assert torch.allclose(stand_in, expected, atol=1e-12)
+    (found,) = torch.autograd.grad(stand_in.square().sum(), p)
+    own = [F.conv2d(h, expert, None, stride, 1) for expert in experts]
+    slopes = [(2 * expected.detach() * one).sum((1, 2, 3)) for one in own]
+    assert torch.allclose(found, torch.stack(slopes, 1), atol=1e-9)
+    assert made(features(count=0), Route(p[:0])).shape[0] == 0
+
+
+def test_without_masks_there_are_fewer_parameters() -> None:
+    counts = [
+        sum(p.numel() for p in FrequencyConv2d(3, 4, 3, domains=2, image_size=(8, 8), masked=masked).parameters())
+        for masked in (True, False)
+    ]
+    assert counts[0] - counts[1] == 2 * 2 * 11

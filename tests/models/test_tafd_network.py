@@ -162,3 +162,42 @@ def test_channels_last_and_double_precision_change_no_route(name: str) -> None:
         last = copy.deepcopy(net).to(memory_format=torch.channels_last)
         assert torch.allclose(last(x.contiguous(memory_format=torch.channels_last)), plain, atol=1e-5)
         assert torch.allclose(copy.deepcopy(net).double()(x.double()).float(), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tafd_small_cnn", "tafd_resnet18"])
+@pytest.mark.parametrize("ablation", ["random_domains", "no_masks"])
+def test_ablations_are_networks_with_one_part_less(name: str, ablation: str) -> None:
+    config = ModelConfig(name, width=0.1, channels=1, image_size=(16, 20), ablation=ablation)
+    net, whole = build_model(config, 1).eval(), build_model(replace(config, ablation=None), 1)
+    assert isinstance(net, TafdNetwork)
+    missing = {key.partition(".")[0] for key in whole.state_dict().keys() - net.state_dict().keys()}
+    assert missing == ({"router"} if ablation == "random_domains" else {"body"})
+    assert net.has_random_domains == (ablation == "random_domains")
+    x = images(24)
+    with torch.no_grad():
+        domains, branches = net.domain_logits(x).argmax(1), torch.stack([forced(net, d)(x) for d in range(2)])
+        assert torch.equal(net(x), branches[domains, torch.arange(24)])
+    assert torch.equal(net(x).detach(), branches[domains, torch.arange(24)])
+
+
+def test_random_domains_are_fixed_and_about_even_and_do_not_depend_on_brightness() -> None:
+    config = ModelConfig("tafd_small_cnn", width=0.1, image_size=(16, 20), ablation="random_domains")
+    net, x = build_model(config, 1).eval(), images(400)
+    assert isinstance(net, TafdNetwork)
+    domains = net.domain_logits(x).argmax(1)
+    assert 100 < int(domains.sum()) < 300
+    assert torch.equal(domains, torch.cat([net.domain_logits(one[None]).argmax(1) for one in x]))
+    assert torch.allclose(net.domain_logits(x * 0.5 + 0.2), net.domain_logits(x) * 0.5, atol=1e-5)
+    again, other = build_model(config, 1), build_model(config, 2)
+    assert torch.equal(again.router.directions, net.router.directions)  # type: ignore[union-attr]
+    assert not torch.equal(other.router.directions, net.router.directions)  # type: ignore[union-attr]
+    assert not list(net.router.parameters())
+    assert "router.directions" in net.state_dict(), "weights keep the choice"
+
+
+def test_ablations_of_other_networks_are_refused() -> None:
+    for name, ablation in (("small_cnn", "no_masks"), ("tafd_small_cnn", "no_router")):
+        with pytest.raises(ValueError, match=r"use random_domains or no_masks with tafd_resnet18"):
+            ModelConfig(name, ablation=ablation)
+    with pytest.raises(ValueError, match="unknown ablation"):
+        tafd_resnet18(ablation="no_router")

@@ -143,5 +143,5 @@ WANTED = (
     *("dynat_inner_gairat", "dynat_mail", "dynat_inner_mail", "dynat_swapped"),
     *("dynat_gairat_swapped", "dynat_inner_gairat_swapped", "at_kl", "at_kl_on_wrong", "dynat_guided"),
     *("pgd_at_from_clean", "lbgat0_ce_guided", "max", "avg", "stochastic_multi", "msd", "eat", "gat", "gat_madry"),
-    *("tafd", "tafd_matched"),
+    *("tafd", "tafd_matched", "macer", "margin_cs"),
 )

@@ -26,6 +26,7 @@ from robustly.attacks.pgd import PGD
 from robustly.attacks.pma import PMA
 from robustly.attacks.random_draws import RandomDraws
 from robustly.attacks.registry import ATTACKS, TITLES, dynat_pgd, fgsm, r_fgsm
+from robustly.attacks.route_pgd import RoutePGD
 from robustly.attacks.sigma_zero import SigmaZero
 from robustly.attacks.smooth_pgd import SmoothPGD, recoloradv
 from robustly.attacks.sparse_rs import SparseRS
@@ -53,6 +54,7 @@ ATTACK_KINDS: dict[str, Callable[[], Attack]] = {
     "composite": Composite,
     "stadv": SmoothPGD,
     "recoloradv": recoloradv,
+    "route_pgd": RoutePGD,
     "patch": PatchSearch,
     "expected_patch": ExpectedPatch,
     "boundary": Boundary,
@@ -99,6 +101,7 @@ __all__ = [
     "ParameterSearch",
     "PatchSearch",
     "RandomDraws",
+    "RoutePGD",
     "SigmaZero",
     "SmoothPGD",
     "SparseRS",

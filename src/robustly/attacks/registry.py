@@ -69,6 +69,7 @@ TITLES: dict[str, str] = {
     "composite": "Composite (CAA)",
     "stadv": "StAdv",
     "recoloradv": "ReColorAdv",
+    "route_pgd": "PGD on class and route",
     "patch": "Patch search",
     "expected_patch": "Patch in expectation (EOT)",
 }

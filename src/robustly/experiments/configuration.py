@@ -256,6 +256,7 @@ _ADDED: dict[str, Any] = {
     "confidence": GuideLabels.confidence,
     "domains": None,
     "leave_out": None,
+    "ablation": None,
 }
 """Settings that a later version added, and their defaults."""
 PART_TABLES: dict[str, Mapping[str, type]] = {

@@ -93,6 +93,8 @@ class FrequencyConv2d(nn.Module):
         stride: of the convolution.
         padding: zeros at each side.
         bias: whether the output has a bias.
+        masked: False for an ablation without masks, a and c: every expert has the whole spectrum, and the output is
+            residual(h) + expert_d(h) + bias.
 
     Raises:
         ValueError: fewer than one domain.
@@ -100,6 +102,7 @@ class FrequencyConv2d(nn.Module):
 
     basis: Tensor
     bias: nn.Parameter | None
+    embedding: nn.Parameter | None
 
     def __init__(
         self,
@@ -112,6 +115,7 @@ class FrequencyConv2d(nn.Module):
         stride: int = 1,
         padding: int = 0,
         bias: bool = False,
+        masked: bool = True,
     ) -> None:
         super().__init__()
         if domains < 1:
@@ -120,7 +124,7 @@ class FrequencyConv2d(nn.Module):
         self.image_size = image_size
         # the shared kernel and the experts side by side; channels-last is defined for four dimensions
         self.weight = nn.Parameter(torch.empty(after, (1 + domains) * before, size, size))
-        self.embedding = nn.Parameter(torch.zeros(domains, domains, 1 + len(_ORDERS)))
+        self.embedding = nn.Parameter(torch.zeros(domains, domains, 1 + len(_ORDERS))) if masked else None
         self.bias = nn.Parameter(torch.empty(after)) if bias else None
         self.register_buffer("basis", zernike_basis(*image_size).to(self.weight.dtype), persistent=False)
         bound = 1 / math.sqrt(before * size * size)  # PyTorch's own for a convolution
@@ -135,11 +139,15 @@ class FrequencyConv2d(nn.Module):
     def masks(self, weights: Float[Tensor, "n k"], height: int, width: int) -> Float[Tensor, "n k h f"]:
         """Masks of the K bands for images of given weights of the domains; they add up to 1 over the bands.
 
+        In a layer without masks every one of them is 1.
+
         Args:
             weights: weights of the domains.
             height: of the features, in pixels.
             width: of the features, in pixels.
         """
+        if self.embedding is None:
+            return weights.new_ones(*weights.shape, height, width // 2 + 1)
         kept = (height, width) == self.image_size
         basis = self.basis if kept else zernike_basis(height, width).to(self.basis)
         rows = torch.einsum("nd,dkc->nkc", weights, self.embedding.to(weights))
@@ -161,6 +169,9 @@ class FrequencyConv2d(nn.Module):
             joined = torch.cat([h] * (1 + self.domains), dim=1)
             return conv2d(joined, self.weight, self.bias, self.stride, self.padding)
         height, width = h.shape[2:]
+        if self.embedding is None:  # a band is all of the features, times its weight
+            bands = h[:, None] * weights.to(h.dtype)[:, :, None, None, None]
+            return conv2d(torch.cat([h, bands.flatten(1, 2)], 1), self.weight, self.bias, self.stride, self.padding)
         wide = h.float() if h.dtype in (torch.float16, torch.bfloat16) else h  # FFTs need at least float32
         weights = weights.to(wide.dtype)
         gates = weights[:, :, None, None] * self.masks(weights, height, width)

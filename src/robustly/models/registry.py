@@ -14,7 +14,7 @@ from robustly.models.lazy import create_parameters, has_lazy_parameters
 from robustly.models.published import build_published, expected_images
 from robustly.models.resnet import PreActResNet, ResNet
 from robustly.models.small_cnn import SmallCNN
-from robustly.models.tafd import tafd_resnet18, tafd_small_cnn
+from robustly.models.tafd import ABLATIONS, tafd_resnet18, tafd_small_cnn
 from robustly.models.user_code import build_user_model, load_torchscript
 from robustly.models.weights import load_weights
 from robustly.models.wide_resnet import WideResNet
@@ -45,6 +45,8 @@ class ModelConfig:
         weights: a file or folder for `load_weights`; None for new weights, the published ones of timm and Hugging
             Face, or those of the user's factory.
         weights_key: the state dict to take from a file with several, such as `model_ema`; None finds it.
+        ablation: of a TaFD network: "random_domains" (a fixed random router) or "no_masks"; None for the network of
+            the paper.
 
     Raises:
         ValueError: for a name that does not exist and for a number outside its range.
@@ -61,6 +63,7 @@ class ModelConfig:
     dropout: float | None = None
     weights: str | None = None
     weights_key: str | None = None
+    ablation: str | None = None
 
     def __post_init__(self) -> None:
         if ":" not in self.name and self.name not in MODELS:
@@ -82,6 +85,10 @@ class ModelConfig:
             )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: use a probability in [0, 1)")
+        if self.ablation is not None and not (self.name.startswith("tafd_") and self.ablation in ABLATIONS):
+            raise ValueError(
+                f"ablation is {self.ablation!r}: use {' or '.join(ABLATIONS)} with tafd_resnet18 or tafd_small_cnn"
+            )
         if self.activation is not None and self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"unknown activation {self.activation!r}{nearest(self.activation, ACTIVATIONS)}: "
@@ -125,6 +132,7 @@ class Settings:
     dropout: float
     mean: tuple[Ratio, ...] | None
     std: tuple[Ratio, ...] | None
+    ablation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +206,7 @@ def _tafd_resnet18(s: Settings) -> nn.Module:
         activation=s.activation,
         mean=s.mean,
         std=s.std,
+        ablation=s.ablation,
     )
 
 
@@ -211,6 +220,7 @@ def _tafd_small_cnn(s: Settings) -> nn.Module:
         dropout=s.dropout,
         mean=s.mean,
         std=s.std,
+        ablation=s.ablation,
     )
 
 
@@ -308,6 +318,7 @@ def new_network(config: ModelConfig, allow_code: bool) -> nn.Module:
             dropout=dropout or 0.0,
             mean=config.mean,
             std=config.std,
+            ablation=config.ablation,
         )
     )
 

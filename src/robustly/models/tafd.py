@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from robustly.models.adapted import Adapted
+from robustly.models.adapter import unwrapped
 from robustly.models.frequency import FrequencyConv2d, Route, fixed_route
 from robustly.models.layers import input_layer, scaled
 from robustly.models.resnet import ResNet
@@ -16,6 +18,34 @@ from robustly.models.small_cnn import SmallCNN
 DOMAINS = 2
 """Threat domains of the paper's networks: Lp threats, and changes of colour and geometry."""
 SMALLEST_SIDE = 8
+RANDOM_DOMAINS, NO_MASKS = "random_domains", "no_masks"
+ABLATIONS = (RANDOM_DOMAINS, NO_MASKS)
+"""Variants in which one part of the idea is missing: the router, or the masks of the spectrum."""
+_GRID = 8  # sides of the averages that a random router reads
+
+
+class RandomRouter(nn.Module):
+    """Domain logits without training: an ablation of the router, for which domains are as good as drawn.
+
+    They are fixed random directions times the image, averaged over a grid of 8 x 8 places. The directions have mean
+    0 over the places, so that brightness does not decide. The route of an image depends on the image alone, as that
+    of a trained router, and on no threat: an attack changes it where the image is near the edge between domains.
+
+    Args:
+        channels: channels of the images.
+        domains: number of domains.
+    """
+
+    directions: Tensor
+
+    def __init__(self, channels: int, domains: int) -> None:
+        super().__init__()
+        drawn = torch.randn(domains, channels, _GRID * _GRID)
+        self.register_buffer("directions", (drawn - drawn.mean(2, keepdim=True)).flatten(1))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Domain logits."""
+        return nn.functional.adaptive_avg_pool2d(x, _GRID).flatten(1) @ self.directions.to(x.dtype).T
 
 
 class TafdNetwork(nn.Module):
@@ -56,6 +86,11 @@ class TafdNetwork(nn.Module):
             route = Route(route.hard, found.softmax(1))
         return self._logits(self.body, x, route)
 
+    @property
+    def has_random_domains(self) -> bool:
+        """True for the ablation without a trained router."""
+        return isinstance(self.router, RandomRouter)
+
     def domain_logits(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Router logits of images in [0, 1]."""
         logits: Tensor = self.router(self.normalize(x))
@@ -70,6 +105,14 @@ class TafdNetwork(nn.Module):
         """
         x = self.normalize(x)
         return self._logits(self.body, x, fixed_route(domains, self.domains, x))
+
+
+def routed_network(model: object) -> TafdNetwork | None:
+    """The network with threat domains inside the wrappers of a model, or None."""
+    bare = unwrapped(model)
+    while isinstance(bare, Adapted):
+        bare = unwrapped(bare.inner)
+    return bare if isinstance(bare, TafdNetwork) else None
 
 
 class ForcedRoute(nn.Module):
@@ -120,6 +163,7 @@ def tafd_resnet18(
     activation: str = "relu",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    ablation: str | None = None,
 ) -> TafdNetwork:
     """`ResNet` whose stem and first convolution of each stage are frequency-conditional: 14,736,232 parameters.
 
@@ -134,20 +178,22 @@ def tafd_resnet18(
         activation: a name in `ACTIVATIONS`.
         mean: per-channel mean of the input normalisation, or None for none.
         std: per-channel standard deviation of the input normalisation, or None for none.
+        ablation: "random_domains" (a `RandomRouter`), "no_masks" (every expert has the whole spectrum) or None.
 
     Raises:
-        ValueError: a side under 8 pixels, fewer than one domain, or an unknown activation.
+        ValueError: a side under 8 pixels, fewer than one domain, an unknown activation or ablation.
     """
     _check_sides("tafd_resnet18", image_size)
+    _check_ablation(ablation)
     body = ResNet(classes=classes, channels=channels, width=width, activation=activation)
-    body.set_submodule("conv1", _conditional(body.conv1, domains, image_size))
+    body.set_submodule("conv1", _conditional(body.conv1, domains, image_size, ablation))
     sides = image_size
     for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
         plain = stage[0].get_submodule("conv1")
         assert isinstance(plain, nn.Conv2d)
-        stage[0].set_submodule("conv1", _conditional(plain, domains, sides))
+        stage[0].set_submodule("conv1", _conditional(plain, domains, sides, ablation))
         sides = (-(-sides[0] // plain.stride[0]), -(-sides[1] // plain.stride[1]))
-    router = _router(channels, scaled(64, width), domains)
+    router = _router(channels, scaled(64, width), domains, ablation)
     return TafdNetwork(body, _resnet_logits, router, domains, input_layer(channels, mean, std))
 
 
@@ -162,6 +208,7 @@ def tafd_small_cnn(
     dropout: float = 0.5,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    ablation: str | None = None,
 ) -> TafdNetwork:
     """`SmallCNN` whose first convolution of each pair is frequency-conditional: 447,044 parameters on MNIST.
 
@@ -177,10 +224,12 @@ def tafd_small_cnn(
         dropout: as in `SmallCNN`.
         mean: per-channel mean of the input normalisation, or None for none.
         std: per-channel standard deviation of the input normalisation, or None for none.
+        ablation: as in `tafd_resnet18`.
 
     Raises:
         ValueError: a side under 16 pixels, fewer than one domain, or an unknown activation.
     """
+    _check_ablation(ablation)
     body = SmallCNN(
         classes=classes,
         channels=channels,
@@ -194,8 +243,8 @@ def tafd_small_cnn(
     for name, sides in (("conv1", image_size), ("conv3", halved)):
         plain = layers.get_submodule(name)
         assert isinstance(plain, nn.Conv2d)
-        layers.set_submodule(name, _conditional(plain, domains, sides))
-    router = _router(channels, scaled(32, width), domains)
+        layers.set_submodule(name, _conditional(plain, domains, sides, ablation))
+    router = _router(channels, scaled(32, width), domains, ablation)
     return TafdNetwork(body, _small_cnn_logits, router, domains, input_layer(channels, mean, std))
 
 
@@ -222,7 +271,9 @@ def _small_cnn_logits(body: nn.Module, x: Tensor, route: Route) -> Tensor:
     return logits
 
 
-def _conditional(plain: nn.Conv2d, domains: int, image_size: tuple[int, int]) -> FrequencyConv2d:
+def _conditional(
+    plain: nn.Conv2d, domains: int, image_size: tuple[int, int], ablation: str | None
+) -> FrequencyConv2d:
     """The frequency-conditional convolution in place of a plain one."""
     return FrequencyConv2d(
         plain.in_channels,
@@ -233,11 +284,14 @@ def _conditional(plain: nn.Conv2d, domains: int, image_size: tuple[int, int]) ->
         stride=plain.stride[0],
         padding=int(plain.padding[0]),
         bias=plain.bias is not None,
+        masked=ablation != NO_MASKS,
     )
 
 
-def _router(channels: int, first: int, domains: int) -> nn.Sequential:
+def _router(channels: int, first: int, domains: int, ablation: str | None) -> nn.Module:
     """Three convolutions with batch normalisation, dropout and pooling, and two linear layers."""
+    if ablation == RANDOM_DOMAINS:
+        return RandomRouter(channels, domains)
     layers = OrderedDict[str, nn.Module]()
     before = channels
     for number, dropout in enumerate((0.1, 0.2, 0.3)):
@@ -267,3 +321,8 @@ def _check_sides(name: str, image_size: tuple[int, int]) -> None:
             f"{name} needs images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels, not "
             f"{image_size[0]}x{image_size[1]}"
         )
+
+
+def _check_ablation(ablation: str | None) -> None:
+    if ablation is not None and ablation not in ABLATIONS:
+        raise ValueError(f"unknown ablation {ablation!r}: use {' or '.join(ABLATIONS)}, or leave it out")

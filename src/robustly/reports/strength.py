@@ -13,7 +13,7 @@ TRANSFER, DRAWS, EXHAUSTIVE = "transfer from another model", "random draws", "ex
 OTHER, UNRECORDED = "attack of its user", "kind not recorded"
 FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("PGD", "APGD", "TargetedAPGD", "PMA", "MIM", "VMI"), ASCENT),
-    **dict.fromkeys(("SmoothPGD", "PatchSearch", "ExpectedPatch", "Composite"), ASCENT),
+    **dict.fromkeys(("SmoothPGD", "RoutePGD", "PatchSearch", "ExpectedPatch", "Composite"), ASCENT),
     **dict.fromkeys(("FAB", "DeepFool", "CarliniWagner", "DDN", "FMN", "EAD", "JSMA", "SigmaZero"), NEAREST),
     **dict.fromkeys(("Square", "SparseRS", "ParameterSearch"), BY_SCORES),
     **dict.fromkeys(("Boundary", "HopSkipJump"), BY_DECISIONS),

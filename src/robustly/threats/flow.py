@@ -132,6 +132,7 @@ def displaced(images: Float[Tensor, "n c h w"], flow: FlowTheta) -> Float[Tensor
 def _lengths(differences: Tensor) -> PerExample:
     """Sum of the smoothed lengths of vectors `(N, 2, ...)`."""
     squares = differences.square().sum(1)
-    lengths = squares / ((squares + TINY).sqrt() + TINY**0.5)  # sqrt(s + tiny) - sqrt(tiny), and exactly 0 at 0
+    tiny = max(TINY, torch.finfo(squares.dtype).tiny)  # 1e-8 is zero in float16
+    lengths = squares / ((squares + tiny).sqrt() + tiny**0.5)  # sqrt(s + tiny) - sqrt(tiny), exactly 0 at 0
     total: Tensor = lengths.flatten(1).sum(1)
     return total

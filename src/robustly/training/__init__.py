@@ -28,6 +28,7 @@ from robustly.training.losses.guided import DynatLoss, LbgatLoss
 from robustly.training.losses.introspective import Iad2Loss, IadLoss
 from robustly.training.losses.mart import MartLoss
 from robustly.training.losses.mean_teacher import MeanTeacherLoss
+from robustly.training.losses.smoothed_margin import MacerLoss, MarginCsLoss
 from robustly.training.losses.tafd import TafdLoss
 from robustly.training.method import Method, MethodError
 from robustly.training.parameters import PARAMETER_PARTS
@@ -93,7 +94,9 @@ __all__ = [
     "LabelSource",
     "Labels",
     "LbgatLoss",
+    "MacerLoss",
     "MailWeights",
+    "MarginCsLoss",
     "MartLoss",
     "MaxInner",
     "MeanTeacherLoss",

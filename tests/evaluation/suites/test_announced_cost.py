@@ -30,6 +30,7 @@ from robustly.attacks import (
     ParameterSearch,
     PatchSearch,
     RandomDraws,
+    RoutePGD,
     SigmaZero,
     SmoothPGD,
     SparseRS,
@@ -81,6 +82,7 @@ EXACT = {
     "grid": GridSearch(queries=30),
     "counted_grid": GridSearch((3, 2, 4)),
     "stadv": SmoothPGD(4, restarts=3),
+    "route_pgd": RoutePGD(4, (0.0, 1.0, 10.0)),
     "expected_patch": ExpectedPatch(3, samples=2, locations=4),
     "patch": PatchSearch(3, locations=2, moves=4, restarts=2),
 }

@@ -221,3 +221,19 @@ def test_a_killed_run_ends_as_an_unbroken_one(digits: Splits, tmp_path: Path) ->
         for column in ("train_robust_accuracy", "router_accuracy", "domain"):
             assert f"{column}_{name}" in header
     assert {"loss_clean", "loss_adversarial", "loss_router", "train_clean_accuracy"} <= set(header)
+
+
+def test_random_domains_are_those_of_the_fixed_router_and_have_no_term() -> None:
+    net = build_model(
+        ModelConfig("tafd_small_cnn", width=0.1, dropout=0.0, image_size=(16, 16), ablation="random_domains"), 0
+    )
+    assert isinstance(net, TafdNetwork)
+    with torch.no_grad():
+        net.body.get_submodule("classifier.fc3").weight.normal_()  # type: ignore[operator, union-attr]
+    step = taken(net, TafdLoss(ratio=0.75, router=2.0))
+    assert set(step.terms) == {"adversarial", "clean"}  # type: ignore[attr-defined]
+    images = attacked(step)
+    with torch.no_grad():
+        expected = F.cross_entropy(net.dispatched(images, net.domain_logits(images).argmax(1)), step.y.repeat(3))
+    assert float(step.terms["adversarial"]) == pytest.approx(0.75 * float(expected), rel=1e-5)  # type: ignore[attr-defined]
+    assert step_cost(Method(inner=INNER, loss=TafdLoss()), 3, threats=3).total > 0

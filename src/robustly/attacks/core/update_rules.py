@@ -147,7 +147,9 @@ class Adam:
         second = self.betas[1] * state[1] + (1 - self.betas[1]) * gradient.square()
         ahead = first / (1 - self.betas[0] ** (iterate.step + 1))
         spread = (second / (1 - self.betas[1] ** (iterate.step + 1))).sqrt()
-        return _moved(iterate, ahead / (spread + self.tiny)), (first, second)
+        # in float16 `tiny` is zero, and zero gradients would become NaN
+        below = (spread + self.tiny).clamp_min(torch.finfo(spread.dtype).tiny)
+        return _moved(iterate, ahead / below), (first, second)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Forced routes: attacks on each branch of a network with threat domains, checked on the network itself.
+"""Forced routes: attacks on each branch of a network with threat domains, and on its router.
 
 An adversary may move the route of an image, and the gradient of a hard route is a stand-in. A branch has exact
-gradients.
+gradients; all results are checked on the network itself.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustly.attacks.core.contract import Images, frozen
+from robustly.attacks.route_pgd import RoutePGD
 from robustly.evaluation.diagnostics.probe import Budget, Probe
 from robustly.evaluation.diagnostics.significance import TOLERATED, Excess, tolerated_among
 from robustly.evaluation.target import EvaluationTarget
@@ -49,13 +50,15 @@ class Routes:
         count: number of images.
         clean: accuracy of the network.
         robust: accuracy of the network under the same attack on the network itself.
-        worst: accuracy under that attack and the results of the attacks on all branches.
+        adaptive: accuracy under an attack on the class and the route together, `RoutePGD`.
+        worst: accuracy under all of these attacks and the results of the attacks on all branches.
         branches: the branches, by domain.
     """
 
     count: int
     clean: float
     robust: float
+    adaptive: float
     worst: float
     branches: tuple[Branch, ...]
 
@@ -63,8 +66,9 @@ class Routes:
 def forced_routes(target: EvaluationTarget, *, count: int = 200, budget: Budget | None = None) -> Routes:
     """Attack a network with threat domains, and each of its branches; all results are checked on the network.
 
-    The attack is PGD on the cross-entropy with one random start and `budget.steps` steps. Of a branch, the first
-    point that breaks it and the last point of all steps are checked.
+    Both are attacked by PGD on the cross-entropy with one random start and `budget.steps` steps. Of a branch, the
+    first point that breaks it and the last point of all steps are checked. The network is also attacked by
+    `RoutePGD` with as many steps for each scale.
 
     Args:
         target: a `TafdNetwork`, images, and the threat.
@@ -90,10 +94,10 @@ def forced_routes_break_no_more(probe: Probe) -> Finding:
     further = int(fooled[probe.unbroken].sum())
     found = Excess(further, len(probe.unbroken), tolerated_among(len(probe.unbroken), probe.total, TOLERATED))
     words = [
-        f"Attacks on the branches break {further} of {len(probe.unbroken)} images that resist gradients through "
-        f"the route {found.words}.",
-        f"PGD-{probe.budget.steps} leaves {routes.robust:.1%} of {routes.count} images, together with its results "
-        f"on the branches {routes.worst:.1%}.",
+        f"Attacks on the branches and the route break {further} of {len(probe.unbroken)} images that resist gradients "
+        f"through the route {found.words}.",
+        f"PGD-{probe.budget.steps} leaves {routes.robust:.1%} of {routes.count} images, PGD on class and route "
+        f"{routes.adaptive:.1%}, together with the results on the branches {routes.worst:.1%}.",
         *(
             f"Domain {number}: {one.routed:.1%} of the clean images; forced for all, {one.clean:.1%} clean and "
             f"{one.robust:.1%} attacked."
@@ -101,7 +105,9 @@ def forced_routes_break_no_more(probe: Probe) -> Finding:
         ),
     ]
     if not found.passed:
-        words.append("The route masks gradients: evaluate the worst case over the branches too.")
+        words.append(
+            "The route masks gradients: evaluate with the attack route_pgd, too, and the worst case over the branches."
+        )
     share, threshold = further / max(1, probe.total), f"not significantly above {TOLERATED:.0%} of all images"
     return Finding(
         FORCED_ROUTES, "forced routes break no further images", found.passed, share, threshold, " ".join(words)
@@ -109,7 +115,7 @@ def forced_routes_break_no_more(probe: Probe) -> Finding:
 
 
 def _attacked(probe: Probe) -> tuple[Routes, Tensor]:
-    """The numbers, and the mask of the images that attacks on branches break, `(N,)`."""
+    """The numbers, and the mask of the images that attacks on branches or the route break, `(N,)`."""
     target, rows, labels = probe.target, probe.rows, probe.target.data.labels[probe.rows]
     network = unwrapped(target.model)
     if not isinstance(network, TafdNetwork):
@@ -135,8 +141,12 @@ def _attacked(probe: Probe) -> tuple[Routes, Tensor]:
                 attacked_routed=_share(_domains(network, target, final) == domain),
             )
         )
+    _, moved = probe.attack(RoutePGD(probe.budget.steps), "route", rows)
+    adaptive = right & _is_right(target, moved, labels)
+    fooled |= right & ~adaptive
     worst = robust & ~fooled
-    return Routes(len(rows), _share(right), _share(robust), _share(worst), tuple(branches)), fooled
+    shares = _share(right), _share(robust), _share(adaptive), _share(worst)
+    return Routes(len(rows), *shares, tuple(branches)), fooled
 
 
 def _domains(network: TafdNetwork, target: EvaluationTarget, images: Images) -> Tensor:

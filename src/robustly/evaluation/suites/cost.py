@@ -31,6 +31,7 @@ from robustly.attacks import (
     ParameterSearch,
     PatchSearch,
     RandomDraws,
+    RoutePGD,
     SigmaZero,
     SmoothPGD,
     SparseRS,
@@ -165,6 +166,11 @@ def _smooth_pgd(attack: SmoothPGD, job: Job) -> Passes:
     return 1 + attack.restarts * (attack.steps + 1), attack.restarts * attack.steps
 
 
+def _route_pgd(attack: RoutePGD, job: Job) -> Passes:
+    starts = len(attack.scales)
+    return 1 + starts * (attack.steps + 1), starts * attack.steps
+
+
 def _patch_search(attack: PatchSearch, job: Job) -> Passes:
     forwards = attack.locations + attack.moves + 2 * attack.steps + 4
     return 1 + attack.restarts * forwards, attack.restarts * (2 * attack.steps + 1)
@@ -295,6 +301,7 @@ def _exhaustive(attack: ExhaustiveSearch, job: Job) -> Passes:
 COSTS: dict[type, Callable[[Any, Job], Passes]] = {
     PGD: _pgd,
     SmoothPGD: _smooth_pgd,
+    RoutePGD: _route_pgd,
     PatchSearch: _patch_search,
     ExpectedPatch: _expected_patch,
     MIM: _mim,

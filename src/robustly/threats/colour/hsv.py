@@ -10,6 +10,11 @@ Plane = Float[Tensor, "n h w"]
 _TINY = 1e-8  # chroma and value below it count as it in divisions: their quotients are multiplied by them again
 
 
+def _least(plane: Plane) -> float:
+    """The least divisor; 1e-8 itself is zero in float16."""
+    return max(_TINY, torch.finfo(plane.dtype).tiny)
+
+
 def value_and_chroma(images: Images) -> tuple[Plane, Plane]:
     """Largest channel, and the largest minus the least, of RGB images `(N, 3, H, W)` in [0, 1]."""
     value = images.amax(1)
@@ -24,7 +29,7 @@ def hue_of(images: Images, value: Plane, chroma: Plane) -> Plane:
     is_green = (value == green).to(value) * (1 - is_red)
     is_blue = 1 - is_red - is_green
     difference = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
-    return difference / chroma.clamp_min(_TINY) + (2 * is_green + 4 * is_blue)
+    return difference / chroma.clamp_min(_least(chroma)) + (2 * is_green + 4 * is_blue)
 
 
 def rgb_of(hue: Plane, value: Plane, chroma: Plane) -> Images:
@@ -36,7 +41,7 @@ def rgb_of(hue: Plane, value: Plane, chroma: Plane) -> Images:
 
 def saturation_of(value: Plane, chroma: Plane) -> Plane:
     """Chroma over value, in [0, 1]; 0 for black."""
-    return chroma / value.clamp_min(_TINY)
+    return chroma / value.clamp_min(_least(value))
 
 
 def with_hue_shift(images: Images, sixths: Float[Tensor, " n"]) -> Images:
@@ -52,5 +57,5 @@ def with_saturation_factor(images: Images, factor: Float[Tensor, " n"]) -> Image
     The differences from the largest channel are multiplied, so no hue is needed, and factor 1 is exact.
     """
     value, chroma = value_and_chroma(images)
-    possible = torch.minimum(factor[:, None, None], value / chroma.clamp_min(_TINY))
+    possible = torch.minimum(factor[:, None, None], value / chroma.clamp_min(_least(chroma)))
     return images + (value[:, None] - images) * (1.0 - possible)[:, None]

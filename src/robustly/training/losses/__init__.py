@@ -13,6 +13,7 @@ from robustly.training.losses.helper import HatLoss
 from robustly.training.losses.introspective import Iad2Loss, IadLoss
 from robustly.training.losses.mart import MartLoss
 from robustly.training.losses.mean_teacher import MeanTeacherLoss
+from robustly.training.losses.smoothed_margin import MacerLoss, MarginCsLoss
 from robustly.training.losses.tafd import TafdLoss
 from robustly.training.parts import OuterLoss
 
@@ -36,5 +37,7 @@ LOSSES: dict[str, type[OuterLoss]] = {
     "hat": HatLoss,
     "mean_teacher": MeanTeacherLoss,
     "cost_sensitive": CostSensitiveLoss,
+    "macer": MacerLoss,
+    "margin_cs": MarginCsLoss,
     "tafd": TafdLoss,
 }

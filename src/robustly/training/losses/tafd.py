@@ -30,6 +30,9 @@ class TafdLoss(Part):
     `robustly.training.threat_domains`). Dispatch, the second stage: the domains are fixed. Experts and router learn
     in both. Prototypes and domains are kept in every checkpoint.
 
+    A network with random domains (an ablation) has no router to train: attacked images go through the domains that
+    its fixed router chooses, and there is no term of the router.
+
     Columns of `metrics.csv` for each threat: `train_robust_accuracy_NAME`, `router_accuracy_NAME` (share of the
     attacked images for which the router, in train mode, finds the domain) and `domain_NAME`.
 
@@ -101,6 +104,8 @@ class TafdLoss(Part):
         terms: Terms = {"adversarial": self.ratio * _mean(adversarial, count)}
         if self.ratio < 1:
             terms["clean"] = (1 - self.ratio) * label_loss(step.quantity("undirected"), step.labels)
+        if isinstance(step.model, TafdNetwork) and step.model.has_random_domains:
+            return terms
         own = F.cross_entropy(step.quantity("domains"), self._domain_of_each(step), reduction="none")
         return terms | {"router": self.router * _mean(own, count)}
 
@@ -155,6 +160,8 @@ class TafdLoss(Part):
         images = attacked_images(step)
         if not isinstance(step.model, TafdNetwork):  # a stand-in, on which passes are counted
             return step.logits_at("model", images)
+        if step.model.has_random_domains:
+            return step.model.dispatched(images, step.model.domain_logits(images).argmax(1))
         return step.model.dispatched(images, self._domain_of_each(step))
 
 
