@@ -7,12 +7,18 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
-from robustly.evaluation import members
+from robustly.attacks import PGD, AttackResult
+from robustly.data import Splits
+from robustly.evaluation import confirmation, evaluate, members, stages
 from robustly.evaluation.members import Member
 from robustly.evaluation.parts import ALONE, Arrays, Crew, Task
+from robustly.evaluation.stages import EvaluationError
 from robustly.processes import Group, ProcessError
+from robustly.threats import ThreatModel
 
 TASK = Task("prediction")
 
@@ -138,3 +144,23 @@ def test_a_lost_device_is_not_an_error_of_the_work(monkeypatch: pytest.MonkeyPat
 
     (found,) = together(1, lambda crew, rank: [*crew.share(TASK, inputs(3), work, lambda done: None)])
     assert str(found) == "the device cuda:0 does not answer any more"
+
+
+def test_an_evaluation_ends_with_its_device(
+    monkeypatch: pytest.MonkeyPatch, digits: Splits, digit_net: nn.Module
+) -> None:
+    """An attack that raises an error is a result, unless the device is lost."""
+
+    def fails(*arguments: object) -> AttackResult:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    def lost(device: object) -> None:
+        raise members.DeviceError("the device cuda:0 does not answer any more")
+
+    monkeypatch.setattr(confirmation, "_attacked", fails)
+    few, threat = digits.test.select(torch.arange(4)), ThreatModel("linf", 0.1)
+    with pytest.raises(EvaluationError, match="every attack failed"):
+        evaluate(digit_net, few, threat, PGD(1), batch_size=4, curve="off")
+    monkeypatch.setattr(stages, "check_device", lost)
+    with pytest.raises(members.DeviceError, match="does not answer any more"):
+        evaluate(digit_net, few, threat, PGD(1), batch_size=4, curve="off")
