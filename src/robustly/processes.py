@@ -1,13 +1,17 @@
 """Processes that share work: their numbers, the store that they have in common, and signs of life."""
 
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +26,8 @@ PATIENCE = 300.0  # seconds that a store may take to answer, and a process to sh
 _PULSE = 1.0  # seconds between signs of life
 _SILENCE = 60.0  # seconds without a sign of life after which a process counts as stopped
 _POLL = 0.02
+_FAREWELL = 5.0  # seconds that process 0 of a cluster waits for the others to leave
+_CODE, _OVER = "code", "over"
 
 
 class ProcessError(ConnectionError):
@@ -37,13 +43,16 @@ class Group:
         size: number of processes.
         store: key-value store that all of them reach.
         started: the processes that this one has started.
+        advice: the end of the sentence on a process that has stopped.
     """
 
     rank: int
     size: int
     store: Store
     started: tuple[BaseProcess, ...] = ()
+    advice: str = "the same command continues from the finished parts"
     _seen: dict[int, tuple[bytes, float]] = field(default_factory=dict, repr=False, compare=False)
+    _gone: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
     def wait_until(self, is_over: Callable[[], bool]) -> None:
         """Wait for something that the other processes do.
@@ -56,8 +65,14 @@ class Group:
             time.sleep(_POLL)
 
     def wait_for(self, key: str) -> bytes:
-        """Wait until process 0 has set a key of the store; returns its value."""
+        """Wait until process 0 has set a key of the store; returns its value.
+
+        Raises:
+            ProcessError: process 0 has ended without it.
+        """
         while not self.store.check([key]):
+            if self.store.check([_OVER]):
+                raise ProcessError("process 0 has ended")
             time.sleep(_POLL)
         value: bytes = self.store.get(key)
         return value
@@ -73,21 +88,47 @@ class Group:
                 words = self.store.get(_refusal(rank)).decode()
                 raise ProcessError(f"process {rank} of {self.size} cannot take part: {words}")
             if self._is_lost(rank):
-                raise ProcessError(
-                    f"process {rank} of {self.size} has stopped; the same command continues from the finished parts"
-                )
+                raise ProcessError(f"process {rank} of {self.size} {self._end_of(rank)}; {self.advice}")
 
     def refuse(self, words: str) -> None:
         """Say why this process cannot take part."""
+        self._gone.set()
         self.store.set(_refusal(self.rank), words)
 
+    def leave(self) -> None:
+        """End the part of another process than 0, which does not need the store any more."""
+        self._gone.set()
+        self.store.set(f"left/{self.rank}", "")
+
     def close(self) -> None:
-        """End the processes that this one has started."""
+        """End the work of process 0: end the processes that it has started, or let those of a cluster leave.
+
+        Process 0 holds the store under SLURM. Those that come later would wait for it in vain.
+        """
+        with suppress(RuntimeError):  # the store of torchrun has ended
+            self.store.set(_OVER, "")
+            if not self.started and self.rank == 0:
+                self._wait_for_all("pulse", _SILENCE)
+                self._wait_for_all("left", _FAREWELL)
         for process in self.started:
-            process.join(5)
-            if process.is_alive():
+            process.join(1)
+            if process.is_alive():  # it begins still, or carries out a part that is of no use any more
                 process.terminate()
                 process.join(5)
+
+    def _wait_for_all(self, sign: str, seconds: float) -> None:
+        until, left = time.monotonic() + seconds, set(range(1, self.size))
+        while left and time.monotonic() < until:
+            left = {
+                one for one in left if not any(self.store.check([key]) for key in (f"{sign}/{one}", _refusal(one)))
+            }
+            time.sleep(_POLL)
+
+    def _end_of(self, rank: int) -> str:
+        if self.started or rank not in self._seen or self._seen[rank][0]:
+            return "has stopped"
+        srun = " (under SLURM, start the command with srun)" if "SLURM_NTASKS" in os.environ else ""
+        return f"did not begin within {PATIENCE:.0f} s{srun}"
 
     def _is_lost(self, rank: int) -> bool:
         if self.started and self.started[rank - 1].exitcode is not None:
@@ -123,14 +164,16 @@ def start_group(size: int, target: Callable[..., None], arguments: Sequence[Any]
         with without_interruption():
             process.start()
         started.append(process)
-    return Group(0, size, PrefixStore("robustly", store), tuple(started))
+    group = Group(0, size, PrefixStore("robustly", store), tuple(started))
+    group.store.set(_CODE, code_digest())
+    return group
 
 
 def join_group(place: Place) -> Group:
     """Join the processes that `start_group`, torchrun or SLURM started.
 
     Raises:
-        ProcessError: the store of process 0 does not answer.
+        ProcessError: the store of process 0 does not answer, or process 0 has other code.
     """
     address = f"tcp://{place.address}:{place.port}?rank={place.rank}&world_size={place.size}"
     try:
@@ -139,15 +182,33 @@ def join_group(place: Place) -> Group:
             store: Store = TCPStore(place.address, place.port, is_master=False, timeout=limit)
         else:
             store = next(rendezvous(address, timeout=timedelta(seconds=PATIENCE)))[0]
+        group = Group(place.rank, place.size, PrefixStore("robustly", store))
+        if place.rank:
+            group.store.wait([_CODE], timedelta(seconds=PATIENCE))
+        else:
+            group.store.set(_CODE, code_digest())
     except (RuntimeError, ValueError, OSError) as error:
         raise ProcessError(
             f"process 0 at {place.address}:{place.port} does not answer within {PATIENCE:.0f} s "
             f"({' '.join(str(error).split())[:120]})"
         ) from None
-    group = Group(place.rank, place.size, PrefixStore("robustly", store))
     if place.rank:
+        if group.store.get(_CODE).decode() != code_digest():
+            words = "its code of robustly, or its version of PyTorch, differs from that of process 0"
+            group.refuse(words)
+            raise ProcessError(f"process {place.rank} of {place.size} cannot take part: {words}")
         threading.Thread(target=_beat, args=(group,), name="signs of life", daemon=True).start()
     return group
+
+
+@cache
+def code_digest() -> str:
+    """Digest of the source files of this package and of the version of PyTorch."""
+    digest = hashlib.sha256(str(torch.__version__).encode())
+    root = Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()} ".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _joined(target: Callable[..., None], place: Place, threads: int, arguments: Sequence[Any]) -> None:
@@ -166,13 +227,12 @@ def _end_with_parent() -> None:
 
 def _beat(group: Group) -> None:
     count = 0
-    while True:
+    while count == 0 or not group._gone.wait(_PULSE):
         count += 1
         try:
             group.store.set(_pulse(group.rank), str(count))
         except RuntimeError:  # process 0 has ended
             return
-        time.sleep(_PULSE)
 
 
 def _pulse(rank: int) -> str:

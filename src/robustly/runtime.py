@@ -61,32 +61,53 @@ class Place:
 
 
 def place_in_cluster() -> Place | None:
-    """Place of this process if torchrun or SLURM started several; None otherwise."""
+    """Place of this process if torchrun or SLURM started several; None otherwise.
+
+    Raises:
+        ValueError: variables of SLURM that are not numbers.
+    """
     if not {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & set(os.environ):
         return None
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment  # noqa: PLC0415 (slow to import)
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment  # noqa: PLC0415
 
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
-        if kind.detect():
-            here = kind()
-            return (
-                None
-                if here.world_size() < 2
-                else Place(
-                    here.global_rank(),
-                    here.local_rank(),
-                    here.world_size(),
-                    here.main_address,
-                    here.main_port,
-                    os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-                )
-            )
-    return None
+    place = None
+    if TorchElasticEnvironment.detect():
+        here = TorchElasticEnvironment()
+        own_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        numbers = here.global_rank(), here.local_rank(), here.world_size()
+        place = Place(*numbers, here.main_address, here.main_port, own_store)
+    elif SLURMEnvironment.detect():  # its constructor refuses `srun -n 2` without --ntasks-per-node
+        size = _slurm("NTASKS")
+        if size > 1:
+            nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
+            address = os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
+            place = Place(_slurm("PROCID"), _slurm("LOCALID", 0), size, address, _slurm_port(), False)
+    return place if place is not None and place.size > 1 else None
+
+
+def _slurm(name: str, missing: int | None = None) -> int:
+    text = os.environ.get(f"SLURM_{name}")
+    if text is None and missing is not None:
+        return missing
+    if text is None or not text.isdecimal():
+        raise ValueError(f"the variable SLURM_{name} should be a whole number, but is {text!r}: start with srun")
+    return int(text)
+
+
+def _slurm_port() -> int:
+    """A port that all processes of a step agree on, and other jobs and steps hardly use."""
+    given = os.environ.get("MASTER_PORT")
+    if given is not None and given.isdecimal():
+        return int(given)
+    return 15000 + (_slurm("JOB_ID", 0) + 37 * _slurm("STEP_ID", 0)) % 10000
 
 
 def use_own_gpu(place: Place) -> None:
-    """Show this process one GPU, that of its number; must come before the first use of CUDA."""
+    """Show this process one GPU, that of its number; must come before the first use of CUDA.
+
+    With more processes than GPUs, several share one.
+    """
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = shown.split(",") if shown else [str(number) for number in range(torch.cuda.device_count())]
     if names and names != [""]:
@@ -105,6 +126,25 @@ def device_of(config: RuntimeConfig) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     return torch.device("mps", 0) if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+class DeviceError(OSError):
+    """A device that does not answer any more."""
+
+
+def check_device(device: torch.device) -> None:
+    """Check that a device computes still; called after an error, which may be that of a lost device.
+
+    Raises:
+        DeviceError: it does not.
+    """
+    try:
+        answer = float((torch.ones(2, device=device) + 1).sum())
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DeviceError(f"the device {device} does not answer any more ({reason})") from error
+    if answer != 4:
+        raise DeviceError(f"the device {device} does not compute any more: 1 + 1 is {answer / 2:g}")
 
 
 class Runtime:

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from process_tools import children, start, wait_for
 
 from robustly.cli import main
 from robustly.evidence import read_evidence, read_summary
@@ -20,7 +19,6 @@ SMALL = [
 ]  # fmt: skip
 QUICK = ["--suite", "fgsm,pgd_20", "--evaluation.batch_size", "4"]
 STORED = ("evidence.parquet", "adversarial.safetensors")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 pytestmark = pytest.mark.slow
 
 
@@ -34,44 +32,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "robustly", "evaluate", *words],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def assert_same_evidence(one: Path, other: Path) -> None:
     for name in STORED:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     assert read_summary(one).metrics == read_summary(other).metrics
-
-
-def children(process: int) -> list[int]:
-    """Processes that a process has started to evaluate with it."""
-    found = []
-    for item in Path("/proc").iterdir():
-        if item.name.isdigit():
-            try:
-                parent = int((item / "stat").read_text().rpartition(")")[2].split()[1])
-                words = (item / "cmdline").read_text()
-            except OSError:
-                continue
-            if parent == process and "spawn_main" in words:
-                found.append(int(item.name))
-    return found
-
-
-def wait_for(is_there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 240
-    while not is_there():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("count", "batch"), [(3, "4"), (3, "30")])

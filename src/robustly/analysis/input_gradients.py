@@ -8,6 +8,7 @@ ECCV 2024), but a network can have such gradients and not be robust.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import Images, check_device, frozen, prepare
 from robustly.attacks.core.linearisation import CANDIDATES, linearised_distances
 from robustly.attacks.core.search import Search
+from robustly.evaluation.parts import ALONE, Arrays, Crew, Task
+from robustly.evaluation.recording import as_array
 from robustly.models import as_classifier
 from robustly.objectives import ClassificationGoal, cross_entropy
 from robustly.threats.lp import ThreatModel
@@ -58,7 +61,13 @@ class GradientStatistics:
 
 
 def gradient_statistics(
-    model: nn.Module, x: Images, y: Int64[Tensor, " n"], threat: ThreatModel, *, batch_size: int = 250
+    model: nn.Module,
+    x: Images,
+    y: Int64[Tensor, " n"],
+    threat: ThreatModel,
+    *,
+    batch_size: int = 250,
+    crew: Crew = ALONE,
 ) -> GradientStatistics:
     """Measure the input gradients of a model on clean images.
 
@@ -71,6 +80,7 @@ def gradient_statistics(
         y: labels.
         threat: its norm is that of the radius.
         batch_size: largest number of images per batch.
+        crew: the processes that share the batches.
 
     Raises:
         AttackError: images or labels that do not fit.
@@ -82,10 +92,18 @@ def gradient_statistics(
     if x.ndim != 4 or len(x) == 0:
         raise ValueError(f"gradient statistics need at least one image (N, C, H, W), got {tuple(x.shape)}")
     size = min(batch_size, max(1, ELEMENTS // ((CANDIDATES + 1) * x[0].numel())))
-    with frozen(model):
-        parts = [_of_batch(model, x[i : i + size], y[i : i + size], threat) for i in range(0, len(x), size)]
     names = GradientStatistics.__dataclass_fields__
-    return GradientStatistics(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+    def work(part: Arrays) -> Arrays:
+        first = int(part["first"][0])
+        found = _of_batch(model, x[first : first + size], y[first : first + size], threat)
+        return {name: as_array(getattr(found, name)) for name in names}
+
+    with frozen(model):
+        firsts = [{"first": np.array([first])} for first in range(0, len(x), size)]
+        parts = [*crew.share(Task("input gradients", extent=threat.extent_text), firsts, work, lambda done: None)]
+    joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])).to(x.device) for name in names}
+    return GradientStatistics(**joined)
 
 
 def _of_batch(model: nn.Module, x: Images, y: Int64[Tensor, " n"], threat: ThreatModel) -> GradientStatistics:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks.core.contract import Images, check_device, check_output, frozen, prepare
 from robustly.attacks.core.model_access import input_gradient, logits_of
+from robustly.evaluation.parts import ALONE, Arrays, Crew, Task
 from robustly.models import as_classifier
 from robustly.models.outputs import logits_in
 from robustly.objectives import ClassificationGoal, cross_entropy, margin
@@ -63,6 +65,7 @@ def input_landscapes(
     *,
     extent: float = 2.0,
     points: int = POINTS,
+    crew: Crew = ALONE,
 ) -> list[Landscape]:
     """Loss L(x + a s + b r) around each of some images.
 
@@ -79,6 +82,7 @@ def input_landscapes(
         generator: random numbers of the images.
         extent: largest |a| and |b|, in epsilons.
         points: of the grid, on each axis; odd and at least 3.
+        crew: the processes that share the work.
 
     Raises:
         AttackError: images or labels that do not fit.
@@ -95,7 +99,19 @@ def input_landscapes(
         given = check_output(logits_of(model, here), goal)
         gradient = input_gradient(cross_entropy(given, goal).sum(), here)
         ahead, aside = _directions(gradient, threat.norm, float(threat.epsilon), generator)
-        return [_around(model, x[i], ahead[i], aside[i], goal.y[i], axis) for i in range(len(x))]
+
+        def work(part: Arrays) -> Arrays:
+            i = int(part["image"][0])
+            found = _around(model, x[i], ahead[i], aside[i], goal.y[i], axis)
+            assert found.margin is not None
+            own = {"loss": found.loss, "misclassified": found.misclassified, "margin": found.margin}
+            return {name: values.numpy() for name, values in own.items()}
+
+        images = [{"image": np.array([i])} for i in range(len(x))]
+        parts = crew.share(Task("input landscape", extent=threat.extent_text), images, work, lambda done: None)
+        return [
+            Landscape(axis.cpu(), **{name: torch.from_numpy(grid) for name, grid in one.items()}) for one in parts
+        ]
 
 
 def _directions(gradient: Images, norm: str, epsilon: float, generator: KeyedGenerator) -> tuple[Images, Images]:
@@ -134,6 +150,7 @@ def weight_landscape(
     seed: int = 0,
     extent: float = 1.0,
     points: int = POINTS,
+    crew: Crew = ALONE,
 ) -> Landscape:
     """Mean loss of a batch over two filter-normalised random directions of the weights.
 
@@ -149,6 +166,7 @@ def weight_landscape(
         seed: of the directions.
         extent: largest coordinate of both axes, in lengths of the filters.
         points: of the grid, on each axis; odd and at least 3.
+        crew: the processes that share the work.
 
     Raises:
         AttackError: labels that do not fit.
@@ -165,14 +183,21 @@ def weight_landscape(
     goal, loss, wrong = ClassificationGoal(y), torch.zeros(len(axis), len(axis)), torch.zeros(len(axis), len(axis))
     dtype = next((value.dtype for value in own.values() if value.is_floating_point()), x.dtype)
     half, x = dtype in (torch.float16, torch.bfloat16), x.to(dtype)
+
+    def work(part: Arrays) -> Arrays:
+        i = int(part["row"][0])
+        for j, a in enumerate(axis.tolist()):
+            moved = {name: own[name] + a * first[name] + axis.tolist()[i] * second[name] for name in first}
+            logits = logits_in(torch.func.functional_call(model, {**own, **moved, **buffers}, (x,)))
+            logits = check_output(logits.float() if half else logits, goal)
+            loss[i, j] = cross_entropy(logits, goal).mean().cpu()
+            wrong[i, j] = (logits.argmax(1) != goal.y).double().mean().cpu()
+        return {"loss": loss[i].numpy(), "wrong": wrong[i].numpy()}
+
     with frozen(model), torch.no_grad():
-        for i, b in enumerate(axis.tolist()):
-            for j, a in enumerate(axis.tolist()):
-                moved = {name: own[name] + a * first[name] + b * second[name] for name in first}
-                logits = logits_in(torch.func.functional_call(model, {**own, **moved, **buffers}, (x,)))
-                logits = check_output(logits.float() if half else logits, goal)
-                loss[i, j] = cross_entropy(logits, goal).mean().cpu()
-                wrong[i, j] = (logits.argmax(1) != goal.y).double().mean().cpu()
+        rows = [{"row": np.array([i])} for i in range(len(axis))]
+        parts = [*crew.share(Task("weight landscape"), rows, work, lambda done: None)]
+    loss, wrong = (torch.from_numpy(np.stack([part[name] for part in parts])) for name in ("loss", "wrong"))
     return Landscape(axis.cpu().to(loss.dtype), loss, wrong)
 
 

@@ -14,7 +14,9 @@ from robustly.analysis.input_gradients import GradientStatistics, gradient_stati
 from robustly.analysis.landscapes import input_landscapes, weight_landscape
 from robustly.cli.subject import first_threat, keep_run, load_subject, run_of_command
 from robustly.cli.terminal import PlainConsole
+from robustly.cli.together import leads, shared_among_processes
 from robustly.data import ImageData
+from robustly.evaluation.parts import Crew
 from robustly.evaluation.recording import stored_threat
 from robustly.evidence import read_summary
 from robustly.evidence.partial_unions import union_of_folders
@@ -51,20 +53,16 @@ def run_analysis(place: Path | None, count: int, trust_code: bool, overrides: Se
         raise ValueError(f"--count must be at least 1, got {count}")
     run = run_of_command(place, list(overrides))
     folder = run.folder
-    repair_evaluations(folder)
-    config, threat = _evaluated(folder, first_threat(run, "analyse"), run.overrides)
-    subject = load_subject(run, trust_code, config)
-    model, data = subject.model, subject.data
-    sample = data.select(torch.arange(min(count, len(data))))
-    found = gradient_statistics(model, sample.floats(), sample.labels, threat)
+    if leads():
+        repair_evaluations(folder)
+    config, _ = _evaluated(folder, first_threat(run, "analyse"), run.overrides)
+    measured = shared_among_processes(_measured, (place, count, trust_code, tuple(overrides)), config.runtime)
+    if measured is None:
+        return 0
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {"weights_sha256": weights_hash(model)},
-        "data": {"source": data.source, "count": len(sample), "classes": list(data.classes)},
-        "threat": {"text": str(threat), "norm": threat.norm, "epsilon_text": threat.epsilon_text},
-        "gradients": summarised(found, threat),
-        "landscapes": _landscapes(model, sample, threat, found, config.seed),
+        **measured,
         **_union(folder),
     }
     keep_run(run)
@@ -79,6 +77,25 @@ def run_analysis(place: Path | None, count: int, trust_code: bool, overrides: Se
         markup=False,
     )
     return 0
+
+
+def _measured(
+    place: Path | None, count: int, trust_code: bool, overrides: Sequence[str], crew: Crew
+) -> dict[str, Any]:
+    """Gradients and landscapes, as plain values."""
+    run = run_of_command(place, list(overrides))
+    config, threat = _evaluated(run.folder, first_threat(run, "analyse"), run.overrides)
+    subject = load_subject(run, trust_code, config)
+    model, data = subject.model, subject.data
+    sample = data.select(torch.arange(min(count, len(data))))
+    found = gradient_statistics(model, sample.floats(), sample.labels, threat, crew=crew)
+    return {
+        "model": {"weights_sha256": weights_hash(model)},
+        "data": {"source": data.source, "count": len(sample), "classes": list(data.classes)},
+        "threat": {"text": str(threat), "norm": threat.norm, "epsilon_text": threat.epsilon_text},
+        "gradients": summarised(found, threat),
+        "landscapes": _landscapes(model, sample, threat, found, config.seed, crew),
+    }
 
 
 def _evaluated(folder: Path, config: RunConfig, overrides: Sequence[str]) -> tuple[RunConfig, ThreatModel]:
@@ -101,15 +118,14 @@ def _evaluated(folder: Path, config: RunConfig, overrides: Sequence[str]) -> tup
 
 
 def _landscapes(
-    model: nn.Module, sample: ImageData, threat: ThreatModel, found: GradientStatistics, seed: int
+    model: nn.Module, sample: ImageData, threat: ThreatModel, found: GradientStatistics, seed: int, crew: Crew
 ) -> dict[str, Any]:
     rows = _shown(found)
     seed = derive_seed(seed, "analysis")
-    surfaces = input_landscapes(
-        model, sample.floats(rows), sample.labels[rows], threat, KeyedGenerator(seed, sample.ids[rows])
-    )
+    generator = KeyedGenerator(seed, sample.ids[rows])
+    surfaces = input_landscapes(model, sample.floats(rows), sample.labels[rows], threat, generator, crew=crew)
     batch = torch.arange(min(BATCH, len(sample)), device=sample.images.device)
-    weights = weight_landscape(model, sample.floats(batch), sample.labels[batch], seed=seed)
+    weights = weight_landscape(model, sample.floats(batch), sample.labels[batch], seed=seed, crew=crew)
     return {
         "seed": seed,
         "inputs": [

@@ -75,6 +75,37 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+PROCESSES = "runtime.processes"
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Add the setting `--runtime.processes` to the help of a command without other settings.
+
+    `split_overrides` takes it out of the command line before.
+    """
+    parser.add_argument(
+        f"--{PROCESSES}", metavar="N", help="processes that share the work on this machine (default: 1)"
+    )
+
+
+def processes_in(overrides: Sequence[str]) -> int:
+    """The number of processes that a command line names; 1 if it names none.
+
+    Raises:
+        SettingsError: not a whole number of at least 1.
+    """
+    pairs = pairwise([*overrides, ""])
+    given = [word.partition("=")[2] if "=" in word else value for word, value in pairs if _key(word) == PROCESSES]
+    text = given[-1] if given else "1"
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingsError(f"{PROCESSES} should be a whole number of at least 1, but is {text!r}")
+    return int(text)
+
+
+def _key(word: str) -> str:
+    return word.removeprefix("--").partition("=")[0] if word.startswith("--") else ""
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add a run, and the short forms of the settings that name a model and its images.
 

@@ -1,5 +1,6 @@
 """`robustly audit`."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from rich.markup import escape
 from robustly.api.result import suite_of
 from robustly.cli.arguments import Trust
 from robustly.cli.terminal import PlainConsole
+from robustly.cli.together import leads, results_of_processes
 from robustly.data import load_test
 from robustly.evaluation import Audit, Check, EvaluationTarget, Sampling, audit
 from robustly.evaluation.audit.statements import Named
+from robustly.evaluation.parts import Crew
 from robustly.evidence import EvidenceError, Summary, read_evidence
 from robustly.evidence.audit_record import STATED, write_audit
 from robustly.evidence.domains import SPLITS, stated_part
@@ -24,6 +27,7 @@ from robustly.experiments.run_folder import RunError, evaluation_data, evaluatio
 from robustly.experiments.seen_attacks import seen_attacks_check
 from robustly.experiments.signature import read_private_key, read_public_key, sign, signature_check
 from robustly.experiments.surrogates import load_surrogates
+from robustly.runtime import RuntimeConfig
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class AuditOptions:
         sign: file of a private key, with which a passed evaluation is signed.
         verify: file of a public key, with which the evaluation must be signed.
         brief: whether checks that passed are counted only.
+        processes: processes that share the work.
     """
 
     sampling: Sampling
@@ -43,6 +48,7 @@ class AuditOptions:
     sign: Path | None = None
     verify: Path | None = None
     brief: bool = False
+    processes: int = 1
 
 
 def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
@@ -52,16 +58,40 @@ def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
         ValueError: the folder has no run, weights or data cannot be read, or a key is not one.
         OSError: a key cannot be read.
     """
-    console = PlainConsole()
-    for key, read in ((options.sign, read_private_key), (options.verify, read_public_key)):
-        if key is not None:
-            read(key)  # a wrong file must not cost the user an audit
-    config = open_run(folder)
-    repair_evaluations(folder)
-    kept = evaluation_folder(folder, options.label)
-    if not kept.is_dir():
-        raise RunError(f"{kept} does not exist: evaluate first (robustly evaluate {folder})")
-    result, notes = _audited(folder, kept, config, options.sampling, trust_code)
+    return max(run_audits(folder, [options], trust_code), default=0)
+
+
+def run_audits(folder: Path, options: Sequence[AuditOptions], trust_code: bool) -> Iterator[int]:
+    """Re-check several evaluations of a run, one after the other; 0 for each where every check passed, else 1.
+
+    In another process of torchrun or SLURM than process 0 there are none.
+
+    Raises:
+        ValueError: as `run_audit`.
+        OSError: a key cannot be read.
+    """
+    for one in options:
+        for key, read in ((one.sign, read_private_key), (one.verify, read_public_key)):
+            if key is not None:
+                read(key)  # a wrong file must not cost the user an audit
+    open_run(folder)
+    if leads():
+        repair_evaluations(folder)
+    labels = [one.label for one in options]
+    for label in labels:
+        kept = evaluation_folder(folder, label)
+        if not kept.is_dir():
+            raise RunError(f"{kept} does not exist: evaluate first (robustly evaluate {folder})")
+    config = RuntimeConfig(processes=max((one.processes for one in options), default=1))
+    arguments = (folder, labels, [one.sampling for one in options], trust_code)
+    waiting = iter(options)
+    for result, notes in results_of_processes(_all_audited, arguments, config):
+        yield _finished(folder, next(waiting), result, notes)
+
+
+def _finished(folder: Path, options: AuditOptions, result: Audit, notes: tuple[str, ...]) -> int:
+    """Write and print the outcome of an audit; 0 if every check passed, else 1."""
+    console, kept = PlainConsole(), evaluation_folder(folder, options.label)
     if options.verify is not None:
         result = replace(result, checks=(*result.checks, signature_check(folder, kept, options.verify)))
     if (kept / SUMMARY).is_file():
@@ -73,8 +103,16 @@ def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
     return 0 if result.passed else 1
 
 
+def _all_audited(
+    folder: Path, labels: Sequence[str | None], samplings: Sequence[Sampling], trust_code: bool, crew: Crew
+) -> Iterator[tuple[Audit, tuple[str, ...]]]:
+    config = open_run(folder)
+    for label, sampling in zip(labels, samplings, strict=True):
+        yield _audited(folder, evaluation_folder(folder, label), config, sampling, trust_code, crew)
+
+
 def _audited(
-    folder: Path, kept: Path, config: RunConfig, sampling: Sampling, trust_code: bool
+    folder: Path, kept: Path, config: RunConfig, sampling: Sampling, trust_code: bool, crew: Crew
 ) -> tuple[Audit, tuple[str, ...]]:
     """The audit, and remarks for readers."""
     try:
@@ -90,7 +128,7 @@ def _audited(
     rows = rows_checks(folder, config, summary, data)
     trusts = Trust(everything=trust_code).allows
     loaded = load_on_device(folder, used, data, trusts, "last" if summary.model.is_last_epoch else "best")
-    target = EvaluationTarget(loaded.model, loaded.data, config.threat)
+    target = EvaluationTarget(loaded.model, loaded.data, config.threat, crew=crew)
     split = "test" if used.data.domains is None else SPLITS[part]
     named = Named(config.model.name, loaded.checkpoint, used.data.tested_title(part), split)
     suite = suite_of(summary)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from robustly.cli.audit import AuditOptions, run_audit
+from robustly.cli.audit import AuditOptions, run_audits
 from robustly.cli.protocol_choice import untrained
 from robustly.cli.terminal import PlainConsole
+from robustly.cli.together import leads
 from robustly.data import load_test
 from robustly.evaluation import PROTOCOLS, Check
 from robustly.evidence.protocol_result import ProtocolResult, contradiction, protocol_file, read_protocol
@@ -36,14 +37,19 @@ def run_protocol_audit(folder: Path, options: AuditOptions, trust_code: bool) ->
     """
     if options.label is None:
         raise RunError("an audit of a protocol needs its name: give it with --as")
-    console = PlainConsole()
     stated = read_protocol(protocol_file(folder, options.label))
+    names = [one.evaluation.removeprefix(EVALUATION).removeprefix("_") or None for one in stated.columns]
+    audits = run_audits(folder, [replace(options, label=name, brief=True) for name in names], trust_code)
+    if not leads():
+        return sum(audits)
+    console = PlainConsole()
     checks = protocol_checks(folder, stated)
     failed = not all(check.passed for check in checks)
     for column in stated.columns:
-        label = column.evaluation.removeprefix(EVALUATION).removeprefix("_") or None
         console.print(f"{column.evaluation}, {column.threat}", highlight=False, soft_wrap=True, markup=False)
-        failed |= run_audit(folder, replace(options, label=label, brief=True), trust_code) != 0
+        failed |= next(audits) != 0
+    for _ in audits:  # there are no more: ends the other processes
+        pass
     console.print(protocol_file(folder, options.label).name, highlight=False, soft_wrap=True, markup=False)
     for check in checks:
         mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"

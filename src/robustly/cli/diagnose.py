@@ -2,14 +2,17 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from robustly.cli.subject import first_threat, keep_run, load_subject, run_of_command
 from robustly.cli.terminal import PlainConsole
+from robustly.cli.together import shared_among_processes
 from robustly.evaluation import EvaluationTarget
 from robustly.evaluation.diagnostics import diagnose, masking_suspected
+from robustly.evaluation.parts import Crew
 from robustly.evidence import Finding
 from robustly.files import write_json
 from robustly.models import weights_hash
@@ -35,19 +38,10 @@ def run_diagnostics(place: Path | None, count: int, overrides: list[str], trust_
         raise ValueError(f"--count must be at least 1, got {count}")
     run = run_of_command(place, overrides)
     config, folder = first_threat(run, "diagnose"), run.folder
-    subject = load_subject(run, trust_code)
-    model, data = subject.model, subject.data
-    target = EvaluationTarget(model, data, config.threat, config.seed, config.evaluation.batch_size or 250)
-    findings = diagnose(target, count=min(count, len(data)))
-    masking = masking_suspected(findings)
-    content = {
-        "schema": SCHEMA,
-        "model": {"weights_sha256": weights_hash(model)},
-        "data": {"source": data.source, "count": min(count, len(data))},
-        "threat": str(config.threat),
-        "findings": [asdict(finding) for finding in findings],
-        "masking": masking,
-    }
+    content = shared_among_processes(_diagnosed, (place, count, overrides, trust_code), config.runtime)
+    if content is None:
+        return 0
+    findings, masking = [Finding(**one) for one in content["findings"]], content["masking"]
     keep_run(run)
     write_json(folder / DIAGNOSTICS, content)
     console = PlainConsole()
@@ -58,6 +52,26 @@ def run_diagnostics(place: Path | None, count: int, overrides: list[str], trust_
         console.print("no masking suspected; the failed tests are hints for a better evaluation", highlight=False)
     console.print(f"diagnostics: {folder / DIAGNOSTICS}", soft_wrap=True, highlight=False, markup=False)
     return 1 if masking else 0
+
+
+def _diagnosed(
+    place: Path | None, count: int, overrides: list[str], trust_code: bool, crew: Crew
+) -> dict[str, Any]:
+    """The content of the file."""
+    run = run_of_command(place, overrides)
+    config = first_threat(run, "diagnose")
+    subject = load_subject(run, trust_code)
+    data, size = subject.data, config.evaluation.batch_size or 250
+    target = EvaluationTarget(subject.model, data, config.threat, config.seed, size, crew)
+    findings = diagnose(target, count=min(count, len(data)))
+    return {
+        "schema": SCHEMA,
+        "model": {"weights_sha256": weights_hash(subject.model)},
+        "data": {"source": data.source, "count": min(count, len(data))},
+        "threat": str(config.threat),
+        "findings": [asdict(finding) for finding in findings],
+        "masking": masking_suspected(findings),
+    }
 
 
 def findings_table(findings: list[Finding], title: str) -> Table:

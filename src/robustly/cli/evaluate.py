@@ -11,16 +11,10 @@ from robustly.cli.costs import add_costs, print_costs
 from robustly.cli.domain_tables import report_domains
 from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations, refuse_unfit
 from robustly.cli.evaluate_tables import print_evaluation
-from robustly.cli.evaluate_together import (
-    Request,
-    leading,
-    only_serves,
-    place_of_this_process,
-    release_others,
-    suite_before_loading,
-)
+from robustly.cli.evaluate_together import Request, Together, serve_evaluations, suite_before_loading
 from robustly.cli.subject import Subject, first_threat, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
+from robustly.cli.together import place_of_this_process
 from robustly.cli.union_table import union_table
 from robustly.cost_matrix import check_costs, read_costs
 from robustly.evaluation import evaluate
@@ -47,7 +41,6 @@ from robustly.experiments.run_folder import (
 from robustly.experiments.seen_attacks import seen_attacks
 from robustly.experiments.surrogates import load_surrogates
 from robustly.files import whole_folder
-from robustly.runtime import Place
 
 
 def run_evaluation(
@@ -88,7 +81,8 @@ def run_evaluation(
     label = "last" if label is None and checkpoint == "last" else label
     request = Request(place, tuple(overrides), trust_code, label, checkpoint, extended)
     spot = place_of_this_process()
-    if spot is not None and only_serves(spot, run.config, request):
+    if spot is not None and spot.rank:
+        serve_evaluations(spot, request)
         return 0
     plans = planned_evaluations(run, label)
     if run.is_new and checkpoint == "last":
@@ -99,15 +93,15 @@ def run_evaluation(
         if not run.is_new:
             for plan in plans:
                 held.enter_context(lock_evaluation(plan.target))
+        together = Together(spot, run.config.runtime, request)
+        held.callback(together.close)
         left = [plan for plan in plans if not _is_kept(plan, overwrite, keep, checkpoint)]
         found = {plan.target.name: read_rows(plan.target) for plan in plans if plan not in left and len(plans) > 1}
         if left:
             for part in dict.fromkeys(plan.part for plan in left):
                 some = [plan for plan in left if plan.part == part]
                 is_first = some[0] is left[0]
-                found |= carried_out(run, some, request, held, costs, spot=spot, is_first=is_first)
-        else:
-            release_others(spot)
+                found |= carried_out(run, some, request, held, costs, together, is_first=is_first)
         if costs is not None and not left:
             target = plans[-1].target
             subject = load_subject(run, trust_code, checkpoint=checkpoint)
@@ -150,7 +144,7 @@ def carried_out(
     request: Request,
     held: ExitStack,
     costs: str | None,
-    spot: Place | None = None,
+    together: Together,
     subject: Subject | None = None,
     advice: str = ", with --keep for those that are finished,",
     is_first: bool = True,
@@ -161,14 +155,14 @@ def carried_out(
         run: the run.
         plans: the evaluations.
         request: arguments of the command.
-        held: keeps the locks of the evaluations of a new run, and the other processes.
+        held: keeps the locks of the evaluations of a new run.
         costs: costs of confusions; None without them.
-        spot: place of this process in a cluster; None without one.
-        subject: model and images, if they are loaded already; then no other process takes part.
+        together: the processes that share the work.
+        subject: model and images, if they are loaded already.
         advice: words on the finished ones of several evaluations, for a user who stops the work.
         is_first: whether these are the first evaluations of the command.
     """
-    checkpoint, is_shared = request.checkpoint, subject is None and run.config.data.domains is None
+    checkpoint = request.checkpoint
     subject = subject or load_subject(run, request.trust_code, checkpoint=checkpoint, part=plans[0].part)
     matrix = None if costs is None else read_costs(costs, subject.data.num_classes)
     suites = [suite_before_loading(plan.config, request.extended) for plan in plans]
@@ -180,8 +174,7 @@ def carried_out(
         keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
     found: dict[str, Tested] = {}
-    most = len(subject.data) if is_shared else 1
-    leader_of = held.enter_context(leading(spot, run.config.runtime, request, plans, most))
+    leaders = together.leaders(plans, len(subject.data))
     for plan, given in zip(plans, suites, strict=True):
         config = plan.config
         with ExitStack() as unless_refused:
@@ -199,7 +192,7 @@ def carried_out(
                     subject,
                     plan.target,
                     partial(_named, subject=subject, marks=marks, stages=config.evaluation.stages),
-                    leader_of(plan),
+                    leaders.get(plan.target),
                 )
             except KeyboardInterrupt:
                 others = advice if len(plans) > 1 else ""

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from robustly.cli.evaluate import carried_out
 from robustly.cli.evaluate_plan import PlannedEvaluation
-from robustly.cli.evaluate_together import Request
+from robustly.cli.evaluate_together import ProtocolRequest, Request, Together, serve_evaluations
 from robustly.cli.protocol_plan import ProtocolPlan, protocol_plan
 from robustly.cli.protocol_tables import plan_table, result_table
 from robustly.cli.subject import load_subject, run_of_command
 from robustly.cli.terminal import PlainConsole
+from robustly.cli.together import place_of_this_process
 from robustly.evaluation import PROTOCOLS, Protocol
 from robustly.evidence import Summary, read_summary
 from robustly.evidence.protocol_result import ProtocolResult, protocol_file, protocol_result, write_protocol
@@ -25,7 +26,6 @@ from robustly.experiments.locks import lock_evaluation
 from robustly.experiments.overrides import pairs_of
 from robustly.experiments.run_folder import CONFIG, Checkpoint, RunError, open_run
 from robustly.models import weights_hash
-from robustly.runtime import place_in_cluster
 
 SUITE = "evaluation.suite"
 
@@ -97,18 +97,31 @@ def run_protocol(
         raise RunError(
             f"--checkpoint last is for runs that were trained here, and {run.folder} is new: leave it out"
         )
-    if place_in_cluster() is not None:
-        raise RunError(f"{protocol.name} runs in one process: start the command without a launcher")
-    console = PlainConsole()
-    subject = load_subject(run, trust_code, checkpoint=options.checkpoint)
     label = options.label or (protocol.name if options.checkpoint == "best" else f"{protocol.name}_last")
     chosen = any(key in ("threat", "threats") for key, _ in pairs_of(overrides))
+    request = Request(
+        place,
+        tuple(_without_suite(overrides)),
+        trust_code,
+        options.label,
+        options.checkpoint,
+        None,
+        ProtocolRequest(protocol.name, label, chosen, options.trained_on, options.planes),
+    )
+    spot = place_of_this_process()
+    if spot is not None and spot.rank:
+        serve_evaluations(spot, request)
+        return 0
+    console = PlainConsole()
+    subject = load_subject(run, trust_code, checkpoint=options.checkpoint)
     plan = protocol_plan(protocol, subject, label, chosen, options.trained_on, options.planes, options.dry_run)
     console.print(plan_table(plan, subject.data))
     reference = [f"trained on: {one.config.threat}, which the others are compared with" for one in plan.trained]
     for line in (*reference, *(f"left out: {one}" for one in plan.terms.left_out)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+    together = Together(spot, run.config.runtime, request)
     if options.dry_run:
+        together.close()
         console.print("nothing was evaluated, and nothing was written")
         return 0
     file = protocol_file(run.folder, label)
@@ -119,13 +132,13 @@ def run_protocol(
         if not run.is_new:
             for one in plan.own:
                 held.enter_context(lock_evaluation(one.target))
+        held.callback(together.close)
         if options.overwrite:
             file.unlink(missing_ok=True)
         left = [one for one in plan.own if options.overwrite or not _is_finished(one, identity, console)]
         done = {one.target.name: read_rows(one.target) for one in plan.evaluations if one not in left}
         if left:
-            request = Request(place, (), trust_code, options.label, options.checkpoint, None)
-            done |= carried_out(run, left, request, held, None, subject=subject, advice="")
+            done |= carried_out(run, left, request, held, None, together, subject=subject, advice="")
         result = _written(run, plan, done)
     _print(console, run, result)
     return 0

@@ -1,17 +1,16 @@
 """Several processes for `robustly evaluate`: who takes part, and what the others than process 0 do."""
 
 import json
-import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
+from multiprocessing import parent_process
 from pathlib import Path
 
 from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations
+from robustly.cli.protocol_plan import protocol_plan
 from robustly.cli.subject import Subject, load_subject, run_of_command
-from robustly.cli.terminal import PlainConsole
+from robustly.cli.together import quietly_taking_part, say_crowding
+from robustly.evaluation import PROTOCOLS
 from robustly.evaluation.crew import Leader
 from robustly.evaluation.serving import serve_evaluation
 from robustly.evaluation.suites.composed import suite_from
@@ -21,10 +20,34 @@ from robustly.experiments.locks import partial_of
 from robustly.experiments.run_folder import Checkpoint, RunError
 from robustly.experiments.surrogates import load_surrogates
 from robustly.processes import Group, ProcessError, join_group, start_group
-from robustly.runtime import Place, RuntimeConfig, place_in_cluster, use_own_gpu
+from robustly.runtime import Place, RuntimeConfig, use_own_gpu
 
-_PLANS = "plans"
 PARTS = "parts"
+
+
+@dataclass(frozen=True)
+class ProtocolRequest:
+    """Arguments of `robustly evaluate` for a protocol on which the work of every process depends.
+
+    Args:
+        protocol: name of the protocol.
+        label: name of its evaluations.
+        chosen: whether the settings name the threats, in place of the protocol.
+        trained_on: threats of the training that the user names; None for none.
+        planes: file of principal directions; None for those of the run.
+    """
+
+    protocol: str
+    label: str
+    chosen: bool
+    trained_on: tuple[str, ...] | None
+    planes: Path | None
+
+    def plans(self, subject: Subject) -> tuple[PlannedEvaluation, ...]:
+        """The evaluations; process 0 has computed principal directions before."""
+        protocol = PROTOCOLS[self.protocol]
+        plan = protocol_plan(protocol, subject, self.label, self.chosen, self.trained_on, self.planes, dry_run=True)
+        return plan.evaluations
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,7 @@ class Request:
         label: name of the evaluation.
         checkpoint: the weights.
         extended: adds certificates to the suite; None for the suite as it is. It can be pickled.
+        protocol: makes the evaluations of a protocol; None for those of the settings. It can be pickled.
     """
 
     place: Path | None
@@ -46,6 +70,7 @@ class Request:
     label: str | None
     checkpoint: Checkpoint
     extended: Callable[[Suite], Suite] | None
+    protocol: ProtocolRequest | None = None
 
 
 def suite_before_loading(config: RunConfig, extended: Callable[[Suite], Suite] | None) -> Suite:
@@ -60,106 +85,104 @@ def suite_of(plan: PlannedEvaluation, subject: Subject, extended: Callable[[Suit
     return load_surrogates(suite, plan.config, subject.data, subject.trusts, subject.device)
 
 
-def place_of_this_process() -> Place | None:
-    """Place of this process in a cluster, with a GPU of its own; None if it is on its own."""
-    place = place_in_cluster()
-    if place is not None:
-        use_own_gpu(place)
-    return place
+class Together:
+    """The processes of one command, which start or are joined when the first evaluations are shared.
 
-
-@contextmanager
-def leading(
-    place: Place | None, config: RuntimeConfig, request: Request, plans: Sequence[PlannedEvaluation], images: int
-) -> Iterator[Callable[[PlannedEvaluation], Leader | None]]:
-    """Lead the processes of a command; yields the leader of each evaluation, None for a single process.
+    Evaluations come in rounds, each on other images.
 
     Args:
         place: place of this process in a cluster; None to start processes here.
         config: settings.
         request: arguments of the command.
-        plans: evaluations that are carried out.
-        images: number of images; more processes are of no use.
-
-    Raises:
-        ProcessError: the store does not answer; in the block: another process has stopped.
     """
-    size = min(config.processes, images) if place is None else place.size
-    if size < 2:
-        yield lambda plan: None
-        return
-    if place is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if size > cores:
-            PlainConsole().print(f"! {size} processes share {cores} cores", highlight=False)
-        group = start_group(size, serve_evaluations, [request])
-    else:
-        group = join_group(place)
-    group.store.set(_PLANS, json.dumps([plan.target.name for plan in plans]))
-    leaders = {
-        plan.target: Leader(group, partial_of(plan.target) / PARTS, number) for number, plan in enumerate(plans)
-    }
-    try:
-        yield lambda plan: leaders[plan.target]
-    finally:
-        group.close()
 
+    def __init__(self, place: Place | None, config: RuntimeConfig, request: Request) -> None:
+        self._place, self._config, self._request = place, config, request
+        self._group: Group | None = None
+        self._rounds = self._evaluations = 0
 
-def release_others(place: Place | None) -> None:
-    """End the other processes of a cluster without work for them."""
-    if place is not None:
-        join_group(place).store.set(_PLANS, json.dumps([]))
+    def leaders(self, plans: Sequence[PlannedEvaluation], images: int) -> Mapping[Path, Leader]:
+        """Announce evaluations; returns the leader of each by its folder, none for a single process.
 
+        Args:
+            plans: evaluations on the same images.
+            images: number of images; more processes are of no use.
 
-def only_serves(place: Place, config: RunConfig, request: Request) -> bool:
-    """Do the work of a process other than 0 of a cluster; returns False for process 0, without work.
+        Raises:
+            ProcessError: the store does not answer.
+        """
+        if self._group is None and self._place is not None:
+            self._group = join_group(self._place)
+        elif self._group is None and min(self._config.processes, images) > 1:
+            size = min(self._config.processes, images)
+            say_crowding(size)
+            self._group = start_group(size, serve_evaluations, [self._request])
+        if self._group is None:
+            return {}
+        wanted = {"part": plans[0].part, "first": self._evaluations, "names": [plan.target.name for plan in plans]}
+        self._group.store.set(_round(self._rounds), json.dumps(wanted))
+        found = {
+            plan.target: Leader(self._group, partial_of(plan.target) / PARTS, number)
+            for number, plan in enumerate(plans, self._evaluations)
+        }
+        self._rounds += 1
+        self._evaluations += len(plans)
+        return found
 
-    Raises:
-        RunError: settings with domains, whose evaluations run in one process.
-    """
-    if config.data.domains is not None:
-        raise RunError("evaluations on domains run in one process: start the command without a launcher")
-    if place.rank == 0:
-        return False
-    serve_evaluations(place, request)
-    return True
+    def close(self) -> None:
+        """Release the other processes, and end those that were started here."""
+        if self._group is None and self._place is not None:
+            self._group = join_group(self._place)
+        if self._group is not None:
+            self._group.store.set(_round(self._rounds), json.dumps(None))
+            self._group.close()
 
 
 def serve_evaluations(place: Place, request: Request) -> None:
-    """Take part in the evaluations of a command as another process than 0; prints nothing."""
+    """Take part in the evaluations of a command as another process than 0; prints nothing.
+
+    Raises:
+        ProcessError: in a cluster, process 0 does not answer or has other code.
+    """
     try:
         use_own_gpu(place)
         group = join_group(place)
     except ProcessError:
+        if parent_process() is None:
+            raise
         return  # process 0 has ended in the meantime
-    with suppress(RuntimeError, KeyboardInterrupt):  # process 0 has ended, and its store with it
-        try:
-            with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                _serve(group, request)
-        except (ValueError, OSError) as error:
-            group.refuse(str(error))
+    with quietly_taking_part(group):
+        _serve(group, request)
 
 
 def _serve(group: Group, request: Request) -> None:
-    wanted = json.loads(group.wait_for(_PLANS))
-    run = run_of_command(request.place, list(request.overrides))
-    plans = {plan.target.name: plan for plan in planned_evaluations(run, request.label)}
-    subject = load_subject(run, request.trust_code, checkpoint=request.checkpoint)
-    for number, name in enumerate(wanted):
-        plan = plans[name]
-        settings = plan.config.evaluation
-        serve_evaluation(
-            subject.model,
-            subject.data,
-            plan.config.threat,
-            suite_of(plan, subject, request.extended),
-            mode=settings.mode,
-            seed=plan.config.seed,
-            batch_size=settings.batch_size,
-            curve_count=settings.curve_count,
-            curve=settings.curve,
-            group=group,
-            folder=partial_of(plan.target) / PARTS,
-            number=number,
-        )
+    run, rounds, protocol = None, 0, request.protocol
+    while (wanted := json.loads(group.wait_for(_round(rounds)))) is not None:
+        run = run or run_of_command(request.place, list(request.overrides))
+        subject = load_subject(run, request.trust_code, checkpoint=request.checkpoint, part=wanted["part"])
+        made = planned_evaluations(run, request.label) if protocol is None else protocol.plans(subject)
+        plans = {plan.target.name: plan for plan in made}
+        for number, name in enumerate(wanted["names"], wanted["first"]):
+            if name not in plans:
+                raise RunError(f"its settings have no evaluation {name}")
+            plan = plans[name]
+            settings = plan.config.evaluation
+            serve_evaluation(
+                subject.model,
+                subject.data,
+                plan.config.threat,
+                suite_of(plan, subject, request.extended),
+                mode=settings.mode,
+                seed=plan.config.seed,
+                batch_size=settings.batch_size,
+                curve_count=settings.curve_count,
+                curve=settings.curve,
+                group=group,
+                folder=partial_of(plan.target) / PARTS,
+                number=number,
+            )
+        rounds += 1
+
+
+def _round(number: int) -> str:
+    return f"plans/{number}"

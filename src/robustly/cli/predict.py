@@ -12,10 +12,13 @@ from rich.table import Table
 
 from robustly.cli.arguments import Trust
 from robustly.cli.terminal import PlainConsole
+from robustly.cli.together import leads, results_of_processes
 from robustly.data.decoding import IMAGE_SUFFIXES, Decoding, EncodedImage, decode_images
 from robustly.data.images import to_floats
+from robustly.evaluation.parts import ALONE, Arrays, Crew, Task, as_bytes, from_bytes
 from robustly.experiments.portable import PortableModel, open_portable
 from robustly.output_text import csv_cell
+from robustly.runtime import RuntimeConfig
 
 BATCH = 250
 
@@ -43,7 +46,7 @@ class Prediction:
     second: str
 
 
-def run_prediction(path: Path, images: Sequence[Path], as_csv: bool, trust_code: bool) -> int:
+def run_prediction(path: Path, images: Sequence[Path], as_csv: bool, trust_code: bool, processes: int = 1) -> int:
     """Classify image files and print a line for each; returns the exit code.
 
     Args:
@@ -51,14 +54,16 @@ def run_prediction(path: Path, images: Sequence[Path], as_csv: bool, trust_code:
         images: image files and folders.
         as_csv: whether CSV is printed.
         trust_code: whether models that only a file names may be imported.
+        processes: processes that share the batches.
 
     Raises:
         ValueError: there is no model, no image, or an image that cannot be read.
         OSError: a file cannot be read.
     """
-    files = image_files(images)
-    model = open_portable(path, Trust(everything=trust_code).allows)
-    predictions = predict_files(model, files)
+    config = RuntimeConfig(processes=processes)
+    predictions = results_of_processes(_predicted, (path, tuple(images), trust_code), config)
+    if not leads():
+        return len([*predictions])
     if as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(("image", "class", "probability", "margin", "second"))
@@ -78,6 +83,11 @@ def run_prediction(path: Path, images: Sequence[Path], as_csv: bool, trust_code:
         table.add_row(escape(str(one.image)), escape(one.label), share, f"{one.margin:.3g}", escape(one.second))
     PlainConsole().print(table)
     return 0
+
+
+def _predicted(path: Path, images: Sequence[Path], trust_code: bool, crew: Crew) -> Iterator[Prediction]:
+    files = image_files(images)
+    yield from predict_files(open_portable(path, Trust(everything=trust_code).allows), files, crew)
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -100,8 +110,13 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def predict_files(model: PortableModel, files: Sequence[Path]) -> Iterator[Prediction]:
+def predict_files(model: PortableModel, files: Sequence[Path], crew: Crew = ALONE) -> Iterator[Prediction]:
     """Predictions in the order of the files.
+
+    Args:
+        model: the model.
+        files: image files.
+        crew: the processes that share the batches.
 
     Raises:
         ValueError: an image cannot be read, or the model is not for square images and one has another size.
@@ -110,8 +125,9 @@ def predict_files(model: PortableModel, files: Sequence[Path]) -> Iterator[Predi
     decoding = Decoding(height if height == width else None, channels)
     classes = model.description.classes
     size = BATCH if height == width else 1  # images that are not resized may differ in size
-    for start in range(0, len(files), size):
-        batch = files[start : start + size]
+
+    def work(part: Arrays) -> Arrays:
+        batch = [Path(name) for name in from_bytes(part["files"])]
         pixels = decode_images((EncodedImage(file, str(file)) for file in batch), decoding)
         if pixels.shape[2:] != (height, width):
             raise PredictionError(
@@ -119,10 +135,14 @@ def predict_files(model: PortableModel, files: Sequence[Path]) -> Iterator[Predi
             )
         logits = model.logits(to_floats(pixels))
         largest, places = logits.topk(2, dim=1)
-        probability = logits.softmax(dim=1).amax(dim=1)
-        for file, two, share, margin in zip(
-            batch, places.tolist(), probability.tolist(), (largest[:, 0] - largest[:, 1]).tolist(), strict=True
-        ):
+        probability, gap = logits.softmax(dim=1).amax(dim=1), largest[:, 0] - largest[:, 1]
+        return {"places": places.numpy(), "probability": probability.numpy(), "margin": gap.numpy()}
+
+    batches = [files[start : start + size] for start in range(0, len(files), size)]
+    parts = [{"files": as_bytes([str(file) for file in batch])} for batch in batches]
+    for batch, found in zip(batches, crew.share(Task("prediction"), parts, work, lambda done: None), strict=True):
+        columns = (found[name].tolist() for name in ("places", "probability", "margin"))
+        for file, two, share, margin in zip(batch, *columns, strict=True):
             yield Prediction(file, classes[two[0]], share, margin, classes[two[1]])
 
 

@@ -1,6 +1,7 @@
 """Examples that the cheap stages of a certificate leave open: order, shares of the time, and storage."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,11 +9,16 @@ from numpy.typing import NDArray
 
 from robustly.attacks.core.contract import frozen
 from robustly.certification import CertificateResult, Deadline, InStages
-from robustly.evaluation.certified_part import CertifiedPart, PartFolder, joined
+from robustly.evaluation.certified_part import CertifiedPart, PartFolder, as_arrays, from_arrays, joined
+from robustly.evaluation.parts import Arrays, Task, Work
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget, Progress
 from robustly.evidence import Verdict
+from robustly.evidence.schema import CertificateColumns, column_fields
 from robustly.threats import ThreatModel
+
+FINISH = "branch and bound"
+"""Kind of the tasks whose parts are single open examples."""
 
 
 def finish_open(
@@ -39,33 +45,67 @@ def finish_open(
     """
     finished = {int(part.ids[0]): part for part in ([] if folder is None else folder.load())}
     order = open_examples(screened)
+    left = [row for row in order if int(screened.ids[row]) not in finished]
+    todo = [{**as_arrays(_of_row(screened, row)), "left": np.array([len(left) - n])} for n, row in enumerate(left)]
+    task = Task(FINISH, name, target.threat.extent_text)
+    begun = [from_arrays(one) for one in target.crew.finished(task, todo)]
+    spent = sum(float(part.columns.seconds[0]) for part in (*finished.values(), *begun))
+    seconds = None if certificate.seconds is None else max(0.0, certificate.seconds - spent)
+    task = replace(task, seconds=seconds)
+    done = len(order) - len(left)
+    for found in target.crew.share(
+        task,
+        todo,
+        finish_work(target, certificate, threat, seconds, target.crew.size),
+        lambda more: progress(f"{name}: branch and bound", done + more, len(order)),
+    ):
+        part = from_arrays(found)
+        finished[int(part.ids[0])] = part
+        if folder is not None:
+            folder.save(part)
+    if order:
+        progress(f"{name}: branch and bound", len(order), len(order))
+    return joined([screened, *(finished[int(screened.ids[row])] for row in order)], screened.ids)
+
+
+def finish_work(
+    target: EvaluationTarget, certificate: InStages, threat: ThreatModel, seconds: float | None, size: int
+) -> Work:
+    """The work of a process on single open examples, whose time begins now.
+
+    Args:
+        target: the model and the data.
+        certificate: the certificate.
+        threat: the threat model.
+        seconds: time for all examples; None for no limit.
+        size: number of processes that share the examples.
+    """
     place = {one: row for row, one in enumerate(as_array(target.data.ids).tolist())}
-    spent = sum(float(part.columns.seconds[0]) for part in finished.values())
-    left = None if certificate.seconds is None else max(0.0, certificate.seconds - spent)
-    deadline = Deadline.after(left)
-    for done, row in enumerate(order):
-        example = int(screened.ids[row])
-        if example in finished:
-            continue
-        progress(f"{name}: branch and bound", done, len(order))
-        where = torch.tensor([place[example]], device=target.data.images.device)
+    deadline = Deadline.after(seconds)
+
+    def work(part: Arrays) -> Arrays:
+        before = from_arrays({name: values for name, values in part.items() if name != "left"})
+        where = torch.tensor([place[int(before.ids[0])]], device=target.data.images.device)
         began = time.perf_counter()
         with frozen(target.model):
             found = certificate.finish(
                 target.model,
                 target.data.floats(where),
                 target.data.labels[where],
-                _result_of(screened, row, where.device),
+                _result_of(before, where.device),
                 threat=threat.select(where),
-                deadline=deadline.share(len(order) - done),
+                deadline=deadline.share(max(1, -(-int(part["left"][0]) // size))),
             )
-        part = CertifiedPart.of(target.data.ids[where], found, time.perf_counter() - began)
-        finished[example] = part
-        if folder is not None:
-            folder.save(part)
-    if order:
-        progress(f"{name}: branch and bound", len(order), len(order))
-    return joined([screened, *(finished[int(screened.ids[row])] for row in order)], screened.ids)
+        return as_arrays(CertifiedPart.of(target.data.ids[where], found, time.perf_counter() - began))
+
+    return work
+
+
+def _of_row(part: CertifiedPart, row: int) -> CertifiedPart:
+    """The results for one example, without its counterexample."""
+    columns = {name: getattr(part.columns, name)[row : row + 1] for name in column_fields(CertificateColumns)}
+    none = np.zeros((0,), np.float32)
+    return CertifiedPart(part.ids[row : row + 1], CertificateColumns(**columns), none, part.terms)
 
 
 def open_examples(screened: CertifiedPart) -> list[int]:
@@ -75,11 +115,12 @@ def open_examples(screened: CertifiedPart) -> list[int]:
     return sorted(rows, key=lambda row: (-np.nan_to_num(bound[row], nan=-np.inf), ids[row]))
 
 
-def _result_of(part: CertifiedPart, row: int, device: torch.device) -> CertificateResult:
-    columns, at = part.columns, slice(row, row + 1)
+def _result_of(part: CertifiedPart, device: torch.device) -> CertificateResult:
+    """The result for the example of a part."""
+    columns = part.columns
 
     def tensor(values: NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values[at])).to(device)
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
     return CertificateResult(
         verdict=tensor(columns.verdict),
@@ -87,8 +128,8 @@ def _result_of(part: CertifiedPart, row: int, device: torch.device) -> Certifica
         prediction=tensor(columns.prediction),
         certifies=part.terms.certifies,
         lower_bound=tensor(columns.lower_bound),
-        stage=(str(columns.stage[row]),),
-        reason=(str(columns.reason[row]),),
+        stage=(str(columns.stage[0]),),
+        reason=(str(columns.reason[0]),),
         work=tensor(columns.work),
         seconds=tensor(columns.seconds),
     )

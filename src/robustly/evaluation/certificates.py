@@ -10,9 +10,10 @@ from torch import Tensor
 
 from robustly.attacks.core.contract import frozen
 from robustly.certification import Certificate, ChecksModel, InStages, Prepares
-from robustly.evaluation.certificate_queue import finish_open
-from robustly.evaluation.certified_part import CertifiedPart, PartFolder, joined
+from robustly.evaluation.certificate_queue import FINISH, finish_open, finish_work
+from robustly.evaluation.certified_part import CertifiedPart, PartFolder, as_arrays, from_arrays, joined
 from robustly.evaluation.checkpoint import EvaluationCheckpoint
+from robustly.evaluation.parts import Arrays, Task, Work, WorkError
 from robustly.evaluation.recording import as_array, stored_images
 from robustly.evaluation.stages import EvaluationError
 from robustly.evaluation.suites.suite import Suite
@@ -21,8 +22,11 @@ from robustly.evidence import StoredImages, Verdict
 from robustly.evidence.certified_numbers import CertificateTerms
 from robustly.evidence.schema import CERTIFICATE, CertificateColumns, Whole
 from robustly.memory import is_out_of_memory
+from robustly.runtime import check_device
 from robustly.threats import ThreatModel
 
+SCREEN = "certificate"
+"""Kind of the tasks whose parts are batches of a certificate."""
 NO_MEMORY = "out of memory"
 UNCONFIRMED = "a forward pass did not confirm its counterexample"
 
@@ -142,26 +146,60 @@ def run_certificate(
     certificate = prepared(target, certificate, name)
     parts = [] if folder is None else folder.load()
     finished = {one for part in parts for one in part.ids.tolist()}
-    _lp_threat(target, name)
+    threat = _lp_threat(target, name)
     size = min(target.batch_size, certificate.batch) if isinstance(certificate, InStages) else target.batch_size
-    for chunk in replace(target, batch_size=size).chunks(rows):
-        left = chunk[[one not in finished for one in data.ids[chunk].tolist()]]
-        progress(name, len(finished), len(rows))
-        if not len(left):
-            continue
-        for part in _certified(target, certificate, name, left):
+    chunks = replace(target, batch_size=size).chunks(rows)
+    left = [chunk[[one not in finished for one in data.ids[chunk].tolist()]] for chunk in chunks]
+    todo = [{"rows": as_array(chunk)} for chunk in left if len(chunk)]
+    count, task = len(finished), Task(SCREEN, name, target.threat.extent_text)
+    try:
+        for found in target.crew.share(
+            task,
+            todo,
+            certificate_work(target, certificate, task, target.crew.size),
+            lambda done: progress(name, min(count + done * size, len(rows)), len(rows)),
+        ):
+            part = from_arrays(found)
             parts.append(part)
-            finished.update(part.ids.tolist())
             if folder is not None:
                 folder.save(part)
-    try:
+        if todo:  # else they are those of branch and bound, of an earlier start
+            target.crew.forget_parts()
         screened = joined(parts, as_array(data.ids[rows]))
         if not isinstance(certificate, InStages):
             return screened
         last = None if folder is None else PartFolder(folder.folder / "finished", folder.identity)
-        return finish_open(target, certificate, name, _lp_threat(target, name), screened, last, progress)
+        found_all = finish_open(target, certificate, name, threat, screened, last, progress)
+        target.crew.forget_parts()
+        return found_all
+    except WorkError as error:
+        raise EvaluationError(str(error).removeprefix(f"{EvaluationError.__name__}: ")) from error
+    except EvaluationError:
+        raise
     except ValueError as error:
         raise EvaluationError(f"the certificate {name!r} failed: {error}") from error
+
+
+def certificate_work(target: EvaluationTarget, certificate: Certificate, task: Task, size: int) -> Work:
+    """The work of a process on the parts of a certificate.
+
+    Args:
+        target: the model, the data and the threat.
+        certificate: the certificate, as `prepared` returns it.
+        task: of the kind `SCREEN` for batches of images, or `FINISH` for branch and bound on single images.
+        size: number of processes that share it.
+    """
+    name, threat = task.name, _lp_threat(target, task.name)
+    if task.kind == FINISH:
+        if not isinstance(certificate, InStages):
+            raise EvaluationError(f"the certificate {name!r} has no stages")
+        return finish_work(target, certificate, threat, task.seconds, size)
+
+    def work(part: Arrays) -> Arrays:
+        rows = torch.from_numpy(part["rows"]).to(target.data.images.device)
+        return as_arrays(joined(_certified(target, certificate, name, rows), as_array(target.data.ids[rows])))
+
+    return work
 
 
 def prepared(target: EvaluationTarget, certificate: Certificate, name: str) -> Certificate:
@@ -190,6 +228,7 @@ def _certified(target: EvaluationTarget, certificate: Certificate, name: str, ro
         return [CertifiedPart.of(data.ids[rows], found, time.perf_counter() - began)]
     except Exception as error:
         if not is_out_of_memory(error):
+            check_device(data.images.device)
             raise EvaluationError(f"the certificate {name!r} failed: {_words(error)}") from error
     if len(rows) > 1:
         half = len(rows) // 2

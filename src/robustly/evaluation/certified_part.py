@@ -1,9 +1,10 @@
 """Results of a certificate on some examples, in memory and on disk."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from robustly.certification import CertificateResult
 from robustly.documents import parse_json
+from robustly.evaluation.parts import Arrays, as_bytes, from_bytes
 from robustly.evaluation.recording import STAGE, as_array, certificate_columns
 from robustly.evidence.certified_numbers import CertificateTerms
 from robustly.evidence.schema import CertificateColumns, Single, Verdict, Whole, column_fields
@@ -121,6 +123,46 @@ def joined(parts: Sequence[CertifiedPart], ids: Whole) -> CertifiedPart:
     )
 
 
+def as_arrays(part: CertifiedPart) -> Arrays:
+    """A part as arrays of numbers, see `from_arrays`."""
+    tensors, about = _plain(part)
+    return {**tensors, "about": as_bytes(about)}
+
+
+def from_arrays(arrays: Arrays) -> CertifiedPart:
+    """The part of `as_arrays`."""
+    return _part_of(
+        {name: values for name, values in arrays.items() if name != "about"}, from_bytes(arrays["about"])
+    )
+
+
+def _plain(part: CertifiedPart) -> tuple[dict[str, NDArray[np.generic]], dict[str, Any]]:
+    """Arrays of numbers, and plain values: the texts, which the arrays count, and the terms."""
+    tensors: dict[str, NDArray[np.generic]] = {"ids": part.ids, "images": part.images}
+    words = {}
+    for name in _COLUMNS:
+        values = getattr(part.columns, name)
+        if name in _TEXTS:
+            distinct, values = np.unique(values, return_inverse=True)
+            words[name] = distinct.tolist()
+        tensors[name] = values
+    terms = part.terms
+    return tensors, {
+        "words": words,
+        "certifies": terms.certifies,
+        "failure_probability": terms.failure_probability,
+    }
+
+
+def _part_of(tensors: dict[str, NDArray[Any]], about: Mapping[str, Any]) -> CertifiedPart:
+    for name in _TEXTS:
+        tensors[name] = np.array(about["words"][name], np.str_)[tensors[name]]
+    columns = CertificateColumns(**{item.name: tensors[item.name] for item in fields(CertificateColumns)})
+    risk = about["failure_probability"]
+    terms = CertificateTerms(str(about["certifies"]), None if risk is None else float(risk))
+    return CertifiedPart(tensors["ids"], columns, tensors["images"], terms)
+
+
 @dataclass(frozen=True)
 class PartFolder:
     """The finished parts of one certificate on disk, one file for each call, so that a killed run continues.
@@ -145,20 +187,8 @@ class PartFolder:
             OSError: the folder is read-only or the disk is full.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensors: dict[str, NDArray[np.generic]] = {"ids": part.ids, "images": part.images}
-        words = {}
-        for name in _COLUMNS:
-            values = getattr(part.columns, name)
-            if name in _TEXTS:
-                distinct, values = np.unique(values, return_inverse=True)
-                words[name] = distinct.tolist()
-            tensors[name] = values
-        about = {
-            "identity": self.identity,
-            "words": words,
-            "certifies": part.terms.certifies,
-            "failure_probability": part.terms.failure_probability,
-        }
+        tensors, about = _plain(part)
+        about = {"identity": self.identity, **about}
         path = self.folder / f"{int(part.ids[0])}_{len(part.ids)}.safetensors"
         with whole_file(path) as temporary:
             try:
@@ -174,11 +204,6 @@ class PartFolder:
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             if about.get("identity") != self.identity:
                 return None
-            for name in _TEXTS:
-                tensors[name] = np.array(about["words"][name], np.str_)[tensors[name]]
-            columns = CertificateColumns(**{item.name: tensors[item.name] for item in fields(CertificateColumns)})
-            risk = about["failure_probability"]
-            terms = CertificateTerms(str(about["certifies"]), None if risk is None else float(risk))
-            return CertifiedPart(tensors["ids"], columns, tensors["images"], terms)
+            return _part_of(tensors, about)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             return None

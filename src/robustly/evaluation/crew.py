@@ -21,7 +21,8 @@ from robustly.evaluation.checkpoint import Speed
 from robustly.evaluation.identity import differences
 from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work, WorkError
 from robustly.files import whole_file
-from robustly.processes import Group
+from robustly.processes import Group, ProcessError
+from robustly.runtime import DeviceError
 
 _ALL_TAKEN = 2**40
 
@@ -39,6 +40,11 @@ class Leader:
         self._group, self._folder, self._number = group, folder, number
         self._tasks = 0
 
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return self._group.size
+
     def begin(self, identity: str, speed: Speed) -> None:
         """Announce an evaluation to the other processes."""
         self._group.store.set(_begun(self._number), json.dumps({"identity": identity, **asdict(speed)}))
@@ -50,7 +56,7 @@ class Leader:
             return
         store, place = self._group.store, f"{self._number}/{self._tasks}"
         self._tasks += 1
-        folder = self._folder / _digest(task, parts)
+        folder = self._folder / digest_of(task, parts)
         folder.mkdir(parents=True, exist_ok=True)
         if not _is_whole(folder / INPUTS):
             named = {f"{n}.{key}": value for n, part in enumerate(parts) for key, value in part.items()}
@@ -73,6 +79,16 @@ class Leader:
         for number in range(len(parts)):
             yield _load(folder / _result(number))
 
+    def finished(self, task: Task, parts: Sequence[Arrays]) -> Iterator[Arrays]:
+        """Results of those parts that an earlier start of the command has finished."""
+        folder = self._folder / digest_of(task, parts)
+        found = (folder / _result(number) for number in range(len(parts)))
+        return (_load(path) for path in found if _is_whole(path))
+
+    def first(self, value: Callable[[], int]) -> int:
+        """The number; the other processes do not need it."""
+        return value()
+
     def forget_parts(self) -> None:
         """Remove the results of parts, once an attack is stored as a whole."""
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -83,6 +99,7 @@ class Leader:
 
 
 INPUTS = "inputs.safetensors"
+_TASK = ("kind", "name", "extent", "seconds")
 
 
 def serve(group: Group, folder: Path, identity: str, work_of: Callable[[Speed, Task], Work], number: int) -> None:
@@ -109,14 +126,16 @@ def serve(group: Group, folder: Path, identity: str, work_of: Callable[[Speed, T
         if text == "over":
             return
         about = json.loads(text)
-        task, here = Task(about["kind"], about["name"], about["extent"]), folder / about["folder"]
+        task, here = Task(**{key: about[key] for key in _TASK}), folder / about["folder"]
 
         def part_of(number: int, here: Path = here) -> Arrays:
             return _load(here / INPUTS, f"{number}.")
 
-        work = work_of(speed, task)
         try:
+            work = work_of(speed, task)
             _take_part(group, place, here, int(about["count"]), work, part_of, _nothing)
+        except (ProcessError, DeviceError):
+            raise
         except Exception as error:  # an attack that raises an error is a result, see `run_stages`
             store.set(f"error/{place}", f"{type(error).__name__}: {error}")
         tasks += 1
@@ -154,9 +173,10 @@ def _result(number: int) -> str:
     return f"{number:06d}.safetensors"
 
 
-def _digest(task: Task, parts: Sequence[Arrays]) -> str:
+def digest_of(task: Task, parts: Sequence[Arrays]) -> str:
     """Name of the folder of a task: the same task on the same inputs has the same name."""
-    digest = hashlib.sha256(json.dumps(asdict(task), sort_keys=True).encode())
+    about = {key: value for key, value in asdict(task).items() if key != "seconds"}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for part in parts:
         for key in sorted(part):
             digest.update(f"{key} {part[key].dtype} {part[key].shape}".encode())

@@ -103,10 +103,22 @@ def search_again(target: EvaluationTarget, name: str, rows: Tensor, points: Tens
         points: parameters of its successes, `(M, ...)`.
     """
     places = target.chunks(torch.arange(len(rows), device=rows.device))
-    parts = [_search(target, name, rows[place], points[place]) for place in places]
+
+    def work(part: Arrays) -> Arrays:
+        place = places[int(part["batch"][0])]
+        found = _search(target, name, rows[place], points[place])
+        return {"found": as_array(found.found), "passes": as_array(found.passes)}
+
+    parts = target.crew.share(
+        Task("8bit again", name, target.threat.extent_text),
+        [{"batch": np.array([number])} for number in range(len(places))],
+        work,
+        lambda done: None,
+    )
+    found = [*parts]
     return SearchedAgain(
-        np.concatenate([np.zeros(0, dtype=bool), *(as_array(one.found) for one in parts)]),
-        np.concatenate([np.zeros(0, dtype=np.int64), *(as_array(one.passes) for one in parts)]),
+        np.concatenate([np.zeros(0, dtype=bool), *(one["found"] for one in found)]),
+        np.concatenate([np.zeros(0, dtype=np.int64), *(one["passes"] for one in found)]),
     )
 
 

@@ -1,9 +1,11 @@
 """Parts of an evaluation's tasks: batches of images, which one process or several carry out."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -18,23 +20,42 @@ class Task:
     """Work of which any process can carry out parts.
 
     Args:
-        kind: "attack", or "8bit": the search for images of 8 bits.
-        name: name of the attack in the suite.
+        kind: kind of the work, such as "attack", or "8bit": the search for images of 8 bits.
+        name: name of the attack or certificate in the suite.
         extent: extent of the threat, as a text.
+        seconds: time for all parts together; None without a limit. It is not part of the identity of the task.
     """
 
     kind: str
-    name: str
-    extent: str
+    name: str = ""
+    extent: str = ""
+    seconds: float | None = None
 
 
 class WorkError(RuntimeError):
     """An attack raised an error in another process; the text names its type."""
 
 
+def as_bytes(value: object) -> NDArray[np.uint8]:
+    """Plain values as JSON text in an array, `(N,)`."""
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def from_bytes(values: NDArray[Any]) -> Any:
+    """The plain values of `as_bytes`."""
+    return json.loads(values.tobytes())
+
+
 @runtime_checkable
 class Crew(Protocol):
-    """The processes of an evaluation, for the code that process 0 runs."""
+    """The processes that share work, for the code that uses it.
+
+    Args:
+        size: number of processes.
+    """
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
 
     def share(self, task: Task, parts: Sequence[Arrays], work: Work, on_part: OnPart) -> Iterator[Arrays]:
         """Results of all parts, in their order.
@@ -45,6 +66,14 @@ class Crew(Protocol):
         """
         ...
 
+    def finished(self, task: Task, parts: Sequence[Arrays]) -> Iterator[Arrays]:
+        """Results of those parts that an earlier start of the command has finished."""
+        ...
+
+    def first(self, value: Callable[[], int]) -> int:
+        """A number that process 0 computes for all, such as a random one, or one that depends on the time."""
+        ...
+
     def forget_parts(self) -> None:
         """Remove what is kept of finished tasks, once their results are stored as a whole."""
         ...
@@ -52,6 +81,16 @@ class Crew(Protocol):
 
 class Alone:
     """One process."""
+
+    size = 1
+
+    def finished(self, task: Task, parts: Sequence[Arrays]) -> Iterator[Arrays]:
+        """Nothing is kept."""
+        return iter(())
+
+    def first(self, value: Callable[[], int]) -> int:
+        """The number."""
+        return value()
 
     def forget_parts(self) -> None:
         """Nothing is kept."""

@@ -21,6 +21,7 @@ from robustly.evidence import EightBitImages, Finding, StoredImages
 from robustly.evidence.provenance import Plan
 from robustly.evidence.schema import AttackColumns, ExampleColumns, Flags, Single, WorstCaseColumns
 from robustly.processes import ProcessError
+from robustly.runtime import check_device
 
 
 class EvaluationError(ValueError):
@@ -83,6 +84,7 @@ def run_stages(
 
     Raises:
         EvaluationError: every attack failed.
+        DeviceError: the device does not answer any more.
     """
     wrong = ~examples.correct
     done = Stages(WorstCaseColumns(wrong, wrong), -examples.clean_margin)
@@ -134,6 +136,7 @@ def _finished(
     except ProcessError:
         raise
     except Exception as error:
+        check_device(target.data.images.device)
         failures[name] = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
         found = untried(target)
         return AttackEvidence(found.columns, found.images, 0, time.perf_counter() - began, nothing_saved(target))

@@ -43,6 +43,7 @@ class Command:
         add_arguments: adds the options to a parser, and may set its description.
         run: carries out the command with the parsed options and the settings, and returns the exit code.
         takes_settings: whether settings such as `--training.epochs 5` are allowed.
+        takes_processes: whether `--runtime.processes` is allowed where no other settings are.
         settings_help: text on these settings, printed below the options; takes the words after the command's name
             and the settings that are given beside `--help`.
     """
@@ -51,6 +52,7 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, list[str]], int]
     takes_settings: bool = False
+    takes_processes: bool = False
     settings_help: Callable[[list[str], list[str]], str] | None = None
 
 
@@ -94,7 +96,7 @@ COMMANDS: dict[str, Command] = {
         corruptions.run,
         takes_settings=True,
     ),
-    "audit": Command("re-check an evaluation from scratch", audit.add_arguments, audit.run),
+    "audit": Command("re-check an evaluation from scratch", audit.add_arguments, audit.run, takes_processes=True),
     "gate": Command("compare an evaluation with limits, for a pipeline", gate.add_arguments, gate.run),
     "dossier": Command(
         "write a document on a model: threat, data, attacks, limits, checklist", dossier.add_arguments, dossier.run
@@ -119,7 +121,7 @@ COMMANDS: dict[str, Command] = {
     "verify": Command(
         "prove a property of a network in ONNX and VNN-LIB, or break it", verify.add_arguments, verify.run
     ),
-    "predict": Command("classify image files", predict.add_arguments, predict.run),
+    "predict": Command("classify image files", predict.add_arguments, predict.run, takes_processes=True),
     "info": Command("describe a run, weights, evidence or an exported model", info.add_arguments, info.run),
     "export": Command(
         "write the model as ONNX, safetensors or a Hugging Face folder", export.add_arguments, export.run

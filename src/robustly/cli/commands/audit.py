@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from robustly.cli.arguments import add_trust
+from robustly.cli.arguments import add_processes, add_trust, processes_in
 
 SHARE, CONFIDENCE = 0.02, 0.99
 """The guarantee of an audit if the command names none; the defaults of `robustly.evaluation.Sampling`."""
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "`openssl genpkey -algorithm ed25519 -out KEY` makes a key."
     )
     add_trust(parser)
+    add_processes(parser)
     parser.add_argument("run", type=Path)
     parser.add_argument(
         "--as",
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from robustly.evaluation import Sampling
 
     sampling = Sampling(options.share, options.confidence, options.rerun == "all")
-    chosen = AuditOptions(sampling, options.label, options.sign, options.verify)
+    chosen = AuditOptions(sampling, options.label, options.sign, options.verify, processes=processes_in(overrides))
     if is_protocol(options.run, options.label):
         return run_protocol_audit(options.run, chosen, options.trust_code)
     return run_audit(options.run, chosen, options.trust_code)

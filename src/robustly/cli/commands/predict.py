@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from robustly.cli.arguments import add_trust
+from robustly.cli.arguments import add_processes, add_trust, processes_in
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "channels and the size that the model takes (shorter side resized, bicubic, then the centre)."
     )
     add_trust(parser)
+    add_processes(parser)
     parser.add_argument("model", type=Path, help="a run, or a file or folder of `robustly export`")
     parser.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth"
@@ -24,4 +25,4 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     """Classify images; returns the exit code. See `run_prediction`."""
     from robustly.cli.predict import run_prediction
 
-    return run_prediction(options.model, options.images, options.csv, options.trust_code)
+    return run_prediction(options.model, options.images, options.csv, options.trust_code, processes_in(overrides))

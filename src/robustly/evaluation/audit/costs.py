@@ -189,7 +189,7 @@ def _again(
     place, standing = rows_of(ids, pairs.id), pairs.tried & ~pairs.reached
     population: Flags = np.zeros(len(ids), dtype=bool)
     population[place[standing]] = True
-    sample = drawn(sampling.order(len(ids)), population, sampling.size(int(population.sum())))
+    sample = drawn(sampling.order(len(ids), target.crew), population, sampling.size(int(population.sum())))
     here = np.flatnonzero(standing & np.isin(place, sample))
     fallen, ties, other = 0, 0, 0
     for part, reached, clear, spent in _repeated(target, attack, pairs, place, here, rounding):

@@ -11,7 +11,8 @@ from robustly.certification import Certificate, ProvesAgain
 from robustly.evaluation.audit.check import Check
 from robustly.evaluation.audit.sampling import Sampling
 from robustly.evaluation.certificates import prepared, run_certificate
-from robustly.evaluation.certified_part import CertifiedPart, joined
+from robustly.evaluation.certified_part import CertifiedPart, as_arrays, from_arrays, joined
+from robustly.evaluation.parts import ALONE, Arrays, Task, Work
 from robustly.evaluation.stages import EvaluationError
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget, no_progress
@@ -59,7 +60,7 @@ def proofs_checks(
         suite: the suite, from a source other than the evidence.
         sampling: the guarantee.
     """
-    order = sampling.order(len(evidence.table))
+    order = sampling.order(len(evidence.table), target.crew)
     for name, certificate in suite.certificates.items():
         if name in evidence.table.certificates:
             drawn = draw(evidence.table.certificates[name], order, sampling)
@@ -99,13 +100,15 @@ def _proofs_check(
     done = 0
     try:
         harder = prepared(target, certificate, name)
-        for rows, counted in _batches(drawn):
-            if parts and time.monotonic() >= until:
+        batches, size = [*_batches(drawn)], target.crew.size
+        for group in (batches[first : first + size] for first in range(0, len(batches), size)):
+            if parts and target.crew.first(lambda: int(time.monotonic() >= until)):
                 break
-            places = torch.from_numpy(rows).to(target.data.images.device)
-            if len(rows):
-                parts.append(run_certificate(target, harder, name, no_progress, rows=places))
-            done += counted
+            todo = [{"rows": rows} for rows, _ in group if len(rows)]
+            task = Task("proofs repeated", name, target.threat.extent_text)
+            found = target.crew.share(task, todo, _again(target, harder, name), lambda number: None)
+            parts += [from_arrays(one) for one in found]
+            done += sum(counted for _, counted in group)
     except EvaluationError as error:
         return Check(f"certificate {name}: proofs repeated{more}", str(error))
     if not parts:
@@ -122,6 +125,17 @@ def _proofs_check(
     start = f"{repeated} of {name} were repeated{more}"
     statement = start + _conclusion(done, drawn.claims, sampling)
     return Check(f"certificate {name}: {repeated} repeated{more}", problem, statement=statement)
+
+
+def _again(target: EvaluationTarget, certificate: Certificate, name: str) -> Work:
+    """The work of a process on batches of proofs."""
+    alone = replace(target, crew=ALONE)
+
+    def work(part: Arrays) -> Arrays:
+        places = torch.from_numpy(part["rows"]).to(target.data.images.device)
+        return as_arrays(run_certificate(alone, certificate, name, no_progress, rows=places))
+
+    return work
 
 
 def _batches(drawn: Drawn) -> Iterator[tuple[Whole, int]]:

@@ -46,7 +46,7 @@ def rerun_checks(
         clean: logits of the clean images, `(N, K)`.
     """
     table = evidence.table
-    order, exact = sampling.order(len(table)), _same_margins(table, clean[: target.batch_size])
+    order, exact = sampling.order(len(table), target.crew), _same_margins(table, clean[: target.batch_size])
     run = suite if evidence.summary.precision != "full" else in_full_precision(suite)
     staged = evidence.summary.suite.mode == "worst_case"
     standing: Flags = table.correct & ~table.worst_case.broken

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from robustly.evaluation.parts import ALONE, Crew
 from robustly.evidence.schema import Flags, Whole
 from robustly.randomness import shuffled
 
@@ -75,9 +76,9 @@ class Sampling:
                 return false / population
         return None
 
-    def order(self, count: int) -> Whole:
+    def order(self, count: int, crew: Crew = ALONE) -> Whole:
         """A random order of the examples; every sample is a prefix of the rows of its population in this order."""
-        seed = secrets.randbits(62) if self.seed is None else self.seed
+        seed = crew.first(lambda: secrets.randbits(62)) if self.seed is None else self.seed
         order: Whole = shuffled(count, "audit", seed).numpy()
         return order
 

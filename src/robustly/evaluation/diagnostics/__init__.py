@@ -3,9 +3,11 @@
 from robustly.evaluation.diagnostics.diagnose import (
     ALL,
     CHEAP,
+    DIAGNOSTIC,
     MASKING,
     Budget,
     cheap_findings,
+    cheap_work,
     diagnose,
     masking_suspected,
 )
@@ -14,11 +16,13 @@ from robustly.evaluation.diagnostics.forced_routes import Branch, Routes, forced
 __all__ = [
     "ALL",
     "CHEAP",
+    "DIAGNOSTIC",
     "MASKING",
     "Branch",
     "Budget",
     "Routes",
     "cheap_findings",
+    "cheap_work",
     "diagnose",
     "forced_routes",
     "masking_suspected",

@@ -6,7 +6,9 @@ AutoAttack (Croce and Hein, ICML 2020, released code). `docs/diagnostics.md` has
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
+import numpy as np
 from torch import Tensor
 
 from robustly.evaluation.diagnostics.attack_checks import ATTACKING, attempted
@@ -25,6 +27,7 @@ from robustly.evaluation.diagnostics.model_checks import (
     zero_gradient,
 )
 from robustly.evaluation.diagnostics.probe import Budget, Probe
+from robustly.evaluation.parts import Arrays, Task, Work, as_bytes, from_bytes
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import Finding
 
@@ -51,6 +54,8 @@ _FLAGS: dict[str, Test] = {
     "zero_gradient": zero_gradient,
     "quantised_input": quantised_input,
 }
+DIAGNOSTIC = "diagnostic"
+"""Kind of the tasks whose parts are tests."""
 QUICK = Budget(steps=10)
 """Budget of `cheap_findings`: ten steps break a network that resists a single step only."""
 _OF_D11 = ("randomized", "dynamic", "quantised_input")
@@ -99,14 +104,38 @@ def diagnose(
         raise ValueError(f"diagnostics need at least 1 image, got {count}")
     if isinstance(target.threat.extent, Tensor):
         raise ValueError("diagnostics have one epsilon for all images, not one per image")
-    probe = Probe(target, count, budget or Budget())
-    findings = [
-        attempted(name, ATTACKING[name], probe) if name in ATTACKING else _WITHOUT_ATTACKS[name](probe)
-        for name in tests
-    ]
     if tuple(tests) == ALL and has_domains(target.model):
-        findings.append(attempted(FORCED_ROUTES, forced_routes_break_no_more, probe))
-    return findings
+        tests = (*tests, FORCED_ROUTES)
+    parts = target.crew.share(
+        Task(DIAGNOSTIC, extent=target.threat.extent_text),
+        [{"test": as_bytes(name), "count": np.array([count])} for name in tests],
+        test_work(target, count, budget or Budget()),
+        lambda done: None,
+    )
+    return [Finding(**from_bytes(part["finding"])) for part in parts]
+
+
+def test_work(target: EvaluationTarget, count: int, budget: Budget) -> Work:
+    """The work of a process on tests, of which each is a part.
+
+    Args:
+        target: the model, the data, the threat.
+        count: number of images, from the first.
+        budget: budget of the expensive tests.
+    """
+    probe = Probe(target, count, budget)
+
+    def work(part: Arrays) -> Arrays:
+        name = from_bytes(part["test"])
+        if name == FORCED_ROUTES:
+            finding = attempted(name, forced_routes_break_no_more, probe)
+        elif name in ATTACKING:
+            finding = attempted(name, ATTACKING[name], probe)
+        else:
+            finding = _WITHOUT_ATTACKS[name](probe)
+        return {"finding": as_bytes(asdict(finding))}
+
+    return work
 
 
 def cheap_findings(target: EvaluationTarget) -> list[Finding]:
@@ -115,7 +144,16 @@ def cheap_findings(target: EvaluationTarget) -> list[Finding]:
     A quarter of the images is tested, at least 50 and at most 200, so that the tests of a small job stay a small
     part of it. `benchmarks/diagnostics_matrix.py` measures which defects 50 images show.
     """
-    return diagnose(target, count=min(200, max(50, len(target.data) // 4)), tests=CHEAP, budget=QUICK)
+    return diagnose(target, count=_cheap_count(target), tests=CHEAP, budget=QUICK)
+
+
+def cheap_work(target: EvaluationTarget) -> Work:
+    """The work of a process on the tests of `cheap_findings`."""
+    return test_work(target, _cheap_count(target), QUICK)
+
+
+def _cheap_count(target: EvaluationTarget) -> int:
+    return min(200, max(50, len(target.data) // 4))
 
 
 def masking_suspected(findings: Sequence[Finding]) -> list[str]:

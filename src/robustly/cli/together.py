@@ -1,0 +1,124 @@
+"""Several processes for a command: who takes part, and what the others than process 0 do."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
+from io import StringIO
+from multiprocessing import parent_process
+from typing import Any, TypeVar
+
+import torch
+
+from robustly.cli.terminal import PlainConsole
+from robustly.evaluation.members import Member
+from robustly.evaluation.parts import ALONE
+from robustly.processes import Group, ProcessError, join_group, start_group
+from robustly.runtime import Place, RuntimeConfig, place_in_cluster, use_own_gpu
+
+T = TypeVar("T")
+
+
+def shared_among_processes(work: Callable[..., T], arguments: Sequence[Any], config: RuntimeConfig) -> T | None:
+    """Result of `work(*arguments, crew)`, see `results_of_processes`; None in another process than process 0."""
+    found = [*results_of_processes(_once, (work, *arguments), config)]
+    return found[0] if found else None
+
+
+def results_of_processes(
+    work: Callable[..., Iterator[T]], arguments: Sequence[Any], config: RuntimeConfig
+) -> Iterator[T]:
+    """Results of `work(*arguments, crew)`, which every process iterates over and whose parts they share.
+
+    The work writes and prints nothing, and is the only one of the command. Process 0 uses the results. The
+    other processes of torchrun and SLURM get none.
+
+    Args:
+        work: function of a module.
+        arguments: values that can be pickled.
+        config: settings.
+
+    Raises:
+        ProcessError: another process has stopped, or does not answer.
+        ValueError: no processes.
+    """
+    config.check()
+    place = place_of_this_process()
+    if place is not None and place.rank:
+        _take_part(place, work, arguments)
+        return
+    size = config.processes if place is None else place.size
+    if size < 2:
+        yield from work(*arguments, ALONE)
+        return
+    if place is None:
+        say_crowding(size)
+        group = start_group(size, _take_part, [work, tuple(arguments)])
+    else:
+        group = join_group(place)
+    group = replace(group, advice="start the command again")
+    try:
+        yield from work(*arguments, Member(group))
+    finally:
+        group.close()
+
+
+def _once(work: Callable[..., T], *arguments: Any) -> Iterator[T]:
+    yield work(*arguments)
+
+
+def place_of_this_process() -> Place | None:
+    """Place of this process in a cluster, with a GPU of its own; None if it is on its own."""
+    place = place_in_cluster()
+    if place is not None:
+        use_own_gpu(place)
+    return place
+
+
+def leads() -> bool:
+    """Return True for process 0, and for a process on its own."""
+    place = place_in_cluster()
+    return place is None or place.rank == 0
+
+
+def say_crowding(size: int) -> None:
+    """Print a sentence if more processes start than there are cores or GPUs; they share them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if devices and size > devices:
+        _warn(f"{size} processes share {devices} GPU{'s' * (devices > 1)}")
+    elif size > cores:
+        _warn(f"{size} processes share {cores} core{'s' * (cores > 1)}")
+
+
+def _warn(text: str) -> None:
+    """Print beside the results, which may be a table for another program."""
+    PlainConsole(stderr=True).print(f"! {text}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def quietly_taking_part(group: Group) -> Iterator[None]:
+    """Print nothing in the block, and record for process 0 why this process cannot take part."""
+    with suppress(RuntimeError, KeyboardInterrupt):  # process 0 has ended, and its store with it
+        try:
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+            group.leave()
+        except (ValueError, OSError) as error:
+            group.refuse(str(error))
+
+
+def _take_part(place: Place, work: Callable[..., Iterator[object]], arguments: Sequence[Any]) -> None:
+    """Share the work as another process than 0; prints nothing."""
+    try:
+        use_own_gpu(place)
+        group = join_group(place)
+    except ProcessError:
+        if parent_process() is None:
+            raise
+        return  # process 0 has ended in the meantime
+    with quietly_taking_part(group):
+        for _ in work(*arguments, Member(group)):
+            pass
