@@ -68,10 +68,10 @@ CASES = (
         "resnet18",
         (
             *("--model.name", "resnet18", "--model.width", "0.25", "--threat", "linf:0.1"),
-            *("--training.epochs", "2", "--training.epsilon_ramp", "0", "--data.train_limit", "1000"),
+            *("--training.epochs", "10", "--training.epsilon_ramp", "0", "--data.train_limit", "1000"),
             *("--data.validation", "100"),
         ),
-        {"pgd_20": 48, "quick": 48, "standard": 48},
+        {"pgd_20": 100, "quick": 100, "standard": 100},
     ),
 )
 

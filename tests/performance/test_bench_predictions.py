@@ -38,6 +38,7 @@ from robustly.performance import (
 from robustly.performance.attack_times import Steady, distinct, shortened, steady
 from robustly.performance.timing import Spread
 from robustly.randomness import KeyedGenerator
+from robustly.statistics import Proportion
 from robustly.threats.lp import ThreatModel
 
 LINF = ThreatModel("linf", 0.1)
@@ -147,7 +148,7 @@ def predicted(suite: Suite, survival: Survival | None, count: int = 100, mode: s
 
 def test_prediction_of_one_attack_in_closed_form() -> None:
     suite = Suite("one", {"pgd": PGD(steps=4, precision="full")})
-    found = predicted(suite, Survival(correct=0.8, robust=0.5, early=0.25, evaluation=""))
+    found = predicted(suite, Survival(correct=0.8, robust=0.5, early=0.25, evaluation="", count=10**6))
     # an image costs 6 forward passes, 4 of them with a backward pass: 14 s, and twice that by the ratio
     assert found.upper.median == 100 * 1 + 100 * 2 * 14
     assert found.lower.median == 100 * 1 + 100 * 2 * 5
@@ -159,9 +160,17 @@ def test_prediction_of_one_attack_in_closed_form() -> None:
     assert found.unknown == found.on_suspicion == ()
 
 
+def test_the_interval_of_the_robust_accuracy_is_part_of_the_range() -> None:
+    suite = Suite("one", {"pgd": PGD(steps=4)})
+    few = predicted(suite, Survival(1.0, 0.5, 0.0, "", 10)).expected
+    assert few is not None
+    low, high = Proportion(5, 10).interval
+    assert (few.low, few.high) == (pytest.approx(100 + 2800 * low), pytest.approx(100 + 2800 * high))
+
+
 def test_every_mode_attacks_broken_images_again() -> None:
     suite = Suite("two", {"one": PGD(steps=4), "two": PGD(steps=4)})
-    half = Survival(1.0, 0.5, 1.0, "")
+    half = Survival(1.0, 0.5, 1.0, "", 10)
     every, worst = (predicted(suite, half, mode=mode) for mode in ("every", "worst_case"))
     assert every.expected is not None
     assert worst.expected is not None
@@ -172,11 +181,12 @@ def test_every_mode_attacks_broken_images_again() -> None:
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.sampled_from(["quick", "standard", "aa_standard"]))
 def test_the_expected_time_is_between_the_limits(correct: float, share: float, early: float, name: str) -> None:
     suite = as_suite(name, LINF)
-    found = predicted(suite, Survival(correct, correct * share, early, ""))
-    whole = predicted(suite, Survival(1.0, 1.0, early, ""))
+    found = predicted(suite, Survival(correct, correct * share, early, "", 50))
+    whole = predicted(suite, Survival(1.0, 1.0, early, "", 50))
     assert found.expected is not None
     assert whole.expected is not None
     assert found.expected.median <= whole.expected.median * (1 + 1e-9)
+    assert found.expected.low <= found.expected.median <= found.expected.high
     assert whole.expected.median == pytest.approx(found.upper.median)
     assert found.passes[2] == announced_cost(suite, LINF, 100, 10, 784).total
 
@@ -210,7 +220,7 @@ def test_shares_of_an_evaluation(digit_net: nn.Module, digits: Splits) -> None:
 @pytest.mark.parametrize("shares", [(0.5, 0.6, 0.1), (1.1, 0.5, 0.1), (1.0, -0.1, 0.1), (1.0, 0.5, 2.0)])
 def test_shares_out_of_range_are_refused(shares: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="should be between 0 and 1"):
-        Survival(*shares, "")
+        Survival(*shares, "", 10)
 
 
 @pytest.mark.parametrize(

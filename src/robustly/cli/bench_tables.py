@@ -111,10 +111,12 @@ def suite_sentences(one: SuitePrediction, devices: int) -> Iterator[str]:
     told = one.expected or one.upper
     limit = "" if one.expected else "at most "
     kind = "" if one.expected else ", if no attack breaks any image"
+    why = f"middle half of {told.runs} measurements"
+    why += " and 95 % interval of the robust accuracy" if one.expected else ""
     shared = "" if devices == 1 else f", {duration_words(told.median / devices)} on {devices} such devices"
     yield (
         f"{name} on {one.count:,} images: {limit}about {duration_words(told.median)} here{shared}{kind} "
-        f"[{_range(told)}, middle half of {told.runs} measurements]"
+        f"[{_range(told)}, {why}]"
     )
     if one.curve:
         yield f"  its security curve: at most {duration_words(one.curve)} more"
@@ -155,7 +157,7 @@ def sentences(report: Report, recipe: str) -> Iterator[str]:
         share = report.survival
         yield (
             f"expected times are for the shares in {share.evaluation}: {100 * share.correct:.1f} % correct, "
-            f"{100 * share.robust:.1f} % robust"
+            f"{100 * share.robust:.1f} % robust, of {share.count:,} images"
         )
 
 

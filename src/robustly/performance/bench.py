@@ -22,6 +22,7 @@ from robustly.performance.attack_times import (
 )
 from robustly.performance.bound_times import BoundTimes, measure_bounds
 from robustly.performance.choices import Choices, choose, machine
+from robustly.performance.operations import operations_of
 from robustly.performance.passes import Copies, Passes, bare_pass, measure_passes
 from robustly.performance.peak import peak_bytes, weight_bytes
 from robustly.performance.prediction import SuitePrediction, Survival, predict_suite
@@ -83,7 +84,7 @@ class Report:
     """Everything that `robustly bench` measured and predicted.
 
     Args:
-        model: name and size of the network, and the shape of an image.
+        model: name and size of the network, the shape of an image, and the counted operations of its passes.
         threat: text of the threat.
         clock: "wall" or "cpu".
         device: device of the model.
@@ -231,6 +232,7 @@ def bench(
             "parameters": sum(one.numel() for one in model.parameters()),
             "image": list(images(1).shape[1:]),
             "classes": classes,
+            "operations": operations_of(model, images(passes.best("forward").batch_size), passes.precisions[0]),
         },
         threat=str(threat),
         clock=meter.clock,

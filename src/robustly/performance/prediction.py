@@ -1,7 +1,7 @@
 """Predicted time of a suite from measured attacks, announced passes, and the images that an attack breaks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from robustly.evidence import Evidence
 from robustly.evidence.provenance import Mode
 from robustly.performance.attack_times import AttackTime, Floor
 from robustly.performance.timing import Spread
+from robustly.statistics import Proportion
 from robustly.threats import Threat
 
 AT_ONCE = (3, 1)
@@ -27,12 +28,14 @@ class Survival:
         robust: share that no attack broke.
         early: passes of the first attack on an image that it breaks, as a share of those on one that it does not.
         evaluation: folder of the evaluation.
+        count: its images.
     """
 
     correct: float
     robust: float
     early: float
     evaluation: str
+    count: int
 
     def __post_init__(self) -> None:
         if not (0 <= self.robust <= self.correct <= 1 and 0 <= self.early <= 1):
@@ -40,6 +43,12 @@ class Survival:
                 "the shares of robust and correct images should be between 0 and 1, and the first at most the "
                 f"second, got {self.robust}, {self.correct} and {self.early}"
             )
+
+    @property
+    def ends(self) -> tuple["Survival", "Survival"]:
+        """The shares at both ends of the 95 % interval of the robust share, which is at most `correct`."""
+        low, high = Proportion(round(self.robust * self.count), self.count).interval
+        return replace(self, robust=min(low, self.robust)), replace(self, robust=min(high, self.correct))
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,8 @@ class SuitePrediction:
         count: number of images.
         passes: counted passes, forward and backward: fewest, expected (None without an earlier evaluation), most.
         lower: seconds if the first step of the first attack breaks every image.
-        expected: seconds with the shares of an earlier evaluation; None without one.
+        expected: seconds with the shares of an earlier evaluation, whose 95 % interval is part of the range; None
+            without one.
         upper: seconds if no attack breaks any image.
         ratio: `upper`, relative to the same passes in full precision made by hand.
         curve: seconds of the security curve at most, which come on top; 0 without one.
@@ -90,7 +100,7 @@ def survival_of(evidence: Evidence, folder: str) -> Survival:
     broken = first.broken & first.tried & correct
     early = float(passes[broken].mean() / passes.max()) if broken.any() and passes.max() else 1.0
     robust = float((correct & ~table.worst_case.broken).mean())
-    return Survival(float(correct.mean()), robust, early, folder)
+    return Survival(float(correct.mean()), robust, early, folder, len(correct))
 
 
 def predict_suite(
@@ -124,6 +134,11 @@ def predict_suite(
     most = _loads(suite, threat, classes, size, count, count)
     fewest = [Load(one.attack, count, *AT_ONCE) for one in (most[:1] if worst else most)]
     usual = None if survival is None else _expected(suite, threat, classes, size, count, survival, worst)
+    expected = None
+    if survival is not None and usual is not None:
+        ends = (_expected(suite, threat, classes, size, count, end, worst) for end in survival.ends)
+        low, high = (_seconds(loads, count, floor, times) for loads in ends)
+        expected = replace(_seconds(usual, count, floor, times), low=low.low, high=high.high)
     suspicious = tuple(name for name in suite.attacks if suite.plan(name).on_suspicion)
     radii = [radius for radius in curve_radii(threat, suite) if radius]
     drawn = min(count, curve_count or count)
@@ -137,7 +152,7 @@ def predict_suite(
         count=count,
         passes=(_passes(fewest, count), None if usual is None else _passes(usual, count), _passes(most, count)),
         lower=lower,
-        expected=None if usual is None else _seconds(usual, count, floor, times),
+        expected=expected,
         upper=upper,
         ratio=upper.median / max(bare, 1e-12),
         curve=_seconds([one for one in curve if one.attack == suite.curve], 0, floor, times).median,
