@@ -155,12 +155,12 @@ def predicted(here: Ready, meter: Meter, seconds: float) -> dict[str, Report]:
     return found
 
 
-def real(here: Ready, name: str, batch_size: int, clock: str) -> tuple[float, int]:
+def real(here: Ready, name: str, known_size: int, clock: str) -> tuple[float, int]:
     """Seconds of the attacks of an evaluation with their 8-bit images, and counted passes."""
     data = here.data.select(torch.arange(here.case.counts[name]))
     began = CLOCKS[clock]()
     found = evaluate(
-        here.model, data, here.config.threat, suite_of(name, here.config), batch_size=batch_size, curve="off"
+        here.model, data, here.config.threat, suite_of(name, here.config), known_size=known_size, curve="off"
     )
     seconds = CLOCKS[clock]() - began
     attacks = sum(value or 0.0 for value in found.summary.seconds.values())
@@ -240,7 +240,7 @@ def main() -> None:
             f"Medians of {options.rounds} rounds in which prediction and real run take turns, one thread, {clock}. "
             f"A prediction measures for about {options.seconds:g} s. Its robust accuracy is that of PGD-20 (for "
             "`pgd_20` and `quick`) or of `quick` (for the others) on as many other test images. The real time of "
-            "an evaluation is that of its attacks, with the search for 8-bit images, which is not predicted.",
+            "an evaluation is that of its attacks, with the search for 8-bit images.",
             "",
             f"| {' | '.join(columns)} |",
             f"| {' | '.join(['---'] * len(columns))} |",

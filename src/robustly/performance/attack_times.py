@@ -16,9 +16,10 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats import Threat
 
 STEPS = 8
-"""Steps of a shortened attack."""
-SHORTER = {"steps": STEPS, "queries": 4 * STEPS, "restarts": 1, "targets": 1, "search_steps": 1, "draws": STEPS}
-"""Settings of a shortened attack, where the attack has more."""
+"""Steps of a shortened attack with one run; with more runs, down to `FEWEST`."""
+FEWEST = 3
+SHORTER = {"queries": 4 * STEPS, "restarts": 5, "targets": 9, "search_steps": 1, "draws": STEPS}
+"""Other settings of a shortened attack, where it has more. Several runs remain, because they are one batch."""
 _SLOPE = 1e-3
 TINY = 1e-3
 """Share of the threat's size at which attacks are timed, so that no image is broken and every pass is made."""
@@ -78,9 +79,9 @@ class AttackTimes:
 
 
 def shortened(attack: Attack) -> Attack:
-    """The attack with a few steps, queries and restarts; the time of a pass is that of the whole attack.
+    """The attack with a few steps and queries; the time of a pass is that of the whole attack.
 
-    An attack without any of the settings in `SHORTER` stays as it is.
+    An attack without steps and without any of the settings in `SHORTER` stays as it is.
     """
     if not is_dataclass(attack):
         return attack
@@ -91,8 +92,12 @@ def shortened(attack: Attack) -> Attack:
         for name, most in SHORTER.items()
         if name in names and isinstance(getattr(given, name), int) and getattr(given, name) > most
     }
-    if getattr(given, "steps", None) == 0 and "restarts" in names:  # random points
+    steps = getattr(given, "steps", None)
+    if steps == 0 and "restarts" in names:  # random points
         changes["restarts"] = min(given.restarts, STEPS)
+    elif isinstance(steps, int):
+        runs = [changes.get(name, getattr(given, name, 1)) or 1 for name in ("restarts", "targets")]
+        changes["steps"] = min(steps, max(2 * STEPS // (1 + runs[0] * runs[1]), FEWEST))
     changed: Attack = replace(given, **changes) if changes else given
     return changed
 
@@ -146,9 +151,7 @@ def measure_attacks(
     small, unbroken = _tiny(threat), steady(model, x)
     y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     short = {name: shortened(attack) for name, attack in attacks.items()}
-    alike: dict[str, str] = {}  # attacks that do the same work are timed once
-    for name, attack in short.items():
-        alike[name] = next((one for one in alike if _same(short[one], attack)), name)
+    alike = timed_as(short)
     found: dict[str, AttackResult] = {}
 
     def run(name: str) -> None:
@@ -175,6 +178,14 @@ def measure_attacks(
     return AttackTimes(
         floor, times, {name: rounds.failures[one] for name, one in alike.items() if one in rounds.failures}
     )
+
+
+def timed_as(attacks: Mapping[str, Attack]) -> dict[str, str]:
+    """For each attack, the name of the first one that does the same work, which is timed for both."""
+    alike: dict[str, str] = {}
+    for name, attack in attacks.items():
+        alike[name] = next((one for one in alike if _same(attacks[one], attack)), name)
+    return alike
 
 
 def _time(attack: Attack, result: AttackResult, rounds: Rounds, name: str, full: str, count: int) -> AttackTime:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.evaluation.suites.cost import attack_cost
-from robustly.evaluation.suites.suite import Suite
+from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.evidence.provenance import Mode, now, software_versions
 from robustly.models.adapter import model_name
 from robustly.performance.attack_times import (
@@ -19,6 +19,7 @@ from robustly.performance.attack_times import (
     distinct,
     measure_attacks,
     shortened,
+    timed_as,
 )
 from robustly.performance.bound_times import BoundTimes, measure_bounds
 from robustly.performance.choices import Choices, choose, machine
@@ -35,8 +36,6 @@ SHARES = {"passes": 0.25, "threads": 0.05, "step": 0.2, "attacks": 0.4, "bounds"
 """Share of the time of each part."""
 PARTS = ("passes", "step", "attacks", "bounds")
 _SMALLEST = 4
-_DISTINCT = 7
-"""Attacks of the usual suites that do different work."""
 
 
 @dataclass(frozen=True)
@@ -191,9 +190,12 @@ def bench(
     suites: tuple[SuitePrediction, ...] = ()
     if "attacks" in plan.parts and plan.suites:
         note("attacks")
-        every = distinct({suite.name: suite.attacks for suite in plan.suites})
+        half_pays = choices.bfloat16 is not None and choices.bfloat16 < 1
+        fast = [suite if half_pays else in_full_precision(suite) for suite in plan.suites]  # as an evaluation does
+        every = distinct({suite.name: suite.attacks for suite in fast})
         size = images(1).numel()
-        cost = _DISTINCT * max(sum(attack_cost(shortened(one), threat, classes, size)) for one in every.values())
+        short = {name: shortened(one) for name, one in every.items()}
+        cost = sum(sum(attack_cost(short[name], threat, classes, size)) for name in set(timed_as(short).values()))
         count = _affordable(choices.batch_size, cost * both / 2, seconds["attacks"])
         found = measure_attacks(
             model, images(count), threat, every, layout=choices.layout, meter=meter, seconds=seconds["attacks"]
@@ -217,7 +219,7 @@ def bench(
                 mode=plan.mode,
                 curve_count=plan.curve_count,
             )
-            for suite in plan.suites
+            for suite in fast
         )
     bounds = None
     if "bounds" in plan.parts:

@@ -1,7 +1,7 @@
 """Time of certificates by bounds, in units of forward passes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats import Threat, ThreatModel
 
 METHODS: tuple[Method, ...] = ("ibp", "crown")
+LEAST_FOR_BACKWARD = 2.0
+"""Seconds below which backward bounds are not tried: a trial of one image may take as long."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,23 @@ def measure_bounds(
     failures: dict[str, str] = {}
     draws = KeyedGenerator(0, y.new_tensor(range(len(x))))
     with frozen(model):
+        try:
+            read = BoundCertificate(methods[0], halvings=0).prepared(model, x, threat=threat)
+        except Exception as error:  # an operation that cannot be bounded
+            return BoundTimes({}, dict.fromkeys(methods, failure_words(error)))
         for method in methods:
-            try:
-                ready = BoundCertificate(method, halvings=0).prepared(model, x, threat=threat)
-            except Exception as error:  # an operation that cannot be bounded
-                failures[method] = failure_words(error)
+            if method != "ibp" and seconds < LEAST_FOR_BACKWARD:
+                failures[method] = "their trial alone would take too long (--seconds)"
                 continue
+            ready = replace(read, settings=BoundCertificate(method, halvings=0))
             work = partial(ready.screen, model, x, y, threat=threat, generator=draws)
             try:
                 wanted = ready.expected_seconds(x[:1], threat=threat) * len(x)
-                if wanted > seconds / len(methods):
-                    failures[method] = f"an image would take about {wanted / len(x):.2g} s, too long (--seconds)"
-                    continue
             except Exception as error:  # memory, or a bound that is not finite
                 failures[method] = failure_words(error)
+                continue
+            if wanted > seconds / len(methods):
+                failures[method] = f"an image would take about {wanted / len(x):.2g} s, too long (--seconds)"
                 continue
             rounds = alternating({method: work}, meter, seconds / len(methods), least=1, most=5)
             if method in rounds.seconds:

@@ -42,7 +42,7 @@ def operations_of(model: nn.Module, x: Tensor, precision: str) -> dict[str, int]
         x: a batch of images, `(N, ...)`.
         precision: its own precision; see `PassTime`.
     """
-    copies, found = Copies(model, {}), {}
+    copies, found = Copies(model, {}), dict[str, int]()
     for kind in KINDS:
         try:
             found[kind] = counted_operations(bare_pass(copies, x, kind, precision, "contiguous")) // len(x)

@@ -29,6 +29,7 @@ class Survival:
         early: passes of the first attack on an image that it breaks, as a share of those on one that it does not.
         evaluation: folder of the evaluation.
         count: its images.
+        eight_bit: passes of the search for an image of 8 bits, for each image that was broken.
     """
 
     correct: float
@@ -36,6 +37,7 @@ class Survival:
     early: float
     evaluation: str
     count: int
+    eight_bit: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0 <= self.robust <= self.correct <= 1 and 0 <= self.early <= 1):
@@ -100,7 +102,9 @@ def survival_of(evidence: Evidence, folder: str) -> Survival:
     broken = first.broken & first.tried & correct
     early = float(passes[broken].mean() / passes.max()) if broken.any() and passes.max() else 1.0
     robust = float((correct & ~table.worst_case.broken).mean())
-    return Survival(float(correct.mean()), robust, early, folder, len(correct))
+    lost = correct & table.worst_case.broken
+    searched = sum(one.passes_8bit[lost].sum() for one in table.attacks.values()) / max(int(lost.sum()), 1)
+    return Survival(float(correct.mean()), robust, early, folder, len(correct), float(searched))
 
 
 def predict_suite(
@@ -138,7 +142,9 @@ def predict_suite(
     if survival is not None and usual is not None:
         ends = (_expected(suite, threat, classes, size, count, end, worst) for end in survival.ends)
         low, high = (_seconds(loads, count, floor, times) for loads in ends)
-        expected = replace(_seconds(usual, count, floor, times), low=low.low, high=high.high)
+        more = count * (survival.correct - survival.robust) * survival.eight_bit / 2 * floor.both.median
+        middle = _seconds(usual, count, floor, times)
+        expected = Spread(middle.median + more, low.low + more, high.high + more, middle.runs)
     suspicious = tuple(name for name in suite.attacks if suite.plan(name).on_suspicion)
     radii = [radius for radius in curve_radii(threat, suite) if radius]
     drawn = min(count, curve_count or count)
