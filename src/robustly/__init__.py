@@ -48,6 +48,7 @@ _MODULES = (
     *("evaluation", "evidence", "experiments", "files", "memory", "model_names", "models", "objectives"),
     *(
         "output_text",
+        "performance",
         "processes",
         "randomness",
         "reports",

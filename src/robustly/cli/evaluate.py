@@ -41,6 +41,7 @@ from robustly.experiments.run_folder import (
 from robustly.experiments.seen_attacks import seen_attacks
 from robustly.experiments.surrogates import load_surrogates
 from robustly.files import whole_folder
+from robustly.performance import kept, key_of
 
 
 def run_evaluation(
@@ -230,8 +231,13 @@ def _evaluated(
 ) -> Evidence:
     """Attack the model, and replace the folder of the evaluation by the new evidence, which is returned."""
     settings = config.evaluation
+    known = None
+    if settings.batch_size is None:
+        known = kept(key_of(subject.model, subject.data.shape, subject.device))
     unfinished = partial_of(target)
     about = announcement(subject.model, subject.data, config.threat, suite)
+    if known is not None:
+        about += f"\nbatches of {known.batch_size} images, as measured by robustly bench on this machine"
     PlainConsole().print(about, highlight=False, soft_wrap=True)
     with evaluation_progress(PlainConsole()) as progress:
         evidence = evaluate(
@@ -247,6 +253,7 @@ def _evaluated(
             checkpoint=unfinished,
             progress=progress,
             leader=leader,
+            known_size=None if known is None else known.batch_size,
         )
     if leader is not None:
         leader.end()  # the others go on to the next evaluation

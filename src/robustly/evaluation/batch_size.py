@@ -36,13 +36,20 @@ class Tuning:
         return self.half_seconds is not None and self.half_seconds < self.seconds
 
 
-def measure(target: EvaluationTarget, sizes: Sequence[int] | None = None) -> Tuning:
+def measure(target: EvaluationTarget, sizes: Sequence[int] | None = None, known: int | None = None) -> Tuning:
     """Time one forward and backward pass at two or three batch sizes, in full precision and in bfloat16.
 
     The measurement has to cost far less than the evaluation. Where all images fit into the batches of the largest
     size, only the precisions are timed, on `FEW` images; below `LARGE_JOB` images, the two smaller sizes.
+
+    Args:
+        target: model and images.
+        sizes: batch sizes; None for the usual ones.
+        known: the fastest size, if it was measured on this machine before; only the precisions are timed then.
     """
     data = target.data
+    if known is not None:
+        return replace(_timed(target, [min(FEW, len(data))]), batch_size=min(known, len(data)))
     device = data.images.device
     if sizes is None:
         sizes = CPU_SIZES if device.type == "cpu" else GPU_SIZES
@@ -78,11 +85,16 @@ def pass_seconds(model: nn.Module, x: Tensor) -> float:
     for _ in range(1 if len(x) > FEW else 2):
         _wait(x)
         began = time.perf_counter()
-        here = x.detach().requires_grad_()
-        input_gradient(logits_of(model, here).square().sum(), here)
+        input_pass(model, x)
         _wait(x)
         seconds.append(time.perf_counter() - began)
     return min(seconds)
+
+
+def input_pass(model: nn.Module, x: Tensor) -> None:
+    """Take a forward pass, and a backward pass to the input."""
+    here = x.detach().requires_grad_()
+    input_gradient(logits_of(model, here).square().sum(), here)
 
 
 def _wait(x: Tensor) -> None:

@@ -66,6 +66,7 @@ def evaluate(
     checkpoint: EvaluationCheckpoint | Path | None = None,
     progress: Progress | None = None,
     leader: Leader | None = None,
+    known_size: int | None = None,
 ) -> Evidence:
     """Evaluate a model and return the evidence.
 
@@ -86,6 +87,7 @@ def evaluate(
         checkpoint: storage of finished attacks, or its folder, so that a killed evaluation continues.
         progress: callback with (name, done, total).
         leader: the processes that share the attacks; see `robustly.evaluation.crew`. It needs a checkpoint.
+        known_size: the fastest batch size, if it was measured before; only the precision is timed then.
 
     Raises:
         AdapterError: the model is not one, or fails on the images.
@@ -107,7 +109,7 @@ def evaluate(
     examples = _clean_columns(target, clean)
     overhead = Overhead()
     with overhead.measured("tuning"):
-        speed = _speed(target, batch_size, checkpoint, examples)
+        speed = _speed(target, batch_size, checkpoint, examples, known_size)
         target, tuned = replace(target, batch_size=speed.batch_size), at_precision(suite, speed)
     if leader is not None and checkpoint is not None:
         leader.begin(checkpoint.identity, speed)
@@ -153,6 +155,7 @@ def _speed(
     batch_size: int | None,
     checkpoint: EvaluationCheckpoint | None,
     examples: ExampleColumns,
+    known_size: int | None,
 ) -> Speed:
     """The given batch size; without one, the size and the precision that are faster here.
 
@@ -162,7 +165,7 @@ def _speed(
     def speed() -> Speed:
         if batch_size:
             return Speed(batch_size, half_pays=True)
-        tuning = measure(target)
+        tuning = measure(target, known=known_size)
         return Speed(tuning.batch_size, tuning.half_pays)
 
     return speed() if checkpoint is None else checkpoint.begin(speed, examples.clean_margin)

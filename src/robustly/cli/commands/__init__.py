@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from robustly.cli.commands import (
     analyse,
     audit,
+    bench,
     certify,
     compare,
     completion,
@@ -94,6 +95,12 @@ COMMANDS: dict[str, Command] = {
         "measure accuracy under common corruptions such as noise, blur, fog and JPEG",
         corruptions.add_arguments,
         corruptions.run,
+        takes_settings=True,
+    ),
+    "bench": Command(
+        "measure the speed of a model here, and predict the time of whole runs",
+        bench.add_arguments,
+        bench.run,
         takes_settings=True,
     ),
     "audit": Command("re-check an evaluation from scratch", audit.add_arguments, audit.run, takes_processes=True),
