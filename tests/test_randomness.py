@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustly.randomness import KeyedGenerator, derive_seed, shuffled
+from robustly.randomness import KeyedGenerator, derive_seed, interleaved, shuffled
 
 
 @pytest.mark.slow
@@ -66,3 +66,16 @@ def test_seeds_tell_types_and_boundaries_apart() -> None:
     seeds = {derive_seed(*parts) for parts in [(1,), ("1",), (1, 2), (12,), ("1", "2"), ("12",), ("1 2",), ()]}
     assert len(seeds) == 8
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("count", [2**18, 2**18 + 1])
+def test_many_numbers_are_those_of_each_example_alone(count: int) -> None:
+    """Above some number a CPU draws them example by example."""
+    draws = KeyedGenerator(3, torch.tensor([5, 1, 9]))
+    for draw in ("uniform", "normal"):
+        whole = getattr(draws, draw)(count)
+        assert whole.shape == (3, count)
+        for row, one in enumerate((5, 1, 9)):
+            assert torch.equal(whole[row], getattr(KeyedGenerator(3, torch.tensor([one])), draw)(count)[0])
+    several = interleaved([draws, draws.fold("other")]).uniform(count)
+    assert torch.equal(several[1::2], draws.fold("other").uniform(count))

@@ -1,6 +1,7 @@
 """Devices, precision and processes; no other file imports Lightning Fabric, whose import takes seconds."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -192,6 +193,13 @@ class Runtime:
     def backward(self, loss: Tensor) -> None:
         """Back-propagate, with the loss scaled where the precision requires it."""
         self._fabric.backward(loss)
+
+    def summing(self, module: nn.Module, more: bool) -> AbstractContextManager[Any]:
+        """In the block, leave gradients in this process if `more` backward passes of the same step follow."""
+        if self.world_size == 1:
+            return nullcontext()
+        wrapped: Any = module  # as `distribute` returns it
+        return self._fabric.no_backward_sync(wrapped, enabled=more)
 
     def clip(self, module: nn.Module, optimizer: Optimizer, norm: float) -> None:
         """Clip the norm of the whole gradient; a gradient that is not finite is not changed."""

@@ -149,7 +149,12 @@ def swapped_rows(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [edited(lambda values: values["worst_case"].update(robust=24, accuracy=1.0)), swapped_rows]
+    "damage",
+    [
+        edited(lambda values: values["worst_case"].update(robust=24, accuracy=1.0)),
+        edited(lambda values: (values.pop("masking"), values.pop("findings"))),
+        swapped_rows,
+    ],
 )
 def test_changed_files_fail(result: Result, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     folder = result.save(tmp_path / "kept")

@@ -113,7 +113,7 @@ def test_broken_yaml_is_named(run):
         read_run(run)
 
 
-@pytest.mark.parametrize("schema", [1, 6, "4", None])
+@pytest.mark.parametrize("schema", [1, 7, "4", None])
 def test_another_schema_is_refused(run, schema):
     edit_summary(run, lambda summary: summary.update(schema=schema))
     with pytest.raises(EvidenceError, match=rf"summary\.json is written in schema {schema}"):

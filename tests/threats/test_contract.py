@@ -28,6 +28,7 @@ from robustly.threats import (
     ThreatModel,
     parse_threat,
 )
+from robustly.threats.parameter_box import all_zero
 
 HALF = torch.tensor([[1, 0, 1, 0, 1]] * 6, dtype=torch.bool)
 SHARES = torch.linspace(0, 1, 30).reshape(6, 5)
@@ -340,3 +341,12 @@ def test_the_table_builds_every_kind() -> None:
     sizes = {"affine": "rotation=30", "scale": "0.5"}
     for kind, build in THREATS.items():
         assert build(sizes.get(kind, "1"), (0.0, 1.0)).kind == kind
+
+
+@pytest.mark.parametrize("count", [7, 4096, 9001])
+def test_all_zero_compares_every_value(count: int) -> None:
+    """Of many values some are compared first."""
+    values = torch.zeros(4, count)
+    values[1, 1], values[2, -1], values[3] = 1.0, torch.nan, 2.0
+    assert all_zero(values).tolist() == [True, False, False, False]
+    assert all_zero(values[3:]).tolist() == [False]

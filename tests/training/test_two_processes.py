@@ -105,6 +105,7 @@ LONGER = {"--training.epochs": "3", "--data.train_limit": "601", "--model.dropou
 RUNS_OF_TWO = RUNS | {
     "norm": ("pgd_at", ({"--model.name": "norm_net:make", "--model.width": "1"},)),
     "longer": ("pgd_at", (LONGER,)),
+    "parts": ("trades", (SGD, {"--training.accumulate": "3"})),  # the last batch: 7 and 6 images, in 3 parts each
 }
 SEVERAL = """
 import json
@@ -170,9 +171,15 @@ def test_two_processes_train_the_network_of_one(one: Path, two: Path) -> None:
         assert mine["loss_consistency"] == pytest.approx(theirs["loss_consistency"], abs=1e-5)
         for name in ("train_clean_accuracy", "train_robust_accuracy", "validation_robust_accuracy"):
             assert mine[name] == pytest.approx(theirs[name], abs=0.02), name  # a few images are nearly tied
-    assert (two / "output.log").read_text().count("finished 2 epochs") == 3, "of TRADES, GKL and `norm`"
+    assert (two / "output.log").read_text().count("finished 2 epochs") == 4, "of TRADES twice, GKL and `norm`"
     assert files_of(folder) == FILES
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_two_processes_train_a_batch_in_parts_as_one_trains_the_whole(one: Path, two: Path) -> None:
+    assert largest_difference(one / "trades", two / "parts") < 2e-5
+    for mine, theirs in zip(state(one / "trades")["rows"], state(two / "parts")["rows"], strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
 
 
 def test_a_guide_is_trained_by_two_processes_as_by_one(one: Path, two: Path) -> None:

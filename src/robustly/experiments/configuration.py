@@ -253,6 +253,7 @@ _ADDED: dict[str, Any] = {
     "weights_key": None,
     "pretrain": 0,
     "measure_train": 0,
+    "accumulate": 1,
     "confidence": GuideLabels.confidence,
     "domains": None,
     "leave_out": None,

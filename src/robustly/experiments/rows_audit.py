@@ -7,7 +7,6 @@ from robustly.data import DataConfig, ImageData, row_digests
 from robustly.evaluation import Check
 from robustly.evidence import Summary
 from robustly.evidence.domains import stated_part
-from robustly.evidence.schema import FIELDS_SINCE
 from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.run_data import SeenRows, check_test_rows, kept_rows, other_test_rows, seen_rows
 
@@ -41,11 +40,10 @@ def rows_checks(folder: Path, config: RunConfig, summary: Summary, data: ImageDa
         "trained on": (stated.trained_on, found.trained_on),
         "selected on": (stated.selected_on, found.selected_on),
     }
-    older = summary.schema < FIELDS_SINCE  # none counted was written as unknown
     wrong = [
         f"{_words(said)} {key}, counted {_words(counted)}"
         for key, (said, counted) in pairs.items()
-        if said != counted and not (older and said is None and counted == 0)
+        if said != counted and not (said is None and counted == 0)
     ]
     counts = f"test images that were trained on ({_words(stated.trained_on)}) or selected on"
     return (

@@ -10,6 +10,8 @@ from torch import Tensor
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Box, Images, PerExample, Theta, per_example
 
+_LARGE = 1 << 15  # offsets of an example from which a CPU steps one example at a time
+
 
 @dataclass(frozen=True)
 class OffsetField:
@@ -46,14 +48,20 @@ class OffsetField:
     def project(self, theta: Theta) -> Theta:
         """Offsets clipped to their range."""
         reach = per_example(self.radius, theta)
-        return torch.minimum(torch.maximum(theta, -reach), reach)
+        return theta.clamp(-reach, reach)
 
     def step(self, theta: Theta, gradient: Theta, step_size: PerExample) -> Theta:
         """Step of every offset by `step_size` along the sign of its gradient."""
-        reach = per_example(self.radius, theta)
-        # in one tensor: the offsets of a colour map are 16 times the values of a small image
-        moved = gradient.sign().mul_(per_example(step_size, theta)).add_(theta)
-        return torch.minimum(torch.maximum(moved, -reach, out=moved), reach, out=moved)
+        if theta.device.type == "cpu" and theta[:1].numel() > _LARGE:
+            # one by one, and in one tensor: the offsets of a colour map are 16 times the values of a small image
+            moved = torch.empty_like(theta)
+            for new, old, slope, length, reach in zip(
+                moved, theta, gradient, step_size.tolist(), self.radius.tolist(), strict=True
+            ):
+                torch.sign(slope, out=new).mul_(length).add_(old).clamp_(-reach, reach)
+            return moved
+        wide = per_example(self.radius, theta)
+        return gradient.sign().mul_(per_example(step_size, theta)).add_(theta).clamp_(-wide, wide)
 
     def default_step_size(self, steps: int) -> PerExample:
         """2.5 radii over the number of steps."""

@@ -77,6 +77,8 @@ class Transformation:
         words: description of one change, from its P parameters: "rotated by 12.3 degrees".
         check: raises `ThreatError` for a limit and a shape `(N, C, H, W)` that do not fit; None accepts all.
         channels: numbers of channels that the images may have; None for any.
+        prepare: what is computed of the images and the box alone, once for all parameters; `change` then takes its
+            result in place of the images, and its images lie in the box. None for nothing.
         other_unit: the number that a refused limit may have meant, in words; None for nothing.
     """
 
@@ -90,6 +92,7 @@ class Transformation:
     check: Callable[[Fraction, torch.Size], None] | None = field(repr=False, default=None)
     channels: tuple[int, ...] | None = None
     other_unit: Callable[[Fraction], str] | None = field(repr=False, default=None)
+    prepare: Callable[[Images, Box], Images] | None = field(repr=False, default=None)
 
     least = Fraction(0)
     set_type = ParameterBox
@@ -124,13 +127,19 @@ class Transformation:
         """
         self.require(limit, x.shape)
         neutral = x.new_tensor(self.neutral)
+        radius = torch.full((len(x),), float(limit), device=x.device, dtype=x.dtype)
+        change, prepare = self.change, self.prepare
+        if prepare is None:
+            transform = bounded_change(change, neutral, box)
+            return ParameterBox(x, radius, neutral, torch.ones_like(neutral), transform, self.words)
         return ParameterBox(
             x,
-            torch.full((len(x),), float(limit), device=x.device, dtype=x.dtype),
+            radius,
             neutral,
             torch.ones_like(neutral),
-            bounded_change(self.change, neutral, box),
+            lambda prepared, theta: change(prepared, theta, box),
             self.words,
+            lambda images: prepare(images, box),
         )
 
 

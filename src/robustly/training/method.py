@@ -115,6 +115,20 @@ class Method:
             if reason is not None:
                 raise MethodError(f"{_key(slot, part)}: {reason}")
 
+    def check_accumulation(self) -> None:
+        """Refuse steps in several parts for methods whose steps depend on the whole batch.
+
+        Raises:
+            MethodError: Free-AT, instance weights, or a part that perturbs the weights.
+        """
+        reasons = [
+            f"{_key(slot, part)} perturbs the weights" for slot, part in self.slots() if perturbs_weights(part)
+        ]
+        reasons += ["Free-AT keeps a perturbation for each position in the batch"] * self.shares_backward
+        reasons += ["instance weights are those of a whole batch"] * (self.weights is not None)
+        if reasons:
+            raise MethodError(f"training.accumulate: {reasons[0]}: set it to 1")
+
     def check_model(self, model: nn.Module, threats: tuple[Threat, ...]) -> None:
         """Refuse a network that a part is not defined for.
 

@@ -1,6 +1,7 @@
 """Model access: float32 logits, NaN-free input gradients, frozen batch-norm statistics, a bfloat16 copy."""
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,9 @@ def input_gradient(value: Float[Tensor, ""], points: Images, keep_graph: bool = 
     (gradient,) = torch.autograd.grad(value, points, retain_graph=keep_graph, allow_unused=True)
     if gradient is None:
         return torch.zeros_like(points)
+    # a sum with NaN or infinity is not finite; for large parameters it takes a tenth of the time of `nan_to_num`
+    if gradient.device.type == "cpu" and math.isfinite(float(gradient.sum())):
+        return gradient
     finite: Tensor = gradient.nan_to_num(0.0, 0.0, 0.0)
     return finite
 

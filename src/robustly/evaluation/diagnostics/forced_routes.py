@@ -94,8 +94,8 @@ def forced_routes_break_no_more(probe: Probe) -> Finding:
     further = int(fooled[probe.unbroken].sum())
     found = Excess(further, len(probe.unbroken), tolerated_among(len(probe.unbroken), probe.total, TOLERATED))
     words = [
-        f"Attacks on the branches and the route break {further} of {len(probe.unbroken)} images that resist gradients "
-        f"through the route {found.words}.",
+        f"Attacks on the branches and the route break {further} of {len(probe.unbroken)} images that resist "
+        f"gradients through the route {found.words}.",
         f"PGD-{probe.budget.steps} leaves {routes.robust:.1%} of {routes.count} images, PGD on class and route "
         f"{routes.adaptive:.1%}, together with the results on the branches {routes.worst:.1%}.",
         *(
@@ -106,7 +106,7 @@ def forced_routes_break_no_more(probe: Probe) -> Finding:
     ]
     if not found.passed:
         words.append(
-            "The route masks gradients: evaluate with the attack route_pgd, too, and the worst case over the branches."
+            "The route masks gradients: evaluate with the attack route_pgd and the worst case over the branches."
         )
     share, threshold = further / max(1, probe.total), f"not significantly above {TOLERATED:.0%} of all images"
     return Finding(

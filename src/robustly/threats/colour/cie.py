@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustly.threats.colour.known_slopes import wants_slopes, with_slopes
 from robustly.threats.contract import Images
 from robustly.threats.precision import without_autocast
 
@@ -33,10 +34,20 @@ def decoded(images: Images) -> Images:
 
 
 def encoded(linear: Images) -> Images:
-    """sRGB of linear RGB, clipped to [0, 1]."""
-    linear = linear.clamp(0.0, 1.0)
-    curved = linear.clamp_min(_ENCODED_KNEE).log().mul(1 / 2.4).exp()
-    return 12.92 * linear.clamp_max(_ENCODED_KNEE) + 1.055 * (curved - _CURVE_AT_ENCODED)
+    """sRGB in [0, 1] of linear RGB, clipped."""
+    wanted = wants_slopes(linear)
+    with torch.no_grad():
+        clipped = linear.clamp(0.0, 1.0)
+        above = clipped.clamp_min(_ENCODED_KNEE)
+        curve = above.log().mul_(1 / 2.4).exp_()
+        line = clipped.clamp_max(_ENCODED_KNEE).mul_(12.92)
+        value = line.add_(curve.sub(_CURVE_AT_ENCODED).mul_(1.055)).clamp_(0.0, 1.0)
+        if not wanted:
+            return value
+        slope = curve.mul_(1.055 / 2.4).div_(above)
+        slope = torch.where(clipped < _ENCODED_KNEE, 12.92, slope)
+        slope = torch.where(clipped == linear, slope, 0.0)
+    return with_slopes(value, (linear, slope))
 
 
 def relative_xyz(linear: Images) -> Images:
@@ -57,7 +68,16 @@ def cube_root(relative: Images) -> Images:
 
 def cubed(root: Images) -> Images:
     """Inverse of `cube_root`."""
-    return (116 / _KAPPA) * root.clamp_max(_KNEE) + (root.clamp_min(_KNEE) ** 3 - _KNEE**3 - 16 / _KAPPA)
+    wanted = wants_slopes(root)
+    with torch.no_grad():
+        above = root.clamp_min(_KNEE)
+        squared = above * above
+        curve = (squared * above).sub_(_KNEE**3).sub_(16 / _KAPPA)
+        value = curve.add_(root.clamp_max(_KNEE).mul_(116 / _KAPPA))
+        if not wanted:
+            return value
+        slope = torch.where(root < _KNEE, 116 / _KAPPA, squared.mul_(3))
+    return with_slopes(value, (root, slope))
 
 
 def luv_of(images: Images) -> Float[Tensor, "n 3 h w"]:

@@ -10,15 +10,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import unit_length
 from robustly.threats.colour.cie import cube_root, cubed, decoded, encoded, linear_rgb, relative_xyz
-from robustly.threats.colour.curve import PIECES, curved
+from robustly.threats.colour.curve import PIECES, curved, piece_of
 from robustly.threats.colour.hsv import hue_of, rgb_of, saturation_of, value_and_chroma
 from robustly.threats.colour.unit_range import from_unit, to_unit
 from robustly.threats.contract import Box, Images, PerExample, per_example
@@ -26,6 +27,25 @@ from robustly.threats.parameter_box import exact_at_neutral
 from robustly.threats.transformation import BoundedTransformation, check_channels
 
 Slopes = Float[Tensor, "n k s"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Values of images that do not depend on the curves.
+
+    Args:
+        values: the values that pass through the curves, in [0, 1].
+        piece: their pieces.
+        rest: whatever else of the images the change needs.
+    """
+
+    values: Float[Tensor, "n k h w"]
+    piece: Int64[Tensor, "n k p"]
+    rest: Images | None = None
+
+    def curved(self, theta: Slopes) -> Float[Tensor, "n k h w"]:
+        """The values after the curves."""
+        return curved(self.values, theta, self.piece)
 
 
 @dataclass(frozen=True)
@@ -38,17 +58,25 @@ class CurveSet:
         x: original images.
         radius: the bound `(N,)`, at least 1.
         curves: number of curves, k.
-        transform: from images and theta to images in the box; differentiable.
+        prepare: what is computed of the images alone, once for all slopes.
+        transform: from the result of `prepare` and theta to images in the box; differentiable.
     """
 
     x: Images
     radius: PerExample
     curves: int
-    transform: Callable[[Images, Slopes], Images]
+    prepare: Callable[[Images], "Prepared"]
+    transform: Callable[["Prepared", Slopes], Images]
 
     def apply(self, theta: Slopes) -> Images:
         """Images after the curves, exactly the originals where the slopes of each curve are equal."""
-        return exact_at_neutral(self.transform(self.x, theta), self.x, self._is_identity(theta))
+        given = self.prepare(self.x) if self.x.requires_grad else self._prepared
+        return exact_at_neutral(self.transform(given, theta), self.x, self._is_identity(theta))
+
+    @cached_property
+    def _prepared(self) -> "Prepared":
+        """The prepared images, which every step of an ascent needs."""
+        return self.prepare(self.x)
 
     def moved_to(self, images: Images) -> "CurveSet":
         """The same curves of other images."""
@@ -114,14 +142,16 @@ class Curves:
     Args:
         kind: word in front of the colon of the text form.
         curves: number of curves.
-        change: images in [0, 1] after the curves, up to clipping.
+        prepare: what the curves need of images in [0, 1].
+        change: images in [0, 1] after the curves.
         channels: numbers of channels that the images may have.
         sentence: description of the threat, with `{limit}` in the place of the bound.
     """
 
     kind: str
     curves: int
-    change: Callable[[Images, Slopes], Images] = field(repr=False)
+    prepare: Callable[[Images], Prepared] = field(repr=False)
+    change: Callable[[Prepared, Slopes], Images] = field(repr=False)
     channels: tuple[int, ...]
     sentence: str = field(repr=False)
 
@@ -145,33 +175,56 @@ class Curves:
     def around(self, x: Images, limit: Fraction, box: Box) -> CurveSet:
         """Images around each image, for a bound and a box."""
         check_channels(self.kind, self.channels, x.shape)
-        low, high = box
 
-        def transform(images: Images, theta: Slopes) -> Images:
-            return from_unit(self.change(to_unit(images, box), theta), box).clamp(low, high)
+        def prepare(images: Images) -> Prepared:
+            return self.prepare(to_unit(images, box))
+
+        def transform(prepared: Prepared, theta: Slopes) -> Images:
+            return from_unit(self.change(prepared, theta), box)
 
         bound = torch.full((len(x),), float(limit), device=x.device, dtype=x.dtype)
-        return CurveSet(x, bound, self.curves, transform)
+        return CurveSet(x, bound, self.curves, prepare, transform)
 
 
-def hsv_curved(images: Images, theta: Float[Tensor, "n 3 s"]) -> Images:
-    """RGB images in [0, 1] after curves of hue (over a full turn from red to red), saturation and value."""
+def _own_values(images: Images) -> Prepared:
+    """The values of each channel."""
+    return Prepared(images, piece_of(images))
+
+
+def _curved_values(prepared: Prepared, theta: Slopes) -> Images:
+    """Images after a curve of each channel."""
+    return prepared.curved(theta).clamp(0.0, 1.0)
+
+
+def _hsv(images: Images) -> Prepared:
+    """Hue (over a full turn from red to red), saturation and value."""
     value, chroma = value_and_chroma(images)
     space = torch.stack([hue_of(images, value, chroma).remainder(6.0) / 6, saturation_of(value, chroma), value], 1)
-    hue, saturation, value = curved(space, theta).unbind(1)
-    return rgb_of(hue * 6, value, value * saturation)
+    return Prepared(space, piece_of(space))
 
 
-def lightness_curved(images: Images, theta: Float[Tensor, "n 1 s"]) -> Images:
+def hsv_curved(prepared: Prepared, theta: Float[Tensor, "n 3 s"]) -> Images:
+    """RGB images in [0, 1] after curves of hue, saturation and value."""
+    hue, saturation, value = prepared.curved(theta).unbind(1)
+    return rgb_of(hue * 6, value, value * saturation).clamp(0.0, 1.0)
+
+
+def _lightness(images: Images) -> Prepared:
+    """L* of CIELAB over 100; the rest are f(X), f(Y) and f(Z)."""
+    roots = cube_root(relative_xyz(decoded(images)))
+    lightness = 1.16 * (roots if roots.shape[1] == 1 else roots[:, 1:2]) - 0.16
+    return Prepared(lightness, piece_of(lightness), roots)
+
+
+def lightness_curved(prepared: Prepared, theta: Float[Tensor, "n 1 s"]) -> Images:
     """Images in [0, 1] after a curve of L* of CIELAB; a* and b* do not change, and the gamut clips.
 
     L* is 116 f(Y) - 16, and a* and b* are differences of f(X), f(Y) and f(Z): one addition to the three moves L*
     alone.
     """
-    roots = cube_root(relative_xyz(decoded(images)))
-    lightness = 1.16 * (roots if roots.shape[1] == 1 else roots[:, 1:2]) - 0.16
-    change = (curved(lightness, theta) - lightness) / 1.16
-    return encoded(linear_rgb(cubed(roots + change)))
+    assert prepared.rest is not None
+    change = (prepared.curved(theta) - prepared.values) / 1.16
+    return encoded(linear_rgb(cubed(prepared.rest + change)))
 
 
 _PIECES_IN_WORDS = (
@@ -181,7 +234,8 @@ _PIECES_IN_WORDS = (
 ACE = Curves(
     "ace",
     3,
-    curved,
+    _own_values,
+    _curved_values,
     (3,),
     f"Each colour channel of an image may pass through its own {_PIECES_IN_WORDS} (ACE).",
 )
@@ -189,6 +243,7 @@ ACE = Curves(
 HSV_CURVE = Curves(
     "hsv_curve",
     3,
+    _hsv,
     hsv_curved,
     (3,),
     f"Hue, saturation and value (HSV) of an image may each pass through a {_PIECES_IN_WORDS}.",
@@ -197,6 +252,7 @@ HSV_CURVE = Curves(
 LIGHTNESS = Curves(
     "lightness",
     1,
+    _lightness,
     lightness_curved,
     (1, 3),
     f"The lightness (L* of CIELAB) of an image may pass through a {_PIECES_IN_WORDS} (ALA).",

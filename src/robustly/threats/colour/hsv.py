@@ -1,9 +1,13 @@
 """Hue, saturation and value of RGB images, with finite gradients at grey and black pixels."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from robustly.threats.colour.known_slopes import wants_slopes
 from robustly.threats.contract import Images
 
 Plane = Float[Tensor, "n h w"]
@@ -17,8 +21,34 @@ def _least(plane: Plane) -> float:
 
 def value_and_chroma(images: Images) -> tuple[Plane, Plane]:
     """Largest channel, and the largest minus the least, of RGB images `(N, 3, H, W)` in [0, 1]."""
-    value = images.amax(1)
-    return value, value - images.amin(1)
+    if not wants_slopes(images):
+        value = images.amax(1)
+        return value, value - images.amin(1)
+    found: tuple[Plane, Plane] = _ValueAndChroma.apply(images)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _ValueAndChroma(torch.autograd.Function):
+    """Both, with the slopes of `amax` and `amin`, which channels of one value share, in fewer passes."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and chroma."""
+        value, least = images.amax(1), images.amin(1)
+        ctx.save_for_backward(images, value, least)
+        return value, value - least
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_value: Tensor, by_chroma: Tensor) -> Tensor:
+        """The gradient of the value for the largest channels, less that of the chroma for the least ones."""
+        images, value, least = ctx.saved_tensors
+        is_largest = (images == value[:, None]).to(images.dtype)
+        is_least = (images == least[:, None]).to(images.dtype)
+        up = (by_value + by_chroma).div_(is_largest.sum(1))
+        down = by_chroma.div(is_least.sum(1))[:, None]
+        found: Tensor = is_largest.mul_(up[:, None]).addcmul_(is_least, down, value=-1)
+        return found
 
 
 def hue_of(images: Images, value: Plane, chroma: Plane) -> Plane:

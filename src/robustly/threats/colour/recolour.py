@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from robustly.threats.colour.cie import luv_of, rgb_of_luv
 from robustly.threats.colour.unit_range import from_unit, to_unit
@@ -47,7 +49,7 @@ class ColourMapSet(OffsetField):
     def apply(self, theta: Offsets) -> Images:
         """Images with changed colours, clipped to the gamut of sRGB; exactly the originals where theta is 0."""
         luv, cells = self._colours() if self.x.requires_grad else self._fixed_colours
-        changed = from_unit(rgb_of_luv(luv + cells.interpolated(theta)), self.box).clamp(*self.box)
+        changed = from_unit(rgb_of_luv(luv + cells.interpolated(theta)), self.box)
         return exact_at_neutral(changed, self.x, all_zero(theta))
 
     def _colours(self) -> tuple[Float[Tensor, "n 3 h w"], "Cells"]:
@@ -128,9 +130,39 @@ class Cells:
 
     def interpolated(self, theta: Offsets) -> Float[Tensor, "n 3 h w"]:
         """Changes of the colours of each pixel, interpolated trilinearly between the grid points."""
+        if theta.device.type == "cpu" and not self.weights.requires_grad:
+            changes: Tensor = _Trilinear.apply(theta, self.points, self.weights)  # type: ignore[no-untyped-call]
+            return changes
         count, _, eight, height, width = self.weights.shape
         found = theta.flatten(2).gather(2, self.points[:, None].expand(-1, 3, -1))
         return (found.view(count, 3, eight, height, width) * self.weights).sum(2)
+
+
+class _Trilinear(torch.autograd.Function):
+    """The same interpolation image by image: what belongs to one image fits in the cache of a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Offsets, points: Tensor, weights: Tensor) -> Tensor:
+        """Changes of the colours of each pixel, `(N, 3, H, W)`."""
+        ctx.save_for_backward(points, weights)
+        ctx.shape = theta.shape
+        count, _, eight, height, width = weights.shape
+        found = theta.new_empty(count, 3, height, width)
+        for image in range(count):
+            near = theta[image].flatten(1).index_select(1, points[image]).view(3, eight, height, width)
+            torch.sum(near.mul_(weights[image]), 1, out=found[image])
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient with respect to the grid points."""
+        points, weights = ctx.saved_tensors
+        found = gradient.new_empty(ctx.shape)
+        for image, own in enumerate(found.flatten(2)):
+            parts = (gradient[image, :, None] * weights[image]).flatten(1)
+            own.zero_().scatter_add_(1, points[image].expand(3, -1), parts)
+        return found, None, None
 
 
 def cells_of(luv: Float[Tensor, "n 3 h w"]) -> Cells:

@@ -16,15 +16,16 @@ ours are below. Every parameter is a share of its range, 0 changes nothing:
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from robustly.threats.colour.cie import decoded, encoded
 from robustly.threats.colour.curve import PIECES, curved
 from robustly.threats.colour.hsv import with_hue_shift, with_saturation_factor
+from robustly.threats.colour.known_slopes import wants_slopes, with_slopes
 from robustly.threats.colour.unit_range import from_unit, to_unit
 from robustly.threats.contract import Box, Images, per_example
 from robustly.threats.parameter_box import Parameters
@@ -35,19 +36,79 @@ _LUMINANCE = (0.27, 0.67, 0.06)
 _LEAST = 1e-8  # least value whose power is taken: the slope of a power below 1 is infinite at 0
 
 
-def retouched(images: Images, theta: Parameters, box: Box) -> Images:
-    """RGB images after all parts; theta `(N, 198)` holds the curves, then the six other parameters."""
+def linear_values(images: Images, box: Box) -> Images:
+    """Linear RGB of images, which does not depend on the parameters."""
+    return decoded(to_unit(images, box))
+
+
+def retouched(values: Images, theta: Parameters, box: Box) -> Images:
+    """RGB images after all parts, from linear RGB; theta `(N, 198)` holds the curves, then the six others."""
     gamma, saturation, blue, contrast, hue, sharpness = theta[:, _SLOPES:].unbind(1)
-    values = decoded(to_unit(images, box))
-    values = curved(values, 4 ** theta[:, :_SLOPES].reshape(-1, 3, PIECES)).clamp(_LEAST, 1.0)
-    values = (values.log() * per_example(2**gamma, values)).exp()
+    values = curved(values, 4 ** theta[:, :_SLOPES].reshape(-1, 3, PIECES))
+    values = powered(values, per_example(2**gamma, values))
     values = with_saturation_factor(values, 1 + saturation)
-    values = white_balanced(values, (-blue).exp()).clamp(0.0, 1.0)
-    values = torch.lerp(values, 0.5 - 0.5 * (math.pi * values).cos(), per_example(contrast, values))
+    values = contrasted(white_balanced(values, (-blue).exp()), per_example(contrast, values))
     values = with_hue_shift(values, hue * (3 / math.pi))
     # not abs(), whose slope 0 at 0 would keep a search at the identity from sharpening
     values = sharpened(values, 1 + torch.where(sharpness >= 0, sharpness, -sharpness))
     return from_unit(encoded(values), box)
+
+
+def powered(values: Images, exponent: Float[Tensor, "n 1 1 1"]) -> Images:
+    """Powers of values, clipped to [1e-8, 1]."""
+    wanted = wants_slopes(values, exponent)
+    with torch.no_grad():
+        clipped = values.clamp(_LEAST, 1.0)
+        logs = clipped.log()
+        found = (logs * exponent).exp_()
+        if not wanted:
+            return found
+        slope = torch.where(clipped == values, (found * exponent).div_(clipped), 0.0)
+    return with_slopes(found, (values, slope), (exponent, logs.mul_(found)))
+
+
+def contrasted(values: Images, share: Float[Tensor, "n 1 1 1"]) -> Images:
+    """Values v, clipped to [0, 1], after a share of the way to (1 - cos(pi v)) / 2."""
+    wanted = wants_slopes(values, share)
+    with torch.no_grad():
+        clipped = values.clamp(0.0, 1.0)
+        angle = math.pi * clipped
+        further = angle.cos().mul_(-0.5).add_(0.5)
+        found = torch.lerp(clipped, further, share)
+        if not wanted:
+            return found
+        slope = torch.lerp(torch.ones_like(clipped), angle.sin_().mul_(0.5 * math.pi), share)
+        slope = torch.where(clipped == values, slope, 0.0)
+    return with_slopes(found, (values, slope), (share, further.sub_(clipped)))
+
+
+class _Smoothed(torch.autograd.Function):
+    """Mean with weight 5 for a pixel and 1 for its eight neighbours; beyond the border lie the border's values.
+
+    As a matrix it is symmetric, so that it is its own backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Smoothed values."""
+        return _box_sum(_box_sum(values, 2), 3).add_(values, alpha=4).div_(13)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Smoothed gradient."""
+        found: Tensor = _Smoothed.apply(gradient)  # type: ignore[no-untyped-call]
+        return found
+
+
+def _box_sum(values: Tensor, dim: int) -> Tensor:
+    """Sum of each value and its two neighbours; beyond the border lie the border's values."""
+    last = values.shape[dim] - 1
+    found = values.clone()
+    found.narrow(dim, 1, last).add_(values.narrow(dim, 0, last))
+    found.narrow(dim, 0, last).add_(values.narrow(dim, 1, last))
+    found.select(dim, 0).add_(values.select(dim, 0))
+    found.select(dim, last).add_(values.select(dim, last))
+    return found
 
 
 def white_balanced(values: Images, gain: Float[Tensor, " n"]) -> Images:
@@ -62,10 +123,8 @@ def sharpened(values: Images, factor: Float[Tensor, " n"]) -> Images:
 
     The smoothing weights a pixel 5 and each of its eight neighbours 1; beyond the border lie the border's values.
     """
-    rows = F.pad(values, (1, 1, 1, 1), mode="replicate")
-    rows = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    return torch.lerp((4 * values + total) / 13, values, per_example(factor, values))
+    smooth: Tensor = _Smoothed.apply(values)  # type: ignore[no-untyped-call]
+    return torch.lerp(smooth, values, per_example(factor, values))
 
 
 def in_words(theta: Sequence[float]) -> str:
@@ -91,5 +150,6 @@ RETOUCH = Transformation(
     ),
     words=in_words,
     channels=(3,),
+    prepare=linear_values,
 )
 """All parts of RetouchUAA within a share of their ranges."""

@@ -10,6 +10,6 @@ def to_unit(images: Images, box: Box) -> Images:
 
 
 def from_unit(images: Images, box: Box) -> Images:
-    """Images in [0, 1], scaled to a box."""
+    """Images in [0, 1], scaled to a box, in which they are whatever the rounding."""
     low, high = box
-    return images if box == (0.0, 1.0) else images * (high - low) + low
+    return images if box == (0.0, 1.0) else (images * (high - low) + low).clamp(low, high)

@@ -44,6 +44,9 @@ class TrainingConfig:
             linear layer.
         measure_train: training images, from the first and without augmentation, whose clean accuracy in evaluation
             mode is measured after every epoch, at least 0; all if there are fewer.
+        accumulate: parts of a batch that pass through the networks one after the other, at least 1; their gradients
+            are summed for one optimiser step, so that a large batch needs less memory. Batch normalisation and
+            dropout see each part alone.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
@@ -62,6 +65,7 @@ class TrainingConfig:
     head_epochs: int = 0
     head: str | None = None
     measure_train: int = 0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "validation_batch_size", "validation_steps"):
@@ -79,6 +83,10 @@ class TrainingConfig:
             raise ValueError(f"head_epochs must lie between 0 and epochs ({self.epochs}), got {self.head_epochs}")
         if self.measure_train < 0:
             raise ValueError(f"measure_train must be at least 0, got {self.measure_train}")
+        if not 1 <= self.accumulate <= self.batch_size:
+            raise ValueError(
+                f"accumulate must lie between 1 and batch_size ({self.batch_size}), got {self.accumulate}"
+            )
         if not self.epsilon_ramp >= 0:
             raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
         if self.epsilon_ramp == 0 and self.epsilon_ramp_by != "step":
@@ -171,6 +179,8 @@ class Job:
         if self.training.head and not self.training.head_epochs and self.optimizer.layer_decay == 1:
             raise ValueError("training.head has no effect without training.head_epochs or optimizer.layer_decay")
         check_networks(self.method, {name: network.frozen for name, network in self.networks.items()})
+        if self.training.accumulate > 1:
+            self.method.check_accumulation()
         self.method.check_epochs(self.training.epochs)
         self.method.check_threats(self.threats)
         bare = unwrapped(self.model)

@@ -88,13 +88,19 @@ def place_networks(job: Job, device: torch.device, processes: int = 1) -> Placed
         head_of(networks.model, job.training.head)
     contiguous = any(fit.layout != torch.channels_last for fit in fits.values())
     placed = Placed(networks, fits, dtype, torch.contiguous_format if contiguous else torch.channels_last)
-    size, fewest = min(job.training.batch_size, len(job.train)), placed.smallest_batch * processes
+    size, fewest = min(job.training.batch_size, len(job.train)), fewest_images(job, placed, processes)
     if job.images_of_step(0) < fewest:
         raise TrialError(
             f"training.batch_size: batch normalisation of the networks needs at least {fewest} images in a batch, "
             f"there are {size}"
         )
     return placed
+
+
+def fewest_images(job: Job, placed: Placed, processes: int) -> int:
+    """Fewest images of a step, over all processes: batch normalisation takes each part of a batch alone."""
+    fewest = placed.smallest_batch
+    return fewest * processes * (job.training.accumulate if fewest > 1 else 1)
 
 
 def _bare(network: nn.Module) -> nn.Module:

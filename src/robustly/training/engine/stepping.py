@@ -14,9 +14,9 @@ from robustly.runtime import Runtime
 from robustly.training.engine.job import Job
 from robustly.training.engine.metrics import Totals
 from robustly.training.engine.optimisation import Optimizers, build_optimizer, rate_factor
-from robustly.training.engine.placing import body_of, place_networks, warn_of_last_batch
+from robustly.training.engine.placing import body_of, fewest_images, place_networks, warn_of_last_batch
 from robustly.training.engine.stopping import check_loss
-from robustly.training.method import Method, outer_loss
+from robustly.training.method import Method, MethodError, outer_loss
 from robustly.training.modes import frozen_parts, train_mode
 from robustly.training.quantities import Networks
 from robustly.training.step import Memory, Moment, Step
@@ -55,7 +55,7 @@ class Stepper:
         self._placed = place_networks(job, runtime.device, runtime.world_size)
         self.networks = self._placed.networks
         if self._placed.smallest_batch > 1 and runtime.rank == 0:
-            warn_of_last_batch(job, self._placed.smallest_batch * runtime.world_size)
+            warn_of_last_batch(job, fewest_images(job, self._placed, runtime.world_size))
         self._body: list[nn.Parameter] = []
         self._head: nn.Module | None = None
         if job.training.head_epochs:
@@ -126,7 +126,7 @@ class Stepper:
         )
         fewest = self._placed.smallest_batch
         for index, batch in enumerate(numbered):
-            if fewest > 1 and job.images_of_step(index) < fewest * runtime.world_size:
+            if fewest > 1 and job.images_of_step(index) < fewest_images(job, self._placed, runtime.world_size):
                 return  # the last batch, too small for batch normalisation
             layout, dtype = self._placed.layout, self._placed.dtype
             x, *others = (view.to(dtype).contiguous(memory_format=layout) for view in (batch.x, *batch.other_views))
@@ -153,27 +153,65 @@ class Stepper:
         middle = moment.time + (replay + 0.5) / job.method.replays / moment.steps_per_epoch
         rate = self.optimizers.set_rates(rate_factor(job.schedule, middle, job.training.epochs))
         self._train_mode()
-        step = job.method.step(
-            batch,
-            self.networks,
-            threats=job.threats_at(middle),
-            moment=moment,
-            memory=self.memory,
-            replay=replay,
-            global_mean=self._runtime.mean,
-            seed=job.seed,
-        )
-        self._module.step = step
         self.optimizers.zero_grad()  # now: the forward passes need the memory of old gradients
-        loss, terms = self._parallel()
-        # the mean over processes weighs all shards equally, so losses of smaller shards are scaled
-        share = len(batch.y) * self._runtime.world_size / job.images_of_step(moment.index)
-        self._runtime.backward(loss * share)
-        value = float(self._runtime.mean(loss.detach() * share))
-        check_loss(value, terms, moment, self._runtime.mean)
-        job.method.after_backward(step)
+        parts = _parts_of(batch, job.training.accumulate)
+        value = torch.zeros((), device=batch.x.device)
+        done: list[tuple[Step, Tensor, dict[str, Tensor]]] = []
+        for number, part in enumerate(parts, 1):
+            step = job.method.step(
+                part,
+                self.networks,
+                threats=job.threats_at(middle),
+                moment=moment,
+                memory=self.memory,
+                replay=replay,
+                global_mean=self._runtime.mean if job.training.accumulate == 1 else _whole_batch,
+                seed=job.seed,
+            )
+            self._module.step = step
+            # the mean over processes weighs all shards equally, so losses of smaller shards are scaled
+            share = len(part.y) * self._runtime.world_size / job.images_of_step(moment.index)
+            with self._runtime.summing(self._parallel, number < len(parts)):
+                loss, terms = self._parallel()
+                self._runtime.backward(loss * share)
+            value = value + loss.detach() * share
+            done.append((step, loss.detach(), terms))
+        found = float(self._runtime.mean(value))
+        terms = {name: torch.stack([one[name] for _, _, one in done]).sum() for name in done[0][2]}
+        check_loss(found, terms, moment, self._runtime.mean)
+        for step, _, _ in done:
+            job.method.after_backward(step)
         self.optimizers.step(partial(self._runtime.clip, self._parallel))
         job.method.after_step(step)
-        totals.add_step(step, loss, terms)
+        for step, loss, means in done:
+            totals.add_step(step, loss, means)
         self._module.step = None
-        return value, rate
+        return found, rate
+
+
+def _parts_of(batch: Batch, count: int) -> list[Batch]:
+    """A batch in parts of about the same size, each with at least one image."""
+    if count == 1 or len(batch) < 2:
+        return [batch]
+    rows = torch.arange(len(batch), device=batch.x.device).tensor_split(min(count, len(batch)))
+    return [
+        Batch(
+            batch.x[some],
+            batch.y[some],
+            batch.ids[some],
+            batch.generator.select(some),
+            tuple(view[some] for view in batch.other_views),
+        )
+        for some in rows
+    ]
+
+
+def _whole_batch(value: Tensor) -> Tensor:
+    """Refuse a mean over the batch of all processes, of which a step in parts sees one part at a time.
+
+    Raises:
+        MethodError: always.
+    """
+    raise MethodError(
+        "training.accumulate: a part of the method averages over the whole batch: set training.accumulate to 1"
+    )
