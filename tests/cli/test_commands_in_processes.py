@@ -44,8 +44,8 @@ def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     draws = np.random.default_rng(0)
-    for number in range(7):
-        Image.fromarray(draws.integers(0, 256, (16, 16), np.uint8)).save(folder / f"{number}.png")
+    for number in range(260):  # two batches
+        Image.fromarray(draws.integers(0, 256, (16, 16), np.uint8)).save(folder / f"{number:03d}.png")
     return folder
 
 
@@ -138,7 +138,7 @@ def test_predictions_are_those_of_one_process(
     assert process.returncode == 0, errors
     assert shown == alone
     assert ("processes share" in errors) == (int(size) > len(os.sched_getaffinity(0)))
-    (pictures / "3.png").write_bytes(b"no image")
+    (pictures / "255.png").write_bytes(b"no image")
     assert main(["predict", *words]) == 2
     alone = capsys.readouterr().err
     process = start(*words, "--runtime.processes", size, command="predict")

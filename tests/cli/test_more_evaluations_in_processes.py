@@ -103,6 +103,14 @@ def test_a_protocol_has_the_evidence_of_one_process_also_under_torchrun(run: Pat
     assert shown.count("next: robustly audit") == 1
     for name in ("brightness", "shift"):
         assert_same(run / f"evaluation_unforeseen_{name}", other / f"evaluation_unforeseen_{name}")
+    audits = [("", ()), ("2", ()), ("", launcher)]
+    found = []
+    for size, started in audits:
+        extra = ["--runtime.processes", size] if size else []
+        process = start(str(other), "--as", "unforeseen", *extra, command="audit", launcher=started)
+        found.append((process.communicate(timeout=400)[0], process.returncode))
+    assert found[0][1] == 0
+    assert found[1:] == found[:1] * 2, "an audit of a protocol prints the same"
     shutil.rmtree(other / "evaluation_unforeseen_shift")
     (other / "protocol_unforeseen.json").unlink()
     process = start(str(other), *words, "--runtime.processes", "2")

@@ -24,7 +24,7 @@ from robustly.performance import (
     measure_step,
 )
 from robustly.performance.choices import thread_counts
-from robustly.performance.timing import Spread
+from robustly.performance.timing import BenchError, Spread
 from robustly.runtime import Runtime, RuntimeConfig
 from robustly.threats.lp import ThreatModel
 from robustly.training import (
@@ -204,5 +204,7 @@ def test_a_training_step_beside_its_passes(method: Method) -> None:
 
 
 def test_a_step_that_takes_too_long_is_measured_with_fewer_images() -> None:
-    found = measure_step(job(Method()), Runtime(RuntimeConfig(device="cpu")), Meter(), per_image=1.0, seconds=1e-3)
-    assert (found.batch_size, found.wanted) == (2, 20)
+    found = measure_step(job(Method()), Runtime(RuntimeConfig(device="cpu")), Meter(), per_image=1e-3, seconds=0.1)
+    assert (found.batch_size, found.wanted) == (6, 20)  # 2 passes of 1 ms, 8 times with the bare passes
+    with pytest.raises(BenchError, match=r"it would take about 32 s: raise --seconds"):
+        measure_step(job(Method()), Runtime(RuntimeConfig(device="cpu")), Meter(), per_image=1.0, seconds=0.1)

@@ -35,8 +35,10 @@ from robustly.performance import (
     predict_suite,
     survival_of,
 )
-from robustly.performance.attack_times import Steady, distinct, shortened, steady
-from robustly.performance.timing import Spread
+from robustly.performance.attack_times import Steady, _fixed, distinct, shortened, steady
+from robustly.performance.choices import Choices
+from robustly.performance.suite_times import Request, measure_suites
+from robustly.performance.timing import BenchError, Spread
 from robustly.randomness import KeyedGenerator
 from robustly.statistics import Proportion
 from robustly.threats.lp import ThreatModel
@@ -61,6 +63,7 @@ def test_a_shortened_attack_is_of_the_same_kind_and_cheaper(attack: Attack) -> N
     assert type(short) is type(attack)
     most = 300 if getattr(attack, "estimator", None) is None else 2100  # an estimated gradient takes many passes
     assert sum(attack_cost(short, LINF)) <= min(sum(attack_cost(attack, LINF)), most)
+    assert sum(attack_cost(shortened(attack, thrift=True), LINF)) <= sum(attack_cost(short, LINF))
 
 
 def test_a_short_attack_stays_as_it_is() -> None:
@@ -125,6 +128,17 @@ def test_names_of_attacks_of_several_suites() -> None:
         "b.x": two,
         "y": one,
     }
+
+
+def test_time_of_small_batches() -> None:
+    time = AttackTime(exactly(1.0), exactly(1.0), "float32", 0.0, 0.0, batch_size=100, fixed=25.0)
+    assert time.relative(100, 1) == 1
+    assert time.relative(1000, 10) == 1
+    assert time.relative(25, 1) == 2 / 1.25  # a batch without images takes as long as 25 images
+    assert time.relative(30, 0) == 1 / 1.25  # images in batches that are there anyway
+    assert _fixed(3.0, 8, 12.0, 80) == pytest.approx(16)  # 2 s and 1/8 s for each image
+    assert _fixed(1.0, 8, 10.0, 80) == 0
+    assert _fixed(3.0, 8, 2.0, 80) == 0
 
 
 def test_seconds_of_counted_passes() -> None:
@@ -241,3 +255,24 @@ def test_shares_out_of_range_are_refused(shares: tuple[float, float, float]) -> 
 )  # fmt: skip
 def test_durations(seconds: float, words: str) -> None:
     assert duration_words(seconds) == words
+
+
+def test_slow_networks_are_measured_with_fewer_images_or_not_at_all(digit_net: nn.Module, digits: Splits) -> None:
+    def measured(per_image: float, seconds: float):
+        return measure_suites(
+            digit_net,
+            lambda count: digits.test.floats()[:count],
+            Request([as_suite("pgd_20", LINF)], LINF, 10, 1000),
+            Choices(32, "contiguous", None, 1, None),
+            Meter(),
+            per_image=per_image,
+            seconds=seconds,
+        )
+
+    # PGD-20 shortened to 8 steps takes 18 passes, to 3 steps 8
+    whole, fewer, least = (measured(one, 0.2).times["pgd_20"] for one in (1e-6, 8e-4, 2e-2))
+    assert (whole.batch_size, whole.forwards) == (32, 10)
+    assert (fewer.batch_size, fewer.forwards) == (15, 5)
+    assert (least.batch_size, least.forwards) == (2, 5)
+    with pytest.raises(BenchError, match="they would take about 16 s: raise --seconds"):
+        measured(1.0, 0.2)

@@ -150,7 +150,7 @@ def sentences(report: Report, recipe: str) -> Iterator[str]:
         for name, reason in report.bounds.failures.items():
             yield f"no bounds by {name}: {reason}"
     for name, reason in report.attack_failures.items():
-        yield f"the attack {name} was not measured: {reason}"
+        yield f"{'the attacks were' if name == 'all' else f'the attack {name} was'} not measured: {reason}"
     if report.suites and report.survival is None:
         yield "no evaluation of this run under this threat was found, on which the expected time depends"
     elif report.suites and report.survival is not None:

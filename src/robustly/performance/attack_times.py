@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,18 @@ from robustly.attacks import Attack, AttackResult
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.performance.passes import Copies, bare_pass
-from robustly.performance.timing import Meter, Rounds, Spread, Work, alternating
+from robustly.performance.timing import LEAST, Meter, Rounds, Spread, Work, alternating
 from robustly.randomness import KeyedGenerator
 from robustly.threats import Threat
 
 STEPS = 8
 """Steps of a shortened attack with one run; with more runs, down to `FEWEST`."""
 FEWEST = 3
+FEW = 8
+"""Images of a second, small batch."""
 SHORTER = {"queries": 4 * STEPS, "restarts": 5, "targets": 9, "search_steps": 1, "draws": STEPS}
 """Other settings of a shortened attack, where it has more. Several runs remain, because they are one batch."""
+THRIFTY = SHORTER | {"queries": 2 * FEWEST, "restarts": 1, "targets": 1, "draws": FEWEST, "odi_steps": 1}
 _SLOPE = 1e-3
 TINY = 1e-3
 """Share of the threat's size at which attacks are timed, so that no image is broken and every pass is made."""
@@ -36,6 +40,7 @@ class AttackTime:
         forwards: counted forward passes per image.
         backwards: counted backward passes per image.
         batch_size: images of the batch.
+        fixed: time of a batch that does not depend on its images, in units of the time of one more image.
     """
 
     ratio: Spread
@@ -44,6 +49,17 @@ class AttackTime:
     forwards: float
     backwards: float
     batch_size: int
+    fixed: float = 0.0
+
+    def relative(self, images: float, batches: float) -> float:
+        """Time of an image in batches of any size, relative to that in the measured batch.
+
+        Args:
+            images: number of images.
+            batches: number of batches in which they are attacked.
+        """
+        measured = 1 + self.fixed / self.batch_size
+        return (1 + self.fixed * batches / images) / measured if images else 1.0
 
 
 @dataclass(frozen=True)
@@ -78,10 +94,14 @@ class AttackTimes:
     failures: Mapping[str, str]
 
 
-def shortened(attack: Attack) -> Attack:
+def shortened(attack: Attack, thrift: bool = False) -> Attack:
     """The attack with a few steps and queries; the time of a pass is that of the whole attack.
 
     An attack without steps and without any of the settings in `SHORTER` stays as it is.
+
+    Args:
+        attack: the attack.
+        thrift: for slow networks: fewer steps, and one run.
     """
     if not is_dataclass(attack):
         return attack
@@ -89,7 +109,7 @@ def shortened(attack: Attack) -> Attack:
     names = {item.name for item in fields(given) if item.init}
     changes = {
         name: most
-        for name, most in SHORTER.items()
+        for name, most in (THRIFTY if thrift else SHORTER).items()
         if name in names and isinstance(getattr(given, name), int) and getattr(given, name) > most
     }
     steps = getattr(given, "steps", None)
@@ -97,7 +117,7 @@ def shortened(attack: Attack) -> Attack:
         changes["restarts"] = min(given.restarts, STEPS)
     elif isinstance(steps, int):
         runs = [changes.get(name, getattr(given, name, 1)) or 1 for name in ("restarts", "targets")]
-        changes["steps"] = min(steps, max(2 * STEPS // (1 + runs[0] * runs[1]), FEWEST))
+        changes["steps"] = min(steps, FEWEST if thrift else max(2 * STEPS // (1 + runs[0] * runs[1]), FEWEST))
     changed: Attack = replace(given, **changes) if changes else given
     return changed
 
@@ -136,6 +156,8 @@ def measure_attacks(
     layout: str,
     meter: Meter,
     seconds: float,
+    thrift: bool = False,
+    least: int = LEAST,
 ) -> AttackTimes:
     """Time shortened attacks and bare passes in turn.
 
@@ -147,16 +169,24 @@ def measure_attacks(
         layout: layout of the bare passes; see `PassTime`.
         meter: clock and device.
         seconds: wall-clock seconds, about; a long attack takes more.
+        thrift: see `shortened`.
+        least: fewest rounds.
     """
     small, unbroken = _tiny(threat), steady(model, x)
     y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    short = {name: shortened(attack) for name, attack in attacks.items()}
+    short = {name: shortened(attack, thrift) for name, attack in attacks.items()}
     alike = timed_as(short)
     found: dict[str, AttackResult] = {}
+
+    few = max(min(FEW, len(x) // 4), 1)
 
     def run(name: str) -> None:
         draws = KeyedGenerator(0, torch.arange(len(x), device=x.device))
         found[name] = short[name](unbroken, x, y, threat=small, generator=draws)
+
+    def run_few(name: str) -> None:
+        draws = KeyedGenerator(0, torch.arange(few, device=x.device))
+        short[name](unbroken, x[:few], y[:few], threat=small, generator=draws)
 
     copies = Copies(model, {})
     full, half = _own_precision(model), "bfloat16"
@@ -165,14 +195,17 @@ def measure_attacks(
         for precision, used in ((full, layout), *(((half, "channels_last"),) if _converts(copies) else ()))
         for kind in ("forward", "input_backward")
     }
-    works |= {name: lambda name=name: run(name) for name in dict.fromkeys(alike.values())}  # type: ignore[misc]
-    rounds = alternating(works, meter, seconds)
+    works |= {name: partial(run, name) for name in dict.fromkeys(alike.values())}
+    works |= {_few(name): partial(run_few, name) for name in dict.fromkeys(alike.values())}
+    rounds = alternating(works, meter, seconds, least=least)
     floor = Floor(
         rounds.spread(f"forward {full}").times(1 / len(x)),
         rounds.spread(f"input_backward {full}").times(1 / len(x)),
     )
     measured = {
-        one: _time(short[one], found[one], rounds, one, full, len(x)) for one in found if one in rounds.seconds
+        one: _time(short[one], found[one], rounds, one, full, (few, len(x)))
+        for one in found
+        if one in rounds.seconds and _few(one) in rounds.seconds
     }
     times = {name: measured[one] for name, one in alike.items() if one in measured}
     return AttackTimes(
@@ -188,7 +221,10 @@ def timed_as(attacks: Mapping[str, Attack]) -> dict[str, str]:
     return alike
 
 
-def _time(attack: Attack, result: AttackResult, rounds: Rounds, name: str, full: str, count: int) -> AttackTime:
+def _time(
+    attack: Attack, result: AttackResult, rounds: Rounds, name: str, full: str, counts: tuple[int, int]
+) -> AttackTime:
+    few, count = counts
     forwards, backwards = (float(one.sum()) for one in (result.forwards, result.backwards))
     wanted = getattr(attack, "precision", "full")
     own = "bfloat16" if wanted == "bfloat16" and "forward bfloat16" in rounds.seconds else full
@@ -204,7 +240,20 @@ def _time(attack: Attack, result: AttackResult, rounds: Rounds, name: str, full:
         forwards / count,
         backwards / count,
         count,
+        _fixed(rounds.spread(_few(name)).median, few, rounds.spread(name).median, count),
     )
+
+
+def _few(name: str) -> str:
+    return f"{name}, few images"
+
+
+def _fixed(few_seconds: float, few: int, seconds: float, count: int) -> float:
+    """Images whose time is that of a batch without images, if time is linear in their number; at least 0."""
+    if count <= few or seconds <= few_seconds:
+        return 0.0
+    slope = (seconds - few_seconds) / (count - few)
+    return max(few_seconds / slope - few, 0.0)
 
 
 def _floor(forwards: float, backwards: float, forward: float, both: float) -> float:

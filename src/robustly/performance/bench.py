@@ -9,30 +9,23 @@ from torch import Tensor, nn
 
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import logits_of
-from robustly.evaluation.suites.cost import attack_cost
-from robustly.evaluation.suites.suite import Suite, in_full_precision
+from robustly.evaluation.suites.suite import Suite
 from robustly.evidence.provenance import Mode, now, software_versions
 from robustly.models.adapter import model_name
-from robustly.performance.attack_times import (
-    AttackTime,
-    Floor,
-    distinct,
-    measure_attacks,
-    shortened,
-    timed_as,
-)
+from robustly.performance.attack_times import AttackTime, Floor
 from robustly.performance.bound_times import BoundTimes, measure_bounds
 from robustly.performance.choices import Choices, choose, machine
 from robustly.performance.operations import operations_of
 from robustly.performance.passes import Copies, Passes, bare_pass, measure_passes
 from robustly.performance.peak import peak_bytes, weight_bytes
-from robustly.performance.prediction import SuitePrediction, Survival, predict_suite
+from robustly.performance.prediction import SuitePrediction, Survival
 from robustly.performance.step_times import StepTime
-from robustly.performance.timing import LEAST, BenchError, Meter
+from robustly.performance.suite_times import Request, measure_suites
+from robustly.performance.timing import BenchError, Meter
 from robustly.threats import Threat
 
 SCHEMA = 1
-SHARES = {"passes": 0.25, "threads": 0.05, "step": 0.2, "attacks": 0.4, "bounds": 0.1}
+SHARES = {"passes": 0.2, "threads": 0.05, "step": 0.15, "attacks": 0.5, "bounds": 0.1}
 """Share of the time of each part."""
 PARTS = ("passes", "step", "attacks", "bounds")
 _SMALLEST = 4
@@ -184,43 +177,16 @@ def bench(
             trained = step(both, seconds["step"])
         except (ValueError, RuntimeError) as error:
             failure = str(error)
-    floor: Floor | None = None
-    attacks: Mapping[str, AttackTime] = {}
-    failures: Mapping[str, str] = {}
-    suites: tuple[SuitePrediction, ...] = ()
+    suites, reason = None, ""
     if "attacks" in plan.parts and plan.suites:
         note("attacks")
-        half_pays = choices.bfloat16 is not None and choices.bfloat16 < 1
-        fast = [suite if half_pays else in_full_precision(suite) for suite in plan.suites]  # as an evaluation does
-        every = distinct({suite.name: suite.attacks for suite in fast})
-        size = images(1).numel()
-        short = {name: shortened(one) for name, one in every.items()}
-        cost = sum(sum(attack_cost(short[name], threat, classes, size)) for name in set(timed_as(short).values()))
-        count = _affordable(choices.batch_size, cost * both / 2, seconds["attacks"])
-        found = measure_attacks(
-            model, images(count), threat, every, layout=choices.layout, meter=meter, seconds=seconds["attacks"]
-        )
-        floor, attacks, failures = found.floor, found.times, found.failures
-        suites = tuple(
-            predict_suite(
-                suite,
-                threat,
-                count=plan.count,
-                classes=classes,
-                size=size,
-                floor=found.floor,
-                times={
-                    name: attacks[key]
-                    for name, attack in suite.attacks.items()
-                    for key, one in every.items()
-                    if one == attack and key in attacks
-                },
-                survival=survival,
-                mode=plan.mode,
-                curve_count=plan.curve_count,
+        request = Request(plan.suites, threat, classes, plan.count, plan.mode, plan.curve_count, survival)
+        try:
+            suites = measure_suites(
+                model, images, request, choices, meter, per_image=both, seconds=seconds["attacks"]
             )
-            for suite in fast
-        )
+        except BenchError as error:
+            reason = str(error)
     bounds = None
     if "bounds" in plan.parts:
         note("bounds")
@@ -242,10 +208,10 @@ def bench(
         passes=passes,
         memory=memory,
         choices=choices,
-        floor=floor,
-        attacks=attacks,
-        attack_failures=failures,
-        suites=suites,
+        floor=None if suites is None else suites.floor,
+        attacks={} if suites is None else suites.times,
+        attack_failures={"all": reason} if suites is None and reason else {} if suites is None else suites.failures,
+        suites=() if suites is None else suites.predictions,
         devices=plan.devices,
         survival=survival,
         step=trained,
@@ -273,9 +239,3 @@ def _memory(model: nn.Module, images: Callable[[int], Tensor], size: int, passes
     if trains:
         training = weights + peak_bytes(bare_pass(copies, x, "full_backward", own, "contiguous"), meter.device)
     return Memory(size, weights + to_input, training)
-
-
-def _affordable(wanted: int, per_image: float, seconds: float) -> int:
-    """The batch size of which a warm-up and the fewest rounds fit into the time."""
-    most = seconds / max((1 + LEAST) * per_image, 1e-12)
-    return max(min(wanted, int(min(most, wanted))), min(wanted, _SMALLEST))

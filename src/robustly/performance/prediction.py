@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 
@@ -85,12 +86,13 @@ class SuitePrediction:
 
 @dataclass(frozen=True)
 class Load:
-    """Work of one attack: images, and forward and backward passes for each of them."""
+    """Work of one attack: images, forward and backward passes for each of them, and the batches of the images."""
 
     attack: str
     images: float
     forwards: float
     backwards: float
+    batches: float
 
 
 def survival_of(evidence: Evidence, folder: str) -> Survival:
@@ -117,6 +119,7 @@ def predict_suite(
     floor: Floor,
     times: Mapping[str, AttackTime],
     survival: Survival | None,
+    batch_size: int = 128,
     mode: Mode = "every",
     curve_count: int | None = None,
 ) -> SuitePrediction:
@@ -131,16 +134,19 @@ def predict_suite(
         floor: bare passes.
         times: measured attacks by name.
         survival: shares of an earlier evaluation; None without one.
+        batch_size: images at a time.
         mode: of suites that do not state it, see `robustly.evaluation.evaluate`.
         curve_count: images of the security curve; None for all.
     """
     worst = suite.worst_case or mode == "worst_case"
-    most = _loads(suite, threat, classes, size, count, count)
-    fewest = [Load(one.attack, count, *AT_ONCE) for one in (most[:1] if worst else most)]
-    usual = None if survival is None else _expected(suite, threat, classes, size, count, survival, worst)
+    most = _loads(suite, threat, classes, size, count, count, batch_size)
+    fewest = [Load(one.attack, count, *AT_ONCE, one.batches) for one in (most[:1] if worst else most)]
+    usual = (
+        None if survival is None else _expected(suite, threat, classes, size, count, survival, worst, batch_size)
+    )
     expected = None
     if survival is not None and usual is not None:
-        ends = (_expected(suite, threat, classes, size, count, end, worst) for end in survival.ends)
+        ends = (_expected(suite, threat, classes, size, count, end, worst, batch_size) for end in survival.ends)
         low, high = (_seconds(loads, count, floor, times) for loads in ends)
         more = count * (survival.correct - survival.robust) * survival.eight_bit / 2 * floor.both.median
         middle = _seconds(usual, count, floor, times)
@@ -148,7 +154,10 @@ def predict_suite(
     suspicious = tuple(name for name in suite.attacks if suite.plan(name).on_suspicion)
     radii = [radius for radius in curve_radii(threat, suite) if radius]
     drawn = min(count, curve_count or count)
-    curve = [Load(one.attack, drawn * len(radii), one.forwards, one.backwards) for one in most]
+    curve = [
+        Load(one.attack, drawn * len(radii), one.forwards, one.backwards, len(radii) * ceil(drawn / batch_size))
+        for one in most
+    ]
     lower, upper = _seconds(fewest, count, floor, times), _seconds(most, count, floor, times)
     bare = count * floor.forward.median + sum(
         one.images * floor.seconds(one.forwards, one.backwards) for one in most if one.attack in times
@@ -167,26 +176,34 @@ def predict_suite(
     )
 
 
-def _loads(suite: Suite, threat: Threat, classes: int, size: int, first: float, rest: float) -> list[Load]:
+def _loads(
+    suite: Suite, threat: Threat, classes: int, size: int, first: float, rest: float, batch_size: int
+) -> list[Load]:
     """Work on images that nothing breaks: `first` of them for the first attack, `rest` for each of the others."""
     images = announced_cost(suite, threat, max(round(rest), 0), classes, size).images
     found = []
     for number, (name, attack) in enumerate(suite.attacks.items()):
         if not suite.plan(name).on_suspicion:
-            found.append(
-                Load(name, first if number == 0 else images[name], *attack_cost(attack, threat, classes, size))
-            )
+            here = first if number == 0 else images[name]
+            found.append(Load(name, here, *attack_cost(attack, threat, classes, size), ceil(here / batch_size)))
     return found
 
 
 def _expected(
-    suite: Suite, threat: Threat, classes: int, size: int, count: int, survival: Survival, worst: bool
+    suite: Suite,
+    threat: Threat,
+    classes: int,
+    size: int,
+    count: int,
+    survival: Survival,
+    worst: bool,
+    batch_size: int,
 ) -> list[Load]:
     """Work with the shares of an earlier evaluation: survivors cost all passes, broken images a part of them."""
     robust, broken = count * survival.robust, count * (survival.correct - survival.robust)
-    full = _loads(suite, threat, classes, size, robust, robust)
+    full = _loads(suite, threat, classes, size, robust, robust, batch_size)
     early = [
-        Load(one.attack, broken, one.forwards * survival.early, one.backwards * survival.early)
+        Load(one.attack, broken, one.forwards * survival.early, one.backwards * survival.early, 0)
         for one in (full[:1] if worst else full)
     ]
     return [*full, *early]
@@ -199,12 +216,18 @@ def _passes(loads: list[Load], count: int) -> int:
 def _seconds(loads: list[Load], count: int, floor: Floor, times: Mapping[str, AttackTime]) -> Spread:
     """Seconds of work and of a clean forward pass of `count` images, with the range of the measured ratios."""
     clean = count * floor.forward.median
-    known = [(floor.seconds(one.forwards, one.backwards) * one.images, times.get(one.attack)) for one in loads]
-    totals = [
-        clean + sum(bare * getattr(time.ratio, name) for bare, time in known if time is not None)
-        for name in ("median", "low", "high")
+    known = [
+        (
+            floor.seconds(one.forwards, one.backwards) * one.images * time.relative(one.images, one.batches),
+            time,
+        )
+        for one in loads
+        if (time := times.get(one.attack)) is not None
     ]
-    runs = min((time.ratio.runs for _, time in known if time is not None), default=floor.forward.runs)
+    totals = [
+        clean + sum(bare * getattr(time.ratio, name) for bare, time in known) for name in ("median", "low", "high")
+    ]
+    runs = min((time.ratio.runs for _, time in known), default=floor.forward.runs)
     return Spread(totals[0], totals[1], totals[2], runs)
 
 

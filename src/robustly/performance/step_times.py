@@ -9,7 +9,8 @@ from torch import nn
 from robustly.data import Batch
 from robustly.performance.passes import KINDS, Copies, bare_pass
 from robustly.performance.peak import peak_bytes, weight_bytes
-from robustly.performance.timing import LEAST, Meter, Spread, Work, alternating, spread_of
+from robustly.performance.prediction import duration_words
+from robustly.performance.timing import LEAST, BenchError, Meter, Spread, Work, alternating, spread_of
 from robustly.runtime import Runtime
 from robustly.training import Job, Moment
 from robustly.training.cost import StepCost, step_cost
@@ -17,6 +18,8 @@ from robustly.training.engine.metrics import Totals
 from robustly.training.engine.stepping import Stepper
 from robustly.training.parts import CONVENTIONAL_NETWORKS
 
+SMALLEST, PATIENCE = 2, 10.0
+"""Fewest images of a measured step, and the multiple of the allowed seconds above which it is left out."""
 VALIDATION_PASSES = 3
 """Forward passes of a validation image beside those of the steps: clean, and the first and last of the attack."""
 
@@ -70,11 +73,15 @@ def measure_step(job: Job, runtime: Runtime, meter: Meter, *, per_image: float, 
 
     Raises:
         ValueError: a network that cannot be trained.
+        BenchError: even a step of two images would take far too long.
     """
     frozen = [name for name, network in job.networks.items() if network.frozen]
     cost = step_cost(job.method, job.training.epochs, frozen or _usual_teachers(job), job.threats)
     wanted = min(job.training.batch_size, len(job.train))
     batch = _affordable(wanted, cost.total * per_image, seconds)
+    needed = 2 * (1 + LEAST) * batch * cost.total * per_image
+    if needed > PATIENCE * seconds and batch <= SMALLEST:
+        raise BenchError(f"it would take about {duration_words(needed)}: raise --seconds")
     small = replace(job, training=replace(job.training, batch_size=batch))
     with torch.random.fork_rng(devices=[meter.device] if meter.device.type == "cuda" else []):
         stepper = Stepper(small, runtime)
@@ -89,7 +96,7 @@ def _usual_teachers(job: Job) -> list[str]:
 def _affordable(wanted: int, step_per_image: float, seconds: float) -> int:
     """The batch size of which a warm-up and the fewest rounds of step and bare passes fit into the time."""
     most = seconds / max(2 * (1 + LEAST) * step_per_image, 1e-12)
-    return wanted if most >= wanted else max(min(wanted, 2), int(most))
+    return wanted if most >= wanted else max(min(wanted, SMALLEST), int(most))
 
 
 def _measured(

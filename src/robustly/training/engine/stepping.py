@@ -207,7 +207,7 @@ def _parts_of(batch: Batch, count: int) -> list[Batch]:
 
 
 def _whole_batch(value: Tensor) -> Tensor:
-    """Refuse a mean over the batch of all processes, of which a step in parts sees one part at a time.
+    """Refuse a mean over the batch of all processes, of which a step in parts has one part at a time.
 
     Raises:
         MethodError: always.
