@@ -115,6 +115,11 @@ def test_batch_sizes_that_take_too_long_are_left_out_but_for_the_first() -> None
     assert {one.batch_size for one in found.times} == {2}
 
 
+def test_the_first_batch_of_several_images_may_take_longer() -> None:
+    found = measure_passes(Net(), images, Meter(), sizes=(1, 4, 64), seconds=0.02)
+    assert {one.batch_size for one in found.times} >= {1, 4}
+
+
 def test_double_precision_and_vectors_are_measured_in_their_own_type() -> None:
     model = nn.Sequential(nn.Linear(5, 3)).double()
     found = measure_passes(model, lambda count: torch.ones(count, 5), Meter(), sizes=(2,), seconds=0.2)

@@ -164,7 +164,8 @@ def run_bench(
         )
         key = key_of(subject.model, subject.data.shape, device)
     print_report(console, report, config.recipe)
-    if options.keeps:
+    several = any(one.seconds and one.batch_size > 1 for one in report.passes.times)
+    if options.keeps and several:  # one image at a time is a measurement that was too short, not a choice
         try:
             print_text(console, f"kept for robustly evaluate: {keep(key, report.choices)}")
         except OSError as error:

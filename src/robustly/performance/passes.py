@@ -25,6 +25,8 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU_SIZES, GPU_SIZES = (1, *tuning.CPU_SIZES), (1, *tuning.GPU_SIZES)
 """Batch sizes that are measured: one image, and the sizes among which an evaluation chooses."""
+PATIENCE = 3.0
+"""The first batch of several images may take this times the seconds of all."""
 PROBED = 16
 """Images of the first timing, from which the time of each batch size is estimated."""
 _PROBES_PER_ROUND = 2.6
@@ -103,7 +105,8 @@ def measure_passes(
         model: the network, on the device.
         images: the first N images, `(N, C, H, W)` in [0, 1].
         meter: clock and device.
-        sizes: batch sizes, ascending. Those that would take too long are left out, but for the first that works.
+        sizes: batch sizes, ascending. Those that would take too long are left out, but for the first that works,
+            and the first above 1 unless it would take far too long.
         seconds: wall-clock seconds for everything, about.
 
     Raises:
@@ -111,14 +114,17 @@ def measure_passes(
     """
     precisions = precisions_of(model, meter.device)
     layouts = tuple(LAYOUTS) if images(1).ndim == 4 else ("contiguous",)
-    per_image = _probed(model, images, Meter(device=meter.device))
+    per_image = _probed(model, images, meter)
     each = per_image * _PROBES_PER_ROUND * len(precisions) * len(layouts)
     times: list[PassTime] = []
     left_out: list[int] = []
     spent = 0.0
     for size in sizes:
         fits = spent + each * size * (1 + LEAST) <= seconds
-        if not fits and any(one.seconds for one in times):
+        measured = [one.batch_size for one in times if one.seconds]
+        # one batch of several images is worth more time, because it decides on the layout and the precision
+        needed = not measured or (max(measured) == 1 and each * size * 2 <= PATIENCE * seconds)
+        if not fits and not needed:
             left_out.append(size)
             continue
         spent += each * size * (1 + LEAST)

@@ -119,14 +119,15 @@ def alternating(
     Args:
         works: functions without arguments, by name.
         meter: clock and device.
-        seconds: wall-clock time after which no new round begins, once there are `least`.
+        seconds: time on the meter's clock after which no new round begins, once there are `least`.
         least: fewest rounds.
         most: most rounds.
 
     Returns:
         The rounds. A work that fails in its warm-up is left out of them; one that fails later raises its error.
     """
-    began = time.perf_counter()
+    now = CLOCKS[meter.clock]
+    began = now()
     failures: dict[str, str] = {}
     for name, work in works.items():
         try:
@@ -138,7 +139,7 @@ def alternating(
     left = {name: work for name, work in works.items() if name not in failures}
     found: dict[str, list[float]] = {name: [] for name in left}
     for number in range(most if left else 0):
-        if number >= least and time.perf_counter() - began > seconds:
+        if number >= least and now() - began > seconds:
             break
         for name, work in left.items():
             found[name].append(meter.seconds(work))

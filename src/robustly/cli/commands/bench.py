@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clock",
         choices=("wall", "cpu"),
         default="wall",
-        help="cpu: processor time of one thread, for a machine that other programs use too (default: wall)",
+        help="cpu: processor time of one thread, also for --seconds, for a machine that other programs use too "
+        "(default: wall)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers as JSON")
     parser.add_argument(
