@@ -161,7 +161,9 @@ def _command(words: list[str], batch_size: int, counter: "_Counter") -> int:
     from robustly.evaluation import evaluate
     from robustly.evaluation.batch_size import Tuning
 
-    evaluate.__globals__["measure"] = lambda target: Tuning(batch_size, 1.0, 0.5 if batch_size == 8 else None)
+    evaluate.__globals__["measure"] = lambda target, known=None: Tuning(
+        batch_size, 1.0, 0.5 if batch_size == 8 else None
+    )
 
     def in_this_process(cell: Any, stop: Any, environment: Any) -> str:
         """The commands of a cell, so that the operations of a run and its sweep are one sequence."""

@@ -95,6 +95,8 @@ def test_an_attack_that_cannot_search_a_threat_is_refused_with_those_that_can() 
         evaluate(net, data, parse_threat("shift:1"), "square", batch_size=4)
     assert "'square'" in str(refused.value)
     assert "is defined for linf, l2, l1, the threat is shift:1" in str(refused.value)
-    assert "defined for it: pgd, mim, apgd, apgd_t, pma, random_draws, parameter_search, grid" in str(refused.value)
+    assert "defined for it: pgd, mim, apgd, apgd_t, pma, route_pgd, random_draws, parameter_search, grid" in str(
+        refused.value
+    )
     with pytest.raises(EvaluationError, match=r"'grid' .* chains of them, the threat is shift:1\+linf:0\.1;"):
         evaluate(net, data, parse_threat("shift:1+linf:0.1"), "grid", batch_size=4)
