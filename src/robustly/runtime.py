@@ -129,6 +129,11 @@ def device_of(config: RuntimeConfig) -> torch.device:
     return torch.device("mps", 0) if torch.backends.mps.is_available() else torch.device("cpu")
 
 
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class DeviceError(OSError):
     """A device that does not answer any more."""
 

@@ -7,35 +7,13 @@ from torch import Tensor, nn
 from robustly.attacks import PGD, AttackError, RoutePGD
 from robustly.attacks.route_pgd import route_margin, with_route
 from robustly.models import TafdNetwork, as_classifier
-from robustly.models.frequency import Route
 from robustly.models.tafd import routed_network
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_attack, small_network
 from robustly.threats import ThreatModel, parse_threat
+from routed_experts import DIRECTIONS, Experts
 
 LINF = ThreatModel("linf", 0.2)
-DIRECTIONS = torch.tensor([[1.0, 1, 1, 1], [1, 1, -1, -1]])
-
-
-class Experts(nn.Module):
-    """An expert for each domain, linear in the pixels along its direction; they are at right angles."""
-
-    def __init__(self, margins: tuple[float, float]) -> None:
-        super().__init__()
-        self.margins = nn.Parameter(torch.tensor(margins))
-
-    def forward(self, x: Tensor, route: Route) -> Tensor:
-        """Logits (margin - movement along the direction, 0)."""
-        hard = self._of(x, route.hard)
-        if route.soft is None:
-            return hard
-        soft = self._of(x, route.soft)
-        return hard.detach() + (soft - soft.detach())
-
-    def _of(self, x: Tensor, weights: Tensor) -> Tensor:
-        moved = (x.flatten(1) - 0.5) @ DIRECTIONS.to(x.dtype).T / 4
-        first = (weights * (self.margins - moved)).sum(1)
-        return torch.stack([first, torch.zeros_like(first)], 1)
 
 
 class Router(nn.Module):
@@ -47,7 +25,7 @@ class Router(nn.Module):
 
 
 def routed(first: float, second: float) -> TafdNetwork:
-    return TafdNetwork(Experts((first, second)), lambda body, x, route: body(x, route), Router(), 2).eval()
+    return TafdNetwork(Experts((first, second), 0.5), lambda body, x, route: body(x, route), Router(), 2).eval()
 
 
 def attack(search: PGD | RoutePGD, net: nn.Module, x: Tensor | None = None, text: str = "linf:0.2") -> Tensor:

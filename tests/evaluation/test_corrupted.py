@@ -201,7 +201,7 @@ def test_choices_are_checked_by_name(digits: Splits) -> None:
     with pytest.raises(CorruptionError, match="saturate needs colour images"):
         chosen_names(source, ("saturate",), False, grey)
     files = CorruptedImages("files", "/data/c", "0" * 64, None, None)
-    only_extra = CorruptionSource(files, ("saturate",), source.read)
+    only_extra = CorruptionSource(files, ("saturate",), source.kinds, source.read)
     with pytest.raises(EvaluationError, match="/data/c has no images of fog: it has saturate"):
         chosen_names(only_extra, ("fog",), False, grey)
     with pytest.raises(EvaluationError, match="none of the 15 corruptions, only saturate: add --extra"):

@@ -101,7 +101,7 @@ def gradient_statistics(
 
     with frozen(model):
         firsts = [{"first": np.array([first])} for first in range(0, len(x), size)]
-        parts = [*crew.share(Task("input gradients", extent=threat.extent_text), firsts, work, lambda done: None)]
+        parts = [*crew.share(Task("input gradients", extent=threat.extent_text), firsts, work)]
     joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])).to(x.device) for name in names}
     return GradientStatistics(**joined)
 

@@ -108,7 +108,7 @@ def input_landscapes(
             return {name: values.numpy() for name, values in own.items()}
 
         images = [{"image": np.array([i])} for i in range(len(x))]
-        parts = crew.share(Task("input landscape", extent=threat.extent_text), images, work, lambda done: None)
+        parts = crew.share(Task("input landscape", extent=threat.extent_text), images, work)
         return [
             Landscape(axis.cpu(), **{name: torch.from_numpy(grid) for name, grid in one.items()}) for one in parts
         ]
@@ -196,7 +196,7 @@ def weight_landscape(
 
     with frozen(model), torch.no_grad():
         rows = [{"row": np.array([i])} for i in range(len(axis))]
-        parts = [*crew.share(Task("weight landscape"), rows, work, lambda done: None)]
+        parts = [*crew.share(Task("weight landscape"), rows, work)]
     loss, wrong = (torch.from_numpy(np.stack([part[name] for part in parts])) for name in ("loss", "wrong"))
     return Landscape(axis.cpu().to(loss.dtype), loss, wrong)
 

@@ -94,16 +94,13 @@ def processes_in(overrides: Sequence[str]) -> int:
     Raises:
         SettingsError: not a whole number of at least 1.
     """
-    pairs = pairwise([*overrides, ""])
-    given = [word.partition("=")[2] if "=" in word else value for word, value in pairs if _key(word) == PROCESSES]
+    from robustly.experiments.overrides import pairs_of  # noqa: PLC0415 (the command line is read without YAML)
+
+    given = [value for key, value in pairs_of(overrides) if key == PROCESSES]
     text = given[-1] if given else "1"
     if not text.isdecimal() or int(text) < 1:
         raise SettingsError(f"{PROCESSES} should be a whole number of at least 1, but is {text!r}")
     return int(text)
-
-
-def _key(word: str) -> str:
-    return word.removeprefix("--").partition("=")[0] if word.startswith("--") else ""
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

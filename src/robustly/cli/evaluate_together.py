@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import parent_process
+from functools import partial
 from pathlib import Path
 
 from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations
 from robustly.cli.protocol_plan import protocol_plan
 from robustly.cli.subject import Subject, load_subject, run_of_command
-from robustly.cli.together import quietly_taking_part, say_crowding
+from robustly.cli.together import say_crowding, take_part
 from robustly.evaluation import PROTOCOLS
 from robustly.evaluation.crew import Leader
 from robustly.evaluation.serving import serve_evaluation
@@ -19,8 +19,8 @@ from robustly.experiments.configuration import RunConfig
 from robustly.experiments.locks import partial_of
 from robustly.experiments.run_folder import Checkpoint, RunError
 from robustly.experiments.surrogates import load_surrogates
-from robustly.processes import Group, ProcessError, join_group, start_group
-from robustly.runtime import Place, RuntimeConfig, use_own_gpu
+from robustly.processes import Group, join_group, start_group
+from robustly.runtime import Place, RuntimeConfig
 
 PARTS = "parts"
 
@@ -144,18 +144,10 @@ def serve_evaluations(place: Place, request: Request) -> None:
     Raises:
         ProcessError: in a cluster, process 0 does not answer or has other code.
     """
-    try:
-        use_own_gpu(place)
-        group = join_group(place)
-    except ProcessError:
-        if parent_process() is None:
-            raise
-        return  # process 0 has ended in the meantime
-    with quietly_taking_part(group):
-        _serve(group, request)
+    take_part(place, partial(_serve, request))
 
 
-def _serve(group: Group, request: Request) -> None:
+def _serve(request: Request, group: Group) -> None:
     run, rounds, protocol = None, 0, request.protocol
     while (wanted := json.loads(group.wait_for(_round(rounds)))) is not None:
         run = run or run_of_command(request.place, list(request.overrides))

@@ -140,7 +140,7 @@ def predict_files(model: PortableModel, files: Sequence[Path], crew: Crew = ALON
 
     batches = [files[start : start + size] for start in range(0, len(files), size)]
     parts = [{"files": as_bytes([str(file) for file in batch])} for batch in batches]
-    for batch, found in zip(batches, crew.share(Task("prediction"), parts, work, lambda done: None), strict=True):
+    for batch, found in zip(batches, crew.share(Task("prediction"), parts, work), strict=True):
         columns = (found[name].tolist() for name in ("places", "probability", "margin"))
         for file, two, share, margin in zip(batch, *columns, strict=True):
             yield Prediction(file, classes[two[0]], share, margin, classes[two[1]])

@@ -1,9 +1,8 @@
 """Several processes for a command: who takes part, and what the others than process 0 do."""
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from io import StringIO
 from multiprocessing import parent_process
@@ -15,7 +14,7 @@ from robustly.cli.terminal import PlainConsole
 from robustly.evaluation.members import Member
 from robustly.evaluation.parts import ALONE
 from robustly.processes import Group, ProcessError, join_group, start_group
-from robustly.runtime import Place, RuntimeConfig, place_in_cluster, use_own_gpu
+from robustly.runtime import Place, RuntimeConfig, cores, place_in_cluster, use_own_gpu
 
 T = TypeVar("T")
 
@@ -84,12 +83,12 @@ def leads() -> bool:
 
 def say_crowding(size: int) -> None:
     """Print a sentence if more processes start than there are cores or GPUs; they share them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = cores()
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if devices and size > devices:
         _warn(f"{size} processes share {devices} GPU{'s' * (devices > 1)}")
-    elif size > cores:
-        _warn(f"{size} processes share {cores} core{'s' * (cores > 1)}")
+    elif size > count:
+        _warn(f"{size} processes share {count} core{'s' * (count > 1)}")
 
 
 def _warn(text: str) -> None:
@@ -97,21 +96,16 @@ def _warn(text: str) -> None:
     PlainConsole(stderr=True).print(f"! {text}", highlight=False, soft_wrap=True)
 
 
-@contextmanager
-def quietly_taking_part(group: Group) -> Iterator[None]:
-    """Print nothing in the block, and record for process 0 why this process cannot take part."""
-    with suppress(RuntimeError, KeyboardInterrupt):  # process 0 has ended, and its store with it
-        try:
-            with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-            group.leave()
-        except (ValueError, OSError) as error:
-            group.refuse(str(error))
+def take_part(place: Place, carry_out: Callable[[Group], None]) -> None:
+    """Take part in a command as another process than 0; prints nothing, and records for process 0 why it cannot.
 
+    Args:
+        place: place of this process.
+        carry_out: the work with the processes.
 
-def _take_part(place: Place, work: Callable[..., Iterator[object]], arguments: Sequence[Any]) -> None:
-    """Share the work as another process than 0; prints nothing."""
+    Raises:
+        ProcessError: in a cluster, process 0 does not answer or has other code.
+    """
     try:
         use_own_gpu(place)
         group = join_group(place)
@@ -119,6 +113,21 @@ def _take_part(place: Place, work: Callable[..., Iterator[object]], arguments: S
         if parent_process() is None:
             raise
         return  # process 0 has ended in the meantime
-    with quietly_taking_part(group):
+    with suppress(RuntimeError, KeyboardInterrupt):  # process 0 has ended, and its store with it
+        try:
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                carry_out(group)
+            group.leave()
+        except (ValueError, OSError) as error:
+            group.refuse(str(error))
+
+
+def _take_part(place: Place, work: Callable[..., Iterator[object]], arguments: Sequence[Any]) -> None:
+    """Share the work as another process than 0."""
+
+    def carry_out(group: Group) -> None:
         for _ in work(*arguments, Member(group)):
             pass
+
+    take_part(place, carry_out)

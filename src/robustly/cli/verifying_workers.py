@@ -4,7 +4,6 @@ import math
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -132,8 +131,9 @@ def _work(connection: Connection, decide: Decide, processes: int) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         import torch  # noqa: PLC0415
 
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // processes))
+        from robustly.runtime import cores  # noqa: PLC0415
+
+        torch.set_num_threads(max(1, cores() // processes))
     with suppress(EOFError, OSError):
         while True:
             job = connection.recv()

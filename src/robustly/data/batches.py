@@ -33,6 +33,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.y)
 
+    def select(self, rows: Tensor) -> "Batch":
+        """The examples at some rows."""
+        views = tuple(view[rows] for view in self.other_views)
+        return Batch(self.x[rows], self.y[rows], self.ids[rows], self.generator.select(rows), views)
+
 
 def batch_count(examples: int, batch_size: int, drop_last: bool) -> int:
     """Number of global batches of an epoch: the same for every process."""

@@ -48,11 +48,13 @@ class CorruptionSource:
     Args:
         images: their origin, which fixes the severities.
         names: the corruptions that there are, in the order of tables.
+        kinds: all corruptions of the set with their properties.
         read: from a corruption and a severity to its images, on the CPU or the device of the clean ones.
     """
 
     images: CorruptedImages
     names: tuple[str, ...]
+    kinds: tuple[CorruptionKind, ...]
     read: Callable[[str, int], ImageData]
 
 
@@ -71,7 +73,7 @@ def computed_source(data: ImageData, seed: int) -> CorruptionSource:
         return replace(data, images=corrupt(data.images, name, severity, seed=seed, ids=data.ids, constants=table))
 
     images = CorruptedImages("C-proc", None, data.digest(), table, seed)
-    return CorruptionSource(images, names, read)
+    return CorruptionSource(images, names, _kinds(computed=True), read)
 
 
 def digit_source(data: ImageData, seed: int) -> CorruptionSource:
@@ -86,13 +88,14 @@ def digit_source(data: ImageData, seed: int) -> CorruptionSource:
         return replace(data, images=corrupt_digits(data.images, name, seed=seed, ids=data.ids))
 
     images = CorruptedImages("MNIST-C", None, data.digest(), "mnist", seed)
-    return CorruptionSource(images, tuple(FAMILIES), read)
+    kinds = tuple(CorruptionKind(name, family, name in PROCEDURAL, False) for name, family in FAMILIES.items())
+    return CorruptionSource(images, tuple(FAMILIES), kinds, read)
 
 
 def file_source(files: CorruptedFiles) -> CorruptionSource:
     """Corrupted images of a folder, as they are."""
     images = CorruptedImages("files", str(files.root.resolve()), files.digest, None, None)
-    return CorruptionSource(images, files.names, files.read)
+    return CorruptionSource(images, files.names, _kinds(computed=False), files.read)
 
 
 def chosen_names(
@@ -228,7 +231,7 @@ def corruption_result(
         name: name of the network.
     """
     data = target.data
-    rows = rows_of(found, kinds(source))
+    rows = rows_of(found, source.kinds)
     return CorruptionResult(
         schema=SCHEMA,
         created=now(),
@@ -241,11 +244,8 @@ def corruption_result(
     )
 
 
-def kinds(source: CorruptionSource) -> tuple[CorruptionKind, ...]:
-    """All corruptions of the set with their properties; files are never procedural."""
-    if source.images.set == "MNIST-C":
-        return tuple(CorruptionKind(name, family, name in PROCEDURAL, False) for name, family in FAMILIES.items())
-    computed = source.images.set == "C-proc"
+def _kinds(computed: bool) -> tuple[CorruptionKind, ...]:
+    """The corruptions of CIFAR-10-C and ImageNet-C; files are never procedural."""
     return tuple(
         CorruptionKind(one.name, one.family, one.procedural and computed, one.extra) for one in CORRUPTIONS.values()
     )

@@ -24,7 +24,7 @@ from robustly.evidence.cost_pairs import (
     CostPairs,
     check_applicable,
     cost_numbers,
-    pair_rows,
+    pair_mask,
 )
 from robustly.evidence.costs import CostEvidence, CostSummary
 from robustly.evidence.schema import EvidenceTable, Flags, Whole
@@ -81,8 +81,7 @@ def evaluate_costs(
     for turn in turns(place, cost):
         worst = worst_costs(place, cost, pairs.reached, len(ids))
         chosen = turn[cost[turn] > worst[place[turn]]]
-        for first in range(0, len(chosen), target.batch_size):
-            here = chosen[first : first + target.batch_size]
+        for here in target.chunks(chosen):
             kept, reached = _attacked(target, attack, pairs, here, place[here])
             images.append(kept)
             targets.append(reached)
@@ -90,7 +89,7 @@ def evaluate_costs(
         progress("costs", done, len(pairs))
     own, classes = StoredImages.joined(images), np.concatenate(targets)
     files = images_of_pairs(target, evidence, pairs, saved, own, classes)
-    has_image = np.isin(np.arange(len(pairs)), pair_rows(pairs, files.images.ids, files.targets))
+    has_image = pair_mask(pairs, files.images.ids, files.targets)
     numbers = cost_numbers(costs, ids, table.examples.label, table.examples.clean_prediction, pairs, has_image)
     summary = CostSummary(costs.text, costs.digest, costs.rows, settings(attack), numbers, evaluation)
     return CostEvidence(pairs, own, classes, summary, files.images, files.targets)
@@ -167,8 +166,7 @@ def known_pairs(
         pairs.invalid[without_output & ~pairs.reached] = True
         _mark(pairs, without_output, OF_EVALUATION + name)
     for name, images in saved.items():
-        rows = pair_rows(pairs, images.images.ids, images.targets)
-        _mark(pairs, np.isin(np.arange(count), rows), OF_EVALUATION + name)
+        _mark(pairs, pair_mask(pairs, images.images.ids, images.targets), OF_EVALUATION + name)
     return pairs
 
 

@@ -1,6 +1,6 @@
 """Costs of confusions as 8-bit files: for each class that an attack reached, the search for an 8-bit image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,7 +107,7 @@ def searches(
     """
     data, device = target.data, target.data.images.device
     seeds = tuple(derive_seed(target.seed, "evaluation", "costs", j) for j in range(data.num_classes))
-    for here in _batches(rows, target.batch_size):
+    for here in target.chunks(rows):
         examples = torch.from_numpy(rows_of(evidence.table.examples.id, pairs.id[here])).to(device)
         wanted = torch.from_numpy(np.ascontiguousarray(pairs.target[here])).to(device)
         start = torch.from_numpy(_points(evidence, pairs, successes, classes, here)).to(device)
@@ -146,7 +146,3 @@ def _points(
 def _only(images: EightBitImages, kept: Whole) -> EightBitImages:
     theta = None if images.theta is None else images.theta[kept]
     return EightBitImages(images.ids[kept], images.levels[kept], theta)
-
-
-def _batches(rows: Whole, size: int) -> Sequence[Whole]:
-    return [rows[first : first + size] for first in range(0, len(rows), size)]

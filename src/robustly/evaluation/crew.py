@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from robustly.evaluation.checkpoint import Speed
 from robustly.evaluation.identity import differences
-from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work, WorkError
+from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work, WorkError, no_report
 from robustly.files import whole_file
 from robustly.processes import Group, ProcessError
 from robustly.runtime import DeviceError
@@ -49,7 +49,9 @@ class Leader:
         """Announce an evaluation to the other processes."""
         self._group.store.set(_begun(self._number), json.dumps({"identity": identity, **asdict(speed)}))
 
-    def share(self, task: Task, parts: Sequence[Arrays], work: Work, on_part: OnPart) -> Iterator[Arrays]:
+    def share(
+        self, task: Task, parts: Sequence[Arrays], work: Work, on_part: OnPart = no_report
+    ) -> Iterator[Arrays]:
         """Results of all parts, in their order, once all are there; see `Crew`."""
         if len(parts) < 2:
             yield from ALONE.share(task, parts, work, on_part)
@@ -133,7 +135,7 @@ def serve(group: Group, folder: Path, identity: str, work_of: Callable[[Speed, T
 
         try:
             work = work_of(speed, task)
-            _take_part(group, place, here, int(about["count"]), work, part_of, _nothing)
+            _take_part(group, place, here, int(about["count"]), work, part_of, no_report)
         except (ProcessError, DeviceError):
             raise
         except Exception as error:  # an attack that raises an error is a result, see `run_stages`
@@ -159,10 +161,6 @@ def _take_part(
         if not _is_whole(path):
             _save(work(part_of(number)), path)
         on_part(store.add(f"done/{place}", 1))
-
-
-def _nothing(number: int) -> None:
-    pass
 
 
 def _begun(number: int) -> str:

@@ -56,7 +56,6 @@ def save_in_8_bits(
         Task("8bit", name, target.threat.extent_text),
         [{"rows": rows[chunk], "points": points[chunk]} for chunk in chunks],
         lambda part: save_part(target, name, part),
-        lambda done: None,
     )
     for chunk, part in zip(chunks, parts, strict=True):
         here = rows[chunk]
@@ -113,7 +112,6 @@ def search_again(target: EvaluationTarget, name: str, rows: Tensor, points: Tens
         Task("8bit again", name, target.threat.extent_text),
         [{"batch": np.array([number])} for number in range(len(places))],
         work,
-        lambda done: None,
     )
     found = [*parts]
     return SearchedAgain(

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load, save
 
 from robustly.evaluation.crew import digest_of
-from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work
+from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work, no_report
 from robustly.processes import Group, ProcessError
 from robustly.runtime import DeviceError, check_device
 
@@ -37,7 +37,9 @@ class Member:
         """Number of processes."""
         return self._group.size
 
-    def share(self, task: Task, parts: Sequence[Arrays], work: Work, on_part: OnPart) -> Iterator[Arrays]:
+    def share(
+        self, task: Task, parts: Sequence[Arrays], work: Work, on_part: OnPart = no_report
+    ) -> Iterator[Arrays]:
         """Results of all parts, in their order; see `Crew`.
 
         An error is that of the first part that raises one, as in one process.

@@ -36,6 +36,10 @@ class WorkError(RuntimeError):
     """An attack raised an error in another process; the text names its type."""
 
 
+def no_report(number: int) -> None:
+    """Report nothing of a part."""
+
+
 def as_bytes(value: object) -> NDArray[np.uint8]:
     """Plain values as JSON text in an array, `(N,)`."""
     return np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -57,7 +61,9 @@ class Crew(Protocol):
     @property
     def size(self) -> int: ...  # noqa: D102
 
-    def share(self, task: Task, parts: Sequence[Arrays], work: Work, on_part: OnPart) -> Iterator[Arrays]:
+    def share(
+        self, task: Task, parts: Sequence[Arrays], work: Work, on_part: OnPart = no_report
+    ) -> Iterator[Arrays]:
         """Results of all parts, in their order.
 
         Raises:
@@ -95,7 +101,9 @@ class Alone:
     def forget_parts(self) -> None:
         """Nothing is kept."""
 
-    def share(self, task: Task, parts: Sequence[Arrays], work: Work, on_part: OnPart) -> Iterator[Arrays]:
+    def share(
+        self, task: Task, parts: Sequence[Arrays], work: Work, on_part: OnPart = no_report
+    ) -> Iterator[Arrays]:
         """Results of all parts, each computed when it is used."""
         for number, part in enumerate(parts):
             on_part(number)

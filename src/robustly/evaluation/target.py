@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from robustly.attacks.core.model_access import logits_of
 from robustly.data import ImageData
 from robustly.evaluation.parts import ALONE, Crew
 from robustly.evidence.provenance import Mode
+from robustly.evidence.schema import Whole
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.contract import Threat
@@ -18,6 +20,7 @@ from robustly.threats.contract import Threat
 __all__ = ["EvaluationTarget", "Mode", "Progress"]
 
 Progress = Callable[[str, int, int], None]
+Rows = TypeVar("Rows", Tensor, Whole)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class EvaluationTarget:
     batch_size: int = 250
     crew: Crew = ALONE
 
-    def chunks(self, rows: Tensor) -> list[Tensor]:
+    def chunks(self, rows: Rows) -> list[Rows]:
         """Rows, split into batches."""
         return [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
 

@@ -179,6 +179,12 @@ def pair_rows(pairs: CostPairs, ids: Whole, targets: Whole) -> Whole:
     return np.array([place.get(key, -1) for key in keys], dtype=np.int64)
 
 
+def pair_mask(pairs: CostPairs, ids: Whole, targets: Whole) -> Flags:
+    """Mask of the pairs that are among those of some examples and classes, `(P,)`."""
+    found: Flags = np.isin(np.arange(len(pairs)), pair_rows(pairs, ids, targets))
+    return found
+
+
 def check_applicable(costs: CostMatrix, labels: Whole) -> Flags:
     """Mask of the examples whose class has costs, `(N,)`.
 

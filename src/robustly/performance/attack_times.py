@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustly.attacks import Attack, AttackResult
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import logits_of
-from robustly.performance.passes import Copies, bare_pass
+from robustly.performance.passes import Copies, bare_pass, own_precision
 from robustly.performance.timing import LEAST, Meter, Rounds, Spread, Work, alternating
 from robustly.randomness import KeyedGenerator
 from robustly.threats import Threat
@@ -189,7 +189,7 @@ def measure_attacks(
         short[name](unbroken, x[:few], y[:few], threat=small, generator=draws)
 
     copies = Copies(model, {})
-    full, half = _own_precision(model), "bfloat16"
+    full, half = own_precision(model), "bfloat16"
     works: dict[str, Work] = {
         f"{kind} {precision}": bare_pass(copies, x, kind, precision, used)
         for precision, used in ((full, layout), *(((half, "channels_last"),) if _converts(copies) else ()))
@@ -288,10 +288,6 @@ def _converts(copies: Copies) -> bool:
     except Exception:  # the network is the user's
         return False
     return True
-
-
-def _own_precision(model: nn.Module) -> str:
-    return str(next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)).split(".")[1]
 
 
 def distinct(suites: Mapping[str, Mapping[str, Attack]]) -> dict[str, Attack]:

@@ -22,6 +22,7 @@ from robustly.files import write_json
 from robustly.models.adapter import model_name
 from robustly.performance.passes import Copies, Passes, PassTime, bare_pass
 from robustly.performance.timing import Meter, Work, alternating
+from robustly.runtime import cores
 
 VARIABLE = "ROBUSTLY_CACHE"
 SCHEMA = 1
@@ -120,9 +121,9 @@ def _threads(
 
 def thread_counts(now: int) -> list[int]:
     """Numbers of threads to try: powers of two up to the cores, their number, and the number of now."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    powers = {2**power for power in range(cores.bit_length()) if 2**power <= cores}
-    return sorted(powers | {cores, now})
+    most = cores()
+    powers = {2**power for power in range(most.bit_length()) if 2**power <= most}
+    return sorted(powers | {most, now})
 
 
 def cache_folder() -> Path:
@@ -139,7 +140,7 @@ def machine() -> dict[str, object]:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "torch": torch.__version__,

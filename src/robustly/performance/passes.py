@@ -89,9 +89,14 @@ class Passes:
         return tuple(dict.fromkeys(one.precision for one in self.times))
 
 
+def own_precision(model: nn.Module) -> str:
+    """Name of the type of a network's weights, such as "float32"."""
+    return str(next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)).split(".")[1]
+
+
 def precisions_of(model: nn.Module, device: torch.device) -> tuple[str, ...]:
     """Precisions to measure: the model's own type first."""
-    own = str(next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)).split(".")[1]
+    own = own_precision(model)
     more = ("tf32", "bfloat16", "float16") if device.type == "cuda" else ("bfloat16",)
     return (own, *(one for one in more if one != own))
 

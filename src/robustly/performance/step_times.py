@@ -10,7 +10,7 @@ from robustly.data import Batch
 from robustly.performance.passes import KINDS, Copies, bare_pass
 from robustly.performance.peak import peak_bytes, weight_bytes
 from robustly.performance.prediction import duration_words
-from robustly.performance.timing import LEAST, BenchError, Meter, Spread, Work, alternating, spread_of
+from robustly.performance.timing import LEAST, BenchError, Meter, Spread, Work, affordable, alternating, spread_of
 from robustly.runtime import Runtime
 from robustly.training import Job, Moment
 from robustly.training.cost import StepCost, step_cost
@@ -78,8 +78,9 @@ def measure_step(job: Job, runtime: Runtime, meter: Meter, *, per_image: float, 
     frozen = [name for name, network in job.networks.items() if network.frozen]
     cost = step_cost(job.method, job.training.epochs, frozen or _usual_teachers(job), job.threats)
     wanted = min(job.training.batch_size, len(job.train))
-    batch = _affordable(wanted, cost.total * per_image, seconds)
-    needed = 2 * (1 + LEAST) * batch * cost.total * per_image
+    each = 2 * cost.total * per_image  # the step and its bare passes
+    batch = affordable(wanted, each, seconds, smallest=SMALLEST)
+    needed = (1 + LEAST) * batch * each
     if needed > PATIENCE * seconds and batch <= SMALLEST:
         raise BenchError(f"it would take about {duration_words(needed)}: raise --seconds")
     small = replace(job, training=replace(job.training, batch_size=batch))
@@ -91,12 +92,6 @@ def measure_step(job: Job, runtime: Runtime, meter: Meter, *, per_image: float, 
 
 def _usual_teachers(job: Job) -> list[str]:
     return [name for name in job.networks if CONVENTIONAL_NETWORKS.get(name) == "frozen"]
-
-
-def _affordable(wanted: int, step_per_image: float, seconds: float) -> int:
-    """The batch size of which a warm-up and the fewest rounds of step and bare passes fit into the time."""
-    most = seconds / max(2 * (1 + LEAST) * step_per_image, 1e-12)
-    return wanted if most >= wanted else max(min(wanted, SMALLEST), int(most))
 
 
 def _measured(

@@ -12,7 +12,7 @@ from robustly.evidence.provenance import Mode
 from robustly.performance.attack_times import AttackTime, Floor, distinct, measure_attacks, shortened, timed_as
 from robustly.performance.choices import Choices
 from robustly.performance.prediction import SuitePrediction, Survival, duration_words, predict_suite
-from robustly.performance.timing import LEAST, BenchError, Meter
+from robustly.performance.timing import LEAST, BenchError, Meter, affordable
 from robustly.threats import Threat
 
 ENOUGH, SMALLEST = 16, 2
@@ -93,14 +93,16 @@ def measure_suites(
     size = images(1).numel()
     pass_seconds = per_image / 2
     thrift, least = False, LEAST
-    count = _affordable(choices.batch_size, _passes(every, request, size, thrift) * pass_seconds, seconds, least)
+    count = affordable(
+        choices.batch_size, _passes(every, request, size, thrift) * pass_seconds, seconds, smallest=SMALLEST
+    )
     if count < min(ENOUGH, choices.batch_size):
         thrift = True
         cost = _passes(every, request, size, thrift) * pass_seconds
-        count = _affordable(choices.batch_size, cost, seconds, least)
+        count = affordable(choices.batch_size, cost, seconds, smallest=SMALLEST, least=least)
         if count <= SMALLEST:
             least = 1
-            count = _affordable(choices.batch_size, cost, seconds, least)
+            count = affordable(choices.batch_size, cost, seconds, smallest=SMALLEST, least=least)
         needed = count * (1 + least) * cost
         if needed > PATIENCE * seconds:
             raise BenchError(f"they would take about {duration_words(needed)}: raise --seconds")
@@ -144,9 +146,3 @@ def _passes(attacks: Mapping[str, Attack], request: Request, size: int, thrift: 
     short = {name: shortened(one, thrift) for name, one in attacks.items()}
     names = set(timed_as(short).values())
     return sum(sum(attack_cost(short[name], request.threat, request.classes, size)) for name in names)
-
-
-def _affordable(wanted: int, per_image: float, seconds: float, least: int) -> int:
-    """The batch size of which a warm-up and the fewest rounds fit into the time."""
-    most = seconds / max((1 + least) * per_image, 1e-12)
-    return wanted if most >= wanted else max(int(most), min(wanted, SMALLEST))

@@ -146,6 +146,20 @@ def alternating(
     return Rounds(found, failures)
 
 
+def affordable(wanted: int, per_image: float, seconds: float, *, smallest: int, least: int = LEAST) -> int:
+    """The batch size of which a warm-up and the fewest rounds fit into a time.
+
+    Args:
+        wanted: the largest batch size.
+        per_image: seconds of all works of a round for one image.
+        seconds: the time.
+        smallest: the least batch size, whatever its time, but at most `wanted`.
+        least: fewest rounds.
+    """
+    most = seconds / max((1 + least) * per_image, 1e-12)
+    return wanted if most >= wanted else max(int(most), min(wanted, smallest))
+
+
 def failure_words(error: Exception) -> str:
     """The reason of a failure in a few words."""
     return "not enough memory" if is_out_of_memory(error) else f"{type(error).__name__}: {first_line(error)}"[:160]

@@ -202,8 +202,7 @@ def _trained(
     rows = torch.arange(len(batch.y)) if exchange is None else torch.arange(exchange.rank, len(batch.y), 2)
     share = 1.0 if exchange is None else 2 * len(rows) / len(batch.y)
     mean = unchanged if exchange is None else exchange.mean
-    views = tuple(view[rows] for view in batch.other_views)
-    part = Batch(batch.x[rows], batch.y[rows], batch.ids[rows], batch.generator.select(rows), views)
+    part = batch.select(rows)
     parameters = [p for network in networks.learning.values() for p in network.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     for epoch in range(epochs):

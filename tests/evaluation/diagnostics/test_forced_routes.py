@@ -10,33 +10,12 @@ from robustly.evaluation.diagnostics import ALL, Budget, diagnose, forced_routes
 from robustly.models import TafdNetwork
 from robustly.models.frequency import Route
 from robustly.threats.lp import ThreatModel
+from routed_experts import DIRECTIONS, Experts
 
 COUNT = 40
 SMALL = Budget(steps=8, unbounded_steps=10, restarts=2, queries=20, few=4, points=20, directions=4)
 LINF = ThreatModel("linf", 0.2)
 GREY = 128 / 255
-DIRECTIONS = torch.tensor([[1.0, 1, 1, 1], [1, 1, -1, -1]])
-
-
-class Experts(nn.Module):
-    """An expert for each domain, linear in the pixels along its direction; they are at right angles."""
-
-    def __init__(self, margins: tuple[float, float]) -> None:
-        super().__init__()
-        self.margins = nn.Parameter(torch.tensor(margins))
-
-    def forward(self, x: Tensor, route: Route) -> Tensor:
-        """Logits (margin - movement along the direction, 0)."""
-        hard = self._of(x, route.hard)
-        if route.soft is None:
-            return hard
-        soft = self._of(x, route.soft)
-        return hard.detach() + (soft - soft.detach())
-
-    def _of(self, x: Tensor, weights: Tensor) -> Tensor:
-        moved = (x.flatten(1) - GREY) @ DIRECTIONS.T / 4
-        first = (weights * (self.margins - moved)).sum(1)
-        return torch.stack([first, torch.zeros_like(first)], 1)
 
 
 def logits(body: nn.Module, x: Tensor, route: Route) -> Tensor:
@@ -62,7 +41,7 @@ class Router(nn.Module):
 
 def target(margins: tuple[float, float], steep: bool = False, sure: bool = False) -> EvaluationTarget:
     """Grey images, whose distance to the margin of a branch is known in closed form."""
-    net = TafdNetwork(Experts(margins), logits, Router(steep, sure), 2)
+    net = TafdNetwork(Experts(margins, GREY), logits, Router(steep, sure), 2)
     grey = torch.full((COUNT, 1, 2, 2), 128, dtype=torch.uint8)
     data = ImageData(grey, torch.zeros(COUNT, dtype=torch.int64), torch.arange(COUNT), ("a", "b"), "grey")
     return EvaluationTarget(net.eval(), data, LINF)

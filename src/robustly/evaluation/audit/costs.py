@@ -205,7 +205,7 @@ def _again(
     yield Check(title, problem, f"{ties} were reached by no more than rounding" if ties else "")
     lost = np.flatnonzero(pairs.invalid & pairs.tried)
     if len(lost):
-        again = [attack_pairs(target, attack, place[one], pairs.target[one]) for one in _batches(target, lost)]
+        again = [attack_pairs(target, attack, place[one], pairs.target[one]) for one in target.chunks(lost)]
         same = all(bool(one.found.invalid.all()) for one in again)
         yield Check(f"costs: {len(lost)} classes without an output attacked again", "" if same else "some have one")
 
@@ -214,7 +214,7 @@ def _repeated(
     target: EvaluationTarget, attack: Attack, pairs: CostPairs, place: Whole, here: Whole, rounding: Rounding
 ) -> Iterator[tuple[Whole, Flags, Flags, Whole]]:
     """Batches of pairs: their rows, whether the class was reached, whether clearly so, and the passes."""
-    for part in _batches(target, here):
+    for part in target.chunks(here):
         result = attack_pairs(target, attack, place[part], pairs.target[part])
         found = result.found
         rows = torch.from_numpy(place[part]).to(found.x_adv.device)
@@ -224,7 +224,3 @@ def _repeated(
         clear = logits.gather(1, wanted)[:, 0] - others > rounding.tolerance(logits)
         reached = result.reached | found.invalid
         yield part, as_array(reached), as_array(clear | found.invalid), as_array(found.forwards + found.backwards)
-
-
-def _batches(target: EvaluationTarget, rows: Whole) -> list[Whole]:
-    return [rows[first : first + target.batch_size] for first in range(0, len(rows), target.batch_size)]

@@ -12,7 +12,7 @@ from robustly.evaluation.costs_8bit import PairImages, is_searched, logits_of_in
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import EightBitImages, Evidence
-from robustly.evidence.cost_pairs import CostPairs, pair_rows, rows_of
+from robustly.evidence.cost_pairs import CostPairs, pair_mask, pair_rows, rows_of
 from robustly.evidence.costs import WITHOUT_8_BIT, CostEvidence
 from robustly.evidence.schema import Flags, Whole
 from robustly.threats import LpBall
@@ -53,8 +53,7 @@ def has_image(found: CostEvidence) -> Flags | None:
     """Mask of the pairs of which there is an 8-bit image, `(P,)`; None for costs of schema 1."""
     if found.saved is None or found.saved_targets is None:
         return None
-    pairs = found.pairs
-    return np.isin(np.arange(len(pairs)), pair_rows(pairs, found.saved.ids, found.saved_targets))
+    return pair_mask(found.pairs, found.saved.ids, found.saved_targets)
 
 
 def saved_checks(
@@ -147,6 +146,6 @@ def _image_problem(
 
 def _taken(pairs: CostPairs, saved: dict[str, PairImages]) -> Flags:
     """Mask of the pairs whose image is one of the evaluation, `(P,)`."""
-    rows = [pair_rows(pairs, one.images.ids, one.targets) for one in saved.values()]
-    taken: Flags = np.isin(np.arange(len(pairs)), np.concatenate([np.zeros(0, np.int64), *rows]))
-    return taken & is_searched(pairs)
+    taken = [pair_mask(pairs, one.images.ids, one.targets) for one in saved.values()]
+    found: Flags = is_searched(pairs) & np.any([np.zeros(len(pairs), dtype=bool), *taken], axis=0)
+    return found

@@ -106,7 +106,7 @@ def _proofs_check(
                 break
             todo = [{"rows": rows} for rows, _ in group if len(rows)]
             task = Task("proofs repeated", name, target.threat.extent_text)
-            found = target.crew.share(task, todo, _again(target, harder, name), lambda number: None)
+            found = target.crew.share(task, todo, _again(target, harder, name))
             parts += [from_arrays(one) for one in found]
             done += sum(counted for _, counted in group)
     except EvaluationError as error:

@@ -110,7 +110,6 @@ def diagnose(
         Task(DIAGNOSTIC, extent=target.threat.extent_text),
         [{"test": as_bytes(name), "count": np.array([count])} for name in tests],
         test_work(target, count, budget or Budget()),
-        lambda done: None,
     )
     return [Finding(**from_bytes(part["finding"])) for part in parts]
 

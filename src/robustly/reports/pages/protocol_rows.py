@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from robustly.evidence.corruption_result import MeanAccuracy
 from robustly.evidence.protocol_result import Gap, ProtocolColumn, ProtocolResult
 from robustly.reports.figures.threat_rows import Kind, ThreatRow, threat_title
+from robustly.reports.tables.protocol_tables import ends
 from robustly.statistics import Proportion
 
 
@@ -81,8 +82,7 @@ def _column(one: ProtocolColumn, compares: bool) -> ThreatRow:
 
 
 def _row(kind: Kind, name: str, part: Proportion | MeanAccuracy) -> ThreatRow:
-    share = part.accuracy if isinstance(part, MeanAccuracy) else part.share
-    return ThreatRow(kind, name, share, part.low, part.high)
+    return ThreatRow(kind, name, *ends(part))
 
 
 def _gap(gap: Gap | None) -> tuple[str, str]:

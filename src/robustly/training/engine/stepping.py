@@ -194,16 +194,7 @@ def _parts_of(batch: Batch, count: int) -> list[Batch]:
     if count == 1 or len(batch) < 2:
         return [batch]
     rows = torch.arange(len(batch), device=batch.x.device).tensor_split(min(count, len(batch)))
-    return [
-        Batch(
-            batch.x[some],
-            batch.y[some],
-            batch.ids[some],
-            batch.generator.select(some),
-            tuple(view[some] for view in batch.other_views),
-        )
-        for some in rows
-    ]
+    return [batch.select(some) for some in rows]
 
 
 def _whole_batch(value: Tensor) -> Tensor:

@@ -78,6 +78,15 @@ def check_settings(sigma: float, copies: int, weight: float, sharpness: float, b
         raise ValueError(f"copies is {copies}: a smoothed prediction is of at least 1 noisy copy")
 
 
+def _terms(loss: "MacerLoss | MarginCsLoss", step: Step, gain: Callable[[Tensor], Float[Tensor, " n"]]) -> Terms:
+    """The terms "noisy" and, once it has weight, "margin": weight sigma/2 times the gain of the noisy logits."""
+    logits = step.quantity(NOISY)
+    terms: Terms = {"noisy": smoothed_cross_entropy(logits, step.labels)}
+    if loss.weight > 0 and step.moment.time >= loss.begin:
+        terms["margin"] = loss.weight * loss.sigma / 2 * gain(logits)
+    return terms
+
+
 def _others(labels: Labels, classes: int) -> Bool[Tensor, "n k"]:
     """All classes except the label."""
     return labels.hard[:, None] != torch.arange(classes, device=labels.hard.device)
@@ -127,12 +136,12 @@ class MacerLoss(Part):
 
     def __call__(self, step: Step) -> Terms:
         """Return the terms "noisy" and, once it has weight, "margin"."""
-        logits = step.quantity(NOISY)
-        terms: Terms = {"noisy": smoothed_cross_entropy(logits, step.labels)}
-        if self.weight > 0 and step.moment.time >= self.begin:
-            xi = smoothed_margin(logits, step.labels, _others(step.labels, logits.shape[2]), self.sharpness)
-            terms["margin"] = self.weight * self.sigma / 2 * right_only(xi, self.margin)
-        return terms
+
+        def gain(logits: Float[Tensor, "n m k"]) -> Float[Tensor, " n"]:
+            rivals = _others(step.labels, logits.shape[2])
+            return right_only(smoothed_margin(logits, step.labels, rivals, self.sharpness), self.margin)
+
+        return _terms(self, step, gain)
 
 
 @dataclass(frozen=True)
@@ -194,9 +203,8 @@ class MarginCsLoss(Part):
 
     def __call__(self, step: Step) -> Terms:
         """Return the terms "noisy" and, once it has weight, "margin"."""
-        logits = step.quantity(NOISY)
-        terms: Terms = {"noisy": smoothed_cross_entropy(logits, step.labels)}
-        if self.weight > 0 and step.moment.time >= self.begin:
+
+        def gain(logits: Float[Tensor, "n m k"]) -> Float[Tensor, " n"]:
             kept = step.remember(self)
             if "costs" not in kept:
                 kept["costs"] = torch.from_numpy(read_costs(self.costs, logits.shape[2]).array)
@@ -204,6 +212,6 @@ class MarginCsLoss(Part):
             sensitive = costly.any(1)
             rivals = torch.where(sensitive[:, None], costly, _others(step.labels, logits.shape[2]))
             xi = smoothed_margin(logits, step.labels, rivals, self.sharpness)
-            gain = torch.where(sensitive, right_or_wrong(xi, self.costly_margin), right_only(xi, self.margin))
-            terms["margin"] = self.weight * self.sigma / 2 * gain
-        return terms
+            return torch.where(sensitive, right_or_wrong(xi, self.costly_margin), right_only(xi, self.margin))
+
+        return _terms(self, step, gain)
