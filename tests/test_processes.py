@@ -173,7 +173,7 @@ def test_more_processes_than_cores_or_devices_are_said(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(together.os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     monkeypatch.setattr(together.torch.cuda, "is_available", lambda: devices > 0)
     monkeypatch.setattr(together.torch.cuda, "device_count", lambda: devices)
     together.say_crowding(size)
