@@ -4,7 +4,7 @@ Both run in turn, as commands of their own, with one thread for each process: th
 on MNIST digits. The time is that of the whole command, and that of the attacks and the curve alone, which the
 evaluation measures.
 
-    python benchmarks/evaluation_processes.py --out FOLDER [--rounds 2] [--count 400]
+    python benchmarks/evaluation_processes.py --out FOLDER [--rounds 2] [--count 1000]
 """
 
 import argparse
@@ -46,6 +46,7 @@ def trained(model: str, folder: Path) -> Path:
     if not (run / "model.safetensors").is_file():
         width = ["--model.width", "0.25"] if model == "resnet18" else []
         words = ["--model.name", model, *width, "--threat", "linf:0.1", "--training.epochs", "2"]
+        words += ["--method.inner.steps", "5", "--training.validation_steps", "5"]
         command("train", "mnist5k/pgd_at", *words, "--data.test", "1000", "--out", str(run))
     return run
 
@@ -73,8 +74,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--count", type=int, default=400)
-    parser.add_argument("--suite", default="apgd,pgd_100")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--suite", default="apgd")
     options = parser.parse_args()
     rows = []
     for model in MODELS:
