@@ -108,7 +108,7 @@ def _landscapes(
     surfaces = input_landscapes(
         model, sample.floats(rows), sample.labels[rows], threat, KeyedGenerator(seed, sample.ids[rows])
     )
-    batch = torch.arange(min(BATCH, len(sample)), device=sample.images.device)
+    batch = torch.arange(min(BATCH, len(sample)), device=sample.device)
     weights = weight_landscape(model, sample.floats(batch), sample.labels[batch], seed=seed)
     return {
         "seed": seed,

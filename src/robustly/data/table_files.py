@@ -19,18 +19,20 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
     """Parquet files of each part.
 
     A file is one part, "all". A folder, or its subfolder `data`, may hold `train.parquet`, `test.parquet`,
-    `train-00000-of-00002.parquet`, ...; without such files the result is empty.
+    `train-00000-of-00002.parquet`, ...; Parquet files of other names alone are one part, "all". Without
+    Parquet files the result is empty.
     """
     if path.is_file():
         return {"all": [path]}
     for folder in (path, path / "data"):
         parts: dict[str, list[Path]] = {}
-        for file in sorted(folder.glob("*.parquet")):
+        files = sorted(folder.glob("*.parquet"))
+        for file in files:
             match = _PART_FILE.fullmatch(file.name)
             if match:
                 parts.setdefault(match[1], []).append(file)
-        if parts:
-            return parts
+        if parts or files:
+            return parts or {"all": files}
     return {}
 
 

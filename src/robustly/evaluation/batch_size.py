@@ -43,7 +43,7 @@ def measure(target: EvaluationTarget, sizes: Sequence[int] | None = None) -> Tun
     size, only the precisions are timed, on `FEW` images; below `LARGE_JOB` images, the two smaller sizes.
     """
     data = target.data
-    device = data.images.device
+    device = data.device
     if sizes is None:
         sizes = CPU_SIZES if device.type == "cpu" else GPU_SIZES
         if len(data) <= sizes[-1]:
@@ -54,7 +54,7 @@ def measure(target: EvaluationTarget, sizes: Sequence[int] | None = None) -> Tun
 
 def _timed(target: EvaluationTarget, sizes: Sequence[int]) -> Tuning:
     data = target.data
-    device = data.images.device
+    device = data.device
     with frozen(target.model):
         first = data.first(FEW)
         twin = half_precision_copy(target.model, first)

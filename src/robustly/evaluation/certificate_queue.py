@@ -48,7 +48,7 @@ def finish_open(
         if example in finished:
             continue
         progress(f"{name}: branch and bound", done, len(order))
-        where = torch.tensor([place[example]], device=target.data.images.device)
+        where = torch.tensor([place[example]], device=target.data.device)
         began = time.perf_counter()
         with frozen(target.model):
             found = certificate.finish(

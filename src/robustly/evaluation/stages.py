@@ -102,7 +102,7 @@ def run_stages(
 def _rows_to_attack(
     target: EvaluationTarget, plan: Plan, examples: ExampleColumns, done: Stages, *, mode: Mode, suspected: bool
 ) -> Tensor:
-    device = target.data.images.device
+    device = target.data.device
     if plan.on_suspicion and not suspected:
         return torch.zeros(0, dtype=torch.int64, device=device)
     if mode == "every":

@@ -102,7 +102,7 @@ def _proofs_check(
         for rows, counted in _batches(drawn):
             if parts and time.monotonic() >= until:
                 break
-            places = torch.from_numpy(rows).to(target.data.images.device)
+            places = torch.from_numpy(rows).to(target.data.device)
             if len(rows):
                 parts.append(run_certificate(target, harder, name, no_progress, rows=places))
             done += counted
@@ -153,7 +153,7 @@ def _at_stated_radii(target: EvaluationTarget, stated: CertificateColumns) -> Ev
     sizes = np.where(stated.verified, np.maximum(radius, limit), np.where(radius > 0, radius, limit))
     width = threat.box[1] - threat.box[0]
     sizes = np.minimum(sizes, width) if threat.norm == "linf" else sizes
-    return replace(target, threat=threat.with_epsilon(torch.from_numpy(sizes).to(target.data.images.device)))
+    return replace(target, threat=threat.with_epsilon(torch.from_numpy(sizes).to(target.data.device)))
 
 
 def _unproved(

@@ -44,6 +44,8 @@ class TrainingConfig:
             linear layer.
         measure_train: training images, from the first and without augmentation, whose clean accuracy in evaluation
             mode is measured after every epoch, at least 0; all if there are fewer.
+        checkpoint_every: steps after which the state is saved within an epoch too, at least 1, so that a killed run
+            goes on from there with the same result; None saves after every epoch only.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
@@ -62,6 +64,7 @@ class TrainingConfig:
     head_epochs: int = 0
     head: str | None = None
     measure_train: int = 0
+    checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "validation_batch_size", "validation_steps"):
@@ -79,6 +82,8 @@ class TrainingConfig:
             raise ValueError(f"head_epochs must lie between 0 and epochs ({self.epochs}), got {self.head_epochs}")
         if self.measure_train < 0:
             raise ValueError(f"measure_train must be at least 0, got {self.measure_train}")
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1 step, got {self.checkpoint_every}")
         if not self.epsilon_ramp >= 0:
             raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
         if self.epsilon_ramp == 0 and self.epsilon_ramp_by != "step":
