@@ -1,9 +1,10 @@
 """Data sets that stay on the disk: the same examples as in memory, and refusals in one sentence."""
 
 import gzip
-import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +16,12 @@ from PIL import Image
 from shards import parquet_shards, tar_of, tar_shards
 
 from robustly.data import DataConfig, Splits, as_image_data, batches, load_splits, load_test, row_digests
-from robustly.data import splits as splits_module
 from robustly.data.augmentation import Augmentation
+from robustly.data.decoding import Decoding
 from robustly.data.images import ImageData
+from robustly.data.parquet_shards import sharded_rows
+from robustly.data.table_files import Columns, parquet_files
+from robustly.data.tar_shards import tar_files
 
 IMAGES = pictures(31)
 
@@ -52,7 +56,8 @@ def test_examples_on_the_disk_are_those_in_memory(
     path = write(tmp_path / "set", IMAGES)
     inside, outside = (load_splits(config(path, in_memory=kept)) for kept in (True, False))
     for one, other in zip(parts(inside), parts(outside), strict=True):
-        assert not one.on_disk and other.on_disk
+        assert not one.on_disk
+        assert other.on_disk
         assert one.digest() == other.digest()
         assert row_digests(one).sha256() == row_digests(other).sha256()
         assert one.classes == other.classes
@@ -99,7 +104,8 @@ def test_the_second_start_reads_the_cache_and_changed_files_do_not(tmp_path: Pat
     pq.write_table(table(changed[:11]), file)
     other = load_splits(config(path, in_memory=False)).train
     assert first.digest() != other.digest()
-    assert torch.equal(other.images[0], torch.from_numpy(changed[int(other.ids[0])]).permute(2, 0, 1))
+    own = other.ids < 11
+    assert torch.equal(other.images[own], torch.from_numpy(changed).permute(0, 3, 1, 2)[other.ids[own]])
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other"])
@@ -120,14 +126,9 @@ def test_auto_follows_the_free_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     splits = load_splits(config(path))
     assert len(splits.train) == 22
     assert [part.on_disk for part in parts(splits)] == [True, False, False]
-    assert splits_module.is_too_large.__name__ == "is_too_large"
 
 
 def test_row_groups_are_read_in_any_order(tmp_path: Path) -> None:
-    from robustly.data.decoding import Decoding
-    from robustly.data.parquet_shards import sharded_rows
-    from robustly.data.table_files import Columns, parquet_files
-
     images = pictures(300, side=2)
     path = parquet_shards(tmp_path / "set", images, shards=2, group=140)
     rows = sharded_rows(parquet_files(path), Columns(), Decoding())["train"]
@@ -175,13 +176,17 @@ def test_refused_tar_files(tmp_path: Path) -> None:
 
     assert "1 of 31 rows have no label" in words({name: one for name, one in full.items() if name != "3.cls"})
     assert "the example '3' has no image" in words({name: one for name, one in full.items() if name != "3.png"})
-    assert "the example '3' has several images" in words(full | {"4.cls": b"0", "3.png": picture} | {"3.jpg": b""}) or True
+    several = dict([*list(full.items())[:6], ("2.jpg", picture), *list(full.items())[6:]])
+    assert "the example '2' has several images" in words(several)
     assert "is there twice" in words(full | {"0.jpg": picture})
     assert "holds the label 'cat': labels are integers" in words(full | {"3.cls": b"cat"})
     assert "holds the label '-2'" in words(full | {"3.cls": b"-2"})
     assert "is not a readable image" in words(full | {"3.png": b"no picture"})
     assert "is empty" in words({"readme.txt": b"0"})
-    assert "1 of 31 rows have no label" in words({k.replace("3.cls", "3.json"): b"{}" if k == "3.cls" else v for k, v in full.items()})
+    no_key = {
+        "3.json" if name == "3.cls" else name: b"{}" if name == "3.cls" else one for name, one in full.items()
+    }
+    assert "1 of 31 rows have no label" in words(no_key)
     file = tar_of(tmp_path / "set" / "some.tar", full)
     content = file.read_bytes()
     for cut in (1024 + 100, 1024 + 512, 20 * 512 + 30, 3):
@@ -192,8 +197,6 @@ def test_refused_tar_files(tmp_path: Path) -> None:
 
 
 def test_links_and_paths_of_tar_files_are_not_followed(tmp_path: Path) -> None:
-    import tarfile
-
     secret = tmp_path / "secret.png"
     secret.write_bytes(encoded(IMAGES[0]))
     file = tmp_path / "set.tar"
@@ -212,14 +215,12 @@ def test_a_full_or_missing_disk_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("ROBUSTLY_CACHE", str(tmp_path / "file" / "inside"))
     assert "set the variable ROBUSTLY_CACHE to a folder on another disk" in refused(path)
     monkeypatch.setenv("ROBUSTLY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("shutil.disk_usage", lambda _: os.terminal_size((1, 1)) and type("Use", (), {"free": 10}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     assert "GiB are free" in refused(path)
     assert not list((tmp_path / "cache" / "images").glob("*.npy*"))
 
 
 def test_names_of_tar_files(tmp_path: Path) -> None:
-    from robustly.data.tar_shards import tar_files
-
     def found(*names: str) -> dict[str, list[str]]:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         for name in names:

@@ -118,6 +118,11 @@ def _decode(file: EncodedImage, decoding: Decoding) -> NDArray[np.uint8]:
             image.load()
             upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION) else image
             return image_pixels(upright, decoding)
+    except MemoryError as error:
+        raise ValueError(
+            f"{file.name}: there is not enough memory for the decoded images: set data.in_memory to false, which "
+            "keeps them on the disk"
+        ) from error
     except Exception as error:
         raise ValueError(f"{file.name}: is not a readable image: {error}") from error
 

@@ -317,7 +317,7 @@ class _Run:
         if self.runtime.rank == 0:
             for name, rows in self.pretraining.items():  # the process may have been killed before it wrote them
                 write_text(self.folder / metrics_file(name), as_csv(rows))
-            if not self.rows:
+            if not self.rows or self.within is not None:  # the weights of this moment are of no epoch
                 return
             if self.best_epoch == len(self.rows) - 1:  # the process may have been killed before it wrote them
                 save_weights(self._released(), self.folder / BEST, self.job.about_weights)
