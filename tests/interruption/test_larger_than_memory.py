@@ -1,6 +1,6 @@
 """A data set ten times as large as the memory cap is trained on and evaluated through the command line.
 
-The cap is `RLIMIT_DATA` (`ulimit -d`), above what a run on few images of the same size has needed in the same process.
+The cap is `RLIMIT_DATA` (`ulimit -d`), above what a run on few images of the same size needed in the same process.
 It counts memory that belongs to the process alone. `RLIMIT_AS` would count gigabytes of libraries, and resident
 memory would count pages of mapped files, which the system takes back when others need them.
 """

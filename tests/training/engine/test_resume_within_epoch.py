@@ -12,7 +12,6 @@ import pytest
 import torch
 from training_tools import NormNet, Splits, Stop, final, last, make_job, run, same, small_digits, small_net
 
-from robustly.cli import main
 from robustly.data import Augmentation, Extra
 from robustly.experiments.configuration import build_config
 from robustly.training import (
@@ -124,23 +123,26 @@ def test_the_setting_is_at_least_one_step_and_changes_no_digest(little: Splits) 
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_its_first_epoch_goes_on_from_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_in_its_first_epoch_goes_on_from_there(processes: int, tmp_path: Path) -> None:
     words = [
         "mnist5k/pgd_at", "--threat", "linf:0.1", "--data.train_limit", "600", "--data.validation", "40",
         "--data.test", "40", "--data.image_size", "16", "--model.width", "0.25", "--model.dropout", "0.3",
         "--training.epochs", "1", "--training.batch_size", "16", "--training.validation_steps", "1",
         "--runtime.device", "cpu", "--training.epsilon_ramp", "0",
+        "--runtime.processes", str(processes),
     ]  # fmt: skip
     killed, file = tmp_path / "killed", tmp_path / "killed/checkpoints/last.pt"
     command = [sys.executable, "-m", "robustly", "train", *words, "--training.checkpoint_every", "3"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, "--out", str(killed)], env=environment, stdout=subprocess.DEVNULL)
+    command += ["--out", str(killed)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and not file.exists():
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     state = last(killed)
     assert (state["epoch"], state["within"]["step"] % 3) == (0, 0)
-    assert main(["train", "--resume", str(killed)]) == 0
-    assert main(["train", *words, "--out", str(tmp_path / "whole")]) == 0
+    for more in (["--resume", str(killed)], [*words, "--out", str(tmp_path / "whole")]):
+        subprocess.run([sys.executable, "-m", "robustly", "train", *more], env=environment, check=True)
     assert same(final(tmp_path / "whole"), final(killed))

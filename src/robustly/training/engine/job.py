@@ -45,7 +45,7 @@ class TrainingConfig:
         measure_train: training images, from the first and without augmentation, whose clean accuracy in evaluation
             mode is measured after every epoch, at least 0; all if there are fewer.
         checkpoint_every: steps after which the state is saved within an epoch too, at least 1, so that a killed run
-            goes on from there with the same result; None saves after every epoch only.
+            continues from there with the same result; None saves after every epoch only.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
