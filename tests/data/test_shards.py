@@ -123,6 +123,8 @@ def test_auto_follows_the_free_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     path = parquet_shards(tmp_path / "set", IMAGES)
     assert not load_splits(config(path)).train.on_disk
     monkeypatch.setattr("robustly.data.stored.free_bytes", lambda: 2 * 108.0 * 22 - 1)
+    assert not load_splits(config(path)).train.on_disk  # because it is small
+    monkeypatch.setattr("robustly.data.stored._ALWAYS", 0)
     splits = load_splits(config(path))
     assert len(splits.train) == 22
     assert [part.on_disk for part in parts(splits)] == [True, False, False]
@@ -236,6 +238,14 @@ def test_names_of_tar_files(tmp_path: Path) -> None:
     assert found("train/0.tar", "test/0.tar") == {"train": ["0.tar"], "test": ["0.tar"]}
     assert found("constrained.tar") == {"all": ["constrained.tar"]}
     assert found("cat/0.png") == {}
+    assert found("train.tar", "train/cat/0.png") == {}
+
+
+def test_tables_beside_folders_of_classes_are_not_the_data(tmp_path: Path) -> None:
+    path = image_folder(tmp_path / "set", IMAGES)
+    (path / "notes.parquet").write_bytes(b"")
+    (path / "all.tar").write_bytes(b"")
+    assert load_splits(config(path)).train.classes == ("0", "1", "2")
 
 
 def test_the_door_reads_shards(tmp_path: Path) -> None:

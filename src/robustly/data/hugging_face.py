@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,11 @@ def hub_rows(
     found = table_rows(tables, sources, columns, decoding, named, with_paths=True)
     marks = {part: getattr(splits[part], "_fingerprint", None) for part in found}  # the hash of `datasets`
     return {
-        part: replace(rows, fingerprint=f"{marks[part]} {part} {columns} {decoding}" if marks[part] else None)
+        part: replace(
+            rows, fingerprint=partial(str.join, " ", (str(marks[part]), part, str(columns), str(decoding)))
+        )
+        if marks[part]
+        else rows
         for part, rows in found.items()
     }
 

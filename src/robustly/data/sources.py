@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -207,9 +208,11 @@ def _with_fingerprints(parts: dict[str, Rows], path: Path, config: DataConfig) -
     """The same parts; if they may be kept on the disk, with the hash of all files of the source."""
     if config.in_memory is True or config.domains is not None:
         return parts
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    mark = fingerprint(files, size=config.image_size, channels=config.channels, column=config.image_column)
-    return {part: replace(rows, fingerprint=f"{mark} {part}") for part, rows in parts.items()}
+    settings = {"size": config.image_size, "channels": config.channels, "column": config.image_column}
+    return {
+        part: replace(rows, fingerprint=partial(fingerprint, path, part=part, **settings))
+        for part, rows in parts.items()
+    }
 
 
 def _array_parts(source: str, named: int) -> dict[str, Rows]:

@@ -32,6 +32,7 @@ _FORMAT = "robustly-stored-images-1"
 _CHUNK_BYTES = 1 << 23
 _MOST_IN_CHUNK = 1024
 _SHARE = 0.5  # of the free memory, for one split
+_ALWAYS = 1 << 26  # bytes that are kept in memory in any case
 
 
 def cache_folder() -> Path:
@@ -64,7 +65,7 @@ def is_too_large(rows: Rows, positions: Int64[Tensor, " m"]) -> bool:
     if len(positions) == 0 or rows.fingerprint is None:
         return False
     needed = rows.read(positions[:1]).numel() * len(positions)
-    return needed > min(most_bytes(), _SHARE * free_bytes())
+    return needed > max(_ALWAYS, min(most_bytes(), _SHARE * free_bytes()))
 
 
 def stored_images(rows: Rows, positions: Int64[Tensor, " m"], name: str) -> UInt8[Tensor, "m c h w"]:
@@ -83,7 +84,7 @@ def stored_images(rows: Rows, positions: Int64[Tensor, " m"], name: str) -> UInt
             small.
     """
     assert rows.fingerprint is not None, "only rows of files are kept on the disk"
-    digest = hashlib.sha256(f"{_FORMAT}\x1f{rows.fingerprint}\x1f".encode())
+    digest = hashlib.sha256(f"{_FORMAT}\x1f{rows.fingerprint()}\x1f".encode())
     digest.update(positions.numpy().astype("<i8").tobytes())
     plain = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name).strip("-")[:40]
     folder = cache_folder() / "images"
@@ -127,6 +128,9 @@ def _write(rows: Rows, positions: Int64[Tensor, " m"], file: Path) -> None:
         raise OSError(f"they need {needed / 2**30:.3g} GiB, and {free / 2**30:.3g} GiB are free")
     step = max(1, min(_MOST_IN_CHUNK, _CHUNK_BYTES // first.numel()))
     written = open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(positions), *first.shape[1:]))
+    if hasattr(os, "posix_fallocate"):  # a write to a page of a full disk would end the process
+        with file.open("r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
     for chunk in torch.split(order, step):
         images = rows.read(positions[chunk])
         if images.shape[1:] != first.shape[1:]:
@@ -151,9 +155,10 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def fingerprint(files: Sequence[Path], **settings: str | int | None) -> str:
-    """Hash of files and of the settings with which they are read; see `files_digest`."""
+def fingerprint(path: Path, **settings: str | int | None) -> str:
+    """Hash of a file, or of all files of a folder, and of the settings with which they are read."""
     from PIL import __version__ as pillow  # noqa: PLC0415 (slow to import); decoders differ between versions
 
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     text = json.dumps([files_digest(files), settings, pillow], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

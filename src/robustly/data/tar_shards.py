@@ -23,6 +23,7 @@ from robustly.data.decoding import IMAGE_SUFFIXES, Decoding, EncodedImage, decod
 from robustly.data.images import class_numbers
 from robustly.data.rows import MISSING, Rows
 from robustly.data.stored import cache_folder, files_digest
+from robustly.data.table_files import has_folders
 from robustly.documents import parse_json
 from robustly.files import whole_file
 
@@ -39,12 +40,14 @@ def tar_files(path: Path) -> dict[str, list[Path]]:
 
     A file is one part, "all". A folder, or its subfolder `data`, may hold `train-000000.tar`,
     `imagenet-validation-01.tar`, ..., or folders `train`, `test`, ... of tar files. Other names are one
-    part, "all".
+    part, "all". Tar files beside folders are not read, because those may be their content.
     """
     if path.is_file():
         return {"all": [path]} if path.suffix == ".tar" else {}
     for folder in (path, path / "data"):
         files = sorted(folder.glob("*.tar"))
+        if files and has_folders(folder):
+            files = []  # archives beside what was unpacked from them
         matches = [_PART_FILE.fullmatch(file.name) for file in files]
         parts: dict[str, list[Path]] = {}
         for file, match in zip(files, matches, strict=True):
