@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -251,4 +252,41 @@ def test_tables_beside_folders_of_classes_are_not_the_data(tmp_path: Path) -> No
 def test_the_door_reads_shards(tmp_path: Path) -> None:
     data = as_image_data(tar_shards(tmp_path / "set", IMAGES))
     assert len(data) == 31
+    assert torch.equal(data.images, torch.from_numpy(IMAGES).permute(0, 3, 1, 2)[data.ids])
+
+
+def test_data_sets_of_the_hub_stay_on_the_disk(datasets: Any, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    columns = {
+        "image": [{"bytes": encoded(image), "path": None} for image in IMAGES],
+        "label": [k % 3 for k in range(31)],
+    }
+    made = datasets.Dataset.from_dict(columns, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, setting: {"train": made})
+    inside, outside = (load_splits(config(Path("hf:a"), in_memory=kept)).train for kept in (True, False))
+    assert (inside.on_disk, outside.on_disk) == (False, True)
+    assert inside.digest() == outside.digest()
+    small = load_splits(config(Path("hf:a"), in_memory=False, image_size=4)).train
+    assert small.shape == (3, 4, 4)
+    assert len(list((cache / "images").glob("*.npy"))) == 6
+
+
+def test_a_stream_is_saved_as_shards_as_the_documentation_says(datasets: Any, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/own.md").read_text()
+    code = (
+        text.split("```python\nfrom datasets import Dataset, Image\n")[1]
+        .split("```")[0]
+        .replace('f"', 'f"{place}/')
+    )
+    columns = {
+        "image": [{"bytes": encoded(image), "path": None} for image in IMAGES],
+        "label": [k % 3 for k in range(31)],
+    }
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    stream = datasets.Dataset.from_dict(columns, features=features).to_iterable_dataset()
+    (tmp_path / "shards").mkdir()
+    names = {"Dataset": datasets.Dataset, "Image": datasets.Image, "stream": stream, "place": tmp_path}
+    exec(code.replace("10_000", "10"), names)  # noqa: S102 (the snippet of this repository)
+    assert len(list((tmp_path / "shards").glob("*.parquet"))) == 4
+    data = load_splits(config(tmp_path / "shards", in_memory=False)).train
     assert torch.equal(data.images, torch.from_numpy(IMAGES).permute(0, 3, 1, 2)[data.ids])
