@@ -29,7 +29,7 @@ from robustly.memory import free_bytes, most_bytes
 CACHE = "ROBUSTLY_CACHE"
 """Variable with the folder of cached files."""
 _FORMAT = "robustly-stored-images-1"
-_CHUNK_BYTES = 1 << 23
+_CHUNK_BYTES = 1 << 22
 _MOST_IN_CHUNK = 1024
 _SHARE = 0.5  # of the free memory, for one split
 _ALWAYS = 1 << 26  # bytes that are kept in memory in any case
