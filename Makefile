@@ -42,6 +42,7 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/training_memory.py
+	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/dynat_study.py

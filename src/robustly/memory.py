@@ -3,6 +3,7 @@
 import math
 import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -40,6 +41,22 @@ def most_bytes() -> int:
     if not 0 < size < 2**20:
         raise SizeError(f"the variable {VARIABLE} should be a number of GiB such as 64, but is {given!r}")
     return int(size * 2**30)
+
+
+def free_bytes() -> float:
+    """Bytes of memory that this process can still fill: those of the machine, and of its control group.
+
+    Infinite where the system does not state them.
+    """
+    found = math.inf
+    with suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:"))
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # there is no limit, or it is "max"
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        found = min(found, float(limit - int((group / "memory.current").read_text(encoding="ascii"))))
+    return max(found, 0.0)
 
 
 def check_bytes(size: int, where: str) -> None:

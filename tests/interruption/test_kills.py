@@ -172,6 +172,14 @@ def test_train(commands: Commands, settings: list[str], tmp_path: Path) -> None:
     killed_everywhere(commands, words, start, tmp_path)
 
 
+def test_train_with_states_within_an_epoch(commands: Commands, settings: list[str], tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    words = ["train", "mnist5k/pgd_at", "--out", "run", *settings, "--training.epochs=2"]
+    words += ["--method.parameters.ema.decay=0.8", "--training.checkpoint_every=3"]
+    killed_everywhere(commands, words, start, tmp_path)
+
+
 def test_train_with_epochs_of_the_guide_before(commands: Commands, settings: list[str], tmp_path: Path) -> None:
     start = tmp_path / "start"
     start.mkdir()

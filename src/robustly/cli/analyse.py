@@ -124,7 +124,7 @@ def _landscapes(
     seed = derive_seed(seed, "analysis")
     generator = KeyedGenerator(seed, sample.ids[rows])
     surfaces = input_landscapes(model, sample.floats(rows), sample.labels[rows], threat, generator, crew=crew)
-    batch = torch.arange(min(BATCH, len(sample)), device=sample.images.device)
+    batch = torch.arange(min(BATCH, len(sample)), device=sample.device)
     weights = weight_landscape(model, sample.floats(batch), sample.labels[batch], seed=seed, crew=crew)
     return {
         "seed": seed,

@@ -239,7 +239,7 @@ def _subject(config: RunConfig, folder: Path | None, device: torch.device, trust
 
 def _first(data: ImageData, count: int) -> Tensor:
     """The first images, `(count, C, H, W)`; they are repeated if there are fewer."""
-    return data.floats(torch.arange(count, device=data.images.device) % len(data))
+    return data.floats(torch.arange(count, device=data.device) % len(data))
 
 
 def _survival(folder: Path | None, threat: Threat) -> Survival | None:

@@ -90,7 +90,7 @@ def batches(
     if not 0 <= start <= count:
         raise ValueError(f"start is {start}: an epoch has {count} batches, so use 0 to {count}")
     order = shuffled(len(data), seed, "order", epoch) if shuffle else torch.arange(len(data))
-    order = order.to(data.images.device)
+    order = order.to(data.device)
     chosen = augmentation or Augmentation()
     stream = derive_seed(seed, "epoch", epoch)
     return (
@@ -118,7 +118,7 @@ def _batch(
 ) -> Batch:
     ids = data.ids[places]
     generator = KeyedGenerator(stream, ids)
-    x, *others = augmented(data.images[places], augmentation, generator, views)
+    x, *others = augmented(data.pixels(places), augmentation, generator, views)
     return Batch(x, data.labels[places], ids, generator, tuple(others))
 
 

@@ -46,6 +46,10 @@ class DataConfig:
         channels: 1 converts images to grey, 3 to colour; None keeps those of the source.
         pad_crop: pixels of zero padding for random crops in training; 0 for none, 4 is usual on CIFAR.
         flip: True mirrors half of the training images.
+        in_memory: True keeps decoded images in memory; False keeps them in files of the user's cache, from which
+            batches are read, so that a data set may be larger than memory; "auto" does so for a split that would
+            fill more than half of the free memory. The results are the same. False needs Parquet files, tar files
+            of WebDataset, a folder of images, or one that `save_to_disk` wrote.
         extra_source: more training images (generated, or labelled by a network), written like `source`; all of its
             training rows are used, and it has the same columns, classes and number of channels.
         extra_fraction: their share of each batch, in (0, 1); 0.7 is usual for a million generated images.
@@ -74,6 +78,7 @@ class DataConfig:
     flip: bool = False
     extra_source: str | None = None
     extra_fraction: float = 0.7
+    in_memory: bool | Literal["auto"] = "auto"
     domains: str | tuple[str, ...] | dict[str | int, str] | None = None
     leave_out: str | int | None = None
 
@@ -88,6 +93,10 @@ class DataConfig:
         for key, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"{key} is {count}: use at least 1 example, or leave it out")
+        if self.in_memory not in (True, False, "auto"):
+            raise ValueError(f"in_memory is {self.in_memory!r}: use auto, true or false")
+        if self.in_memory is False and self.domains is not None:
+            raise ValueError("in_memory is false, but several domains are always kept in memory: leave it out")
         if self.expected_classes is not None and self.expected_classes < 2:
             raise ValueError(f"expected_classes is {self.expected_classes}: use at least 2, or null for any number")
         if self.subset not in (None, "first", "balanced"):

@@ -74,7 +74,8 @@ def decode_images(encoded: Iterable[EncodedImage], decoding: Decoding) -> UInt8[
     first = _decode(files[0], decoding)
     check_bytes(first.nbytes * len(files), f"{files[0].name} and {len(files) - 1} more images of its size")
     # one task per image would cost as much as decoding a small one
-    chunks = [files[place : place + _CHUNK] for place in range(1, len(files), _CHUNK)]
+    size = max(1, min(_CHUNK, -(-len(files) // _WORKERS)))
+    chunks = [files[place : place + size] for place in range(1, len(files), size)]
     with ThreadPoolExecutor(_WORKERS) as pool:
         decoded = pool.map(lambda chunk: [_decode(file, decoding) for file in chunk], chunks)
         arrays = [first, *(array for chunk in decoded for array in chunk)]
@@ -118,6 +119,11 @@ def _decode(file: EncodedImage, decoding: Decoding) -> NDArray[np.uint8]:
             image.load()
             upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION) else image
             return image_pixels(upright, decoding)
+    except MemoryError as error:
+        raise ValueError(
+            f"{file.name}: there is not enough memory for the decoded images: set data.in_memory to false, which "
+            "keeps them on the disk"
+        ) from error
     except Exception as error:
         raise ValueError(f"{file.name}: is not a readable image: {error}") from error
 

@@ -24,6 +24,7 @@ from robustly.data.torch_data import Examples, class_names_of, has_positions, re
 
 MOST_CLASSES = 100_000
 """Largest number of classes without names, which the largest label states."""
+_LOOKED_AT = 1024
 _ACCEPTED = (
     "ImageData, (x, y) of tensors or arrays, a Dataset or DataLoader of PyTorch, a Dataset or DatasetDict of "
     "Hugging Face, a list of (image, label), or a name or path as of --data.source"
@@ -103,13 +104,14 @@ def _warn_of_pixels(data: ImageData) -> None:
     """Warn of images that are black, as floats in [0, 1] converted to bytes are, or that are all the same."""
     if len(data) < 2:
         return
-    if int(data.images.max()) <= 1:
+    some = data.images[:_LOOKED_AT] if data.on_disk else data.images
+    if int(some.max()) <= 1:
         warnings.warn(
-            f"{data.source}: no pixel is larger than {int(data.images.max())} of 255, so all images are black: "
+            f"{data.source}: no pixel is larger than {int(some.max())} of 255, so all images are black: "
             "bytes run from 0 to 255; multiply floats in [0, 1] by 255 first, or give them as they are",
             stacklevel=3,
         )
-    elif bool((data.images == data.images[:1]).all()):
+    elif bool((some == some[:1]).all()):
         warnings.warn(f"{data.source}: all {len(data)} images are the same", stacklevel=3)
 
 

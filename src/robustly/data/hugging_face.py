@@ -2,6 +2,8 @@
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,21 @@ def hub_rows(
         raise ValueError(f"the source hf:{name} needs the package datasets: pip install 'robustly[hf]'") from error
     # networks and loaders raise many kinds of errors
     try:
-        tables = _arrow_tables(datasets.load_dataset(name, config))
+        splits = datasets.load_dataset(name, config)
+        tables = _arrow_tables(splits)
     except Exception as error:
         raise ValueError(f"the data set hf:{name} cannot be loaded ({typed_line(error)})") from error
     sources = {part: f"hf:{name} ({part})" for part in tables}
-    return table_rows(tables, sources, columns, decoding, named, with_paths=True)
+    found = table_rows(tables, sources, columns, decoding, named, with_paths=True)
+    marks = {part: getattr(splits[part], "_fingerprint", None) for part in found}  # the hash of `datasets`
+    return {
+        part: replace(
+            rows, fingerprint=partial(str.join, " ", (str(marks[part]), part, str(columns), str(decoding)))
+        )
+        if marks[part]
+        else rows
+        for part, rows in found.items()
+    }
 
 
 def data_set_rows(

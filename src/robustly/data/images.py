@@ -1,4 +1,4 @@
-"""Labelled images in memory: uint8 pixels, labels, and the ids of the examples."""
+"""Labelled images: uint8 pixels, labels, and the ids of the examples."""
 
 import hashlib
 import math
@@ -28,6 +28,8 @@ class ImageData:
         ids: distinct numbers that name the examples, `(N,)`; a selection keeps them.
         classes: the K class names.
         source: origin of the images, as printed in reports.
+        on_disk: True if the pixels are mapped from a file. They stay there, and `pixels` and `floats` bring those
+            of a batch to the device of the labels.
 
     Raises:
         ValueError: if a type, a shape, a length, a label or an id differs from the above.
@@ -38,6 +40,7 @@ class ImageData:
     ids: Int64[Tensor, " n"]
     classes: tuple[str, ...]
     source: str
+    on_disk: bool = False
 
     def __post_init__(self) -> None:
         if self.images.is_floating_point():
@@ -104,14 +107,25 @@ class ImageData:
         """K, the number of classes, including classes without examples."""
         return len(self.classes)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the labels, and of the pixels of every batch."""
+        return self.labels.device
+
     def select(self, index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> "ImageData":
         """Examples at some positions, `(M,)`, or under a mask, `(N,)`; they keep their ids.
+
+        Images on the disk stay there if their positions follow each other; others are read into memory.
 
         Raises:
             ValueError: if nothing is selected, or a position occurs twice.
         """
-        place = index.to(self.images.device)
-        return replace(self, images=self.images[place], labels=self.labels[place], ids=self.ids[place])
+        place = index.to(self.device)
+        labels, ids = self.labels[place], self.ids[place]
+        run = _run(index) if self.on_disk else None
+        if run is not None:
+            return replace(self, images=self.images[run], labels=labels, ids=ids)
+        return replace(self, images=self.pixels(place), labels=labels, ids=ids, on_disk=False)
 
     def widened(self, count: int) -> "ImageData":
         """The same examples with more classes, named by their numbers.
@@ -145,25 +159,37 @@ class ImageData:
         return replace(self, labels=labels, classes=shown_names(names))
 
     def to(self, device: torch.device | str) -> "ImageData":
-        """The same examples on another device."""
-        images, labels, ids = (value.to(device) for value in (self.images, self.labels, self.ids))
-        return replace(self, images=images, labels=labels, ids=ids)
+        """The same examples on another device; pixels on the disk stay there."""
+        images = self.images if self.on_disk else self.images.to(device)
+        return replace(self, images=images, labels=self.labels.to(device), ids=self.ids.to(device))
+
+    def pixels(self, index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> UInt8[Tensor, "m c h w"]:
+        """8-bit pixels at some positions or under a mask, on the device of the labels."""
+        return self.images[index.to(self.images.device)].to(self.device)
 
     def floats(self, index: Tensor | None = None) -> Float32[Tensor, "m c h w"]:
         """Pixels as float32 in [0, 1], of all examples or of those at `index` (positions or mask)."""
-        return to_floats(self.images if index is None else self.images[index])
+        return to_floats(self.images.to(self.device) if index is None else self.pixels(index))
 
     def first(self, count: int) -> Float32[Tensor, "m c h w"]:
         """The first images, at most `count`, as float32 in [0, 1], for trials of a model."""
-        return to_floats(self.images[:count])
+        return to_floats(self.images[:count].to(self.device))
 
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of images, labels and ids: the same on every device and machine."""
         digest = hashlib.sha256()
         for value in (self.images, self.labels, self.ids):
             digest.update(f"{value.dtype}\x1f{tuple(value.shape)}\x1e".encode())
-            digest.update(value.cpu().contiguous().numpy().tobytes())
+            digest.update(value.cpu().contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def _run(index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> slice | None:
+    """Positions that follow each other as a slice; None for others."""
+    places = index.nonzero()[:, 0] if index.dtype == torch.bool else index
+    if len(places) == 0 or int(places[0]) < 0 or not bool((places.diff() == 1).all()):
+        return None
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 def distinct(ids: Int64[Tensor, " n"]) -> bool:

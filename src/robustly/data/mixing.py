@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustly.data.augmentation import Augmentation
 from robustly.data.batches import Batch, augmented, batch_count, check_batches
+from robustly.data.digests import joined_digests, row_digests
 from robustly.data.images import ImageData
 from robustly.randomness import KeyedGenerator, derive_seed, shuffled
 
@@ -66,8 +67,8 @@ def check_extra(extra: ImageData, train: ImageData, held_out: tuple[ImageData, .
             f"extra images of {extra.source} have the shape {extra.shape} and {extra.num_classes} classes, those "
             f"of {train.source} {train.shape} and {train.num_classes}"
         )
-    known = {image.numpy().tobytes() for part in held_out for image in part.images.cpu()}
-    leaked = sum(image.numpy().tobytes() in known for image in extra.images.cpu())
+    known = joined_digests([row_digests(part) for part in held_out])
+    leaked = int(row_digests(extra).found_in(known).sum())
     if leaked:
         raise ValueError(
             f"{leaked} of the extra images of {extra.source} are validation or test images: take them out"
@@ -84,6 +85,7 @@ def mixed_batches(
     augmentation: Augmentation | None = None,
     rank: int = 0,
     world_size: int = 1,
+    start: int = 0,
     views: int = 1,
 ) -> Iterator[Batch]:
     """Batches of an epoch; every one is full. Arguments and guarantees are those of `batches`.
@@ -109,7 +111,7 @@ def mixed_batches(
             world_size,
             views,
         )
-        for number in range(count)
+        for number in range(start, count)
     )
 
 
@@ -125,11 +127,11 @@ def _mixed(
     views: int,
 ) -> Batch:
     """Batch `number` of the run."""
-    device = data.images.device
+    device = data.device
     places = _passed_through(len(data), counts[0], number, seed).to(device)
     draws = torch.arange(counts[1], device=device) + number * counts[1]
     picked = KeyedGenerator(derive_seed(seed, "extra"), draws).integers(len(extra), 1)[:, 0]
-    images = torch.cat([data.images[places], extra.images[picked]])
+    images = torch.cat([data.pixels(places), extra.pixels(picked)])
     labels = torch.cat([data.labels[places], extra.labels[picked]])
     ids = torch.cat([data.ids[places], extra.ids[picked] + FIRST_ID])
     own = torch.arange(len(ids), device=device) + number * len(ids)

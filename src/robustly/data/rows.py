@@ -25,12 +25,15 @@ class Rows:
         classes: class names.
         source: the file or data set, for error messages.
         read: from positions `(M,)` to the images of these rows, uint8 `(M, C, H, W)`, in the same order.
+        fingerprint: hash of the files and of the settings of decoding, by which decoded images on the disk are
+            found again; None for rows that can only be kept in memory.
     """
 
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]
     source: str
     read: Callable[[Int64[Tensor, " m"]], UInt8[Tensor, "m c h w"]]
+    fingerprint: Callable[[], str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

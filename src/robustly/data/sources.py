@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,14 +21,16 @@ from robustly.data.folders import folder_rows
 from robustly.data.images import ImageData
 from robustly.data.mixing import Extra, check_extra
 from robustly.data.rows import Rows
-from robustly.data.splits import SplitRule, Splits, choose_splits, choose_test
+from robustly.data.splits import Chosen, SplitRule, Splits, choose_splits, choose_test
+from robustly.data.stored import fingerprint
 from robustly.data.table_files import Columns, is_saved, parquet_files
+from robustly.data.tar_shards import tar_files, tar_rows
 from robustly.evidence.domain_names import Domain, Part
 from robustly.settings import nearest
 
 _ALLOWED = (
-    "mnist5k, hf:NAME or hf:NAME:CONFIG, or the path of a .parquet file, an .npz file, or a folder of "
-    "Parquet files, of IDX files, of images by class, or of save_to_disk"
+    "mnist5k, hf:NAME or hf:NAME:CONFIG, or the path of a .parquet file, a .tar file of WebDataset, an .npz file, "
+    "or a folder of Parquet files, of tar files, of IDX files, of images by class, or of save_to_disk"
 )
 _CORRUPTED = re.compile(r".+\.npy:[^/\\]*")
 
@@ -44,8 +47,8 @@ def load_splits(config: DataConfig) -> Splits:
     """
     if config.domains is not None:
         return domain_splits(read_domains(config), str(config.leave_out))
-    train, validation, test = choose_splits(source_parts(config), _rule(config))
-    return Splits(train.read(), validation.read(), test.read())
+    chosen = choose_splits(source_parts(config), _rule(config))
+    return Splits(*(one.read(config.in_memory) for one in chosen))
 
 
 def load_extra(config: DataConfig, splits: Splits) -> Extra | None:
@@ -62,8 +65,7 @@ def load_extra(config: DataConfig, splits: Splits) -> Extra | None:
     if config.domains is not None:
         rows = rows.renumbered(splits.train.classes)  # of which the first domain gives the order
     rows.check()
-    everything = torch.arange(len(rows))
-    found = ImageData(rows.read(everything), rows.labels, everything, rows.classes, config.extra_source)
+    found = Chosen(rows, torch.arange(len(rows)), 0, config.extra_source).read(config.in_memory)
     if config.domains is not None:
         leaked = int(row_digests(found).found_in(row_digests(load_left_out(config))).sum())
         if leaked:
@@ -99,7 +101,7 @@ def load_test(config: DataConfig, part: Part = "target") -> ImageData:
     """
     if config.domains is not None:
         return domain_test(read_domains(config), str(config.leave_out), part)
-    return choose_test(source_parts(config), _rule(config)).read()
+    return choose_test(source_parts(config), _rule(config)).read(config.in_memory)
 
 
 def read_domains(config: DataConfig) -> list[DomainRows]:
@@ -191,12 +193,26 @@ def _read_parts(config: DataConfig, named: int) -> dict[str, Rows]:
     if not path.exists():
         hint = nearest(config.source, ["mnist5k"])
         raise FileNotFoundError(f"the source {config.source!r} is not a file or folder{hint}: use {_ALLOWED}")
-    tables = _table_parts(path, config, named)
-    if tables:
-        return tables
-    if path.is_dir() and any(entry.is_dir() for entry in path.iterdir()):
-        return folder_rows(path, decoding)
+    parts = _table_parts(path, config, named)
+    shards = {} if parts else tar_files(path)
+    if shards:
+        parts = tar_rows(shards, config.label_column, decoding, named)
+    if not parts and path.is_dir() and any(entry.is_dir() for entry in path.iterdir()):
+        parts = folder_rows(path, decoding)
+    if parts:
+        return _with_fingerprints(parts, path, config)
     raise ValueError(f"the source {config.source!r} holds no data of a supported format: use {_ALLOWED}")
+
+
+def _with_fingerprints(parts: dict[str, Rows], path: Path, config: DataConfig) -> dict[str, Rows]:
+    """The same parts; if they may be kept on the disk, with the hash of all files of the source."""
+    if config.in_memory is True or config.domains is not None:
+        return parts
+    settings = {"size": config.image_size, "channels": config.channels, "column": config.image_column}
+    return {
+        part: replace(rows, fingerprint=partial(fingerprint, path, part=part, **settings))
+        for part, rows in parts.items()
+    }
 
 
 def _array_parts(source: str, named: int) -> dict[str, Rows]:
@@ -228,11 +244,16 @@ def _table_parts(path: Path, config: DataConfig, named: int) -> dict[str, Rows]:
     if not saved and not files:
         return {}
     from robustly.data.hugging_face import saved_rows  # noqa: PLC0415 (it imports pyarrow, which is slow)
+    from robustly.data.parquet_shards import MOST_READ_AT_ONCE, sharded_rows, total_size  # noqa: PLC0415
     from robustly.data.tables import parquet_rows  # noqa: PLC0415
 
     columns = Columns(config.image_column, config.label_column)
     decoding = Decoding(config.image_size, config.channels)
-    return saved_rows(path, columns, decoding, named) if saved else parquet_rows(files, columns, decoding, named)
+    if saved:
+        return saved_rows(path, columns, decoding, named)
+    if config.in_memory is False or total_size(files) > MOST_READ_AT_ONCE:
+        return sharded_rows(files, columns, decoding, named)
+    return parquet_rows(files, columns, decoding, named)
 
 
 def _refitted(parts: dict[str, Rows], decoding: Decoding) -> dict[str, Rows]:

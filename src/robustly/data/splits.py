@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Int64
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from robustly.data.images import ImageData, distinct
 from robustly.data.rows import Rows
+from robustly.data.stored import is_too_large, stored_images
 from robustly.randomness import shuffled
 
 MOST_VALIDATION = 500
@@ -78,14 +80,30 @@ class Chosen:
     first_id: int
     name: str
 
-    def read(self) -> ImageData:
-        """Decode the images of the rows."""
+    def read(self, in_memory: bool | Literal["auto"] = "auto") -> ImageData:
+        """Decode the images of the rows.
+
+        Args:
+            in_memory: as `DataConfig.in_memory`.
+
+        Raises:
+            ValueError: an image cannot be decoded, or rows of this kind cannot be kept on the disk.
+        """
+        on_disk = in_memory is False or (in_memory == "auto" and is_too_large(self.rows, self.positions))
+        if on_disk and self.rows.fingerprint is None:
+            raise ValueError(
+                f"{self.name}: data.in_memory is false, which needs Parquet files, tar files of WebDataset, a "
+                "folder of images, or one of save_to_disk: save the data as one of them, or leave it out"
+            )
         return ImageData(
-            images=self.rows.read(self.positions),
+            images=stored_images(self.rows, self.positions, self.name)
+            if on_disk
+            else self.rows.read(self.positions),
             labels=self.rows.labels[self.positions],
             ids=self.positions + self.first_id,
             classes=self.rows.classes,
             source=self.name,
+            on_disk=on_disk,
         )
 
 

@@ -19,19 +19,28 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
     """Parquet files of each part.
 
     A file is one part, "all". A folder, or its subfolder `data`, may hold `train.parquet`, `test.parquet`,
-    `train-00000-of-00002.parquet`, ...; without such files the result is empty.
+    `train-00000-of-00002.parquet`, ...; Parquet files of other names are one part, "all", unless there are
+    folders beside them. Without such files the result is empty.
     """
     if path.is_file():
         return {"all": [path]}
     for folder in (path, path / "data"):
         parts: dict[str, list[Path]] = {}
-        for file in sorted(folder.glob("*.parquet")):
+        files = sorted(folder.glob("*.parquet"))
+        for file in files:
             match = _PART_FILE.fullmatch(file.name)
             if match:
                 parts.setdefault(match[1], []).append(file)
+        if not parts and files and not has_folders(folder):
+            parts = {"all": files}
         if parts:
             return parts
     return {}
+
+
+def has_folders(path: Path) -> bool:
+    """True for a folder that has folders in it, which may be those of classes."""
+    return any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir())
 
 
 def is_saved(folder: Path) -> bool:

@@ -76,7 +76,7 @@ def table_rows(
     Raises:
         ValueError: naming the part, if a column is missing or has the wrong type.
     """
-    images = {part: _image_column(table, columns, sources[part]) for part, table in tables.items()}
+    images = {part: image_column(table, columns, sources[part]) for part, table in tables.items()}
     label_columns = _label_columns(tables, columns, sources)
     labels = {
         part: _labels(table, label_columns[part], sources[part])
@@ -125,13 +125,18 @@ def _encoded_rows(
 ) -> Rows:
     def read(index: Tensor) -> Tensor:
         return decode_images(
-            (_encoded(column[row].as_py(), source, row, with_paths) for row in index.tolist()), decoding
+            (encoded_image(column[row].as_py(), source, row, with_paths) for row in index.tolist()), decoding
         )
 
     return Rows(labels, classes, source, read)
 
 
-def _encoded(cell: Any, source: str, row: int, with_paths: bool) -> EncodedImage:
+def encoded_image(cell: Any, source: str, row: int, with_paths: bool = False) -> EncodedImage:
+    """The image of a cell of a table.
+
+    Raises:
+        ValueError: the cell is empty.
+    """
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if content is None and isinstance(cell, dict) and cell.get("path") and with_paths:
         content = Path(cell["path"])
@@ -140,8 +145,13 @@ def _encoded(cell: Any, source: str, row: int, with_paths: bool) -> EncodedImage
     return EncodedImage(content, f"{source} row {row}")
 
 
-def _image_column(table: pa.Table, columns: Columns, source: str) -> str:
-    fitting = [field.name for field in table.schema if _holds_files(field.type)]
+def image_column(table: pa.Table, columns: Columns, source: str) -> str:
+    """Name of the column of encoded images.
+
+    Raises:
+        ValueError: there is none, it is not clear which one it is, or the named one is missing or of another type.
+    """
+    fitting = [field.name for field in table.schema if holds_files(field.type)]
     return _chosen(table, _Role("image", "encoded images (bytes)", _USUAL_IMAGES), columns.image, fitting, source)
 
 
@@ -153,7 +163,8 @@ def _label_column(table: pa.Table, columns: Columns, source: str) -> str:
     return _chosen(table, _Role("label", "integers 0..K-1", _USUAL_LABELS), columns.label, fitting, source)
 
 
-def _holds_files(kind: pa.DataType) -> bool:
+def holds_files(kind: pa.DataType) -> bool:
+    """True for a column of bytes, or of structures with the field `bytes`."""
     if pa.types.is_struct(kind):
         return any(kind.field(place).name == "bytes" for place in range(kind.num_fields))
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

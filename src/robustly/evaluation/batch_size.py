@@ -50,7 +50,7 @@ def measure(target: EvaluationTarget, sizes: Sequence[int] | None = None, known:
     data = target.data
     if known is not None:
         return replace(_timed(target, [min(FEW, len(data))]), batch_size=min(known, len(data)))
-    device = data.images.device
+    device = data.device
     if sizes is None:
         sizes = CPU_SIZES if device.type == "cpu" else GPU_SIZES
         if len(data) <= sizes[-1]:
@@ -61,7 +61,7 @@ def measure(target: EvaluationTarget, sizes: Sequence[int] | None = None, known:
 
 def _timed(target: EvaluationTarget, sizes: Sequence[int]) -> Tuning:
     data = target.data
-    device = data.images.device
+    device = data.device
     with frozen(target.model):
         first = data.first(FEW)
         twin = half_precision_copy(target.model, first)

@@ -85,7 +85,7 @@ def finish_work(
 
     def work(part: Arrays) -> Arrays:
         before = from_arrays({name: values for name, values in part.items() if name != "left"})
-        where = torch.tensor([place[int(before.ids[0])]], device=target.data.images.device)
+        where = torch.tensor([place[int(before.ids[0])]], device=target.data.device)
         began = time.perf_counter()
         with frozen(target.model):
             found = certificate.finish(

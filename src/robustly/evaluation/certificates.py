@@ -61,7 +61,7 @@ def check_certificates(target: EvaluationTarget, suite: Suite) -> None:
             )
         threat = _lp_threat(target, name)
         if isinstance(certificate, ChecksModel):
-            few = torch.arange(min(2, len(target.data)), device=target.data.images.device)
+            few = torch.arange(min(2, len(target.data)), device=target.data.device)
             try:
                 with frozen(target.model):
                     certificate.check(target.model, target.data.floats(few), threat=threat)
@@ -92,7 +92,7 @@ def run_certificates(
         terms[name], columns[name], unconfirmed[name] = found.terms, found.columns, 0
         rows = np.flatnonzero(found.columns.falsified)
         if len(rows):
-            device = target.data.images.device
+            device = target.data.device
             places, shown = torch.from_numpy(rows).to(device), torch.from_numpy(found.images).to(device)
             holds = is_counterexample(target, _lp_threat(target, name), places, shown)
             columns[name] = _without(found.columns, rows[as_array(~holds)])
@@ -139,7 +139,7 @@ def run_certificate(
         OSError: a part cannot be written.
     """
     data = target.data
-    rows = torch.arange(len(data), device=data.images.device) if rows is None else rows
+    rows = torch.arange(len(data), device=data.device) if rows is None else rows
     folder = (
         None if checkpoint is None else PartFolder(checkpoint.folder / f"{CERTIFICATE}.{name}", checkpoint.identity)
     )
@@ -196,7 +196,7 @@ def certificate_work(target: EvaluationTarget, certificate: Certificate, task: T
         return finish_work(target, certificate, threat, task.seconds, size)
 
     def work(part: Arrays) -> Arrays:
-        rows = torch.from_numpy(part["rows"]).to(target.data.images.device)
+        rows = torch.from_numpy(part["rows"]).to(target.data.device)
         return as_arrays(joined(_certified(target, certificate, name, rows), as_array(target.data.ids[rows])))
 
     return work
@@ -206,7 +206,7 @@ def prepared(target: EvaluationTarget, certificate: Certificate, name: str) -> C
     """The certificate with everything that it reads from the model; the same one if it reads nothing."""
     if not isinstance(certificate, Prepares):
         return certificate
-    few = torch.arange(min(2, len(target.data)), device=target.data.images.device)
+    few = torch.arange(min(2, len(target.data)), device=target.data.device)
     with frozen(target.model):
         threat = _lp_threat(target, name).select(few)
         return certificate.prepared(target.model, target.data.floats(few), threat=threat)
@@ -228,7 +228,7 @@ def _certified(target: EvaluationTarget, certificate: Certificate, name: str, ro
         return [CertifiedPart.of(data.ids[rows], found, time.perf_counter() - began)]
     except Exception as error:
         if not is_out_of_memory(error):
-            check_device(data.images.device)
+            check_device(data.device)
             raise EvaluationError(f"the certificate {name!r} failed: {_words(error)}") from error
     if len(rows) > 1:
         half = len(rows) // 2

@@ -63,7 +63,7 @@ def attack_rows(target: EvaluationTarget, attack: Attack, rows: Tensor, name: st
 
 def attack_part(target: EvaluationTarget, attack: Attack, name: str, part: Arrays) -> Arrays:
     """Attack one batch, `rows` of a part; returns the columns of its examples, and the images to store."""
-    rows = torch.from_numpy(part["rows"]).to(target.data.images.device)
+    rows = torch.from_numpy(part["rows"]).to(target.data.device)
     columns = AttackColumns.untried(len(rows))
     kept, unconfirmed = _confirm(target, _attacked(target, attack, rows, name), rows, columns)
     return {
@@ -77,7 +77,7 @@ def attack_part(target: EvaluationTarget, attack: Attack, name: str, part: Array
 
 def untried(target: EvaluationTarget) -> Confirmed:
     """The results of an attack that was not run on any image."""
-    none = torch.zeros(0, dtype=torch.int64, device=target.data.images.device)
+    none = torch.zeros(0, dtype=torch.int64, device=target.data.device)
     images = stored_images(target.data.ids[none], target.data.floats(none))
     return Confirmed(AttackColumns.untried(len(target.data)), images, 0)
 

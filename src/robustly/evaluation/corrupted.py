@@ -70,7 +70,9 @@ def computed_source(data: ImageData, seed: int) -> CorruptionSource:
     table = table_for(*data.shape[1:])
 
     def read(name: str, severity: int) -> ImageData:
-        return replace(data, images=corrupt(data.images, name, severity, seed=seed, ids=data.ids, constants=table))
+        images = data.images.to(data.device)
+        made = corrupt(images, name, severity, seed=seed, ids=data.ids, constants=table)
+        return replace(data, images=made, on_disk=False)
 
     images = CorruptedImages("C-proc", None, data.digest(), table, seed)
     return CorruptionSource(images, names, _kinds(computed=True), read)
@@ -179,7 +181,7 @@ def predict_corrupted(
     cells = [(name, severity) for name in names for severity in source.images.severities]
     for number, (name, severity) in enumerate(cells, 1):
         if (name, severity) not in found.cells:
-            images = source.read(name, severity).to(target.data.images.device)
+            images = source.read(name, severity).to(target.data.device)
             found = found.with_cell(
                 (name, severity), predicted_classes(replace(target, data=images)), images.digest()
             )
@@ -196,7 +198,7 @@ def predicted_classes(target: EvaluationTarget) -> Classes:
         EvaluationError: the number of outputs is not that of the classes.
     """
     data = target.data
-    logits = target.logits(data.floats, torch.arange(len(data), device=data.images.device))
+    logits = target.logits(data.floats, torch.arange(len(data), device=data.device))
     if logits.shape[1] != data.num_classes:
         raise EvaluationError(f"the model has {logits.shape[1]} outputs, the data {data.num_classes} classes")
     return _classes(torch.where(logits.isfinite().all(1), logits.argmax(1), -1))

@@ -214,7 +214,7 @@ def attack_pairs(target: EvaluationTarget, attack: Attack, rows: Whole, classes:
         classes: the class of each, another than its label, `(M,)`.
     """
     data = target.data
-    device = data.images.device
+    device = data.device
     chosen, wanted = (torch.from_numpy(np.ascontiguousarray(one)).to(device) for one in (rows, classes))
     seeds = tuple(derive_seed(target.seed, "evaluation", "costs", j) for j in range(data.num_classes))
     x, label = data.floats(chosen), data.labels[chosen]

@@ -28,7 +28,7 @@ class PairImages:
 
 def saved_by_evaluation(target: EvaluationTarget, evidence: Evidence) -> dict[str, PairImages]:
     """The 8-bit images of each attack of an evaluation, with the classes that the model predicts for them."""
-    found, ids, device = {}, evidence.table.examples.id, target.data.images.device
+    found, ids, device = {}, evidence.table.examples.id, target.data.device
     for name, saved in evidence.images.eight_bit.items():
         rows = torch.from_numpy(rows_of(ids, saved.ids)).to(device)
         predicted = logits_of_inputs(target, torch.from_numpy(saved.inputs().images).to(device), rows).argmax(1)
@@ -105,7 +105,7 @@ def searches(
         classes: their classes, `(M,)`.
         rows: rows of the pairs, `(Q,)`.
     """
-    data, device = target.data, target.data.images.device
+    data, device = target.data, target.data.device
     seeds = tuple(derive_seed(target.seed, "evaluation", "costs", j) for j in range(data.num_classes))
     for here in target.chunks(rows):
         examples = torch.from_numpy(rows_of(evidence.table.examples.id, pairs.id[here])).to(device)

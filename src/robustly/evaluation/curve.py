@@ -156,7 +156,7 @@ def curve_by_attack(
     images = []
     for done, radius in enumerate(radii):
         progress("security curve", done, len(radii))
-        rows = torch.from_numpy(np.flatnonzero(distance == np.inf)).to(target.data.images.device)
+        rows = torch.from_numpy(np.flatnonzero(distance == np.inf)).to(target.data.device)
         at_radius = replace(target, threat=target.threat.with_extent(radius))
         found = attack_rows(at_radius, attack, rows, name, no_progress)
         distance[found.columns.broken & (distance == np.inf)] = float(radius)

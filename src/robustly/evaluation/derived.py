@@ -29,7 +29,7 @@ def gallery(target: EvaluationTarget, images: Mapping[str, StoredImages]) -> Sto
     rows: list[int] = []
     for turn in range(GALLERY):
         rows += [members[turn] for members in by_class if turn < len(members)]
-    chosen = torch.tensor(rows[:GALLERY], dtype=torch.int64, device=data.images.device)
+    chosen = torch.tensor(rows[:GALLERY], dtype=torch.int64, device=data.device)
     return stored_images(data.ids[chosen], data.floats(chosen))
 
 
@@ -50,7 +50,7 @@ def picture_words(
         if chosen.theta is None or len(chosen) == 0:
             continue
         ids = chosen.ids.tolist()
-        rows = torch.tensor([row[identity] for identity in ids], device=target.data.images.device)
+        rows = torch.tensor([row[identity] for identity in ids], device=target.data.device)
         allowed = target.threat.around(target.data.floats(rows).cpu())
         if isinstance(allowed, Described) and allowed.identity().shape == chosen.theta.shape:
             words = allowed.describe(torch.from_numpy(chosen.theta))

@@ -65,7 +65,7 @@ def check_fit(data: ImageData, threat: Threat, suite: Suite) -> None:
         ThreatError: the threat is not defined for images of this shape.
     """
     _check_attacks(suite, threat)
-    rows = torch.arange(min(1, len(data)), device=data.images.device)
+    rows = torch.arange(min(1, len(data)), device=data.device)
     threat.select(rows).around(data.floats(rows))
 
 
@@ -95,7 +95,7 @@ def clean_logits(target: EvaluationTarget) -> Tensor:
             or are of another number of classes.
     """
     data = target.data
-    rows = torch.arange(len(data), device=data.images.device)
+    rows = torch.arange(len(data), device=data.device)
     clean = target.logits(data.floats, rows)
     first = rows[: target.batch_size]
     again = target.logits(data.floats, first)

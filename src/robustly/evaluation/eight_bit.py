@@ -68,7 +68,7 @@ def save_in_8_bits(
 
 def save_part(target: EvaluationTarget, name: str, part: Arrays) -> Arrays:
     """Search for the 8-bit images of one batch: `rows`, and `points` from which to start."""
-    device = target.data.images.device
+    device = target.data.device
     rows, points = torch.from_numpy(part["rows"]).to(device), torch.from_numpy(part["points"]).to(device)
     search = _search(target, name, rows, points)
     return {

@@ -251,7 +251,7 @@ def _summary(target: EvaluationTarget, suite: Suite, mode: Mode, numbers: Metric
         failures=found.run.failures,
         seconds=found.run.seconds,
         created=now(),
-        device=str(target.data.images.device),
+        device=str(target.data.device),
         versions=software_versions(),
     )
 

@@ -39,7 +39,7 @@ def evaluation_identity(
             "suite's attacks": f"{derive_seed(repr(parts), repr(plans)):016x}",
             "batch size": batch_size,
             "curve_count": curve_count,
-            "device": data.images.device.type,
+            "device": data.device.type,
             "version of robustly": software_versions()["robustly"],
         },
         sort_keys=True,

@@ -68,7 +68,7 @@ def serve_evaluation(
     )
 
     def work_of(speed: Speed, task: Task) -> Work:
-        return _watched(_work_of(speed, task), data.images.device)
+        return _watched(_work_of(speed, task), data.device)
 
     def _work_of(speed: Speed, task: Task) -> Work:
         at_extent = threat if task.extent == threat.extent_text else threat.with_extent(task.extent)

@@ -104,7 +104,7 @@ def run_stages(
 def _rows_to_attack(
     target: EvaluationTarget, plan: Plan, examples: ExampleColumns, done: Stages, *, mode: Mode, suspected: bool
 ) -> Tensor:
-    device = target.data.images.device
+    device = target.data.device
     if plan.on_suspicion and not suspected:
         return torch.zeros(0, dtype=torch.int64, device=device)
     if mode == "every":
@@ -136,7 +136,7 @@ def _finished(
     except ProcessError:
         raise
     except Exception as error:
-        check_device(target.data.images.device)
+        check_device(target.data.device)
         failures[name] = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
         found = untried(target)
         return AttackEvidence(found.columns, found.images, 0, time.perf_counter() - began, nothing_saved(target))

@@ -50,7 +50,7 @@ class EvaluationTarget:
     def logits(self, images: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """Logits for verdicts: in evaluation mode, in full precision, batch by batch."""
         parts = [self.verdict(images(chunk), self.data.labels[chunk]) for chunk in self.chunks(rows)]
-        return torch.cat(parts) if parts else torch.zeros(0, 2, device=self.data.images.device)
+        return torch.cat(parts) if parts else torch.zeros(0, 2, device=self.data.device)
 
     def verdict(self, images: Tensor, labels: Tensor) -> Tensor:
         """Logits for verdicts of one batch."""

@@ -169,6 +169,8 @@ class RunConfig:
         if relevant["data"]["classes"] is None:  # another setting that a later version added
             del relevant["data"]["classes"]
         del relevant["data"]["expected_classes"]  # a check, on which no weights depend
+        del relevant["data"]["in_memory"]  # nor on the place of the images
+        del relevant["training"]["checkpoint_every"]
         relevant["precision"] = self.runtime.precision
         texts = [str(threat) for threat in self.threats]  # a mask by its content
         relevant |= {"threat": texts[0]} if len(texts) == 1 else {"threats": texts}

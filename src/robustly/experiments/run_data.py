@@ -66,8 +66,14 @@ def data_of_job(config: RunConfig, job: Job, splits: Splits) -> RunData:
         parts[EXTRA] = row_digests(job.extra.data)
     earlier = data_of_weights(config.model.weights)
     # settings that later versions added; at their defaults, the hash is that of runs begun before
-    text = repr(replace(config.data, expected_classes=None))
-    for added in (", classes=None", ", expected_classes=None", ", domains=None", ", leave_out=None"):
+    text = repr(replace(config.data, expected_classes=None, in_memory="auto"))
+    for added in (
+        ", classes=None",
+        ", expected_classes=None",
+        ", domains=None",
+        ", leave_out=None",
+        ", in_memory='auto'",
+    ):
         text = text.replace(added, "")
     settings = f"{derive_seed(text):016x}"
     return RunData({**parts, **earlier.parts}, earlier.complete, settings)

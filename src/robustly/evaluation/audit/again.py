@@ -65,7 +65,7 @@ def attack_again(
         stands: mask of the rows that are stated to be unbroken, `(N,)`.
         rounding: rounding of the network.
     """
-    device = target.data.images.device
+    device = target.data.device
     found = attack_rows(target, attack, torch.from_numpy(rows).to(device), name, no_progress)
     fell: Flags = found.columns.broken & stands
     clear = fell & found.columns.invalid

@@ -153,7 +153,7 @@ def _checks(
     yield from identity
     if not (identity[-1].passed and parts.passed):
         return  # rows of another model or of other images cannot be compared
-    clean = target.logits(target.data.floats, torch.arange(len(target.data), device=target.data.images.device))
+    clean = target.logits(target.data.floats, torch.arange(len(target.data), device=target.data.device))
     rounding = Rounding.of(clean, target.data.labels)
     yield clean_check(table, clean, rounding)
     with _given_mode(target.model, evidence.summary.findings):

@@ -64,7 +64,7 @@ def _bound_problem(table: EvidenceTable, columns: CertificateColumns, target: Ev
     """
     if not len(table):
         return ""
-    first = torch.zeros(1, dtype=torch.int64, device=target.data.images.device)
+    first = torch.zeros(1, dtype=torch.int64, device=target.data.device)
     outputs = target.verdict(target.data.floats(first), target.data.labels[first])
     if bool((outputs >= 0).all()) and abs(float(outputs.sum()) - 1) < _TIE:
         return ""

@@ -105,7 +105,7 @@ def placed(stored: StoredImages, table: EvidenceTable, target: EvaluationTarget)
     position = {int(identity): row for row, identity in enumerate(table.examples.id.tolist())}
     rows = np.array([position[int(identity)] for identity in stored.ids], dtype=np.int64)
     order = rows.argsort(kind="stable")
-    device = target.data.images.device
+    device = target.data.device
     images = torch.from_numpy(stored.images[order]).to(device)
     rows_of_data, theta = torch.from_numpy(rows[order]).to(device), None
     if stored.theta is not None:

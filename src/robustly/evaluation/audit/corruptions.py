@@ -120,13 +120,13 @@ def _cells(
     """Labels and hashes of the corrupted images, and predictions on a sample."""
     count = len(found.labels)
     chosen = np.sort(sampling.order(count)[: sampling.size(count)])
-    rows = torch.from_numpy(chosen).to(target.data.images.device)
+    rows = torch.from_numpy(chosen).to(target.data.device)
     unknown = [f"{name} {severity}" for name, severity in found.cells if not _exists(name, severity, source)]
     if unknown:
         return [Check("the corruptions exist", f"{_shortened(unknown)} does not")]
     labels, images, predictions = [], [], []
     for (name, severity), predicted in found.cells.items():
-        corrupted = source.read(name, severity).to(target.data.images.device)
+        corrupted = source.read(name, severity).to(target.data.device)
         if not _is_of(found, corrupted):
             labels.append(f"{name} {severity}")
             continue

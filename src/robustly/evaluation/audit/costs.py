@@ -163,7 +163,7 @@ def _image_problem(evidence: Evidence, found: CostEvidence, target: EvaluationTa
         return ""
     if stored.images.shape[1:] != tuple(target.data.images.shape[1:]):
         return f"they have the shape {stored.images.shape[1:]}"
-    device, here = target.data.images.device, rows_of(ids, stored.ids)
+    device, here = target.data.device, rows_of(ids, stored.ids)
     theta = None if stored.theta is None else torch.from_numpy(stored.theta).to(device)
     shot = Placed(torch.from_numpy(here).to(device), here, torch.from_numpy(stored.images).to(device), theta)
     allowed = target.threat.around(target.data.floats(shot.rows))

@@ -38,7 +38,7 @@ def saved_again(
     ):
         stated[identity, levels.tobytes()] = wanted
     for name, one in known.items():
-        device = target.data.images.device
+        device = target.data.device
         rows = torch.from_numpy(rows_of(evidence.table.examples.id, one.images.ids)).to(device)
         inputs = torch.from_numpy(one.images.inputs().images).to(device)
         tied = rounding.tied(logits_of_inputs(target, inputs, rows))
@@ -127,7 +127,7 @@ def _image_problem(
     """The problem with images of the right shape, or an empty text."""
     if not len(images):
         return ""
-    device, here = target.data.images.device, rows_of(evidence.table.examples.id, images.ids)
+    device, here = target.data.device, rows_of(evidence.table.examples.id, images.ids)
     theta = None if images.theta is None else torch.from_numpy(images.theta).to(device)
     inputs, rows = torch.from_numpy(images.inputs().images).to(device), torch.from_numpy(here).to(device)
     shown = Placed(rows, here, inputs, theta)

@@ -132,7 +132,7 @@ def _again(target: EvaluationTarget, certificate: Certificate, name: str) -> Wor
     alone = replace(target, crew=ALONE)
 
     def work(part: Arrays) -> Arrays:
-        places = torch.from_numpy(part["rows"]).to(target.data.images.device)
+        places = torch.from_numpy(part["rows"]).to(target.data.device)
         return as_arrays(run_certificate(alone, certificate, name, no_progress, rows=places))
 
     return work
@@ -167,7 +167,7 @@ def _at_stated_radii(target: EvaluationTarget, stated: CertificateColumns) -> Ev
     sizes = np.where(stated.verified, np.maximum(radius, limit), np.where(radius > 0, radius, limit))
     width = threat.box[1] - threat.box[0]
     sizes = np.minimum(sizes, width) if threat.norm == "linf" else sizes
-    return replace(target, threat=threat.with_epsilon(torch.from_numpy(sizes).to(target.data.images.device)))
+    return replace(target, threat=threat.with_epsilon(torch.from_numpy(sizes).to(target.data.device)))
 
 
 def _unproved(

@@ -139,8 +139,8 @@ def random_search(probe: Probe) -> Finding:
 def _fooled_by_chance(probe: Probe, row: int, points: int) -> bool:
     data, size = probe.target.data, max(probe.target.batch_size, 250)
     seed = derive_seed(probe.target.seed, "diagnostics", "chance", int(data.ids[row]))
-    one = torch.tensor([row], device=data.images.device)
-    numbers = torch.arange(points, device=data.images.device)
+    one = torch.tensor([row], device=data.device)
+    numbers = torch.arange(points, device=data.device)
     for first in range(0, points, size):
         part = numbers[first : first + size]
         x = data.floats(one).expand(len(part), -1, -1, -1)

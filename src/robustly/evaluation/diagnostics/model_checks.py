@@ -37,7 +37,7 @@ def nan_logits(probe: Probe) -> Finding:
 def constant_output(probe: Probe) -> Finding:
     """Find a model that returns the same logits for all images."""
     title, threshold = "logits depend on the image", "any difference"
-    images = probe.target.data.images[probe.rows].flatten(1)
+    images = probe.target.data.pixels(probe.rows).flatten(1)
     if bool((images == images[:1]).all()):
         return Finding("constant_output", title, None, None, threshold, "All images of the sample are the same.")
     spread = float((probe.logits - probe.logits[:1]).abs().max().nan_to_num(0.0, 0.0, 0.0))

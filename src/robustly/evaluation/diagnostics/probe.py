@@ -75,7 +75,7 @@ class Probe:
     def rows(self) -> Int64[Tensor, " n"]:
         """Rows of the sample."""
         data = self.target.data
-        return torch.arange(min(self.count, len(data)), device=data.images.device)
+        return torch.arange(min(self.count, len(data)), device=data.device)
 
     @property
     def first(self) -> Int64[Tensor, " b"]:
@@ -111,7 +111,7 @@ class Probe:
     @contextmanager
     def seeded(self, purpose: str) -> Iterator[None]:
         """Seed the random numbers of the model; restores PyTorch's own generators at the end."""
-        device = self.target.data.images.device
+        device = self.target.data.device
         with forked_randomness(device):
             reseed(derive_seed(self.target.seed, "diagnostics", purpose), device)
             yield

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,25 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
+class Within:
+    """Position in an epoch.
+
+    Args:
+        step: finished steps of the epoch.
+        rate: learning rate of the last one.
+        seconds: time of these steps.
+        totals: sum and number of images by column of the metrics; see `Totals`.
+    """
+
+    step: int
+    rate: float
+    seconds: float
+    totals: dict[str, tuple[float, int]]
+
+
+@dataclass(frozen=True)
 class TrainingState:
-    """The state that the next epoch depends on.
+    """The state that the next epoch, or the rest of an epoch, depends on.
 
     Args:
         epoch: finished epochs.
@@ -42,6 +59,7 @@ class TrainingState:
         seconds: training time so far.
         pretraining: metrics of the epochs before the run, by the network that they train; until they are finished,
             the state of their optimiser is `optimizers[PRETRAINING]`.
+        within: position in an epoch that is not finished; None between epochs.
     """
 
     epoch: int
@@ -55,6 +73,7 @@ class TrainingState:
     best_score: tuple[float, ...]
     seconds: float
     pretraining: dict[str, list[Row]] = field(default_factory=dict)
+    within: "Within | None" = None
 
 
 def save_state(state: TrainingState, path: Path) -> None:
@@ -64,6 +83,10 @@ def save_state(state: TrainingState, path: Path) -> None:
         OSError: the folder is read-only or the disk is full.
     """
     content = {name: getattr(state, name) for name in state.__dataclass_fields__}
+    if state.within is None:
+        del content["within"]  # versions without it read the file then
+    else:
+        content["within"] = asdict(state.within)
     content = {"format": FORMAT, "sha256": content_sha256(content), **content}
     with whole_file(path) as temporary:
         try:
@@ -100,7 +123,8 @@ def load_state(path: Path, config_digest: str) -> TrainingState:
             f"{path.parent} to train from the start"
         )
     try:
-        state = TrainingState(**content)
+        within = content.pop("within", None)
+        state = TrainingState(**content, within=None if within is None else Within(**within))
     except TypeError:
         raise CheckpointError(f"{path} lacks parts of a training checkpoint") from None
     if state.config_digest != config_digest:

@@ -63,6 +63,15 @@ def _row(value: object) -> bool:
     return _cells(value) and isinstance(value, Mapping) and all(_number(value.get(key)) for key in _NEEDED_IN_ROWS)
 
 
+def _within(value: object) -> bool:
+    """True for the fields of `Within`."""
+    if not isinstance(value, Mapping) or set(value) != {"step", "rate", "seconds", "totals"}:
+        return False
+    pairs = _of(lambda pair: isinstance(pair, tuple | list) and len(pair) == 2 and all(map(_number, pair)))
+    numbers = _number(value["rate"]) and _number(value["seconds"])
+    return _whole(value["step"]) and value["step"] > 0 and numbers and pairs(value["totals"])
+
+
 _OPTIMIZER = {"state": Mapping, "param_groups": Sequence}
 _TENSORS = _of(_of(lambda value: isinstance(value, Tensor)))
 _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -82,5 +91,6 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
         _of(lambda value: isinstance(value, list) and all(map(_cells, value))),
         "numbers by column for each epoch before the run",
     ),
+    "within": (_within, "a position in an epoch"),
     "seconds": (lambda value: _number(value) and value >= 0, "a time in seconds"),
 }

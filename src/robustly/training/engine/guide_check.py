@@ -28,7 +28,7 @@ def is_checked(job: Job) -> bool:
 def checked_images(job: Job) -> ImageData:
     """The training images on which a guide is checked, without augmentation."""
     count, data = min(IMAGES, len(job.train)), job.train
-    places = torch.arange(count, device=data.images.device) * len(data) // count
+    places = torch.arange(count, device=data.device) * len(data) // count
     return data.select(places)
 
 

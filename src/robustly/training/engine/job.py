@@ -47,6 +47,8 @@ class TrainingConfig:
         accumulate: parts of a batch that pass through the networks one after the other, at least 1; their gradients
             are summed for one optimiser step, so that a large batch needs less memory. Batch normalisation and
             dropout see each part alone.
+        checkpoint_every: steps after which the state is saved within an epoch too, at least 1, so that a killed run
+            continues from there with the same result; None saves after every epoch only.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
@@ -66,6 +68,7 @@ class TrainingConfig:
     head: str | None = None
     measure_train: int = 0
     accumulate: int = 1
+    checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "validation_batch_size", "validation_steps"):
@@ -87,6 +90,8 @@ class TrainingConfig:
             raise ValueError(
                 f"accumulate must lie between 1 and batch_size ({self.batch_size}), got {self.accumulate}"
             )
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1 step, got {self.checkpoint_every}")
         if not self.epsilon_ramp >= 0:
             raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
         if self.epsilon_ramp == 0 and self.epsilon_ramp_by != "step":

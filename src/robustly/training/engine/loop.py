@@ -19,6 +19,7 @@ from robustly.training.engine.checkpoint import (
     CheckpointError,
     Row,
     TrainingState,
+    Within,
     load_state,
     save_state,
 )
@@ -107,6 +108,7 @@ class _Run:
         self.seconds = 0.0
         self.pretraining: dict[str, list[Row]] = {}
         self.unfinished: dict[str, Any] | None = None
+        self.within: Within | None = None
 
     def go(self) -> Outcome:
         """Train to the end."""
@@ -121,7 +123,7 @@ class _Run:
 
     def _to_the_end(self) -> Outcome:
         try:
-            if not self.rows:
+            if not self.rows and self.within is None:
                 self._pretrain()
                 self._check_guide()
             self.observer.started(self.job, len(self.rows))
@@ -184,18 +186,24 @@ class _Run:
             warnings.warn(weak_words(accuracy.share), stacklevel=2)
 
     def _epoch(self, epoch: int) -> None:
-        began = time.perf_counter()
+        done, self.within = self.within or Within(0, 0.0, 0.0, {}), None
+        began = time.perf_counter() - done.seconds
         totals = Totals(self.runtime.device)
-        job = self.job
-        rate = 0.0
+        totals.restore(done.totals, self.runtime.rank)
+        job, steps = self.job, self.stepper.steps_per_epoch
+        rate = done.rate
         self.stepper.begin_epoch(epoch)
-        for index, batch in enumerate(self.stepper.batches(epoch)):
+        for index, batch in enumerate(self.stepper.batches(epoch, start=done.step), done.step):
             moment = Moment(epoch, index, job.steps_per_epoch, job.training.epochs)
             if job.images_of_step(index) < self.runtime.world_size:
                 break  # all processes leave out a last batch with fewer images than processes
             for replay in range(job.method.replays):
                 loss, rate = self.stepper.step(batch, moment, replay, totals)
                 self.observer.stepped(moment, loss, job.images_of_step(index))
+            every = job.training.checkpoint_every
+            if every is not None and (index + 1) % every == 0 and index + 1 < steps:
+                sums, seconds = totals.state(self.runtime), time.perf_counter() - began
+                self._save_within(Within(index + 1, rate, seconds, sums))
         job.method.after_epoch(
             EpochEnd(
                 epoch=epoch,
@@ -250,6 +258,15 @@ class _Run:
             self._write_status("running", "")
         self.runtime.wait_for_all()
 
+    def _save_within(self, within: Within) -> None:
+        """Save the state in the middle of an epoch."""
+        if self.runtime.rank == 0:
+            (self.folder / LAST).parent.mkdir(exist_ok=True)
+            state = replace(self._state(self.stepper.optimizers.state_dict()), within=within)
+            save_state(state, self.folder / LAST)
+            self._write_status("running", "")
+        self.runtime.wait_for_all()
+
     def _state(self, optimizers: dict[str, dict[str, Any]]) -> TrainingState:
         """The state after the epochs that are saved."""
         return TrainingState(
@@ -278,6 +295,7 @@ class _Run:
         alone = self.job.epochs_alone
         self.pretraining = {name: rows for name, rows in state.pretraining.items() if name in alone}
         self.unfinished = state.optimizers.get(PRETRAINING)
+        self.within = self._position(state)
         try:
             for name, network in self.stepper.networks.learning.items():
                 network.load_state_dict(state.networks[name])
@@ -299,11 +317,24 @@ class _Run:
         if self.runtime.rank == 0:
             for name, rows in self.pretraining.items():  # the process may have been killed before it wrote them
                 write_text(self.folder / metrics_file(name), as_csv(rows))
-            if not self.rows:
+            if not self.rows or self.within is not None:  # the weights of this moment are of no epoch
                 return
             if self.best_epoch == len(self.rows) - 1:  # the process may have been killed before it wrote them
                 save_weights(self._released(), self.folder / BEST, self.job.about_weights)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
+
+    def _position(self, state: TrainingState) -> Within | None:
+        """The position of a state in its epoch.
+
+        Raises:
+            CheckpointError: the epoch has fewer steps.
+        """
+        steps = self.stepper.steps_per_epoch
+        if state.within is not None and state.within.step >= steps:
+            raise CheckpointError(
+                f"{self.folder / LAST} was saved after step {state.within.step} of an epoch that has {steps} steps"
+            )
+        return state.within
 
     def _write_status(self, state: str, message: str) -> None:
         if self.runtime.rank == 0:

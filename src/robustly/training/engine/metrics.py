@@ -42,14 +42,25 @@ class Totals:
         for name, values in step.columns.items():
             self.add(name, values.sum(), len(values))
 
-    def means(self, runtime: Runtime) -> Row:
-        """Means over the images of all processes, by column."""
-        row: Row = {}
+    def state(self, runtime: Runtime) -> dict[str, tuple[float, int]]:
+        """Sum and number of images of all processes, by column."""
+        found = {}
         for name in self._sums:
             pair = torch.stack([self._sums[name], self._sums[name].new_tensor(self._counts[name])])
             total, count = runtime.sum(pair).tolist()
-            row[name] = total / count
-        return row
+            found[name] = total, int(count)
+        return found
+
+    def restore(self, state: Mapping[str, tuple[float, int]], rank: int) -> None:
+        """Continue from the sums of all processes, which the first one adds."""
+        for name, (total, count) in state.items():
+            share = (total, count) if rank == 0 else (0.0, 0)
+            self._sums[name] = torch.tensor(share[0], dtype=torch.float64, device=self._device)
+            self._counts[name] = share[1]
+
+    def means(self, runtime: Runtime) -> Row:
+        """Means over the images of all processes, by column."""
+        return {name: total / count for name, (total, count) in self.state(runtime).items()}
 
 
 def as_csv(rows: list[Row]) -> str:

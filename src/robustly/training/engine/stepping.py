@@ -102,12 +102,21 @@ class Stepper:
             self.networks.model.eval()
             train_mode(self._head, frozen_parts(self._head))
 
-    def batches(self, epoch: int, stream: str = "train") -> Iterator[Batch]:
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, without a last batch that is too small for the networks or processes."""
+        processes = self._runtime.world_size
+        fewest = max(fewest_images(self._job, self._placed, processes), processes)
+        last = self._job.steps_per_epoch - 1
+        return last if last and self._job.images_of_step(last) < fewest else last + 1
+
+    def batches(self, epoch: int, stream: str = "train", start: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch, in the memory layout and type of the run.
 
         Args:
             epoch: number of the epoch, from 0.
             stream: name of the random numbers of order and augmentation.
+            start: batches to skip, which were finished before an interruption.
         """
         job, runtime = self._job, self._runtime
         source = (
@@ -122,10 +131,11 @@ class Stepper:
             augmentation=job.augmentation,
             rank=runtime.rank,
             world_size=runtime.world_size,
+            start=start,
             views=job.method.views,
         )
         fewest = self._placed.smallest_batch
-        for index, batch in enumerate(numbered):
+        for index, batch in enumerate(numbered, start):
             if fewest > 1 and job.images_of_step(index) < fewest_images(job, self._placed, runtime.world_size):
                 return  # the last batch, too small for batch normalisation
             layout, dtype = self._placed.layout, self._placed.dtype

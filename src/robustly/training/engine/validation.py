@@ -67,7 +67,7 @@ def validate(
         total: sum over processes.
         dtype: floating-point type of the network.
     """
-    device = data.images.device
+    device = data.device
     correct = torch.zeros(2, dtype=torch.float64, device=device)
     predicted = torch.zeros(data.num_classes, dtype=torch.float64, device=device)
     for chunk, x, y, classes in _classified(model, data, batch_size, rank, world_size, dtype):
@@ -101,7 +101,7 @@ def clean_accuracy(
         total: sum over processes.
         dtype: floating-point type of the network.
     """
-    correct = torch.zeros((), dtype=torch.float64, device=data.images.device)
+    correct = torch.zeros((), dtype=torch.float64, device=data.device)
     for _, _, y, classes in _classified(model, data, batch_size, rank, world_size, dtype):
         correct += (classes == y).sum()
     return Proportion(int(total(correct)), len(data))
@@ -111,7 +111,7 @@ def _classified(
     model: nn.Module, data: ImageData, batch_size: int, rank: int, world_size: int, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Batches of this process's share of the images: places, images, labels and predicted classes."""
-    rows = torch.arange(rank, len(data), world_size, device=data.images.device)
+    rows = torch.arange(rank, len(data), world_size, device=data.device)
     for first in range(0, len(rows), batch_size):
         chunk = rows[first : first + batch_size]
         x = data.floats(chunk).to(dtype)
