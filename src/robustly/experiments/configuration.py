@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from robustly.data import DataConfig
+from robustly.data import HUB, DataConfig
 from robustly.evaluation.curve import OFF, ON, with_curve
 from robustly.evaluation.suites import check_suite_name
 from robustly.evaluation.suites.composed import suite_from
@@ -181,7 +181,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same settings with files named from the root, so that the run is found from any folder."""
 
     def absolute(path: str) -> str:
-        is_name = path == "mnist5k" or path.startswith("hf:")
+        is_name = path == "mnist5k" or path.startswith(HUB)
         return path if is_name or not Path(path).exists() else str(Path(path).resolve())
 
     def source(path: str) -> str:
