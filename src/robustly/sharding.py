@@ -198,12 +198,18 @@ def shards_like(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> di
 
 
 def _shard_like(tensor: Tensor, like: Any) -> Tensor:
+    """This process's rows of a whole tensor, which every process has read from the same file."""
     if not is_shard(like) or is_shard(tensor) or tensor.shape != like.shape:
         return tensor
-    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 (slow to import)
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415 (slow to import)
 
-    # every process has read the same file: nothing is sent
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    mesh, own = like.device_mesh, like.to_local()
+    first = mesh.get_local_rank() * -(-len(tensor) // mesh.size())
+    rows = tensor[first : first + len(own)].to(own.device, copy=True).contiguous()
+    whole_like = tensor.contiguous()
+    return DTensor.from_local(
+        rows, mesh, like.placements, run_check=False, shape=tensor.shape, stride=whole_like.stride()
+    )
 
 
 def sharded_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
