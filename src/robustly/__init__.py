@@ -54,6 +54,7 @@ _MODULES = (
         "reports",
         "runtime",
         "settings",
+        "sharding",
         "signals",
         "statistics",
         "testing",

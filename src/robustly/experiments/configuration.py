@@ -170,7 +170,8 @@ class RunConfig:
             del relevant["data"]["classes"]
         del relevant["data"]["expected_classes"]  # a check, on which no weights depend
         del relevant["data"]["in_memory"]  # nor on the place of the images
-        del relevant["training"]["checkpoint_every"]
+        for name in ("checkpoint_every", "recompute_activations"):  # nor on the way of the computation
+            del relevant["training"][name]
         relevant["precision"] = self.runtime.precision
         texts = [str(threat) for threat in self.threats]  # a mask by its content
         relevant |= {"threat": texts[0]} if len(texts) == 1 else {"threats": texts}
@@ -256,6 +257,7 @@ _ADDED: dict[str, Any] = {
     "pretrain": 0,
     "measure_train": 0,
     "accumulate": 1,
+    "sync_batch_norm": False,
     "confidence": GuideLabels.confidence,
     "domains": None,
     "leave_out": None,

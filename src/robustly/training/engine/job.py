@@ -49,6 +49,11 @@ class TrainingConfig:
             dropout see each part alone.
         checkpoint_every: steps after which the state is saved within an epoch too, at least 1, so that a killed run
             continues from there with the same result; None saves after every epoch only.
+        recompute_activations: whether passes keep the inputs of each network's blocks only, and compute the other
+            activations again for the backward pass (activation checkpointing): less memory, a forward pass more for
+            each backward pass, the same weights. See `robustly.training.engine.recomputation`.
+        sync_batch_norm: whether batch normalisation in training mode uses the statistics of the batch of all
+            processes, so that several processes train what one process trains; with one process it has no effect.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
@@ -69,6 +74,8 @@ class TrainingConfig:
     measure_train: int = 0
     accumulate: int = 1
     checkpoint_every: int | None = None
+    recompute_activations: bool = False
+    sync_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "validation_batch_size", "validation_steps"):
@@ -206,13 +213,23 @@ class Job:
         if self.extra is not None:
             self.extra.share_of(self.training.batch_size)
 
-    def check_processes(self, count: int) -> None:
-        """Refuse several processes for Free-AT, and for epochs of the head alone.
+    def check_processes(self, count: int, sharded: bool = False) -> None:
+        """Refuse what does not work with several processes.
+
+        Args:
+            count: number of processes.
+            sharded: whether each of them holds a share of the weights (FSDP).
 
         Raises:
             MethodError: the method is Free-AT, whose perturbations belong to positions in the batch of one process;
-                or `head_epochs` is not 0, because data parallelism fixes at its start which weights are trained.
+                `head_epochs` is not 0, because data parallelism fixes at its start which weights are trained; a
+                part does not work with weights in shards; or, with `sync_batch_norm`, an attack in training mode
+                that takes different numbers of passes in different processes.
         """
+        if sharded:
+            self.method.check_sharding()
+        if count > 1 and self.training.sync_batch_norm:
+            self.method.check_synchronised_norms()
         if self.method.shares_backward and count > 1:
             raise MethodError("Free-AT keeps a perturbation for each position in the batch: use one process")
         if self.training.head_epochs and count > 1:

@@ -14,6 +14,7 @@ from torch import Tensor
 from robustly.files import whole_file, write_json, write_text
 from robustly.models import save_weights, weights_hash
 from robustly.runtime import Runtime
+from robustly.sharding import shards_like
 from robustly.training.engine.checkpoint import (
     PRETRAINING,
     CheckpointError,
@@ -98,7 +99,7 @@ class _Run:
     """State of a run between steps."""
 
     def __init__(self, job: Job, runtime: Runtime, folder: Path, config_digest: str, observer: Observer) -> None:
-        job.check_processes(runtime.world_size)
+        job.check_processes(runtime.world_size, runtime.is_sharded)
         self.job, self.runtime, self.folder, self.observer = job, runtime, folder, observer
         self.config_digest = config_digest
         self.stepper = Stepper(job, runtime)
@@ -166,10 +167,10 @@ class _Run:
             rows, epochs = [*done.get(name, ()), row], job.epochs_alone[name]
             row["seconds"] = self.seconds = self.seconds + float(row["seconds"] or 0.0)
             done[name] = rows
+            state = self._state(self.stepper.optimizers.state_dict() | {PRETRAINING: optimizer})
             if runtime.rank == 0:
                 (self.folder / LAST).parent.mkdir(exist_ok=True)
-                optimizers = self.stepper.optimizers.state_dict() | {PRETRAINING: optimizer}
-                save_state(self._state(optimizers), self.folder / LAST)
+                save_state(state, self.folder / LAST)
                 write_text(self.folder / metrics_file(name), as_csv(rows))
                 self._write_status("running", f"the {words_alone(name)}: epoch {len(rows)} of {epochs}")
             runtime.wait_for_all()
@@ -204,18 +205,19 @@ class _Run:
             if every is not None and (index + 1) % every == 0 and index + 1 < steps:
                 sums, seconds = totals.state(self.runtime), time.perf_counter() - began
                 self._save_within(Within(index + 1, rate, seconds, sums))
-        job.method.after_epoch(
-            EpochEnd(
-                epoch=epoch,
-                epochs=job.training.epochs,
-                model=self.stepper.networks.model,
-                images=lambda: (batch.x for batch in self.stepper.batches(epoch)),
-                remember=lambda part: self.stepper.memory.setdefault(job.method.slot_of(part), {}),
-                global_mean=self.runtime.mean,
-            )
+        end = EpochEnd(
+            epoch=epoch,
+            epochs=job.training.epochs,
+            model=self.stepper.networks.model,
+            images=lambda: self.stepper.images(epoch),
+            remember=lambda part: self.stepper.memory.setdefault(job.method.slot_of(part), {}),
+            global_mean=self.runtime.mean,
+            whole_weights=self.runtime.whole_weights,
         )
+        with self.stepper.synchronised():
+            job.method.after_epoch(end)
         trained = time.perf_counter() - began
-        check_weights(self.stepper.networks.learning, epoch)
+        check_weights(self.stepper.networks.learning, epoch, total=self.runtime.sum)
         found = self.measurements.validate()
         row: Row = {
             "epoch": epoch + 1,
@@ -237,45 +239,47 @@ class _Run:
         self.observer.epoch_finished(row, is_best)
 
     def _released(self) -> dict[str, Tensor]:
-        """State dict to validate, select and release."""
+        """State dict to release; all processes collect their shards of it together."""
         average = averaged_state(self.job.method, self.stepper.memory)
-        return self.stepper.networks.model.state_dict() if average is None else average
+        return self.runtime.whole(self.stepper.networks.model.state_dict() if average is None else average)
 
     def _save(self, row: Row, best_score: tuple[float, float, float] | None) -> None:
         """Save the state after an epoch, with its score if it is the best; the epoch counts once it is saved."""
         rows, seconds = [*self.rows, row], float(row["seconds"] or 0.0)
         best = (self.best_epoch, self.best_score) if best_score is None else (len(self.rows), best_score)
+        state = self._state(self.stepper.optimizers.state_dict())
         if self.runtime.rank == 0:
             (self.folder / LAST).parent.mkdir(exist_ok=True)
-            state = self._state(self.stepper.optimizers.state_dict())
             state = replace(state, epoch=len(rows), rows=rows, seconds=seconds)
             save_state(replace(state, best_epoch=best[0], best_score=best[1]), self.folder / LAST)
         self.rows, self.seconds, (self.best_epoch, self.best_score) = rows, seconds, best
+        released = None if best_score is None else self._released()
         if self.runtime.rank == 0:
-            if best_score is not None:
-                save_weights(self._released(), self.folder / BEST, self.job.about_weights)
+            if released is not None:
+                save_weights(released, self.folder / BEST, self.job.about_weights)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
             self._write_status("running", "")
         self.runtime.wait_for_all()
 
     def _save_within(self, within: Within) -> None:
         """Save the state in the middle of an epoch."""
+        state = replace(self._state(self.stepper.optimizers.state_dict()), within=within)
         if self.runtime.rank == 0:
             (self.folder / LAST).parent.mkdir(exist_ok=True)
-            state = replace(self._state(self.stepper.optimizers.state_dict()), within=within)
             save_state(state, self.folder / LAST)
             self._write_status("running", "")
         self.runtime.wait_for_all()
 
     def _state(self, optimizers: dict[str, dict[str, Any]]) -> TrainingState:
-        """The state after the epochs that are saved."""
+        """The state after the epochs that are saved; all processes collect their shards of it together."""
+        learning, whole = self.stepper.networks.learning, self.runtime.whole
         return TrainingState(
             epoch=len(self.rows),
             config_digest=self.config_digest,
-            networks={name: network.state_dict() for name, network in self.stepper.networks.learning.items()},
+            networks=whole({name: network.state_dict() for name, network in learning.items()}),
             frozen={name: weights_hash(network) for name, network in self.stepper.networks.frozen.items()},
-            optimizers=optimizers,
-            memory=self.stepper.memory,
+            optimizers=whole(optimizers),
+            memory=whole(self.stepper.memory),
             rows=self.rows,
             best_epoch=self.best_epoch,
             best_score=self.best_score,
@@ -298,7 +302,7 @@ class _Run:
         self.within = self._position(state)
         try:
             for name, network in self.stepper.networks.learning.items():
-                network.load_state_dict(state.networks[name])
+                network.load_state_dict(shards_like(state.networks[name], network.state_dict()))
             self.stepper.optimizers.load_state_dict(state.optimizers)
         except (
             RuntimeError,
@@ -312,15 +316,18 @@ class _Run:
         for name, network in self.stepper.networks.frozen.items():
             if state.frozen.get(name) != weights_hash(network):
                 raise CheckpointError(f"the weights of the {name} differ from those at the start of the run")
-        for part, tensors in state.memory.items():
-            self.stepper.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
+        like = self.stepper.networks.model.state_dict()
+        for part, tensors in state.memory.items():  # averages of the model's weights are in shards as they are
+            there = {name: value.to(self.runtime.device) for name, value in tensors.items()}
+            self.stepper.memory[part] = shards_like(there, like)
+        released = self._released() if self.best_epoch == len(self.rows) - 1 >= 0 else None
         if self.runtime.rank == 0:
             for name, rows in self.pretraining.items():  # the process may have been killed before it wrote them
                 write_text(self.folder / metrics_file(name), as_csv(rows))
             if not self.rows or self.within is not None:  # the weights of this moment are of no epoch
                 return
-            if self.best_epoch == len(self.rows) - 1:  # the process may have been killed before it wrote them
-                save_weights(self._released(), self.folder / BEST, self.job.about_weights)
+            if released is not None:  # the process may have been killed before it wrote them
+                save_weights(released, self.folder / BEST, self.job.about_weights)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
 
     def _position(self, state: TrainingState) -> Within | None:

@@ -1,7 +1,7 @@
 """Optimiser steps of a run: networks on their device, optimisers, batches, forward and backward pass."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from robustly.training.engine.metrics import Totals
 from robustly.training.engine.optimisation import Optimizers, build_optimizer, rate_factor
 from robustly.training.engine.placing import body_of, fewest_images, place_networks, warn_of_last_batch
 from robustly.training.engine.stopping import check_loss
+from robustly.training.engine.synchronised_norms import synchronised_norms
 from robustly.training.method import Method, MethodError, outer_loss
 from robustly.training.modes import frozen_parts, train_mode
 from robustly.training.quantities import Networks
@@ -56,6 +57,7 @@ class Stepper:
         self.networks = self._placed.networks
         if self._placed.smallest_batch > 1 and runtime.rank == 0:
             warn_of_last_batch(job, fewest_images(job, self._placed, runtime.world_size))
+        runtime.shard(self.networks.learning)
         self._body: list[nn.Parameter] = []
         self._head: nn.Module | None = None
         if job.training.head_epochs:
@@ -82,7 +84,7 @@ class Stepper:
     def prepared(self) -> Iterator[None]:
         """Prepare the networks for steps; at the end, they compute and learn as before."""
         try:
-            with self._placed.adapted():
+            with self._placed.adapted(self._job.training.recompute_activations):
                 yield
         finally:
             for parameter in self._body:
@@ -94,6 +96,21 @@ class Stepper:
         for parameter in self._body:
             parameter.requires_grad_(not self._head_alone)
         self._still = {name: frozen_parts(network) for name, network in self.networks.learning.items()}
+
+    def synchronised(self) -> AbstractContextManager[None]:
+        """A context of steps; if the settings say so, batch normalisation uses the batch of all processes."""
+        return synchronised_norms(self.networks.learning.values()) if self._is_synchronised else nullcontext()
+
+    @property
+    def _is_synchronised(self) -> bool:
+        return self._job.training.sync_batch_norm and self._runtime.world_size > 1
+
+    def images(self, epoch: int) -> Iterator[Tensor]:
+        """This process's images of an epoch, in batches; those of synchronised steps are never empty."""
+        for index, batch in enumerate(self.batches(epoch)):
+            if self._is_synchronised and self._job.images_of_step(index) < self._runtime.world_size:
+                return
+            yield batch.x
 
     def _train_mode(self) -> None:
         for name, network in self.networks.learning.items():
@@ -134,9 +151,9 @@ class Stepper:
             start=start,
             views=job.method.views,
         )
-        fewest = self._placed.smallest_batch
+        fewest = fewest_images(job, self._placed, runtime.world_size)
         for index, batch in enumerate(numbered, start):
-            if fewest > 1 and job.images_of_step(index) < fewest_images(job, self._placed, runtime.world_size):
+            if self._placed.smallest_batch > 1 and job.images_of_step(index) < fewest:
                 return  # the last batch, too small for batch normalisation
             layout, dtype = self._placed.layout, self._placed.dtype
             x, *others = (view.to(dtype).contiguous(memory_format=layout) for view in (batch.x, *batch.other_views))
@@ -164,7 +181,9 @@ class Stepper:
         rate = self.optimizers.set_rates(rate_factor(job.schedule, middle, job.training.epochs))
         self._train_mode()
         self.optimizers.zero_grad()  # now: the forward passes need the memory of old gradients
-        parts = _parts_of(batch, job.training.accumulate)
+        # the same number of parts in all processes, whose shares differ by one image at most
+        fewest = job.images_of_step(moment.index) // self._runtime.world_size
+        parts = _parts_of(batch, min(job.training.accumulate, max(fewest, 1)))
         value = torch.zeros((), device=batch.x.device)
         done: list[tuple[Step, Tensor, dict[str, Tensor]]] = []
         for number, part in enumerate(parts, 1):
@@ -177,11 +196,12 @@ class Stepper:
                 replay=replay,
                 global_mean=self._runtime.mean if job.training.accumulate == 1 else _whole_batch,
                 seed=job.seed,
+                whole_weights=partial(self._runtime.whole_weights, *self.networks.learning.values()),
             )
             self._module.step = step
             # the mean over processes weighs all shards equally, so losses of smaller shards are scaled
             share = len(part.y) * self._runtime.world_size / job.images_of_step(moment.index)
-            with self._runtime.summing(self._parallel, number < len(parts)):
+            with self._runtime.summing(self._parallel, number < len(parts)), self.synchronised():
                 loss, terms = self._parallel()
                 self._runtime.backward(loss * share)
             value = value + loss.detach() * share

@@ -96,6 +96,10 @@ class TafdLoss(Part):
             return f"the network has {model.domains} domains: set threats to at least as many, not {len(threats)}"
         return None
 
+    def check_sharding(self) -> str | None:
+        """Refuse weights in shards, which are collected at the network's ordinary forward pass."""
+        return "calls router and experts of the network apart from its forward pass"
+
     def __call__(self, step: Step) -> Terms:
         """Return the terms "adversarial", "router" and, if it has weight, "clean"."""
         count = len(step.threats)
