@@ -192,9 +192,10 @@ def _check_answers(address: str, given: str) -> None:
     """
     if address in ("ray", "auto", "local"):
         return
-    host, _, port = address.removeprefix(_CLIENT).partition("/")[0].rpartition(":")
-    if not host and address.startswith(_CLIENT):
-        host, port = port, str(_CLIENT_PORT)
+    where = address.removeprefix(_CLIENT).partition("/")[0]
+    if address.startswith(_CLIENT) and ":" not in where:
+        where = f"{where}:{_CLIENT_PORT}"
+    host, _, port = where.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(f"the address of a Ray cluster is ray://HOST:PORT or HOST:PORT, got {given}")
     try:
