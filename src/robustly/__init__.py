@@ -51,6 +51,7 @@ _MODULES = (
         "performance",
         "processes",
         "randomness",
+        "ray_cluster",
         "reports",
         "runtime",
         "settings",

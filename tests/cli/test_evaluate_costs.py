@@ -1,10 +1,12 @@
 """Costs of confusions from the command line to the audit and the page."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from cli_tools import refusal
+from process_tools import start
 
 from robustly.cli import main
 from robustly.evidence.audit_record import read_audit
@@ -49,6 +51,26 @@ def test_from_training_to_the_page(tmp_path: Path, capsys: pytest.CaptureFixture
     content["numbers"]["worst"]["mean"] = 0.0
     (folder / COSTS).write_text(json.dumps(content))
     assert main(["audit", str(run)]) == 1
+
+
+@pytest.mark.slow
+def test_processes_share_the_images_of_costs(tmp_path: Path) -> None:
+    """Also for an evaluation that is kept, whose seed differs from that of the settings."""
+    run = tmp_path / "run"
+    assert main(["train", "mnist5k/pgd_at", "--out", str(run), *LITTLE]) == 0
+    words = ["evaluate", str(run), *FEW, "--evaluation.batch_size", "2", "--costs", "all"]
+    assert main([*words, "--as", "alone", "--seed", "3"]) == 0
+    for name, more in (("together", ["--seed", "3"]), ("later", ["--keep", "--seed", "4"])):
+        if name == "later":
+            shutil.copytree(run / "evaluation_alone", run / "evaluation_later")
+            (run / "evaluation_later/costs.parquet").unlink()
+        process = start(*words[1:], "--as", name, *more, "--runtime.processes", "2")
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        for file in ("costs.parquet", "costs.safetensors"):
+            one, other = (run / f"evaluation_{which}" / file for which in ("alone", name))
+            assert one.read_bytes() == other.read_bytes(), file
+        assert not (run / f"evaluation_{name}.partial").exists()
 
 
 @pytest.mark.parametrize("costs", ["classes:x", "3>3", "nowhere.csv", ""])

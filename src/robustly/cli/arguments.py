@@ -103,18 +103,30 @@ def processes_in(overrides: Sequence[str]) -> int:
     return int(text)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Add a run, and the short forms of the settings that name a model and its images.
+
+    Args:
+        parser: the parser of a command.
+        several: whether the command takes several runs, as `runs`, and a Ray cluster, as `on`.
 
     The short forms are here for the help: `split_overrides` takes them out of the command line before.
     """
     parser.add_argument(
-        "run",
+        "runs" if several else "run",
         type=Path,
-        nargs="?",
+        nargs="*" if several else "?",
+        metavar="RUN" if several else None,
         help="run folder; for a model trained elsewhere, a new folder, a file of weights, or a folder of Hugging "
         "Face (default: runs/NAME)",
     )
+    if several:
+        parser.add_argument(
+            "--on",
+            metavar="ray",
+            help="share the images of a run among the tasks of a Ray cluster, or carry out several runs and sweeps "
+            "there: ray for the cluster of this machine or a new one, or ray://HOST:PORT",
+        )
     group = parser.add_argument_group("a model trained elsewhere")
     group.add_argument("--model", metavar="NAME", help="network: a name, or package.module:factory")
     group.add_argument("--timm", metavar="NAME", help="network of timm, with its published weights or --weights")

@@ -1,16 +1,19 @@
 """`robustly certify`."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from robustly.certification.certificates import BoundCertificate
 from robustly.certification.problem import Method
 from robustly.cli.evaluate import run_evaluation
+from robustly.cli.evaluate_several import SeveralOptions, evaluate_several
+from robustly.cli.several_runs import all_runs, are_several, one_run
 from robustly.evaluation.suites.certified import with_certificate
 
 
 def run_certification(
-    place: Path | None,
+    places: Sequence[Path],
     overrides: list[str],
     *,
     method: Method,
@@ -20,11 +23,12 @@ def run_certification(
     overwrite: bool,
     label: str,
     keep: bool,
+    on: str | None = None,
 ) -> int:
     """Attack and certify a run and print the interval; returns the exit code.
 
     Args:
-        place: the run, or a model that was trained elsewhere; see `given_run`.
+        places: the run, or a model that was trained elsewhere, see `given_run`; with a cluster also several.
         overrides: settings.
         method: stages of the proofs; see `BoundCertificate`.
         seconds: time for the branch and bound of all images together; None for no limit.
@@ -33,10 +37,14 @@ def run_certification(
         overwrite: True to replace an earlier result.
         label: name of the folder of the result.
         keep: True to return without an error if there is a result already.
+        on: Ray cluster that shares the work; see `check_on`.
 
     Raises:
         ValueError: wrong settings, weights or data, or an operation that cannot be bounded.
         OSError: files that cannot be read or written.
     """
     extended = partial(with_certificate, certificate=BoundCertificate(method, halvings=halvings, seconds=seconds))
-    return run_evaluation(place, overrides, trust_code, overwrite, label, keep, extended)
+    if are_several(places, on) and on is not None:
+        several = SeveralOptions(tuple(overrides), on, trust_code, overwrite, label, keep, extended)
+        return evaluate_several(all_runs(places), several)
+    return run_evaluation(one_run(places), overrides, trust_code, overwrite, label, keep, extended, on=on)

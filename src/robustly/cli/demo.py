@@ -43,7 +43,7 @@ def run_demo(folder: Path, overrides: list[str]) -> int:
         soft_wrap=True,
     )
     run_certification(
-        last,
+        [last],
         ["--threat", PROVED_THREAT, "--evaluation.count", str(PROVED_IMAGES), "--evaluation.suite", "quick"],
         method="crown",
         seconds=None,

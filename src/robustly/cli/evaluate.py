@@ -1,33 +1,38 @@
 """`robustly evaluate`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from robustly.api.progress import evaluation_progress
-from robustly.cli.costs import add_costs, print_costs
+from robustly.cli.costs import add_costs, leader_of_costs, print_costs
 from robustly.cli.domain_tables import report_domains
 from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations, refuse_unfit
 from robustly.cli.evaluate_tables import print_evaluation
-from robustly.cli.evaluate_together import Request, Together, serve_evaluations, suite_before_loading
+from robustly.cli.evaluate_together import (
+    Request,
+    Sharing,
+    Together,
+    serve_evaluations,
+    suite_before_loading,
+)
+from robustly.cli.evaluate_writing import named_summary, print_union, written
+from robustly.cli.on_ray import OnRay, check_on
 from robustly.cli.subject import Subject, first_threat, keep_run, load_subject, removed_if_refused, run_of_command
 from robustly.cli.terminal import PlainConsole
 from robustly.cli.together import place_of_this_process
-from robustly.cli.union_table import union_table
 from robustly.cost_matrix import check_costs, read_costs
 from robustly.evaluation import evaluate
 from robustly.evaluation.announcement import announcement
 from robustly.evaluation.costs import check_costs_fit
-from robustly.evaluation.crew import Leader
+from robustly.evaluation.crew import Leads
 from robustly.evaluation.door import check_fit
+from robustly.evaluation.parts import ALONE
 from robustly.evaluation.suites.suite import Suite
-from robustly.evidence import Evidence, Summary, read_evidence, read_summary, write_evidence
+from robustly.evidence import Evidence, Summary, read_evidence, read_summary
 from robustly.evidence.collapse import collapse_words
-from robustly.evidence.domains import SPLITS
-from robustly.evidence.partial_unions import largest_union
-from robustly.evidence.provenance import Seen
 from robustly.evidence.schema import SUMMARY
 from robustly.evidence.unions import Tested, read_rows
 from robustly.experiments.configuration import RunConfig
@@ -40,7 +45,6 @@ from robustly.experiments.run_folder import (
 )
 from robustly.experiments.seen_attacks import seen_attacks
 from robustly.experiments.surrogates import load_surrogates
-from robustly.files import whole_folder
 from robustly.performance import kept, key_of
 
 
@@ -54,6 +58,7 @@ def run_evaluation(
     extended: Callable[[Suite], Suite] | None = None,
     checkpoint: Checkpoint = "best",
     costs: str | None = None,
+    on: str | None = None,
 ) -> int:
     """Evaluate a run under every threat of its settings, and print the tables; returns the exit code.
 
@@ -69,6 +74,7 @@ def run_evaluation(
         extended: adds certificates to the suite; None for the suite as it is.
         checkpoint: the weights: those that the run selected, or those after its last epoch.
         costs: costs of confusions, which are evaluated too; see `robustly.cost_matrix.read_costs`.
+        on: Ray cluster that shares the work, see `check_on`; None for the processes of the settings.
 
     Raises:
         ValueError: wrong settings, weights or data.
@@ -76,6 +82,8 @@ def run_evaluation(
     """
     if costs is not None:
         check_costs(costs)
+    if on is not None:
+        check_on(on, overrides)
     run = run_of_command(place, overrides)
     if extended is not None or costs is not None:
         run = replace(run, config=first_threat(run, "certify" if costs is None else "evaluate --costs"))
@@ -94,35 +102,42 @@ def run_evaluation(
         if not run.is_new:
             for plan in plans:
                 held.enter_context(lock_evaluation(plan.target))
-        together = Together(spot, run.config.runtime, request)
-        held.callback(together.close)
-        left = [plan for plan in plans if not _is_kept(plan, overwrite, keep, checkpoint)]
+        sharing: Sharing = Together(spot, run.config.runtime, request) if on is None else OnRay(on, request)
+        held.callback(sharing.close)
+        left = [plan for plan in plans if not is_kept(plan, overwrite, keep, checkpoint)]
         found = {plan.target.name: read_rows(plan.target) for plan in plans if plan not in left and len(plans) > 1}
         if left:
             for part in dict.fromkeys(plan.part for plan in left):
                 some = [plan for plan in left if plan.part == part]
                 is_first = some[0] is left[0]
-                found |= carried_out(run, some, request, held, costs, together, is_first=is_first)
+                found |= carried_out(run, some, request, held, costs, sharing, is_first=is_first)
         if costs is not None and not left:
-            target = plans[-1].target
-            subject = load_subject(run, trust_code, checkpoint=checkpoint)
-            matrix = read_costs(costs, subject.data.num_classes)
-            counted = add_costs(subject, read_evidence(target), matrix, target)
-            print_costs(PlainConsole(), read_summary(target), counted)
-    of_target = _as_given([plan for plan in plans if plan.part == "target"], run.config)
+            _costs_of_kept(run, plans[-1], request, costs, sharing)
+    of_target = as_given([plan for plan in plans if plan.part == "target"], run.config)
     if len(of_target) > 1:
-        _print_union(run, {plan.target.name: found[plan.target.name] for plan in of_target})
+        print_union(run, {plan.target.name: found[plan.target.name] for plan in of_target})
     if run.config.data.domains is not None:
         report_domains(run.folder, [plan.target for plan in of_target])
     return 0
 
 
-def _as_given(plans: Sequence[PlannedEvaluation], config: RunConfig) -> list[PlannedEvaluation]:
+def _costs_of_kept(run: GivenRun, plan: PlannedEvaluation, request: Request, costs: str, sharing: Sharing) -> None:
+    """Measure the costs of confusions of an evaluation that is there already."""
+    subject = load_subject(run, request.trust_code, checkpoint=request.checkpoint)
+    matrix, summary = read_costs(costs, subject.data.num_classes), read_summary(plan.target)
+    leader = leader_of_costs(sharing, plan, subject, request, summary.suite.batch_size)
+    counted = add_costs(subject, read_evidence(plan.target), matrix, plan.target, leader or ALONE)
+    if leader is not None:
+        leader.end()
+    print_costs(PlainConsole(), summary, counted)
+
+
+def as_given(plans: Sequence[PlannedEvaluation], config: RunConfig) -> list[PlannedEvaluation]:
     """Evaluations in the order of the settings."""
     return sorted(plans, key=lambda plan: config.threats.index(plan.config.threat))
 
 
-def _is_kept(plan: PlannedEvaluation, overwrite: bool, keep: bool, checkpoint: Checkpoint) -> bool:
+def is_kept(plan: PlannedEvaluation, overwrite: bool, keep: bool, checkpoint: Checkpoint) -> bool:
     """True if an earlier evaluation takes the place of this one.
 
     Raises:
@@ -145,7 +160,7 @@ def carried_out(
     request: Request,
     held: ExitStack,
     costs: str | None,
-    together: Together,
+    sharing: Sharing,
     subject: Subject | None = None,
     advice: str = ", with --keep for those that are finished,",
     is_first: bool = True,
@@ -158,7 +173,7 @@ def carried_out(
         request: arguments of the command.
         held: keeps the locks of the evaluations of a new run.
         costs: costs of confusions; None without them.
-        together: the processes that share the work.
+        sharing: the processes that share the work.
         subject: model and images, if they are loaded already.
         advice: words on the finished ones of several evaluations, for a user who stops the work.
         is_first: whether these are the first evaluations of the command.
@@ -175,7 +190,7 @@ def carried_out(
         keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)
     found: dict[str, Tested] = {}
-    leaders = together.leaders(plans, len(subject.data))
+    leaders = sharing.leaders(plans, subject)
     for plan, given in zip(plans, suites, strict=True):
         config = plan.config
         with ExitStack() as unless_refused:
@@ -183,6 +198,7 @@ def carried_out(
                 unless_refused.enter_context(removed_if_refused(run))
             if run.is_new:
                 held.enter_context(lock_evaluation(plan.target))
+            leader = leaders.get(plan.target)
             suite = load_surrogates(given, config, subject.data, subject.trusts, subject.device)
             marks = seen_attacks(run.folder, trained, config.threat.kind, suite, last_epoch=checkpoint == "last")
             console = PlainConsole()
@@ -192,8 +208,8 @@ def carried_out(
                     suite,
                     subject,
                     plan.target,
-                    partial(_named, subject=subject, marks=marks, stages=config.evaluation.stages),
-                    leaders.get(plan.target),
+                    partial(named_summary, subject=subject, marks=marks, stages=config.evaluation.stages),
+                    leader,
                 )
             except KeyboardInterrupt:
                 others = advice if len(plans) > 1 else ""
@@ -202,7 +218,11 @@ def carried_out(
                     highlight=False,
                 )
                 raise
-            counted = None if matrix is None else add_costs(subject, evidence, matrix, plan.target)
+            counted = None
+            if matrix is not None:
+                counted = add_costs(subject, evidence, matrix, plan.target, leader or ALONE)
+            if leader is not None:
+                leader.end()  # the others go on to the next evaluation
         collapse = collapse_words(evidence.table.examples, subject.data.classes)
         print_evaluation(console, evidence.summary, run.folder, plan.target, collapse)
         if counted is not None:
@@ -211,23 +231,13 @@ def carried_out(
     return found
 
 
-def _print_union(run: GivenRun, found: Mapping[str, Tested]) -> None:
-    """Print the table of all threats, and the evaluations that are left out of it."""
-    console = PlainConsole()
-    union, left_out = largest_union(found)
-    if union is not None:
-        console.print(union_table(run.folder.resolve().name, union))
-    for one in left_out:
-        console.print(f"! {one.evaluation} is left out: {one.reason}", markup=False, soft_wrap=True)
-
-
 def _evaluated(
     config: RunConfig,
     suite: Suite,
     subject: Subject,
     target: Path,
     named: Callable[[Summary], Summary],
-    leader: Leader | None,
+    leader: Leads | None,
 ) -> Evidence:
     """Attack the model, and replace the folder of the evaluation by the new evidence, which is returned."""
     settings = config.evaluation
@@ -255,34 +265,4 @@ def _evaluated(
             leader=leader,
             known_size=None if known is None else known.batch_size,
         )
-    if leader is not None:
-        leader.end()  # the others go on to the next evaluation
-    evidence = replace(evidence, summary=named(evidence.summary))
-    with whole_folder(target, spent=unfinished) as staging:
-        write_evidence(evidence, staging)
-    return evidence
-
-
-def _named(
-    found: Summary,
-    subject: Subject,
-    marks: Mapping[str, Seen] | None,
-    stages: Mapping[str, Mapping[str, object]] | None,
-) -> Summary:
-    """The summary with the names of run and model, settings that load the same data again, and what was seen."""
-    config = replace(subject.run.config, data=subject.source)
-    return replace(
-        found,
-        run=subject.run.folder.resolve().name,
-        model=replace(found.model, name=config.model.name, checkpoint=subject.checkpoint),
-        data=replace(
-            found.data,
-            source=config.data.tested_title(subject.part),
-            split="test" if config.data.domains is None else SPLITS[subject.part],
-            settings=config.as_plain()["data"],
-            trained_on=subject.seen.trained_on,
-            selected_on=subject.seen.selected_on,
-        ),
-        composed=stages,
-        seen_attacks=marks,
-    )
+    return written(replace(evidence, summary=named(evidence.summary)), target)

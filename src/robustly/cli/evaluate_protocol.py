@@ -10,7 +10,8 @@ from rich.console import Console
 
 from robustly.cli.evaluate import carried_out
 from robustly.cli.evaluate_plan import PlannedEvaluation
-from robustly.cli.evaluate_together import ProtocolRequest, Request, Together, serve_evaluations
+from robustly.cli.evaluate_together import ProtocolRequest, Request, Sharing, Together, serve_evaluations
+from robustly.cli.on_ray import OnRay, check_on
 from robustly.cli.protocol_plan import ProtocolPlan, protocol_plan
 from robustly.cli.protocol_tables import plan_table, result_table
 from robustly.cli.subject import load_subject, run_of_command
@@ -42,6 +43,7 @@ class ProtocolOptions:
         trained_on: threats of the training that no run states; None if none are named.
         planes: file of principal directions for GPGD; None for those of the run.
         dry_run: whether the columns and their passes are printed, and nothing is done.
+        on: Ray cluster that shares the work; None for the processes of the settings.
     """
 
     overwrite: bool = False
@@ -51,6 +53,7 @@ class ProtocolOptions:
     trained_on: tuple[str, ...] | None = None
     planes: Path | None = None
     dry_run: bool = False
+    on: str | None = None
 
 
 def protocol_of(place: Path | None, overrides: Sequence[str]) -> Protocol | None:
@@ -92,6 +95,8 @@ def run_protocol(
         ValueError: wrong settings, weights or data; images that a threat is not defined for.
         OSError: files that cannot be read or written.
     """
+    if options.on is not None:
+        check_on(options.on, overrides)
     run = run_of_command(place, _without_suite(overrides))
     if run.is_new and options.checkpoint == "last":
         raise RunError(
@@ -119,9 +124,11 @@ def run_protocol(
     reference = [f"trained on: {one.config.threat}, which the others are compared with" for one in plan.trained]
     for line in (*reference, *(f"left out: {one}" for one in plan.terms.left_out)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    together = Together(spot, run.config.runtime, request)
+    sharing: Sharing = (
+        Together(spot, run.config.runtime, request) if options.on is None else OnRay(options.on, request)
+    )
     if options.dry_run:
-        together.close()
+        sharing.close()
         console.print("nothing was evaluated, and nothing was written")
         return 0
     file = protocol_file(run.folder, label)
@@ -132,13 +139,13 @@ def run_protocol(
         if not run.is_new:
             for one in plan.own:
                 held.enter_context(lock_evaluation(one.target))
-        held.callback(together.close)
+        held.callback(sharing.close)
         if options.overwrite:
             file.unlink(missing_ok=True)
         left = [one for one in plan.own if options.overwrite or not _is_finished(one, identity, console)]
         done = {one.target.name: read_rows(one.target) for one in plan.evaluations if one not in left}
         if left:
-            done |= carried_out(run, left, request, held, None, together, subject=subject, advice="")
+            done |= carried_out(run, left, request, held, None, sharing, subject=subject, advice="")
         result = _written(run, plan, done)
     _print(console, run, result)
     return 0

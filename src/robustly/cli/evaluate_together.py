@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations
 from robustly.cli.protocol_plan import protocol_plan
 from robustly.cli.subject import Subject, load_subject, run_of_command
 from robustly.cli.together import say_crowding, take_part
 from robustly.evaluation import PROTOCOLS
-from robustly.evaluation.crew import Leader
+from robustly.evaluation.crew import Leader, Leads
 from robustly.evaluation.serving import serve_evaluation
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.suite import Suite
@@ -85,6 +86,21 @@ def suite_of(plan: PlannedEvaluation, subject: Subject, extended: Callable[[Suit
     return load_surrogates(suite, plan.config, subject.data, subject.trusts, subject.device)
 
 
+class Sharing(Protocol):
+    """Processes or a cluster that share the evaluations of one command."""
+
+    def leaders(self, plans: Sequence[PlannedEvaluation], subject: Subject) -> Mapping[Path, Leads]:
+        """Announce evaluations of one model on the same images; returns the leader of each by its folder.
+
+        A single process has none.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the processes or the cluster."""
+        ...
+
+
 class Together:
     """The processes of one command, which start or are joined when the first evaluations are shared.
 
@@ -101,20 +117,20 @@ class Together:
         self._group: Group | None = None
         self._rounds = self._evaluations = 0
 
-    def leaders(self, plans: Sequence[PlannedEvaluation], images: int) -> Mapping[Path, Leader]:
+    def leaders(self, plans: Sequence[PlannedEvaluation], subject: Subject) -> Mapping[Path, Leads]:
         """Announce evaluations; returns the leader of each by its folder, none for a single process.
 
         Args:
             plans: evaluations on the same images.
-            images: number of images; more processes are of no use.
+            subject: model and images; more processes than images are of no use.
 
         Raises:
             ProcessError: the store does not answer.
         """
         if self._group is None and self._place is not None:
             self._group = join_group(self._place)
-        elif self._group is None and min(self._config.processes, images) > 1:
-            size = min(self._config.processes, images)
+        size = min(self._config.processes, len(subject.data))
+        if self._group is None and size > 1:
             say_crowding(size)
             self._group = start_group(size, serve_evaluations, [self._request])
         if self._group is None:

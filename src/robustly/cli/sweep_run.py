@@ -3,7 +3,6 @@
 Each cell has its own processes, so that a crash or a lack of memory stops one run only.
 """
 
-import importlib
 import os
 import queue
 import signal
@@ -13,14 +12,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from robustly.experiments.run_folder import open_run
 from robustly.experiments.sweeps import Cell
+from robustly.ray_cluster import RETRIES, check_room, connected
 
 LOG = "output.log"
 PATIENCE = 15.0
-RETRIES = 3
 
 Environment = Mapping[str, str]
 CarryOut = Callable[[Cell, threading.Event, Environment], str]
@@ -134,16 +132,7 @@ def on_ray(address: str, threads: int) -> Iterator[CarryOut]:
     Raises:
         ValueError: Ray is not installed, or the cluster cannot be reached or has no node for a cell.
     """
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ImportError as error:
-        raise ValueError("--ray needs the package ray: pip install 'robustly[ray]'") from error
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ValueError(f"no Ray cluster at {address}: {error}") from None
-    try:
+    with connected(address, "--ray") as ray:
         has_gpus, task = check_room(ray, threads), ray.remote(_on_node)
 
         def one(cell: Cell, stop: threading.Event, environment: Environment) -> str:
@@ -158,20 +147,6 @@ def on_ray(address: str, threads: int) -> Iterator[CarryOut]:
             return str(ray.get(reference))
 
         yield one
-    finally:
-        ray.shutdown()
-
-
-def check_room(ray: Any, threads: int) -> bool:
-    """Check that a node has enough CPUs; returns whether the cluster has GPUs.
-
-    Raises:
-        ValueError: no node has enough CPUs; a run would wait for ever.
-    """
-    widest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-    if threads > widest:
-        raise ValueError(f"no node of the Ray cluster has {threads} CPUs for a run (the largest has {widest:g})")
-    return bool(ray.cluster_resources().get("GPU", 0))
 
 
 def _on_node(cell: Cell, environment: Environment) -> str:

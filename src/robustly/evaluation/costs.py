@@ -1,6 +1,6 @@
 """Costs of confusions under attack: a targeted attack at every costly class that is worse than those reached."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from robustly.attacks import APGD, Attack, AttackResult
 from robustly.cost_matrix import CostMatrix
 from robustly.data import ImageData
 from robustly.evaluation.costs_8bit import PairImages, images_of_pairs, saved_by_evaluation
+from robustly.evaluation.parts import Arrays, Task, as_bytes, from_bytes
 from robustly.evaluation.recording import as_array, stored_images
 from robustly.evaluation.stages import EvaluationError
 from robustly.evaluation.suites.suite import settings
@@ -33,6 +34,8 @@ from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats import Threat
 
+COSTS = "costs"
+"""Kind of the tasks whose parts are batches of pairs of an example and a class."""
 TARGETED_ATTACK = APGD(steps=100)
 """The attack at a costly class: it maximises log p_j, which leads past every other class."""
 
@@ -81,14 +84,14 @@ def evaluate_costs(
     for turn in turns(place, cost):
         worst = worst_costs(place, cost, pairs.reached, len(ids))
         chosen = turn[cost[turn] > worst[place[turn]]]
-        for here in target.chunks(chosen):
-            kept, reached = _attacked(target, attack, pairs, here, place[here])
+        for kept, reached in _attacked(target, attack, pairs, target.chunks(chosen), place, evaluation):
             images.append(kept)
             targets.append(reached)
         done += len(turn)
         progress("costs", done, len(pairs))
     own, classes = StoredImages.joined(images), np.concatenate(targets)
-    files = images_of_pairs(target, evidence, pairs, saved, own, classes)
+    files = images_of_pairs(target, evidence, pairs, saved, own, classes, evaluation)
+    target.crew.forget_parts()
     has_image = pair_mask(pairs, files.images.ids, files.targets)
     numbers = cost_numbers(costs, ids, table.examples.label, table.examples.clean_prediction, pairs, has_image)
     summary = CostSummary(costs.text, costs.digest, costs.rows, settings(attack), numbers, evaluation)
@@ -233,21 +236,47 @@ def attack_pairs(target: EvaluationTarget, attack: Attack, rows: Whole, classes:
     return TargetedResult(found, found.broken & ~found.invalid & inside & (predicted == wanted))
 
 
-def _attacked(
-    target: EvaluationTarget, attack: Attack, pairs: CostPairs, here: Whole, rows: Whole
-) -> tuple[StoredImages, Whole]:
-    """Attack a batch of pairs and fill in their rows; returns the images to store, and their classes."""
-    result = attack_pairs(target, attack, rows, pairs.target[here])
+def cost_part(target: EvaluationTarget, attack: Attack, part: Arrays) -> Arrays:
+    """Attack one batch of pairs: `rows` of the data, their `classes`, and the `seed` of the evaluation."""
+    rows = part["rows"]
+    target = replace(target, seed=from_bytes(part["seed"]))
+    result = attack_pairs(target, attack, rows, part["classes"])
     found, reached = result.found, result.reached
-    invalid, holds = as_array(found.invalid), as_array(reached)
-    pairs.tried[here] = True
-    pairs.invalid[here] = invalid
-    pairs.reached[here] = holds | invalid
-    pairs.origin[here[holds | invalid]] = TARGETED
-    pairs.forwards[here], pairs.backwards[here] = as_array(found.forwards), as_array(found.backwards)
     ids = target.data.ids[torch.from_numpy(rows).to(reached.device)]
     theta = None if found.theta is None else found.theta[reached]
-    return stored_images(ids[reached], found.x_adv[reached], theta), pairs.target[here[holds]]
+    kept = stored_images(ids[reached], found.x_adv[reached], theta)
+    return {
+        "invalid": as_array(found.invalid),
+        "reached": as_array(reached),
+        "forwards": as_array(found.forwards),
+        "backwards": as_array(found.backwards),
+        "ids": kept.ids,
+        "images": kept.images,
+        **({} if kept.theta is None else {"theta": kept.theta}),
+    }
+
+
+def _attacked(
+    target: EvaluationTarget,
+    attack: Attack,
+    pairs: CostPairs,
+    batches: Sequence[Whole],
+    place: Whole,
+    evaluation: str,
+) -> Iterator[tuple[StoredImages, Whole]]:
+    """Attack batches of pairs and fill in their rows; yields the images to store, and their classes."""
+    seed = as_bytes(target.seed)
+    parts: list[Arrays] = [{"rows": place[here], "classes": pairs.target[here], "seed": seed} for here in batches]
+    task = Task(COSTS, evaluation, target.threat.extent_text)
+    results = target.crew.share(task, parts, lambda part: cost_part(target, attack, part))
+    for here, found in zip(batches, results, strict=True):
+        invalid, holds = found["invalid"], found["reached"]
+        pairs.tried[here] = True
+        pairs.invalid[here] = invalid
+        pairs.reached[here] = holds | invalid
+        pairs.origin[here[holds | invalid]] = TARGETED
+        pairs.forwards[here], pairs.backwards[here] = found["forwards"], found["backwards"]
+        yield StoredImages(found["ids"], found["images"], found.get("theta")), pairs.target[here[holds]]
 
 
 def as_evaluated(target: EvaluationTarget, evidence: Evidence) -> EvaluationTarget:

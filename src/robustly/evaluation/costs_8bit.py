@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustly.evaluation.eight_bit import Searched, nothing_saved, search_for
+from robustly.evaluation.parts import Arrays, Task, as_bytes, from_bytes
 from robustly.evaluation.recording import as_array
 from robustly.evaluation.target import EvaluationTarget
 from robustly.evidence import EightBitImages, Evidence, EvidenceError, StoredImages
@@ -16,6 +17,9 @@ from robustly.evidence.cost_pairs import CLEAN, OF_EVALUATION, CostPairs, pair_r
 from robustly.evidence.schema import Flags, Whole
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator, derive_seed
+
+COSTS_8BIT = "costs as 8-bit files"
+"""Kind of the tasks whose parts are batches of pairs that an attack reached."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ def images_of_pairs(
     saved: dict[str, PairImages],
     successes: StoredImages,
     classes: Whole,
+    evaluation: str = "",
 ) -> PairImages:
     """An 8-bit image of each class that an attack reached, as far as one is found; fills in the passes.
 
@@ -69,6 +74,7 @@ def images_of_pairs(
         saved: 8-bit images of the evaluation.
         successes: images of the targeted attack.
         classes: their classes, `(M,)`.
+        evaluation: SHA-256 of the summary of the evaluation.
     """
     parts, targets, left = [nothing_saved(target)], [np.zeros(0, np.int64)], is_searched(pairs)
     for one in saved.values():
@@ -77,7 +83,7 @@ def images_of_pairs(
         parts.append(_only(one.images, kept))
         targets.append(one.targets[kept])
         left[rows[kept]] = False
-    for rows, found in searches(target, evidence, pairs, successes, classes, np.flatnonzero(left)):
+    for rows, found in searches(target, evidence, pairs, successes, classes, np.flatnonzero(left), evaluation):
         pairs.passes_8bit[rows] = found.passes
         hit = rows[found.found]
         parts.append(EightBitImages(pairs.id[hit], found.levels, found.theta))
@@ -92,6 +98,7 @@ def searches(
     successes: StoredImages,
     classes: Whole,
     rows: Whole,
+    evaluation: str = "",
 ) -> Iterator[tuple[Whole, Searched]]:
     """The searches for 8-bit images of some pairs, batch by batch, with their rows.
 
@@ -104,17 +111,38 @@ def searches(
         successes: images of the targeted attack.
         classes: their classes, `(M,)`.
         rows: rows of the pairs, `(Q,)`.
+        evaluation: SHA-256 of the summary of the evaluation.
     """
+    batches, seed = target.chunks(rows), as_bytes(target.seed)
+    parts: list[Arrays] = [
+        {
+            "rows": rows_of(evidence.table.examples.id, pairs.id[here]),
+            "classes": pairs.target[here],
+            "points": _points(evidence, pairs, successes, classes, here),
+            "seed": seed,
+        }
+        for here in batches
+    ]
+    task = Task(COSTS_8BIT, evaluation, target.threat.extent_text)
+    results = target.crew.share(task, parts, lambda part: cost_search_part(target, part))
+    for here, found in zip(batches, results, strict=True):
+        yield here, Searched(found["found"], found["passes"], found["levels"], found.get("theta"))
+
+
+def cost_search_part(target: EvaluationTarget, part: Arrays) -> Arrays:
+    """Search for the 8-bit images of one batch: `rows`, `classes`, `points` to start from, and the `seed`."""
     data, device = target.data, target.data.device
-    seeds = tuple(derive_seed(target.seed, "evaluation", "costs", j) for j in range(data.num_classes))
-    for here in target.chunks(rows):
-        examples = torch.from_numpy(rows_of(evidence.table.examples.id, pairs.id[here])).to(device)
-        wanted = torch.from_numpy(np.ascontiguousarray(pairs.target[here])).to(device)
-        start = torch.from_numpy(_points(evidence, pairs, successes, classes, here)).to(device)
-        draws = KeyedGenerator(seeds, data.ids[examples], wanted).fold("8bit")
-        goal = ClassificationGoal(data.labels[examples], wanted)
-        found = search_for(target, examples, start, goal, draws)
-        yield here, found
+    seed = from_bytes(part["seed"])
+    seeds = tuple(derive_seed(seed, "evaluation", "costs", j) for j in range(data.num_classes))
+    rows, wanted, start = (torch.from_numpy(part[key]).to(device) for key in ("rows", "classes", "points"))
+    draws = KeyedGenerator(seeds, data.ids[rows], wanted).fold("8bit")
+    found = search_for(target, rows, start, ClassificationGoal(data.labels[rows], wanted), draws)
+    return {
+        "found": found.found,
+        "passes": found.passes,
+        "levels": found.levels,
+        **({} if found.theta is None else {"theta": found.theta}),
+    }
 
 
 def _points(

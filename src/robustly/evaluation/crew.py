@@ -6,25 +6,38 @@ process 0 continues. A stopped evaluation continues from these files. The parts 
 batch, so that the results are, too.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from typing import Protocol
 
 from robustly.evaluation.checkpoint import Speed
 from robustly.evaluation.identity import differences
-from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work, WorkError, no_report
-from robustly.files import whole_file
+from robustly.evaluation.part_files import digest_of, finished_parts, is_whole, load_part, part_file, save_part
+from robustly.evaluation.parts import ALONE, Arrays, Crew, OnPart, Task, Work, WorkError, no_report
 from robustly.processes import Group, ProcessError
 from robustly.runtime import DeviceError
 
 _ALL_TAKEN = 2**40
+
+
+class Leads(Crew, Protocol):
+    """A crew whose parts are carried out elsewhere, one evaluation after the other."""
+
+    def begin(self, identity: str, speed: Speed) -> None:
+        """Announce an evaluation.
+
+        Args:
+            identity: see `evaluation_identity`.
+            speed: its batch size and precision.
+        """
+        ...
+
+    def end(self) -> None:
+        """Announce the end of the evaluation."""
+        ...
 
 
 class Leader:
@@ -60,9 +73,9 @@ class Leader:
         self._tasks += 1
         folder = self._folder / digest_of(task, parts)
         folder.mkdir(parents=True, exist_ok=True)
-        if not _is_whole(folder / INPUTS):
+        if not is_whole(folder / INPUTS):
             named = {f"{n}.{key}": value for n, part in enumerate(parts) for key, value in part.items()}
-            _save(named, folder / INPUTS)
+            save_part(named, folder / INPUTS)
         store.set(f"task/{place}", json.dumps({**asdict(task), "folder": folder.name, "count": len(parts)}))
         try:
             _take_part(self._group, place, folder, len(parts), work, lambda number: parts[number], on_part)
@@ -79,13 +92,11 @@ class Leader:
         if store.check([f"error/{place}"]):
             raise WorkError(store.get(f"error/{place}").decode())
         for number in range(len(parts)):
-            yield _load(folder / _result(number))
+            yield load_part(part_file(folder, number))
 
     def finished(self, task: Task, parts: Sequence[Arrays]) -> Iterator[Arrays]:
         """Results of those parts that an earlier start of the command has finished."""
-        folder = self._folder / digest_of(task, parts)
-        found = (folder / _result(number) for number in range(len(parts)))
-        return (_load(path) for path in found if _is_whole(path))
+        return finished_parts(self._folder, task, parts)
 
     def first(self, value: Callable[[], int]) -> int:
         """The number; the other processes do not need it."""
@@ -131,7 +142,7 @@ def serve(group: Group, folder: Path, identity: str, work_of: Callable[[Speed, T
         task, here = Task(**{key: about[key] for key in _TASK}), folder / about["folder"]
 
         def part_of(number: int, here: Path = here) -> Arrays:
-            return _load(here / INPUTS, f"{number}.")
+            return load_part(here / INPUTS, f"{number}.")
 
         try:
             work = work_of(speed, task)
@@ -157,50 +168,11 @@ def _take_part(
     while (number := store.add(f"next/{place}", 1) - 1) < count:
         if group.rank == 0:
             group.check()
-        path = folder / _result(number)
-        if not _is_whole(path):
-            _save(work(part_of(number)), path)
+        path = part_file(folder, number)
+        if not is_whole(path):
+            save_part(work(part_of(number)), path)
         on_part(store.add(f"done/{place}", 1))
 
 
 def _begun(number: int) -> str:
     return f"begun/{number}"
-
-
-def _result(number: int) -> str:
-    return f"{number:06d}.safetensors"
-
-
-def digest_of(task: Task, parts: Sequence[Arrays]) -> str:
-    """Name of the folder of a task: the same task on the same inputs has the same name."""
-    about = {key: value for key, value in asdict(task).items() if key != "seconds"}
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for part in parts:
-        for key in sorted(part):
-            digest.update(f"{key} {part[key].dtype} {part[key].shape}".encode())
-            digest.update(np.ascontiguousarray(part[key]).tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _save(arrays: Arrays, path: Path) -> None:
-    with whole_file(path) as temporary:
-        try:
-            save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
-        except SafetensorError as error:
-            raise OSError(f"could not write {path}: {error}") from error
-
-
-def _load(path: Path, prefix: str = "") -> Arrays:
-    """The arrays of a file whose names begin with a prefix, without it."""
-    with safe_open(path, framework="np") as stored:
-        names = [name for name in stored.keys() if name.startswith(prefix)]  # noqa: SIM118
-        return {name.removeprefix(prefix): stored.get_tensor(name) for name in names}
-
-
-def _is_whole(path: Path) -> bool:
-    """Return True for a result that an earlier process has finished."""
-    try:
-        with safe_open(path, framework="np") as stored:
-            return len(list(stored.keys())) > 0
-    except (SafetensorError, OSError):
-        return False

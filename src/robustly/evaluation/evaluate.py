@@ -12,7 +12,7 @@ from robustly.data import ImageData
 from robustly.evaluation.batch_size import measure
 from robustly.evaluation.certificates import Certified, check_certificates, run_certificates
 from robustly.evaluation.checkpoint import EvaluationCheckpoint, Speed
-from robustly.evaluation.crew import Leader
+from robustly.evaluation.crew import Leads
 from robustly.evaluation.curve import (
     Curve,
     GivenCurve,
@@ -65,7 +65,7 @@ def evaluate(
     curve: GivenCurve = None,
     checkpoint: EvaluationCheckpoint | Path | None = None,
     progress: Progress | None = None,
-    leader: Leader | None = None,
+    leader: Leads | None = None,
     known_size: int | None = None,
 ) -> Evidence:
     """Evaluate a model and return the evidence.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from robustly.evaluation.crew import digest_of
+from robustly.evaluation.part_files import digest_of
 from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work, no_report
 from robustly.processes import Group, ProcessError
 from robustly.runtime import DeviceError, check_device

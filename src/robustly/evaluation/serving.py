@@ -3,27 +3,18 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from robustly.attacks import Attack
 from robustly.data import ImageData
-from robustly.evaluation.certificate_queue import FINISH
-from robustly.evaluation.certificates import SCREEN, certificate_work, prepared
-from robustly.evaluation.checkpoint import Speed
-from robustly.evaluation.confirmation import attack_part
 from robustly.evaluation.crew import serve
 from robustly.evaluation.curve import GivenCurve
-from robustly.evaluation.diagnostics import DIAGNOSTIC, cheap_work
 from robustly.evaluation.door import as_evaluated
-from robustly.evaluation.eight_bit import save_part
-from robustly.evaluation.evaluate import at_precision
 from robustly.evaluation.identity import evaluation_identity
-from robustly.evaluation.parts import Arrays, Task, Work
 from robustly.evaluation.suites.suite import Suite
-from robustly.evaluation.target import EvaluationTarget, Mode
+from robustly.evaluation.target import Mode
+from robustly.evaluation.task_work import work_of_tasks
 from robustly.processes import Group
-from robustly.runtime import check_device
 from robustly.threats import Threat
 
 
@@ -67,37 +58,4 @@ def serve_evaluation(
         model, data, threat, suite, mode=mode, seed=seed, batch_size=batch_size, curve_count=curve_count
     )
 
-    def work_of(speed: Speed, task: Task) -> Work:
-        return _watched(_work_of(speed, task), data.device)
-
-    def _work_of(speed: Speed, task: Task) -> Work:
-        at_extent = threat if task.extent == threat.extent_text else threat.with_extent(task.extent)
-        target = EvaluationTarget(model, data, at_extent, seed, speed.batch_size)
-        if task.kind == DIAGNOSTIC:
-            return cheap_work(target)
-        if task.kind in (SCREEN, FINISH):
-            certificate = prepared(target, suite.certificates[task.name], task.name)
-            return certificate_work(target, certificate, task, group.size)
-        attack = at_precision(suite, speed).attacks[task.name]
-
-        def work(part: Arrays) -> Arrays:
-            if task.kind == "attack":
-                return attack_part(target, attack, task.name, part)
-            return save_part(target, task.name, part)
-
-        return work
-
-    serve(group, folder, identity, work_of, number)
-
-
-def _watched(work: Work, device: torch.device) -> Work:
-    """The work; an error of a device that is lost is raised as that."""
-
-    def run(part: Arrays) -> Arrays:
-        try:
-            return work(part)
-        except Exception:
-            check_device(device)
-            raise
-
-    return run
+    serve(group, folder, identity, work_of_tasks(model, data, threat, suite, seed, group.size), number)

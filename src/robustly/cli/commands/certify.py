@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "killed one. `robustly report RUN` shows the interval."
     )
     add_trust(parser)
-    add_model(parser)
+    add_model(parser, several=True)
     parser.add_argument(
         "--method",
         choices=METHODS,
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.count is not None:
         overrides = ["--evaluation.count", str(options.count), *overrides]
     return run_certification(
-        options.run,
+        options.runs,
         ["--evaluation.suite", options.suite, *overrides],
         method=options.method,
         seconds=options.time,
@@ -67,4 +67,5 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         overwrite=options.overwrite,
         label=options.label,
         keep=options.keep,
+        on=options.on,
     )

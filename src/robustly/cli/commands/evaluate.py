@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "trained elsewhere, give its file, or --model, --timm or --hf-model, and --data."
     )
     add_trust(parser)
-    add_model(parser)
+    add_model(parser, several=True)
     parser.add_argument("--suite", metavar="NAME", help="same as --evaluation.suite NAME")
     parser.add_argument(
         "--curve",
@@ -64,12 +64,16 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     """Evaluate; returns the exit code. See `run_evaluation`, and `run_protocol` for suites of several threats."""
     from robustly.cli.evaluate import run_evaluation
     from robustly.cli.evaluate_protocol import ProtocolOptions, protocol_of, run_protocol
+    from robustly.cli.several_runs import are_several, one_run
 
     if options.suite is not None:
         overrides = ["--evaluation.suite", options.suite, *overrides]
     if options.curve is not None:
         overrides = ["--evaluation.curve", options.curve, *overrides]
-    protocol = protocol_of(options.run, overrides)
+    if are_several(options.runs, options.on):
+        return _run_several(options, overrides)
+    place = one_run(options.runs)
+    protocol = protocol_of(place, overrides)
     if protocol is not None and options.costs is not None:
         raise ValueError(f"--costs is for evaluations under one threat, {protocol.name} has several")
     if protocol is not None:
@@ -81,16 +85,12 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
             None if options.trained_on is None else tuple(options.trained_on),
             options.planes,
             options.dry_run,
+            options.on,
         )
-        return run_protocol(options.run, protocol, overrides, options.trust_code, chosen)
-    for name in ("trained_on", "planes", "dry_run"):
-        if getattr(options, name):
-            raise ValueError(
-                f"--{name.replace('_', '-')} is for suites of several threats, such as --suite unforeseen or "
-                "--suite tafd_v20 without --threat"
-            )
+        return run_protocol(place, protocol, overrides, options.trust_code, chosen)
+    _refuse_options_of_protocols(options)
     return run_evaluation(
-        options.run,
+        place,
         overrides,
         options.trust_code,
         options.overwrite,
@@ -98,7 +98,41 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         options.keep,
         checkpoint=options.checkpoint,
         costs=options.costs,
+        on=options.on,
     )
+
+
+def _refuse_options_of_protocols(options: argparse.Namespace) -> None:
+    for name in ("trained_on", "planes", "dry_run"):
+        if getattr(options, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for suites of several threats, such as --suite unforeseen or "
+                "--suite tafd_v20 without --threat"
+            )
+
+
+def _run_several(options: argparse.Namespace, overrides: list[str]) -> int:
+    from robustly.cli.evaluate_protocol import protocol_of
+    from robustly.cli.evaluate_several import SeveralOptions, evaluate_several
+    from robustly.cli.several_runs import all_runs
+
+    places = all_runs(options.runs)
+    protocol = next(filter(None, (protocol_of(place, overrides) for place in places)), None)
+    if protocol is not None:
+        raise ValueError(f"{protocol.name} has several threats: evaluate one run after the other, each with --on")
+    if options.costs is not None:
+        raise ValueError("--costs is for one run at a time, also with --on")
+    _refuse_options_of_protocols(options)
+    several = SeveralOptions(
+        tuple(overrides),
+        options.on,
+        options.trust_code,
+        options.overwrite,
+        options.label,
+        options.keep,
+        checkpoint=options.checkpoint,
+    )
+    return evaluate_several(places, several)
 
 
 def settings_help(words: list[str], overrides: list[str]) -> str:

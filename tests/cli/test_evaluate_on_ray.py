@@ -1,0 +1,178 @@
+"""`--on ray`: the evidence of one process, nothing lost and nothing twice when a node or the command is killed."""
+
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from cli_tools import refusal
+from process_tools import start, wait_for
+
+from robustly.cli import main
+from robustly.evidence import read_summary
+
+SMALL = [
+    "--data.image_size", "16", "--data.train_limit", "600", "--data.validation", "20", "--data.test", "40",
+    "--model.width", "0.25", "--training.epochs", "2", "--training.batch_size", "32",
+    "--training.validation_steps", "1", "--threat", "linf:0.05", "--runtime.device", "cpu",
+]  # fmt: skip
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install ray"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("on_ray") / "run"
+    assert main(["train", "mnist5k/standard", *SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A node without CPUs that the command joins, and two nodes with one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    nodes.add_node(num_cpus=1)
+    yield nodes
+    nodes.shutdown()
+
+
+def assert_same_evidence(one: Path, other: Path) -> None:
+    tables = [pq.read_table(folder / "evidence.parquet") for folder in (one, other)]
+    names = [name for name in tables[0].column_names if not name.endswith("seconds")]
+    assert tables[0].column_names == tables[1].column_names
+    assert str(tables[0].select(names).to_pydict()) == str(tables[1].select(names).to_pydict()), "NaN included"
+    assert (one / "adversarial.safetensors").read_bytes() == (other / "adversarial.safetensors").read_bytes()
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="kills processes")
+def test_a_killed_command_and_a_killed_node_lose_no_part(run: Path, cluster: Any) -> None:
+    words = [str(run), "--suite", "fgsm,pgd_100", "--evaluation.batch_size", "2", "--evaluation.mode", "worst_case"]
+    costs = ["--costs", "classes:3,5"]
+    assert main(["evaluate", *words, *costs, "--as", "one"]) == 0
+    words += [*costs, "--as", "cluster", "--on", "ray"]
+    variables = {"RAY_ADDRESS": cluster.address}
+    partial = run / "evaluation_cluster.partial"
+
+    process = start(*words, variables=variables)
+    wait_for(lambda: len(list(partial.glob("parts/*/0*.safetensors"))) > 1, process)
+    process.kill()
+    process.communicate(timeout=60)
+    before = {path: path.stat().st_mtime_ns for path in partial.rglob("*.safetensors")}
+
+    process = start(*words, variables=variables)
+    wait_for(lambda: len(list(partial.rglob("*.safetensors"))) > len(before), process)
+    kept = {path: path.stat().st_mtime_ns for path in before if path.is_file()}
+    assert kept == {path: before[path] for path in kept}, "finished parts are not computed again"
+    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+    shown, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    assert "expected worst cost" in shown
+    assert not partial.exists()
+    for name in ("evidence.parquet", "adversarial.safetensors", "costs.parquet"):
+        one, other = (run / f"evaluation_{which}" / name for which in ("one", "cluster"))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+@needs_ray
+@pytest.mark.slow
+def test_several_runs_are_certified_and_a_broken_one_is_named(
+    run: Path, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--count", "6", "--halvings", "0", "--method", "crown", "--suite", "fgsm", "--threat", "linf:0.01"]
+    assert main(["certify", str(run), *words, "--as", "alone"]) == 0
+    runs = [tmp_path / name for name in ("a", "b", "broken")]
+    for folder in runs:
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("evaluation*"))
+    (runs[2] / "model.safetensors").write_bytes(b"broken")
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    assert main(["certify", *map(str, runs), *words, "--on", "ray"]) == 2
+    shown = capsys.readouterr().out
+    assert "2 of 3 evaluations finished" in shown
+    assert f"! {runs[2] / 'evaluation_certified'}: " in shown
+    for folder in runs[:2]:
+        assert_same_evidence(run / "evaluation_alone", folder / "evaluation_certified")
+        assert read_summary(folder / "evaluation_certified").run == folder.name
+    assert not (runs[2] / "evaluation_certified").exists()
+    assert "is kept" not in shown
+    assert main(["certify", *map(str, runs[:2]), *words, "--on", "ray", "--keep"]) == 0
+    assert capsys.readouterr().out.count("is kept") == 2
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", os)  # it is not used before something answers
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        on = f"ray://127.0.0.1:{port}"
+        assert f"no Ray cluster at {on}: Connection refused" in refusal(
+            capsys, "evaluate", str(tmp_path), "--on", on
+        )
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        assert "(the variable RAY_ADDRESS): Connection refused" in refusal(
+            capsys, "certify", str(tmp_path), "--on", "ray"
+        )
+
+    def silent(address: tuple[str, int], timeout: float) -> None:
+        assert address == ("node", 10001), "the usual port of a client"
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("robustly.ray_cluster.socket.create_connection", silent)
+    sentence = refusal(capsys, "evaluate", str(tmp_path), "--on", "ray://node")
+    assert "no Ray cluster at ray://node: no answer within 10 s" in sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--on", "spark"], "--on takes ray or ray://HOST:PORT, got 'spark'"),
+        (["--on", "ray", "--runtime.processes", "2"], "leave out --runtime.processes"),
+        (["--on", "ray://:1"], "ray://HOST:PORT or HOST:PORT, got ray://:1"),
+        (["--on", "ray://a:b"], "ray://HOST:PORT or HOST:PORT, got ray://a:b"),
+        (["more"], "2 runs at once need a Ray cluster: --on ray"),
+        (["more", "--on", "ray", "--costs", "all"], "--costs is for one run at a time"),
+        (["more", "--on", "ray", "--suite", "tafd_v10"], "tafd_v10 has several threats"),
+        (["more", "--on", "ray", "--dry-run"], "--dry-run is for suites of several threats"),
+    ],
+)
+def test_words_that_do_not_go_together_are_refused(
+    words: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", os)
+    monkeypatch.chdir(tmp_path)
+    assert expected in refusal(capsys, "evaluate", "none", *words)
+
+
+def test_without_ray_a_sentence_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for command in ("evaluate", "certify"):
+        assert "pip install 'robustly[ray]'" in refusal(capsys, command, "none", "--on", "ray")
+
+
+def test_processes_of_a_launcher_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert "needs one process, not several of torchrun or SLURM" in refusal(
+        capsys, "evaluate", "none", "--on", "ray"
+    )
