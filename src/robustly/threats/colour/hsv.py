@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from robustly.threats.colour.known_slopes import wants_slopes
 from robustly.threats.contract import Images
+from robustly.threats.known_slopes import wants_slopes
 
 Plane = Float[Tensor, "n h w"]
 _TINY = 1e-8  # chroma and value below it count as it in divisions: their quotients are multiplied by them again
