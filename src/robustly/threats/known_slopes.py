@@ -47,7 +47,7 @@ class _Clipped(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """The gradient times 0 or 1."""
         values, found = ctx.saved_tensors
-        return gradient * where_equal(values.detach(), found.detach()), None, None
+        return gradient * where_equal(values, found), None, None
 
 
 class _InPlanes(torch.autograd.Function):
@@ -71,12 +71,12 @@ def wants_slopes(*tensors: Tensor) -> bool:
 
 def where_equal(first: Tensor, second: Tensor) -> Tensor:
     """1 where two tensors of one shape are equal, 0 elsewhere; NaN is not equal. Takes no part in gradients."""
-    return torch.eq(first, second, out=torch.empty_like(first))
+    return torch.eq(first.detach(), second.detach(), out=torch.empty_like(first))
 
 
 def where_below(values: Tensor, limit: float) -> Tensor:
     """1 where values are below a limit, 0 elsewhere. Takes no part in gradients."""
-    return torch.lt(values, limit, out=torch.empty_like(values))
+    return torch.lt(values.detach(), limit, out=torch.empty_like(values))
 
 
 def clipped(values: Tensor, low: float, high: float) -> Tensor:
