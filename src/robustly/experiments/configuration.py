@@ -41,6 +41,7 @@ from robustly.training import (
     MethodError,
     OptimizerConfig,
     ScheduleConfig,
+    TafdLoss,
     TrainingConfig,
 )
 from robustly.training.engine.epochs_alone import check_model_pretrain, check_pretrain
@@ -262,6 +263,7 @@ _ADDED: dict[str, Any] = {
     "domains": None,
     "leave_out": None,
     "ablation": None,
+    "assignment": TafdLoss.assignment,
 }
 """Settings that a later version added, and their defaults."""
 PART_TABLES: dict[str, Mapping[str, type]] = {

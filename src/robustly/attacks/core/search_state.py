@@ -13,6 +13,7 @@ from robustly.threats.balls import LpBall, laid_out_like
 from robustly.threats.contract import Theta, Threat, ThreatSet, per_example
 
 Rows = Int64[Tensor, " m"]
+_LARGE = 1 << 15  # parameters of an example from which a CPU copies them one example at a time
 
 
 class SearchState:
@@ -102,7 +103,7 @@ class SearchState:
         each = len(theta) // max(len(rows), 1)
         if each > 1:
             return self.threat_set.select(rows.repeat_interleave(each)).apply(theta)
-        if self._selected is None or self._selected[0] is not rows:
+        if self._selected is None or not _same(self._selected[0], rows):
             # the steps of an ascent have the same rows: what a set computes of its inputs is computed once
             self._selected = rows, self.threat_set.select(rows)
         return self._selected[1].apply(theta)
@@ -155,7 +156,7 @@ class SearchState:
             place = kept.nonzero()[:, 0]  # few: most points of a search are not better than those before
             if len(place):
                 here = rows[place]
-                self.theta[here] = theta[place]
+                self._keep(theta, here, place)
                 self.broken[here] |= reached[place]
                 if value is not None:
                     self.highest[here] = value[place]
@@ -166,6 +167,14 @@ class SearchState:
         lead = goal_margin(output, goal) if lead is None else lead
         self.margin[rows] = torch.maximum(self.margin[rows], lead.to(self.margin))
         return reached
+
+    def _keep(self, theta: Theta, here: Rows, place: Rows) -> None:
+        """Keep some of the points: those of `place`, for the examples `here`."""
+        if theta.device.type == "cpu" and theta[:1].numel() > _LARGE:
+            for to, at in zip(here.tolist(), place.tolist(), strict=True):  # without a copy of all of them between
+                self.theta[to].copy_(theta[at])
+        else:
+            self.theta[here] = theta[place]
 
     def _record_nearest(self, theta: Theta, rows: Rows, reached: Bool[Tensor, " m"], exact: bool) -> None:
         place = reached.nonzero()[:, 0]
@@ -216,6 +225,11 @@ class SearchState:
             self.zero_gradients if self.verdicts else None,
             None if self._is_direct else theta,
         )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """True for the same rows; equal ones of two tensors are found on a CPU, where they cost no waiting."""
+    return first is second or (first.device.type == "cpu" and torch.equal(first, second))
 
 
 def all_finite(output: Tensor) -> Bool[Tensor, " m"] | None:
