@@ -226,7 +226,7 @@ class Runtime:
         0.
 
         Args:
-            networks: the trained networks on the device, by name; changed in place.
+            networks: the trained networks by name; moved to the device and changed in place.
 
         Raises:
             ShardingError: a network that cannot be held in shards.
@@ -235,7 +235,7 @@ class Runtime:
             return
         check_shardable(networks)
         for network in networks.values():
-            shard(network, self.world_size)
+            shard(network.to(self.device), self.world_size)
 
     def whole_weights(self, *networks: nn.Module) -> AbstractContextManager[None]:
         """In the block, hold the whole weights of networks; see `robustly.sharding.whole_weights`."""

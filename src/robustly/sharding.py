@@ -123,11 +123,23 @@ class ShardedModule(nn.Module):
         self._precision, self._is_mixed, self._follows = precision, is_mixed, True
 
     def forward(self, *given: Any) -> Any:
-        """Output of the module; its buffers are those of process 0 before the pass."""
+        """Output of the module; its buffers are those of process 0 before the pass.
+
+        Raises:
+            ShardingError: a network uses weights outside of the module that they belong to.
+        """
         if self._follows:
             follow_first(list(self.module.buffers()))
-        with self._precision():
-            output = self.module(*given)
+        try:
+            with self._precision():
+                output = self.module(*given)
+        except RuntimeError as error:
+            if "mixed torch.Tensor and DTensor" not in str(error):
+                raise
+            raise ShardingError(
+                "runtime.strategy fsdp: a network or a part of the method uses weights outside of the forward pass "
+                "of the block that they belong to, where they are shards: set it to ddp"
+            ) from error
         return tree_map(_as_float32, output) if self._is_mixed else output
 
     @contextmanager

@@ -53,11 +53,15 @@ class Stepper:
 
     def __init__(self, job: Job, runtime: Runtime) -> None:
         self._job, self._runtime = job, runtime
-        self._placed = place_networks(job, runtime.device, runtime.world_size)
+        # the trial has the whole network, a copy and its gradient, which need not fit beside each other on a device
+        there = torch.device("cpu") if runtime.is_sharded else runtime.device
+        self._placed = place_networks(job, there, runtime.world_size)
         self.networks = self._placed.networks
         if self._placed.smallest_batch > 1 and runtime.rank == 0:
             warn_of_last_batch(job, fewest_images(job, self._placed, runtime.world_size))
         runtime.shard(self.networks.learning)
+        for network in self.networks.frozen.values():
+            network.to(runtime.device)
         self._body: list[nn.Parameter] = []
         self._head: nn.Module | None = None
         if job.training.head_epochs:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -90,22 +91,29 @@ def _normalised(norm: _BatchNorm, x: Tensor) -> Tensor:
     places = [0, *range(2, x.ndim)]
     shape = [1, -1, *[1] * (x.ndim - 2)]
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    here = wide.new_tensor([x.numel() / x.shape[1]])
-    sums: Tensor = _Sum.apply(torch.cat([wide.sum(places), here]))  # type: ignore[no-untyped-call]
-    count = sums[-1].detach()
-    mean = sums[:-1] / count
-    centred = wide - mean.view(shape)  # before it is squared: a difference of squares loses digits
-    squares: Tensor = _Sum.apply(centred.square().sum(places))  # type: ignore[no-untyped-call]
-    variance = squares / count
+    here = wide.mean(places)
+    centred = wide - here.view(shape)  # before it is squared: a difference of squares loses digits
+    means, squares, counts = _of_all_processes(here, centred.square().sum(places), x.numel() / x.shape[1])
+    count = counts.sum()
+    mean = (counts * means).sum(0) / count
+    variance = (squares + counts * (means - mean).square()).sum(0) / count
     if norm.training and norm.track_running_stats:
         _update(norm, mean.detach(), variance.detach(), count)
     scale = (variance + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight
-    output = centred * scale.view(shape)
+    shift = (here - mean) * scale
     if norm.bias is not None:
-        output = output + norm.bias.view(shape)
-    return output.to(x.dtype)
+        shift = shift + norm.bias
+    return (centred * scale.view(shape) + shift.view(shape)).to(x.dtype)
+
+
+def _of_all_processes(mean: Tensor, squares: Tensor, count: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Means `(P, C)`, sums of squares `(P, C)` and counts `(P, 1)` of all processes, by one communication."""
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    own = torch.cat([mean, squares, mean.new_tensor([count])])
+    rows: Tensor = _Sum.apply(F.pad(own[None], (0, 0, rank, size - 1 - rank)))  # type: ignore[no-untyped-call]
+    return rows[:, : len(mean)], rows[:, len(mean) : -1], rows[:, -1:].detach()
 
 
 @torch.no_grad()
