@@ -46,7 +46,8 @@ class TrainingConfig:
             mode is measured after every epoch, at least 0; all if there are fewer.
         accumulate: parts of a batch that pass through the networks one after the other, at least 1; their gradients
             are summed for one optimiser step, so that a large batch needs less memory. Batch normalisation and
-            dropout see each part alone.
+            dropout see each part alone. "auto" finds the fewest parts whose memory fits, before the first step. A
+            step that runs out of memory is repeated in twice as many parts, and later ones have as many.
         checkpoint_every: steps after which the state is saved within an epoch too, at least 1, so that a killed run
             continues from there with the same result; None saves after every epoch only.
 
@@ -67,7 +68,7 @@ class TrainingConfig:
     head_epochs: int = 0
     head: str | None = None
     measure_train: int = 0
-    accumulate: int = 1
+    accumulate: int | Literal["auto"] = 1
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -86,7 +87,7 @@ class TrainingConfig:
             raise ValueError(f"head_epochs must lie between 0 and epochs ({self.epochs}), got {self.head_epochs}")
         if self.measure_train < 0:
             raise ValueError(f"measure_train must be at least 0, got {self.measure_train}")
-        if not 1 <= self.accumulate <= self.batch_size:
+        if self.accumulate != "auto" and not 1 <= self.accumulate <= self.batch_size:
             raise ValueError(
                 f"accumulate must lie between 1 and batch_size ({self.batch_size}), got {self.accumulate}"
             )
@@ -96,6 +97,11 @@ class TrainingConfig:
             raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
         if self.epsilon_ramp == 0 and self.epsilon_ramp_by != "step":
             raise ValueError("epsilon_ramp_by has no effect without a ramp: set epsilon_ramp to its epochs")
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch at the start: 1 for "auto"."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,7 @@ class Job:
         if self.training.head and not self.training.head_epochs and self.optimizer.layer_decay == 1:
             raise ValueError("training.head has no effect without training.head_epochs or optimizer.layer_decay")
         check_networks(self.method, {name: network.frozen for name, network in self.networks.items()})
-        if self.training.accumulate > 1:
+        if self.training.accumulate != 1:
             self.method.check_accumulation()
         self.method.check_epochs(self.training.epochs)
         self.method.check_threats(self.threats)
