@@ -273,7 +273,8 @@ def main() -> None:
         f"TRADES-AWP with an average of the weights, PGD-{plan.steps}, {trained} of {plan.epochs} planned epochs, "
         f"batches of {scale.batch}, {scale.precision}, linf 8/255; the first {plan.tested:,} test images, "
         f"one seed; on {name}; torch {torch.__version__}; {datetime.datetime.now(datetime.UTC):%Y-%m-%d}. "
-        f"The floor is the time of the counted passes in float32 at the same batch size, measured before the run. {verdict(found)}"
+        f"The floor is the time of the counted passes in float32 at the same batch size, measured before the run. "
+        f"{verdict(found)}"
     )
     command = f"`python {' '.join(['benchmarks/gpu/speedrun.py', *sys.argv[1:]])}`"
     lines = ["# A robust network in nine minutes on one GPU", "", about, "", *rows, "", command]
