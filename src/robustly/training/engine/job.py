@@ -157,7 +157,8 @@ class Job:
         MethodError: networks are missing or unused, the run is too short for a part or for the epochs before it,
             a part is not defined for the threats or the network, or epochs before the run have no effect.
         ThreatError: a threat that is not defined for such images, such as a mask of another shape.
-        ValueError: there is no threat model, or the share of extra images leaves no image of one kind.
+        ValueError: there is no threat model, images lie outside the box of one, or the share of extra images leaves
+            no image of one kind.
     """
 
     method: Method
@@ -185,6 +186,7 @@ class Job:
                     "under another threat, and evaluate under this one"
                 )
             threat.around(self.train.images[:0].float())
+            _check_box(threat, self.train)
             if isinstance(threat, MadeFromData):
                 threat.check_data(self.train.digest)
         if self.training.head and not self.training.head_epochs and self.optimizer.layer_decay == 1:
@@ -253,6 +255,20 @@ class Job:
         if self.training.epsilon_ramp_by == "epoch":
             time = math.floor(time) + 1
         return self.threats if time >= ramp else tuple(threat.scaled(time / ramp) for threat in self.threats)
+
+
+def _check_box(threat: Threat, images: ImageData) -> None:
+    """Refuse images outside the box of a threat; steps on a GPU do not check this, as it would wait for the device.
+
+    Raises:
+        ValueError: pixels below or above the box.
+    """
+    low, high = threat.box
+    if low <= 0 and high >= 1:  # as all images are within [0, 1]
+        return
+    least, most = (int(value) / 255 for value in images.images.aminmax())
+    if least < low or most > high:
+        raise ValueError(f"images must lie in [{low:g}, {high:g}], the box of {threat}, got [{least:g}, {most:g}]")
 
 
 def check_networks(method: Method, frozen: Mapping[str, bool]) -> None:
