@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training_tools import NormNet, Stop, final, make_job, run, small_digits
+from training_tools import THREAT, NormNet, Stop, final, make_job, run, small_digits
 
+from robustly.attacks import dynat_pgd
 from robustly.data import Augmentation, Splits
 from robustly.memory import is_out_of_memory
 from robustly.training import (
@@ -32,6 +33,7 @@ from robustly.training import (
 )
 from robustly.training.engine.checkpoint import load_state
 from robustly.training.engine.splitting import BatchMemoryError, fewest_parts
+from robustly.training.engine.validation import clean_accuracy, validate
 from robustly.training.losses.consistency import TradesLoss
 from robustly.training.parameters import PARAMETER_PARTS
 from robustly.training.weights import WEIGHTS
@@ -312,3 +314,37 @@ def test_settings() -> None:
     assert TrainingConfig(accumulate=3).parts == 3
     with pytest.raises(ValueError, match="accumulate must lie between 1"):
         TrainingConfig(accumulate=0)
+
+
+@pytest.mark.parametrize("most", [1, 7, 19])
+def test_validation_takes_smaller_batches_where_memory_lacks(digits: Splits, most: int) -> None:
+    class Tight(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.sizes = nn.Sequential(nn.Flatten(), nn.Linear(256, 10).double()), [0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self.sizes.append(len(x))
+            logits: Tensor = self.net(x)
+            return logits
+
+    torch.manual_seed(0)
+    model = Tight().eval()
+    attack, data = dynat_pgd(2), digits.validation
+    settings: dict[str, Any] = {"seed": 0, "dtype": torch.float64}
+    found = validate(model, data, attack, THREAT, batch_size=25, **settings)
+    assert found == validate(model.net, data, attack, THREAT, batch_size=25, **settings)
+    assert found.clean == clean_accuracy(model, data, batch_size=40, dtype=torch.float64).share
+    assert max(model.sizes) <= most
+
+
+def test_one_validation_image_without_memory_is_an_error(digits: Splits) -> None:
+    def never(x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = nn.Linear(1, 1)
+    model.forward = never  # type: ignore[method-assign]
+    with pytest.raises(torch.OutOfMemoryError):
+        clean_accuracy(model, digits.validation, batch_size=8)
