@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustly.data import Batch, batches, mixed_batches
+from robustly.data.prefetching import prefetched
 from robustly.memory import is_out_of_memory
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
@@ -140,12 +141,19 @@ class Stepper:
             start=start,
             views=job.method.views,
         )
-        for index, batch in enumerate(numbered, start):
+        fitted: Iterator[Batch] = map(self._fitted, numbered)
+        if self._train.on_disk or (self._extra is not None and self._extra.data.on_disk):
+            fitted = prefetched(fitted, runtime.device, Batch.tensors)
+        for index, batch in enumerate(fitted, start):
             if self._placed.smallest_batch > 1 and job.images_of_step(index) < self._fewest:
                 return  # the last batch, too small for batch normalisation
-            layout, dtype = self._placed.layout, self._placed.dtype
-            x, *others = (view.to(dtype).contiguous(memory_format=layout) for view in (batch.x, *batch.other_views))
-            yield replace(batch, x=x, other_views=tuple(others))
+            yield batch
+
+    def _fitted(self, batch: Batch) -> Batch:
+        """A batch in the memory layout and type of the run."""
+        layout, dtype = self._placed.layout, self._placed.dtype
+        x, *others = (view.to(dtype).contiguous(memory_format=layout) for view in (batch.x, *batch.other_views))
+        return replace(batch, x=x, other_views=tuple(others))
 
     def step(self, batch: Batch, moment: Moment, replay: int, totals: Totals) -> tuple[float, float]:
         """Take one optimiser step.
