@@ -17,6 +17,7 @@ MOST_PIXELS = 50_000_000
 VARIABLE = "ROBUSTLY_LARGEST_DATA_GIB"
 _USUAL_GIB = 16.0
 _ROWS = 1024
+_NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class SizeError(ValueError):
@@ -166,9 +167,6 @@ def _check_header(stream: BinaryIO, size: int, where: str) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return True for an error of too little memory; PyTorch raises a plain RuntimeError for that of the CPU."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-    )
+    """Return True for an error of too little memory; some of them are plain errors of PyTorch's run time."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))

@@ -260,17 +260,31 @@ class Runtime:
         """Back-propagate, with the loss scaled where the precision requires it."""
         self._fabric.backward(loss)
 
-    def summing(self, module: nn.Module, more: bool) -> AbstractContextManager[Any]:
-        """In the block, leave gradients in this process if `more` backward passes of the same step follow.
+    def alone(self, module: nn.Module, more: bool) -> AbstractContextManager[Any]:
+        """In the block, a backward pass leaves its gradients in this process; see `average`.
 
-        Gradients in shards are averaged after every pass, because whole ones would need the memory.
+        Gradients in shards are averaged in every pass, because whole ones would need the memory.
+
+        Args:
+            module: as `distribute` returns it.
+            more: whether passes of the same step follow.
         """
         if isinstance(module, ShardedModule):
             return module.following(more)
         if self.world_size == 1:
             return nullcontext()
         wrapped: Any = module  # as `distribute` returns it
-        return self._fabric.no_backward_sync(wrapped, enabled=more)
+        return self._fabric.no_backward_sync(wrapped, enabled=True)
+
+    def begin_again(self, module: nn.Module) -> None:
+        """After a pass that failed in some process: the next one begins as the first of a step in all of them.
+
+        Data parallelism copies buffers of process 0 in a pass that follows a reduction of gradients, and a process
+        that failed in its first pass has not done so.
+        """
+        inner: Any = getattr(module, "_forward_module", module)
+        if self.world_size > 1 and hasattr(inner, "require_forward_param_sync"):
+            inner.require_forward_param_sync = True
 
     def clip(self, module: nn.Module, optimizer: Optimizer, norm: float) -> None:
         """Clip the norm of the whole gradient; a gradient that is not finite is not changed."""

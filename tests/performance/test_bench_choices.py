@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,15 @@ def test_a_training_step_beside_its_passes(method: Method) -> None:
     assert found.epoch.median > found.seconds.median * len(one.train) / 20
     weights = sum(p.numel() for p in one.model.parameters()) * 4
     assert found.memory > 3 * weights  # weights, gradients, and two moments of AdamW
+
+
+def test_warnings_of_a_job_are_not_repeated(recwarn: pytest.WarningsRecorder) -> None:
+    plain = job(Method())
+    with pytest.warns(UserWarning, match="training never reaches all of it"):
+        ramped = replace(plain, training=replace(plain.training, epsilon_ramp=9.0))
+    recwarn.clear()
+    measure_step(ramped, Runtime(RuntimeConfig(device="cpu")), Meter(), per_image=1e-3, seconds=0.1)
+    assert [str(one.message) for one in recwarn if "epsilon" in str(one.message)] == []
 
 
 def test_a_step_that_takes_too_long_is_measured_with_fewer_images() -> None:

@@ -1,5 +1,6 @@
 """Time of a training step relative to the bare passes that its method counts."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -83,7 +84,8 @@ def measure_step(job: Job, runtime: Runtime, meter: Meter, *, per_image: float, 
     needed = (1 + LEAST) * batch * each
     if needed > PATIENCE * seconds and batch <= SMALLEST:
         raise BenchError(f"it would take about {duration_words(needed)}: raise --seconds")
-    small = replace(job, training=replace(job.training, batch_size=batch))
+    with warnings.catch_warnings(action="ignore"):  # those of the job itself were shown when it was made
+        small = replace(job, training=replace(job.training, batch_size=batch))
     with torch.random.fork_rng(devices=[meter.device] if meter.device.type == "cuda" else []):
         stepper = Stepper(small, runtime)
         with stepper.prepared():

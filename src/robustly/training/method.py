@@ -115,19 +115,27 @@ class Method:
             if reason is not None:
                 raise MethodError(f"{_key(slot, part)}: {reason}")
 
-    def check_accumulation(self) -> None:
-        """Refuse steps in several parts for methods whose steps depend on the whole batch.
+    def whole_batch_reason(self) -> str:
+        """Reason why a batch cannot pass in several parts; empty without one.
 
-        Raises:
-            MethodError: Free-AT, instance weights, or a part that perturbs the weights.
+        Free-AT, instance weights, and parts that perturb the weights depend on the whole batch.
         """
         reasons = [
             f"{_key(slot, part)} perturbs the weights" for slot, part in self.slots() if perturbs_weights(part)
         ]
         reasons += ["Free-AT keeps a perturbation for each position in the batch"] * self.shares_backward
         reasons += ["instance weights are those of a whole batch"] * (self.weights is not None)
-        if reasons:
-            raise MethodError(f"training.accumulate: {reasons[0]}: set it to 1")
+        return reasons[0] if reasons else ""
+
+    def check_accumulation(self) -> None:
+        """Refuse steps in several parts for methods whose steps depend on the whole batch.
+
+        Raises:
+            MethodError: there is a `whole_batch_reason`.
+        """
+        reason = self.whole_batch_reason()
+        if reason:
+            raise MethodError(f"training.accumulate: {reason}: set it to 1")
 
     def check_sharding(self) -> None:
         """Refuse weights in shards (FSDP) for methods with a part that needs them whole.
@@ -269,6 +277,11 @@ class Method:
         for slot, part in self._perturbing_first():
             with _reading(step, slot, part):
                 part.after_step(step)
+
+    def after_failure(self, step: Step) -> None:
+        """Call `after_failure` of all parts, in the order of `after_step`."""
+        for _, part in self._perturbing_first():
+            part.after_failure(step)
 
     def after_epoch(self, end: EpochEnd) -> None:
         """Call `after_epoch` of all parts."""

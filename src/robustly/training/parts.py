@@ -202,6 +202,14 @@ class Part(Protocol):
         """Undo a perturbation or average weights after the optimiser's step."""
         return None
 
+    def after_failure(self, step: Step) -> None:
+        """Undo a perturbation of the weights in a step that ended before `after_backward`, out of memory.
+
+        Tensors of the memory that were replaced are restored already before the next try; one that was changed in
+        place ends the run.
+        """
+        return None
+
     def after_epoch(self, end: EpochEnd) -> None:
         """Run at the end of an epoch, before validation."""
         return None

@@ -16,6 +16,7 @@ from robustly.attacks.core.contract import (
     check_needs,
     frozen,
     prepare,
+    reads_are_free,
 )
 from robustly.attacks.core.model_access import half_precision_copy
 from robustly.attacks.core.search import Precision, Search
@@ -63,7 +64,7 @@ def run_search(
     check_needs(threat, needs)
     if verdicts:  # training tries its networks once, before the first step
         model = as_classifier(model)
-    x, goal = prepare(x, y, threat)
+    x, goal = prepare(x, y, threat, check=verdicts or reads_are_free(x.device))
     check_ids(x, generator)
     check_device(model, x)
     with frozen(model, mode, precision != "ambient"):
@@ -73,7 +74,7 @@ def run_search(
             search.forwards[:1] += 1  # the copy was tried on the first image
         if len(x) and verdicts:
             search.begin()
-        if len(x) and len(search.unbroken):
+        if len(search.unbroken):
             run(search, generator)
             if verdicts:
                 search.confirm_best()

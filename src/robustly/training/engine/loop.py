@@ -87,6 +87,7 @@ def train(
     Raises:
         DivergenceError: a loss term is NaN or infinite; the last good checkpoint is kept.
         GuideError: a guide that was trained before is not better than chance.
+        BatchMemoryError: a batch does not fit into the memory, and not in parts either.
         TrialError: a network cannot be trained, such as one without logits in training mode.
         CheckpointError: `last.pt` is damaged or of another run.
         OSError: the folder is read-only or the disk is full; files written before are kept.
@@ -199,7 +200,10 @@ class _Run:
             if job.images_of_step(index) < self.runtime.world_size:
                 break  # all processes leave out a last batch with fewer images than processes
             for replay in range(job.method.replays):
+                parts = self.stepper.parts
                 loss, rate = self.stepper.step(batch, moment, replay, totals)
+                if self.stepper.parts != parts:
+                    self.observer.split(moment, self.stepper.parts or 1, found=parts is None)
                 self.observer.stepped(moment, loss, job.images_of_step(index))
             every = job.training.checkpoint_every
             if every is not None and (index + 1) % every == 0 and index + 1 < steps:
@@ -231,12 +235,18 @@ class _Run:
             COLLAPSED: found.collapsed,
             **self.measurements.training_images(),
             "images_per_second": len(job.train) / trained,
+            **({} if self._parts is None else {"accumulate": self._parts}),
         }
         row["seconds"] = self.seconds + time.perf_counter() - began
         score = found.score(job.training.select_by)
         is_best = score > self.best_score
         self._save(row, score if is_best else None)
         self.observer.epoch_finished(row, is_best)
+
+    @property
+    def _parts(self) -> int | None:
+        """Parts in which batches pass, where that is not the setting; else None."""
+        return None if self.stepper.parts == self.job.training.accumulate else self.stepper.parts
 
     def _released(self) -> dict[str, Tensor]:
         """State dict to release; all processes collect their shards of it together."""
@@ -285,6 +295,7 @@ class _Run:
             best_score=self.best_score,
             seconds=self.seconds,
             pretraining=self.pretraining,
+            parts=self._parts,
         )
 
     def _recover(self) -> None:
@@ -299,6 +310,7 @@ class _Run:
         alone = self.job.epochs_alone
         self.pretraining = {name: rows for name, rows in state.pretraining.items() if name in alone}
         self.unfinished = state.optimizers.get(PRETRAINING)
+        self.stepper.parts = state.parts or self.stepper.parts
         self.within = self._position(state)
         try:
             for name, network in self.stepper.networks.learning.items():
@@ -352,5 +364,6 @@ class _Run:
                 "seconds": self.seconds,
                 "message": message,
                 "threads": torch.get_num_threads(),
+                **({} if self._parts is None else {"accumulate": self._parts}),
             }
             write_json(self.folder / "status.json", content)

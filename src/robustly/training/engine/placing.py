@@ -103,7 +103,8 @@ def place_networks(job: Job, device: torch.device, processes: int = 1) -> Placed
         head_of(networks.model, job.training.head)
     contiguous = any(fit.layout != torch.channels_last for fit in fits.values())
     placed = Placed(networks, fits, dtype, torch.contiguous_format if contiguous else torch.channels_last)
-    size, fewest = min(job.training.batch_size, len(job.train)), fewest_images(job, placed, processes)
+    size = min(job.training.batch_size, len(job.train))
+    fewest = fewest_images(job, placed, processes, job.training.parts)
     if job.images_of_step(0) < fewest:
         raise TrialError(
             f"training.batch_size: batch normalisation of the networks needs at least {fewest} images in a batch, "
@@ -112,11 +113,11 @@ def place_networks(job: Job, device: torch.device, processes: int = 1) -> Placed
     return placed
 
 
-def fewest_images(job: Job, placed: Placed, processes: int) -> int:
-    """Fewest images of a step, over all processes: batch normalisation takes each part of a batch alone."""
+def fewest_images(job: Job, placed: Placed, processes: int, parts: int) -> int:
+    """Fewest images of a step, over all processes: batch normalisation takes each of the parts alone."""
     together = job.training.sync_batch_norm and processes > 1
     fewest = 1 if together else placed.smallest_batch
-    return fewest * processes * (job.training.accumulate if fewest > 1 else 1)
+    return fewest * processes * (parts if fewest > 1 else 1)
 
 
 def _bare(network: nn.Module) -> nn.Module:
