@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from dataclasses import replace
 from datetime import timedelta
 
@@ -179,3 +180,11 @@ def test_more_processes_than_cores_or_devices_are_said(
     together.say_crowding(size)
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", sentence)
+
+
+def test_process_0_waits_for_no_process_that_has_left_before_its_first_sign_of_life() -> None:
+    store = HashStore()
+    Group(1, 2, store).leave()
+    began = time.monotonic()
+    Group(0, 2, store).close()
+    assert time.monotonic() - began < 5

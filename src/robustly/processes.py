@@ -53,6 +53,7 @@ class Group:
     advice: str = "the same command continues from the finished parts"
     _seen: dict[int, tuple[bytes, float]] = field(default_factory=dict, repr=False, compare=False)
     _gone: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
+    _beating: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def wait_until(self, is_over: Callable[[], bool]) -> None:
         """Wait for something that the other processes do.
@@ -92,13 +93,19 @@ class Group:
 
     def refuse(self, words: str) -> None:
         """Say why this process cannot take part."""
-        self._gone.set()
+        self._end_signs()
         self.store.set(_refusal(self.rank), words)
 
     def leave(self) -> None:
         """End the part of another process than 0, which does not need the store any more."""
-        self._gone.set()
+        self._end_signs()
         self.store.set(f"left/{self.rank}", "")
+
+    def _end_signs(self) -> None:
+        """End the signs of life; the exit of Python would abort in the middle of one."""
+        self._gone.set()
+        with self._beating:
+            pass
 
     def close(self) -> None:
         """End the work of process 0: end the processes that it has started, or let those of a cluster leave.
@@ -108,20 +115,19 @@ class Group:
         with suppress(RuntimeError):  # the store of torchrun has ended
             self.store.set(_OVER, "")
             if not self.started and self.rank == 0:
-                self._wait_for_all("pulse", _SILENCE)
-                self._wait_for_all("left", _FAREWELL)
+                self._wait_for_all(("pulse", "left"), _SILENCE)
+                self._wait_for_all(("left",), _FAREWELL)
         for process in self.started:
             process.join(1)
             if process.is_alive():  # it begins still, or carries out a part that is of no use any more
                 process.terminate()
                 process.join(5)
 
-    def _wait_for_all(self, sign: str, seconds: float) -> None:
+    def _wait_for_all(self, signs: Sequence[str], seconds: float) -> None:
         until, left = time.monotonic() + seconds, set(range(1, self.size))
         while left and time.monotonic() < until:
-            left = {
-                one for one in left if not any(self.store.check([key]) for key in (f"{sign}/{one}", _refusal(one)))
-            }
+            keys = {one: [_refusal(one), *(f"{sign}/{one}" for sign in signs)] for one in left}
+            left = {one for one in left if not any(self.store.check([key]) for key in keys[one])}
             time.sleep(_POLL)
 
     def _end_of(self, rank: int) -> str:
@@ -229,10 +235,13 @@ def _beat(group: Group) -> None:
     count = 0
     while count == 0 or not group._gone.wait(_PULSE):
         count += 1
-        try:
-            group.store.set(_pulse(group.rank), str(count))
-        except RuntimeError:  # process 0 has ended
-            return
+        with group._beating:
+            if group._gone.is_set():
+                return
+            try:
+                group.store.set(_pulse(group.rank), str(count))
+            except RuntimeError:  # process 0 has ended
+                return
 
 
 def _pulse(rank: int) -> str:

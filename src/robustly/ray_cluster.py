@@ -52,8 +52,15 @@ class Cluster:
         return room if self.gpus == 0 else min(room, int(resources.get("GPU", 0) // self.gpus))
 
     def put(self, value: object) -> Any:
-        """Send a value to the cluster once; returns the reference that tasks take in its place."""
-        return self.ray.put(value)
+        """Send a value to the cluster once; returns the reference that tasks take in its place.
+
+        Raises:
+            ClusterError: its object store has no room for it, on the disk neither.
+        """
+        try:
+            return self.ray.put(value)
+        except self.ray.exceptions.RayError as error:
+            raise ClusterError(f"the object store of the Ray cluster takes no more: {_line(error)}") from None
 
     def submit(self, function: Callable[..., object], *arguments: object) -> Any:
         """Begin a task; returns the reference of its result.

@@ -107,6 +107,25 @@ def test_an_evaluation_under_slurm_has_the_evidence_of_one_process(run: Path) ->
         assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--suite", "fgsm", "--as", "not-a-name"], "--as takes letters, digits and _"),
+        (["--suite", "tafd_v10"], "tafd_v10 cannot be evaluated on these images"),
+    ],
+)
+def test_a_refusal_of_process_0_under_slurm_ends_the_others_at_once(
+    run: Path, words: list[str], sentence: str
+) -> None:
+    began = time.monotonic()
+    processes = [start(str(run), *words, variables=slurm(rank, 3)) for rank in range(3)]
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert processes[0].returncode == 2
+    assert sentence in outputs[0][1]
+    assert outputs[1:] == [("", "")] * 2
+    assert time.monotonic() - began < 60, "they do not wait for a store that never opens"
+
+
 def test_an_audit_passes_or_fails_in_several_processes_as_in_one(run: Path) -> None:
     for code in (0, 1):
         assert main(["audit", str(run), "--rerun", "all"]) == code

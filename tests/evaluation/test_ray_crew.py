@@ -75,7 +75,7 @@ SENT = Sent("subject", "images", "code", 1)
 
 
 def crew_of(workers: Workers, folder: Path) -> RayCrew:
-    crew = RayCrew(Cluster(workers), folder, lambda: SENT)
+    crew = RayCrew(Cluster(workers), folder, lambda: SENT, images=12)
     crew.begin("identity", Speed(3, half_pays=False))
     return crew
 
@@ -172,6 +172,21 @@ def test_each_part_of_a_task_with_a_time_limit_gets_what_is_left(
     workers = Workers(slow, room=1)
     list(crew_of(workers, tmp_path).share(Task("attack", "pgd", "8/255", 10.0), inputs(4), here))
     assert workers.seconds == [10.0, 6.0, 2.0, 0.0]
+
+
+def test_fewer_batches_than_tasks_are_said(tmp_path: Path) -> None:
+    crew = crew_of(Workers(lambda part: Outcome(), room=4), tmp_path)  # says nothing: 4 batches of 3
+    with pytest.warns(UserWarning, match="12 images in batches of 6 are 2 parts for 4 tasks at a time"):
+        crew.begin("identity", Speed(6, half_pays=False))
+
+
+def test_an_object_store_without_room_is_one_sentence() -> None:
+    def put(value: object) -> None:
+        raise LookupError("out of disk")
+
+    ray = SimpleNamespace(put=put, exceptions=SimpleNamespace(RayError=LookupError))
+    with pytest.raises(ClusterError, match="takes no more: out of disk"):
+        Cluster(ray).put(1)
 
 
 def test_a_cluster_without_nodes_is_given_up_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,17 +93,17 @@ def run_evaluation(
     if spot is not None and spot.rank:
         serve_evaluations(spot, request)
         return 0
-    plans = planned_evaluations(run, label)
-    if run.is_new and checkpoint == "last":
-        raise RunError(
-            f"--checkpoint last is for runs that were trained here, and {run.folder} is new: leave it out"
-        )
     with ExitStack() as held:
+        sharing: Sharing = Together(spot, run.config.runtime, request) if on is None else OnRay(on, request)
+        held.callback(sharing.close)  # also if this process refuses: the others of a cluster wait for it
+        plans = planned_evaluations(run, label)
+        if run.is_new and checkpoint == "last":
+            raise RunError(
+                f"--checkpoint last is for runs that were trained here, and {run.folder} is new: leave it out"
+            )
         if not run.is_new:
             for plan in plans:
                 held.enter_context(lock_evaluation(plan.target))
-        sharing: Sharing = Together(spot, run.config.runtime, request) if on is None else OnRay(on, request)
-        held.callback(sharing.close)
         left = [plan for plan in plans if not is_kept(plan, overwrite, keep, checkpoint)]
         found = {plan.target.name: read_rows(plan.target) for plan in plans if plan not in left and len(plans) > 1}
         if left:

@@ -14,7 +14,7 @@ from robustly.cli.evaluate_together import ProtocolRequest, Request, Sharing, To
 from robustly.cli.on_ray import OnRay, check_on
 from robustly.cli.protocol_plan import ProtocolPlan, protocol_plan
 from robustly.cli.protocol_tables import plan_table, result_table
-from robustly.cli.subject import load_subject, run_of_command
+from robustly.cli.subject import Subject, load_subject, run_of_command
 from robustly.cli.terminal import PlainConsole
 from robustly.cli.together import place_of_this_process
 from robustly.evaluation import PROTOCOLS, Protocol
@@ -117,38 +117,53 @@ def run_protocol(
     if spot is not None and spot.rank:
         serve_evaluations(spot, request)
         return 0
+    with ExitStack() as held:
+        on = options.on
+        sharing: Sharing = Together(spot, run.config.runtime, request) if on is None else OnRay(on, request)
+        held.callback(sharing.close)  # also if this process refuses: the others of a cluster wait for it
+        subject = load_subject(run, trust_code, checkpoint=options.checkpoint)
+        plan = protocol_plan(protocol, subject, label, chosen, options.trained_on, options.planes, options.dry_run)
+        _announce(plan, subject)
+        if options.dry_run:
+            PlainConsole().print("nothing was evaluated, and nothing was written")
+            return 0
+        result = _carried_out(run, plan, request, subject, sharing, options, held)
+    _print(PlainConsole(), run, result)
+    return 0
+
+
+def _announce(plan: ProtocolPlan, subject: Subject) -> None:
     console = PlainConsole()
-    subject = load_subject(run, trust_code, checkpoint=options.checkpoint)
-    plan = protocol_plan(protocol, subject, label, chosen, options.trained_on, options.planes, options.dry_run)
     console.print(plan_table(plan, subject.data))
     reference = [f"trained on: {one.config.threat}, which the others are compared with" for one in plan.trained]
     for line in (*reference, *(f"left out: {one}" for one in plan.terms.left_out)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    sharing: Sharing = (
-        Together(spot, run.config.runtime, request) if options.on is None else OnRay(options.on, request)
-    )
-    if options.dry_run:
-        sharing.close()
-        console.print("nothing was evaluated, and nothing was written")
-        return 0
-    file = protocol_file(run.folder, label)
+
+
+def _carried_out(
+    run: GivenRun,
+    plan: ProtocolPlan,
+    request: Request,
+    subject: Subject,
+    sharing: Sharing,
+    options: ProtocolOptions,
+    held: ExitStack,
+) -> ProtocolResult:
+    """Carry out the evaluations that are left, and write the numbers over all of them."""
+    file = protocol_file(run.folder, plan.terms.label)
     if file.is_file() and not (options.overwrite or options.keep):
         raise RunError(f"{file} exists already: --overwrite replaces it, --keep leaves it as it is")
     identity = weights_hash(subject.model), subject.data.digest()
-    with ExitStack() as held:
-        if not run.is_new:
-            for one in plan.own:
-                held.enter_context(lock_evaluation(one.target))
-        held.callback(sharing.close)
-        if options.overwrite:
-            file.unlink(missing_ok=True)
-        left = [one for one in plan.own if options.overwrite or not _is_finished(one, identity, console)]
-        done = {one.target.name: read_rows(one.target) for one in plan.evaluations if one not in left}
-        if left:
-            done |= carried_out(run, left, request, held, None, sharing, subject=subject, advice="")
-        result = _written(run, plan, done)
-    _print(console, run, result)
-    return 0
+    if not run.is_new:
+        for one in plan.own:
+            held.enter_context(lock_evaluation(one.target))
+    if options.overwrite:
+        file.unlink(missing_ok=True)
+    left = [one for one in plan.own if options.overwrite or not _is_finished(one, identity, PlainConsole())]
+    done = {one.target.name: read_rows(one.target) for one in plan.evaluations if one not in left}
+    if left:
+        done |= carried_out(run, left, request, held, None, sharing, subject=subject, advice="")
+    return _written(run, plan, done)
 
 
 def _without_suite(overrides: Sequence[str]) -> list[str]:

@@ -84,7 +84,7 @@ def evaluate_several(places: Sequence[Path], options: SeveralOptions) -> int:
 
     Raises:
         ValueError: settings of a run are wrong; nothing was begun then.
-        ClusterError: the cluster does not answer, or has lost a task too often.
+        ClusterError: the cluster does not answer, or its nodes have other code.
         OSError: files that cannot be read or written.
     """
     check_on(options.on, options.overrides)
@@ -111,6 +111,8 @@ def evaluate_several(places: Sequence[Path], options: SeveralOptions) -> int:
         )
         if waiting:
             cluster = held.enter_context(cluster_at(options.on))
+            at_once = min(count, cluster.slots())
+            console.print(f"{count} evaluations of {len(runs)} runs, {at_once} at a time", highlight=False)
             try:
                 failures = _carried_out(console, cluster, waiting, options, held)
             except KeyboardInterrupt:
@@ -172,7 +174,12 @@ def _carried_out(
             for reference in cluster.finished([*running], _POLL) if running else ():
                 one = running.pop(reference)
                 target = one.plan.target
-                found: Outcome = cluster.result(reference)
+                try:
+                    found: Outcome = cluster.result(reference)
+                except ClusterError as error:  # such as a network that no node has the memory for
+                    failures[target] = str(error)
+                    _forget(one.subject.run)
+                    continue
                 refused[target] += bool(found.refusal)
                 if found.refusal and refused[target] > RETRIES:
                     raise ClusterError(f"a worker of the Ray cluster cannot take part: {found.refusal}")

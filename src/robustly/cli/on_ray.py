@@ -105,7 +105,12 @@ class OnRay:
             return send(cluster, evaluated, images[0])
 
         return {
-            plan.target: RayCrew(self._cluster, partial_of(plan.target) / PARTS, partial(sent, plan, self._cluster))
+            plan.target: RayCrew(
+                self._cluster,
+                partial_of(plan.target) / PARTS,
+                partial(sent, plan, self._cluster),
+                len(subject.data),
+            )
             for plan in plans
         }
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -27,10 +28,11 @@ class RayCrew:
         cluster: the cluster.
         folder: folder for results of parts, of this machine only.
         send: sends model and images; called when the first parts are shared.
+        images: number of images.
     """
 
-    def __init__(self, cluster: Cluster, folder: Path, send: Callable[[], Sent]) -> None:
-        self._cluster, self._folder, self._send = cluster, folder, send
+    def __init__(self, cluster: Cluster, folder: Path, send: Callable[[], Sent], images: int) -> None:
+        self._cluster, self._folder, self._send, self._images = cluster, folder, send, images
         self._sent: Sent | None = None
         self._speed = Speed(1, half_pays=False)
 
@@ -40,8 +42,15 @@ class RayCrew:
         return max(1, self._cluster.slots())
 
     def begin(self, identity: str, speed: Speed) -> None:
-        """Set batch size and precision."""
+        """Set batch size and precision; warn if there are fewer batches than tasks at a time."""
         self._speed = speed
+        batches = -(-self._images // speed.batch_size)
+        if batches < min(self.size, self._images):
+            warnings.warn(
+                f"{self._images} images in batches of {speed.batch_size} are {batches} part{'s' * (batches > 1)} "
+                f"for {self.size} tasks at a time: --evaluation.batch_size makes smaller ones",
+                stacklevel=3,
+            )
 
     def end(self) -> None:
         """Forget model and images, which the cluster may remove then."""
