@@ -79,6 +79,15 @@ def test_gradients_statistics_and_random_numbers_are_those_of_an_ordinary_pass(d
     assert "forward" not in vars(saving.blocks[0])
 
 
+def test_mixed_precision_is_that_of_an_ordinary_pass() -> None:
+    x, plain, saving = torch.rand(5, 1, 16, 16), Net(), Net()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = gradients(plain, x)
+    with recomputed_activations(saving), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients(saving, x)
+    assert all(torch.equal(one, other) for one, other in zip(wanted, found, strict=True))
+
+
 @pytest.mark.parametrize("side", [(16, 16), (16, 24)])
 @pytest.mark.parametrize(
     "name", ["small_cnn", "resnet18", "preact_resnet18", "wrn16_4", "conv_small", "tafd_resnet18"]

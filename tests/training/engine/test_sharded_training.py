@@ -106,6 +106,7 @@ def _trained(rank: int, folder: Path) -> None:
     for name, made in JOBS.items():
         for strategy in ("ddp", "fsdp"):
             go(made(), strategy, folder / name / strategy, precision="bf16-mixed" if name == "half" else "32-true")
+            assert torch.is_autocast_cache_enabled()
     for first, second in (("fsdp", "fsdp"), ("ddp", "fsdp"), ("fsdp", "ddp")):
         cut = folder / "trades" / f"{first}_{second}"
         with pytest.raises(KeyboardInterrupt):
