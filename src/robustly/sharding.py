@@ -57,9 +57,10 @@ def shard(network: nn.Module, processes: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 (slow to import)
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
-    follow_first([value.data for value in (*network.parameters(), *network.buffers())])
     for parameter in network.parameters():
         parameter.data = contiguous(parameter.data)  # as shards are
+        torch.distributed.broadcast(parameter.data, src=0)
+    follow_first(list(network.buffers()))
     device = next(network.parameters()).device.type
     mesh = init_device_mesh(device, (processes,))
     for block in repeated_blocks(network).values():
@@ -132,6 +133,8 @@ class ShardedModule(nn.Module):
             follow_first(list(self.module.buffers()))
         try:
             with self._precision():
+                if self._is_mixed:  # a cache of converted weights would hold whole ones; the context restores this
+                    torch.set_autocast_cache_enabled(False)
                 output = self.module(*given)
         except RuntimeError as error:
             if "mixed torch.Tensor and DTensor" not in str(error):

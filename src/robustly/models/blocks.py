@@ -30,20 +30,32 @@ def repeated_blocks(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def long_sequences(network: nn.Module) -> dict[str, nn.Sequential]:
-    """The plain `Sequential`s of at least four layers of a network, by name; the network itself has the name ""."""
-    return {
+    """The plain `Sequential`s of at least four layers of a network, by name; the network itself has the name "".
+
+    None lies inside another one: the inner ones are taken.
+    """
+    found = {
         name: module
         for name, module in network.named_modules()
         if type(module) is nn.Sequential and len(module) >= _FEWEST and any(True for _ in module.parameters())
     }
+    return {name: module for name, module in found.items() if not any(_inside(other, name) for other in found)}
 
 
 def pieces(layers: nn.Sequential) -> Iterator[list[nn.Module]]:
-    """Yield the layers of a `Sequential` in pieces of about equal length, as many as the root of their number."""
+    """Yield the layers of a `Sequential` in pieces of about equal length, as many as the root of their number.
+
+    Every piece but the first begins with a layer that has weights, because others, such as an activation, may
+    change their input in place.
+    """
     everything = list(layers)
-    count = max(round(len(everything) ** 0.5), 1)
-    ends = [round(len(everything) * number / count) for number in range(count + 1)]
-    for start, end in pairwise(ends):
+    starts = [
+        0,
+        *(place for place, layer in enumerate(everything) if place and any(True for _ in layer.parameters())),
+    ]
+    count = min(max(round(len(everything) ** 0.5), 1), len(starts))
+    chosen = [starts[round(len(starts) * number / count)] for number in range(count)]
+    for start, end in pairwise([*chosen, len(everything)]):
         yield everything[start:end]
 
 
@@ -58,4 +70,4 @@ def _parent(network: nn.Module, name: str) -> nn.Module:
 
 def _inside(name: str, other: str) -> bool:
     """True if the first name is that of a module inside the second."""
-    return name.startswith(f"{other}.")
+    return name != other and (other == "" or name.startswith(f"{other}."))

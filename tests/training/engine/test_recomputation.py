@@ -1,5 +1,6 @@
 """`training.recompute_activations`: less memory, the same weights and statistics bit for bit."""
 
+import copy
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from robustly.data import Splits
 from robustly.experiments.configuration import build_config
 from robustly.experiments.overrides import apply_overrides
 from robustly.models import ModelConfig, build_model
-from robustly.models.blocks import pieces, repeated_blocks
+from robustly.models.blocks import long_sequences, pieces, repeated_blocks
 from robustly.training import AdversarialLoss, CleanLoss, Method, PGDInner, WeightPerturbation
 from robustly.training.engine.recomputation import RecomputationError, check_blocks, recomputed_activations
 from robustly.training.losses.consistency import TradesLoss
@@ -76,6 +77,15 @@ def test_gradients_statistics_and_random_numbers_are_those_of_an_ordinary_pass(d
     again = gradients(saving, x), gradients(plain, x)
     assert all(torch.equal(one, other) for one, other in zip(*again, strict=True))
     assert "forward" not in vars(saving.blocks[0])
+
+
+def test_mixed_precision_is_that_of_an_ordinary_pass() -> None:
+    x, plain, saving = torch.rand(5, 1, 16, 16), Net(), Net()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = gradients(plain, x)
+    with recomputed_activations(saving), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients(saving, x)
+    assert all(torch.equal(one, other) for one, other in zip(wanted, found, strict=True))
 
 
 @pytest.mark.parametrize("side", [(16, 16), (16, 24)])
@@ -160,6 +170,16 @@ def test_blocks_are_the_inner_members_of_lists_or_repeated_modules() -> None:
     assert repeated_blocks(mlp()) == {}
     layers = nn.Sequential(*(nn.Linear(2, 2) for _ in range(10)))
     assert [len(piece) for piece in pieces(layers)] == [3, 4, 3]
+    assert list(long_sequences(layers)) == [""]
+    nested = nn.Sequential(layers, *(nn.Linear(2, 2) for _ in range(3)))
+    assert list(long_sequences(nested)) == ["0"]
+    mixed = nn.Sequential(
+        nn.Flatten(), *(layer for _ in range(4) for layer in (nn.Linear(2, 2), nn.ReLU(inplace=True)))
+    )
+    assert [len(piece) for piece in pieces(mixed)] == [3, 2, 4]
+    found = [layer for piece in pieces(mixed) for layer in piece]
+    assert found == list(mixed)
+    assert [len(piece) for piece in pieces(nn.Sequential(nn.Linear(2, 2), *(nn.ReLU() for _ in range(8))))] == [9]
 
 
 def test_a_network_without_blocks_is_refused_by_name(little: Splits) -> None:
@@ -191,6 +211,20 @@ def test_a_block_that_changes_its_input_is_refused() -> None:
     network = nn.Sequential(nn.Linear(4, 4), InPlace(), InPlace())
     with recomputed_activations(network), pytest.raises(RecomputationError, match="the input of the block 1"):
         network(torch.rand(2, 4))
+
+
+def test_layers_in_a_row_may_work_in_place() -> None:
+    torch.manual_seed(0)
+    layers = [
+        part for _ in range(4) for part in (nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1), nn.ReLU(inplace=True))
+    ]
+    plain = nn.Sequential(*layers, nn.Flatten())
+    saving = copy.deepcopy(plain)
+    x = torch.rand(3, 1, 8, 6)
+    wanted = gradients(plain, x)
+    with recomputed_activations(saving):
+        found = gradients(saving, x)
+    assert all(torch.equal(one, other) for one, other in zip(wanted, found, strict=True))
 
 
 def test_an_input_that_is_changed_after_the_block_is_refused() -> None:

@@ -1,6 +1,7 @@
 """FSDP: processes that hold a share of the weights each train what whole copies train."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,26 @@ import pytest
 import torch
 from group import in_group
 from torch import Tensor, nn
-from training_tools import Stop, blocks_net, last, make_job, mlp, run, small_digits
+from training_tools import Block, Stop, blocks_net, last, make_job, mlp, run, small_digits
 
+from robustly.attacks.core.contract import frozen
 from robustly.cli import main
+from robustly.cli.recipes import read_recipe
 from robustly.data import Splits
+from robustly.experiments.configuration import build_config
+from robustly.experiments.overrides import apply_overrides
 from robustly.runtime import Runtime, RuntimeConfig
-from robustly.sharding import ShardingError, check_shardable, is_shard, local, shards_like, whole_weights
+from robustly.sharding import (
+    ShardedModule,
+    ShardingError,
+    check_shardable,
+    is_shard,
+    local,
+    shard,
+    shards_like,
+    whole,
+    whole_weights,
+)
 from robustly.training import (
     AdversarialLoss,
     AuxiliaryNetwork,
@@ -31,8 +46,10 @@ from robustly.training import (
     train,
 )
 from robustly.training.engine.metrics import Totals
+from robustly.training.engine.recomputation import recomputed_activations
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import DivergenceError, check_weights
+from robustly.training.engine.synchronised_norms import synchronised_norms
 from robustly.training.inner.early_stopped import FriendlyInner
 from robustly.training.losses.consistency import TradesLoss
 from robustly.training.losses.mean_teacher import MeanTeacherLoss
@@ -89,6 +106,7 @@ def _trained(rank: int, folder: Path) -> None:
     for name, made in JOBS.items():
         for strategy in ("ddp", "fsdp"):
             go(made(), strategy, folder / name / strategy, precision="bf16-mixed" if name == "half" else "32-true")
+            assert torch.is_autocast_cache_enabled()
     for first, second in (("fsdp", "fsdp"), ("ddp", "fsdp"), ("fsdp", "ddp")):
         cut = folder / "trades" / f"{first}_{second}"
         with pytest.raises(KeyboardInterrupt):
@@ -97,6 +115,7 @@ def _trained(rank: int, folder: Path) -> None:
     runtime = Runtime(RuntimeConfig(device="cpu", processes=3, strategy="fsdp"))
     torch.save(_sizes(runtime), folder / f"sizes{rank}.pt")
     _refuses_broken_shard(rank, runtime)
+    _refuses_weights_elsewhere(runtime)
     runtime.close()
 
 
@@ -142,6 +161,26 @@ def _refuses_broken_shard(rank: int, runtime: Runtime) -> None:
             local(network[0].weight).fill_(torch.nan)  # type: ignore[arg-type]
     with pytest.raises(DivergenceError, match=r"0\.weight of the model is not finite"):  # in all processes
         check_weights({"model": network}, 0, total=runtime.sum)
+
+
+class Elsewhere(nn.Module):
+    """Blocks whose weights are used by another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.blocks[0].conv.weight)  # type: ignore[union-attr, arg-type]
+
+
+def _refuses_weights_elsewhere(runtime: Runtime) -> None:
+    network = Elsewhere()
+    runtime.shard({"model": network})
+    with pytest.raises(
+        ShardingError, match="uses weights outside of the forward pass of the block that they belong"
+    ):
+        ShardedModule(network, nullcontext, False)(torch.rand(2, 4, 5, 5))
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +238,49 @@ def test_each_process_holds_a_share_and_one_process_goes_on_with_the_whole(train
     (folder / "model.safetensors").unlink()
     longer = replace(cut_job(), training=replace(cut_job().training, epochs=3, checkpoint_every=None))
     assert run(longer, folder).epochs == 3
+
+
+def _alone(rank: int, device: str) -> None:
+    """Passes of a network in one shard, as of a plain one; on a GPU the same calls as in several processes."""
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=1)
+    plain, divided = blocks_net().to(device), blocks_net().to(device)
+    shard(divided, 1)
+    x = torch.rand(6, 1, 16, 16, device=device)
+    found = []
+    for network in (plain, divided):
+        with synchronised_norms([network]), recomputed_activations(network):
+            here = x.clone().requires_grad_()
+            with whole_weights(network), frozen(network):
+                (moved,) = torch.autograd.grad(network(here).logsumexp(1).sum(), here)
+            (network(x).logsumexp(1) + network(x + moved).square().sum(1)).sum().backward()
+        gradients = [whole(p.grad).cpu() for p in network.parameters()]
+        found.append([moved.cpu(), *gradients, *(buffer.cpu() for buffer in network.buffers())])
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(*found, strict=True))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+            ],
+        ),
+    ],
+)
+def test_one_shard_passes_as_a_plain_network(device: str) -> None:
+    in_group(_alone, device, count=1)
+
+
+def test_the_digest_of_a_run_does_not_depend_on_the_strategy() -> None:
+    recipe = read_recipe("mnist5k/trades")
+    words = ["--runtime.strategy", "fsdp", "--runtime.processes", "2"]
+    assert build_config(apply_overrides(recipe, words)).digest() == build_config(recipe).digest()
 
 
 def test_networks_that_cannot_be_divided_are_refused() -> None:
