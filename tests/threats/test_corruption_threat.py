@@ -205,6 +205,8 @@ def test_mnist_c_is_refused_by_name_for_other_images_and_severities() -> None:
             parse_threat(text)
     with pytest.raises(ThreatError, match=r"images in \[0, 1\], the box is"):
         parse_threat("mnist_c:1", (-1.0, 1.0))
+    with pytest.raises(ThreatError, match="'mnist_c' must have the form KIND:SIZE, such as mnist_c:1"):
+        parse_threat("mnist_c")
     with pytest.raises(ThreatError, match="mnist_c:1 cannot be a part of a chain"):
         parse_threat("mnist_c:1+linf:0.1")
 

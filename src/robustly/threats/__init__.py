@@ -154,7 +154,8 @@ def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor] | N
     kind, colon, rest = part.partition(":")
     kind = kind.strip().lower()
     if not colon or not rest.strip():
-        raise ThreatError(f"threat {text!r} must have the form KIND:SIZE, such as linf:8/255 or rotation:30")
+        usual = "mnist_c:1" if kind == "mnist_c" else "linf:8/255 or rotation:30"
+        raise ThreatError(f"threat {text!r} must have the form KIND:SIZE, such as {usual}")
     if kind not in THREATS and kind not in FILED:
         raise ThreatError(f"unknown threat {kind!r}: allowed are {', '.join((*THREATS, *FILED))}")
     size, at, mask = (piece.strip() for piece in rest.partition("@"))

@@ -69,6 +69,7 @@ class OffsetField:
 
     def step_in_place(self, theta: Theta, gradient: Theta, step_size: PerExample) -> Theta:
         """The same step, written over the gradient: new memory takes longer than the step."""
+        gradient = gradient.contiguous()  # an expanded one has no memory of its own
         if theta.device.type == "cpu" and theta[:1].numel() > _LARGE:
             # one by one: the offsets of a colour map are 16 times the values of a small image
             lengths, radii = step_size.tolist(), self.radius.tolist()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from robustly.attacks.core.allocator import keep_freed_memory
 from robustly.attacks.core.contract import (
     ANY_THREAT,
     AttackResult,
@@ -67,6 +68,8 @@ def run_search(
     x, goal = prepare(x, y, threat, check=verdicts or reads_are_free(x.device))
     check_ids(x, generator)
     check_device(model, x)
+    if x.device.type == "cpu":
+        keep_freed_memory()
     with frozen(model, mode, precision != "ambient"):
         half = half_precision_copy(model, x) if precision == "bfloat16" and len(x) else None
         search = Search(model, x, goal, threat, nearest=nearest, by_margin=by_margin, half=half, verdicts=verdicts)
