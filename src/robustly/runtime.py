@@ -19,12 +19,15 @@ class RuntimeConfig:
         precision: "32-true", or "bf16-mixed" (training in bfloat16, parameters and verdicts in float32).
         processes: processes that train or evaluate on this machine (under `torchrun` or SLURM: of each node).
         nodes: machines.
+        graphs: whether the passes of the training attack are captured once and replayed (CUDA graphs), where a GPU
+            is there and the network allows it. Not for modes that update statistics or draw dropout in the attack.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     processes: int = 1
     nodes: int = 1
+    graphs: bool = False
 
     def check(self) -> None:
         """Reject settings that are not possible on this machine.
@@ -156,6 +159,9 @@ def check_device(device: torch.device) -> None:
 class Runtime:
     """One process of a started group.
 
+    Attributes:
+        graphs: whether the passes of the training attack are captured.
+
     Raises:
         ValueError: a device that is not available.
     """
@@ -174,6 +180,7 @@ class Runtime:
             precision=config.precision,
         )
         self._fabric.launch()
+        self.graphs = config.graphs
 
     @property
     def device(self) -> torch.device:

@@ -1,5 +1,6 @@
 """Optimiser steps of a run: networks on their device, optimisers, batches, forward and backward pass."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from robustly.attacks.core.graphs import PassGraphs, cuda_capture
 from robustly.data import Batch, batches, mixed_batches
 from robustly.data.prefetching import prefetched
 from robustly.memory import is_out_of_memory
@@ -66,6 +68,7 @@ class Stepper:
         self._still: dict[str, list[nn.Module]] = {}
         self.memory: Memory = {}
         self._averages = False
+        self._graphs = _graphs_for(runtime) if runtime.graphs else None
         self._module = StepModule(job.method, self.networks)
         own = {name: network.optimizer for name, network in job.networks.items() if network.optimizer is not None}
         main = [network for name, network in self.networks.learning.items() if name not in own]
@@ -263,6 +266,7 @@ class Stepper:
                 global_mean=self._mean if count == 1 else whole_batch,
                 seed=job.seed,
             )
+            step.graphs = self._graphs
             self._module.step = step
             # the mean over processes weighs all shards equally, so losses of smaller shards are scaled
             share = len(part.y) * runtime.world_size / job.images_of_step(moment.index)
@@ -289,6 +293,8 @@ class Stepper:
         self.optimizers.zero_grad()
         before.restore()
         self._runtime.begin_again(self._parallel)
+        if self._graphs is not None:
+            self._graphs.forget()
         free_memory(self._runtime.device)
 
     def _whole(self, batch: Batch, moment: Moment, replay: int, reason: str) -> BatchMemoryError:
@@ -309,3 +315,13 @@ class Stepper:
         finally:
             self.memory = kept
         return not_in_parts(len(batch), reason, 0)
+
+
+def _graphs_for(runtime: Runtime) -> PassGraphs | None:
+    if runtime.device.type == "cuda":
+        return PassGraphs(cuda_capture())
+    if runtime.rank == 0:
+        warnings.warn(
+            f"runtime.graphs: only a GPU has graphs; attacks on {runtime.device.type} run without", stacklevel=2
+        )
+    return None
