@@ -1,6 +1,5 @@
 """Batches that pass through the networks in parts, because a whole one does not fit into the memory."""
 
-import gc
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
@@ -101,13 +100,6 @@ class BeforeStep:
                 "the device ran out of memory in a step, and a part of the method had changed its memory in place "
                 "by then, so the step cannot be repeated: use a smaller training.batch_size"
             )
-
-
-def free_memory(device: torch.device) -> None:
-    """Return the memory of a failed step to the device."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def too_large(images: int, parts: int) -> BatchMemoryError:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustly.attacks.core.graphs import PassGraphs, cuda_capture
 from robustly.data import Batch, batches, mixed_batches
 from robustly.data.prefetching import prefetched
-from robustly.memory import is_out_of_memory
+from robustly.memory import free_memory, is_out_of_memory
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
 from robustly.training.engine.job import Job
@@ -24,7 +24,6 @@ from robustly.training.engine.splitting import (
     BeforeStep,
     WholeBatchError,
     fewest_parts,
-    free_memory,
     not_in_parts,
     parts_of,
     too_large,
@@ -295,7 +294,7 @@ class Stepper:
         self._runtime.begin_again(self._parallel)
         if self._graphs is not None:
             self._graphs.forget()
-        free_memory(self._runtime.device)
+        free_memory()
 
     def _whole(self, batch: Batch, moment: Moment, replay: int, reason: str) -> BatchMemoryError:
         """Error of a batch that does not fit, of a method that needs it whole; it names the size that fits."""
