@@ -30,7 +30,12 @@ MOST_PIXELS = 50_000_000
 VARIABLE = "ROBUSTLY_LARGEST_DATA_GIB"
 _USUAL_GIB = 16.0
 _ROWS = 1024
-_NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA out of memory",  # within a scripted network
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 class SizeError(ValueError):
