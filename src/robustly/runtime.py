@@ -26,6 +26,8 @@ class RuntimeConfig:
         nodes: machines.
         strategy: what several processes hold in training: "ddp" (each of them everything), or "fsdp" (a share of
             weights, gradients and optimiser state each, see `robustly.sharding`).
+        graphs: whether the passes of the training attack are captured once and replayed (CUDA graphs), where a GPU
+            is there and the network allows it. Not for modes that update statistics or draw dropout in the attack.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -33,6 +35,7 @@ class RuntimeConfig:
     processes: int = 1
     nodes: int = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    graphs: bool = False
 
     def check(self) -> None:
         """Reject settings that are not possible on this machine.
@@ -58,6 +61,11 @@ class RuntimeConfig:
             raise ValueError(
                 "runtime.strategy fsdp divides weights, gradients and optimiser state among processes, and there "
                 "is one: set runtime.processes to at least 2, or strategy to ddp"
+            )
+        if self.strategy == "fsdp" and self.graphs:
+            raise ValueError(
+                "runtime.graphs captures passes through weights that stay in their place, and with "
+                "runtime.strategy fsdp they are collected for each step: set graphs to false, or strategy to ddp"
             )
         if self.strategy == "fsdp" and device_of(self).type == "mps":
             raise ValueError("runtime.strategy fsdp needs the device cpu or cuda: set strategy to ddp")
@@ -179,6 +187,9 @@ def check_device(device: torch.device) -> None:
 class Runtime:
     """One process of a started group.
 
+    Attributes:
+        graphs: whether the passes of the training attack are captured.
+
     Raises:
         ValueError: a device that is not available.
     """
@@ -198,6 +209,7 @@ class Runtime:
             precision=config.precision,
         )
         self._fabric.launch()
+        self.graphs = config.graphs
 
     @property
     def device(self) -> torch.device:

@@ -1,5 +1,6 @@
 """Training on a CUDA device: memory that lacks, images on the disk; skipped without one."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,3 +117,17 @@ def test_the_attack_of_training_waits_for_nothing() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert found.x_adv.shape == batch.x.shape
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_captured_passes_train_the_same(precision: str, tmp_path: Path) -> None:
+    found = {}
+    for graphs in (False, True):
+        folder = tmp_path / str(graphs)
+        folder.mkdir()
+        small = replace(job(1, images(80)), training=TrainingConfig(epochs=2, batch_size=32, validation_steps=1))
+        runtime = Runtime(RuntimeConfig(device="cuda", graphs=graphs, precision=precision))  # type: ignore[arg-type]
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            train(small, runtime, folder, config_digest="")
+        found[graphs] = load_file(folder / "model.safetensors")
+    assert all(torch.allclose(value, found[True][name], atol=1e-3) for name, value in found[False].items())

@@ -59,12 +59,12 @@ def pretraining_line(name: str, row: Row, epochs: int) -> str:
 
 def split_words(batch_size: int, moment: Moment, parts: int, *, found: bool) -> str:
     """One line about the parts in which batches pass."""
-    number = f"{parts} part{'s' * (parts > 1)}"
     if found:
-        return f"training.accumulate: auto: {number} of each batch of {batch_size} fit into the memory"
+        how = f"in {parts} parts" if parts > 1 else "whole"
+        return f"training.accumulate: auto: batches of {batch_size} pass {how}"
     return (
         f"! out of memory in epoch {moment.epoch + 1}, step {moment.index + 1}: from here on each batch of "
-        f"{batch_size} images passes in {number}, for the same optimiser steps (as "
+        f"{batch_size} images passes in {parts} parts, for the same optimiser steps (as "
         f"training.accumulate: {parts} does; batch normalisation and dropout see each part alone)"
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustly.attacks import AttackResult
 from robustly.attacks.core.contract import Images, ModelMode, frozen
+from robustly.attacks.core.graphs import PassGraphs
 from robustly.attacks.core.model_access import frozen_statistics, logits_of
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator, derive_seed
@@ -114,7 +115,10 @@ class Step:
         columns: per-example values whose means over an epoch are columns of `metrics.csv`, by their names; see
             `note`.
         others: this step with the adversarial examples of each further attack, once the outer loss has used them.
+        graphs: captured passes of the attack; None for none.
     """
+
+    graphs: PassGraphs | None = None
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from training_tools import THREAT, NormNet, Stop, final, make_job, run, small_digits
 
 from robustly.attacks import dynat_pgd
+from robustly.cli.progress import split_words
 from robustly.data import Augmentation, Splits
 from robustly.memory import is_out_of_memory
 from robustly.training import (
@@ -286,6 +287,7 @@ def test_other_errors_are_not_taken_for_it(digits: Splits, tmp_path: Path) -> No
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("in the TorchScript interpreter: torch.OutOfMemoryError: CUDA out of memory."), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (ValueError("DefaultCPUAllocator"), False),
@@ -348,3 +350,47 @@ def test_one_validation_image_without_memory_is_an_error(digits: Splits) -> None
     model.forward = never  # type: ignore[method-assign]
     with pytest.raises(torch.OutOfMemoryError):
         clean_accuracy(model, digits.validation, batch_size=8)
+
+
+def test_a_position_before_a_batch_that_is_left_out_can_be_resumed(digits: Splits, tmp_path: Path) -> None:
+    """With four parts the last batch is too small for batch normalisation, so the third step is the last one."""
+    settings = {"checkpoint_every": 3, "epochs": 1}
+    run(job(digits, ROBUST, Small(8, norm=True), training=settings), tmp_path / "whole")
+    stop = Stop(3)
+    with pytest.raises(KeyboardInterrupt):
+        run(job(digits, ROBUST, Small(8, norm=True), training=settings), tmp_path / "cut", stop)
+    assert not (tmp_path / "cut/checkpoints/last.pt").exists()
+    run(job(digits, ROBUST, Small(8, norm=True), training=settings), tmp_path / "cut")
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    settings = {"checkpoint_every": 2, "epochs": 1}
+    with pytest.raises(KeyboardInterrupt):
+        run(job(digits, ROBUST, Small(8, norm=True), training=settings), tmp_path / "again", Stop(3))
+    assert load_state(tmp_path / "again/checkpoints/last.pt", "test").within is not None
+    run(job(digits, ROBUST, Small(8, norm=True), training=settings), tmp_path / "again")
+    assert same_weights(tmp_path / "whole", tmp_path / "again")
+
+
+def test_a_buffer_that_is_replaced_in_a_pass_comes_back(digits: Splits, tmp_path: Path) -> None:
+    class Replacing(Small):
+        def __init__(self, most: int) -> None:
+            super().__init__(most)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training and torch.is_grad_enabled():
+                self.seen = self.seen + x.detach().sum()
+            return super().forward(x)
+
+    run(job(digits, ROBUST, Replacing(99), 4), tmp_path / "set")
+    run(job(digits, ROBUST, Replacing(8)), tmp_path / "found")
+    assert float(final(tmp_path / "set")["seen"]) > 0
+    assert same_weights(tmp_path / "set", tmp_path / "found")
+
+
+@pytest.mark.parametrize(("parts", "words"), [(1, "pass whole"), (3, "pass in 3 parts")])
+def test_the_lines_about_parts(parts: int, words: str) -> None:
+    moment = Moment(2, 4, 10, 20)
+    assert split_words(128, moment, parts, found=True) == f"training.accumulate: auto: batches of 128 {words}"
+    said = split_words(128, moment, 4, found=False)
+    assert "out of memory in epoch 3, step 5" in said
+    assert "training.accumulate: 4" in said

@@ -99,7 +99,7 @@ def test_one_process_without_memory_splits_the_batches_of_both(short: str, tmp_p
 def test_auto_finds_parts_that_fit_in_both(tmp_path: Path) -> None:
     done = train(tmp_path / "found", SHORT="1", MOST="6", **{"training.accumulate": "auto"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("training.accumulate: auto: 3 parts of each batch of 32 fit into the memory") == 1
+    assert done.stdout.count("training.accumulate: auto: batches of 32 pass in 3 parts") == 1
 
 
 def test_a_method_of_the_whole_batch_ends_in_one_sentence(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.allocator import keep_freed_memory
 from robustly.attacks.core.contract import (
     ANY_THREAT,
     AttackResult,
@@ -19,6 +18,7 @@ from robustly.attacks.core.contract import (
     prepare,
     reads_are_free,
 )
+from robustly.attacks.core.graphs import PassGraphs
 from robustly.attacks.core.model_access import half_precision_copy
 from robustly.attacks.core.search import Precision, Search
 from robustly.models.adapter import as_classifier
@@ -41,6 +41,7 @@ def run_search(
     mode: ModelMode = "eval",
     precision: Precision = "full",
     verdicts: bool = True,
+    graphs: PassGraphs | None = None,
 ) -> AttackResult:
     """Run an attack: check the arguments, freeze the model, skip misclassified examples, search.
 
@@ -58,6 +59,7 @@ def run_search(
         precision: "full", "ambient" (autocast as it is), or "bfloat16": the search runs in a bfloat16 copy of the
             model, verdicts in full precision.
         verdicts: False runs the search alone, without clean pass and records; see `Search`.
+        graphs: captured passes, for Lp balls; None runs every pass anew.
 
     Raises:
         AttackError: see `prepare`; a threat that the attack is not defined for; a model on another device.
@@ -68,11 +70,10 @@ def run_search(
     x, goal = prepare(x, y, threat, check=verdicts or reads_are_free(x.device))
     check_ids(x, generator)
     check_device(model, x)
-    if x.device.type == "cpu":
-        keep_freed_memory()
     with frozen(model, mode, precision != "ambient"):
         half = half_precision_copy(model, x) if precision == "bfloat16" and len(x) else None
         search = Search(model, x, goal, threat, nearest=nearest, by_margin=by_margin, half=half, verdicts=verdicts)
+        search.graphs = graphs
         if precision == "bfloat16":
             search.forwards[:1] += 1  # the copy was tried on the first image
         if len(x) and verdicts:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustly.attacks.core.contract import Images, check_output
 from robustly.attacks.core.gradient_estimators import GradientEstimator
+from robustly.attacks.core.graphs import PassGraphs
 from robustly.attacks.core.model_access import input_gradient, logits_of
 from robustly.attacks.core.search_state import Rows, SearchState, goal_margin
 from robustly.models.adapted import Adapted
@@ -50,7 +51,12 @@ class Search(SearchState):
     """One attack on one batch; all access to the model goes through it.
 
     `SearchState` describes the arguments, and keeps what the calls below find.
+
+    Attributes:
+        graphs: captured passes, which replace those of plain objectives; None for none.
     """
+
+    graphs: PassGraphs | None = None
 
     def begin(self) -> None:
         """Run the clean pass. Misclassified examples count as broken at distance 0 and are not attacked."""
@@ -226,6 +232,11 @@ class Search(SearchState):
         settled: Settled | None,
     ) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " m"]]:
         """Output, objective, its gradient by a backward pass, and a mask of the examples that move on."""
+        if self.graphs is not None and self._is_direct and (value_at, penalty, settled) == (None, None, None):
+            found = self.graphs.run(self.model if self.half is None else self.half, theta, objective, goal)
+            if found is not None:
+                self.backwards[rows] += self.counted(rows)
+                return *found, torch.ones_like(rows, dtype=torch.bool)
         here, moving = theta.detach().requires_grad_(), torch.ones_like(rows, dtype=torch.bool)
         images = self.render(here, rows)
         output = logits_of(self.model if self.half is None else self.half, images)

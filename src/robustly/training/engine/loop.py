@@ -192,8 +192,7 @@ class _Run:
         began = time.perf_counter() - done.seconds
         totals = Totals(self.runtime.device)
         totals.restore(done.totals, self.runtime.rank)
-        job, steps = self.job, self.stepper.steps_per_epoch
-        rate = done.rate
+        job, rate = self.job, done.rate
         self.stepper.begin_epoch(epoch)
         for index, batch in enumerate(self.stepper.batches(epoch, start=done.step), done.step):
             moment = Moment(epoch, index, job.steps_per_epoch, job.training.epochs)
@@ -206,7 +205,7 @@ class _Run:
                     self.observer.split(moment, self.stepper.parts or 1, found=parts is None)
                 self.observer.stepped(moment, loss, job.images_of_step(index))
             every = job.training.checkpoint_every
-            if every is not None and (index + 1) % every == 0 and index + 1 < steps:
+            if every is not None and (index + 1) % every == 0 and index + 1 < self.stepper.steps_per_epoch:
                 sums, seconds = totals.state(self.runtime), time.perf_counter() - began
                 self._save_within(Within(index + 1, rate, seconds, sums))
         end = EpochEnd(

@@ -1,6 +1,5 @@
 """Batches that pass through the networks in parts, because a whole one does not fit into the memory."""
 
-import gc
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
@@ -70,15 +69,15 @@ class BeforeStep:
         self._memory = memory
         self._kept = {slot: dict(tensors) for slot, tensors in memory.items()}
         self._versions = [(value, value._version) for tensors in memory.values() for value in tensors.values()]
-        places: dict[tuple[torch.dtype, torch.device], list[tuple[nn.Module, str, Tensor]]] = defaultdict(list)
+        places: dict[tuple[torch.dtype, torch.device], list[tuple[nn.Module, str, Tensor, int]]] = defaultdict(list)
         for network in networks.values():
             for module in network.modules():
                 for name, value in module._buffers.items():
                     if value is not None:
-                        places[value.dtype, value.device].append((module, name, value))
+                        places[value.dtype, value.device].append((module, name, value, value._version))
         # one copy for all buffers of a type, because every operation on a GPU costs some microseconds
         self._buffers = [
-            (some, torch.cat([value.detach().reshape(-1) for _, _, value in some])) for some in places.values()
+            (some, torch.cat([value.detach().reshape(-1) for _, _, value, _ in some])) for some in places.values()
         ]
 
     @torch.no_grad()
@@ -89,9 +88,10 @@ class BeforeStep:
             BatchMemoryError: a part has changed a tensor of its memory in place.
         """
         for some, copies in self._buffers:
-            values = torch.split(copies, [value.numel() for _, _, value in some])
-            for (module, name, value), before in zip(some, values, strict=True):
-                value.copy_(before.view(value.shape))
+            values = torch.split(copies, [value.numel() for _, _, value, _ in some])
+            for (module, name, value, version), before in zip(some, values, strict=True):
+                if value._version != version:
+                    value.copy_(before.view(value.shape))
                 module._buffers[name] = value
         changed = any(value._version != version for value, version in self._versions)
         self._memory.clear()
@@ -101,13 +101,6 @@ class BeforeStep:
                 "the device ran out of memory in a step, and a part of the method had changed its memory in place "
                 "by then, so the step cannot be repeated: use a smaller training.batch_size"
             )
-
-
-def free_memory(device: torch.device) -> None:
-    """Return the memory of a failed step to the device."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def too_large(images: int, parts: int) -> BatchMemoryError:

@@ -1,5 +1,6 @@
 """Optimiser steps of a run: networks on their device, optimisers, batches, forward and backward pass."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -8,9 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from robustly.attacks.core.graphs import PassGraphs, cuda_capture
 from robustly.data import Batch, batches, mixed_batches
 from robustly.data.prefetching import prefetched
-from robustly.memory import is_out_of_memory
+from robustly.memory import free_memory, is_out_of_memory
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
 from robustly.training.engine.job import Job
@@ -22,7 +24,6 @@ from robustly.training.engine.splitting import (
     BeforeStep,
     WholeBatchError,
     fewest_parts,
-    free_memory,
     not_again,
     not_in_parts,
     parts_of,
@@ -73,6 +74,7 @@ class Stepper:
         self._still: dict[str, list[nn.Module]] = {}
         self.memory: Memory = {}
         self._averages = False
+        self._graphs = _graphs_for(runtime) if runtime.graphs else None
         self._module = StepModule(job.method, self.networks)
         own = {name: network.optimizer for name, network in job.networks.items() if network.optimizer is not None}
         main = [network for name, network in self.networks.learning.items() if name not in own]
@@ -289,6 +291,7 @@ class Stepper:
                 seed=job.seed,
                 whole_weights=partial(self._runtime.whole_weights, *self.networks.learning.values()),
             )
+            step.graphs = self._graphs
             self._module.step = step
             # the mean over processes weighs all shards equally, so losses of smaller shards are scaled
             share = len(part.y) * runtime.world_size / job.images_of_step(moment.index)
@@ -326,7 +329,9 @@ class Stepper:
         self.optimizers.zero_grad()
         before.restore()
         self._runtime.begin_again(self._parallel)
-        free_memory(self._runtime.device)
+        if self._graphs is not None:
+            self._graphs.forget()
+        free_memory()
 
     def _whole(self, batch: Batch, moment: Moment, replay: int, reason: str) -> BatchMemoryError:
         """Error of a batch that does not fit, of a method that needs it whole; it names the size that fits."""
@@ -346,3 +351,13 @@ class Stepper:
         finally:
             self.memory = kept
         return not_in_parts(len(batch), reason, 0)
+
+
+def _graphs_for(runtime: Runtime) -> PassGraphs | None:
+    if runtime.device.type == "cuda":
+        return PassGraphs(cuda_capture())
+    if runtime.rank == 0:
+        warnings.warn(
+            f"runtime.graphs: only a GPU has graphs; attacks on {runtime.device.type} run without", stacklevel=2
+        )
+    return None

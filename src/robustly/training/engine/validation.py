@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from robustly.attacks import Attack
 from robustly.attacks.core.contract import frozen
 from robustly.data import ImageData
-from robustly.memory import is_out_of_memory
+from robustly.memory import in_halves
 from robustly.randomness import KeyedGenerator
 from robustly.statistics import Proportion, collapsed_class
 from robustly.threats import Threat
-from robustly.training.engine.splitting import free_memory
 from robustly.training.method import Method
 from robustly.training.step import Memory
 
@@ -63,7 +62,7 @@ def validate(
         attack: the attack.
         threat: its threat model.
         seed: seed of the attack's random numbers.
-        batch_size: images per batch; fewer from a batch on that does not fit into the memory.
+        batch_size: images per batch; fewer where these do not fit into the memory.
         rank: number of this process.
         world_size: number of processes.
         total: sum over processes.
@@ -101,7 +100,7 @@ def clean_accuracy(
     Args:
         model: network on the data's device.
         data: at least one image; the processes share them by position.
-        batch_size: images per batch; fewer from a batch on that does not fit into the memory.
+        batch_size: images per batch; fewer where these do not fit into the memory.
         rank: number of this process.
         world_size: number of processes.
         total: sum over processes.
@@ -127,28 +126,9 @@ def _classified(
 
 
 def _in_chunks(rows: Tensor, size: int, work: Callable[[Tensor], None]) -> None:
-    """Call `work` with some rows at a time: with half as many from where they do not fit into the memory.
-
-    `work` adds its results up at its end, so that it can be repeated after such an error.
-    """
-    first = 0
-    while first < len(rows):
-        chunk = rows[first : first + size]
-        if _fits(work, chunk):
-            first += len(chunk)
-        else:
-            size = len(chunk) // 2
-            free_memory(rows.device)
-
-
-def _fits(work: Callable[[Tensor], None], chunk: Tensor) -> bool:
-    try:
-        work(chunk)
-    except Exception as error:
-        if len(chunk) == 1 or not is_out_of_memory(error):
-            raise
-        return False  # after the error is gone, whose traceback keeps tensors in memory
-    return True
+    """Call `work`, which adds its results up at its end, with some rows at a time; see `in_halves`."""
+    for first in range(0, len(rows), size):
+        in_halves(work, rows[first : first + size])
 
 
 def averaged_state(method: Method, memory: Memory) -> dict[str, Tensor] | None:

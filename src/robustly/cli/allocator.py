@@ -1,4 +1,4 @@
-"""Memory that attacks on a CPU use again instead of returning it to the system."""
+"""Memory that the commands use again instead of returning it to the system."""
 
 import ctypes
 import os
@@ -19,9 +19,9 @@ def keep_freed_memory() -> bool:
 
     The passes of an attack allocate and free the same activations at every step. glibc returns freed memory to the
     system from a few MiB on (see `mallopt(3)`), and every page of it costs an interrupt when it is used again: a
-    tenth of the time of PGD on a narrow ResNet-18. The setting is that of the process and is made once. It is not
-    made where the environment has settings of its own (`MALLOC_TRIM_THRESHOLD_` and others), nor with other C
-    libraries.
+    tenth of the time of PGD on a narrow ResNet-18. The setting is that of the process, so commands make it, and
+    functions of the package do not. It is not made where the environment has settings of its own
+    (`MALLOC_TRIM_THRESHOLD_` and others), nor with other C libraries.
     """
     if sys.platform != "linux" or any(name in os.environ for name in _OTHERS):
         return False

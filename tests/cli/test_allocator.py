@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from robustly.attacks.core.allocator import keep_freed_memory
+from robustly.cli.allocator import keep_freed_memory
 kept = sys.argv[1] == "kept" and keep_freed_memory()
 def step():
     parts = [torch.zeros(1_000_000) for _ in range(24)]  # 96 MB in blocks of 4 MB
