@@ -149,9 +149,10 @@ class _Trilinear(torch.autograd.Function):
         count, _, eight, height, width = weights.shape
         found = theta.new_empty(count, 3, height, width)
         own = theta.new_empty(3, theta.shape[2:].numel())
+        near = theta.new_empty(3, eight, height, width)
         for changes, grid, places, shares in zip(found, theta.flatten(2), points, weights, strict=True):
             own.copy_(grid)  # read in order: places at random in memory take three times as long
-            near = own.index_select(1, places).view(3, eight, height, width)
+            torch.index_select(own, 1, places, out=near.flatten(1))
             torch.sum(near.mul_(shares), 1, out=changes)
         return found
 
@@ -161,10 +162,12 @@ class _Trilinear(torch.autograd.Function):
         """Gradient with respect to the grid points."""
         points, weights = ctx.saved_tensors
         found = unwritten(gradient, *ctx.shape)
+        parts = gradient.new_empty(3, *weights.shape[2:])
         for grid, changes, places, shares in zip(
             found.flatten(2), gradient.unsqueeze(2), points, weights, strict=True
         ):
-            grid.zero_().scatter_add_(1, places.expand(3, -1), (changes * shares).flatten(1))
+            torch.mul(changes, shares, out=parts)
+            grid.zero_().scatter_add_(1, places.expand(3, -1), parts.flatten(1))
         return found, None, None
 
 
