@@ -38,7 +38,7 @@ _LOST = ("closed by peer", "reset by peer", "remote process exited", "Broken pip
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Return True for an error of gloo or NCCL which says that another process has stopped."""
+    """Return True for the error of gloo or NCCL after another process has stopped."""
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
 
 
