@@ -89,6 +89,7 @@ class Setup:
         robust_share: share of test images that attacks last on, for estimates of the time.
         columns: threats of the table by name.
         settings: from a recipe to settings of all methods.
+        further: threats that count neither in the mean nor in the union.
     """
 
     recipes: str
@@ -100,6 +101,7 @@ class Setup:
     robust_share: float
     columns: Mapping[str, Column]
     settings: Callable[[Mapping[str, Any]], dict[str, str]]
+    further: Mapping[str, Column] = field(default_factory=dict)
 
 
 METHODS = {
@@ -198,6 +200,7 @@ SETUPS = {
             Column("CAA6 less colour", "rotation:10&brightness:0.2&contrast:0.3&linf:0.3", ANY_ORDER),
         ),
         settings=_mnist,
+        further={"mnist_c": Column("MNIST-C", "mnist_c:1")},
     ),
     "cifar10": Setup(
         "cifar10",

@@ -1,10 +1,11 @@
 """Measure the peak memory of a training step relative to that of the method's largest forward and backward pass.
 
-    python benchmarks/training_memory.py [--batch 64]
+    python benchmarks/training_memory.py [--batch 64] [--rows "TRADES,TRADES again"]
 
 Full-width ResNet-18 on CIFAR-shaped random pixels, float32, PGD-2 inside (more steps need no more memory than two).
 Compared are the forward and backward pass of the outer loss by hand, with gradients and momentum buffers in place,
-and two steps of the real training loop. Writes `benchmarks/results/training_memory.md`.
+and two steps of the real training loop; "again" computes activations again (`training.recompute_activations`).
+Writes `benchmarks/results/training_memory.md` if all rows are measured.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from robustly.training import DynatLoss, Method, WeightPerturbation, train
 from training_speed import EPSILON, METHODS, job_of, kl, random_pixels
 
 RESULTS = Path(__file__).parent / "results" / "training_memory.md"
+AGAIN = " again"
 AWP = {
     "PGD-AT-AWP": replace(METHODS["PGD-AT"], parameters=(WeightPerturbation(warm_up=0),)),
     "DYNAT-Inner-AWP": replace(
@@ -79,9 +81,10 @@ def loss_alone(name: str, batch: int) -> None:
     outer_loss(name, job.model, guide, x, y).backward()
 
 
-def training(name: str, batch: int) -> None:
+def training(name: str, batch: int, again: bool) -> None:
     """Two steps of the real loop, and the end of an epoch."""
     job = job_of(ALL[name], 1.0, random_pixels(2 * batch), batch)
+    job = replace(job, training=replace(job.training, recompute_activations=again))
     with tempfile.TemporaryDirectory() as folder:
         train(job, Runtime(RuntimeConfig(device="cpu")), Path(folder), config_digest="benchmark")
 
@@ -89,19 +92,27 @@ def training(name: str, batch: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rows", help="rows to measure, separated by commas (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    rows = [*ALL, f"TRADES{AGAIN}"]
+    chosen = rows if options.rows is None else options.rows.split(",")
     lines = ["| method | the loss by hand, MiB | training, MiB | ratio |", "| --- | --- | --- | --- |"]
-    for name in ALL:
+    for row in chosen:
+        name, again = row.removesuffix(AGAIN), row.endswith(AGAIN)
         alone = peak_of(lambda name=name: loss_alone(name, options.batch))
-        whole = peak_of(lambda name=name: training(name, options.batch))
-        lines.append(f"| {name} | {alone:.0f} | {whole:.0f} | {whole / alone:.2f} |")
+        whole = peak_of(lambda name=name, again=again: training(name, options.batch, again))
+        lines.append(f"| {row} | {alone:.0f} | {whole:.0f} | {whole / alone:.2f} |")
         print(lines[-1], flush=True)
+    if chosen != rows:
+        return
     RESULTS.write_text(
         "# Memory of a training step\n\n" + "\n".join(lines) + "\n\n"
         "Most bytes in tensors alive at one time: networks, gradients, momentum, and activations; what an\n"
         f"allocator keeps beside them is not counted. Full-width ResNet-18, {options.batch} images, float32,\n"
         f"torch {torch.__version__}, {platform.machine()}. `python benchmarks/training_memory.py`\n"
+        '"TRADES again" computes activations again in the backward pass\n'
+        "(`--training.recompute_activations true`).\n"
     )
 
 

@@ -55,6 +55,7 @@ _MODULES = (
         "reports",
         "runtime",
         "settings",
+        "sharding",
         "signals",
         "statistics",
         "testing",

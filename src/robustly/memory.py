@@ -1,22 +1,41 @@
 """Limits on the size of decoded data, so that a small file cannot fill the memory of the machine."""
 
+import gc
 import math
 import os
+import sys
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypeVar, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+
+class Sliceable(Protocol):
+    """A sequence of rows, such as an array or a tensor."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, places: slice, /) -> Self: ...
+
+
+Rows = TypeVar("Rows", bound=Sliceable)
+Found = TypeVar("Found")
 MOST_PIXELS = 50_000_000
 """Most pixels of one image."""
 VARIABLE = "ROBUSTLY_LARGEST_DATA_GIB"
 _USUAL_GIB = 16.0
 _ROWS = 1024
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA out of memory",  # within a scripted network
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 class SizeError(ValueError):
@@ -166,9 +185,42 @@ def _check_header(stream: BinaryIO, size: int, where: str) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return True for an error of too little memory; PyTorch raises a plain RuntimeError for that of the CPU."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-    )
+    """Return True for an error of too little memory; some of them are plain errors of PyTorch's run time."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
+
+
+def free_memory() -> None:
+    """Return the memory of failed work to a GPU, where one is in use; that of the CPU is free already."""
+    torch = sys.modules.get("torch")  # loading it takes seconds
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def in_halves(work: Callable[[Rows], Found], rows: Rows) -> list[Found]:
+    """Results of `work` on some rows: on both halves of them where the memory does not suffice, and so on.
+
+    Args:
+        work: does nothing but to return its result, or does the rest at its end, so that it can be repeated.
+        rows: at least one row; an array or a tensor.
+
+    Raises:
+        Exception: an error of `work`; that of too little memory for a single row only.
+    """
+    found = _result(work, rows)
+    if found:
+        return found
+    free_memory()
+    half = len(rows) // 2
+    return in_halves(work, rows[:half]) + in_halves(work, rows[half:])
+
+
+def _result(work: Callable[[Rows], Found], rows: Rows) -> list[Found]:
+    """The result, or nothing if there is too little memory; the error and its traceback are gone then."""
+    try:
+        return [work(rows)]
+    except Exception as error:
+        if len(rows) <= 1 or not is_out_of_memory(error):
+            raise
+        return []

@@ -1,13 +1,18 @@
 """Devices, precision and processes; no other file imports Lightning Fabric, whose import takes seconds."""
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from robustly.sharding import ShardedModule, check_shardable, shard, whole, whole_weights
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,18 @@ class RuntimeConfig:
         precision: "32-true", or "bf16-mixed" (training in bfloat16, parameters and verdicts in float32).
         processes: processes that train or evaluate on this machine (under `torchrun` or SLURM: of each node).
         nodes: machines.
+        strategy: what several processes hold in training: "ddp" (each of them everything), or "fsdp" (a share of
+            weights, gradients and optimiser state each, see `robustly.sharding`).
+        graphs: whether the passes of the training attack are captured once and replayed (CUDA graphs), where a GPU
+            is there and the network allows it. Not for modes that update statistics or draw dropout in the attack.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     processes: int = 1
     nodes: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    graphs: bool = False
 
     def check(self) -> None:
         """Reject settings that are not possible on this machine.
@@ -38,6 +49,26 @@ class RuntimeConfig:
         if not available.get(self.device, True):
             here = ", ".join(["auto", "cpu", *(name for name, found in available.items() if found)])
             raise ValueError(f"device {self.device!r} is not available on this machine: use one of {here}")
+
+    def check_training(self) -> None:
+        """Reject settings that are not possible for training on this machine.
+
+        Raises:
+            ValueError: as `check`; "fsdp" with one process, or on a device other than the CPU and GPUs of CUDA.
+        """
+        self.check()
+        if self.strategy == "fsdp" and self.processes * self.nodes == 1:
+            raise ValueError(
+                "runtime.strategy fsdp divides weights, gradients and optimiser state among processes, and there "
+                "is one: set runtime.processes to at least 2, or strategy to ddp"
+            )
+        if self.strategy == "fsdp" and self.graphs:
+            raise ValueError(
+                "runtime.graphs captures passes through weights that stay in their place, and with "
+                "runtime.strategy fsdp they are collected for each step: set graphs to false, or strategy to ddp"
+            )
+        if self.strategy == "fsdp" and device_of(self).type == "mps":
+            raise ValueError("runtime.strategy fsdp needs the device cpu or cuda: set strategy to ddp")
 
 
 @dataclass(frozen=True)
@@ -156,6 +187,9 @@ def check_device(device: torch.device) -> None:
 class Runtime:
     """One process of a started group.
 
+    Attributes:
+        graphs: whether the passes of the training attack are captured.
+
     Raises:
         ValueError: a device that is not available.
     """
@@ -164,8 +198,9 @@ class Runtime:
         from lightning_fabric import Fabric  # noqa: PLC0415 (slow to import, and only training needs it)
         from lightning_fabric.strategies.ddp import DDPStrategy  # noqa: PLC0415
 
-        config.check()
+        config.check_training()
         many = config.processes * config.nodes > 1
+        self._is_sharded, self._is_mixed = config.strategy == "fsdp", config.precision == "bf16-mixed"
         self._fabric = Fabric(
             accelerator=config.device,
             strategy=DDPStrategy(find_unused_parameters=False) if many else "auto",
@@ -174,6 +209,7 @@ class Runtime:
             precision=config.precision,
         )
         self._fabric.launch()
+        self.graphs = config.graphs
 
     @property
     def device(self) -> torch.device:
@@ -190,8 +226,45 @@ class Runtime:
         """Number of processes."""
         return self._fabric.world_size
 
+    @property
+    def is_sharded(self) -> bool:
+        """True if each process holds a share of the weights (FSDP)."""
+        return self._is_sharded
+
+    def shard(self, networks: Mapping[str, nn.Module]) -> None:
+        """Replace the parameters of networks by shards where the strategy is "fsdp".
+
+        Must come before optimisers are made. Like data parallelism, all processes start from the weights of process
+        0.
+
+        Args:
+            networks: the trained networks by name; moved to the device and changed in place.
+
+        Raises:
+            ShardingError: a network that cannot be held in shards.
+        """
+        if not self._is_sharded:
+            return
+        check_shardable(networks)
+        for network in networks.values():
+            shard(network.to(self.device), self.world_size)
+
+    def whole_weights(self, *networks: nn.Module) -> AbstractContextManager[None]:
+        """In the block, hold the whole weights of networks; see `robustly.sharding.whole_weights`."""
+        return whole_weights(*networks) if self._is_sharded else nullcontext()
+
+    def whole(self, value: T) -> T:
+        """Nested values with whole tensors in place of shards, for process 0; all processes call this together."""
+        found: T = whole(value, self.rank == 0) if self._is_sharded else value
+        return found
+
     def distribute(self, module: nn.Module, *optimizers: Optimizer) -> tuple[nn.Module, list[Optimizer]]:
-        """Move to the device, and average gradients over processes: one forward, one backward pass per step."""
+        """Move to the device, and average gradients over processes: one forward, one backward pass per step.
+
+        Networks in shards average their gradients themselves.
+        """
+        if self._is_sharded:
+            return ShardedModule(module, self._fabric.autocast, self._is_mixed), list(optimizers)
         wrapped, *wrapped_optimizers = self._fabric.setup(module, *optimizers)
         return wrapped, wrapped_optimizers
 
@@ -199,15 +272,38 @@ class Runtime:
         """Back-propagate, with the loss scaled where the precision requires it."""
         self._fabric.backward(loss)
 
-    def summing(self, module: nn.Module, more: bool) -> AbstractContextManager[Any]:
-        """In the block, leave gradients in this process if `more` backward passes of the same step follow."""
+    def alone(self, module: nn.Module, more: bool) -> AbstractContextManager[Any]:
+        """In the block, a backward pass leaves its gradients in this process; see `average`.
+
+        Gradients in shards are averaged in every pass, because whole ones would need the memory.
+
+        Args:
+            module: as `distribute` returns it.
+            more: whether passes of the same step follow.
+        """
+        if isinstance(module, ShardedModule):
+            return module.following(more)
         if self.world_size == 1:
             return nullcontext()
         wrapped: Any = module  # as `distribute` returns it
-        return self._fabric.no_backward_sync(wrapped, enabled=more)
+        return self._fabric.no_backward_sync(wrapped, enabled=True)
+
+    def begin_again(self, module: nn.Module) -> None:
+        """After a pass that failed in some process: the next one begins as the first of a step in all of them.
+
+        Data parallelism copies buffers of process 0 in a pass that follows a reduction of gradients, and a process
+        that failed in its first pass has not done so.
+        """
+        inner: Any = getattr(module, "_forward_module", module)
+        if self.world_size > 1 and hasattr(inner, "require_forward_param_sync"):
+            inner.require_forward_param_sync = True
 
     def clip(self, module: nn.Module, optimizer: Optimizer, norm: float) -> None:
         """Clip the norm of the whole gradient; a gradient that is not finite is not changed."""
+        if self._is_sharded:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, norm, error_if_nonfinite=False)
+            return
         self._fabric.clip_gradients(module, optimizer, max_norm=norm, error_if_nonfinite=False)
 
     def mean(self, value: Tensor) -> Tensor:

@@ -99,9 +99,16 @@ def test_wrong_words_are_met_with_one_sentence(run: Path, capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_corruptions_as_a_threat_go_the_whole_way(run: Path) -> None:
+@pytest.mark.parametrize(
+    ("threat", "words"),
+    [
+        ("corruption:1", "one of the 15 common corruptions"),
+        ("mnist_c:1", "one of the 15 corruptions of MNIST-C"),
+    ],
+)
+def test_corruptions_as_a_threat_go_the_whole_way(run: Path, threat: str, words: str) -> None:
     small = ["--evaluation.count", "6", "--evaluation.batch_size", "6"]
-    assert main(["evaluate", str(run), "--threat", "corruption:1", "--suite", "standard", *small]) == 0
+    assert main(["evaluate", str(run), "--threat", threat, "--suite", "standard", *small]) == 0
     evidence = read_evidence(run / "evaluation")
     kept = evidence.images.attacks["exhaustive"]
     assert kept.theta is not None
@@ -109,7 +116,7 @@ def test_corruptions_as_a_threat_go_the_whole_way(run: Path) -> None:
     assert not any("masking" in text for text in evidence.summary.masking)
     assert main(["audit", str(run)]) == 0
     assert main(["report", str(run)]) == 0
-    assert "one of the 15 common corruptions" in (run / "report.html").read_text()
+    assert words in (run / "report.html").read_text()
 
 
 @pytest.mark.slow

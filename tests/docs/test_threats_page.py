@@ -39,7 +39,7 @@ def test_its_threats_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     write_planes("planes.safetensors", Planes(torch.eye(3)[None]))
     Path("limits.csv").write_text("feature,decrease,increase\nage,0,1\n")
     texts = re.findall(r"^\| `(\S+)` \|", PAGE, re.MULTILINE)
-    assert len(texts) == 27
+    assert len(texts) == 28
     for text in texts:
         parse_threat(text)
 

@@ -5,6 +5,7 @@ import pytest
 from robustly.cli.recipes import read_recipe
 from robustly.data import DataConfig
 from robustly.experiments.configuration import RunConfig, build_config
+from robustly.settings import SettingsError
 
 DIGESTS = {"mnist5k/trades": "683bdbe35a182ead", "cifar10/dynat": "39f0dfea2b369755"}
 """Hashes that version 0.1.0 wrote before fine-tuning, `data.classes` and `model.weights_key` were added."""
@@ -23,6 +24,16 @@ def test_settings_that_were_added_do_not_change_the_hash_of_a_run(recipe):
     keyed = replace(config, model=replace(config.model, weights_key="ema"))
     decayed = replace(config, optimizer=replace(config.optimizer, layer_decay=0.5))
     assert len({one.digest() for one in (config, named, keyed, decayed)}) == 4
+
+
+def test_the_assignment_of_threats_to_domains_does_not_change_the_hash_of_earlier_runs():
+    settings = read_recipe("mnist5k/tafd")
+    assert build_config(settings).digest() == "5763230456e644b7"
+    loss = {**settings["method"]["loss"], "assignment": "random"}
+    other = build_config({**settings, "method": {**settings["method"], "loss": loss}})
+    assert other.digest() != "5763230456e644b7"
+    with pytest.raises(SettingsError, match="spectra"):
+        build_config({**settings, "method": {**settings["method"], "loss": {**loss, "assignment": "fixed"}}})
 
 
 def test_the_text_of_data_settings_has_the_added_one_once():

@@ -1,6 +1,8 @@
 """Choices by measuring, their cache, and the training step."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from robustly.performance import (
     measure_step,
 )
 from robustly.performance.choices import thread_counts
+from robustly.performance.step_times import in_larger_batch
 from robustly.performance.timing import BenchError, Spread
 from robustly.runtime import Runtime, RuntimeConfig
 from robustly.threats.lp import ThreatModel
@@ -203,8 +206,45 @@ def test_a_training_step_beside_its_passes(method: Method) -> None:
     assert found.memory > 3 * weights  # weights, gradients, and two moments of AdamW
 
 
+def test_warnings_of_a_job_are_not_repeated(recwarn: pytest.WarningsRecorder) -> None:
+    plain = job(Method())
+    with pytest.warns(UserWarning, match="training never reaches all of it"):
+        ramped = replace(plain, training=replace(plain.training, epsilon_ramp=9.0))
+    recwarn.clear()
+    measure_step(ramped, Runtime(RuntimeConfig(device="cpu")), Meter(), per_image=1e-3, seconds=0.1)
+    assert [str(one.message) for one in recwarn if "epsilon" in str(one.message)] == []
+
+
 def test_a_step_that_takes_too_long_is_measured_with_fewer_images() -> None:
     found = measure_step(job(Method()), Runtime(RuntimeConfig(device="cpu")), Meter(), per_image=1e-3, seconds=0.1)
     assert (found.batch_size, found.wanted) == (6, 20)  # 2 passes of 1 ms, 8 times with the bare passes
     with pytest.raises(BenchError, match=r"it would take about 32 s: raise --seconds"):
         measure_step(job(Method()), Runtime(RuntimeConfig(device="cpu")), Meter(), per_image=1.0, seconds=0.1)
+
+
+def test_a_larger_batch_shares_the_time_that_does_not_depend_on_its_images() -> None:
+    fixed, each = 3.0, 0.5  # seconds of a step and of an image in it
+    seconds = {count: fixed + each * count for count in (4, 12, 48)}
+    factor = in_larger_batch(4, seconds[4], 12, seconds[12], 48)
+    assert factor * seconds[12] / 12 == pytest.approx(seconds[48] / 48)
+    assert in_larger_batch(4, 4.0, 12, 12.0, 48) == 1  # no such time
+    assert in_larger_batch(4, 1.0, 12, 12.0, 48) == 1  # nor a negative one
+    assert in_larger_batch(4, 12.0, 12, 12.0, 48) == pytest.approx((12 + 0.5 * 36) / 48)  # at most half
+
+
+def test_the_epoch_of_a_step_with_fewer_images_is_that_of_the_whole_batch() -> None:
+    class Clock(Meter):
+        def seconds(self, work: Callable[[], object]) -> float:
+            counted.clear()
+            work()
+            return 3.0 + 0.5 * max(counted, default=0)
+
+    counted: list[int] = []
+    one = job(Method())
+    one.model.register_forward_pre_hook(lambda network, given: counted.append(len(given[0])))
+    found = measure_step(one, Runtime(RuntimeConfig(device="cpu")), Clock(), per_image=1e-3, seconds=0.1)
+    assert (found.batch_size, found.wanted) == (6, 20)
+    assert found.seconds.median == 6.0 + 3.0  # with its data
+    step = (3.0 + 0.5 * 20) / 20  # for an image of a whole batch, where one of the six takes 1 s
+    validation = (3 + 3) * len(one.validation)  # passes of 1 s
+    assert found.epoch.median == pytest.approx(9.0 / 6 * step * len(one.train) + validation)

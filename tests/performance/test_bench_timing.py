@@ -4,11 +4,22 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
-from robustly.performance import BenchError, Meter, alternating, measure_passes, peak_bytes, weight_bytes
+from robustly.cli.bench_tables import passes_table
+from robustly.performance import (
+    KINDS,
+    BenchError,
+    Meter,
+    Passes,
+    alternating,
+    measure_passes,
+    peak_bytes,
+    weight_bytes,
+)
 from robustly.performance import timing as timing_module
-from robustly.performance.passes import Copies, bare_pass
+from robustly.performance.passes import Copies, PassTime, bare_pass
 from robustly.performance.timing import Spread, spread_of
 
 CPU = torch.device("cpu")
@@ -28,6 +39,13 @@ class FakeClock:
             self.now += next(left)
 
         return run
+
+
+def test_names_are_whole_in_a_table_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    slow = Spread(0.123, 0.1, 0.2, 5)
+    times = [PassTime(kind, "bfloat16", "channels_last", 512, slow) for kind in KINDS]
+    Console(width=80).print(passes_table(Passes(tuple(times)), "a title"))
+    assert "│   512 │ bfloat16  │ channels-last │" in capsys.readouterr().out
 
 
 def test_median_and_quartiles() -> None:

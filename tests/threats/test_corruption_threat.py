@@ -1,5 +1,6 @@
 """Corruptions as a threat: its value, its finite set, the exhaustive search, and searches that need a gradient."""
 
+import copy
 from fractions import Fraction
 
 import pytest
@@ -8,7 +9,11 @@ from torch import Tensor, nn
 
 from robustly.attacks import AttackError, ExhaustiveSearch, dynat_pgd
 from robustly.corruptions import STANDARD, corrupt
+from robustly.corruptions.mnist_c import corrupt_digits
 from robustly.data import Splits
+from robustly.evaluation.suites.builtin import quick, standard, strong
+from robustly.evaluation.suites.semantic import semantic
+from robustly.evaluation.suites.unforeseen import unforeseen
 from robustly.randomness import KeyedGenerator
 from robustly.testing import check_threat
 from robustly.threats import CorruptionSet, CorruptionThreat, EditSet, Threat, ThreatError, ThreatSet, parse_threat
@@ -141,6 +146,69 @@ def test_more_draws_never_break_fewer_and_batches_do_not_matter(digits: Splits, 
     part = ExhaustiveSearch(1)(digit_net, x[rows], y[rows], threat=threat, generator=generator.select(rows))
     assert torch.equal(part.broken, one.broken[rows])
     assert torch.equal(part.x_adv, one.x_adv[rows])
+
+
+def digit_images(count: int = 4) -> Tensor:
+    return KeyedGenerator(0, torch.arange(count)).uniform(1, 28, 28)
+
+
+def test_the_corruptions_of_mnist_c_are_a_threat_of_their_own() -> None:
+    threat = parse_threat("mnist_c:1")
+    assert isinstance(threat, CorruptionThreat)
+    assert (threat.kind, str(threat), threat.extents_at((0.5, 1.0, 2.0))) == ("mnist_c", "mnist_c:1", [Fraction(1)])
+    assert threat == threat.scaled(1.7) == copy.deepcopy(threat)
+    assert threat != parse_threat("corruption:1")
+    assert str(threat.scaled(0.5)) == "mnist_c:0"
+    assert "15 corruptions of MNIST-C" in threat.words()
+    check_threat(threat, shape=(1, 28, 28))
+    x = digit_images()
+    allowed = threat.around(x)
+    theta = torch.tensor([[0, 0, 5], [6, 1, 77], [10, 1, 9], [6, 1, 78]], dtype=x.dtype)
+    rendered = allowed.apply(theta)
+    pixels = (x * 255).round().to(torch.uint8)
+    assert torch.equal(rendered[0], x[0])
+    scaled = corrupt_digits(pixels[1::2], "scale", ids=torch.tensor([77, 78]))
+    assert torch.equal(rendered[1::2], scaled / 255)
+    assert torch.equal(rendered[2], corrupt_digits(pixels[2:3], "stripe")[0] / 255)
+    assert torch.equal(allowed.select(torch.tensor([2])).apply(theta[2:3])[0], rendered[2])
+    every = allowed.candidates(theta, theta, allowed.count)
+    assert [tuple(one) for one in every[0, :, :2].tolist()] == [(kind, 1) for kind in range(1, 16)]
+
+
+def test_the_exhaustive_search_tries_every_corruption_of_mnist_c() -> None:
+    x = torch.full((2, 1, 28, 28), 0.5)  # inverted quarters of grey change the mean by less than fog does
+    x[1] = 0.1
+    y, generator = torch.zeros(2, dtype=torch.int64), KeyedGenerator(0, torch.arange(2))
+    found = ExhaustiveSearch()(Brightness(), x, y, threat=parse_threat("mnist_c:1"), generator=generator)
+    assert found.theta is not None
+    allowed = parse_threat("mnist_c:1").around(x)
+    assert torch.equal(allowed.apply(found.theta), found.x_adv)
+    tried = [
+        [allowed.select(torch.tensor([row])).apply(torch.tensor([[kind, 1.0, float(_number(generator, row))]]))
+         for kind in range(1, 16)]
+        for row in range(2)
+    ]  # fmt: skip
+    broken = [any(int(Brightness()(one).argmax()) == 1 for one in images) for images in tried]
+    assert found.broken.tolist() == broken == [True, False]
+    assert found.forwards.tolist()[1] == 16
+    for suite in (quick, standard, strong, semantic, unforeseen):
+        assert suite("mnist_c").attacks == suite("corruption").attacks
+
+
+def test_mnist_c_is_refused_by_name_for_other_images_and_severities() -> None:
+    threat = parse_threat("mnist_c:1")
+    for shape in ((2, 3, 28, 28), (2, 1, 32, 32), (2, 784)):
+        with pytest.raises(ThreatError, match=r"mnist_c is defined for grey images \(N, 1, 28, 28\), got"):
+            threat.around(torch.zeros(shape))
+    for text in ("mnist_c:0", "mnist_c:2", "mnist_c:0.5", "mnist_c:fog", "corruption:mnist_c"):
+        with pytest.raises(ThreatError, match="MNIST-C have one severity, mnist_c:1, got"):
+            parse_threat(text)
+    with pytest.raises(ThreatError, match=r"images in \[0, 1\], the box is"):
+        parse_threat("mnist_c:1", (-1.0, 1.0))
+    with pytest.raises(ThreatError, match="'mnist_c' must have the form KIND:SIZE, such as mnist_c:1"):
+        parse_threat("mnist_c")
+    with pytest.raises(ThreatError, match="mnist_c:1 cannot be a part of a chain"):
+        parse_threat("mnist_c:1+linf:0.1")
 
 
 def test_what_is_not_defined_is_refused_in_one_sentence() -> None:

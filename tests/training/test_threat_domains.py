@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustly.training.threat_domains import clustered, spectral_descriptor
+from robustly.training.threat_domains import clustered, dealt, spectral_descriptor
 
 
 def images(channels: int = 3, height: int = 16, width: int = 12) -> Tensor:
@@ -93,6 +93,15 @@ def test_numbers_stay_those_of_before() -> None:
     moved = torch.tensor([1, 0, 0, 0])  # one of four agrees with either numbering of (0, 3), (1), (2)
     assert clustered(prototypes, 2, torch.tensor([1, 0, 0, 1])).tolist() == [1, 0, 0, 1]
     assert len(set(clustered(prototypes, 3, moved).tolist())) == 3
+
+
+def test_dealt_domains_depend_on_the_seed_alone_and_are_all_used() -> None:
+    drawn = {tuple(dealt(4, 2, seed).tolist()) for seed in range(40)}
+    assert drawn == {(0, 0, 1, 1), (0, 1, 0, 1), (0, 1, 1, 0)}, "two threats each, and the first in domain 0"
+    assert torch.equal(dealt(7, 3, 5), dealt(7, 3, 5))
+    assert sorted(dealt(7, 3, 5).bincount().tolist()) == [2, 2, 3]
+    assert dealt(3, 3, 1)[0] == 0
+    assert dealt(2, 1, 0).tolist() == [0, 0]
 
 
 def test_equal_prototypes_are_in_one_domain() -> None:

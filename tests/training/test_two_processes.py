@@ -105,6 +105,7 @@ LONGER = {"--training.epochs": "3", "--data.train_limit": "601", "--model.dropou
 RUNS_OF_TWO = RUNS | {
     "norm": ("pgd_at", ({"--model.name": "norm_net:make", "--model.width": "1"},)),
     "longer": ("pgd_at", (LONGER,)),
+    "shards": ("trades", (SGD, {"--runtime.strategy": "fsdp"})),
     "parts": ("trades", (SGD, {"--training.accumulate": "3"})),  # the last batch: 7 and 6 images, in 3 parts each
 }
 SEVERAL = """
@@ -171,7 +172,7 @@ def test_two_processes_train_the_network_of_one(one: Path, two: Path) -> None:
         assert mine["loss_consistency"] == pytest.approx(theirs["loss_consistency"], abs=1e-5)
         for name in ("train_clean_accuracy", "train_robust_accuracy", "validation_robust_accuracy"):
             assert mine[name] == pytest.approx(theirs[name], abs=0.02), name  # a few images are nearly tied
-    assert (two / "output.log").read_text().count("finished 2 epochs") == 4, "of TRADES twice, GKL and `norm`"
+    assert (two / "output.log").read_text().count("finished 2 epochs") == 5, "of TRADES thrice, GKL and `norm`"
     assert files_of(folder) == FILES
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
 
@@ -180,6 +181,13 @@ def test_two_processes_train_a_batch_in_parts_as_one_trains_the_whole(one: Path,
     assert largest_difference(one / "trades", two / "parts") < 2e-5
     for mine, theirs in zip(state(one / "trades")["rows"], state(two / "parts")["rows"], strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
+
+
+def test_shards_of_two_processes_train_what_one_trains_and_are_evaluated_as_any_run(one: Path, two: Path) -> None:
+    assert largest_difference(one / "trades", two / "shards") < 1e-5
+    assert files_of(two / "shards") == FILES
+    words = ["--evaluation.suite", "pgd_20", "--evaluation.count", "8", "--evaluation.curve", "off"]
+    assert main(["evaluate", str(two / "shards"), *words, "--runtime.processes", "1"]) == 0
 
 
 def test_a_guide_is_trained_by_two_processes_as_by_one(one: Path, two: Path) -> None:

@@ -59,6 +59,25 @@ class NormNet(nn.Module):
         return logits
 
 
+class Block(nn.Module):
+    """A convolution with normalisation, beside the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv(x)).relu()
+
+
+def blocks_net(seed: int = 0) -> nn.Module:
+    """Three blocks between a stem and a head, for digits of 16x16 pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        blocks = (Block() for _ in range(3))
+        return nn.Sequential(nn.Conv2d(1, 4, 5, stride=4), *blocks, nn.Flatten(), nn.Linear(36, 10))
+
+
 def double(*rows: tuple[float, ...]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 

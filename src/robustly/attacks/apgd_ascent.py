@@ -65,8 +65,8 @@ class AdaptiveAscent:
         unbroken = found.going
         windows = dict(zip(checkpoints(self.steps), window_lengths(self.steps), strict=True))
         for step in range(self.steps):
-            keep = unbroken if self.early_stop else ~search.invalid[rows]
-            if not bool(keep.all()):
+            keep = (unbroken if self.early_stop else ~search.invalid[rows]).nonzero()[:, 0]
+            if len(keep) < len(rows):  # positions: a mask would wait for the device in each selection
                 rows, goal, draws = rows[keep], goal.select(keep), draws.select(keep)
                 allowed = allowed.select(keep)
                 if len(rows) == 0:

@@ -182,6 +182,23 @@ def is_model_name(word: str) -> bool:
 _FREE = ("threat", "threats", "seed", "runtime.device", "runtime.processes")
 
 
+def refuse_shards(pairs: Sequence[tuple[str, str]]) -> None:
+    """Refuse weights in shards for a command that evaluates.
+
+    Args:
+        pairs: settings from the command line.
+
+    Raises:
+        ValueError: the strategy "fsdp".
+    """
+    if ("runtime.strategy", "fsdp") in pairs:
+        raise ValueError(
+            "--runtime.strategy fsdp is for training: an evaluation keeps the whole weights in every process, "
+            "because its attacks take different numbers of passes for different images, and certified bounds read "
+            "all weights; leave it out"
+        )
+
+
 def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -> None:
     """Refuse settings that would change the weights or the test images of a trained run.
 

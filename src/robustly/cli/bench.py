@@ -265,5 +265,5 @@ def _survival(folder: Path | None, threat: Threat) -> Survival | None:
 def _step(config: RunConfig, trusts: Trusts, meter: Meter, per_image: float, seconds: float) -> StepTime:
     """Measure the training step of a recipe."""
     job = build_job(config, trusts)
-    runtime = Runtime(replace(config.runtime, processes=1, nodes=1))
+    runtime = Runtime(replace(config.runtime, processes=1, nodes=1, strategy="ddp"))
     return measure_step(job, runtime, meter, per_image=per_image, seconds=seconds)

@@ -51,7 +51,7 @@ def passes_table(passes: Passes, title: str) -> Table:
     """Images per second of each kind of pass, and milliseconds of an image."""
     table = Table(title=title, title_justify="left")
     for column in ("batch", "precision", "layout"):
-        table.add_column(column, justify="right" if column == "batch" else "left")
+        table.add_column(column, justify="right" if column == "batch" else "left", no_wrap=True)
     for kind in KINDS:
         table.add_column(TITLES[kind], justify="right")
     rows: dict[tuple[int, str, str], dict[str, str]] = {}

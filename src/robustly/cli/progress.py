@@ -57,6 +57,18 @@ def pretraining_line(name: str, row: Row, epochs: int) -> str:
     )
 
 
+def split_words(batch_size: int, moment: Moment, parts: int, *, found: bool) -> str:
+    """One line about the parts in which batches pass."""
+    if found:
+        how = f"in {parts} parts" if parts > 1 else "whole"
+        return f"training.accumulate: auto: batches of {batch_size} pass {how}"
+    return (
+        f"! out of memory in epoch {moment.epoch + 1}, step {moment.index + 1}: from here on each batch of "
+        f"{batch_size} images passes in {parts} parts, for the same optimiser steps (as "
+        f"training.accumulate: {parts} does; batch normalisation and dropout see each part alone)"
+    )
+
+
 def guide_words(accuracy: Proportion) -> str:
     """One line about a guide that was trained before the run."""
     return f"guide before the run: right on {100 * accuracy.share:.1f} % of {accuracy.count:,} training images"
@@ -98,6 +110,7 @@ class PlainLines(Observer):
         self._at_start = 0
         self._epochs = 0
         self._classes: tuple[str, ...] = ()
+        self._batch_size = 0
         self._weak = WeakGuide(console)
 
     def pretrained(self, name: str, row: Row, epochs: int) -> None:
@@ -110,9 +123,14 @@ class PlainLines(Observer):
 
     def started(self, job: Job, finished_epochs: int) -> None:
         """Store the epochs to run, the names of the classes and the start time."""
-        self._classes = job.train.classes
+        self._classes, self._batch_size = job.train.classes, job.training.batch_size
         self._weak.warm_up = guide_warm_up(job)
         self._began, self._at_start, self._epochs = time.perf_counter(), finished_epochs, job.training.epochs
+
+    def split(self, moment: Moment, parts: int, *, found: bool) -> None:
+        """Print the number of parts."""
+        line = split_words(self._batch_size, moment, parts, found=found)
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def epoch_finished(self, row: Row, is_best: bool) -> None:
         """Print the epoch."""
@@ -133,6 +151,7 @@ class LiveBar(Observer):
         self._began = time.perf_counter()
         self._images = 0
         self._classes: tuple[str, ...] = ()
+        self._batch_size = 0
         self._weak = WeakGuide(console)
 
     def pretrained(self, name: str, row: Row, epochs: int) -> None:
@@ -145,7 +164,7 @@ class LiveBar(Observer):
 
     def started(self, job: Job, finished_epochs: int) -> None:
         """Create the bar."""
-        self._classes = job.train.classes
+        self._classes, self._batch_size = job.train.classes, job.training.batch_size
         self._weak.warm_up = guide_warm_up(job)
         self._began = time.perf_counter()
         steps = job.steps_per_epoch
@@ -159,6 +178,11 @@ class LiveBar(Observer):
             validated="",
             rate=0.0,
         )
+
+    def split(self, moment: Moment, parts: int, *, found: bool) -> None:
+        """Print the number of parts."""
+        line = split_words(self._batch_size, moment, parts, found=found)
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def stepped(self, moment: Moment, loss: float, images: int) -> None:
         """Advance the bar."""

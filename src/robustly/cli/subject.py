@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from robustly.cli.arguments import check_evaluation_overrides, trust_in
+from robustly.cli.arguments import check_evaluation_overrides, refuse_shards, trust_in
 from robustly.cli.terminal import PlainConsole
 from robustly.data import DataConfig, ImageData, load_test
 from robustly.evidence.domain_names import Part
@@ -70,6 +70,7 @@ def run_of_command(place: Path | None, overrides: list[str]) -> GivenRun:
         ValueError: wrong settings, or settings that would change the weights or images of a run that exists.
         FileNotFoundError: a file of weights that does not exist.
     """
+    refuse_shards(pairs_of(overrides))
     run = given_run(place, overrides)
     if run.is_new:
         return run

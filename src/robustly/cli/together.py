@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from robustly.cli.allocator import keep_freed_memory
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation.members import Member
 from robustly.evaluation.parts import ALONE
@@ -106,6 +107,7 @@ def take_part(place: Place, carry_out: Callable[[Group], None]) -> None:
     Raises:
         ProcessError: in a cluster, process 0 does not answer or has other code.
     """
+    keep_freed_memory()
     try:
         use_own_gpu(place)
         group = join_group(place)

@@ -117,7 +117,7 @@ def train_run(
     """
     if dry_run:
         show_composition(PlainConsole(), config)
-    config.runtime.check()
+    config.runtime.check_training()
     refuse_seen_target(config)
     job, splits = build_job_and_data(config, trusts)
     cpu = torch.device("cpu")
@@ -133,14 +133,14 @@ def train_run(
             )
         refuse_chance(accuracy, job.train.num_classes)
     if dry_run:
-        job.check_processes(config.runtime.processes * config.runtime.nodes)
+        job.check_processes(config.runtime.processes * config.runtime.nodes, config.runtime.strategy == "fsdp")
         show_job(PlainConsole(), config, job, accuracy)
         return 0
     rows = data_of_job(config, job, splits)
     if resumes:
         refuse_other_training_rows(folder, config.data.source, rows)
     runtime = Runtime(config.runtime)
-    job.check_processes(runtime.world_size)
+    job.check_processes(runtime.world_size, runtime.is_sharded)
     console = PlainConsole(quiet=runtime.rank != 0)
     if runtime.rank == 0 and not resumes:
         create_run(folder, config)

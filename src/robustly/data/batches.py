@@ -33,6 +33,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.y)
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors of the batch."""
+        return self.x, self.y, self.ids, self.generator.ids, *self.other_views
+
     def select(self, rows: Tensor) -> "Batch":
         """The examples at some rows."""
         views = tuple(view[rows] for view in self.other_views)

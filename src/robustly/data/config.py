@@ -8,15 +8,26 @@ from robustly.data.decoding import Decoding
 from robustly.data.domains import check_left_out
 from robustly.evidence.domain_names import Domain, Part, domain_title, parse_domains
 
+STREAM = "hf-stream:"
+"""Begins the name of a data set of Hugging Face that is streamed."""
+HUB = ("hf:", STREAM)
+
+
+def hub_name(source: str) -> str | None:
+    """Name of a data set of Hugging Face, without its configuration; None for another source."""
+    prefix = next((one for one in HUB if source.startswith(one)), None)
+    return None if prefix is None else source.removeprefix(prefix).partition(":")[0]
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """A data set and its splits.
 
     Args:
-        source: `mnist5k`; `hf:uoft-cs/cifar10` or `hf:NAME:CONFIG`; or the path of a `.parquet` file, an
-            `.npz` file, or a folder with Parquet files, MNIST's IDX files, or images by class, or that `datasets`
-            wrote with `save_to_disk`; or `FOLDER/fog.npy:3`, an array of CIFAR-10-C at a severity.
+        source: `mnist5k`; `hf:uoft-cs/cifar10` or `hf:NAME:CONFIG`; `hf-stream:NAME`, which is streamed;
+            or the path of a `.parquet` file, a `.tar` file of WebDataset, an `.npz` file, or a folder with Parquet
+            files, tar files, MNIST's IDX files, or images by class, or that `datasets` wrote with `save_to_disk`;
+            or `FOLDER/fog.npy:3`, an array of CIFAR-10-C at a severity.
         domains: several sources of the same classes, as `NAME=SOURCE,NAME=SOURCE`, a list of `NAME=SOURCE`, or a
             mapping from names to sources; `source` is not used then. All other settings hold for each of them.
             Classes are matched by name.

@@ -165,7 +165,10 @@ class ImageData:
 
     def pixels(self, index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> UInt8[Tensor, "m c h w"]:
         """8-bit pixels at some positions or under a mask, on the device of the labels."""
-        return self.images[index.to(self.images.device)].to(self.device)
+        found = self.images[index.to(self.images.device)]
+        if found.device.type == "cpu" and self.device.type == "cuda":
+            return found.pin_memory().to(self.device, non_blocking=True)  # the host does not wait for the copy
+        return found.to(self.device)
 
     def floats(self, index: Tensor | None = None) -> Float32[Tensor, "m c h w"]:
         """Pixels as float32 in [0, 1], of all examples or of those at `index` (positions or mask)."""

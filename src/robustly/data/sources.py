@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustly.data.arrays import npz_rows
 from robustly.data.class_names import read_class_names
-from robustly.data.config import DataConfig
+from robustly.data.config import HUB, STREAM, DataConfig
 from robustly.data.corrupted_files import corrupted_rows
 from robustly.data.decoding import Decoding, refit
 from robustly.data.digests import row_digests
@@ -29,8 +29,9 @@ from robustly.evidence.domain_names import Domain, Part
 from robustly.settings import nearest
 
 _ALLOWED = (
-    "mnist5k, hf:NAME or hf:NAME:CONFIG, or the path of a .parquet file, a .tar file of WebDataset, an .npz file, "
-    "or a folder of Parquet files, of tar files, of IDX files, of images by class, or of save_to_disk"
+    "mnist5k, hf:NAME or hf:NAME:CONFIG, hf-stream:NAME, or the path of a .parquet file, a .tar file of "
+    "WebDataset, an .npz file, or a folder of Parquet files, of tar files, of IDX files, of images by class, or of "
+    "save_to_disk"
 )
 _CORRUPTED = re.compile(r".+\.npy:[^/\\]*")
 
@@ -184,7 +185,7 @@ def _check_number_of_classes(config: DataConfig, found: int) -> None:
 def _read_parts(config: DataConfig, named: int) -> dict[str, Rows]:
     """Parts with the classes of the source; `named` is the number of classes that are named elsewhere."""
     decoding = Decoding(config.image_size, config.channels)
-    if config.source.startswith("hf:"):
+    if config.source.startswith(HUB):
         return _hub_parts(config, named)
     arrays = _array_parts(config.source, named)
     if arrays:
@@ -229,12 +230,30 @@ def _array_parts(source: str, named: int) -> dict[str, Rows]:
 
 def _hub_parts(config: DataConfig, named: int) -> dict[str, Rows]:
     from robustly.data.hugging_face import hub_rows  # noqa: PLC0415 (it imports pyarrow, which is slow)
+    from robustly.data.streamed import streamed_rows  # noqa: PLC0415
 
-    name, _, setting = config.source.removeprefix("hf:").partition(":")
+    prefix = next(one for one in HUB if config.source.startswith(one))
+    name, _, setting = config.source.removeprefix(prefix).partition(":")
     if not name:
-        raise ValueError(f"the source {config.source!r} names no data set: write hf:NAME or hf:NAME:CONFIG")
-    columns = Columns(config.image_column, config.label_column)
-    return hub_rows(name, setting or None, columns, Decoding(config.image_size, config.channels), named)
+        raise ValueError(
+            f"the source {config.source!r} names no data set: write {prefix}NAME or {prefix}NAME:CONFIG"
+        )
+    columns, decoding = (
+        Columns(config.image_column, config.label_column),
+        Decoding(config.image_size, config.channels),
+    )
+    if prefix != STREAM:
+        return hub_rows(name, setting or None, columns, decoding, named)
+    parts, folder = streamed_rows(name, setting or None, _named_parts(config), columns, decoding, named)
+    return _with_fingerprints(parts, folder, config)
+
+
+def _named_parts(config: DataConfig) -> list[str]:
+    """Parts that the settings name, if no others are needed; otherwise none."""
+    if config.evaluation_only and config.test_split is not None:
+        return [config.test_split]
+    both = [config.train_split, config.test_split]
+    return [part for part in both if part is not None] if None not in both else []
 
 
 def _table_parts(path: Path, config: DataConfig, named: int) -> dict[str, Rows]:

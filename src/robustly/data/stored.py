@@ -91,7 +91,7 @@ def stored_images(rows: Rows, positions: Int64[Tensor, " m"], name: str) -> UInt
     file = folder / f"{plain}-{digest.hexdigest()[:24]}.npy"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(file.with_suffix(".lock")):
+        with alone(file.with_suffix(".lock")):
             if not _is_whole(file, len(positions)):
                 with whole_file(file) as temporary:
                     _write(rows, positions, temporary)
@@ -143,7 +143,7 @@ def _write(rows: Rows, positions: Int64[Tensor, " m"], file: Path) -> None:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
     """Let one process at a time write a file, where the system has locks of files."""
     try:
         import fcntl  # noqa: PLC0415 (not on Windows)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import half_precision_copy, input_gradient, logits_of
 from robustly.evaluation.target import EvaluationTarget
+from robustly.memory import is_out_of_memory
 
 CPU_SIZES, GPU_SIZES = (32, 128, 256), (256, 512, 1024)
 FEW = 16  # images that are timed in a small job
@@ -71,8 +72,13 @@ def _timed(target: EvaluationTarget, sizes: Sequence[int]) -> Tuning:
                 pass_seconds(model, first)  # the first pass of a model takes longer
         for size in sizes:
             x = data.floats(torch.arange(size, device=device))
-            full = pass_seconds(target.model, x) / size
-            half = None if twin is None else pass_seconds(twin, x) / size
+            try:
+                full = pass_seconds(target.model, x) / size
+                half = None if twin is None else pass_seconds(twin, x) / size
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                break  # larger ones do not fit either
             now = Tuning(size, full, half)
             if min(full, half or full) < 0.97 * min(best.seconds, best.half_seconds or best.seconds):
                 best = now

@@ -11,7 +11,8 @@ from robustly.evaluation.parts import Arrays, Task
 from robustly.evaluation.recording import as_array, stored_images
 from robustly.evaluation.target import EvaluationTarget, Progress, attack_generator
 from robustly.evidence import StoredImages
-from robustly.evidence.schema import AttackColumns, column_fields
+from robustly.evidence.schema import AttackColumns, Whole, column_fields
+from robustly.memory import in_halves
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,19 @@ def attack_rows(target: EvaluationTarget, attack: Attack, rows: Tensor, name: st
 
 
 def attack_part(target: EvaluationTarget, attack: Attack, name: str, part: Arrays) -> Arrays:
-    """Attack one batch, `rows` of a part; returns the columns of its examples, and the images to store."""
-    rows = torch.from_numpy(part["rows"]).to(target.data.device)
+    """Attack one batch, `rows` of a part; returns the columns of its examples, and the images to store.
+
+    A batch that does not fit into the memory is attacked in halves, as no result depends on the other images.
+    """
+    found = in_halves(lambda rows: _attack_rows(target, attack, name, rows), part["rows"])
+    if len(found) == 1:
+        return found[0]
+    joined = {key: np.concatenate([one[key] for one in found]) for key in found[0]}
+    return joined | {"unconfirmed": joined["unconfirmed"].sum(keepdims=True)}
+
+
+def _attack_rows(target: EvaluationTarget, attack: Attack, name: str, places: Whole) -> Arrays:
+    rows = torch.from_numpy(places).to(target.data.device)
     columns = AttackColumns.untried(len(rows))
     kept, unconfirmed = _confirm(target, _attacked(target, attack, rows, name), rows, columns)
     return {

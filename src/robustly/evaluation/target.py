@@ -13,6 +13,7 @@ from robustly.data import ImageData
 from robustly.evaluation.parts import ALONE, Crew
 from robustly.evidence.provenance import Mode
 from robustly.evidence.schema import Whole
+from robustly.memory import in_halves
 from robustly.objectives import ClassificationGoal
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.contract import Threat
@@ -49,7 +50,11 @@ class EvaluationTarget:
 
     def logits(self, images: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """Logits for verdicts: in evaluation mode, in full precision, batch by batch."""
-        parts = [self.verdict(images(chunk), self.data.labels[chunk]) for chunk in self.chunks(rows)]
+        chunks = [
+            in_halves(lambda some: self.verdict(images(some), self.data.labels[some]), chunk)
+            for chunk in self.chunks(rows)
+        ]
+        parts = [part for chunk in chunks for part in chunk]
         return torch.cat(parts) if parts else torch.zeros(0, 2, device=self.data.device)
 
     def verdict(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from robustly.data import DataConfig
+from robustly.data import HUB, DataConfig
 from robustly.evaluation.curve import OFF, ON, with_curve
 from robustly.evaluation.suites import check_suite_name
 from robustly.evaluation.suites.composed import suite_from
@@ -41,6 +41,7 @@ from robustly.training import (
     MethodError,
     OptimizerConfig,
     ScheduleConfig,
+    TafdLoss,
     TrainingConfig,
 )
 from robustly.training.engine.epochs_alone import check_model_pretrain, check_pretrain
@@ -170,7 +171,8 @@ class RunConfig:
             del relevant["data"]["classes"]
         del relevant["data"]["expected_classes"]  # a check, on which no weights depend
         del relevant["data"]["in_memory"]  # nor on the place of the images
-        del relevant["training"]["checkpoint_every"]
+        for name in ("checkpoint_every", "recompute_activations"):  # nor on the way of the computation
+            del relevant["training"][name]
         relevant["precision"] = self.runtime.precision
         texts = [str(threat) for threat in self.threats]  # a mask by its content
         relevant |= {"threat": texts[0]} if len(texts) == 1 else {"threats": texts}
@@ -181,7 +183,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same settings with files named from the root, so that the run is found from any folder."""
 
     def absolute(path: str) -> str:
-        is_name = path == "mnist5k" or path.startswith("hf:")
+        is_name = path == "mnist5k" or path.startswith(HUB)
         return path if is_name or not Path(path).exists() else str(Path(path).resolve())
 
     def source(path: str) -> str:
@@ -256,10 +258,12 @@ _ADDED: dict[str, Any] = {
     "pretrain": 0,
     "measure_train": 0,
     "accumulate": 1,
+    "sync_batch_norm": False,
     "confidence": GuideLabels.confidence,
     "domains": None,
     "leave_out": None,
     "ablation": None,
+    "assignment": TafdLoss.assignment,
 }
 """Settings that a later version added, and their defaults."""
 PART_TABLES: dict[str, Mapping[str, type]] = {

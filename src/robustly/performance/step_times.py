@@ -1,5 +1,6 @@
 """Time of a training step relative to the bare passes that its method counts."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -83,7 +84,8 @@ def measure_step(job: Job, runtime: Runtime, meter: Meter, *, per_image: float, 
     needed = (1 + LEAST) * batch * each
     if needed > PATIENCE * seconds and batch <= SMALLEST:
         raise BenchError(f"it would take about {duration_words(needed)}: raise --seconds")
-    small = replace(job, training=replace(job.training, batch_size=batch))
+    with warnings.catch_warnings(action="ignore"):  # those of the job itself were shown when it was made
+        small = replace(job, training=replace(job.training, batch_size=batch))
     with torch.random.fork_rng(devices=[meter.device] if meter.device.type == "cuda" else []):
         stepper = Stepper(small, runtime)
         with stepper.prepared():
@@ -106,14 +108,21 @@ def _measured(
     def draw() -> None:
         current[0] = next(drawn)
 
-    def step() -> None:
+    def step_of(batch: Batch) -> None:
         moment = Moment(last, 0, job.steps_per_epoch, job.training.epochs)
         for replay in range(job.method.replays):
-            stepper.step(current[0], moment, replay, totals)
+            stepper.step(batch, moment, replay, totals)
+
+    def step() -> None:
+        step_of(current[0])
 
     networks = {"model": stepper.networks.model, **stepper.networks.trained, **stepper.networks.frozen}
     x = current[0].x
     works: dict[str, Work] = {"data": draw, "step": step}
+    few = max(len(x) // 3, SMALLEST)
+    if few < len(x) < wanted:
+        rows = torch.arange(few, device=x.device)
+        works["few"] = lambda: step_of(current[0].select(rows))
     for name in (name for name, count in cost.forwards.items() if count):
         works |= {f"{name} {kind}": work for kind, work in _bare(networks[name], x).items()}
     rounds = alternating(works, meter, seconds)
@@ -132,6 +141,9 @@ def _measured(
     memory = before + peak_bytes(step, runtime.device)
     steps = [one["step"] + one["data"] for one in whole]
     per_image = spread_of(steps).times(1 / len(x))
+    if "few" in rounds.seconds:
+        fewer = rounds.spread("few").median
+        per_image = per_image.times(in_larger_batch(few, fewer, len(x), rounds.spread("step").median, wanted))
     forward, both = (rounds.spread(f"model {kind}").median / len(x) for kind in ("forward", "input_backward"))
     clean = len(job.validation) * 2 * forward
     attacked = len(job.validation) * (job.training.validation_steps * both + VALIDATION_PASSES * forward)
@@ -153,6 +165,24 @@ def _measured(
         epoch=epoch,
         run=epoch.times(job.training.epochs),
     )
+
+
+def in_larger_batch(few: int, few_seconds: float, count: int, seconds: float, wanted: int) -> float:
+    """Time of an image in a batch of `wanted` images, relative to that in one of `count`.
+
+    A step has a part that does not depend on the number of images, such as that of the optimiser. It follows from
+    the times of two batches; that of an image is at least half of its share of the larger one.
+
+    Args:
+        few: images of the smaller batch.
+        few_seconds: seconds of a step with it.
+        count: images of the larger batch.
+        seconds: seconds of a step with it.
+        wanted: images of a batch of the run.
+    """
+    share = seconds / count
+    slope = min(max((seconds - few_seconds) / (count - few), share / 2), share)
+    return (seconds + slope * (wanted - count)) / wanted / share
 
 
 def _endless(stepper: Stepper, epoch: int) -> Iterator[Batch]:

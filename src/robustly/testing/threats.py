@@ -189,6 +189,8 @@ def _check_scaling(threat: Threat, x: Tensor) -> None:
         "extents_at() is not ascending or has 0",
     )
     require(threat.with_extent(extents[-1]) == threat, "with_extent() of the own extent gives another threat")
+    if len(extents) == 1:  # whole numbers up to 1
+        return
     smaller = threat.with_extent(extents[0])
     require((smaller.around(x).radius < threat.around(x).radius).all(), "a smaller extent gives no smaller radius")
 

@@ -13,7 +13,12 @@ from robustly.threats.balls import LpBall
 from robustly.threats.chain import Chain
 from robustly.threats.colour import COLOUR_FAMILIES
 from robustly.threats.contract import Described, EditSet, MadeFromData, Smooth, Threat, ThreatError, ThreatSet
-from robustly.threats.corruption import CorruptionSet, CorruptionThreat, corruption_threat
+from robustly.threats.corruption import (
+    CorruptionSet,
+    CorruptionThreat,
+    corruption_threat,
+    digit_corruption_threat,
+)
 from robustly.threats.exact_size import fraction_text, parse_epsilon
 from robustly.threats.features import FeatureBox, Features
 from robustly.threats.flow import Flow, FlowField
@@ -43,6 +48,7 @@ THREATS: dict[str, Callable[[str, Box], Threat]] = {
     "patch": Patch,
     "physical_patch": PhysicalPatch.parse,
     "corruption": corruption_threat,
+    "mnist_c": digit_corruption_threat,
 }
 """Threats by the word in front of the colon of their text form. A new threat adds a line here."""
 FILED: dict[str, tuple[Callable[[str, Box, str], Threat], Callable[[str, Box, Tensor], Threat]]] = {
@@ -148,7 +154,8 @@ def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor] | N
     kind, colon, rest = part.partition(":")
     kind = kind.strip().lower()
     if not colon or not rest.strip():
-        raise ThreatError(f"threat {text!r} must have the form KIND:SIZE, such as linf:8/255 or rotation:30")
+        usual = "mnist_c:1" if kind == "mnist_c" else "linf:8/255 or rotation:30"
+        raise ThreatError(f"threat {text!r} must have the form KIND:SIZE, such as {usual}")
     if kind not in THREATS and kind not in FILED:
         raise ThreatError(f"unknown threat {kind!r}: allowed are {', '.join((*THREATS, *FILED))}")
     size, at, mask = (piece.strip() for piece in rest.partition("@"))

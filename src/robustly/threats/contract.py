@@ -159,6 +159,15 @@ class Link(ThreatSet, Protocol):
 
 
 @runtime_checkable
+class StepsInPlace(Protocol):
+    """Set whose step can use the memory of the gradient, for parameters larger than the inputs."""
+
+    def step_in_place(self, theta: Theta, gradient: Theta, step_size: PerExample) -> Theta:
+        """`ThreatSet.step`, written over the gradient."""
+        ...
+
+
+@runtime_checkable
 class Smooth(Protocol):
     """A set that also measures how uneven its parameters are, for attacks that keep perturbations smooth."""
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Self
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -10,7 +11,19 @@ from torch import Tensor
 from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Box, Images, PerExample, Theta, per_example
 
+_IN_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _LARGE = 1 << 15  # offsets of an example from which a CPU steps one example at a time
+
+
+def unwritten(like: Tensor, *shape: int) -> Tensor:
+    """`like.new_empty(shape)`; on a CPU in memory that NumPy allocates.
+
+    NumPy uses huge pages. New memory of PyTorch comes in pages of 4 KiB, whose first use takes several times as
+    long as a sum over them.
+    """
+    if like.device.type != "cpu" or like.dtype not in _IN_NUMPY:
+        return like.new_empty(shape)
+    return torch.from_numpy(np.empty(shape, _IN_NUMPY[like.dtype]))
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,7 @@ class OffsetField:
 
     def identity(self) -> Theta:
         """Offsets of zero."""
-        return self.x.new_zeros(len(self.x), *self.shape)
+        return unwritten(self.x, len(self.x), *self.shape).zero_()
 
     def random_start(self, generator: KeyedGenerator) -> Theta:
         """Independent offsets, uniform in their range."""
@@ -52,16 +65,19 @@ class OffsetField:
 
     def step(self, theta: Theta, gradient: Theta, step_size: PerExample) -> Theta:
         """Step of every offset by `step_size` along the sign of its gradient."""
+        return self.step_in_place(theta, gradient.clone(), step_size)
+
+    def step_in_place(self, theta: Theta, gradient: Theta, step_size: PerExample) -> Theta:
+        """The same step, written over the gradient: new memory takes longer than the step."""
+        gradient = gradient.contiguous()  # an expanded one has no memory of its own
         if theta.device.type == "cpu" and theta[:1].numel() > _LARGE:
-            # one by one, and in one tensor: the offsets of a colour map are 16 times the values of a small image
-            moved = torch.empty_like(theta)
-            for new, old, slope, length, reach in zip(
-                moved, theta, gradient, step_size.tolist(), self.radius.tolist(), strict=True
-            ):
-                torch.sign(slope, out=new).mul_(length).add_(old).clamp_(-reach, reach)
-            return moved
+            # one by one: the offsets of a colour map are 16 times the values of a small image
+            lengths, radii = step_size.tolist(), self.radius.tolist()
+            for new, old, length, reach in zip(gradient, theta, lengths, radii, strict=True):
+                torch.add(old, new.sign_(), alpha=length, out=new).clamp_(-reach, reach)
+            return gradient
         wide = per_example(self.radius, theta)
-        return gradient.sign().mul_(per_example(step_size, theta)).add_(theta).clamp_(-wide, wide)
+        return gradient.sign_().mul_(per_example(step_size, theta)).add_(theta).clamp_(-wide, wide)
 
     def default_step_size(self, steps: int) -> PerExample:
         """2.5 radii over the number of steps."""
@@ -69,8 +85,8 @@ class OffsetField:
 
     def size(self, theta: Theta) -> PerExample:
         """Largest offset."""
-        largest: Tensor = theta.abs().flatten(1).amax(1)
-        return largest
+        flat = theta.flatten(1)
+        return torch.maximum(flat.amax(1), -flat.amin(1)).abs()
 
     def contains(self, theta: Theta) -> Bool[Tensor, " n"]:
         """True where each offset is in its range, up to float32 rounding."""

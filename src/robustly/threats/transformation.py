@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustly.threats.contract import Box, Images, Link, ThreatError, checked_box
 from robustly.threats.exact_size import fraction_text, parse_epsilon
+from robustly.threats.known_slopes import clipped
 from robustly.threats.parameter_box import ParameterBox, Parameters, exact_at_neutral
 from robustly.threats.precision import at_least_float32
 
@@ -272,7 +273,7 @@ def bounded_change(
     low, high = box
 
     def transform(images: Images, theta: Parameters) -> Images:
-        changed = change(images, theta, box).clamp(low, high)
+        changed = clipped(change(images, theta, box), low, high)
         return exact_at_neutral(changed, images, (theta == neutral.to(theta)).all(1))
 
     return transform

@@ -1,7 +1,7 @@
 """A training method: five parts, composed."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -115,19 +115,53 @@ class Method:
             if reason is not None:
                 raise MethodError(f"{_key(slot, part)}: {reason}")
 
-    def check_accumulation(self) -> None:
-        """Refuse steps in several parts for methods whose steps depend on the whole batch.
+    def whole_batch_reason(self) -> str:
+        """Reason why a batch cannot pass in several parts; empty without one.
 
-        Raises:
-            MethodError: Free-AT, instance weights, or a part that perturbs the weights.
+        Free-AT, instance weights, and parts that perturb the weights depend on the whole batch.
         """
         reasons = [
             f"{_key(slot, part)} perturbs the weights" for slot, part in self.slots() if perturbs_weights(part)
         ]
         reasons += ["Free-AT keeps a perturbation for each position in the batch"] * self.shares_backward
         reasons += ["instance weights are those of a whole batch"] * (self.weights is not None)
-        if reasons:
-            raise MethodError(f"training.accumulate: {reasons[0]}: set it to 1")
+        return reasons[0] if reasons else ""
+
+    def check_accumulation(self) -> None:
+        """Refuse steps in several parts for methods whose steps depend on the whole batch.
+
+        Raises:
+            MethodError: there is a `whole_batch_reason`.
+        """
+        reason = self.whole_batch_reason()
+        if reason:
+            raise MethodError(f"training.accumulate: {reason}: set it to 1")
+
+    def check_sharding(self) -> None:
+        """Refuse weights in shards (FSDP) for methods with a part that needs them whole.
+
+        Raises:
+            MethodError: the message of the part's `check_sharding`.
+        """
+        for slot, part in self.slots():
+            reason = part.check_sharding()
+            if reason is None and perturbs_weights(part):
+                reason = "perturbs the weights, which no process holds as a whole"
+            if reason is not None:
+                raise MethodError(f"runtime.strategy fsdp: {_key(slot, part)} {reason}: set it to ddp")
+
+    def check_synchronised_norms(self) -> None:
+        """Refuse synchronised batch normalisation in an attack whose number of passes differs between processes.
+
+        Raises:
+            MethodError: an inner maximisation in training mode that stops early.
+        """
+        inner = self.inner
+        if inner is not None and inner.stops_early and getattr(inner, "mode", "eval") != "eval":
+            raise MethodError(
+                f"training.sync_batch_norm: inner ({type(inner).__name__}) stops early in each process on its own, "
+                "and its passes in training mode need all processes: set method.inner.mode to eval"
+            )
 
     def check_model(self, model: nn.Module, threats: tuple[Threat, ...]) -> None:
         """Refuse a network that a part is not defined for.
@@ -207,6 +241,7 @@ class Method:
         replay: int = 0,
         global_mean: Callable[[Tensor], Tensor] = unchanged,
         seed: int = 0,
+        whole_weights: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Step:
         """A training step of this method; arguments as in `Step`."""
         return Step(
@@ -225,6 +260,7 @@ class Method:
             slot_of=self.slot_of,
             global_mean=global_mean,
             seed=seed,
+            whole_weights=whole_weights,
         )
 
     def after_backward(self, step: Step) -> None:
@@ -241,6 +277,11 @@ class Method:
         for slot, part in self._perturbing_first():
             with _reading(step, slot, part):
                 part.after_step(step)
+
+    def after_failure(self, step: Step) -> None:
+        """Call `after_failure` of all parts, in the order of `after_step`."""
+        for _, part in self._perturbing_first():
+            part.after_failure(step)
 
     def after_epoch(self, end: EpochEnd) -> None:
         """Call `after_epoch` of all parts."""

@@ -164,6 +164,11 @@ class Observers(Observer):
         for part in self._parts:
             part.started(job, finished_epochs)
 
+    def split(self, moment: Moment, parts: int, *, found: bool) -> None:
+        """Batches pass in more parts."""
+        for part in self._parts:
+            part.split(moment, parts, found=found)
+
     def stepped(self, moment: Moment, loss: float, images: int) -> None:
         """A step is done."""
         for part in self._parts:

@@ -1,6 +1,7 @@
 """The five parts of a training method: the base class of all parts, and one protocol for each kind."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -46,6 +47,8 @@ class EpochEnd:
         images: yields the training images in batches, in the order and with the augmentation of this epoch.
         remember: returns a part's memory; see `Step.remember`.
         global_mean: mean of a tensor over all processes.
+        whole_weights: a context in which every process holds the whole weights of a network, so that processes may
+            take different numbers of passes.
     """
 
     epoch: int
@@ -54,6 +57,7 @@ class EpochEnd:
     images: Callable[[], Iterator[Tensor]]
     remember: Callable[[object], dict[str, Tensor]]
     global_mean: Callable[[Tensor], Tensor]
+    whole_weights: Callable[[nn.Module], AbstractContextManager[object]] = nullcontext
 
 
 @runtime_checkable
@@ -140,6 +144,11 @@ class Part(Protocol):
         """Inner maximisation: True if attack and weights share one backward pass (Free-AT)."""
         return self.replays > 1
 
+    @property
+    def stops_early(self) -> bool:
+        """Inner maximisation: True if its number of passes depends on the examples."""
+        return False
+
     def further_attacks(self, step: Step) -> tuple[AttackResult, ...]:
         """Inner maximisation: attacks beside its result, over all of which the outer loss is averaged (AVG)."""
         return ()
@@ -160,6 +169,13 @@ class Part(Protocol):
 
     def check_epochs(self, epochs: int) -> str | None:
         """Error message if a run of this length is too short for the part, else None."""
+        return None
+
+    def check_sharding(self) -> str | None:
+        """Error message if the part needs weights that each process holds as a whole (no FSDP), else None.
+
+        The message follows the name of the part. Parts that perturb weights are refused anyway.
+        """
         return None
 
     # during a run, in this order
@@ -184,6 +200,14 @@ class Part(Protocol):
 
     def after_step(self, step: Step) -> None:
         """Undo a perturbation or average weights after the optimiser's step."""
+        return None
+
+    def after_failure(self, step: Step) -> None:
+        """Undo a perturbation of the weights in a step that ended before `after_backward`, out of memory.
+
+        Tensors of the memory that were replaced are restored already before the next try; one that was changed in
+        place ends the run.
+        """
         return None
 
     def after_epoch(self, end: EpochEnd) -> None:

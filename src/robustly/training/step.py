@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustly.attacks import AttackResult
 from robustly.attacks.core.contract import Images, ModelMode, frozen
+from robustly.attacks.core.graphs import PassGraphs
 from robustly.attacks.core.model_access import frozen_statistics, logits_of
 from robustly.data import Batch
 from robustly.randomness import KeyedGenerator, derive_seed
@@ -107,12 +108,17 @@ class Step:
         slot_of: name of a part's memory.
         global_mean: mean of a tensor over all processes.
         seed: the run's seed.
+        whole_weights: a context in which every process holds the whole weights, for the inner maximisation: it may
+            take different numbers of passes in different processes.
 
     Attributes:
         columns: per-example values whose means over an epoch are columns of `metrics.csv`, by their names; see
             `note`.
         others: this step with the adversarial examples of each further attack, once the outer loss has used them.
+        graphs: captured passes of the attack; None for none.
     """
+
+    graphs: PassGraphs | None = None
 
     def __init__(
         self,
@@ -132,12 +138,13 @@ class Step:
         slot_of: Callable[[object], str] = class_name,
         global_mean: Callable[[Tensor], Tensor] = unchanged,
         seed: int = 0,
+        whole_weights: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.x, self.y, self.ids, self.generator = batch.x, batch.y, batch.ids, batch.generator
         self.views = (batch.x, *batch.other_views)
         self.networks, self.threats, self.moment = networks, threats, moment
         self.attack_steps, self.replays, self.replay = attack_steps, replays, replay
-        self.global_mean, self.seed = global_mean, seed
+        self.global_mean, self.seed, self._whole_weights = global_mean, seed, whole_weights
         self._label_source, self._inner, self._further, self._own = label_source, inner, further, own
         self.columns: dict[str, Tensor] = {}
         self.others: tuple[Step, ...] = ()
@@ -257,12 +264,12 @@ class Step:
         """
         if self._inner is None:
             raise ValueError("a part reads adversarial examples, the method has no inner maximisation")
-        return self._once("the adversarial examples", self._inner)
+        return self._attacked("the adversarial examples", self._inner)
 
     @cached_property
     def further_attacks(self) -> tuple[AttackResult, ...]:
         """Results of further attacks of the inner maximisation, mostly none."""
-        return self._once("the further attacks", self._further)
+        return self._attacked("the further attacks", self._further)
 
     def with_adversarial(self, found: AttackResult) -> "Step":
         """This step with other adversarial examples; what depends on them is computed again."""
@@ -270,6 +277,12 @@ class Step:
         twin.adversarial = found
         twin.quantities = self.quantities.without_attack()
         return twin
+
+    def _attacked(self, what: str, part: Callable[["Step"], T]) -> T:
+        """Result of a part of the inner maximisation, with whole weights; one such part may use another."""
+        within = bool(self._under_way & {"the adversarial examples", "the further attacks"})
+        with nullcontext() if within else self._whole_weights():
+            return self._once(what, part)
 
     def _once(self, what: str, part: Callable[["Step"], T]) -> T:
         if what in self._under_way:

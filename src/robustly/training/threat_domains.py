@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from robustly.randomness import shuffled
+
 FEATURES = 15
 LIMITS = (0.2, 0.5)
 """Radii in cycles per pixel between the low, the middle and the high band."""
@@ -69,6 +71,21 @@ def clustered(
     tried = [_lloyd(points, points[list(start)]) for start in starts]
     found = min(tried, key=lambda one: float(one[1]))[0]
     return _aligned(found, count, previous).to(prototypes.device)
+
+
+def dealt(threats: int, count: int, seed: int) -> Int64[Tensor, " m"]:
+    """A random domain of each threat, from 0: the threats in a random order are dealt to the domains in turn.
+
+    Every domain has threats, and their numbers differ by at most one. Threat 0 has domain 0.
+
+    Args:
+        threats: number of threats.
+        count: number of domains, at most the number of threats.
+        seed: on which alone the order depends.
+    """
+    found = torch.empty(threats, dtype=torch.int64)
+    found[shuffled(threats, "domains of threats", seed)] = torch.arange(threats) % count
+    return _aligned(found, count, None)
 
 
 def _components(points: Tensor) -> Tensor:

@@ -6,7 +6,14 @@ from torch import Tensor, nn
 
 from robustly.data import ImageData
 from robustly.evaluation import EvaluationTarget
-from robustly.evaluation.diagnostics import ALL, Budget, diagnose, forced_routes, masking_suspected
+from robustly.evaluation.diagnostics import (
+    ALL,
+    Budget,
+    broken_by_routes,
+    diagnose,
+    forced_routes,
+    masking_suspected,
+)
 from robustly.models import TafdNetwork
 from robustly.models.frequency import Route
 from robustly.threats.lp import ThreatModel
@@ -60,6 +67,11 @@ def test_numbers_of_branches_that_differ() -> None:
     assert found.worst <= min(found.robust, found.adaptive, 1 - second.fooling)
 
 
+def test_the_images_that_the_branches_break_are_named() -> None:
+    assert broken_by_routes(target((0.3, 0.1)), count=7, budget=SMALL).tolist() == [True] * 7
+    assert broken_by_routes(target((0.3, 0.4)), count=7, budget=SMALL).tolist() == [False] * 7
+
+
 def test_two_robust_branches_are_robust_together() -> None:
     found = forced_routes(target((0.3, 0.4)), count=COUNT, budget=SMALL)
     assert (found.clean, found.robust, found.adaptive, found.worst) == (1.0, 1.0, 1.0, 1.0)
@@ -98,6 +110,8 @@ def test_wrong_arguments_are_refused() -> None:
     given = target((0.3, 0.4))
     with pytest.raises(ValueError, match="at least 1 image"):
         forced_routes(given, count=0)
+    with pytest.raises(ValueError, match="at least 1 image"):
+        broken_by_routes(given, count=0)
     other = EvaluationTarget(nn.Flatten(), given.data, LINF)
     with pytest.raises(ValueError, match="a network with threat domains, such as tafd_resnet18, not Flatten"):
         forced_routes(other, count=2)

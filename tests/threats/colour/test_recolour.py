@@ -8,7 +8,8 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats import ThreatSet, parse_threat
 from robustly.threats.colour.cie import luv_of
 from robustly.threats.colour.recolour import RESOLUTION, cells_of
-from robustly.threats.contract import Smooth
+from robustly.threats.contract import Smooth, StepsInPlace
+from robustly.threats.parameter_box import all_zero
 
 IDS = torch.arange(2)
 IMAGES = KeyedGenerator(0, IDS).uniform(3, 4, 5) * 0.4 + 0.3
@@ -43,6 +44,34 @@ def test_changes_and_gradients_are_those_of_the_sampler_of_pytorch() -> None:
     pairs = [torch.autograd.grad((one * weights).sum(), (theta, luv)) for one in (found, sampled)]
     for ours, theirs in zip(*pairs, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_step_in_the_memory_of_the_gradient_is_the_step() -> None:
+    allowed = around()
+    theta = allowed.random_start(KeyedGenerator(1, IDS))
+    gradient = KeyedGenerator(2, IDS).normal(3, *RESOLUTION)
+    gradient[:, 1] = 0
+    before, length = (theta.clone(), gradient.clone()), torch.tensor([0.02, 0.05])
+    stepped = allowed.step(theta, gradient, length)
+    assert torch.equal(theta, before[0])
+    assert torch.equal(gradient, before[1])
+    expected = (theta + gradient.sign() * length[:, None, None, None, None]).clamp(-0.06, 0.06)
+    assert torch.allclose(stepped, expected, atol=1e-7)
+    assert torch.equal(stepped[:, 1], theta[:, 1])
+    assert isinstance(allowed, StepsInPlace)
+    found = allowed.step_in_place(theta, gradient, length)
+    assert torch.equal(found, stepped)
+    assert found.data_ptr() == gradient.data_ptr()
+    assert torch.equal(theta, before[0])
+
+
+def test_one_change_among_many_zeros_is_found() -> None:
+    theta = around().identity()
+    assert all_zero(theta).tolist() == [True, True]
+    theta[1, 2, 7, 11, 13] = -1e-9
+    assert all_zero(theta).tolist() == [True, False]
+    theta[0, 0, 3] = float("nan")
+    assert all_zero(theta).tolist() == [False, False]
 
 
 def test_an_empty_batch_has_no_images() -> None:

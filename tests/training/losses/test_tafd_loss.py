@@ -31,7 +31,7 @@ from robustly.training import (
 from robustly.training.cost import step_cost
 from robustly.training.method import outer_loss
 from robustly.training.step import Memory
-from robustly.training.threat_domains import clustered, spectral_descriptor
+from robustly.training.threat_domains import clustered, dealt, spectral_descriptor
 
 THREATS = parse_threats(("linf:0.2", "rotation:40", "l2:1"))
 INNER = AvgInner(steps=2, relative_step_size=0.5)
@@ -237,3 +237,29 @@ def test_random_domains_are_those_of_the_fixed_router_and_have_no_term() -> None
         expected = F.cross_entropy(net.dispatched(images, net.domain_logits(images).argmax(1)), step.y.repeat(3))
     assert float(step.terms["adversarial"]) == pytest.approx(0.75 * float(expected), rel=1e-5)  # type: ignore[attr-defined]
     assert step_cost(Method(inner=INNER, loss=TafdLoss()), 3, threats=3).total > 0
+
+
+def test_a_random_assignment_is_drawn_once_and_taught_to_the_router() -> None:
+    net = without_dropout(network())
+    memory: Memory = {}
+    loss = TafdLoss(ratio=1.0, router=2.0, diagnosis=1.0, every=1, assignment="random")
+    step = taken(net, loss, memory=memory)
+    domains = dealt(3, 2, 0)  # the seed of the step is 0
+    assert memory["loss"].keys() == {"domains"}
+    assert torch.equal(memory["loss"]["domains"], domains)
+    images, of_each = attacked(step), domains.repeat_interleave(6)
+    with torch.no_grad():
+        adversarial = F.cross_entropy(net.dispatched(images, of_each), step.y.repeat(3))
+        router = F.cross_entropy(net.domain_logits(images), of_each)
+    terms = step.terms  # type: ignore[attr-defined]
+    assert float(terms["adversarial"]) == pytest.approx(float(adversarial), rel=1e-5)
+    assert float(terms["router"]) == pytest.approx(2 * float(router), rel=1e-5)
+    taken(net, loss, 7, memory)
+    assert torch.equal(memory["loss"]["domains"], domains), "no diagnosis moves them"
+
+
+def test_a_random_assignment_needs_a_router_that_learns(digits: Splits) -> None:
+    net = build_model(ModelConfig("tafd_small_cnn", width=0.1, image_size=(16, 16), ablation="random_domains"), 0)
+    with pytest.raises(MethodError, match=r"leave out model\.ablation, or set method\.loss\.assignment to"):
+        job_of(digits, loss=TafdLoss(assignment="random"), model=net)
+    job_of(digits, loss=TafdLoss(assignment="random"))

@@ -69,21 +69,33 @@ class Ascent:
             draws: their random numbers.
         """
         threat_set, state = search.threat_set.select(rows), self.rule.init(theta)
+        removes = self._removes(search)
+        search.keeps_invalid = search.verdicts and not removes
         for step in range(self.steps + 1):
             if step == self.steps:
                 self._finish(search, rows, theta, goal)
                 return
             found = self._evaluate(search, rows, theta, goal, draws, step)
-            gradient, keep = found.gradient, found.going if self.early_stop else ~search.invalid[rows]
-            if not bool(keep.all()):
-                if self.finish == "keep":
-                    search.theta[rows[~keep]] = theta[~keep].to(search.theta.dtype)
-                rows, theta, gradient, state = rows[keep], theta[keep], gradient[keep], select_state(state, keep)
-                goal, threat_set, draws = goal.select(keep), threat_set.select(keep), draws.select(keep)
+            gradient = found.gradient
+            if removes:
+                going = found.going if self.early_stop else ~search.invalid[rows]
+                keep = going.nonzero()[:, 0]  # positions: a mask would wait for the device in each selection
+                if len(keep) < len(rows):
+                    if self.finish == "keep":
+                        search.theta[rows[~going]] = theta[~going].to(search.theta.dtype)
+                    rows, theta, gradient = rows[keep], theta[keep], gradient[keep]
+                    state = select_state(state, keep)
+                    goal, threat_set, draws = goal.select(keep), threat_set.select(keep), draws.select(keep)
                 if len(rows) == 0:
                     return
             here = self._iterate(search, rows, theta, gradient, threat_set, goal, draws, step)
             theta, state = self.rule.update(state, here)
+
+    def _removes(self, search: Search) -> bool:
+        """Return True if examples may leave the ascent, which to find out waits for the device."""
+        if self.early_stop or self.settled is not None:
+            return True
+        return search.verdicts and not (search.masked and self.finish == "evaluate")  # only invalid ones
 
     def _evaluate(
         self, search: Search, rows: Rows, theta: Theta, goal: Goal, draws: KeyedGenerator, step: int

@@ -225,10 +225,22 @@ def frozen(model: nn.Module, mode: ModelMode = "eval", full_precision: bool = Tr
                 norm.track_running_stats = was_tracked
 
 
-def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: Threat) -> tuple[Images, Goal]:
+def reads_are_free(device: torch.device) -> bool:
+    """Return True where reading a value does not wait for queued work: on the CPU."""
+    return device.type == "cpu"
+
+
+def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: Threat, *, check: bool = True) -> tuple[Images, Goal]:
     """Check a batch before an attack, and copy its images out of inference mode.
 
     Values that rounding has left just outside the box are clipped to it. Inputs in half precision become float32.
+
+    Args:
+        x: inputs `(N, ...)`.
+        y: labels or a goal.
+        threat: the threat, whose box is checked.
+        check: False clips values outside the box without reading whether there are any, as that would wait for
+            the device.
 
     Raises:
         AttackError: images that are not floats or lie outside the box; labels that do not fit the images.
@@ -239,15 +251,16 @@ def prepare(x: Images, y: Int64[Tensor, " n"] | Goal, threat: Threat) -> tuple[I
     if isinstance(goal, ClassificationGoal):
         _check_labels(x, goal)
     low, high = threat.box
-    excess = max(low - float(x.amin()), float(x.amax()) - high) if x.numel() else 0.0
+    least, most = torch.stack(x.aminmax()).tolist() if x.numel() and check else (low, high)  # one read of both
+    excess = max(low - least, most - high)
     if not excess <= _ROUNDING * (high - low):
         raise AttackError(
-            f"images must lie in [{low:g}, {high:g}], got [{x.amin():g}, {x.amax():g}]: normalise in the model "
+            f"images must lie in [{low:g}, {high:g}], got [{least:g}, {most:g}]: normalise in the model "
             "(robustly.wrap(model, mean=, std=)), not in the data"
         )
     with torch.inference_mode(False):
         x = at_least_float32(x.detach())
-        return (x.clamp(low, high) if excess > 0 else x.clone()), goal
+        return (x.clamp(low, high) if excess > 0 or not check else x.clone()), goal
 
 
 def _check_labels(x: Images, goal: ClassificationGoal) -> None:

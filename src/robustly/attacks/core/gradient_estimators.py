@@ -36,7 +36,7 @@ class GradientEstimator(Protocol):
             draws: random numbers of the M examples.
 
         Returns:
-            The gradient, and the number of forward and backward passes per example.
+            The gradient, which may be overwritten, and the number of forward and backward passes per example.
         """
         ...
 

@@ -16,7 +16,9 @@ from robustly.attacks.core.contract import (
     check_needs,
     frozen,
     prepare,
+    reads_are_free,
 )
+from robustly.attacks.core.graphs import PassGraphs
 from robustly.attacks.core.model_access import half_precision_copy
 from robustly.attacks.core.search import Precision, Search
 from robustly.models.adapter import as_classifier
@@ -39,6 +41,7 @@ def run_search(
     mode: ModelMode = "eval",
     precision: Precision = "full",
     verdicts: bool = True,
+    graphs: PassGraphs | None = None,
 ) -> AttackResult:
     """Run an attack: check the arguments, freeze the model, skip misclassified examples, search.
 
@@ -56,6 +59,7 @@ def run_search(
         precision: "full", "ambient" (autocast as it is), or "bfloat16": the search runs in a bfloat16 copy of the
             model, verdicts in full precision.
         verdicts: False runs the search alone, without clean pass and records; see `Search`.
+        graphs: captured passes, for Lp balls; None runs every pass anew.
 
     Raises:
         AttackError: see `prepare`; a threat that the attack is not defined for; a model on another device.
@@ -63,17 +67,18 @@ def run_search(
     check_needs(threat, needs)
     if verdicts:  # training tries its networks once, before the first step
         model = as_classifier(model)
-    x, goal = prepare(x, y, threat)
+    x, goal = prepare(x, y, threat, check=verdicts or reads_are_free(x.device))
     check_ids(x, generator)
     check_device(model, x)
     with frozen(model, mode, precision != "ambient"):
         half = half_precision_copy(model, x) if precision == "bfloat16" and len(x) else None
         search = Search(model, x, goal, threat, nearest=nearest, by_margin=by_margin, half=half, verdicts=verdicts)
+        search.graphs = graphs
         if precision == "bfloat16":
             search.forwards[:1] += 1  # the copy was tried on the first image
         if len(x) and verdicts:
             search.begin()
-        if len(x) and len(search.unbroken):
+        if len(search.unbroken):
             run(search, generator)
             if verdicts:
                 search.confirm_best()

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from robustly.attacks.core.contract import Images, check_output
 from robustly.attacks.core.gradient_estimators import GradientEstimator
+from robustly.attacks.core.graphs import PassGraphs
 from robustly.attacks.core.model_access import input_gradient, logits_of
-from robustly.attacks.core.search_state import Rows, SearchState, all_finite, goal_margin
+from robustly.attacks.core.search_state import Rows, SearchState, goal_margin
 from robustly.models.adapted import Adapted
 from robustly.objectives import ClassificationGoal, Goal, Objective, margin
 from robustly.randomness import KeyedGenerator
@@ -50,7 +51,12 @@ class Search(SearchState):
     """One attack on one batch; all access to the model goes through it.
 
     `SearchState` describes the arguments, and keeps what the calls below find.
+
+    Attributes:
+        graphs: captured passes, which replace those of plain objectives; None for none.
     """
+
+    graphs: PassGraphs | None = None
 
     def begin(self) -> None:
         """Run the clean pass. Misclassified examples count as broken at distance 0 and are not attacked."""
@@ -61,7 +67,7 @@ class Search(SearchState):
         if given._version != version:  # the model normalises its input in place
             self.model = Adapted(self.model, copies_input=True)
         self.forwards += 1
-        finite = all_finite(self.clean)
+        finite = self.all_finite(self.clean)
         self.broken = self.goal.reached(self.clean)
         if finite is not None:
             self.invalid |= ~finite
@@ -113,8 +119,8 @@ class Search(SearchState):
                 computes gradients. It directs the ascent only: values and ranks are those of the objective.
             settled: examples that stop here. They still take part in the backward pass of the others, which counts.
         """
-        goal = self.goal.select(rows) if goal is None else goal
-        self.forwards[rows] += 1
+        goal, counted = self.goal.select(rows) if goal is None else goal, self.counted(rows)
+        self.forwards[rows] += counted
         if not gradient or estimator is not None:
             moving = torch.ones_like(rows, dtype=torch.bool)
             output, value, found = self._estimated(
@@ -126,11 +132,11 @@ class Search(SearchState):
             )
         output, value, found = output.detach(), value.detach().to(theta.dtype), self.along_free(found)
         if gradient and counts:
-            self.correct_iterates[rows] += ~self.goal.select(rows).reached(output)
+            self.correct_iterates[rows] += ~self.goal.select(rows).reached(output) & counted
         if not self.verdicts:
             return Evaluated(output, found, value, torch.zeros_like(moving), moving)
         if gradient and counts:
-            self.zero_gradients[rows] += all_zero(found)
+            self.zero_gradients[rows] += all_zero(found) & counted
         reached = torch.zeros_like(moving)  # points outside the threat set do not count as found
         if inside:
             lead = self._lead(output, rows, objective, goal, value)
@@ -226,6 +232,11 @@ class Search(SearchState):
         settled: Settled | None,
     ) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " m"]]:
         """Output, objective, its gradient by a backward pass, and a mask of the examples that move on."""
+        if self.graphs is not None and self._is_direct and (value_at, penalty, settled) == (None, None, None):
+            found = self.graphs.run(self.model if self.half is None else self.half, theta, objective, goal)
+            if found is not None:
+                self.backwards[rows] += self.counted(rows)
+                return *found, torch.ones_like(rows, dtype=torch.bool)
         here, moving = theta.detach().requires_grad_(), torch.ones_like(rows, dtype=torch.bool)
         images = self.render(here, rows)
         output = logits_of(self.model if self.half is None else self.half, images)
@@ -234,7 +245,7 @@ class Search(SearchState):
         value = objective(output, goal) if value_at is None else value_at(images, output, goal)
         if settled is not None and not bool(moving.any()):
             return output, value, torch.zeros_like(theta), moving
-        self.backwards[rows] += 1
+        self.backwards[rows] += self.counted(rows)
         aim = value if penalty is None else value - penalty(here, rows)
         return output, value, input_gradient((aim if settled is None else aim[moving]).sum(), here), moving
 

@@ -6,13 +6,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks.core.contract import AttackError, AttackResult, Images
+from robustly.attacks.core.contract import AttackError, AttackResult, Images, reads_are_free
 from robustly.attacks.core.model_access import logits_of
 from robustly.objectives import ClassificationGoal, Goal
 from robustly.threats.balls import LpBall, laid_out_like
 from robustly.threats.contract import Theta, Threat, ThreatSet, per_example
 
 Rows = Int64[Tensor, " m"]
+_LARGE = 1 << 15  # parameters of an example from which a CPU copies them one example at a time
 
 
 class SearchState:
@@ -35,6 +36,9 @@ class SearchState:
         verdicts: False only moves the points and records nothing (the inner maximisation of training).
 
     Attributes:
+        masked: whether points are kept by masks over all rows, because reading which ones they are would wait for
+            the device. The results are the same.
+        keeps_invalid: whether invalid examples stay among the rows of an ascent, without counting.
         runs: runs per example, which stop together; more than 1 in a search made by `attacks.core.together`.
     """
 
@@ -55,7 +59,7 @@ class SearchState:
         self.threat_set: ThreatSet = threat.around(x)
         self._is_direct = isinstance(self.threat_set, LpBall)
         self._selected: tuple[Rows, ThreatSet] | None = None
-        self.runs = 1
+        self.runs, self.masked, self.keeps_invalid = 1, not reads_are_free(x.device), False
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.theta: Theta = self.threat_set.identity().clone()
         self.distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
@@ -69,6 +73,8 @@ class SearchState:
     @property
     def unbroken(self) -> Rows:
         """Rows of the unbroken examples; under `nearest`, of all that were classified correctly at the start."""
+        if not self.verdicts:
+            return torch.arange(len(self.x), device=self.x.device)
         return (~self.broken & ~self.invalid).nonzero()[:, 0]
 
     @property
@@ -102,7 +108,7 @@ class SearchState:
         each = len(theta) // max(len(rows), 1)
         if each > 1:
             return self.threat_set.select(rows.repeat_interleave(each)).apply(theta)
-        if self._selected is None or self._selected[0] is not rows:
+        if self._selected is None or not _same(self._selected[0], rows):
             # the steps of an ascent have the same rows: what a set computes of its inputs is computed once
             self._selected = rows, self.threat_set.select(rows)
         return self._selected[1].apply(theta)
@@ -110,6 +116,16 @@ class SearchState:
     def along_free(self, gradient: Theta) -> Theta:
         """Gradient with zeros where the mask of an Lp threat forbids changes."""
         return self.ball.along_free(gradient) if self._is_direct else gradient
+
+    def all_finite(self, output: Tensor) -> Bool[Tensor, " m"] | None:
+        """True where all outputs of an example are finite; None if they all are, and that is known already."""
+        if not self.masked and math.isfinite(float(output.sum())):  # a sum with NaN or infinity is not finite
+            return None
+        return output.flatten(1).isfinite().all(1)
+
+    def counted(self, rows: Rows) -> Bool[Tensor, " m"] | bool:
+        """True where passes count: not for invalid examples that stay among the rows."""
+        return ~self.invalid[rows] if self.keeps_invalid else True
 
     def in_any_run(self, found: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """True where it is true of any run of the same example."""
@@ -140,8 +156,8 @@ class SearchState:
         Returns:
             True where the goal was reached, `(M,)`.
         """
-        goal, finite = self.goal.select(rows), all_finite(output)
-        reached = goal.reached(output) & ~self.broken[rows]
+        goal, finite = self.goal.select(rows), self.all_finite(output)
+        counted, reached = self.counted(rows), goal.reached(output) & ~self.broken[rows]
         if finite is not None:
             reached &= finite
         if self.nearest:
@@ -152,20 +168,38 @@ class SearchState:
             kept = reached
             if value is not None:
                 kept = reached | ((value > self.highest[rows]) & ~self.broken[rows])
-            place = kept.nonzero()[:, 0]  # few: most points of a search are not better than those before
-            if len(place):
-                here = rows[place]
-                self.theta[here] = theta[place]
-                self.broken[here] |= reached[place]
-                if value is not None:
-                    self.highest[here] = value[place]
+            self._keep(theta, rows, kept, reached, value)
         if finite is not None:
             self.invalid[rows] |= ~finite
             if not self.nearest:
                 self.broken[rows] |= ~finite
         lead = goal_margin(output, goal) if lead is None else lead
+        if isinstance(counted, Tensor):
+            lead = torch.where(counted, lead, -torch.inf)
         self.margin[rows] = torch.maximum(self.margin[rows], lead.to(self.margin))
         return reached
+
+    def _keep(
+        self, theta: Theta, rows: Rows, kept: Bool[Tensor, " m"], reached: Bool[Tensor, " m"], value: Tensor | None
+    ) -> None:
+        """Keep some points as the best ones of their examples."""
+        if self.masked:
+            best = torch.where(per_example(kept, theta), theta.to(self.theta.dtype), self.theta[rows])
+            self.theta[rows], self.broken[rows] = best, self.broken[rows] | reached
+            if value is not None:
+                self.highest[rows] = torch.where(kept, value.to(self.highest.dtype), self.highest[rows])
+            return
+        place = kept.nonzero()[:, 0]  # few: most points of a search are not better than those before
+        if len(place):
+            here = rows[place]
+            if theta.device.type == "cpu" and theta[:1].numel() > _LARGE:
+                for to, at in zip(here.tolist(), place.tolist(), strict=True):  # without a copy of all between
+                    self.theta[to].copy_(theta[at])
+            else:
+                self.theta[here] = theta[place]
+            self.broken[here] |= reached[place]
+            if value is not None:
+                self.highest[here] = value[place]
 
     def _record_nearest(self, theta: Theta, rows: Rows, reached: Bool[Tensor, " m"], exact: bool) -> None:
         place = reached.nonzero()[:, 0]
@@ -188,7 +222,7 @@ class SearchState:
             output = logits_of(self.model, self.render(theta[place], rows[place]))
         self.forwards[rows[place]] += 1
         holds = torch.zeros_like(claimed)
-        finite = all_finite(output)
+        finite = self.all_finite(output)
         holds[place] = self.goal.select(rows[place]).reached(output) & (True if finite is None else finite)
         return holds
 
@@ -218,11 +252,9 @@ class SearchState:
         )
 
 
-def all_finite(output: Tensor) -> Bool[Tensor, " m"] | None:
-    """True where all outputs of an example are finite; None if they all are."""
-    if math.isfinite(float(output.sum())):  # one operation: a sum with NaN or infinity is not finite
-        return None
-    return output.flatten(1).isfinite().all(1)
+def _same(first: Tensor, second: Tensor) -> bool:
+    """True for the same rows; equal ones of two tensors are found on a CPU, where they cost no waiting."""
+    return first is second or (first.device.type == "cpu" and torch.equal(first, second))
 
 
 def goal_margin(output: Tensor, goal: Goal) -> Float[Tensor, " m"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustly.attacks.core.contract import AttackError, Images
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import laid_out_like
-from robustly.threats.contract import PerExample, Theta, ThreatSet, Unequal, per_example
+from robustly.threats.contract import PerExample, StepsInPlace, Theta, ThreatSet, Unequal, per_example
 
 State = tuple[Tensor, ...]
 """State of an update rule between steps: tensors `(M, ...)`, one entry per example."""
@@ -26,7 +26,7 @@ class Iterate:
     Args:
         step: number of finished steps.
         theta: the threat's parameters `(M, ...)`.
-        gradient: of the objective there.
+        gradient: of the objective there; a rule may overwrite it.
         threat_set: the allowed parameters.
         step_size: `(M,)`.
         draws: random numbers of the examples.
@@ -69,8 +69,10 @@ class Steepest:
         return ()
 
     def update(self, state: State, iterate: Iterate) -> tuple[Theta, State]:
-        """One projected step."""
-        return iterate.threat_set.step(iterate.theta, iterate.gradient, iterate.step_size), state
+        """One projected step. The gradient of large parameters is overwritten."""
+        allowed = iterate.threat_set
+        step = allowed.step_in_place if isinstance(allowed, StepsInPlace) else allowed.step
+        return step(iterate.theta, iterate.gradient, iterate.step_size), state
 
 
 @dataclass(frozen=True)

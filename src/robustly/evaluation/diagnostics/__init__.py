@@ -11,7 +11,7 @@ from robustly.evaluation.diagnostics.diagnose import (
     diagnose,
     masking_suspected,
 )
-from robustly.evaluation.diagnostics.forced_routes import Branch, Routes, forced_routes
+from robustly.evaluation.diagnostics.forced_routes import Branch, Routes, broken_by_routes, forced_routes
 
 __all__ = [
     "ALL",
@@ -21,6 +21,7 @@ __all__ = [
     "Branch",
     "Budget",
     "Routes",
+    "broken_by_routes",
     "cheap_findings",
     "cheap_work",
     "diagnose",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from robustly.attacks.core.contract import Images, frozen
@@ -81,6 +82,19 @@ def forced_routes(target: EvaluationTarget, *, count: int = 200, budget: Budget 
     if count < 1:
         raise ValueError(f"forced routes need at least 1 image, got {count}")
     return _attacked(Probe(target, count, budget or Budget()))[0]
+
+
+def broken_by_routes(
+    target: EvaluationTarget, *, count: int = 200, budget: Budget | None = None
+) -> Bool[Tensor, " n"]:
+    """Mask of the images that the attacks of `forced_routes` on the branches and on the route break.
+
+    Arguments and errors as there. Images that the network misclassifies without an attack may or may not be among
+    them.
+    """
+    if count < 1:
+        raise ValueError(f"forced routes need at least 1 image, got {count}")
+    return _attacked(Probe(target, count, budget or Budget()))[1]
 
 
 def has_domains(model: object) -> bool:

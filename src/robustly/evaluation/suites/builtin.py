@@ -22,6 +22,7 @@ from robustly.attacks.square import Square
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence.provenance import Plan
 from robustly.objectives import cross_entropy, margin, probability_margin, scaled_cross_entropy
+from robustly.threats.corruption import COLLECTIONS
 from robustly.threats.lp import NORMS
 
 STAGE_TITLES = {
@@ -63,7 +64,7 @@ def quick(kind: str) -> Suite:
     """
     if kind == "l0":
         return Suite("quick", {"sigma_zero": SigmaZero(steps=100)}, titles=STAGE_TITLES, worst_case=True)
-    if kind == "corruption":
+    if kind in COLLECTIONS:
         return _exhaustive("quick", 1)
     if kind not in NORMS:
         return _any_threat("quick", kind, draws=10)
@@ -83,7 +84,7 @@ def standard(kind: str) -> Suite:
     """
     if kind == "l0":
         return _sparse("standard", 300, 1000)
-    if kind == "corruption":
+    if kind in COLLECTIONS:
         return _exhaustive("standard", 1)
     if kind not in NORMS:
         return _any_threat("standard", kind, draws=50, steps=50)
@@ -119,7 +120,7 @@ def strong(kind: str) -> Suite:
     """
     if kind == "l0":
         return _sparse("strong", 1000, 5000)
-    if kind == "corruption":
+    if kind in COLLECTIONS:
         return _exhaustive("strong", 5)
     if kind not in NORMS:
         return _any_threat("strong", kind, draws=300, steps=100, restarts=5)

@@ -45,12 +45,12 @@ from robustly.attacks.core.linearisation import CANDIDATES
 from robustly.attacks.fmn import MORE_STARTS, TRIALS
 from robustly.attacks.hopskipjump import COARSEST
 from robustly.attacks.jsma import LARGEST_FOR_PAIRS
-from robustly.corruptions import STANDARD
 from robustly.evaluation.suites.passes import passes_of
 from robustly.evaluation.suites.semantic import parameters_of
 from robustly.evaluation.suites.suite import Suite
 from robustly.evidence.provenance import Plan
 from robustly.threats import Chain, Threat
+from robustly.threats.corruption import COLLECTIONS
 
 Passes = tuple[int, int]
 """Forward and backward passes."""
@@ -295,7 +295,7 @@ def _hopskipjump(attack: HopSkipJump, job: Job) -> Passes:
 
 
 def _exhaustive(attack: ExhaustiveSearch, job: Job) -> Passes:
-    return 1 + attack.restarts * len(STANDARD) * int(job.threat.extent), 0
+    return 1 + attack.restarts * len(COLLECTIONS[job.threat.kind].names) * int(job.threat.extent), 0
 
 
 COSTS: dict[type, Callable[[Any, Job], Passes]] = {

@@ -13,6 +13,7 @@ from robustly.attacks.random_draws import RandomDraws
 from robustly.evaluation.suites.suite import Suite, ThreatOrKind, kind_of
 from robustly.objectives import margin
 from robustly.threats import TRANSFORMATIONS, Threat
+from robustly.threats.corruption import COLLECTIONS
 from robustly.threats.lp import NORMS
 
 MOST_PARAMETERS = 4
@@ -51,7 +52,7 @@ def semantic(threat: ThreatOrKind) -> Suite:
         raise ValueError(
             f"the suite semantic is defined for threats that are not Lp balls, got {kind!r}: use the suite standard"
         )
-    if kind == "corruption":
+    if kind in COLLECTIONS:
         return Suite("semantic", {"exhaustive": ExhaustiveSearch(5)}, titles=STAGE_TITLES, curve="exhaustive")
     attacks: dict[str, Attack] = {
         "random_draws": RandomDraws(100, precision="bfloat16"),

@@ -11,6 +11,7 @@ from robustly.evaluation.suites.protocol import ImageShape, Protocol
 from robustly.evaluation.suites.semantic import has_grid
 from robustly.evaluation.suites.suite import Suite, ThreatOrKind, kind_of
 from robustly.threats import Affine, Chain, Threat
+from robustly.threats.corruption import COLLECTIONS
 from robustly.threats.lp import NORMS
 
 NAME = "unforeseen"
@@ -33,7 +34,7 @@ def unforeseen(threat: ThreatOrKind) -> Suite:
     """
     kind = kind_of(threat)
     base = replace(standard(kind), name=NAME, curve=None)
-    if kind in NORMS or kind == "corruption":
+    if kind in NORMS or kind in COLLECTIONS:
         return base
     attacks = {**base.attacks, "parameter_search": ParameterSearch(250, precision="bfloat16")}
     if has_grid(threat):

@@ -23,6 +23,7 @@ from robustly.threats.colour.curve import PIECES, curved, piece_of
 from robustly.threats.colour.hsv import hue_of, rgb_of, saturation_of, value_and_chroma
 from robustly.threats.colour.unit_range import from_unit, to_unit
 from robustly.threats.contract import Box, Images, PerExample, per_example
+from robustly.threats.known_slopes import clipped
 from robustly.threats.parameter_box import exact_at_neutral
 from robustly.threats.transformation import BoundedTransformation, check_channels
 
@@ -193,7 +194,7 @@ def _own_values(images: Images) -> Prepared:
 
 def _curved_values(prepared: Prepared, theta: Slopes) -> Images:
     """Images after a curve of each channel."""
-    return prepared.curved(theta).clamp(0.0, 1.0)
+    return clipped(prepared.curved(theta), 0.0, 1.0)
 
 
 def _hsv(images: Images) -> Prepared:
@@ -206,7 +207,7 @@ def _hsv(images: Images) -> Prepared:
 def hsv_curved(prepared: Prepared, theta: Float[Tensor, "n 3 s"]) -> Images:
     """RGB images in [0, 1] after curves of hue, saturation and value."""
     hue, saturation, value = prepared.curved(theta).unbind(1)
-    return rgb_of(hue * 6, value, value * saturation).clamp(0.0, 1.0)
+    return clipped(rgb_of(hue * 6, value, value * saturation), 0.0, 1.0)
 
 
 def _lightness(images: Images) -> Prepared:

@@ -25,9 +25,9 @@ from torch import Tensor
 from robustly.threats.colour.cie import decoded, encoded
 from robustly.threats.colour.curve import PIECES, curved
 from robustly.threats.colour.hsv import with_hue_shift, with_saturation_factor
-from robustly.threats.colour.known_slopes import wants_slopes, with_slopes
 from robustly.threats.colour.unit_range import from_unit, to_unit
 from robustly.threats.contract import Box, Images, per_example
+from robustly.threats.known_slopes import wants_slopes, where_equal, with_slopes
 from robustly.threats.parameter_box import Parameters
 from robustly.threats.transformation import Transformation
 
@@ -58,12 +58,12 @@ def powered(values: Images, exponent: Float[Tensor, "n 1 1 1"]) -> Images:
     """Powers of values, clipped to [1e-8, 1]."""
     wanted = wants_slopes(values, exponent)
     with torch.no_grad():
-        clipped = values.clamp(_LEAST, 1.0)
-        logs = clipped.log()
+        allowed = values.clamp(_LEAST, 1.0)
+        logs = allowed.log()
         found = (logs * exponent).exp_()
         if not wanted:
             return found
-        slope = torch.where(clipped == values, (found * exponent).div_(clipped), 0.0)
+        slope = (found * exponent).div_(allowed).mul_(where_equal(allowed, values))
     return with_slopes(found, (values, slope), (exponent, logs.mul_(found)))
 
 
@@ -71,15 +71,15 @@ def contrasted(values: Images, share: Float[Tensor, "n 1 1 1"]) -> Images:
     """Values v, clipped to [0, 1], after a share of the way to (1 - cos(pi v)) / 2."""
     wanted = wants_slopes(values, share)
     with torch.no_grad():
-        clipped = values.clamp(0.0, 1.0)
-        angle = math.pi * clipped
+        allowed = values.clamp(0.0, 1.0)
+        angle = math.pi * allowed
         further = angle.cos().mul_(-0.5).add_(0.5)
-        found = torch.lerp(clipped, further, share)
+        found = torch.lerp(allowed, further, share)
         if not wanted:
             return found
-        slope = torch.lerp(torch.ones_like(clipped), angle.sin_().mul_(0.5 * math.pi), share)
-        slope = torch.where(clipped == values, slope, 0.0)
-    return with_slopes(found, (values, slope), (share, further.sub_(clipped)))
+        slope = torch.lerp(torch.ones_like(allowed), angle.sin_().mul_(0.5 * math.pi), share)
+        slope.mul_(where_equal(allowed, values))
+    return with_slopes(found, (values, slope), (share, further.sub_(allowed)))
 
 
 class _Smoothed(torch.autograd.Function):

@@ -60,6 +60,7 @@ class TrainingState:
         pretraining: metrics of the epochs before the run, by the network that they train; until they are finished,
             the state of their optimiser is `optimizers[PRETRAINING]`.
         within: position in an epoch that is not finished; None between epochs.
+        parts: parts in which each batch passes, where that is not the setting `training.accumulate`; else None.
     """
 
     epoch: int
@@ -74,6 +75,7 @@ class TrainingState:
     seconds: float
     pretraining: dict[str, list[Row]] = field(default_factory=dict)
     within: "Within | None" = None
+    parts: int | None = None
 
 
 def save_state(state: TrainingState, path: Path) -> None:
@@ -83,9 +85,10 @@ def save_state(state: TrainingState, path: Path) -> None:
         OSError: the folder is read-only or the disk is full.
     """
     content = {name: getattr(state, name) for name in state.__dataclass_fields__}
-    if state.within is None:
-        del content["within"]  # versions without it read the file then
-    else:
+    for name in ("within", "parts"):
+        if content[name] is None:
+            del content[name]  # versions without it read the file then
+    if state.within is not None:
         content["within"] = asdict(state.within)
     content = {"format": FORMAT, "sha256": content_sha256(content), **content}
     with whole_file(path) as temporary:

@@ -92,5 +92,6 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "numbers by column for each epoch before the run",
     ),
     "within": (_within, "a position in an epoch"),
+    "parts": (lambda value: _whole(value) and value >= 1, "a number of parts"),
     "seconds": (lambda value: _number(value) and value >= 0, "a time in seconds"),
 }

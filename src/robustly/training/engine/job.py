@@ -46,9 +46,15 @@ class TrainingConfig:
             mode is measured after every epoch, at least 0; all if there are fewer.
         accumulate: parts of a batch that pass through the networks one after the other, at least 1; their gradients
             are summed for one optimiser step, so that a large batch needs less memory. Batch normalisation and
-            dropout see each part alone.
+            dropout see each part alone. "auto" finds the fewest parts whose memory fits, before the first step. A
+            step that runs out of memory is repeated in twice as many parts, and later ones have as many.
         checkpoint_every: steps after which the state is saved within an epoch too, at least 1, so that a killed run
             continues from there with the same result; None saves after every epoch only.
+        recompute_activations: whether passes keep the inputs of each network's blocks only, and compute the other
+            activations again for the backward pass (activation checkpointing): less memory, a forward pass more for
+            each backward pass, the same weights. See `robustly.training.engine.recomputation`.
+        sync_batch_norm: whether batch normalisation in training mode uses the statistics of the batch of all
+            processes, so that several processes train what one process trains; with one process it has no effect.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
@@ -67,8 +73,10 @@ class TrainingConfig:
     head_epochs: int = 0
     head: str | None = None
     measure_train: int = 0
-    accumulate: int = 1
+    accumulate: int | Literal["auto"] = 1
     checkpoint_every: int | None = None
+    recompute_activations: bool = False
+    sync_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "validation_batch_size", "validation_steps"):
@@ -86,7 +94,7 @@ class TrainingConfig:
             raise ValueError(f"head_epochs must lie between 0 and epochs ({self.epochs}), got {self.head_epochs}")
         if self.measure_train < 0:
             raise ValueError(f"measure_train must be at least 0, got {self.measure_train}")
-        if not 1 <= self.accumulate <= self.batch_size:
+        if self.accumulate != "auto" and not 1 <= self.accumulate <= self.batch_size:
             raise ValueError(
                 f"accumulate must lie between 1 and batch_size ({self.batch_size}), got {self.accumulate}"
             )
@@ -96,6 +104,11 @@ class TrainingConfig:
             raise ValueError(f"epsilon_ramp must be at least 0, got {self.epsilon_ramp}")
         if self.epsilon_ramp == 0 and self.epsilon_ramp_by != "step":
             raise ValueError("epsilon_ramp_by has no effect without a ramp: set epsilon_ramp to its epochs")
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch at the start: 1 for "auto"."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,8 @@ class Job:
         MethodError: networks are missing or unused, the run is too short for a part or for the epochs before it,
             a part is not defined for the threats or the network, or epochs before the run have no effect.
         ThreatError: a threat that is not defined for such images, such as a mask of another shape.
-        ValueError: there is no threat model, or the share of extra images leaves no image of one kind.
+        ValueError: there is no threat model, images lie outside the box of one, or the share of extra images leaves
+            no image of one kind.
     """
 
     method: Method
@@ -179,12 +193,13 @@ class Job:
                     "under another threat, and evaluate under this one"
                 )
             threat.around(self.train.images[:0].float())
+            _check_box(threat, self.train)
             if isinstance(threat, MadeFromData):
                 threat.check_data(self.train.digest)
         if self.training.head and not self.training.head_epochs and self.optimizer.layer_decay == 1:
             raise ValueError("training.head has no effect without training.head_epochs or optimizer.layer_decay")
         check_networks(self.method, {name: network.frozen for name, network in self.networks.items()})
-        if self.training.accumulate > 1:
+        if self.training.accumulate != 1:
             self.method.check_accumulation()
         self.method.check_epochs(self.training.epochs)
         self.method.check_threats(self.threats)
@@ -206,13 +221,30 @@ class Job:
         if self.extra is not None:
             self.extra.share_of(self.training.batch_size)
 
-    def check_processes(self, count: int) -> None:
-        """Refuse several processes for Free-AT, and for epochs of the head alone.
+    def check_processes(self, count: int, sharded: bool = False) -> None:
+        """Refuse what does not work with several processes.
+
+        Args:
+            count: number of processes.
+            sharded: whether each of them holds a share of the weights (FSDP).
 
         Raises:
             MethodError: the method is Free-AT, whose perturbations belong to positions in the batch of one process;
-                or `head_epochs` is not 0, because data parallelism fixes at its start which weights are trained.
+                `head_epochs` is not 0, because data parallelism fixes at its start which weights are trained; a
+                part does not work with weights in shards; with `sync_batch_norm`, an attack in training mode that
+                takes different numbers of passes in different processes; or "auto" parts with one of these.
         """
+        waits = "training.sync_batch_norm" if self.training.sync_batch_norm else ""
+        waits = "runtime.strategy fsdp" if sharded else waits
+        if count > 1 and waits and self.training.accumulate == "auto":
+            raise MethodError(
+                "training.accumulate auto tries steps that may fail in one process, and with "
+                f"{waits} the others would wait for it: set a number of parts"
+            )
+        if sharded:
+            self.method.check_sharding()
+        if count > 1 and self.training.sync_batch_norm:
+            self.method.check_synchronised_norms()
         if self.method.shares_backward and count > 1:
             raise MethodError("Free-AT keeps a perturbation for each position in the batch: use one process")
         if self.training.head_epochs and count > 1:
@@ -247,6 +279,20 @@ class Job:
         if self.training.epsilon_ramp_by == "epoch":
             time = math.floor(time) + 1
         return self.threats if time >= ramp else tuple(threat.scaled(time / ramp) for threat in self.threats)
+
+
+def _check_box(threat: Threat, images: ImageData) -> None:
+    """Refuse images outside the box of a threat; steps on a GPU do not check this, as it would wait for the device.
+
+    Raises:
+        ValueError: pixels below or above the box.
+    """
+    low, high = threat.box
+    if low <= 0 and high >= 1:  # as all images are within [0, 1]
+        return
+    least, most = (int(value) / 255 for value in images.images.aminmax())
+    if least < low or most > high:
+        raise ValueError(f"images must lie in [{low:g}, {high:g}], the box of {threat}, got [{least:g}, {most:g}]")
 
 
 def check_networks(method: Method, frozen: Mapping[str, bool]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from robustly.files import whole_file, write_json, write_text
 from robustly.models import save_weights, weights_hash
 from robustly.runtime import Runtime
+from robustly.sharding import shards_like
 from robustly.training.engine.checkpoint import (
     PRETRAINING,
     CheckpointError,
@@ -86,6 +87,7 @@ def train(
     Raises:
         DivergenceError: a loss term is NaN or infinite; the last good checkpoint is kept.
         GuideError: a guide that was trained before is not better than chance.
+        BatchMemoryError: a batch does not fit into the memory, and not in parts either.
         TrialError: a network cannot be trained, such as one without logits in training mode.
         CheckpointError: `last.pt` is damaged or of another run.
         OSError: the folder is read-only or the disk is full; files written before are kept.
@@ -98,7 +100,7 @@ class _Run:
     """State of a run between steps."""
 
     def __init__(self, job: Job, runtime: Runtime, folder: Path, config_digest: str, observer: Observer) -> None:
-        job.check_processes(runtime.world_size)
+        job.check_processes(runtime.world_size, runtime.is_sharded)
         self.job, self.runtime, self.folder, self.observer = job, runtime, folder, observer
         self.config_digest = config_digest
         self.stepper = Stepper(job, runtime)
@@ -166,10 +168,10 @@ class _Run:
             rows, epochs = [*done.get(name, ()), row], job.epochs_alone[name]
             row["seconds"] = self.seconds = self.seconds + float(row["seconds"] or 0.0)
             done[name] = rows
+            state = self._state(self.stepper.optimizers.state_dict() | {PRETRAINING: optimizer})
             if runtime.rank == 0:
                 (self.folder / LAST).parent.mkdir(exist_ok=True)
-                optimizers = self.stepper.optimizers.state_dict() | {PRETRAINING: optimizer}
-                save_state(self._state(optimizers), self.folder / LAST)
+                save_state(state, self.folder / LAST)
                 write_text(self.folder / metrics_file(name), as_csv(rows))
                 self._write_status("running", f"the {words_alone(name)}: epoch {len(rows)} of {epochs}")
             runtime.wait_for_all()
@@ -190,32 +192,35 @@ class _Run:
         began = time.perf_counter() - done.seconds
         totals = Totals(self.runtime.device)
         totals.restore(done.totals, self.runtime.rank)
-        job, steps = self.job, self.stepper.steps_per_epoch
-        rate = done.rate
+        job, rate = self.job, done.rate
         self.stepper.begin_epoch(epoch)
         for index, batch in enumerate(self.stepper.batches(epoch, start=done.step), done.step):
             moment = Moment(epoch, index, job.steps_per_epoch, job.training.epochs)
             if job.images_of_step(index) < self.runtime.world_size:
                 break  # all processes leave out a last batch with fewer images than processes
             for replay in range(job.method.replays):
+                parts = self.stepper.parts
                 loss, rate = self.stepper.step(batch, moment, replay, totals)
+                if self.stepper.parts != parts:
+                    self.observer.split(moment, self.stepper.parts or 1, found=parts is None)
                 self.observer.stepped(moment, loss, job.images_of_step(index))
             every = job.training.checkpoint_every
-            if every is not None and (index + 1) % every == 0 and index + 1 < steps:
+            if every is not None and (index + 1) % every == 0 and index + 1 < self.stepper.steps_per_epoch:
                 sums, seconds = totals.state(self.runtime), time.perf_counter() - began
                 self._save_within(Within(index + 1, rate, seconds, sums))
-        job.method.after_epoch(
-            EpochEnd(
-                epoch=epoch,
-                epochs=job.training.epochs,
-                model=self.stepper.networks.model,
-                images=lambda: (batch.x for batch in self.stepper.batches(epoch)),
-                remember=lambda part: self.stepper.memory.setdefault(job.method.slot_of(part), {}),
-                global_mean=self.runtime.mean,
-            )
+        end = EpochEnd(
+            epoch=epoch,
+            epochs=job.training.epochs,
+            model=self.stepper.networks.model,
+            images=lambda: self.stepper.images(epoch),
+            remember=lambda part: self.stepper.memory.setdefault(job.method.slot_of(part), {}),
+            global_mean=self.runtime.mean,
+            whole_weights=self.runtime.whole_weights,
         )
+        with self.stepper.synchronised():
+            job.method.after_epoch(end)
         trained = time.perf_counter() - began
-        check_weights(self.stepper.networks.learning, epoch)
+        check_weights(self.stepper.networks.learning, epoch, total=self.runtime.sum)
         found = self.measurements.validate()
         row: Row = {
             "epoch": epoch + 1,
@@ -229,6 +234,7 @@ class _Run:
             COLLAPSED: found.collapsed,
             **self.measurements.training_images(),
             "images_per_second": len(job.train) / trained,
+            **({} if self._parts is None else {"accumulate": self._parts}),
         }
         row["seconds"] = self.seconds + time.perf_counter() - began
         score = found.score(job.training.select_by)
@@ -236,51 +242,59 @@ class _Run:
         self._save(row, score if is_best else None)
         self.observer.epoch_finished(row, is_best)
 
+    @property
+    def _parts(self) -> int | None:
+        """Parts in which batches pass, where that is not the setting; else None."""
+        return None if self.stepper.parts == self.job.training.accumulate else self.stepper.parts
+
     def _released(self) -> dict[str, Tensor]:
-        """State dict to validate, select and release."""
+        """State dict to release; all processes collect their shards of it together."""
         average = averaged_state(self.job.method, self.stepper.memory)
-        return self.stepper.networks.model.state_dict() if average is None else average
+        return self.runtime.whole(self.stepper.networks.model.state_dict() if average is None else average)
 
     def _save(self, row: Row, best_score: tuple[float, float, float] | None) -> None:
         """Save the state after an epoch, with its score if it is the best; the epoch counts once it is saved."""
         rows, seconds = [*self.rows, row], float(row["seconds"] or 0.0)
         best = (self.best_epoch, self.best_score) if best_score is None else (len(self.rows), best_score)
+        state = self._state(self.stepper.optimizers.state_dict())
         if self.runtime.rank == 0:
             (self.folder / LAST).parent.mkdir(exist_ok=True)
-            state = self._state(self.stepper.optimizers.state_dict())
             state = replace(state, epoch=len(rows), rows=rows, seconds=seconds)
             save_state(replace(state, best_epoch=best[0], best_score=best[1]), self.folder / LAST)
         self.rows, self.seconds, (self.best_epoch, self.best_score) = rows, seconds, best
+        released = None if best_score is None else self._released()
         if self.runtime.rank == 0:
-            if best_score is not None:
-                save_weights(self._released(), self.folder / BEST, self.job.about_weights)
+            if released is not None:
+                save_weights(released, self.folder / BEST, self.job.about_weights)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
             self._write_status("running", "")
         self.runtime.wait_for_all()
 
     def _save_within(self, within: Within) -> None:
         """Save the state in the middle of an epoch."""
+        state = replace(self._state(self.stepper.optimizers.state_dict()), within=within)
         if self.runtime.rank == 0:
             (self.folder / LAST).parent.mkdir(exist_ok=True)
-            state = replace(self._state(self.stepper.optimizers.state_dict()), within=within)
             save_state(state, self.folder / LAST)
             self._write_status("running", "")
         self.runtime.wait_for_all()
 
     def _state(self, optimizers: dict[str, dict[str, Any]]) -> TrainingState:
-        """The state after the epochs that are saved."""
+        """The state after the epochs that are saved; all processes collect their shards of it together."""
+        learning, whole = self.stepper.networks.learning, self.runtime.whole
         return TrainingState(
             epoch=len(self.rows),
             config_digest=self.config_digest,
-            networks={name: network.state_dict() for name, network in self.stepper.networks.learning.items()},
+            networks=whole({name: network.state_dict() for name, network in learning.items()}),
             frozen={name: weights_hash(network) for name, network in self.stepper.networks.frozen.items()},
-            optimizers=optimizers,
-            memory=self.stepper.memory,
+            optimizers=whole(optimizers),
+            memory=whole(self.stepper.memory),
             rows=self.rows,
             best_epoch=self.best_epoch,
             best_score=self.best_score,
             seconds=self.seconds,
             pretraining=self.pretraining,
+            parts=self._parts,
         )
 
     def _recover(self) -> None:
@@ -295,10 +309,11 @@ class _Run:
         alone = self.job.epochs_alone
         self.pretraining = {name: rows for name, rows in state.pretraining.items() if name in alone}
         self.unfinished = state.optimizers.get(PRETRAINING)
+        self.stepper.parts = state.parts or self.stepper.parts
         self.within = self._position(state)
         try:
             for name, network in self.stepper.networks.learning.items():
-                network.load_state_dict(state.networks[name])
+                network.load_state_dict(shards_like(state.networks[name], network.state_dict()))
             self.stepper.optimizers.load_state_dict(state.optimizers)
         except (
             RuntimeError,
@@ -312,15 +327,18 @@ class _Run:
         for name, network in self.stepper.networks.frozen.items():
             if state.frozen.get(name) != weights_hash(network):
                 raise CheckpointError(f"the weights of the {name} differ from those at the start of the run")
-        for part, tensors in state.memory.items():
-            self.stepper.memory[part] = {name: value.to(self.runtime.device) for name, value in tensors.items()}
+        like = self.stepper.networks.model.state_dict()
+        for part, tensors in state.memory.items():  # averages of the model's weights are in shards as they are
+            there = {name: value.to(self.runtime.device) for name, value in tensors.items()}
+            self.stepper.memory[part] = shards_like(there, like)
+        released = self._released() if self.best_epoch == len(self.rows) - 1 >= 0 else None
         if self.runtime.rank == 0:
             for name, rows in self.pretraining.items():  # the process may have been killed before it wrote them
                 write_text(self.folder / metrics_file(name), as_csv(rows))
             if not self.rows or self.within is not None:  # the weights of this moment are of no epoch
                 return
-            if self.best_epoch == len(self.rows) - 1:  # the process may have been killed before it wrote them
-                save_weights(self._released(), self.folder / BEST, self.job.about_weights)
+            if released is not None:  # the process may have been killed before it wrote them
+                save_weights(released, self.folder / BEST, self.job.about_weights)
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
 
     def _position(self, state: TrainingState) -> Within | None:
@@ -345,5 +363,6 @@ class _Run:
                 "seconds": self.seconds,
                 "message": message,
                 "threads": torch.get_num_threads(),
+                **({} if self._parts is None else {"accumulate": self._parts}),
             }
             write_json(self.folder / "status.json", content)

@@ -39,18 +39,19 @@ class Measurements:
         training, model = self.job.training, self.stepper.networks.model
         with with_state(model, averaged_state(self.job.method, self.stepper.memory)):
             self.runtime.follow_first(model)
-            return validate(
-                model,
-                self.validation,
-                dynat_pgd(training.validation_steps),
-                self.job.threat,
-                seed=derive_seed(self.job.seed, "validation"),
-                batch_size=training.validation_batch_size,
-                rank=self.runtime.rank,
-                world_size=self.runtime.world_size,
-                total=self.runtime.sum,
-                dtype=self.stepper.dtype,
-            )
+            with self.runtime.whole_weights(model):  # processes need not take the same passes
+                return validate(
+                    model,
+                    self.validation,
+                    dynat_pgd(training.validation_steps),
+                    self.job.threat,
+                    seed=derive_seed(self.job.seed, "validation"),
+                    batch_size=training.validation_batch_size,
+                    rank=self.runtime.rank,
+                    world_size=self.runtime.world_size,
+                    total=self.runtime.sum,
+                    dtype=self.stepper.dtype,
+                )
 
     def training_images(self) -> Row:
         """Clean accuracy of the weights to release on the first training images, where `measure_train` is not 0."""
@@ -70,12 +71,13 @@ class Measurements:
 
     def clean(self, network: nn.Module, images: ImageData) -> Proportion:
         """Clean accuracy of a network in evaluation mode."""
-        return clean_accuracy(
-            network,
-            images,
-            batch_size=self.job.training.validation_batch_size,
-            rank=self.runtime.rank,
-            world_size=self.runtime.world_size,
-            total=self.runtime.sum,
-            dtype=self.stepper.dtype,
-        )
+        with self.runtime.whole_weights(network):
+            return clean_accuracy(
+                network,
+                images,
+                batch_size=self.job.training.validation_batch_size,
+                rank=self.runtime.rank,
+                world_size=self.runtime.world_size,
+                total=self.runtime.sum,
+                dtype=self.stepper.dtype,
+            )

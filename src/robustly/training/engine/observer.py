@@ -18,6 +18,15 @@ class Observer:
     def started(self, job: Job, finished_epochs: int) -> None:
         """Training begins or continues."""
 
+    def split(self, moment: Moment, parts: int, *, found: bool) -> None:
+        """From a step on, batches pass in more parts, after an error of too little memory.
+
+        Args:
+            moment: the step, which is finished.
+            parts: the parts, as `training.accumulate: N` sets them.
+            found: whether they are those found before the first step of the run (`auto`).
+        """
+
     def stepped(self, moment: Moment, loss: float, images: int) -> None:
         """A step is done; `images` counts all processes."""
 

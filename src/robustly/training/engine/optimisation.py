@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from robustly.sharding import sharded_optimizer_state
 from robustly.training.engine.checkpoint_content import unfitting_state
 from robustly.training.engine.depth import rate_scales
 
@@ -210,6 +211,6 @@ class Optimizers:
             ValueError: a state is of other parameters.
         """
         for name, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(states[name])
+            optimizer.load_state_dict(sharded_optimizer_state(optimizer, states[name]))
             if unfitting_state(optimizer):
                 raise ValueError(f"the state of the optimiser of the {name} has tensors of other shapes")

@@ -12,6 +12,8 @@ from robustly.models.adapter import unwrapped
 from robustly.randomness import derive_seed
 from robustly.training.engine.depth import head_of
 from robustly.training.engine.job import Job
+from robustly.training.engine.recomputation import check_blocks, recomputed_activations
+from robustly.training.engine.synchronised_norms import check_norms
 from robustly.training.engine.trial import IMAGES, Fit, TrialError, adapted, dtype_of, try_training
 from robustly.training.quantities import Networks
 
@@ -38,12 +40,18 @@ class Placed:
         return max(fit.smallest_batch for fit in self.fits.values())
 
     @contextmanager
-    def adapted(self) -> Iterator[None]:
-        """Give every network the conditions of its trial, by hooks that are removed at the end."""
+    def adapted(self, recompute: bool = False) -> Iterator[None]:
+        """Give every network the conditions of its trial, by hooks that are removed at the end.
+
+        Args:
+            recompute: whether passes compute activations of blocks again; see `recomputed_activations`.
+        """
         everything = {**self.networks.learning, **self.networks.frozen}
         with ExitStack() as held:
             for name, fit in self.fits.items():
                 held.enter_context(adapted(everything[name], fit))
+                if recompute:
+                    held.enter_context(recomputed_activations(everything[name]))
             yield
 
 
@@ -54,6 +62,8 @@ def place_networks(job: Job, device: torch.device, processes: int = 1) -> Placed
         TrialError: a network cannot be trained, see `try_training` and `dtype_of`; a batch is too small for batch
             normalisation; or a parameter without gradient, with several processes.
         MethodError: the model has no such head as the settings name.
+        RecomputationError: a network without blocks, with `recompute_activations`.
+        SynchronisedNormError: networks without batch normalisation, with `sync_batch_norm`.
     """
     networks = Networks(
         _bare(job.model),
@@ -65,6 +75,9 @@ def place_networks(job: Job, device: torch.device, processes: int = 1) -> Placed
         },
     )
     everything = {**networks.learning, **networks.frozen}
+    if job.training.recompute_activations:
+        for name, network in networks.learning.items():
+            check_blocks(network, name)
     for network in everything.values():
         network.to(device)
     dtype = dtype_of(everything)
@@ -84,11 +97,14 @@ def place_networks(job: Job, device: torch.device, processes: int = 1) -> Placed
     for name, network in everything.items():
         network.to(device)  # layers that were built in the first pass
         _check_unused(name, fits[name], processes)
+    if job.training.sync_batch_norm:
+        check_norms(networks.learning)
     if job.training.head_epochs or job.optimizer.layer_decay < 1:
         head_of(networks.model, job.training.head)
     contiguous = any(fit.layout != torch.channels_last for fit in fits.values())
     placed = Placed(networks, fits, dtype, torch.contiguous_format if contiguous else torch.channels_last)
-    size, fewest = min(job.training.batch_size, len(job.train)), fewest_images(job, placed, processes)
+    size = min(job.training.batch_size, len(job.train))
+    fewest = fewest_images(job, placed, processes, job.training.parts)
     if job.images_of_step(0) < fewest:
         raise TrialError(
             f"training.batch_size: batch normalisation of the networks needs at least {fewest} images in a batch, "
@@ -97,10 +113,11 @@ def place_networks(job: Job, device: torch.device, processes: int = 1) -> Placed
     return placed
 
 
-def fewest_images(job: Job, placed: Placed, processes: int) -> int:
-    """Fewest images of a step, over all processes: batch normalisation takes each part of a batch alone."""
-    fewest = placed.smallest_batch
-    return fewest * processes * (job.training.accumulate if fewest > 1 else 1)
+def fewest_images(job: Job, placed: Placed, processes: int, parts: int) -> int:
+    """Fewest images of a step, over all processes: batch normalisation takes each of the parts alone."""
+    together = job.training.sync_batch_norm and processes > 1
+    fewest = 1 if together else placed.smallest_batch
+    return fewest * processes * (parts if fewest > 1 else 1)
 
 
 def _bare(network: nn.Module) -> nn.Module:

@@ -81,17 +81,18 @@ class Pretraining:
             rate = self._optimizers.set_rates(rate_factor(job.schedule, middle, job.training.epochs))
             train_mode(self._network, still)
             self._optimizers.zero_grad()
-            logits = self._module(batch.x)
-            loss = F.cross_entropy(logits, batch.y)
-            share = len(batch.y) * runtime.world_size / count  # as in the run, for shards of other sizes
-            runtime.backward(loss * share)
+            with self._stepper.synchronised():
+                logits = self._module(batch.x)
+                loss = F.cross_entropy(logits, batch.y)
+                share = len(batch.y) * runtime.world_size / count  # as in the run, for shards of other sizes
+                runtime.backward(loss * share)
             value = float(runtime.mean(loss.detach() * share))
             check_loss(value, {self._name: loss.detach()}, moment, runtime.mean, what)
             self._optimizers.step(partial(runtime.clip, self._module))
             totals.add("train_loss", loss * len(batch.y), len(batch.y))
             totals.add("train_clean_accuracy", (logits.argmax(1) == batch.y).sum(), len(batch.y))
         trained = time.perf_counter() - began
-        check_weights({self._name: self._network}, epoch, what)
+        check_weights({self._name: self._network}, epoch, what, runtime.sum)
         runtime.follow_first(self._network)
         validated = self._measured.clean(self._network, self._measured.validation)
         return {

@@ -1,41 +1,42 @@
 """Optimiser steps of a run: networks on their device, optimisers, batches, forward and backward pass."""
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from robustly.attacks.core.graphs import PassGraphs, cuda_capture
 from robustly.data import Batch, batches, mixed_batches
+from robustly.data.prefetching import prefetched
+from robustly.memory import free_memory, is_out_of_memory
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
 from robustly.training.engine.job import Job
 from robustly.training.engine.metrics import Totals
 from robustly.training.engine.optimisation import Optimizers, build_optimizer, rate_factor
 from robustly.training.engine.placing import body_of, fewest_images, place_networks, warn_of_last_batch
+from robustly.training.engine.splitting import (
+    BatchMemoryError,
+    BeforeStep,
+    WholeBatchError,
+    fewest_parts,
+    not_again,
+    not_in_parts,
+    parts_of,
+    too_large,
+    whole_batch,
+)
+from robustly.training.engine.step_module import Passes, StepModule
 from robustly.training.engine.stopping import check_loss
-from robustly.training.method import Method, MethodError, outer_loss
+from robustly.training.engine.synchronised_norms import synchronised_norms
 from robustly.training.modes import frozen_parts, train_mode
-from robustly.training.quantities import Networks
-from robustly.training.step import Memory, Moment, Step
+from robustly.training.step import Memory, Moment
 
-
-class _StepModule(nn.Module):
-    """A training step as one forward pass of a module, which data parallelism needs."""
-
-    def __init__(self, method: Method, networks: Networks) -> None:
-        super().__init__()
-        self.model = networks.model
-        self.beside = nn.ModuleDict(dict(networks.trained))
-        self._method = method
-        self.step: Step | None = None
-
-    def forward(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and terms of `self.step` (an argument would be copied field by field)."""
-        assert self.step is not None
-        return outer_loss(self._method, self.step)
+_AVERAGES = "a part of the method averages over the whole batch"
 
 
 class Stepper:
@@ -45,6 +46,9 @@ class Stepper:
         job: method, networks, data and settings.
         runtime: device and processes.
 
+    Attributes:
+        parts: parts in which each batch passes; None if they are not found yet.
+
     Raises:
         TrialError: a network that cannot be trained; see `place_networks`.
         MethodError: the model has no such head as the settings name.
@@ -52,10 +56,16 @@ class Stepper:
 
     def __init__(self, job: Job, runtime: Runtime) -> None:
         self._job, self._runtime = job, runtime
-        self._placed = place_networks(job, runtime.device, runtime.world_size)
+        # the trial has the whole network, a copy and its gradient, which need not fit beside each other on a device
+        there = torch.device("cpu") if runtime.is_sharded else runtime.device
+        self._placed = place_networks(job, there, runtime.world_size)
         self.networks = self._placed.networks
+        self.parts: int | None = None if job.training.accumulate == "auto" else job.training.accumulate
         if self._placed.smallest_batch > 1 and runtime.rank == 0:
-            warn_of_last_batch(job, fewest_images(job, self._placed, runtime.world_size))
+            warn_of_last_batch(job, self._fewest)
+        runtime.shard(self.networks.learning)
+        for network in self.networks.frozen.values():
+            network.to(runtime.device)
         self._body: list[nn.Parameter] = []
         self._head: nn.Module | None = None
         if job.training.head_epochs:
@@ -63,7 +73,9 @@ class Stepper:
         self._head_alone = False
         self._still: dict[str, list[nn.Module]] = {}
         self.memory: Memory = {}
-        self._module = _StepModule(job.method, self.networks)
+        self._averages = False
+        self._graphs = _graphs_for(runtime) if runtime.graphs else None
+        self._module = StepModule(job.method, self.networks)
         own = {name: network.optimizer for name, network in job.networks.items() if network.optimizer is not None}
         main = [network for name, network in self.networks.learning.items() if name not in own]
         built = [build_optimizer(job.optimizer, main, job.training.head)]
@@ -82,7 +94,7 @@ class Stepper:
     def prepared(self) -> Iterator[None]:
         """Prepare the networks for steps; at the end, they compute and learn as before."""
         try:
-            with self._placed.adapted():
+            with self._placed.adapted(self._job.training.recompute_activations):
                 yield
         finally:
             for parameter in self._body:
@@ -95,6 +107,21 @@ class Stepper:
             parameter.requires_grad_(not self._head_alone)
         self._still = {name: frozen_parts(network) for name, network in self.networks.learning.items()}
 
+    def synchronised(self) -> AbstractContextManager[None]:
+        """A context of steps; if the settings say so, batch normalisation uses the batch of all processes."""
+        return synchronised_norms(self.networks.learning.values()) if self._is_synchronised else nullcontext()
+
+    @property
+    def _is_synchronised(self) -> bool:
+        return self._job.training.sync_batch_norm and self._runtime.world_size > 1
+
+    def images(self, epoch: int) -> Iterator[Tensor]:
+        """This process's images of an epoch, in batches; those of synchronised steps are never empty."""
+        for index, batch in enumerate(self.batches(epoch)):
+            if self._is_synchronised and self._job.images_of_step(index) < self._runtime.world_size:
+                return
+            yield batch.x
+
     def _train_mode(self) -> None:
         for name, network in self.networks.learning.items():
             train_mode(network, self._still.get(name, ()))
@@ -103,10 +130,14 @@ class Stepper:
             train_mode(self._head, frozen_parts(self._head))
 
     @property
+    def _fewest(self) -> int:
+        """Fewest images of a step, over all processes."""
+        return fewest_images(self._job, self._placed, self._runtime.world_size, self.parts or 1)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch, without a last batch that is too small for the networks or processes."""
-        processes = self._runtime.world_size
-        fewest = max(fewest_images(self._job, self._placed, processes), processes)
+        fewest = max(self._fewest, self._runtime.world_size)
         last = self._job.steps_per_epoch - 1
         return last if last and self._job.images_of_step(last) < fewest else last + 1
 
@@ -134,16 +165,25 @@ class Stepper:
             start=start,
             views=job.method.views,
         )
-        fewest = self._placed.smallest_batch
-        for index, batch in enumerate(numbered, start):
-            if fewest > 1 and job.images_of_step(index) < fewest_images(job, self._placed, runtime.world_size):
+        fitted: Iterator[Batch] = map(self._fitted, numbered)
+        if self._train.on_disk or (self._extra is not None and self._extra.data.on_disk):
+            fitted = prefetched(fitted, runtime.device, Batch.tensors)
+        for index, batch in enumerate(fitted, start):
+            if self._placed.smallest_batch > 1 and job.images_of_step(index) < self._fewest:
                 return  # the last batch, too small for batch normalisation
-            layout, dtype = self._placed.layout, self._placed.dtype
-            x, *others = (view.to(dtype).contiguous(memory_format=layout) for view in (batch.x, *batch.other_views))
-            yield replace(batch, x=x, other_views=tuple(others))
+            yield batch
+
+    def _fitted(self, batch: Batch) -> Batch:
+        """A batch in the memory layout and type of the run."""
+        layout, dtype = self._placed.layout, self._placed.dtype
+        x, *others = (view.to(dtype).contiguous(memory_format=layout) for view in (batch.x, *batch.other_views))
+        return replace(batch, x=x, other_views=tuple(others))
 
     def step(self, batch: Batch, moment: Moment, replay: int, totals: Totals) -> tuple[float, float]:
         """Take one optimiser step.
+
+        If the passes run out of memory in any process, all processes undo them and repeat them in twice as many
+        parts, and `parts` is larger from then on.
 
         Args:
             batch: this process's examples.
@@ -156,17 +196,89 @@ class Stepper:
 
         Raises:
             DivergenceError: the loss is not finite.
+            BatchMemoryError: the batch does not fit into the memory, and not in parts either.
         """
-        job = self._job
-        step_seed = derive_seed(job.seed, "step", moment.count, self._runtime.rank)
-        torch.manual_seed(derive_seed(step_seed, "replay", replay) if replay else step_seed)  # dropout
+        job, runtime = self._job, self._runtime
         middle = moment.time + (replay + 0.5) / job.method.replays / moment.steps_per_epoch
         rate = self.optimizers.set_rates(rate_factor(job.schedule, middle, job.training.epochs))
+        try:
+            passes = self._fitting_passes(batch, moment, replay)
+            loss = float(passes.loss)
+            check_loss(loss, passes.summed_terms(), moment, runtime.mean)
+            self._module.step = None
+            if runtime.world_size > 1 and not runtime.is_sharded:
+                # apart from the passes, so that no process waits for one without memory
+                runtime.backward(self._parallel()[0])
+            for step in passes.steps:
+                job.method.after_backward(step)
+        except WholeBatchError:
+            if self.parts == job.training.accumulate:
+                raise
+            raise self._whole(batch, moment, replay, _AVERAGES) from None
+        self.optimizers.step(partial(runtime.clip, self._parallel))
+        job.method.after_step(passes.steps[-1])
+        for step, own, means in zip(passes.steps, passes.losses, passes.terms, strict=True):
+            totals.add_step(step, own, means)
+        return loss, rate
+
+    def _fitting_passes(self, batch: Batch, moment: Moment, replay: int) -> Passes:
+        """Passes of a batch, in more parts where it does not fit into the memory.
+
+        Raises:
+            BatchMemoryError: it does not fit in parts either, or the method needs it whole.
+            WholeBatchError: the method needs it whole.
+        """
+        job, processes = self._job, self._runtime.world_size
+        most = max(1, job.images_of_step(moment.index) // processes // self._placed.smallest_batch)
+        before = BeforeStep(self.networks.learning, self.memory)
+
+        def fits(count: int) -> bool:
+            passes = self._passes(batch, moment, replay, count)
+            self._undo(before)
+            return passes is not None
+
+        if self.parts is None:
+            self.parts = fewest_parts(fits, most)
+            if self.parts is None:
+                raise too_large(len(batch), most)
+        while (passes := self._passes(batch, moment, replay, self.parts)) is None:
+            self._undo(before)
+            reason = job.method.whole_batch_reason()
+            if reason:
+                raise self._whole(batch, moment, replay, reason)
+            if self.parts >= most:
+                raise too_large(len(batch), most)
+            self.parts = min(2 * self.parts, most)
+        return passes
+
+    def _passes(self, batch: Batch, moment: Moment, replay: int, count: int) -> Passes | None:
+        """Passes of a batch in some parts; None if they run out of memory in any process."""
+        job, runtime = self._job, self._runtime
+        step_seed = derive_seed(job.seed, "step", moment.count, runtime.rank)
+        torch.manual_seed(derive_seed(step_seed, "replay", replay) if replay else step_seed)  # dropout
         self._train_mode()
         self.optimizers.zero_grad()  # now: the forward passes need the memory of old gradients
-        parts = _parts_of(batch, job.training.accumulate)
-        value = torch.zeros((), device=batch.x.device)
-        done: list[tuple[Step, Tensor, dict[str, Tensor]]] = []
+        passes, failed = Passes(), False
+        try:
+            self._pass_parts(batch, moment, replay, count, passes)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = True
+        if failed and runtime.world_size > 1:
+            self._refuse_waiting(len(batch), count)
+        if runtime.world_size > 1:  # after the error, whose traceback keeps the activations in memory
+            found = passes.loss.to(runtime.device, torch.float64)
+            passes.loss, share = runtime.mean(torch.stack([found, torch.full_like(found, failed)])).unbind()
+            failed = float(share) > 0
+        return None if failed else passes
+
+    def _pass_parts(self, batch: Batch, moment: Moment, replay: int, count: int, passes: Passes) -> None:
+        """Add a forward and a backward pass of each part of a batch to `passes`."""
+        job, runtime = self._job, self._runtime
+        # the same number of parts in all processes, whose shares differ by one image at most
+        parts = parts_of(batch, min(count, max(job.images_of_step(moment.index) // runtime.world_size, 1)))
+        middle = moment.time + (replay + 0.5) / job.method.replays / moment.steps_per_epoch
         for number, part in enumerate(parts, 1):
             step = job.method.step(
                 part,
@@ -175,44 +287,77 @@ class Stepper:
                 moment=moment,
                 memory=self.memory,
                 replay=replay,
-                global_mean=self._runtime.mean if job.training.accumulate == 1 else _whole_batch,
+                global_mean=self._mean if count == 1 else whole_batch,
                 seed=job.seed,
+                whole_weights=partial(self._runtime.whole_weights, *self.networks.learning.values()),
             )
+            step.graphs = self._graphs
             self._module.step = step
             # the mean over processes weighs all shards equally, so losses of smaller shards are scaled
-            share = len(part.y) * self._runtime.world_size / job.images_of_step(moment.index)
-            with self._runtime.summing(self._parallel, number < len(parts)):
+            share = len(part.y) * runtime.world_size / job.images_of_step(moment.index)
+            with runtime.alone(self._parallel, number < len(parts)), self.synchronised():
                 loss, terms = self._parallel()
-                self._runtime.backward(loss * share)
-            value = value + loss.detach() * share
-            done.append((step, loss.detach(), terms))
-        found = float(self._runtime.mean(value))
-        terms = {name: torch.stack([one[name] for _, _, one in done]).sum() for name in done[0][2]}
-        check_loss(found, terms, moment, self._runtime.mean)
-        for step, _, _ in done:
-            job.method.after_backward(step)
-        self.optimizers.step(partial(self._runtime.clip, self._parallel))
-        job.method.after_step(step)
-        for step, loss, means in done:
-            totals.add_step(step, loss, means)
-        self._module.step = None
-        return found, rate
+                runtime.backward(loss * share)
+            passes.add(step, loss.detach(), share, terms)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """Mean over processes, within the passes of a whole batch."""
+        self._averages = True
+        return self._runtime.mean(value)
+
+    def _refuse_waiting(self, images: int, count: int) -> None:
+        """Refuse to repeat passes that ran out of memory here, if other processes wait for this one within them.
+
+        Raises:
+            BatchMemoryError: weights are in shards, batch normalisation is synchronised, or the method averages
+                over processes.
+        """
+        if self._runtime.is_sharded:
+            raise not_again(images, count, "each process holds a share of the weights (runtime.strategy fsdp)")
+        if self._is_synchronised:
+            raise not_again(images, count, "batch normalisation is that of all (training.sync_batch_norm)")
+        reason = self._job.method.whole_batch_reason() or (_AVERAGES if self._averages else "")
+        if count == 1 and reason:
+            raise not_in_parts(images, reason, None)
+
+    def _undo(self, before: BeforeStep) -> None:
+        """Undo passes: gradients, buffers, memory of the parts, and perturbations of the weights."""
+        step, self._module.step = self._module.step, None
+        if step is not None:
+            self._job.method.after_failure(step)
+        del step
+        self.optimizers.zero_grad()
+        before.restore()
+        self._runtime.begin_again(self._parallel)
+        if self._graphs is not None:
+            self._graphs.forget()
+        free_memory()
+
+    def _whole(self, batch: Batch, moment: Moment, replay: int, reason: str) -> BatchMemoryError:
+        """Error of a batch that does not fit, of a method that needs it whole; it names the size that fits."""
+        if self._runtime.world_size > 1:  # such a method waits for other processes within its passes
+            return not_in_parts(len(batch), reason, None)
+        size = len(batch) // 2
+        kept, self.memory = self.memory, {}  # tensors of the parts may be as long as the batch
+        try:
+            while size >= self._placed.smallest_batch:
+                before = BeforeStep(self.networks.learning, self.memory)
+                part = batch.select(torch.arange(size, device=batch.x.device))
+                passes = self._passes(part, moment, replay, 1)
+                self._undo(before)
+                if passes is not None:
+                    return not_in_parts(len(batch), reason, size)
+                size //= 2
+        finally:
+            self.memory = kept
+        return not_in_parts(len(batch), reason, 0)
 
 
-def _parts_of(batch: Batch, count: int) -> list[Batch]:
-    """A batch in parts of about the same size, each with at least one image."""
-    if count == 1 or len(batch) < 2:
-        return [batch]
-    rows = torch.arange(len(batch), device=batch.x.device).tensor_split(min(count, len(batch)))
-    return [batch.select(some) for some in rows]
-
-
-def _whole_batch(value: Tensor) -> Tensor:
-    """Refuse a mean over the batch of all processes, of which a step in parts has one part at a time.
-
-    Raises:
-        MethodError: always.
-    """
-    raise MethodError(
-        "training.accumulate: a part of the method averages over the whole batch: set training.accumulate to 1"
-    )
+def _graphs_for(runtime: Runtime) -> PassGraphs | None:
+    if runtime.device.type == "cuda":
+        return PassGraphs(cuda_capture())
+    if runtime.rank == 0:
+        warnings.warn(
+            f"runtime.graphs: only a GPU has graphs; attacks on {runtime.device.type} run without", stacklevel=2
+        )
+    return None

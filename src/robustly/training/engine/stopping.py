@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from robustly.sharding import local
 from robustly.training.engine.checkpoint import Row
 from robustly.training.engine.job import TrainingConfig
 from robustly.training.step import Moment
@@ -43,7 +44,12 @@ def check_loss(
     raise DivergenceError(_message(process, where, what, moment.epoch))
 
 
-def check_weights(networks: Mapping[str, nn.Module], epoch: int, process: str = "training") -> None:
+def check_weights(
+    networks: Mapping[str, nn.Module],
+    epoch: int,
+    process: str = "training",
+    total: Callable[[Tensor], Tensor] = lambda value: value,
+) -> None:
     """Refuse weights that are not finite.
 
     The loss is checked before the optimiser's step, so the last step of an epoch needs this check.
@@ -52,12 +58,15 @@ def check_weights(networks: Mapping[str, nn.Module], epoch: int, process: str = 
         networks: trained networks by name.
         epoch: epochs finished before this one.
         process: name of the training, for the message.
+        total: sum over processes, each of which may hold a share of the weights.
 
     Raises:
         DivergenceError: a weight is NaN or infinite.
     """
     for name, network in networks.items():
-        broken = [key for key, value in network.state_dict().items() if not bool(value.isfinite().all())]
+        state = network.state_dict()
+        counts = total(torch.stack([(~local(value).isfinite()).sum() for value in state.values()]).float())
+        broken = [key for key, count in zip(state, counts.tolist(), strict=True) if count]
         if broken:
             raise DivergenceError(_message(process, f"epoch {epoch + 1}", f"{broken[0]} of the {name}", epoch))
 

@@ -1,6 +1,6 @@
 """Clean and robust accuracy on held-out images, and the network to validate and release."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robustly.attacks import Attack
 from robustly.attacks.core.contract import frozen
 from robustly.data import ImageData
+from robustly.memory import in_halves
 from robustly.randomness import KeyedGenerator
 from robustly.statistics import Proportion, collapsed_class
 from robustly.threats import Threat
@@ -61,7 +62,7 @@ def validate(
         attack: the attack.
         threat: its threat model.
         seed: seed of the attack's random numbers.
-        batch_size: images per batch.
+        batch_size: images per batch; fewer where these do not fit into the memory.
         rank: number of this process.
         world_size: number of processes.
         total: sum over processes.
@@ -70,11 +71,15 @@ def validate(
     device = data.device
     correct = torch.zeros(2, dtype=torch.float64, device=device)
     predicted = torch.zeros(data.num_classes, dtype=torch.float64, device=device)
-    for chunk, x, y, classes in _classified(model, data, batch_size, rank, world_size, dtype):
-        correct[0] += (classes == y).sum()
-        predicted += classes.bincount(minlength=data.num_classes)
+
+    def attacked(chunk: Tensor) -> None:
+        x, y, classes = _classified(model, data, chunk, dtype)
         found = attack(model, x, y, threat=threat, generator=KeyedGenerator(seed, data.ids[chunk]))
-        correct[1] += (~found.broken).sum()
+        counts = classes.bincount(minlength=data.num_classes)
+        correct.add_(torch.stack([(classes == y).sum(), (~found.broken).sum()]))
+        predicted.add_(counts)
+
+    _in_chunks(torch.arange(rank, len(data), world_size, device=device), batch_size, attacked)
     clean, robust = (total(correct) / len(data)).tolist()
     counts = [int(count) for count in total(predicted).tolist()]
     return Validation(clean, robust, collapsed_class(counts, data.labels.bincount().tolist()))
@@ -95,29 +100,35 @@ def clean_accuracy(
     Args:
         model: network on the data's device.
         data: at least one image; the processes share them by position.
-        batch_size: images per batch.
+        batch_size: images per batch; fewer where these do not fit into the memory.
         rank: number of this process.
         world_size: number of processes.
         total: sum over processes.
         dtype: floating-point type of the network.
     """
     correct = torch.zeros((), dtype=torch.float64, device=data.device)
-    for _, _, y, classes in _classified(model, data, batch_size, rank, world_size, dtype):
-        correct += (classes == y).sum()
+
+    def classified(chunk: Tensor) -> None:
+        _, y, classes = _classified(model, data, chunk, dtype)
+        correct.add_((classes == y).sum())
+
+    _in_chunks(torch.arange(rank, len(data), world_size, device=data.device), batch_size, classified)
     return Proportion(int(total(correct)), len(data))
 
 
 def _classified(
-    model: nn.Module, data: ImageData, batch_size: int, rank: int, world_size: int, dtype: torch.dtype
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Batches of this process's share of the images: places, images, labels and predicted classes."""
-    rows = torch.arange(rank, len(data), world_size, device=data.device)
-    for first in range(0, len(rows), batch_size):
-        chunk = rows[first : first + batch_size]
-        x = data.floats(chunk).to(dtype)
-        with frozen(model), torch.no_grad():
-            classes = model(x).argmax(1)
-        yield chunk, x, data.labels[chunk], classes
+    model: nn.Module, data: ImageData, rows: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels and predicted classes of some rows."""
+    x = data.floats(rows).to(dtype)
+    with frozen(model), torch.no_grad():
+        return x, data.labels[rows], model(x).argmax(1)
+
+
+def _in_chunks(rows: Tensor, size: int, work: Callable[[Tensor], None]) -> None:
+    """Call `work`, which adds its results up at its end, with some rows at a time; see `in_halves`."""
+    for first in range(0, len(rows), size):
+        in_halves(work, rows[first : first + size])
 
 
 def averaged_state(method: Method, memory: Memory) -> dict[str, Tensor] | None:

@@ -48,6 +48,8 @@ class FriendlyInner(Part):
         ValueError: a tau beyond the steps; taus and boundaries that do not fit together; "kl" from the clean image.
     """
 
+    stops_early = True
+
     taus: tuple[int, ...] = (0, 1, 2)
     boundaries: tuple[float, ...] = (50.0, 90.0)
     noise: float = 0.001
@@ -129,6 +131,8 @@ class CurriculumInner(Part):
         ValueError: a setting out of range; "hessian" in mode "train", where its passes would change running
             statistics.
     """
+
+    stops_early = True
 
     criterion: Literal["margin", "hessian"] = "margin"
     first: float = 0.0

@@ -38,6 +38,8 @@ def attack_step(
         threat: threat model of the attack; without it the run's first.
     """
     goal = ClassificationGoal(step.labels_from(against), reference=reference)
+    if step.graphs is not None and isinstance(attack, PGD) and attack == training_form(attack):
+        return ascend(step, attack, goal, threat=threat)
     return attack(step.model, step.x, goal, threat=threat or step.threat, generator=step.generator.fold("inner"))
 
 
@@ -46,6 +48,7 @@ def ascend(
     settings: PGD,
     goal: ClassificationGoal,
     *,
+    threat: Threat | None = None,
     value_at: PointValue | None = None,
     settled: Settled | None = None,
     noise: float = 0.0,
@@ -56,6 +59,7 @@ def ascend(
         step: the step.
         settings: steps, step size, start, mode and (without `value_at`) objective.
         goal: the attack's goal, for all N examples.
+        threat: threat model of the attack; without it the run's first.
         value_at: an objective that depends on the inputs too.
         settled: examples that stay where they are from now on; evaluated once before each step.
         noise: standard deviation of Gaussian noise that is added before each step, at least 0.
@@ -87,11 +91,12 @@ def ascend(
         step.model,
         step.x,
         goal,
-        threat=step.threat,
+        threat=threat or step.threat,
         generator=step.generator.fold("inner"),
         mode=settings.mode,
         precision="ambient",
         verdicts=False,
+        graphs=step.graphs,
     )
 
 
@@ -115,6 +120,18 @@ def training_pgd(
         early_stop=False,
         keep="last",
         precision="ambient",
+    )
+
+
+def training_form(attack: PGD) -> PGD:
+    """The PGD for training of the same steps, start, objective and mode."""
+    return training_pgd(
+        attack.steps,
+        attack.objective,
+        step_size=attack.step_size,
+        relative_step_size=attack.relative_step_size,
+        start=attack.start,
+        mode=attack.mode,
     )
 
 

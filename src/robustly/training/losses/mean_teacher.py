@@ -75,6 +75,10 @@ class MeanTeacherLoss(Part):
         """Refuse a beginning after the end of the run."""
         return begins_too_late("begin", self.begin, epochs, "the model would never learn from its average")
 
+    def check_sharding(self) -> str | None:
+        """Refuse weights in shards."""
+        return "runs the network with the average of its weights, which no process holds as a whole"
+
     def __call__(self, step: Step) -> Terms:
         """Return the terms "adversarial" (the labels') and "teacher" (the average's)."""
         labelled = label_loss(step.adversarial_logits, step.labels)

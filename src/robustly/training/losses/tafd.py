@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,9 @@ from robustly.threats import Threat, short_names
 from robustly.training.losses.terms import check_positive, check_share, label_loss
 from robustly.training.parts import Composition, Part, Terms
 from robustly.training.step import Labels, Step
-from robustly.training.threat_domains import FEATURES, clustered, spectral_descriptor
+from robustly.training.threat_domains import FEATURES, clustered, dealt, spectral_descriptor
+
+Assignment = Literal["spectra", "random"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class TafdLoss(Part):
     A network with random domains (an ablation) has no router to train: attacked images go through the domains that
     its fixed router chooses, and there is no term of the router.
 
+    With the assignment "random" (another ablation), the domain of each threat is drawn once from the run's seed,
+    and there is no diagnosis: the router learns domains that have nothing to do with the spectra.
+
     Columns of `metrics.csv` for each threat: `train_robust_accuracy_NAME`, `router_accuracy_NAME` (share of the
     attacked images for which the router, in train mode, finds the domain) and `domain_NAME`.
 
@@ -43,6 +49,7 @@ class TafdLoss(Part):
         diagnosis: share of the epochs in which the domains may change, in [0, 1]; 10 of 76 epochs there.
         every: steps from one update of the prototypes to the next, at least 1; 50 there.
         momentum: of the moving averages, in [0, 1); 0.99 there.
+        assignment: the domains of the threats: by their "spectra", or "random" and fixed.
 
     Raises:
         ValueError: a setting out of range.
@@ -56,6 +63,7 @@ class TafdLoss(Part):
     diagnosis: float = 0.15
     every: int = 50
     momentum: float = 0.99
+    assignment: Assignment = "spectra"
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
@@ -94,7 +102,16 @@ class TafdLoss(Part):
             )
         if len(threats) < model.domains:
             return f"the network has {model.domains} domains: set threats to at least as many, not {len(threats)}"
+        if model.has_random_domains and self.assignment == "random":
+            return (
+                "a network with random domains has no domains of threats: leave out model.ablation, or set "
+                "method.loss.assignment to spectra"
+            )
         return None
+
+    def check_sharding(self) -> str | None:
+        """Refuse weights in shards, which are collected at the network's ordinary forward pass."""
+        return "calls router and experts of the network apart from its forward pass"
 
     def __call__(self, step: Step) -> Terms:
         """Return the terms "adversarial", "router" and, if it has weight, "clean"."""
@@ -135,16 +152,21 @@ class TafdLoss(Part):
     def _update(self, step: Step, count: int) -> None:
         """Move the prototypes and cluster them anew, if that is due."""
         memory, moment = step.remember(self), step.moment
+        if self.assignment == "random":
+            return
         if moment.time < self.diagnosis * moment.epochs and moment.count % self.every == 0:
             kept = self.momentum * memory["prototypes"]
             memory["prototypes"] = kept + (1 - self.momentum) * _descriptors(step)
             memory["domains"] = clustered(memory["prototypes"], count, memory["domains"])
 
     def _domains(self, step: Step) -> Int64[Tensor, " m"]:
-        """Domain of each threat; at first, from the descriptors of this batch."""
+        """Domain of each threat; at first, from the descriptors of this batch, or drawn."""
         memory = step.remember(self)
         if "domains" not in memory:
             assert isinstance(step.model, TafdNetwork)
+            if self.assignment == "random":
+                memory["domains"] = dealt(len(step.threats), step.model.domains, step.seed).to(step.y.device)
+                return memory["domains"]
             memory["prototypes"] = _descriptors(step)
             memory["domains"] = clustered(memory["prototypes"], step.model.domains)
         return memory["domains"]

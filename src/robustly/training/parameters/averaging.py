@@ -210,7 +210,7 @@ def estimate_statistics(network: nn.Module, end: EpochEnd) -> None:
     still = {module for part in frozen_parts(network) for module in part.modules()}
     norms = [norm for norm in batch_norms(network) if norm.running_mean is not None and norm not in still]
     momenta = [norm.momentum for norm in norms]
-    with modes_kept(network):
+    with modes_kept(network), end.whole_weights(network):
         network.eval()
         for norm in norms:
             norm.train()

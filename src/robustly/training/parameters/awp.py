@@ -92,6 +92,14 @@ class WeightPerturbation(Part):
                 moved = weight - memory.pop(f"perturbed.{name}")
                 weight.copy_(memory.pop(f"original.{name}").add_(moved))
 
+    @torch.no_grad()
+    def after_failure(self, step: Step) -> None:
+        """Restore the original weights."""
+        memory = step.remember(self)
+        for name, weight in step.model.named_parameters():
+            if f"original.{name}" in memory:
+                weight.copy_(memory.pop(f"original.{name}"))
+
     def _proxy_loss(self, step: Step) -> Float[Tensor, ""]:
         if self.proxy == "adversarial":
             return F.cross_entropy(step.again("adversarial").adversarial_logits, step.y)

@@ -37,6 +37,10 @@ class GradAlign(Part):
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight must be at least 0, got {self.weight}")
 
+    def check_sharding(self) -> str | None:
+        """Refuse weights in shards, through which gradients are not differentiated."""
+        return "differentiates the gradient of the network"
+
     def extra_terms(self, step: Step) -> Terms:
         """Return the term "alignment"."""
         if self.weight == 0:

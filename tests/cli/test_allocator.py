@@ -1,0 +1,41 @@
+"""Memory that glibc keeps between the passes of an attack."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from robustly.cli.allocator import keep_freed_memory
+kept = sys.argv[1] == "kept" and keep_freed_memory()
+def step():
+    parts = [torch.zeros(1_000_000) for _ in range(24)]  # 96 MB in blocks of 4 MB
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    step()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+
+
+def faults(kind: str) -> tuple[str, int]:
+    """Whether the memory is kept, and the page faults of three steps, in a process of its own."""
+    line = [sys.executable, "-c", FAULTS, kind]
+    kept, count = subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()
+    return kept, int(count)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other rules")
+def test_freed_memory_is_used_again_unless_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    kept, few = faults("kept")
+    assert kept == "True"
+    assert few < 1000
+    assert faults("plain")[1] > 10_000, "every step maps the 96 MB anew, in pages of 4 KiB"
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    assert faults("kept")[0] == "False"

@@ -1,0 +1,29 @@
+"""Functions of tests in a group of processes, started by `spawn`."""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.multiprocessing.spawn import spawn
+
+
+def in_group(function: Callable[..., None], *arguments: Any, count: int = 2) -> None:
+    """Call a function of a module in several processes that `Runtime` joins to a gloo group.
+
+    Args:
+        function: takes the number of the process, and the arguments.
+        arguments: values that can be pickled.
+        count: number of processes.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(_joined, args=(port, function, arguments), nprocs=count)  # type: ignore[no-untyped-call]
+
+
+def _joined(rank: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    function(rank, *arguments)
