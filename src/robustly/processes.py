@@ -34,6 +34,14 @@ class ProcessError(ConnectionError):
     """A process has stopped, works on something else, or a store does not answer."""
 
 
+_LOST = ("closed by peer", "reset by peer", "remote process exited", "Broken pipe")
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Return True for an error of gloo or NCCL which says that another process has stopped."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
+
+
 @dataclass(frozen=True)
 class Group:
     """Processes with one store.

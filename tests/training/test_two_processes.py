@@ -269,6 +269,22 @@ def test_ctrl_c_leaves_a_run_that_two_processes_resume(two: Path, tmp_path: Path
     assert state(cut)["epoch"] == 3
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list processes of a process")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_killed_process_ends_the_other_one_in_a_sentence(strategy: str, tmp_path: Path) -> None:
+    settings = {"--training.epochs": "500", "--runtime.strategy": strategy}
+    process = start(*words_of(tmp_path / "run", "mnist5k/pgd_at", TWO, settings))
+    while process.poll() is None and not (tmp_path / "run/checkpoints/last.pt").exists():
+        time.sleep(0.05)
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "robustly: another process of this run has stopped; the same command continues" in err
+    assert "Traceback" not in err
+    assert "fault of robustly" not in err
+
+
 def test_a_divergence_in_one_process_stops_both(tmp_path: Path) -> None:
     wild = {"--optimizer.name": "sgd", "--optimizer.learning_rate": "1e9"}
     process = start(*words_of(tmp_path / "run", "mnist5k/pgd_at", TWO, wild))

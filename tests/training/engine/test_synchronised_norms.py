@@ -169,7 +169,7 @@ def test_one_process_is_not_changed(little: Splits, tmp_path: Path) -> None:
 def test_with_it_a_process_needs_one_image_of_a_batch(little: Splits) -> None:
     made = replace(job(little, AT, batch_size=2), model=vectors_net())
     placed = place_networks(made, torch.device("cpu"), 2)
-    assert fewest_images(made, placed, 2) == 2
+    assert fewest_images(made, placed, 2, 1) == 2
     with pytest.raises(TrialError, match="batch normalisation of the networks needs at least 4 images"):
         place_networks(
             replace(made, training=replace(made.training, sync_batch_norm=False)), torch.device("cpu"), 2

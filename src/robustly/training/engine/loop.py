@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustly.files import whole_file, write_json, write_text
 from robustly.models import save_weights, weights_hash
+from robustly.processes import ProcessError, is_lost_process
 from robustly.runtime import Runtime
 from robustly.sharding import shards_like
 from robustly.training.engine.checkpoint import (
@@ -40,6 +41,7 @@ from robustly.training.step import Moment
 LAST = "checkpoints/last.pt"
 BEST = "checkpoints/best.safetensors"
 FINAL = "model.safetensors"
+_LOST = "another process of this run has stopped; the same command continues after the last saved state"
 COLLAPSED = "validation_collapsed_class"
 """Column of `metrics.csv`: the class that every validation image is predicted as; empty if there are several."""
 
@@ -91,6 +93,7 @@ def train(
         TrialError: a network cannot be trained, such as one without logits in training mode.
         CheckpointError: `last.pt` is damaged or of another run.
         OSError: the folder is read-only or the disk is full; files written before are kept.
+        ProcessError: another process has stopped.
     """
     with torch.random.fork_rng(devices=[runtime.device] if runtime.device.type == "cuda" else []):
         return _Run(job, runtime, folder, config_digest, observer or Observer()).go()
@@ -135,8 +138,11 @@ class _Run:
             self._finish(reason)
         except Exception as error:
             diverged = isinstance(error, DivergenceError | InstanceWeightsError)
+            lost = self.runtime.world_size > 1 and is_lost_process(error)
             with suppress(OSError):  # a full disk, which is the error then
-                self._write_status("diverged" if diverged else "failed", str(error))
+                self._write_status("diverged" if diverged else "failed", _LOST if lost else str(error))
+            if lost:
+                raise ProcessError(_LOST) from error
             raise
         self.runtime.wait_for_all()
         collapsed = self.rows[self.best_epoch].get(COLLAPSED)
