@@ -140,7 +140,7 @@ def _runs(places: Sequence[Path], options: SeveralOptions) -> list[GivenRun]:
             if options.extended is not None:
                 run = replace(run, config=first_threat(run, "certify"))
         except ValueError as error:
-            raise RunError(f"{place}: {error}") from error
+            raise RunError(str(error) if str(place) in str(error) else f"{place}: {error}") from error
         if run.is_new and options.checkpoint == "last":
             raise RunError(f"--checkpoint last is for runs that were trained here, and {run.folder} is new")
         runs.append(run)

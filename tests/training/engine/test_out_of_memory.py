@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training_tools import THREAT, NormNet, Stop, final, make_job, run, small_digits
+from training_tools import THREAT, Stop, final, make_job, run, small_digits
 
 from robustly.attacks import dynat_pgd
 from robustly.cli.progress import split_words
@@ -32,6 +32,7 @@ from robustly.training import (
     Step,
     TrainingConfig,
 )
+from robustly.training.engine import pretraining
 from robustly.training.engine.checkpoint import load_state
 from robustly.training.engine.splitting import BatchMemoryError, fewest_parts
 from robustly.training.engine.validation import clean_accuracy, validate
@@ -51,7 +52,7 @@ class Small(nn.Module):
         begin: passes of training that all fit, before the limit counts.
         where: "forward", or "backward" after the pass forward.
         error: the error.
-        norm: whether it has batch normalisation, which counts each pass in its buffers.
+        norm: whether it has batch normalisation, of vectors, so that a part needs two images.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Small(nn.Module):
     ) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.net: nn.Module = NormNet() if norm else nn.Sequential(nn.Flatten(), nn.Linear(256, 12), nn.ReLU())
-        self.head: nn.Module = nn.Identity() if norm else nn.Sequential(nn.Dropout(0.2), nn.Linear(12, 10))
+        layers = [nn.Flatten(), nn.Linear(256, 12), *([nn.BatchNorm1d(12)] if norm else []), nn.ReLU()]
+        self.net: nn.Module = nn.Sequential(*layers)
+        self.head: nn.Module = nn.Sequential(nn.Dropout(0.2), nn.Linear(12, 10))
         self.most, self.begin, self.where, self.passes = most, begin, where, 0
         self.error = torch.OutOfMemoryError("CUDA out of memory") if error is None else error
         self.sizes: list[int] = []
@@ -394,3 +396,49 @@ def test_the_lines_about_parts(parts: int, words: str) -> None:
     said = split_words(128, moment, 4, found=False)
     assert "out of memory in epoch 3, step 5" in said
     assert "training.accumulate: 4" in said
+
+
+def test_epochs_before_the_run_take_parts_where_batches_do_not_fit(
+    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the first try had had the same parts; batches that fit are whole."""
+    settings: dict[str, Any] = {"pretrain": 1, "training": {"epochs": 1}}
+    run(job(digits, ROBUST, Small(8), **settings), tmp_path / "found")
+    run(job(digits, ROBUST, Small(99), **settings), tmp_path / "whole")
+    made = pretraining.Pretraining.__init__
+
+    def with_parts(self: Any, *arguments: Any) -> None:
+        made(self, *arguments)
+        self._parts = 4
+
+    monkeypatch.setattr(pretraining.Pretraining, "__init__", with_parts)
+    run(job(digits, ROBUST, Small(99), 4, **settings), tmp_path / "set")
+    assert same_weights(tmp_path / "found", tmp_path / "set")
+    assert not same_weights(tmp_path / "found", tmp_path / "whole")
+
+
+def test_epochs_before_the_run_keep_two_images_for_batch_normalisation(digits: Splits, tmp_path: Path) -> None:
+    found = run(job(digits, ROBUST, Small(5, norm=True), pretrain=2, training={"epochs": 1}), tmp_path)
+    assert len(found.rows) == 1
+    with (tmp_path / "model_pretraining.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
+def test_epochs_before_the_run_end_where_nothing_fits(digits: Splits, tmp_path: Path) -> None:
+    model = Small(3, norm=True, error=MemoryError())
+    with pytest.raises(BatchMemoryError, match="not even 2 images at a time fit"):
+        run(job(digits, ROBUST, NothingFits(model), pretrain=1), tmp_path)
+
+
+class NothingFits(nn.Module):
+    """A network without memory for any pass of training, after the trial before the run."""
+
+    def __init__(self, inner: Small) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        if self.inner.passes and self.training and torch.is_grad_enabled():
+            raise self.inner.error
+        return logits

@@ -26,12 +26,13 @@ class Net(nn.Module):
         self.passes = 0
 
     def forward(self, x):
+        hidden = self.net(x)  # with batch statistics, which an undone pass must not leave
         if self.training and torch.is_grad_enabled() and len(x) > 4:
             self.passes += 1
             rank, most, begin = os.environ.get("RANK"), int(os.environ["MOST"]), int(os.environ["BEGIN"])
             if rank == os.environ["SHORT"] and self.passes > begin and len(x) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-        return self.head(self.net(x))
+        return self.head(hidden)
 
 
 def make(classes):

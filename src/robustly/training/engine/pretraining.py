@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from robustly.data import Batch
+from robustly.memory import free_memory, is_out_of_memory
 from robustly.randomness import derive_seed
 from robustly.runtime import Runtime
 from robustly.training.engine.checkpoint import Row
@@ -15,6 +18,7 @@ from robustly.training.engine.job import Job
 from robustly.training.engine.measurements import Measurements
 from robustly.training.engine.metrics import Totals
 from robustly.training.engine.optimisation import Optimizers, build_optimizer, rate_factor
+from robustly.training.engine.splitting import BeforeStep, parts_of, too_large
 from robustly.training.engine.stepping import Stepper
 from robustly.training.engine.stopping import check_loss, check_weights
 from robustly.training.modes import frozen_parts, train_mode
@@ -39,7 +43,7 @@ class Pretraining:
         self._name, self._job, self._runtime, self._stepper = name, job, runtime, stepper
         self._network = stepper.networks.learning[name]
         self._epochs = job.epochs_alone[name]
-        self._measured = measured
+        self._measured, self._parts = measured, 1
         beside = job.networks.get(name)
         config = job.optimizer if beside is None or beside.optimizer is None else beside.optimizer
         head = job.training.head if beside is None else None
@@ -76,21 +80,17 @@ class Pretraining:
             if count < runtime.world_size:
                 break  # as in the run
             moment = Moment(epoch, index, job.steps_per_epoch, self._epochs)
-            torch.manual_seed(derive_seed(job.seed, "pretrain", self._name, moment.count, runtime.rank))  # dropout
+            seed = derive_seed(job.seed, "pretrain", self._name, moment.count, runtime.rank)
             middle = (moment.time + 0.5 / moment.steps_per_epoch) * job.training.epochs / self._epochs
             rate = self._optimizers.set_rates(rate_factor(job.schedule, middle, job.training.epochs))
             train_mode(self._network, still)
-            self._optimizers.zero_grad()
-            with self._stepper.synchronised():
-                logits = self._module(batch.x)
-                loss = F.cross_entropy(logits, batch.y)
-                share = len(batch.y) * runtime.world_size / count  # as in the run, for shards of other sizes
-                runtime.backward(loss * share)
-            value = float(runtime.mean(loss.detach() * share))
-            check_loss(value, {self._name: loss.detach()}, moment, runtime.mean, what)
+            share = len(batch.y) * runtime.world_size / count  # as in the run, for shards of other sizes
+            loss, correct = self._passed(batch, share, seed)
+            value = float(runtime.mean(loss * share))
+            check_loss(value, {self._name: loss}, moment, runtime.mean, what)
             self._optimizers.step(partial(runtime.clip, self._module))
             totals.add("train_loss", loss * len(batch.y), len(batch.y))
-            totals.add("train_clean_accuracy", (logits.argmax(1) == batch.y).sum(), len(batch.y))
+            totals.add("train_clean_accuracy", correct, len(batch.y))
         trained = time.perf_counter() - began
         check_weights({self._name: self._network}, epoch, what, runtime.sum)
         runtime.follow_first(self._network)
@@ -104,6 +104,44 @@ class Pretraining:
             "images_per_second": len(job.train) / trained,
             "seconds": time.perf_counter() - began,
         }
+
+    def _passed(self, batch: Batch, share: float, seed: int) -> tuple[Tensor, Tensor]:
+        """Mean loss and number of correct images of a batch, after its backward pass.
+
+        A batch that does not fit into the memory passes in parts, as in the run; not with several processes, whose
+        gradients are averaged during the backward pass.
+
+        Raises:
+            BatchMemoryError: not even the smallest parts fit.
+        """
+        before = BeforeStep({self._name: self._network}, {})
+        most = max(1, len(batch) // self._stepper.smallest_batch)
+        while True:
+            torch.manual_seed(seed)  # dropout
+            self._optimizers.zero_grad()
+            try:
+                return self._passed_in(parts_of(batch, min(self._parts, most)), len(batch), share)
+            except Exception as error:
+                if not is_out_of_memory(error) or self._runtime.world_size > 1:
+                    raise
+            before.restore()
+            free_memory()
+            if self._parts >= most:
+                self._optimizers.zero_grad()
+                raise too_large(len(batch), most)
+            self._parts = min(2 * self._parts, most)
+
+    def _passed_in(self, parts: Sequence[Batch], count: int, share: float) -> tuple[Tensor, Tensor]:
+        losses, correct = [], []
+        for part in parts:
+            weight = len(part.y) / count
+            with self._stepper.synchronised():
+                logits = self._module(part.x)
+                loss = F.cross_entropy(logits, part.y)
+                self._runtime.backward(loss * (weight * share))
+            losses.append(loss.detach() * weight)
+            correct.append((logits.argmax(1) == part.y).sum())
+        return torch.stack(losses).sum(), torch.stack(correct).sum()
 
 
 def pretrained(

@@ -69,15 +69,15 @@ class BeforeStep:
         self._memory = memory
         self._kept = {slot: dict(tensors) for slot, tensors in memory.items()}
         self._versions = [(value, value._version) for tensors in memory.values() for value in tensors.values()]
-        places: dict[tuple[torch.dtype, torch.device], list[tuple[nn.Module, str, Tensor, int]]] = defaultdict(list)
+        places: dict[tuple[torch.dtype, torch.device], list[tuple[nn.Module, str, Tensor]]] = defaultdict(list)
         for network in networks.values():
             for module in network.modules():
                 for name, value in module._buffers.items():
                     if value is not None:
-                        places[value.dtype, value.device].append((module, name, value, value._version))
+                        places[value.dtype, value.device].append((module, name, value))
         # one copy for all buffers of a type, because every operation on a GPU costs some microseconds
         self._buffers = [
-            (some, torch.cat([value.detach().reshape(-1) for _, _, value, _ in some])) for some in places.values()
+            (some, torch.cat([value.detach().reshape(-1) for _, _, value in some])) for some in places.values()
         ]
 
     @torch.no_grad()
@@ -88,10 +88,9 @@ class BeforeStep:
             BatchMemoryError: a part has changed a tensor of its memory in place.
         """
         for some, copies in self._buffers:
-            values = torch.split(copies, [value.numel() for _, _, value, _ in some])
-            for (module, name, value, version), before in zip(some, values, strict=True):
-                if value._version != version:
-                    value.copy_(before.view(value.shape))
+            values = torch.split(copies, [value.numel() for _, _, value in some])
+            for (module, name, value), before in zip(some, values, strict=True):
+                value.copy_(before.view(value.shape))  # batch normalisation changes it without a new version
                 module._buffers[name] = value
         changed = any(value._version != version for value, version in self._versions)
         self._memory.clear()

@@ -86,6 +86,11 @@ class Stepper:
         self._extra = job.extra.to(runtime.device) if job.extra is not None else None
 
     @property
+    def smallest_batch(self) -> int:
+        """Fewest images that each process needs in a batch or a part of one."""
+        return self._placed.smallest_batch
+
+    @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the networks and their images."""
         return self._placed.dtype
