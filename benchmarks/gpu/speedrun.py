@@ -176,9 +176,9 @@ def timed(folder: Path, scale: Scale, values: Mapping[str, str], left: float) ->
     words = ["bench", "--recipe", RECIPE, "--seconds", str(scale.timed_seconds), "--suites", SUITE, BESIDE]
     words += ["--batch-sizes", str(scale.batch), "--parts", "passes", "step", "attacks", "--no-cache"]
     words += ["--images", str(COMPARED), "--json", str(file), *words_of(values)]
-    finish({folder / "timing": started(words, folder / "timing")}, left / 3)
+    finish({folder / "timing": started(words, folder / "timing")}, left / 2)
     if not file.is_file():
-        sys.exit("the timing did not end in a third of the time: give --seconds more")
+        sys.exit("the timing did not end in half of the time: give --seconds more")
     bench = json.loads(file.read_text(encoding="utf-8"))
     if not bench["step"] or any(one["upper"] is None for one in bench["suites"]):
         sys.exit(f"the bench could not measure everything: {bench['step_failure'] or 'an attack failed'}")
