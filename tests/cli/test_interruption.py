@@ -242,7 +242,7 @@ def stop(*_: object, **__: object) -> None:
 def stop_before_the_evidence(run: Path, label: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluate, and stop after the attacks."""
     with monkeypatch.context() as patched:
-        patched.setattr("robustly.cli.evaluate.write_evidence", stop)
+        patched.setattr("robustly.cli.evaluate_writing.write_evidence", stop)
         assert main(["evaluate", str(run), "--as", label]) == 143
 
 
