@@ -6,7 +6,8 @@ A `resnet18` of a quarter of the width (16 channels) on random 32 x 32 images; t
 Each attack is PGD with the given steps on all images from a random start, and no image is dropped: 1 clean pass,
 then steps + 1 forward and steps backward passes. The rounds alternate: each measures the bare passes, linf and
 every threat once, by the processor's time of one thread. A ratio is the median over the rounds of the ratios to
-linf in the same round, so that a machine that slows down affects both. Writes `benchmarks/results/threat_speed.md`.
+linf in the same round, so that a machine that slows down affects both. Freed memory is kept for the next pass, as
+in all commands, but not with `--plain` (see `robustly.cli.allocator`). Writes `benchmarks/results/threat_speed.md`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from robustly.attacks import PGD
+from robustly.cli.allocator import keep_freed_memory
 from robustly.models import ModelConfig, build_model
 from robustly.randomness import KeyedGenerator
 from robustly.threats import parse_threat
@@ -76,8 +78,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threats", nargs="+", help="texts of threats; printed, not written")
+    parser.add_argument("--plain", action="store_true", help="leave memory to the rules of glibc; only printed")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if not options.plain:
+        keep_freed_memory()
     ids = torch.arange(options.images)
     x = KeyedGenerator(0, ids).uniform(3, 32, 32)
     model = build_model(ModelConfig(name="resnet18", width=0.25), seed=0).eval().requires_grad_(False)
@@ -109,7 +114,7 @@ def main() -> None:
         text = f"`{texts[title]}`" if title in texts else ""
         lines.append(f"| {title} | {text} | {1e3 * median:.0f} | {ratios[title]:.2f} |")
     print("\n".join(lines))
-    if options.threats:
+    if options.threats or options.plain:
         return
     slow = [f"{title} ({ratios[title]:.2f})" for title in SINGLE if ratios[title] > BAR]
     words = f"above it: {', '.join(slow)}" if slow else "none is above it"
