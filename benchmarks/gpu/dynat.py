@@ -11,7 +11,6 @@ images, then the arms begin from scratch. A run that is not finished in time is 
 counts. With `--results`, the table is also written to `dynat_gpu.md` there.
 """
 
-import argparse
 import csv
 import json
 import os
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from gpu_options import read_options
 
 GUIDE_EPOCHS = 12
 ARM_EPOCHS = (6, 30)
@@ -258,27 +258,12 @@ def evaluated(bench: Bench, folders: dict[str, Path]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, help="folder of the Parquet files")
-    parser.add_argument("--device", choices=list(SCALES), default="cuda")
-    parser.add_argument("--limit", type=int, default=49_000, help="most training images")
-    parser.add_argument("--seconds", type=float, default=520, help="time for everything")
-    parser.add_argument("--out", type=Path, help="folder of the runs; a temporary one without it")
-    parser.add_argument("--results", type=Path, help="folder for dynat_gpu.md")
-    options = parser.parse_args()
     began = time.monotonic()
-    data = options.data or Path(os.environ.get("ROBUSTLY_SHARED_DATA", "")) / "cifar10-jpeg"
-    if not (data / "train.parquet").is_file():
-        sys.exit(f"{data} has no train.parquet: give --data FOLDER, or set ROBUSTLY_SHARED_DATA")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("no CUDA device here: add --device cpu --limit 96 --seconds 120 for a trial of the same steps")
-    if options.limit < 2 * SCALES[options.device].batch or options.seconds <= 0:
-        sys.exit(f"--limit must be at least {2 * SCALES[options.device].batch}, and --seconds above 0")
-    if options.out is not None and options.out.exists() and any(options.out.iterdir()):
-        sys.exit(f"{options.out} is not empty: choose another folder with --out")
+    batches = {device: scale.batch for device, scale in SCALES.items()}
+    options = read_options(batches, seconds=520, trial=120, table="dynat_gpu.md")
     with tempfile.TemporaryDirectory() as temporary:
         out = (options.out or Path(temporary)).resolve()
-        bench = Bench(data.resolve(), out, options.device, began + options.seconds)
+        bench = Bench(options.data, out, options.device, began + options.seconds)
         rate, starting = measured_rate(bench)
         folders, images, epochs = trained(bench, rate, starting, options.limit)
         table = evaluated(bench, folders)

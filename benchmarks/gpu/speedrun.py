@@ -15,10 +15,8 @@ if there would be fewer than `ENOUGH` epochs) and the epochs. A training that is
 and its best checkpoint counts. With `--results`, the table is also written to `speedrun_gpu.md` there.
 """
 
-import argparse
 import datetime
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +29,7 @@ from typing import Any
 
 import torch
 from dynat import GRACE, NORMALISATION, finish, rates, started
+from gpu_options import read_options
 
 RECIPE = "cifar10/trades_awp_ema"
 SUITE, BESIDE = "standard", "pgd_20"
@@ -231,35 +230,21 @@ def verdict(found: Summaries) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, help="folder of the Parquet files")
-    parser.add_argument("--device", choices=list(SCALES), default="cuda")
-    parser.add_argument("--limit", type=int, default=49_000, help="most training images")
-    parser.add_argument("--seconds", type=float, default=525, help="time for everything")
-    parser.add_argument("--out", type=Path, help="folder of the run; a temporary one without it")
-    parser.add_argument("--results", type=Path, help="folder for speedrun_gpu.md")
-    options = parser.parse_args()
-    began, scale = time.monotonic(), SCALES[options.device]
-    data = options.data or Path(os.environ.get("ROBUSTLY_SHARED_DATA", "")) / "cifar10-jpeg"
-    if not (data / "train.parquet").is_file():
-        sys.exit(f"{data} has no train.parquet: give --data FOLDER, or set ROBUSTLY_SHARED_DATA")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("no CUDA device here: add --device cpu --limit 96 --seconds 150 for a trial of the same steps")
-    if options.limit < 2 * scale.batch or options.seconds <= 0:
-        sys.exit(f"--limit must be at least {2 * scale.batch}, and --seconds above 0")
-    if options.out is not None and options.out.exists() and any(options.out.iterdir()):
-        sys.exit(f"{options.out} is not empty: choose another folder with --out")
+    began = time.monotonic()
+    batches = {device: scale.batch for device, scale in SCALES.items()}
+    options = read_options(batches, seconds=525, trial=150, table="speedrun_gpu.md")
+    scale = SCALES[options.device]
     with tempfile.TemporaryDirectory() as temporary:
         out = (options.out or Path(temporary)).resolve()
         out.mkdir(parents=True, exist_ok=True)
         longest = Plan(STEPS[0], ENOUGH, scale.tested, 0, 0)
-        first = settings(scale, data.resolve(), options.device, options.limit, longest)
+        first = settings(scale, options.data, options.device, options.limit, longest)
         timing, starting = timed(out, scale, first, options.seconds - (time.monotonic() - began))
         left = options.seconds - (time.monotonic() - began)
         plan = planned(timing, options.limit, scale.tested, left, starting, options.seconds)
         print(f"{plan.steps} attack steps, {plan.epochs} epochs, {plan.tested:,} test images", flush=True)
         run = out / "run"
-        values = settings(scale, data.resolve(), options.device, options.limit, plan)
+        values = settings(scale, options.data, options.device, options.limit, plan)
         words = ["train", RECIPE, "--out", str(run), *words_of(values)]
         finish({run: started(words, run)}, plan.training)
         if not (run / "checkpoints" / "best.safetensors").is_file():

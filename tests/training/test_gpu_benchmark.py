@@ -19,6 +19,7 @@ FILE = "benchmarks/gpu/dynat.py"
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
+    load_module("benchmarks/gpu/gpu_options.py")  # which it takes options from
     return load_module(FILE)
 
 

@@ -20,7 +20,8 @@ OPERATIONS = {"forward": 100, "input_backward": 200, "full_backward": 300}
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    load_module("benchmarks/gpu/dynat.py")  # which it takes parts from
+    for name in ("gpu_options", "dynat"):  # which it takes parts from
+        load_module(f"benchmarks/gpu/{name}.py")
     return load_module(FILE)
 
 

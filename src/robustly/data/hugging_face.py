@@ -33,10 +33,7 @@ def hub_rows(
     Raises:
         ValueError: if `datasets` is not installed, the data set cannot be loaded, or its columns do not fit.
     """
-    try:
-        datasets: Any = importlib.import_module("datasets")
-    except ModuleNotFoundError as error:
-        raise ValueError(f"the source hf:{name} needs the package datasets: pip install 'robustly[hf]'") from error
+    datasets = package(f"hf:{name}")
     # networks and loaders raise many kinds of errors
     try:
         splits = datasets.load_dataset(name, config)
@@ -54,6 +51,18 @@ def hub_rows(
         else rows
         for part, rows in found.items()
     }
+
+
+def package(source: str) -> Any:
+    """The package `datasets`, which is imported for sources that need it.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return importlib.import_module("datasets")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the source {source} needs the package datasets: pip install 'robustly[hf]'") from error
 
 
 def data_set_rows(

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustly.data.decoding import Decoding
+from robustly.data.hugging_face import package
 from robustly.data.parquet_shards import sharded_rows
 from robustly.data.rows import Rows
 from robustly.data.stored import CACHE, alone, cache_folder
@@ -71,10 +72,7 @@ def streamed_rows(
 
 def _streams(name: str, config: str | None, source: str) -> tuple[dict[str, Any], str]:
     """The stream of each part with its images as files, and a hash of the data set's version and settings."""
-    try:
-        datasets: Any = importlib.import_module("datasets")
-    except ModuleNotFoundError as error:
-        raise ValueError(f"the source {source} needs the package datasets: pip install 'robustly[hf]'") from error
+    datasets = package(source)
     # networks and loaders raise many kinds of errors
     try:
         builder = datasets.load_dataset_builder(name, config)
