@@ -81,6 +81,7 @@ def test_one_task_or_an_interactive_shell_is_a_process_on_its_own(
     assert place_in_cluster() is None
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "PATIENCE", 1.0)
     for is_taken in (True, False):
@@ -90,6 +91,7 @@ def test_a_store_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Monk
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_store_without_process_0_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "PATIENCE", 1.0)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))

@@ -33,6 +33,8 @@ from robustly.training.engine.loop import FINAL
 from robustly.training.losses.consistency import TradesLoss
 from trial_runs import digits as small_digits
 
+pytestmark = pytest.mark.slow
+
 
 class Counting:
     """The stand-in, with the number of captures."""

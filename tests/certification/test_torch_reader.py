@@ -41,6 +41,7 @@ def assert_equal(graph: Graph, model: nn.Module, shape: tuple[int, ...]) -> None
         torch.testing.assert_close(evaluate(graph, x[2:3]), theirs[2:3], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILIES, *(pytest.param(n, marks=pytest.mark.slow) for n in LARGE)])
 def test_networks_of_the_registry(name: str) -> None:
     channels, side = (1, 28) if name == "small_cnn" else (3, 32)
@@ -191,6 +192,7 @@ OWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_models_of_users(name: str) -> None:
     torch.manual_seed(0)

@@ -16,6 +16,8 @@ from robustly.evaluation.crew import Leader, serve
 from robustly.evaluation.parts import ALONE, Arrays, Task, WorkError
 from robustly.processes import Group, ProcessError
 
+pytestmark = pytest.mark.slow
+
 TASK = Task("attack", "pgd", "8/255")
 SPEED = Speed(4, half_pays=False)
 

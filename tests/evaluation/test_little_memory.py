@@ -17,6 +17,8 @@ from robustly.evidence.schema import AttackColumns, column_fields
 from robustly.memory import in_halves
 from robustly.threats.lp import ThreatModel
 
+pytestmark = pytest.mark.slow
+
 THREAT = ThreatModel("linf", 0.1)
 SOME: dict[str, Attack] = {"pgd": PGD(steps=4), "fab": FAB(steps=3), "square": Square(queries=30)}
 

@@ -36,6 +36,8 @@ from robustly.ray_cluster import Cluster
 from robustly.runtime import RuntimeConfig
 from robustly.threats import parse_threat
 
+pytestmark = pytest.mark.slow
+
 THREAT = parse_threat("linf:0.1")
 SUITE = Suite(
     "test", {"pgd": PGD(steps=2)}, curve=None, certificates={"bounds": BoundCertificate("crown", halvings=0)}

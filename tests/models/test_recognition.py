@@ -29,6 +29,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 def test_names_and_shapes_show_the_settings(tmp_path: Path, config: ModelConfig) -> None:
     model, file = build_model(config, 0), tmp_path / "w.pth"
@@ -39,6 +40,7 @@ def test_names_and_shapes_show_the_settings(tmp_path: Path, config: ModelConfig)
     assert weights_hash(rebuilt) == weights_hash(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [

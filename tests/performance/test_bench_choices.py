@@ -45,6 +45,8 @@ from robustly.training import (
 from robustly.training.cost import step_cost
 from trial_runs import digits as small_digits
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CHOICES = Choices(64, "channels_last", 0.4, 2, 0.7)
 

@@ -43,6 +43,8 @@ from robustly.randomness import KeyedGenerator
 from robustly.statistics import Proportion
 from robustly.threats.lp import ThreatModel
 
+pytestmark = pytest.mark.slow
+
 LINF = ThreatModel("linf", 0.1)
 
 

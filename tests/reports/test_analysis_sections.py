@@ -17,6 +17,8 @@ from robustly.reports.pages.run_view import view
 from robustly.reports.tables.comparison import compare
 from robustly.statistics import Proportion
 
+pytestmark = pytest.mark.slow
+
 REASON = "Square broke 3 images that gradients had left."
 SECTIONS = ("Can these numbers be trusted?", "Several threats", "Gradients and loss surfaces")
 

@@ -192,6 +192,7 @@ def test_json_of_the_page_is_strict():
         embedded_json(float("nan"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -34,6 +34,8 @@ from robustly.reports.tables.paper_tables import (
 )
 from robustly.statistics import Proportion
 
+pytestmark = pytest.mark.slow
+
 SOURCE = "arXiv 2408.13102, table 1"
 COLUMNS = ("clean", "pgd_10", "pgd_20", "pgd_50", "cw", "aa", ALL)
 HITS = {"pgd_10": 35, "pgd_20": 34, "pgd_50": 33, "cw": 33}

@@ -27,6 +27,8 @@ from robustly.reports.tables.method_tables import method_tables
 from robustly.reports.tables.threat_matrix import ThreatMatrix, matrix_of_methods, matrix_of_runs
 from robustly.statistics import Proportion
 
+pytestmark = pytest.mark.slow
+
 SMALL = Synthetic(count=100, epochs=2)
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -55,6 +55,7 @@ def test_one_relu_reaches_its_least_value():
     assert float(best.margins) == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "sigmoid", "tanh"])
 def test_order_of_methods_and_proofs(activation):
     graph = random_dense([5, 12, 10, 4], seed=1, activation="relu")
@@ -83,6 +84,7 @@ def test_order_of_methods_and_proofs(activation):
         torch.testing.assert_close(proof, result.margins, atol=1e-7, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residual", [False, True])
 def test_convolutions_with_windows(residual):
     graph = random_conv(2, residual)

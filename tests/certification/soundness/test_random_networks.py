@@ -21,6 +21,8 @@ from robustly.certification.specification import Specification
 from robustly.certification.verify import verify
 from robustly.evidence import Verdict
 
+pytestmark = pytest.mark.slow
+
 SEEDS = st.integers(0, sys.maxsize)
 BUDGET = Budget(attack_starts=2, attack_steps=5, long_starts=2, alpha_iterations=3, domains=16, iterations=3)
 

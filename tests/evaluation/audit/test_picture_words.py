@@ -141,6 +141,7 @@ def test_evidence_of_schema_5_may_lack_them_and_the_audit_says_so(
     assert notes["the words of the pictures follow from their parameters"] == "evidence of schema 5 has none"
 
 
+@pytest.mark.slow
 def test_every_field_that_is_removed_is_named(evidence: Evidence, tmp_path: Path) -> None:
     write_evidence(evidence, tmp_path)
     summary, whole = read_summary(tmp_path), json.loads((tmp_path / SUMMARY).read_text())

@@ -26,6 +26,8 @@ from robustly.training.losses.consistency import TradesLoss
 from robustly.training.parameters import PARAMETER_PARTS
 from robustly.training.weights import WEIGHTS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def digits() -> Splits:

@@ -24,6 +24,8 @@ from robustly.training.engine.depth import blocks_of, head_of, rate_scales
 from robustly.training.engine.optimisation import Optimizers, build_optimizer
 from robustly.training.modes import frozen_parts, train_mode
 
+pytestmark = pytest.mark.slow
+
 
 def sizes(network: nn.Module, head: str | None = None) -> list[int]:
     return [len(block) for block in blocks_of(network, head_of(network, head)[1])]

@@ -42,6 +42,8 @@ from robustly.training.parameters.averaging import EpochAverage, ExponentialAver
 from robustly.training.parameters.awp import WeightPerturbation
 from robustly.training.parts import Part
 
+pytestmark = pytest.mark.slow
+
 PGD = PGDInner(steps=1)
 AT = Method(inner=PGD, loss=AdversarialLoss())
 ADAMW = OptimizerConfig(name="adamw", learning_rate=0.01)

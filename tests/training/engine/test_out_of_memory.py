@@ -40,6 +40,8 @@ from robustly.training.losses.consistency import TradesLoss
 from robustly.training.parameters import PARAMETER_PARTS
 from robustly.training.weights import WEIGHTS
 
+pytestmark = pytest.mark.slow
+
 ROBUST = Method(inner=PGDInner(steps=2), loss=AdversarialLoss())
 BATCH = 32
 

@@ -40,7 +40,7 @@ DYNAT = Method(labels=GuideLabels(), inner=PGDInner(steps=1), loss=DynatLoss())
 ADAMW = OptimizerConfig(name="adamw", learning_rate=0.01)
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:the guide classifies only")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the guide classifies only")]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -21,6 +21,8 @@ from robustly.training.engine.recomputation import RecomputationError, check_blo
 from robustly.training.losses.consistency import TradesLoss
 from robustly.training.parameters.gradalign import GradAlign
 
+pytestmark = pytest.mark.slow
+
 
 class Residual(nn.Module):
     """A block with statistics, dropout and a keyword argument."""

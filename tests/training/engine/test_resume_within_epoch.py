@@ -28,6 +28,8 @@ from robustly.training import (
 from robustly.training.engine.checkpoint import CheckpointError, content_sha256
 from robustly.training.inner.single_step import FreeInner
 
+pytestmark = pytest.mark.slow
+
 TIMES = {"seconds", "images_per_second"}
 GUIDED = Method(
     labels=GuideLabels(), inner=PGDInner(steps=1), loss=DynatLoss(), parameters=(ExponentialAverage(0.9, 0.0),)
