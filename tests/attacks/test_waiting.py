@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from host_reads import Reads
 from robustly.attacks import PGD, AttackResult
 from robustly.attacks.core import search_state
 from robustly.attacks.core.contract import AttackError, prepare
@@ -23,20 +23,6 @@ from robustly.threats.lp import ThreatModel
 from robustly.training.inner.pgd import training_pgd
 
 THREAT = ThreatModel("linf", 0.1)
-READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
-
-
-class Reads(TorchDispatchMode):
-    """Count the operations whose result the host waits for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name in READS:
-            self.found.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
 
 
 def net(device: str = "cpu", broken_above: float | None = None) -> nn.Module:

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 from loading import ROOT, load_module
 from robustly.cli.recipes import read_recipe
@@ -55,26 +54,6 @@ def test_planned_images_take_the_time_that_is_given(benchmark: ModuleType) -> No
     assert arms + guide == pytest.approx(seconds, rel=1e-3)
     assert benchmark.planned_images(rate, seconds, 5000, 128) == 5000
     assert benchmark.planned_images(1.0, 1.0, 5000, 128) == 256
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--data", "nowhere"], "nowhere has no train.parquet: give --data FOLDER"),
-        (["--device", "cpu", "--limit", "5"], "--limit must be at least"),
-        (["--device", "cpu", "--out", "."], "is not empty"),
-        ([], "no CUDA device here: add --device cpu"),
-    ],
-)
-def test_wrong_options_end_in_one_sentence(
-    words: list[str], said: str, benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "train.parquet").touch()
-    monkeypatch.setattr(sys, "argv", [FILE, *(words if "--data" in words else [*words, "--data", "."])])
-    with pytest.raises(SystemExit, match=said):
-        benchmark.main()
 
 
 @pytest.mark.slow

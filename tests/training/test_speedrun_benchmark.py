@@ -1,13 +1,11 @@
 """The speed run on a GPU: its plan, settings and refusals. Its steps are tried with `--device cpu`."""
 
-import sys
 import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
 from loading import load_module
 from robustly.cli.recipes import read_recipe
@@ -101,27 +99,6 @@ def test_the_verdict_is_that_of_the_suite(benchmark: ModuleType) -> None:
     assert said(0.5).endswith("was reached.")
     assert said(0.4999).endswith("was missed.")
     assert "was not measured" in benchmark.verdict({})
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--data", "nowhere"], "nowhere has no train.parquet: give --data FOLDER"),
-        (["--device", "cpu", "--limit", "5"], "--limit must be at least"),
-        (["--device", "cpu", "--seconds", "0"], "and --seconds above 0"),
-        (["--device", "cpu", "--out", "."], "is not empty"),
-        ([], "no CUDA device here: add --device cpu"),
-    ],
-)
-def test_wrong_options_end_in_one_sentence(
-    words: list[str], said: str, benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "train.parquet").touch()
-    monkeypatch.setattr(sys, "argv", [FILE, *(words if "--data" in words else [*words, "--data", "."])])
-    with pytest.raises(SystemExit, match=said):
-        benchmark.main()
 
 
 @pytest.mark.slow

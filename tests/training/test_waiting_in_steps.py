@@ -5,14 +5,13 @@ Tensors on the device "meta" have no values: reading one raises an error (see te
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from training_tools import make_job, make_step, small_digits
 
+from host_reads import Reads
 from robustly.data import Augmentation
 from robustly.runtime import Runtime, RuntimeConfig
 from robustly.threats.lp import ThreatModel
@@ -35,7 +34,6 @@ from robustly.training.engine.stepping import Stepper
 from robustly.training.losses.consistency import TradesLoss
 from robustly.training.method import outer_loss
 
-READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
 AWP = WeightPerturbation(gamma=0.01)
 METHODS: dict[str, Method] = {
     "clean": Method(loss=CleanLoss()),
@@ -96,17 +94,6 @@ def test_the_passes_of_a_step_read_nothing(name: str, monkeypatch: pytest.Monkey
             guide=net("meta") if "guide" in method.networks else None,
             memory=step._memory,
         )
-
-
-class Reads(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name in READS:
-            self.found.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("parts", [1, 3])
