@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gpu_options import read_options
+from gpu_options import read_options, show
 
+TABLE = "dynat_gpu.md"
 GUIDE_EPOCHS = 12
 ARM_EPOCHS = (6, 30)
 """Fewest and most epochs of the arms; with fewer, images are left out instead."""
@@ -260,7 +261,7 @@ def evaluated(bench: Bench, folders: dict[str, Path]) -> list[str]:
 def main() -> None:
     began = time.monotonic()
     batches = {device: scale.batch for device, scale in SCALES.items()}
-    options = read_options(batches, seconds=520, trial=120, table="dynat_gpu.md")
+    options = read_options(batches, seconds=520, trial=120, table=TABLE)
     with tempfile.TemporaryDirectory() as temporary:
         out = (options.out or Path(temporary)).resolve()
         bench = Bench(options.data, out, options.device, began + options.seconds)
@@ -275,10 +276,7 @@ def main() -> None:
         f"{time.monotonic() - began:.0f} s in all."
     )
     lines = ["# DYNAT and its controls on one GPU", "", about, "", *table, "", "`python benchmarks/gpu/dynat.py`"]
-    print("\n".join(lines))
-    if options.results is not None:
-        options.results.mkdir(parents=True, exist_ok=True)
-        (options.results / "dynat_gpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    show(lines, options, TABLE)
 
 
 if __name__ == "__main__":

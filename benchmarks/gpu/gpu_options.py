@@ -31,6 +31,14 @@ class Options:
     results: Path | None
 
 
+def show(lines: list[str], options: Options, table: str) -> None:
+    """Print lines, and write them into the folder of results, if one is given."""
+    print("\n".join(lines))
+    if options.results is not None:
+        options.results.mkdir(parents=True, exist_ok=True)
+        (options.results / table).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def read_options(batches: Mapping[str, int], *, seconds: float, trial: float, table: str) -> Options:
     """Options of the command line; ends with one sentence where they are wrong.
 

@@ -29,8 +29,9 @@ from typing import Any
 
 import torch
 from dynat import GRACE, NORMALISATION, finish, rates, started
-from gpu_options import read_options
+from gpu_options import read_options, show
 
+TABLE = "speedrun_gpu.md"
 RECIPE = "cifar10/trades_awp_ema"
 SUITE, BESIDE = "standard", "pgd_20"
 GOAL = 0.5
@@ -232,7 +233,7 @@ def verdict(found: Summaries) -> str:
 def main() -> None:
     began = time.monotonic()
     batches = {device: scale.batch for device, scale in SCALES.items()}
-    options = read_options(batches, seconds=525, trial=150, table="speedrun_gpu.md")
+    options = read_options(batches, seconds=525, trial=150, table=TABLE)
     scale = SCALES[options.device]
     with tempfile.TemporaryDirectory() as temporary:
         out = (options.out or Path(temporary)).resolve()
@@ -263,10 +264,7 @@ def main() -> None:
     )
     command = f"`python {' '.join(['benchmarks/gpu/speedrun.py', *sys.argv[1:]])}`"
     lines = ["# A robust network in nine minutes on one GPU", "", about, "", *rows, "", command]
-    print("\n".join(lines))
-    if options.results is not None:
-        options.results.mkdir(parents=True, exist_ok=True)
-        (options.results / "speedrun_gpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    show(lines, options, TABLE)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Limits on the size of decoded data, so that a small file cannot fill the memory of the machine."""
+"""Limits on the size of decoded data, which a small file may hold, and work that does not fit into the memory."""
 
 import gc
 import math

@@ -273,7 +273,7 @@ class Runtime:
         self._fabric.backward(loss)
 
     def alone(self, module: nn.Module, more: bool) -> AbstractContextManager[Any]:
-        """In the block, a backward pass leaves its gradients in this process; see `average`.
+        """In the block, a backward pass leaves its gradients in this process; one outside of it averages them.
 
         Gradients in shards are averaged in every pass, because whole ones would need the memory.
 

@@ -11,7 +11,7 @@ from robustly.cli.arguments import processes_in
 from robustly.cli.evaluate_plan import PlannedEvaluation
 from robustly.cli.evaluate_together import PARTS, Request, suite_of
 from robustly.cli.subject import Subject
-from robustly.cli.terminal import PlainConsole
+from robustly.cli.together import warn_beside
 from robustly.evaluation.crew import Leads
 from robustly.evaluation.ray_crew import RayCrew
 from robustly.evaluation.ray_tasks import Sent, send, send_images
@@ -90,7 +90,7 @@ class OnRay:
             connected = self._held.enter_context(cluster_at(self._address))
             self._cluster = with_device(connected, needs_gpu=subject.device.type == "cuda")
             if connected.has_gpus and subject.device.type == "cpu":
-                _say(
+                warn_beside(
                     "the cluster has GPUs and this process computes on the CPU, so its workers do too: start the "
                     "command where there is a GPU, or give several runs"
                 )
@@ -128,7 +128,3 @@ def with_device(cluster: Cluster, needs_gpu: bool) -> Cluster:
     if needs_gpu and not cluster.has_gpus:
         raise ValueError("no node of the Ray cluster has a GPU: give --runtime.device cpu")
     return Cluster(cluster.ray, cluster.threads, int(needs_gpu))
-
-
-def _say(text: str) -> None:
-    PlainConsole(stderr=True).print(f"! {text}", highlight=False, soft_wrap=True)

@@ -87,12 +87,12 @@ def say_crowding(size: int) -> None:
     count = cores()
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if devices and size > devices:
-        _warn(f"{size} processes share {devices} GPU{'s' * (devices > 1)}")
+        warn_beside(f"{size} processes share {devices} GPU{'s' * (devices > 1)}")
     elif size > count:
-        _warn(f"{size} processes share {count} core{'s' * (count > 1)}")
+        warn_beside(f"{size} processes share {count} core{'s' * (count > 1)}")
 
 
-def _warn(text: str) -> None:
+def warn_beside(text: str) -> None:
     """Print beside the results, which may be a table for another program."""
     PlainConsole(stderr=True).print(f"! {text}", highlight=False, soft_wrap=True)
 

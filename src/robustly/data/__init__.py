@@ -3,7 +3,7 @@
 from robustly.data.augmentation import Augmentation
 from robustly.data.batches import Batch, batch_count, batches
 from robustly.data.class_names import read_class_names
-from robustly.data.config import HUB, DataConfig, hub_name
+from robustly.data.config import HUB, DataConfig, hub_path
 from robustly.data.digests import RowDigests, row_digests
 from robustly.data.door import as_image_data
 from robustly.data.fitting import fitted_to
@@ -26,7 +26,7 @@ __all__ = [
     "batch_count",
     "batches",
     "fitted_to",
-    "hub_name",
+    "hub_path",
     "load_extra",
     "load_splits",
     "load_test",

@@ -13,10 +13,9 @@ STREAM = "hf-stream:"
 HUB = ("hf:", STREAM)
 
 
-def hub_name(source: str) -> str | None:
-    """Name of a data set of Hugging Face, without its configuration; None for another source."""
-    prefix = next((one for one in HUB if source.startswith(one)), None)
-    return None if prefix is None else source.removeprefix(prefix).partition(":")[0]
+def hub_path(source: str) -> str | None:
+    """NAME or NAME:CONFIG of a data set of Hugging Face; None for another source."""
+    return source.partition(":")[2] if source.startswith(HUB) else None
 
 
 @dataclass(frozen=True)

@@ -232,17 +232,17 @@ def _hub_parts(config: DataConfig, named: int) -> dict[str, Rows]:
     from robustly.data.hugging_face import hub_rows  # noqa: PLC0415 (it imports pyarrow, which is slow)
     from robustly.data.streamed import streamed_rows  # noqa: PLC0415
 
-    prefix = next(one for one in HUB if config.source.startswith(one))
-    name, _, setting = config.source.removeprefix(prefix).partition(":")
+    prefix, _, path = config.source.partition(":")
+    name, _, setting = path.partition(":")
     if not name:
         raise ValueError(
-            f"the source {config.source!r} names no data set: write {prefix}NAME or {prefix}NAME:CONFIG"
+            f"the source {config.source!r} names no data set: write {prefix}:NAME or {prefix}:NAME:CONFIG"
         )
     columns, decoding = (
         Columns(config.image_column, config.label_column),
         Decoding(config.image_size, config.channels),
     )
-    if prefix != STREAM:
+    if not config.source.startswith(STREAM):
         return hub_rows(name, setting or None, columns, decoding, named)
     parts, folder = streamed_rows(name, setting or None, _named_parts(config), columns, decoding, named)
     return _with_fingerprints(parts, folder, config)

@@ -21,7 +21,7 @@ from robustly.evaluation.target import EvaluationTarget, Progress, attack_genera
 from robustly.evidence import StoredImages, Verdict
 from robustly.evidence.certified_numbers import CertificateTerms
 from robustly.evidence.schema import CERTIFICATE, CertificateColumns, Whole
-from robustly.memory import is_out_of_memory
+from robustly.memory import in_halves, is_out_of_memory
 from robustly.runtime import check_device
 from robustly.threats import ThreatModel
 
@@ -213,28 +213,32 @@ def prepared(target: EvaluationTarget, certificate: Certificate, name: str) -> C
 
 
 def _certified(target: EvaluationTarget, certificate: Certificate, name: str, rows: Tensor) -> list[CertifiedPart]:
-    """The parts of one batch: one, or two halves if the memory does not suffice."""
-    data, began = target.data, time.perf_counter()
-    try:
-        with frozen(target.model):
-            certify = certificate.screen if isinstance(certificate, InStages) else certificate
-            found = certify(
-                target.model,
-                data.floats(rows),
-                data.labels[rows],
-                threat=_lp_threat(target, name).select(rows),
-                generator=attack_generator(target, name, rows),
-            )
-        return [CertifiedPart.of(data.ids[rows], found, time.perf_counter() - began)]
-    except Exception as error:
-        if not is_out_of_memory(error):
-            check_device(data.device)
-            raise EvaluationError(f"the certificate {name!r} failed: {_words(error)}") from error
-    if len(rows) > 1:
-        half = len(rows) // 2
-        return [part for some in (rows[:half], rows[half:]) for part in _certified(target, certificate, name, some)]
-    terms = CertificateTerms(certificate.certifies)
-    return [CertifiedPart.failed(data.ids[rows], terms, NO_MEMORY, time.perf_counter() - began)]
+    """The parts of one batch: one, or those of its halves where the memory does not suffice."""
+    data = target.data
+    certify = certificate.screen if isinstance(certificate, InStages) else certificate
+
+    def certified(some: Tensor) -> CertifiedPart:
+        began = time.perf_counter()
+        try:
+            with frozen(target.model):
+                found = certify(
+                    target.model,
+                    data.floats(some),
+                    data.labels[some],
+                    threat=_lp_threat(target, name).select(some),
+                    generator=attack_generator(target, name, some),
+                )
+            return CertifiedPart.of(data.ids[some], found, time.perf_counter() - began)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                check_device(data.device)
+                raise EvaluationError(f"the certificate {name!r} failed: {_words(error)}") from error
+            if len(some) > 1:
+                raise
+        terms = CertificateTerms(certificate.certifies)
+        return CertifiedPart.failed(data.ids[some], terms, NO_MEMORY, time.perf_counter() - began)
+
+    return in_halves(certified, rows)
 
 
 def _words(error: Exception) -> str:

@@ -15,7 +15,15 @@ from typing import Protocol
 
 from robustly.evaluation.checkpoint import Speed
 from robustly.evaluation.identity import differences
-from robustly.evaluation.part_files import digest_of, finished_parts, is_whole, load_part, part_file, save_part
+from robustly.evaluation.part_files import (
+    all_results,
+    digest_of,
+    finished_parts,
+    is_whole,
+    load_part,
+    part_file,
+    save_part,
+)
 from robustly.evaluation.parts import ALONE, Arrays, Crew, OnPart, Task, Work, WorkError, no_report
 from robustly.processes import Group, ProcessError
 from robustly.runtime import DeviceError
@@ -91,8 +99,7 @@ class Leader:
             store.add(f"next/{place}", _ALL_TAKEN)
         if store.check([f"error/{place}"]):
             raise WorkError(store.get(f"error/{place}").decode())
-        for number in range(len(parts)):
-            yield load_part(part_file(folder, number))
+        yield from all_results(folder, len(parts))
 
     def finished(self, task: Task, parts: Sequence[Arrays]) -> Iterator[Arrays]:
         """Results of those parts that an earlier start of the command has finished."""

@@ -43,6 +43,11 @@ def finished_parts(folder: Path, task: Task, parts: Sequence[Arrays]) -> Iterato
     return (load_part(path) for path in found if is_whole(path))
 
 
+def all_results(folder: Path, count: int) -> Iterator[Arrays]:
+    """Results of all parts of a task, in their order, from its folder."""
+    return (load_part(part_file(folder, number)) for number in range(count))
+
+
 def save_part(arrays: Arrays, path: Path) -> None:
     """Write arrays to a file; it is whole or not there.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustly.evaluation.checkpoint import Speed
-from robustly.evaluation.part_files import digest_of, finished_parts, is_whole, load_part, part_file, save_part
+from robustly.evaluation.part_files import all_results, digest_of, finished_parts, is_whole, part_file, save_part
 from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work, WorkError, no_report
 from robustly.evaluation.ray_tasks import Outcome, Sent, carry_out_part
 from robustly.ray_cluster import RETRIES, Cluster, ClusterError, Room
@@ -74,8 +74,7 @@ class RayCrew:
         waiting = deque(number for number in range(len(parts)) if not is_whole(part_file(folder, number)))
         if waiting:
             self._carry_out(task, parts, waiting, folder, on_part)
-        for number in range(len(parts)):
-            yield load_part(part_file(folder, number))
+        yield from all_results(folder, len(parts))
 
     def finished(self, task: Task, parts: Sequence[Arrays]) -> Iterator[Arrays]:
         """Results of those parts that an earlier start of the command has finished."""

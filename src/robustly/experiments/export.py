@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from robustly.data import hub_name
+from robustly.data import hub_path
 from robustly.evidence import Summary
 from robustly.experiments.portable import HF_CONFIG, HF_WEIGHTS, KEY, Description, PortableModel, description_text
 from robustly.files import write_json, write_text
@@ -80,9 +80,9 @@ def model_card(description: Description, name: str, summary: Summary | None) -> 
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "adversarial-robustness", KEY],
     }
-    data_set = hub_name(description.source)
+    data_set = hub_path(description.source)
     if data_set is not None:
-        front["datasets"] = [data_set]
+        front["datasets"] = [data_set.partition(":")[0]]
     if summary is not None:
         front["model-index"] = [{"name": name, "results": [_index_entry(summary)]}]
     parts = [
@@ -109,7 +109,7 @@ def _index_entry(summary: Summary) -> dict[str, Any]:
     if metrics.certified is not None:
         certified = _percent(metrics.certified.robust)
         rows.append({"type": "certified_accuracy", "name": f"Certified accuracy ({under})", "value": certified})
-    source = summary.data.source.removeprefix("hf-stream:").removeprefix("hf:")
+    source = hub_path(summary.data.source) or summary.data.source
     return {
         "task": {"type": "image-classification"},
         "dataset": {"name": source, "type": source, "split": summary.data.split or "test"},

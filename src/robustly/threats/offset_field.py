@@ -12,7 +12,15 @@ from robustly.randomness import KeyedGenerator
 from robustly.threats.contract import Box, Images, PerExample, Theta, per_example
 
 _IN_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
-_LARGE = 1 << 15  # offsets of an example from which a CPU steps one example at a time
+_LARGE = 1 << 15
+
+
+def best_one_by_one(theta: Theta) -> bool:
+    """True for parameters that a CPU handles faster one example at a time, without a copy of all of them.
+
+    The offsets of a colour map are 16 times the values of a small image.
+    """
+    return theta.device.type == "cpu" and theta[:1].numel() > _LARGE
 
 
 def unwritten(like: Tensor, *shape: int) -> Tensor:
@@ -70,8 +78,7 @@ class OffsetField:
     def step_in_place(self, theta: Theta, gradient: Theta, step_size: PerExample) -> Theta:
         """The same step, written over the gradient: new memory takes longer than the step."""
         gradient = gradient.contiguous()  # an expanded one has no memory of its own
-        if theta.device.type == "cpu" and theta[:1].numel() > _LARGE:
-            # one by one: the offsets of a colour map are 16 times the values of a small image
+        if best_one_by_one(theta):
             lengths, radii = step_size.tolist(), self.radius.tolist()
             for new, old, length, reach in zip(gradient, theta, lengths, radii, strict=True):
                 torch.add(old, new.sign_(), alpha=length, out=new).clamp_(-reach, reach)

@@ -11,9 +11,9 @@ from robustly.attacks.core.model_access import logits_of
 from robustly.objectives import ClassificationGoal, Goal
 from robustly.threats.balls import LpBall, laid_out_like
 from robustly.threats.contract import Theta, Threat, ThreatSet, per_example
+from robustly.threats.offset_field import best_one_by_one
 
 Rows = Int64[Tensor, " m"]
-_LARGE = 1 << 15  # parameters of an example from which a CPU copies them one example at a time
 
 
 class SearchState:
@@ -192,8 +192,8 @@ class SearchState:
         place = kept.nonzero()[:, 0]  # few: most points of a search are not better than those before
         if len(place):
             here = rows[place]
-            if theta.device.type == "cpu" and theta[:1].numel() > _LARGE:
-                for to, at in zip(here.tolist(), place.tolist(), strict=True):  # without a copy of all between
+            if best_one_by_one(theta):
+                for to, at in zip(here.tolist(), place.tolist(), strict=True):
                     self.theta[to].copy_(theta[at])
             else:
                 self.theta[here] = theta[place]

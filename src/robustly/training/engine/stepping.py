@@ -204,7 +204,7 @@ class Stepper:
             BatchMemoryError: the batch does not fit into the memory, and not in parts either.
         """
         job, runtime = self._job, self._runtime
-        middle = moment.time + (replay + 0.5) / job.method.replays / moment.steps_per_epoch
+        middle = self._middle(moment, replay)
         rate = self.optimizers.set_rates(rate_factor(job.schedule, middle, job.training.epochs))
         try:
             passes = self._fitting_passes(batch, moment, replay)
@@ -283,12 +283,12 @@ class Stepper:
         job, runtime = self._job, self._runtime
         # the same number of parts in all processes, whose shares differ by one image at most
         parts = parts_of(batch, min(count, max(job.images_of_step(moment.index) // runtime.world_size, 1)))
-        middle = moment.time + (replay + 0.5) / job.method.replays / moment.steps_per_epoch
+        threats = job.threats_at(self._middle(moment, replay))
         for number, part in enumerate(parts, 1):
             step = job.method.step(
                 part,
                 self.networks,
-                threats=job.threats_at(middle),
+                threats=threats,
                 moment=moment,
                 memory=self.memory,
                 replay=replay,
@@ -304,6 +304,10 @@ class Stepper:
                 loss, terms = self._parallel()
                 runtime.backward(loss * share)
             passes.add(step, loss.detach(), share, terms)
+
+    def _middle(self, moment: Moment, replay: int) -> float:
+        """Time of the middle of a step, in epochs."""
+        return moment.time + (replay + 0.5) / self._job.method.replays / moment.steps_per_epoch
 
     def _mean(self, value: Tensor) -> Tensor:
         """Mean over processes, within the passes of a whole batch."""
