@@ -76,7 +76,17 @@ print(json.dumps(sorted({{name.split(".")[1] for name in sys.modules if name.sta
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    allowed = {"evidence", "cost_matrix", "documents", "files", "memory", "output_text", "statistics", room}
+    allowed = {
+        "evidence",
+        "array_files",
+        "cost_matrix",
+        "documents",
+        "files",
+        "memory",
+        "output_text",
+        "statistics",
+        room,
+    }
     assert set(json.loads(done.stdout)) <= allowed
 
 

@@ -161,7 +161,7 @@ def test_after_a_crash_no_old_summary_stands_beside_new_files(
     def crash(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("robustly.evidence.storage.save_file", crash)
+    monkeypatch.setattr("robustly.array_files.save_file", crash)
     with pytest.raises(OSError, match="disk full"):
         write_evidence(evidence, folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted([TABLE, IMAGES])

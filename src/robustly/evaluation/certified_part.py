@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
+from robustly.array_files import read_arrays, write_arrays
 from robustly.certification import CertificateResult
 from robustly.documents import parse_json
 from robustly.evaluation.parts import Arrays, as_bytes, from_bytes
 from robustly.evaluation.recording import STAGE, as_array, certificate_columns
 from robustly.evidence.certified_numbers import CertificateTerms
 from robustly.evidence.schema import CertificateColumns, Single, Verdict, Whole, column_fields
-from robustly.files import whole_file
 
 _COLUMNS = column_fields(CertificateColumns)
 _TEXTS = tuple(name for name, column in _COLUMNS.items() if column.kind == "text")
@@ -190,20 +189,14 @@ class PartFolder:
         tensors, about = _plain(part)
         about = {"identity": self.identity, **about}
         path = self.folder / f"{int(part.ids[0])}_{len(part.ids)}.safetensors"
-        with whole_file(path) as temporary:
-            try:
-                plain = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-                save_file(plain, temporary, metadata={"about": json.dumps(about)})
-            except SafetensorError as error:
-                raise OSError(f"could not write {path}: {error}") from error
+        write_arrays(path, tensors, {"about": json.dumps(about)})
 
     def _read(self, path: Path) -> CertifiedPart | None:
         try:
-            with safe_open(path, framework="np") as stored:
-                about = parse_json((stored.metadata() or {}).get("about", "{}"), str(path))
-                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+            stored = read_arrays(path)
+            about = parse_json(stored.about.get("about", "{}"), str(path))
             if about.get("identity") != self.identity:
                 return None
-            return _part_of(tensors, about)
+            return _part_of(stored.arrays, about)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             return None

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
+from robustly.array_files import map_arrays, write_arrays
 from robustly.documents import parse_json, read_json
 from robustly.evaluation.identity import differences
 from robustly.evidence.images import EightBitImages, StoredImages
 from robustly.evidence.schema import AttackColumns, column_fields
-from robustly.files import whole_file, write_json
+from robustly.files import write_json
 
 BEGUN = "begun.json"
 
@@ -100,14 +100,16 @@ class EvaluationCheckpoint:
         return speed
 
     def load(self, name: str) -> AttackEvidence | None:
-        """Load the evidence of a finished attack; None without one, if damaged, or of another evaluation."""
+        """Load the evidence of a finished attack; None without one, if damaged, or of another evaluation.
+
+        Its images stay on the disk until they are used.
+        """
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             return None
         try:
-            with safe_open(path, framework="np") as stored:
-                about = parse_json((stored.metadata() or {}).get("about", "{}"), str(path))
-                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+            stored = map_arrays(path)
+            about, tensors = parse_json(stored.about.get("about", "{}"), str(path)), stored.arrays
             if about.get("identity") != self.identity:
                 return None
             columns = AttackColumns(**{key: tensors[key] for key in column_fields(AttackColumns)})
@@ -130,12 +132,7 @@ class EvaluationCheckpoint:
         tensors |= {"8bit.ids": found.eight_bit.ids, "8bit.images": found.eight_bit.levels}
         tensors |= {} if found.eight_bit.theta is None else {"8bit.theta": found.eight_bit.theta}
         about = {"identity": self.identity, "unconfirmed": found.unconfirmed, "seconds": found.seconds}
-        with whole_file(self.folder / f"{name}.safetensors") as temporary:
-            try:
-                plain = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-                save_file(plain, temporary, metadata={"about": json.dumps(about)})
-            except SafetensorError as error:
-                raise OSError(f"could not write {self.folder / name}: {error}") from error
+        write_arrays(self.folder / f"{name}.safetensors", tensors, {"about": json.dumps(about)})
 
     def remove(self) -> None:
         """Delete the checkpoint of a complete evaluation."""

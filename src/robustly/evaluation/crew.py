@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
+from robustly.array_files import write_arrays
 from robustly.evaluation.checkpoint import Speed
 from robustly.evaluation.identity import differences
 from robustly.evaluation.part_files import (
@@ -22,7 +23,6 @@ from robustly.evaluation.part_files import (
     is_whole,
     load_part,
     part_file,
-    save_part,
 )
 from robustly.evaluation.parts import ALONE, Arrays, Crew, OnPart, Task, Work, WorkError, no_report
 from robustly.processes import Group, ProcessError
@@ -83,7 +83,7 @@ class Leader:
         folder.mkdir(parents=True, exist_ok=True)
         if not is_whole(folder / INPUTS):
             named = {f"{n}.{key}": value for n, part in enumerate(parts) for key, value in part.items()}
-            save_part(named, folder / INPUTS)
+            write_arrays(folder / INPUTS, named)
         store.set(f"task/{place}", json.dumps({**asdict(task), "folder": folder.name, "count": len(parts)}))
         try:
             _take_part(self._group, place, folder, len(parts), work, lambda number: parts[number], on_part)
@@ -177,7 +177,7 @@ def _take_part(
             group.check()
         path = part_file(folder, number)
         if not is_whole(path):
-            save_part(work(part_of(number)), path)
+            write_arrays(path, work(part_of(number)))
         on_part(store.add(f"done/{place}", 1))
 
 

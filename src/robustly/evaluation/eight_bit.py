@@ -54,7 +54,7 @@ def save_in_8_bits(
     chunks = [as_array(chunk) for chunk in target.chunks(torch.arange(len(rows)))]
     parts = target.crew.share(
         Task("8bit", name, target.threat.extent_text),
-        [{"rows": rows[chunk], "points": points[chunk]} for chunk in chunks],
+        [{"rows": rows[chunk], "points": points[chunk[0] : chunk[-1] + 1]} for chunk in chunks],
         lambda part: save_part(target, name, part),
     )
     for chunk, part in zip(chunks, parts, strict=True):

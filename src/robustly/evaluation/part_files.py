@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from robustly.evaluation.parts import Arrays, Task
-from robustly.files import whole_file
 
 
 def digest_of(task: Task, parts: Sequence[Arrays]) -> str:
@@ -46,19 +44,6 @@ def finished_parts(folder: Path, task: Task, parts: Sequence[Arrays]) -> Iterato
 def all_results(folder: Path, count: int) -> Iterator[Arrays]:
     """Results of all parts of a task, in their order, from its folder."""
     return (load_part(part_file(folder, number)) for number in range(count))
-
-
-def save_part(arrays: Arrays, path: Path) -> None:
-    """Write arrays to a file; it is whole or not there.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with whole_file(path) as temporary:
-        try:
-            save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
-        except SafetensorError as error:
-            raise OSError(f"could not write {path}: {error}") from error
 
 
 def load_part(path: Path, prefix: str = "") -> Arrays:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from robustly.array_files import write_arrays
 from robustly.evaluation.checkpoint import Speed
-from robustly.evaluation.part_files import all_results, digest_of, finished_parts, is_whole, part_file, save_part
+from robustly.evaluation.part_files import all_results, digest_of, finished_parts, is_whole, part_file
 from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work, WorkError, no_report
 from robustly.evaluation.ray_tasks import Outcome, Sent, carry_out_part
 from robustly.ray_cluster import RETRIES, Cluster, ClusterError, Room
@@ -120,7 +121,7 @@ class RayCrew:
                             raise ClusterError(f"a worker of the Ray cluster cannot take part: {found.refusal}")
                         waiting.appendleft(number)
                         continue
-                    save_part(found.value, part_file(folder, number))
+                    write_arrays(part_file(folder, number), found.value)
                     done += 1
                     on_part(done)
         finally:

@@ -145,6 +145,7 @@ def _finished(
     if checkpoint is not None:
         checkpoint.save(name, finished)
         target.crew.forget_parts()
+        return checkpoint.load(name) or finished  # from the disk: memory need not hold the images of all attacks
     return finished
 
 

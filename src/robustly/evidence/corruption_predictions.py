@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
+from robustly.array_files import read_arrays, write_arrays
 from robustly.documents import parse_json
 from robustly.evidence.corruption_result import (
     STANDARD_COUNT,
@@ -19,7 +19,6 @@ from robustly.evidence.corruption_result import (
     mean_accuracy,
 )
 from robustly.evidence.records import EvidenceError
-from robustly.files import whole_file
 from robustly.statistics import Proportion
 
 PREDICTIONS = "corruptions.safetensors"
@@ -117,12 +116,7 @@ def write_predictions(folder: Path, found: CorruptionPredictions) -> None:
     arrays = {name: getattr(found, name) for name in ("clean_labels", "clean", "ids", "labels")}
     arrays |= {f"{name}/{severity}": array for (name, severity), array in found.cells.items()}
     hashes = {f"hash {name}/{severity}": digest for (name, severity), digest in found.hashes.items()}
-    with whole_file(folder / PREDICTIONS) as temporary:
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-            temporary,
-            metadata={"identity": found.identity, **hashes},
-        )
+    write_arrays(folder / PREDICTIONS, arrays, {"identity": found.identity, **hashes})
 
 
 def read_predictions(folder: Path) -> CorruptionPredictions | None:
@@ -135,9 +129,8 @@ def read_predictions(folder: Path) -> CorruptionPredictions | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="np") as stored:
-            about = stored.metadata() or {}
-            arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        stored = read_arrays(path)
+        about, arrays = stored.about, stored.arrays
         fixed = {name: arrays.pop(name) for name in ("clean_labels", "clean", "ids", "labels")}
         cells = {_cell(key): array for key, array in arrays.items()}
         hashes = {cell: about[f"hash {cell[0]}/{cell[1]}"] for cell in cells}

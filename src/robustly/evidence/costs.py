@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from robustly.array_files import map_arrays, write_arrays
 from robustly.cost_matrix import CostError, CostMatrix
 from robustly.evidence.cost_pairs import CostNumbers, CostPairs
 from robustly.evidence.images import EightBitImages, StoredImages
@@ -101,17 +101,17 @@ def write_costs(evidence: CostEvidence, folder: Path) -> None:
     columns = {name: pa.array(getattr(evidence.pairs, name)) for name in column_fields(CostPairs)}
     with whole_file(folder / PAIRS) as temporary:
         pq.write_table(pa.table(columns), temporary)
-    tensors = {"ids": evidence.images.ids, "targets": evidence.targets, "images": evidence.images.images}
+    tensors: dict[str, NDArray[Any]] = {
+        "ids": evidence.images.ids,
+        "targets": evidence.targets,
+        "images": evidence.images.images,
+    }
     tensors |= {} if evidence.images.theta is None else {"theta": evidence.images.theta}
     if evidence.saved is not None and evidence.saved_targets is not None:
         own = evidence.saved
         tensors |= {"8bit.ids": own.ids, "8bit.targets": evidence.saved_targets, "8bit.images": own.levels}
         tensors |= {} if own.theta is None else {"8bit.theta": own.theta}
-    with whole_file(folder / PAIR_IMAGES) as temporary:
-        try:
-            save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary)
-        except SafetensorError as error:
-            raise OSError(f"could not write {folder / PAIR_IMAGES}: {error}") from error
+    write_arrays(folder / PAIR_IMAGES, tensors)
     files = {name: file_sha256(folder / name) for name in (PAIRS, PAIR_IMAGES)}
     write_json(folder / COSTS, to_json(replace(evidence.summary, files=files)))
 
@@ -166,7 +166,7 @@ def read_costs_of(folder: Path, summary: CostSummary) -> CostEvidence:
     pairs = CostPairs(**{name: _typed(file, name, one, columns[name]) for name, one in _columns()})
     file = folder / PAIR_IMAGES
     try:
-        tensors = load_file(file)
+        tensors = map_arrays(file).arrays
     except (SafetensorError, OSError) as error:
         raise EvidenceError(f"{file} is damaged: {error}") from error
     saved = {name.removeprefix("8bit."): one for name, one in tensors.items() if name.startswith("8bit.")}

@@ -35,14 +35,13 @@ class StoredImages:
         return StoredImages(self.ids[chosen], self.images[chosen], theta)
 
     @classmethod
-    def joined(cls, parts: Sequence["StoredImages"]) -> "StoredImages":
-        """At least one set of images, joined; all of them have parameters or none has."""
-        theta = [part.theta for part in parts if part.theta is not None]
-        return cls(
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.images for part in parts]),
-            np.concatenate(theta) if theta else None,
-        )
+    def joined(cls, parts: list["StoredImages"]) -> "StoredImages":
+        """At least one set of images, joined; all of them have parameters or none has.
+
+        The list is emptied meanwhile, so that memory holds every image once.
+        """
+        ids, theta = _of_all(parts)
+        return cls(ids, _drained([part.images for part in parts], parts), theta)
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,13 @@ class EightBitImages:
         return len(self.ids)
 
     @classmethod
-    def joined(cls, parts: Sequence["EightBitImages"]) -> "EightBitImages":
-        """At least one set of images, joined; all that are not empty have parameters or none has."""
-        theta = [part.theta for part in parts if part.theta is not None]
-        return cls(
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.levels for part in parts]),
-            np.concatenate(theta) if theta else None,
-        )
+    def joined(cls, parts: list["EightBitImages"]) -> "EightBitImages":
+        """At least one set of images, joined; all that are not empty have parameters or none has.
+
+        The list is emptied meanwhile, so that memory holds every image once.
+        """
+        ids, theta = _of_all(parts)
+        return cls(ids, _drained([part.levels for part in parts], parts), theta)
 
     def inputs(self) -> StoredImages:
         """The images as inputs of the model."""
@@ -143,6 +141,25 @@ class EvidenceImages:
         if unknown:
             raise EvidenceError(f"the tensor {unknown[0][:80]!r} is not one of this schema")
         return found
+
+
+def _of_all(parts: Sequence[StoredImages] | Sequence[EightBitImages]) -> tuple[Whole, Single | None]:
+    """Ids of all images, and their parameters if they have some."""
+    theta = [part.theta for part in parts if part.theta is not None]
+    return np.concatenate([part.ids for part in parts]), np.concatenate(theta) if theta else None
+
+
+def _drained(arrays: list[NDArray[Any]], owners: list[Any]) -> NDArray[Any]:
+    """At least one array, joined along the first axis. Both lists are emptied meanwhile, which frees the arrays."""
+    owners.clear()
+    shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
+    joined = np.empty(shape, np.result_type(*{array.dtype for array in arrays}))
+    end = shape[0]
+    while arrays:
+        last = arrays.pop()
+        np.concatenate((last,), out=joined[end - len(last) : end])
+        end -= len(last)
+    return joined
 
 
 def attack_names(tensors: Iterable[str]) -> list[str]:

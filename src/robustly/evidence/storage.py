@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
 
+from robustly.array_files import map_arrays, write_arrays
 from robustly.evidence.display import evidence_html, evidence_text
 from robustly.evidence.frames import frame, is_verdict, verdict_words
 from robustly.evidence.images import EvidenceImages, StoredImages, attack_names, threat_arrays
@@ -117,12 +117,7 @@ def write_evidence(evidence: Evidence, folder: Path) -> None:
     columns = {name: pa.array(_stored(name, values)) for name, values in evidence.table.columns().items()}
     with whole_file(folder / TABLE) as temporary:
         pq.write_table(pa.table(columns), temporary)
-    with whole_file(folder / IMAGES) as temporary:
-        tensors = {name: np.ascontiguousarray(value) for name, value in evidence.images.tensors().items()}
-        try:
-            save_file(tensors, temporary)
-        except SafetensorError as error:
-            raise OSError(f"could not write {folder / IMAGES}: {error}") from error
+    write_arrays(folder / IMAGES, evidence.images.tensors())
     files = {name: file_sha256(folder / name) for name in (TABLE, IMAGES)}
     write_json(folder / SUMMARY, {**to_json(evidence.summary), "schema": SCHEMA, "files": files})
 
@@ -184,14 +179,14 @@ def read_table(folder: Path) -> EvidenceTable:
 
 
 def read_images(folder: Path) -> EvidenceImages:
-    """Read all stored tensors of an evaluation.
+    """Read all stored tensors of an evaluation; images stay on the disk until they are used.
 
     Raises:
         EvidenceError: the file is cut off, or tensors are missing or do not fit together.
     """
     file = folder / IMAGES
     try:
-        tensors = load_file(file)
+        tensors = map_arrays(file).arrays
     except (SafetensorError, OSError) as error:
         raise EvidenceError(f"{file} is damaged (cut off while it was written?): {error}") from error
     return _of_file(file, lambda: EvidenceImages.from_tensors(tensors))
