@@ -1,8 +1,9 @@
 """Loss surfaces: over two directions of the image, and over two directions of the weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -181,9 +182,7 @@ def weight_landscape(
     model = as_classifier(model)
     check_device(model, x)
     seeds = derive_seed(seed, "landscape", "a"), derive_seed(seed, "landscape", "b")
-    logits_at = (
-        partial(model.logits_beside, seeds=seeds) if isinstance(model, DividedModel) else _walk(model, seeds)
-    )
+    logits_at = _walk(model, seeds)
     goal, loss, wrong = ClassificationGoal(y), torch.zeros(len(axis), len(axis)), torch.zeros(len(axis), len(axis))
     dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()), x.dtype)
     half, x = dtype in (torch.float16, torch.bfloat16), x.to(dtype)
@@ -191,7 +190,7 @@ def weight_landscape(
     def work(part: Arrays) -> Arrays:
         i = int(part["row"][0])
         for j, a in enumerate(axis.tolist()):
-            logits = logits_at(x, along=(a, axis.tolist()[i]))
+            logits = logits_at(x, (a, axis.tolist()[i]))
             logits = check_output(logits.float() if half else logits, goal)
             loss[i, j] = cross_entropy(logits, goal).mean().cpu()
             wrong[i, j] = (logits.argmax(1) != goal.y).double().mean().cpu()
@@ -204,13 +203,13 @@ def weight_landscape(
     return Landscape(axis.cpu().to(loss.dtype), loss, wrong)
 
 
-class _Walk(Protocol):
-    """Logits with weights that are moved along two directions."""
-
-    def __call__(self, x: Tensor, *, along: tuple[float, float]) -> Tensor: ...
+Walk = Callable[[Tensor, tuple[float, float]], Tensor]
+"""Logits of inputs, with weights that are moved along two directions by two coefficients."""
 
 
-def _walk(model: nn.Module, seeds: tuple[int, int]) -> _Walk:
+def _walk(model: nn.Module, seeds: tuple[int, int]) -> Walk:
+    if isinstance(model, DividedModel):
+        return partial(model.logits_beside, seeds)
     own = {name: value.detach() for name, value in model.named_parameters()}
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     first, second = (
@@ -218,7 +217,7 @@ def _walk(model: nn.Module, seeds: tuple[int, int]) -> _Walk:
         for seed in seeds
     )
 
-    def logits_at(x: Tensor, *, along: tuple[float, float]) -> Tensor:
+    def logits_at(x: Tensor, along: tuple[float, float]) -> Tensor:
         a, b = along
         moved = {name: own[name] + a * first[name] + b * second[name] for name in first}
         return logits_in(torch.func.functional_call(model, {**own, **moved, **buffers}, (x,)))

@@ -1,7 +1,7 @@
-"""Evaluation with weights in shards: process 0 runs the work, and the others take part in the passes of its network.
+"""Evaluation with weights in shards: process 0 runs the work, and all processes take its passes.
 
-Every process loads the model and keeps a share of its weights. Then process 0 goes on as a process on its own, whose
-network is a `DividedModel`. The others carry out its passes until it is done.
+Every process loads the model and keeps a share of its weights. Then process 0 works as a single process does, with
+a `DividedModel` as its network. The others carry out its passes until it is done.
 """
 
 import json

@@ -1,12 +1,14 @@
 """Passes of one network that several processes take together: the work of each, and the rows that they exchange.
 
-Process 0 orders a pass. Every process computes as many rows of the batch, the last ones again where the batch does not
-divide evenly, so that all of them collect the weights of the same blocks in the same order. Process 0 gets all rows.
+Process 0 orders a pass. Every process computes as many rows of the batch, the last one again where the batch does
+not divide evenly, so that all of them collect the weights of the same blocks in the same order. Process 0 gets all
+rows.
 """
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from robustly.attacks.core.contract import frozen
-from robustly.models.divided import DividedModel
+from robustly.models.divided import DividedModel, Graph
 from robustly.models.outputs import logits_in
 from robustly.models.weight_directions import filter_normalised
 from robustly.sharding import local, output_of_shards, shard
@@ -34,6 +36,7 @@ class Order:
         call: number of the forward pass whose graph is meant.
         shape: shape of the rows of one process.
         dtype: their dtype.
+        channels_last: whether they have this layout.
         graph: whether the graph is kept for (further) backward passes.
         released: numbers of graphs that are not used any more.
         seeds: of the directions in which the weights are moved; None moves them back.
@@ -45,6 +48,7 @@ class Order:
     call: int = 0
     shape: tuple[int, ...] = ()
     dtype: str = ""
+    channels_last: bool = False
     graph: bool = False
     released: tuple[int, ...] = ()
     seeds: tuple[int, int] | None = None
@@ -53,7 +57,8 @@ class Order:
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Order":
         """The order with these fields, whose lists become tuples."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()})
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
+        return cls(**fields)
 
 
 class Worker:
@@ -72,8 +77,7 @@ class Worker:
         network.eval().requires_grad_(False)
         self._layout = _layout_of(network)
         self._empty = _without_values(network)
-        shard(network, size, device, follows=False, root_stays=False)
-        self.networks = [network]
+        self.networks = [self._divided(network)]
         self._graphs: dict[int, tuple[Tensor, Tensor]] = {}
         self._own: dict[str, Tensor] = {}
         self._directions: dict[tuple[int, str], Tensor] = {}
@@ -109,10 +113,18 @@ class Worker:
         """True if gradients may be computed for a forward pass."""
         return call in self._graphs
 
+    def _divided(self, network: nn.Module) -> nn.Module:
+        """The network with its weights in shards, and convolutions that compute in its layout."""
+        shard(network, self.size, self.device, follows=False, root_stays=False)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d) and self._layout is not None:
+                object.__setattr__(module, "_conv_forward", partial(_convolved, module, self._layout))
+        return network
+
     def _forward(self, order: Order, rows: Tensor | None) -> Tensor | None:
         network, x = self.networks[order.network], self._received(order, rows)
-        if x.ndim == 4 and self._layout is not None:
-            x = x.contiguous(memory_format=self._layout)
+        if order.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         with frozen(network), torch.set_grad_enabled(order.graph):
             output = logits_in(output_of_shards(network, x.requires_grad_(order.graph)))
         if output.requires_grad:
@@ -130,7 +142,7 @@ class Worker:
     def _received(self, order: Order, rows: Tensor | None) -> Tensor:
         """This process's rows."""
         found = torch.empty(order.shape, dtype=_DTYPES[order.dtype], device=self.device)
-        parts = None if rows is None else [_bytes(part) for part in rows.split(order.shape[0])]
+        parts = None if rows is None else [_bytes(part) for part in torch.split(rows, order.shape[0])]
         into = _bytes(found)
         dist.scatter(into, parts, src=0)
         return found
@@ -145,13 +157,12 @@ class Worker:
     def _make_half(self) -> None:
         assert self._empty is not None
         whole, half = self.networks[FULL], self._empty.to(torch.bfloat16)
-        shard(half, self.size, self.device, follows=False, root_stays=False)
-        half.to_empty(device=self.device)
+        self._divided(half).to_empty(device=self.device)
         with torch.no_grad():
-            for given, made in zip(whole.parameters(), half.parameters(), strict=True):
-                local(made).copy_(local(given))
-            for given, made in zip(whole.buffers(), half.buffers(), strict=True):
-                made.copy_(given)
+            for given, weight in zip(whole.parameters(), half.parameters(), strict=True):
+                local(weight).copy_(local(given))
+            for buffer, made in zip(whole.buffers(), half.buffers(), strict=True):
+                made.copy_(buffer)
         self.networks.append(half)
         dist.barrier()
 
@@ -217,7 +228,7 @@ class SharedPasses:
         output = self._taken("forward", x, call, with_graph)[: len(x)]
         return output, PassGraph(call, len(x), self._released) if self._worker.has_graph(call) else None
 
-    def backward(self, graph: Any, gradient: Tensor, keep: bool) -> Tensor:
+    def backward(self, graph: Graph, gradient: Tensor, keep: bool) -> Tensor:
         """Gradient with respect to the inputs of a pass.
 
         Raises:
@@ -249,7 +260,8 @@ class SharedPasses:
             more = rows[-1:].expand(missing, *rows.shape[1:])  # an image, as the network may refuse others
         given = torch.cat([rows.detach(), more]) if missing else rows.detach()
         released, self._released[:] = tuple(self._released), []
-        order = Order(kind, self._network, call, (each, *rows.shape[1:]), str(rows.dtype), graph, released)
+        shape, last = (each, *rows.shape[1:]), not rows.is_contiguous() and _is_last(rows)
+        order = Order(kind, self._network, call, shape, str(rows.dtype), last, graph, released)
         found = self._order(order, given)
         assert found is not None
         return found
@@ -279,6 +291,14 @@ class _HalfPrecision(DividedModel):
         return super().forward(x.to(torch.bfloat16))
 
 
+def _convolved(
+    layer: nn.Conv2d, layout: torch.memory_format, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Output of a convolution, whose last bits depend on the layout of its weights; shards do not keep it."""
+    found: Tensor = nn.Conv2d._conv_forward(layer, x, weight.clone(memory_format=layout), bias)
+    return found
+
+
 def _bytes(tensor: Tensor) -> Tensor:
     """The bytes of a tensor, `(B,)`; a view if it is contiguous."""
     return tensor.contiguous().view(-1).view(torch.uint8)
@@ -290,9 +310,12 @@ def _modes(network: nn.Module) -> list[bool]:
 
 def _layout_of(network: nn.Module) -> torch.memory_format | None:
     """Channels last if the weights are in this layout, which they lose as shards; else None."""
-    last = torch.channels_last
-    weights = [value for value in network.parameters() if value.ndim == 4 and not value.is_contiguous()]
-    return last if any(value.is_contiguous(memory_format=last) for value in weights) else None
+    weights = [value for value in network.parameters() if not value.is_contiguous()]
+    return torch.channels_last if any(map(_is_last, weights)) else None
+
+
+def _is_last(value: Tensor) -> bool:
+    return value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
 
 
 def _without_values(network: nn.Module) -> nn.Module | None:

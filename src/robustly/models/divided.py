@@ -1,14 +1,14 @@
 """A network whose passes several processes share, each with a share of the weights."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from robustly.models.outputs import logits_in
 
 
+@runtime_checkable
 class Passes(Protocol):
     """Passes of a network that several processes take together."""
 
@@ -41,8 +41,17 @@ class Passes(Protocol):
         ...
 
 
+@runtime_checkable
 class Graph(Protocol):
-    """The graph of one pass, which lies in all processes and is released with this object."""
+    """The graph of one pass, which lies in all processes and is released with this object.
+
+    Args:
+        call: number of the pass.
+        rows: number of its rows.
+    """
+
+    call: int
+    rows: int
 
 
 class DividedModel(nn.Module):
@@ -70,12 +79,12 @@ class DividedModel(nn.Module):
             return found
         return self.passes.forward(x, with_graph=False)[0]
 
-    def logits_beside(self, x: Tensor, seeds: tuple[int, int], along: tuple[float, float]) -> Tensor:
+    def logits_beside(self, seeds: tuple[int, int], x: Tensor, along: tuple[float, float]) -> Tensor:
         """Logits with weights that are moved along two directions, `(N, K)`; the weights are moved back after it.
 
         Args:
-            x: inputs.
             seeds: of the directions, see `robustly.models.weight_directions`.
+            x: inputs.
             along: their coefficients.
         """
         try:
@@ -97,8 +106,9 @@ class _SharedPass(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("runtime.strategy fsdp: there are no second derivatives through weights in shards")
         return ctx.passes.backward(ctx.graph, gradient, _graph_is_kept()), None
 
 

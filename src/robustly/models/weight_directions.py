@@ -26,4 +26,5 @@ def filter_normalised(name: str, value: Tensor, seed: int, first: int = 0) -> Te
     draw = KeyedGenerator(derive_seed(seed, name), filters).normal(*value.shape[1:]).to(value)
     rows = (-1,) + (1,) * (value.ndim - 1)
     lengths = value.flatten(1).norm(dim=1) / draw.flatten(1).norm(dim=1)
-    return draw * lengths.view(rows)
+    found: Tensor = draw * lengths.view(rows)
+    return found

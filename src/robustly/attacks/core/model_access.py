@@ -17,7 +17,6 @@ from robustly.models.divided import DividedModel
 from robustly.models.layout import put_in_layout
 from robustly.models.outputs import OutputError, logits_in
 
-
 _NO_COPY = "no search in bfloat16 with this model"
 
 
