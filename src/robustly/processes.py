@@ -34,7 +34,7 @@ class ProcessError(ConnectionError):
     """A process has stopped, works on something else, or a store does not answer."""
 
 
-_LOST = ("closed by peer", "reset by peer", "remote process exited", "Broken pipe")
+_LOST = ("closed by peer", "reset by peer", "remote process exited", "Broken pipe", "Timed out waiting")
 
 
 def is_lost_process(error: Exception) -> bool:

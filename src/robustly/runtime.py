@@ -24,8 +24,8 @@ class RuntimeConfig:
         precision: "32-true", or "bf16-mixed" (training in bfloat16, parameters and verdicts in float32).
         processes: processes that train or evaluate on this machine (under `torchrun` or SLURM: of each node).
         nodes: machines.
-        strategy: what several processes hold in training: "ddp" (each of them everything), or "fsdp" (a share of
-            weights, gradients and optimiser state each, see `robustly.sharding`).
+        strategy: what several processes hold: "ddp" (each of them everything), or "fsdp" (a share of weights,
+            gradients and optimiser state each, see `robustly.sharding`).
         graphs: whether the passes of the training attack are captured once and replayed (CUDA graphs), where a GPU
             is there and the network allows it. Not for modes that update statistics or draw dropout in the attack.
     """
@@ -57,17 +57,29 @@ class RuntimeConfig:
             ValueError: as `check`; "fsdp" with one process, or on a device other than the CPU and GPUs of CUDA.
         """
         self.check()
-        if self.strategy == "fsdp" and self.processes * self.nodes == 1:
-            raise ValueError(
-                "runtime.strategy fsdp divides weights, gradients and optimiser state among processes, and there "
-                "is one: set runtime.processes to at least 2, or strategy to ddp"
-            )
+        if self.strategy == "fsdp":
+            self.check_shards(self.processes * self.nodes)
         if self.strategy == "fsdp" and self.graphs:
             raise ValueError(
                 "runtime.graphs captures passes through weights that stay in their place, and with "
                 "runtime.strategy fsdp they are collected for each step: set graphs to false, or strategy to ddp"
             )
-        if self.strategy == "fsdp" and device_of(self).type == "mps":
+
+    def check_shards(self, processes: int) -> None:
+        """Refuse weights in shards where they are not possible.
+
+        Args:
+            processes: number of processes.
+
+        Raises:
+            ValueError: one process, or a device other than the CPU and GPUs of CUDA.
+        """
+        if processes == 1:
+            raise ValueError(
+                "runtime.strategy fsdp divides weights, gradients and optimiser state among processes, and there "
+                "is one: set runtime.processes to at least 2, or strategy to ddp"
+            )
+        if device_of(self).type == "mps":
             raise ValueError("runtime.strategy fsdp needs the device cpu or cuda: set strategy to ddp")
 
 

@@ -43,7 +43,14 @@ def check_shardable(networks: Mapping[str, nn.Module]) -> None:
                 )
 
 
-def shard(network: nn.Module, processes: int) -> None:
+def shard(
+    network: nn.Module,
+    processes: int,
+    device: torch.device | None = None,
+    *,
+    follows: bool = True,
+    root_stays: bool = True,
+) -> None:
     """Replace the parameters of a network by shards along their first dimension, one for each process.
 
     PyTorch's `fully_shard` (Zhao et al., "PyTorch FSDP", VLDB 2023; its second version). In a forward or backward
@@ -51,22 +58,27 @@ def shard(network: nn.Module, processes: int) -> None:
     processes. All processes must take the same passes. Names in the state dict stay.
 
     Args:
-        network: the network on its device, changed in place; its values are those of process 0.
+        network: the network, changed in place.
         processes: number of processes, which have joined a group of `torch.distributed`.
+        device: device of the shards, to which one block after the other is moved; None for that of the network.
+        follows: whether the values become those of process 0; else they are the same in all processes already.
+        root_stays: whether weights outside of blocks stay whole between a forward and a backward pass.
     """
     from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 (slow to import)
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
     for parameter in network.parameters():
         parameter.data = contiguous(parameter.data)  # as shards are
-        torch.distributed.broadcast(parameter.data, src=0)
-    follow_first(list(network.buffers()))
-    device = next(network.parameters()).device.type
-    mesh = init_device_mesh(device, (processes,))
+        if follows:
+            torch.distributed.broadcast(parameter.data, src=0)
+    if follows:
+        follow_first(list(network.buffers()))
+    kind = (device or next(network.parameters()).device).type
+    mesh = init_device_mesh(kind, (processes,))
     for block in repeated_blocks(network).values():
         if _owns_its_parameters(block, network):
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    fully_shard(network, mesh=mesh, reshard_after_forward=False)
+    fully_shard(network, mesh=mesh, reshard_after_forward=not root_stays)
 
 
 def _owns_its_parameters(block: nn.Module, network: nn.Module) -> bool:
@@ -107,6 +119,23 @@ def whole_weights(*networks: nn.Module) -> Iterator[None]:
             unit.reshard()
 
 
+def output_of_shards(module: nn.Module, *given: Any) -> Any:
+    """Output of a module whose networks are in shards.
+
+    Raises:
+        ShardingError: a network uses weights outside of the module that they belong to.
+    """
+    try:
+        return module(*given)
+    except RuntimeError as error:
+        if "mixed torch.Tensor and DTensor" not in str(error):
+            raise
+        raise ShardingError(
+            "runtime.strategy fsdp: a network or a part of the method uses weights outside of the forward pass "
+            "of the block that they belong to, where they are shards: set it to ddp"
+        ) from error
+
+
 class ShardedModule(nn.Module):
     """A module whose networks are in shards, with the precision and the buffers that data parallelism has.
 
@@ -131,18 +160,10 @@ class ShardedModule(nn.Module):
         """
         if self._follows:
             follow_first(list(self.module.buffers()))
-        try:
-            with self._precision():
-                if self._is_mixed:  # a cache of converted weights would hold whole ones; the context restores this
-                    torch.set_autocast_cache_enabled(False)
-                output = self.module(*given)
-        except RuntimeError as error:
-            if "mixed torch.Tensor and DTensor" not in str(error):
-                raise
-            raise ShardingError(
-                "runtime.strategy fsdp: a network or a part of the method uses weights outside of the forward pass "
-                "of the block that they belong to, where they are shards: set it to ddp"
-            ) from error
+        with self._precision():
+            if self._is_mixed:  # a cache of converted weights would hold whole ones; the context restores this
+                torch.set_autocast_cache_enabled(False)
+            output = output_of_shards(self.module, *given)
         return tree_map(_as_float32, output) if self._is_mixed else output
 
     @contextmanager

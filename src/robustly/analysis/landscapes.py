@@ -1,6 +1,8 @@
 """Loss surfaces: over two directions of the image, and over two directions of the weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,9 @@ from robustly.attacks.core.contract import Images, check_device, check_output, f
 from robustly.attacks.core.model_access import input_gradient, logits_of
 from robustly.evaluation.parts import ALONE, Arrays, Crew, Task
 from robustly.models import as_classifier
+from robustly.models.divided import DividedModel
 from robustly.models.outputs import logits_in
+from robustly.models.weight_directions import filter_normalised
 from robustly.objectives import ClassificationGoal, cross_entropy, margin
 from robustly.randomness import KeyedGenerator, derive_seed
 from robustly.threats.lp import ThreatModel
@@ -177,18 +181,16 @@ def weight_landscape(
         raise ValueError("a landscape of the weights needs at least one image")
     model = as_classifier(model)
     check_device(model, x)
-    own = {name: value.detach() for name, value in model.named_parameters()}
-    buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
-    first, second = (_filter_normalised(own, derive_seed(seed, "landscape", axis_name)) for axis_name in "ab")
+    seeds = derive_seed(seed, "landscape", "a"), derive_seed(seed, "landscape", "b")
+    logits_at = _walk(model, seeds)
     goal, loss, wrong = ClassificationGoal(y), torch.zeros(len(axis), len(axis)), torch.zeros(len(axis), len(axis))
-    dtype = next((value.dtype for value in own.values() if value.is_floating_point()), x.dtype)
+    dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()), x.dtype)
     half, x = dtype in (torch.float16, torch.bfloat16), x.to(dtype)
 
     def work(part: Arrays) -> Arrays:
         i = int(part["row"][0])
         for j, a in enumerate(axis.tolist()):
-            moved = {name: own[name] + a * first[name] + axis.tolist()[i] * second[name] for name in first}
-            logits = logits_in(torch.func.functional_call(model, {**own, **moved, **buffers}, (x,)))
+            logits = logits_at(x, (a, axis.tolist()[i]))
             logits = check_output(logits.float() if half else logits, goal)
             loss[i, j] = cross_entropy(logits, goal).mean().cpu()
             wrong[i, j] = (logits.argmax(1) != goal.y).double().mean().cpu()
@@ -201,18 +203,26 @@ def weight_landscape(
     return Landscape(axis.cpu().to(loss.dtype), loss, wrong)
 
 
-def _filter_normalised(own: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Random direction for the weights of convolutions and linear layers, each filter scaled to the model's own."""
-    found = {}
-    for name, value in own.items():
-        if value.ndim < 2 or not value.is_floating_point():
-            continue  # biases, and the scales and shifts of normalisations
-        filters = torch.arange(len(value), device=value.device)
-        draw = KeyedGenerator(derive_seed(seed, name), filters).normal(*value.shape[1:]).to(value)
-        rows = (-1,) + (1,) * (value.ndim - 1)
-        lengths = value.flatten(1).norm(dim=1) / draw.flatten(1).norm(dim=1)
-        found[name] = draw * lengths.view(rows)
-    return found
+Walk = Callable[[Tensor, tuple[float, float]], Tensor]
+"""Logits of inputs, with weights that are moved along two directions by two coefficients."""
+
+
+def _walk(model: nn.Module, seeds: tuple[int, int]) -> Walk:
+    if isinstance(model, DividedModel):
+        return partial(model.logits_beside, seeds)
+    own = {name: value.detach() for name, value in model.named_parameters()}
+    buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
+    first, second = (
+        {name: found for name, value in own.items() if (found := filter_normalised(name, value, seed)) is not None}
+        for seed in seeds
+    )
+
+    def logits_at(x: Tensor, along: tuple[float, float]) -> Tensor:
+        a, b = along
+        moved = {name: own[name] + a * first[name] + b * second[name] for name in first}
+        return logits_in(torch.func.functional_call(model, {**own, **moved, **buffers}, (x,)))
+
+    return logits_at
 
 
 def _axis(extent: float, points: int, like: Tensor) -> Tensor:

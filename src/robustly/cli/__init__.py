@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import robustly
 from robustly.cli.allocator import keep_freed_memory
-from robustly.cli.arguments import PROCESSES, split_overrides
+from robustly.cli.arguments import PROCESSES, STRATEGY, split_overrides
 from robustly.cli.commands import COMMANDS
 from robustly.cli.interruption import Stopped, lasting_output, stoppable
 from robustly.output_text import one_line
@@ -104,10 +104,10 @@ def _run(arguments: list[str]) -> int:
     words, overrides = split_overrides(arguments)
     options = _options(words, overrides)
     command = COMMANDS[options.command]
-    allowed = (f"--{PROCESSES}",) if command.takes_processes else ()
+    allowed = (f"--{PROCESSES}", f"--{STRATEGY}") if command.takes_processes else ()
     wrong = [word for word in overrides if word.startswith("--") and word.partition("=")[0] not in allowed]
     if wrong and not command.takes_settings:
-        others = f" but {allowed[0]}" if allowed else ""
+        others = f" but {' and '.join(allowed)}" if allowed else ""
         raise ValueError(f"{options.command} takes no settings{others}, got {wrong[0]}")
     return command.run(options, overrides)
 

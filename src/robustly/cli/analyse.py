@@ -18,6 +18,7 @@ from robustly.cli.together import leads, shared_among_processes
 from robustly.data import ImageData
 from robustly.evaluation.parts import Crew
 from robustly.evaluation.recording import stored_threat
+from robustly.evaluation.shards import divided
 from robustly.evidence import read_summary
 from robustly.evidence.partial_unions import union_of_folders
 from robustly.evidence.records import to_json
@@ -51,7 +52,7 @@ def run_analysis(place: Path | None, count: int, trust_code: bool, overrides: Se
     """
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
-    run = run_of_command(place, list(overrides))
+    run = run_of_command(place, list(overrides), takes_shards=True)
     folder = run.folder
     if leads():
         repair_evaluations(folder)
@@ -83,10 +84,10 @@ def _measured(
     place: Path | None, count: int, trust_code: bool, overrides: Sequence[str], crew: Crew
 ) -> dict[str, Any]:
     """Gradients and landscapes, as plain values."""
-    run = run_of_command(place, list(overrides))
+    run = run_of_command(place, list(overrides), takes_shards=True)
     config, threat = _evaluated(run.folder, first_threat(run, "analyse"), run.overrides)
     subject = load_subject(run, trust_code, config)
-    model, data = subject.model, subject.data
+    model, data = divided(subject.model, crew, subject.device), subject.data
     sample = data.select(torch.arange(min(count, len(data))))
     found = gradient_statistics(model, sample.floats(), sample.labels, threat, crew=crew)
     return {

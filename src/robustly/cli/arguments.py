@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 from robustly.experiments.keys import ALLOWED, NETWORKS
 from robustly.model_names import TORCHSCRIPT, is_published
@@ -75,16 +76,19 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-PROCESSES = "runtime.processes"
+PROCESSES, STRATEGY = "runtime.processes", "runtime.strategy"
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    """Add the setting `--runtime.processes` to the help of a command without other settings.
+    """Add `--runtime.processes` and `--runtime.strategy` to the help of a command without other settings.
 
-    `split_overrides` takes it out of the command line before.
+    `split_overrides` takes them out of the command line before.
     """
     parser.add_argument(
         f"--{PROCESSES}", metavar="N", help="processes that share the work on this machine (default: 1)"
+    )
+    parser.add_argument(
+        f"--{STRATEGY}", metavar="WORD", help="fsdp: each process holds a share of the weights (default: ddp)"
     )
 
 
@@ -101,6 +105,17 @@ def processes_in(overrides: Sequence[str]) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise SettingsError(f"{PROCESSES} should be a whole number of at least 1, but is {text!r}")
     return int(text)
+
+
+def strategy_in(overrides: Sequence[str]) -> Literal["ddp", "fsdp"]:
+    """Strategy that a command line names: "fsdp" divides the weights among the processes.
+
+    Raises:
+        SettingsError: another word than ddp and fsdp.
+    """
+    from robustly.experiments.overrides import pairs_of  # noqa: PLC0415 (the command line is read without YAML)
+
+    return "fsdp" if in_shards(pairs_of(overrides)) else "ddp"
 
 
 def add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -179,24 +194,28 @@ def is_model_name(word: str) -> bool:
     return key in direct or re.fullmatch(r"--networks\.\w+\.name", key) is not None
 
 
-_FREE = ("threat", "threats", "seed", "runtime.device", "runtime.processes")
+_FREE = ("threat", "threats", "seed", "runtime.device", "runtime.processes", "runtime.strategy")
 
 
-def refuse_shards(pairs: Sequence[tuple[str, str]]) -> None:
-    """Refuse weights in shards for a command that evaluates.
+READS_WEIGHTS = "computes bounds, which read the weights of all layers at once"
+
+
+def in_shards(pairs: Sequence[tuple[str, str]], refusal: str | None = None) -> bool:
+    """Return True if a command line divides the weights of its model among processes (FSDP).
 
     Args:
         pairs: settings from the command line.
+        refusal: why the command needs whole weights; None if it takes shards.
 
     Raises:
-        ValueError: the strategy "fsdp".
+        ValueError: the command needs whole weights; the strategy is neither ddp nor fsdp.
     """
-    if ("runtime.strategy", "fsdp") in pairs:
-        raise ValueError(
-            "--runtime.strategy fsdp is for training: an evaluation keeps the whole weights in every process, "
-            "because its attacks take different numbers of passes for different images, and certified bounds read "
-            "all weights; leave it out"
-        )
+    given = dict(pairs).get(STRATEGY, "ddp")
+    if given not in ("ddp", "fsdp"):
+        raise SettingsError(f"{STRATEGY} should be ddp or fsdp, but is {given!r}")
+    if given == "fsdp" and refusal is not None:
+        raise ValueError(f"--{STRATEGY} fsdp: {refusal}; leave it out")
+    return given == "fsdp"
 
 
 def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -> None:
@@ -218,6 +237,6 @@ def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -
         if not free and not (is_model_name(word) and value in names):
             raise ValueError(
                 f"evaluate takes no --{key} for a run that exists: allowed are --threat, --threats, --seed, "
-                "--evaluation.*, --runtime.device and --runtime.processes; to test other weights or data, name a "
-                "new folder"
+                "--evaluation.*, --runtime.device, --runtime.processes and --runtime.strategy; to test other "
+                "weights or data, name a new folder"
             )

@@ -1,20 +1,22 @@
 """`robustly audit`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from robustly.api.result import suite_of
-from robustly.cli.arguments import Trust
+from robustly.cli.arguments import READS_WEIGHTS, Trust
 from robustly.cli.terminal import PlainConsole
 from robustly.cli.together import leads, results_of_processes
 from robustly.data import load_test
 from robustly.evaluation import Audit, Check, EvaluationTarget, Sampling, audit
 from robustly.evaluation.audit.statements import Named
 from robustly.evaluation.parts import Crew
+from robustly.evaluation.shards import ServedError, ShardedCrew, divided
 from robustly.evidence import EvidenceError, Summary, read_evidence
 from robustly.evidence.audit_record import STATED, write_audit
 from robustly.evidence.domains import SPLITS, stated_part
@@ -23,7 +25,14 @@ from robustly.experiments.configuration import RunConfig, build_config
 from robustly.experiments.domains_audit import domain_checks
 from robustly.experiments.locks import repair_evaluations
 from robustly.experiments.rows_audit import rows_checks
-from robustly.experiments.run_folder import RunError, evaluation_data, evaluation_folder, load_on_device, open_run
+from robustly.experiments.run_folder import (
+    Checkpoint,
+    RunError,
+    evaluation_data,
+    evaluation_folder,
+    load_on_device,
+    open_run,
+)
 from robustly.experiments.seen_attacks import seen_attacks_check
 from robustly.experiments.signature import read_private_key, read_public_key, sign, signature_check
 from robustly.experiments.surrogates import load_surrogates
@@ -40,7 +49,7 @@ class AuditOptions:
         sign: file of a private key, with which a passed evaluation is signed.
         verify: file of a public key, with which the evaluation must be signed.
         brief: whether checks that passed are counted only.
-        processes: processes that share the work.
+        runtime: processes that share the work, or the weights.
     """
 
     sampling: Sampling
@@ -48,7 +57,7 @@ class AuditOptions:
     sign: Path | None = None
     verify: Path | None = None
     brief: bool = False
-    processes: int = 1
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
 def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
@@ -82,7 +91,7 @@ def run_audits(folder: Path, options: Sequence[AuditOptions], trust_code: bool) 
         kept = evaluation_folder(folder, label)
         if not kept.is_dir():
             raise RunError(f"{kept} does not exist: evaluate first (robustly evaluate {folder})")
-    config = RuntimeConfig(processes=max((one.processes for one in options), default=1))
+    config = options[0].runtime if options else RuntimeConfig()
     arguments = (folder, labels, [one.sampling for one in options], trust_code)
     waiting = iter(options)
     for result, notes in results_of_processes(_all_audited, arguments, config):
@@ -108,7 +117,8 @@ def _all_audited(
 ) -> Iterator[tuple[Audit, tuple[str, ...]]]:
     config = open_run(folder)
     for label, sampling in zip(labels, samplings, strict=True):
-        yield _audited(folder, evaluation_folder(folder, label), config, sampling, trust_code, crew)
+        with suppress(ServedError):
+            yield _audited(folder, evaluation_folder(folder, label), config, sampling, trust_code, crew)
 
 
 def _audited(
@@ -127,8 +137,12 @@ def _audited(
     data = load_test(used.data, part)
     rows = rows_checks(folder, config, summary, data)
     trusts = Trust(everything=trust_code).allows
-    loaded = load_on_device(folder, used, data, trusts, "last" if summary.model.is_last_epoch else "best")
-    target = EvaluationTarget(loaded.model, loaded.data, config.threat, crew=crew)
+    is_divided = isinstance(crew, ShardedCrew)
+    if is_divided and summary.metrics.certified is not None:
+        raise RunError(f"--runtime.strategy fsdp: the audit of certificates {READS_WEIGHTS}; leave it out")
+    checkpoint: Checkpoint = "last" if summary.model.is_last_epoch else "best"
+    loaded = load_on_device(folder, used, data, trusts, checkpoint, whole=not is_divided)
+    target = EvaluationTarget(divided(loaded.model, crew, loaded.device), loaded.data, config.threat, crew=crew)
     split = "test" if used.data.domains is None else SPLITS[part]
     named = Named(config.model.name, loaded.checkpoint, used.data.tested_title(part), split)
     suite = suite_of(summary)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from robustly.certification.certificates import BoundCertificate
 from robustly.certification.problem import Method
+from robustly.cli.arguments import READS_WEIGHTS, in_shards
 from robustly.cli.evaluate import run_evaluation
 from robustly.cli.evaluate_several import SeveralOptions, evaluate_several
 from robustly.cli.several_runs import all_runs, are_several, one_run
 from robustly.evaluation.suites.certified import with_certificate
+from robustly.experiments.overrides import pairs_of
 
 
 def run_certification(
@@ -43,6 +45,7 @@ def run_certification(
         ValueError: wrong settings, weights or data, or an operation that cannot be bounded.
         OSError: files that cannot be read or written.
     """
+    in_shards(pairs_of(overrides), f"certify {READS_WEIGHTS}")
     extended = partial(with_certificate, certificate=BoundCertificate(method, halvings=halvings, seconds=seconds))
     if are_several(places, on) and on is not None:
         several = SeveralOptions(tuple(overrides), on, trust_code, overwrite, label, keep, extended)

@@ -13,6 +13,7 @@ from robustly.cli.together import shared_among_processes
 from robustly.evaluation import EvaluationTarget
 from robustly.evaluation.diagnostics import diagnose, masking_suspected
 from robustly.evaluation.parts import Crew
+from robustly.evaluation.shards import divided
 from robustly.evidence import Finding
 from robustly.files import write_json
 from robustly.models import weights_hash
@@ -36,7 +37,7 @@ def run_diagnostics(place: Path | None, count: int, overrides: list[str], trust_
     """
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
-    run = run_of_command(place, overrides)
+    run = run_of_command(place, overrides, takes_shards=True)
     config, folder = first_threat(run, "diagnose"), run.folder
     content = shared_among_processes(_diagnosed, (place, count, overrides, trust_code), config.runtime)
     if content is None:
@@ -58,15 +59,16 @@ def _diagnosed(
     place: Path | None, count: int, overrides: list[str], trust_code: bool, crew: Crew
 ) -> dict[str, Any]:
     """The content of the file."""
-    run = run_of_command(place, overrides)
+    run = run_of_command(place, overrides, takes_shards=True)
     config = first_threat(run, "diagnose")
     subject = load_subject(run, trust_code)
+    model = divided(subject.model, crew, subject.device)
     data, size = subject.data, config.evaluation.batch_size or 250
-    target = EvaluationTarget(subject.model, data, config.threat, config.seed, size, crew)
+    target = EvaluationTarget(model, data, config.threat, config.seed, size, crew)
     findings = diagnose(target, count=min(count, len(data)))
     return {
         "schema": SCHEMA,
-        "model": {"weights_sha256": weights_hash(subject.model)},
+        "model": {"weights_sha256": weights_hash(model)},
         "data": {"source": data.source, "count": min(count, len(data))},
         "threat": str(config.threat),
         "findings": [asdict(finding) for finding in findings],

@@ -15,6 +15,7 @@ from robustly.cli.evaluate_together import (
     Request,
     Sharing,
     Together,
+    refuse_bounds,
     serve_evaluations,
     suite_before_loading,
 )
@@ -84,7 +85,7 @@ def run_evaluation(
         check_costs(costs)
     if on is not None:
         check_on(on, overrides)
-    run = run_of_command(place, overrides)
+    run = run_of_command(place, overrides, takes_shards=True)
     if extended is not None or costs is not None:
         run = replace(run, config=first_threat(run, "certify" if costs is None else "evaluate --costs"))
     label = "last" if label is None and checkpoint == "last" else label
@@ -123,7 +124,7 @@ def run_evaluation(
 
 def _costs_of_kept(run: GivenRun, plan: PlannedEvaluation, request: Request, costs: str, sharing: Sharing) -> None:
     """Measure the costs of confusions of an evaluation that is there already."""
-    subject = load_subject(run, request.trust_code, checkpoint=request.checkpoint)
+    subject = sharing.divided(load_subject(run, request.trust_code, checkpoint=request.checkpoint))
     matrix, summary = read_costs(costs, subject.data.num_classes), read_summary(plan.target)
     leader = leader_of_costs(sharing, plan, subject, request, summary.suite.batch_size)
     counted = add_costs(subject, read_evidence(plan.target), matrix, plan.target, leader or ALONE)
@@ -186,6 +187,9 @@ def carried_out(
         check_fit(subject.data, plan.config.threat, suite)
         if matrix is not None:
             check_costs_fit(subject.data, plan.config.threat, matrix)
+    if run.config.runtime.strategy == "fsdp":
+        refuse_bounds(suites)
+    subject = sharing.divided(subject)
     if is_first:
         keep_run(run)
     trained = run.config if run.is_new else open_run(run.folder)

@@ -97,7 +97,7 @@ def run_protocol(
     """
     if options.on is not None:
         check_on(options.on, overrides)
-    run = run_of_command(place, _without_suite(overrides))
+    run = run_of_command(place, _without_suite(overrides), takes_shards=True)
     if run.is_new and options.checkpoint == "last":
         raise RunError(
             f"--checkpoint last is for runs that were trained here, and {run.folder} is new: leave it out"

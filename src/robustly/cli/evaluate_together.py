@@ -2,18 +2,24 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from torch.distributed.distributed_c10d import PrefixStore
+
+from robustly.certification.certificates import BoundCertificate
+from robustly.cli.arguments import READS_WEIGHTS
 from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations
 from robustly.cli.protocol_plan import protocol_plan
 from robustly.cli.subject import Subject, load_subject, run_of_command
-from robustly.cli.together import say_crowding, take_part
+from robustly.cli.together import check_shards, say_crowding, take_part
 from robustly.evaluation import PROTOCOLS
 from robustly.evaluation.crew import Leader, Leads
 from robustly.evaluation.serving import serve_evaluation
+from robustly.evaluation.shards import ServedError, ShardedCrew
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.suite import Suite
 from robustly.experiments.configuration import RunConfig
@@ -86,6 +92,18 @@ def suite_of(plan: PlannedEvaluation, subject: Subject, extended: Callable[[Suit
     return load_surrogates(suite, plan.config, subject.data, subject.trusts, subject.device)
 
 
+def refuse_bounds(suites: Sequence[Suite]) -> None:
+    """Refuse suites with certificates that read the weights, for a model whose weights are in shards.
+
+    Raises:
+        ValueError: a suite has one.
+    """
+    for suite in suites:
+        for name, certificate in suite.certificates.items():
+            if isinstance(certificate, BoundCertificate):
+                raise ValueError(f"--runtime.strategy fsdp: the certificate {name} {READS_WEIGHTS}; leave it out")
+
+
 class Sharing(Protocol):
     """Processes or a cluster that share the evaluations of one command."""
 
@@ -94,6 +112,10 @@ class Sharing(Protocol):
 
         A single process has none.
         """
+        ...
+
+    def divided(self, subject: Subject) -> Subject:
+        """The subject whose model the processes hold together, if the settings say so; else the same."""
         ...
 
     def close(self) -> None:
@@ -110,12 +132,36 @@ class Together:
         place: place of this process in a cluster; None to start processes here.
         config: settings.
         request: arguments of the command.
+
+    Raises:
+        ValueError: weights in shards are not possible here.
     """
 
     def __init__(self, place: Place | None, config: RuntimeConfig, request: Request) -> None:
+        if config.strategy == "fsdp":
+            check_shards(config, place)
         self._place, self._config, self._request = place, config, request
         self._group: Group | None = None
+        self._crew: ShardedCrew | None = None
         self._rounds = self._evaluations = 0
+
+    def divided(self, subject: Subject) -> Subject:
+        """Divide the weights among the processes, which then take part in the passes, if the settings say so.
+
+        Args:
+            subject: model and images; the model is on the CPU.
+
+        Raises:
+            ShardingError: the model cannot be held in shards.
+            ProcessError: another process has stopped, or the store does not answer.
+        """
+        if self._config.strategy == "ddp":
+            return subject
+        group = self._joined(self._config.processes)
+        assert group is not None
+        self._crew = self._crew or ShardedCrew(group)
+        self._announce({"part": subject.part})
+        return replace(subject, model=self._crew.divided(subject.model, subject.device))
 
     def leaders(self, plans: Sequence[PlannedEvaluation], subject: Subject) -> Mapping[Path, Leads]:
         """Announce evaluations; returns the leader of each by its folder, none for a single process.
@@ -127,26 +173,39 @@ class Together:
         Raises:
             ProcessError: the store does not answer.
         """
-        if self._group is None and self._place is not None:
-            self._group = join_group(self._place)
-        size = min(self._config.processes, len(subject.data))
-        if self._group is None and size > 1:
-            say_crowding(size)
-            self._group = start_group(size, serve_evaluations, [self._request])
-        if self._group is None:
+        group = self._joined(min(self._config.processes, len(subject.data)))
+        if group is None:
             return {}
-        wanted = {"part": plans[0].part, "first": self._evaluations, "names": [plan.target.name for plan in plans]}
-        self._group.store.set(_round(self._rounds), json.dumps(wanted))
+        if self._crew is not None:  # the others take part in passes alone
+            group = Group(0, 1, PrefixStore("alone", group.store))
+        else:
+            names = [plan.target.name for plan in plans]
+            self._announce({"part": plans[0].part, "first": self._evaluations, "names": names})
         found = {
-            plan.target: Leader(self._group, partial_of(plan.target) / PARTS, number)
+            plan.target: Leader(group, partial_of(plan.target) / PARTS, number)
             for number, plan in enumerate(plans, self._evaluations)
         }
-        self._rounds += 1
         self._evaluations += len(plans)
         return found
 
+    def _joined(self, size: int) -> Group | None:
+        """The processes, which are started at the first call; None for one."""
+        if self._group is None and self._place is not None:
+            self._group = join_group(self._place)
+        if self._group is None and size > 1:
+            say_crowding(size)
+            self._group = start_group(size, serve_evaluations, [self._request])
+        return self._group
+
+    def _announce(self, wanted: Mapping[str, object]) -> None:
+        assert self._group is not None
+        self._group.store.set(_round(self._rounds), json.dumps(wanted))
+        self._rounds += 1
+
     def close(self) -> None:
         """Release the other processes, and end those that were started here."""
+        if self._crew is not None:
+            self._crew.close()
         if self._group is None and self._place is not None:
             self._group = join_group(self._place)
         if self._group is not None:
@@ -160,14 +219,27 @@ def serve_evaluations(place: Place, request: Request) -> None:
     Raises:
         ProcessError: in a cluster, process 0 does not answer or has other code.
     """
-    take_part(place, partial(_serve, request))
+    take_part(place, partial(_serve, request, place))
 
 
-def _serve(request: Request, group: Group) -> None:
+def _serve(request: Request, place: Place, group: Group) -> None:
+    crew = ShardedCrew(group, place)
+    try:
+        _serve_rounds(request, crew, group)
+    finally:
+        crew.close()
+
+
+def _serve_rounds(request: Request, crew: ShardedCrew, group: Group) -> None:
     run, rounds, protocol = None, 0, request.protocol
     while (wanted := json.loads(group.wait_for(_round(rounds)))) is not None:
-        run = run or run_of_command(request.place, list(request.overrides))
+        run = run or run_of_command(request.place, list(request.overrides), takes_shards=True)
+        rounds += 1
         subject = load_subject(run, request.trust_code, checkpoint=request.checkpoint, part=wanted["part"])
+        if run.config.runtime.strategy == "fsdp":
+            with suppress(ServedError):
+                crew.divided(subject.model, subject.device)
+            continue
         made = planned_evaluations(run, request.label) if protocol is None else protocol.plans(subject)
         plans = {plan.target.name: plan for plan in made}
         for number, name in enumerate(wanted["names"], wanted["first"]):
@@ -189,7 +261,6 @@ def _serve(request: Request, group: Group) -> None:
                 folder=partial_of(plan.target) / PARTS,
                 number=number,
             )
-        rounds += 1
 
 
 def _round(number: int) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from robustly.cli.arguments import processes_in
+from robustly.cli.arguments import in_shards, processes_in
 from robustly.cli.evaluate_plan import PlannedEvaluation
 from robustly.cli.evaluate_together import PARTS, Request, suite_of
 from robustly.cli.subject import Subject
@@ -17,6 +17,7 @@ from robustly.evaluation.ray_crew import RayCrew
 from robustly.evaluation.ray_tasks import Sent, send, send_images
 from robustly.evaluation.ray_tasks import Subject as Evaluated
 from robustly.experiments.locks import partial_of
+from robustly.experiments.overrides import pairs_of
 from robustly.ray_cluster import Cluster, check_address, check_room, connected
 from robustly.runtime import place_in_cluster
 
@@ -38,6 +39,7 @@ def check_on(address: str, overrides: Sequence[str]) -> None:
         raise ValueError(f"--on takes ray or ray://HOST:PORT, got {address!r}")
     if processes_in(overrides) > 1:
         raise ValueError(f"{OPTION} {address} shares the work in the cluster: leave out --runtime.processes")
+    in_shards(pairs_of(overrides), f"{OPTION} {address} shares batches, each with the whole weights")
     if place_in_cluster() is not None:
         raise ValueError(f"{OPTION} {address} needs one process, not several of torchrun or SLURM")
     check_address(address, OPTION)
@@ -74,6 +76,10 @@ class OnRay:
         self._address, self._request = address, request
         self._cluster: Cluster | None = None
         self._held = ExitStack()
+
+    def divided(self, subject: Subject) -> Subject:
+        """The same: every task has the whole model."""
+        return subject
 
     def leaders(self, plans: Sequence[PlannedEvaluation], subject: Subject) -> Mapping[Path, Leads]:
         """Connect, and return the leader of each evaluation by its folder.

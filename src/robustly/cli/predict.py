@@ -3,9 +3,10 @@
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +17,7 @@ from robustly.cli.together import leads, results_of_processes
 from robustly.data.decoding import IMAGE_SUFFIXES, Decoding, EncodedImage, decode_images
 from robustly.data.images import to_floats
 from robustly.evaluation.parts import ALONE, Arrays, Crew, Task, as_bytes, from_bytes
+from robustly.evaluation.shards import divided
 from robustly.experiments.portable import PortableModel, open_portable
 from robustly.output_text import csv_cell
 from robustly.runtime import RuntimeConfig
@@ -46,7 +48,9 @@ class Prediction:
     second: str
 
 
-def run_prediction(path: Path, images: Sequence[Path], as_csv: bool, trust_code: bool, processes: int = 1) -> int:
+def run_prediction(
+    path: Path, images: Sequence[Path], as_csv: bool, trust_code: bool, config: RuntimeConfig
+) -> int:
     """Classify image files and print a line for each; returns the exit code.
 
     Args:
@@ -54,13 +58,12 @@ def run_prediction(path: Path, images: Sequence[Path], as_csv: bool, trust_code:
         images: image files and folders.
         as_csv: whether CSV is printed.
         trust_code: whether models that only a file names may be imported.
-        processes: processes that share the batches.
+        config: processes that share the batches, or the weights.
 
     Raises:
         ValueError: there is no model, no image, or an image that cannot be read.
         OSError: a file cannot be read.
     """
-    config = RuntimeConfig(processes=processes)
     predictions = results_of_processes(_predicted, (path, tuple(images), trust_code), config)
     if not leads():
         return len([*predictions])
@@ -87,7 +90,9 @@ def run_prediction(path: Path, images: Sequence[Path], as_csv: bool, trust_code:
 
 def _predicted(path: Path, images: Sequence[Path], trust_code: bool, crew: Crew) -> Iterator[Prediction]:
     files = image_files(images)
-    yield from predict_files(open_portable(path, Trust(everything=trust_code).allows), files, crew)
+    found = open_portable(path, Trust(everything=trust_code).allows)
+    found = replace(found, model=divided(found.model, crew, torch.device("cpu")))
+    yield from predict_files(found, files, crew)
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

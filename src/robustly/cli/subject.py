@@ -3,13 +3,13 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from robustly.cli.arguments import check_evaluation_overrides, refuse_shards, trust_in
+from robustly.cli.arguments import check_evaluation_overrides, in_shards, trust_in
 from robustly.cli.terminal import PlainConsole
 from robustly.data import DataConfig, ImageData, load_test
 from robustly.evidence.domain_names import Part
@@ -63,15 +63,24 @@ class Subject:
     part: Part = "target"
 
 
-def run_of_command(place: Path | None, overrides: list[str]) -> GivenRun:
+def run_of_command(place: Path | None, overrides: list[str], *, takes_shards: bool = False) -> GivenRun:
     """The run that a command line names; see `given_run`.
+
+    The weights are whole unless the command line divides them, also if the run was trained in shards.
+
+    Args:
+        place: the run, or a model that was trained elsewhere.
+        overrides: settings.
+        takes_shards: whether the command takes weights in shards.
 
     Raises:
         ValueError: wrong settings, or settings that would change the weights or images of a run that exists.
         FileNotFoundError: a file of weights that does not exist.
     """
-    refuse_shards(pairs_of(overrides))
+    is_divided = in_shards(pairs_of(overrides), None if takes_shards else "this command uses whole weights")
     run = given_run(place, overrides)
+    runtime = replace(run.config.runtime, strategy="fsdp" if is_divided else "ddp")
+    run = replace(run, config=replace(run.config, runtime=runtime))
     if run.is_new:
         return run
     stored = open_run(run.folder)
@@ -112,6 +121,8 @@ def load_subject(
 ) -> Subject:
     """Load the model and the images of a run; nothing is written.
 
+    A model that the command line divides is on the CPU; see `robustly.evaluation.shards.divided`.
+
     Args:
         run: the run.
         trust_code: whether models that only a file names may be imported.
@@ -130,7 +141,8 @@ def load_subject(
     data = load_test(source, part)
     seen = check_test_rows(run.folder, config, data, part)
     trusts = trust_in(run.overrides, trust_code).allows
-    loaded = load_on_device(run.folder, config, data, trusts, checkpoint)
+    whole = run.config.runtime.strategy == "ddp"
+    loaded = load_on_device(run.folder, config, data, trusts, checkpoint, whole=whole)
     if loaded.checkpoint == OWN_WEIGHTS:
         PlainConsole().print(
             f"the weights are those that {config.model.name} gives; their hash is recorded",

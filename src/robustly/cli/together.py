@@ -14,8 +14,9 @@ from robustly.cli.allocator import keep_freed_memory
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation.members import Member
 from robustly.evaluation.parts import ALONE
+from robustly.evaluation.shards import ServedError, ShardedCrew
 from robustly.processes import Group, ProcessError, join_group, start_group
-from robustly.runtime import Place, RuntimeConfig, cores, place_in_cluster, use_own_gpu
+from robustly.runtime import Place, RuntimeConfig, cores, device_of, place_in_cluster, use_own_gpu
 
 T = TypeVar("T")
 
@@ -44,9 +45,11 @@ def results_of_processes(
         ValueError: no processes.
     """
     config.check()
-    place = place_of_this_process()
+    place, is_divided = place_of_this_process(), config.strategy == "fsdp"
+    if is_divided:
+        check_shards(config, place)
     if place is not None and place.rank:
-        _take_part(place, work, arguments)
+        _take_part(place, work, arguments, is_divided)
         return
     size = config.processes if place is None else place.size
     if size < 2:
@@ -54,13 +57,16 @@ def results_of_processes(
         return
     if place is None:
         say_crowding(size)
-        group = start_group(size, _take_part, [work, tuple(arguments)])
+        group = start_group(size, _take_part, [work, tuple(arguments), is_divided])
     else:
         group = join_group(place)
     group = replace(group, advice="start the command again")
+    sharded = ShardedCrew(group, place) if is_divided else None
     try:
-        yield from work(*arguments, Member(group))
+        yield from work(*arguments, sharded or Member(group))
     finally:
+        if sharded is not None:
+            sharded.close()
         group.close()
 
 
@@ -80,6 +86,25 @@ def leads() -> bool:
     """Return True for process 0, and for a process on its own."""
     place = place_in_cluster()
     return place is None or place.rank == 0
+
+
+def check_shards(config: RuntimeConfig, place: Place | None) -> None:
+    """Refuse weights in shards where they are not possible.
+
+    Args:
+        config: settings.
+        place: place of this process in a cluster; None if it starts the others.
+
+    Raises:
+        ValueError: one process, another device than the CPU and GPUs of CUDA, or fewer GPUs than processes.
+    """
+    config.check_shards(config.processes if place is None else place.size)
+    count = torch.cuda.device_count()
+    if place is None and device_of(config).type == "cuda" and config.processes > count:
+        raise ValueError(
+            f"runtime.strategy fsdp needs a GPU for each process, and here {config.processes} processes share "
+            f"{count}: set runtime.processes to at most {count}, or runtime.device to cpu"
+        )
 
 
 def say_crowding(size: int) -> None:
@@ -125,11 +150,23 @@ def take_part(place: Place, carry_out: Callable[[Group], None]) -> None:
             group.refuse(str(error))
 
 
-def _take_part(place: Place, work: Callable[..., Iterator[object]], arguments: Sequence[Any]) -> None:
-    """Share the work as another process than 0."""
+def _take_part(
+    place: Place, work: Callable[..., Iterator[object]], arguments: Sequence[Any], is_divided: bool
+) -> None:
+    """Share the work, or its passes, as another process than 0."""
 
     def carry_out(group: Group) -> None:
-        for _ in work(*arguments, Member(group)):
+        if not is_divided:
+            for _ in work(*arguments, Member(group)):
+                pass
+            return
+        crew = ShardedCrew(group, place)
+        try:
+            for _ in work(*arguments, crew):
+                pass
+        except ServedError:
             pass
+        finally:
+            crew.close()
 
     take_part(place, carry_out)

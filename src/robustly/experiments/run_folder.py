@@ -309,9 +309,23 @@ class Loaded:
 
 
 def load_on_device(
-    folder: Path, config: RunConfig, data: ImageData, trusts: Trusts, checkpoint: Checkpoint = "best"
+    folder: Path,
+    config: RunConfig,
+    data: ImageData,
+    trusts: Trusts,
+    checkpoint: Checkpoint = "best",
+    *,
+    whole: bool = True,
 ) -> Loaded:
     """The network of `load_trained` and the images, on the device of the settings.
+
+    Args:
+        folder: the run.
+        config: its settings.
+        data: the images.
+        trusts: as for `load_trained`.
+        checkpoint: as for `load_trained`.
+        whole: False leaves the network on the CPU, from where it is divided among processes.
 
     Raises:
         ValueError: as `load_trained`.
@@ -319,6 +333,8 @@ def load_on_device(
     model, fitted, name = load_trained(folder, config, data, trusts, checkpoint)
     device = device_of(config.runtime)
     placed = fitted.to(device)
+    if not whole:
+        return Loaded(in_fastest_layout(model, fitted.first(2)), placed, name, device)
     return Loaded(in_fastest_layout(model.to(device), placed.first(2)), placed, name, device)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustly.models.adapted import Adapted, FunctionModel, Images
+from robustly.models.divided import DividedModel
 from robustly.models.hidden import hidden_modules, modules_of_function
 from robustly.models.modes import modes_kept
 from robustly.models.outputs import OutputError, is_single_logit, logits_in
@@ -35,6 +36,8 @@ def as_classifier(model: object, images: Images | None = None) -> nn.Module:
         AdapterError: it is neither, fails on the images, or returns no logits; the message gives the reason.
     """
     bare = unwrapped(model)
+    if isinstance(bare, DividedModel):  # its network has been adapted before
+        return bare
     hidden: dict[str, nn.Module] = {}
     if not isinstance(bare, nn.Module):
         if not callable(bare) or isinstance(bare, type):
@@ -68,6 +71,7 @@ def unwrapped(model: object) -> object:
 def model_name(model: nn.Module) -> str:
     """Name of a model in evidence: that of its class, or of the function, without wrappers."""
     bare = unwrapped(model)
+    bare = unwrapped(bare.network) if isinstance(bare, DividedModel) else bare
     while isinstance(bare, Adapted):
         bare = unwrapped(bare.inner)
     if isinstance(bare, FunctionModel):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustly.files import whole_file
 from robustly.models.adapted import Adapted
 from robustly.models.checkpoints import WeightsError, read_weights, weights_file, written_about
+from robustly.models.divided import DividedModel
 from robustly.models.weight_names import Fitted, NamesError, fitted, is_normalisation
 from robustly.models.wide_resnet import WideResNet
 from robustly.output_text import listed
@@ -127,6 +128,8 @@ def weights_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
     Equal numbers give equal hashes, whatever the file format, the device or the memory format. The packed weights
     of quantised layers, and the constants of frozen TorchScript, count as weights.
     """
+    if isinstance(model, DividedModel):
+        return model.weights_sha256
     state = _hashed_state(model)
     digest = hashlib.sha256()
     for name in sorted(state):

@@ -13,8 +13,11 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustly.attacks.core.contract import AttackError, Images
+from robustly.models.divided import DividedModel
 from robustly.models.layout import put_in_layout
 from robustly.models.outputs import OutputError, logits_in
+
+_NO_COPY = "no search in bfloat16 with this model"
 
 
 def logits_of(model: nn.Module, points: Images, state: dict[str, Tensor] | None = None) -> Tensor:
@@ -84,6 +87,8 @@ def half_precision_copy(model: nn.Module, x: Images) -> nn.Module | None:
     Use only for search: gradients have about three digits. Confirm successes in full precision.
     """
     layouts = [torch.channels_last, torch.contiguous_format] if x.ndim == 4 else [torch.contiguous_format]
+    if isinstance(model, DividedModel):
+        return _divided_copy(model, x)
     try:
         net = copy.deepcopy(model).to(torch.bfloat16)
         for layout in layouts:
@@ -99,7 +104,19 @@ def half_precision_copy(model: nn.Module, x: Images) -> nn.Module | None:
         if not bool(tried.isfinite().all()):
             raise ValueError("its logits are not finite")
     except Exception as error:
-        warnings.warn(f"no search in bfloat16 with this model ({error}); searching in full precision", stacklevel=4)
+        warnings.warn(f"{_NO_COPY} ({error}); searching in full precision", stacklevel=4)
+        return None
+    return half
+
+
+def _divided_copy(model: DividedModel, x: Images) -> nn.Module | None:
+    half = model.passes.half()
+    reason = "it cannot be copied" if half is None else ""
+    if half is not None:
+        with torch.no_grad():
+            reason = "" if bool(logits_of(half, x[:1]).isfinite().all()) else "its logits are not finite"
+    if reason:
+        warnings.warn(f"{_NO_COPY} ({reason}); searching in full precision", stacklevel=5)
         return None
     return half
 

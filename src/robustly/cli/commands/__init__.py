@@ -44,7 +44,8 @@ class Command:
         add_arguments: adds the options to a parser, and may set its description.
         run: carries out the command with the parsed options and the settings, and returns the exit code.
         takes_settings: whether settings such as `--training.epochs 5` are allowed.
-        takes_processes: whether `--runtime.processes` is allowed where no other settings are.
+        takes_processes: whether `--runtime.processes` and `--runtime.strategy` are allowed where no other settings
+            are.
         settings_help: text on these settings, printed below the options; takes the words after the command's name
             and the settings that are given beside `--help`.
     """

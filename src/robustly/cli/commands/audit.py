@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from robustly.cli.arguments import add_processes, add_trust, processes_in
+from robustly.cli.arguments import add_processes, add_trust, processes_in, strategy_in
 
 SHARE, CONFIDENCE = 0.02, 0.99
 """The guarantee of an audit if the command names none; the defaults of `robustly.evaluation.Sampling`."""
@@ -55,9 +55,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from robustly.cli.audit import AuditOptions, run_audit
     from robustly.cli.audit_protocol import is_protocol, run_protocol_audit
     from robustly.evaluation import Sampling
+    from robustly.runtime import RuntimeConfig
 
     sampling = Sampling(options.share, options.confidence, options.rerun == "all")
-    chosen = AuditOptions(sampling, options.label, options.sign, options.verify, processes=processes_in(overrides))
+    runtime = RuntimeConfig(processes=processes_in(overrides), strategy=strategy_in(overrides))
+    chosen = AuditOptions(sampling, options.label, options.sign, options.verify, runtime=runtime)
     if is_protocol(options.run, options.label):
         return run_protocol_audit(options.run, chosen, options.trust_code)
     return run_audit(options.run, chosen, options.trust_code)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from robustly.cli.arguments import add_processes, add_trust, processes_in
+from robustly.cli.arguments import add_processes, add_trust, processes_in, strategy_in
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,5 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     """Classify images; returns the exit code. See `run_prediction`."""
     from robustly.cli.predict import run_prediction
+    from robustly.runtime import RuntimeConfig
 
-    return run_prediction(options.model, options.images, options.csv, options.trust_code, processes_in(overrides))
+    config = RuntimeConfig(processes=processes_in(overrides), strategy=strategy_in(overrides), device="cpu")
+    return run_prediction(options.model, options.images, options.csv, options.trust_code, config)
