@@ -142,8 +142,8 @@ class PGD:
             if len(rows) == 0:
                 return
             draws = generator.select(rows).fold("restart", restart)
-            start = self.started(search.threat_set.select(rows), draws)
-            self._ascent().run(search, rows, start, search.goal.select(rows), draws)
+            start = self.started(search.set_of(rows), draws)
+            self._ascent().run(search, rows, start, search.goal_of(rows), draws)
 
     def _ascent(self) -> Ascent:
         return Ascent(

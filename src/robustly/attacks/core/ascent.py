@@ -68,7 +68,7 @@ class Ascent:
             goal: the goal of their objective.
             draws: their random numbers.
         """
-        threat_set, state = search.threat_set.select(rows), self.rule.init(theta)
+        threat_set, state = search.set_of(rows), self.rule.init(theta)
         removes = self._removes(search)
         search.keeps_invalid = search.verdicts and not removes
         for step in range(self.steps + 1):
@@ -131,7 +131,7 @@ class Ascent:
 
     def _finish(self, search: Search, rows: Rows, theta: Theta, goal: Goal) -> None:
         if self.finish == "keep":
-            search.theta[rows] = theta.to(search.theta.dtype)
+            search.put(search.theta, rows, theta)
         else:
             search.value_and_grad(theta, rows, self._objective_at(self.steps), goal=goal, gradient=False)
 
@@ -154,7 +154,7 @@ def random_direction_ascent(search: Search, rows: Rows, theta: Theta, draws: Key
         steps: each one forward and one backward pass.
     """
     weights = draws.fold("weights").uniform(search.clean.shape[1]).to(theta) * 2 - 1
-    threat_set = search.threat_set.select(rows)
+    threat_set = search.set_of(rows)
 
     def diversity(logits: Tensor, goal: Goal) -> Tensor:
         return (weights.to(logits) * logits).sum(1)

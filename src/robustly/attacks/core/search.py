@@ -79,7 +79,7 @@ class Search(SearchState):
         """Outputs at allowed points, recorded: one forward pass each, in full precision."""
         with torch.no_grad():
             output = logits_of(self.model, self.render(theta, rows))
-        self.forwards[rows] += 1
+        self.add(self.forwards, rows, 1)
         self.record(theta, rows, output, None, exact=True)
         return output
 
@@ -119,8 +119,8 @@ class Search(SearchState):
                 computes gradients. It directs the ascent only: values and ranks are those of the objective.
             settled: examples that stop here. They still take part in the backward pass of the others, which counts.
         """
-        goal, counted = self.goal.select(rows) if goal is None else goal, self.counted(rows)
-        self.forwards[rows] += counted
+        goal, counted = self.goal_of(rows) if goal is None else goal, self.counted(rows)
+        self.add(self.forwards, rows, counted)
         if not gradient or estimator is not None:
             moving = torch.ones_like(rows, dtype=torch.bool)
             output, value, found = self._estimated(
@@ -132,22 +132,24 @@ class Search(SearchState):
             )
         output, value, found = output.detach(), value.detach().to(theta.dtype), self.along_free(found)
         if gradient and counts:
-            self.correct_iterates[rows] += ~self.goal.select(rows).reached(output) & counted
+            self.add(self.correct_iterates, rows, ~self.goal_of(rows).reached(output) & counted)
         if not self.verdicts:
             return Evaluated(output, found, value, torch.zeros_like(moving), moving)
         if gradient and counts:
-            self.zero_gradients[rows] += all_zero(found) & counted
+            self.add(self.zero_gradients, rows, all_zero(found) & counted)
         reached = torch.zeros_like(moving)  # points outside the threat set do not count as found
         if inside:
             lead = self._lead(output, rows, objective, goal, value)
             worth = lead.to(value) if self.by_margin and lead is not None else value
             reached = self.record(theta, rows, output, worth if rank else None, exact=self.half is None, lead=lead)
-        return Evaluated(output, found, value, reached, moving & ~self.in_any_run(self.invalid | self.broken)[rows])
+        return Evaluated(
+            output, found, value, reached, moving & ~self.taken(self.in_any_run(self.invalid | self.broken), rows)
+        )
 
     def _lead(self, output: Tensor, rows: Rows, objective: Objective, goal: Goal, value: Tensor) -> Tensor | None:
         """Margin of the goal, where the search needs it or has it: an untargeted margin as objective."""
         if self.by_margin:
-            return goal_margin(output, self.goal.select(rows))
+            return goal_margin(output, self.goal_of(rows))
         # a targeted margin, and that of another kind of goal, is another number
         known = objective is margin and type(goal) is type(self.goal) is ClassificationGoal and goal.target is None
         return value.nan_to_num(-torch.inf) if known else None
@@ -176,9 +178,9 @@ class Search(SearchState):
         """
         here = numbers.detach().requires_grad_()
         output = logits_of(self.model if self.half is None else self.half, render(here))
-        value = objective(output, self.goal.select(rows))
-        self.forwards[rows] += 1
-        self.backwards[rows] += 1
+        value = objective(output, self.goal_of(rows))
+        self.add(self.forwards, rows, 1)
+        self.add(self.backwards, rows, 1)
         return input_gradient(value.sum(), here)
 
     def value_through(
@@ -190,8 +192,8 @@ class Search(SearchState):
         """
         with torch.no_grad():
             output = logits_of(self.model if self.half is None else self.half, render(numbers))
-            value = objective(output, self.goal.select(rows))
-        self.forwards[rows] += 1
+            value = objective(output, self.goal_of(rows))
+        self.add(self.forwards, rows, 1)
         return value
 
     def jacobian(
@@ -209,9 +211,9 @@ class Search(SearchState):
             chosen = logits.gather(1, classes[:, column : column + 1]).sum()
             gradient = input_gradient(chosen, here, keep_graph=column + 1 < classes.shape[1])
             gradients.append(self.along_free(gradient))
-        self.forwards[rows] += 1
+        self.add(self.forwards, rows, 1)
         self.backwards[rows] += classes.shape[1]
-        self.correct_iterates[rows] += ~self.goal.select(rows).reached(logits)
+        self.add(self.correct_iterates, rows, ~self.goal_of(rows).reached(logits))
         self.record(theta, rows, logits.detach(), None, exact=True)
         return logits.detach(), torch.stack(gradients, dim=1)
 
@@ -235,7 +237,7 @@ class Search(SearchState):
         if self.graphs is not None and self._is_direct and (value_at, penalty, settled) == (None, None, None):
             found = self.graphs.run(self.model if self.half is None else self.half, theta, objective, goal)
             if found is not None:
-                self.backwards[rows] += self.counted(rows)
+                self.add(self.backwards, rows, self.counted(rows))
                 return *found, torch.ones_like(rows, dtype=torch.bool)
         here, moving = theta.detach().requires_grad_(), torch.ones_like(rows, dtype=torch.bool)
         images = self.render(here, rows)
@@ -245,7 +247,7 @@ class Search(SearchState):
         value = objective(output, goal) if value_at is None else value_at(images, output, goal)
         if settled is not None and not bool(moving.any()):
             return output, value, torch.zeros_like(theta), moving
-        self.backwards[rows] += self.counted(rows)
+        self.add(self.backwards, rows, self.counted(rows))
         aim = value if penalty is None else value - penalty(here, rows)
         return output, value, input_gradient((aim if settled is None else aim[moving]).sum(), here), moving
 

@@ -59,6 +59,8 @@ class SearchState:
         self.threat_set: ThreatSet = threat.around(x)
         self._is_direct = isinstance(self.threat_set, LpBall)
         self._selected: tuple[Rows, ThreatSet] | None = None
+        self._chosen: tuple[Rows, Goal] | None = None
+        self._everyone: Rows = torch.arange(len(x), device=x.device)
         self.runs, self.masked, self.keeps_invalid = 1, not reads_are_free(x.device), False
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.theta: Theta = self.threat_set.identity().clone()
@@ -74,8 +76,9 @@ class SearchState:
     def unbroken(self) -> Rows:
         """Rows of the unbroken examples; under `nearest`, of all that were classified correctly at the start."""
         if not self.verdicts:
-            return torch.arange(len(self.x), device=self.x.device)
-        return (~self.broken & ~self.invalid).nonzero()[:, 0]
+            return self._everyone
+        rows = (~self.broken & ~self.invalid).nonzero()[:, 0]
+        return self._everyone if len(rows) == len(self.x) else rows
 
     @property
     def ball(self) -> LpBall:
@@ -96,6 +99,36 @@ class SearchState:
             )
         return self.goal
 
+    def goal_of(self, rows: Rows) -> Goal:
+        """Goal of some examples. It is selected once for the steps of an ascent, which have the same rows."""
+        if rows is self._everyone:
+            return self.goal
+        if self._chosen is None or self._chosen[0] is not rows:
+            self._chosen = rows, self.goal.select(rows)
+        return self._chosen[1]
+
+    def set_of(self, rows: Rows) -> ThreatSet:
+        """Threat set of some examples; that of the batch, without a copy, for `unbroken` rows that are all."""
+        return self.threat_set if rows is self._everyone else self.threat_set.select(rows)
+
+    def taken(self, values: Tensor, rows: Rows) -> Tensor:
+        """Entries of some examples, to read: for all of them it is the tensor itself."""
+        return values if rows is self._everyone else values[rows]
+
+    def put(self, values: Tensor, rows: Rows, new: Tensor) -> None:
+        """Set the entries of some examples."""
+        if rows is self._everyone:
+            values.copy_(new)
+        else:
+            values[rows] = new.to(values.dtype)
+
+    def add(self, counts: Tensor, rows: Rows, amount: Tensor | int) -> None:
+        """Add to the counts of some examples."""
+        if rows is self._everyone:
+            counts += amount
+        else:
+            counts[rows] += amount
+
     def render(self, theta: Theta, rows: Rows) -> Images:
         """Inputs of the model for some parameters; differentiable.
 
@@ -110,7 +143,7 @@ class SearchState:
             return self.threat_set.select(rows.repeat_interleave(each)).apply(theta)
         if self._selected is None or not _same(self._selected[0], rows):
             # the steps of an ascent have the same rows: what a set computes of its inputs is computed once
-            self._selected = rows, self.threat_set.select(rows)
+            self._selected = rows, self.set_of(rows)
         return self._selected[1].apply(theta)
 
     def along_free(self, gradient: Theta) -> Theta:
@@ -125,7 +158,7 @@ class SearchState:
 
     def counted(self, rows: Rows) -> Bool[Tensor, " m"] | bool:
         """True where passes count: not for invalid examples that stay among the rows."""
-        return ~self.invalid[rows] if self.keeps_invalid else True
+        return ~self.taken(self.invalid, rows) if self.keeps_invalid else True
 
     def in_any_run(self, found: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """True where it is true of any run of the same example."""
@@ -156,8 +189,9 @@ class SearchState:
         Returns:
             True where the goal was reached, `(M,)`.
         """
-        goal, finite = self.goal.select(rows), self.all_finite(output)
-        counted, reached = self.counted(rows), goal.reached(output) & ~self.broken[rows]
+        goal, finite = self.goal_of(rows), self.all_finite(output)
+        unbroken = ~self.taken(self.broken, rows)
+        counted, reached = self.counted(rows), goal.reached(output) & unbroken
         if finite is not None:
             reached &= finite
         if self.nearest:
@@ -167,7 +201,7 @@ class SearchState:
                 reached = self._confirmed(theta, rows, reached)
             kept = reached
             if value is not None:
-                kept = reached | ((value > self.highest[rows]) & ~self.broken[rows])
+                kept = reached | ((value > self.taken(self.highest, rows)) & unbroken)
             self._keep(theta, rows, kept, reached, value)
         if finite is not None:
             self.invalid[rows] |= ~finite
@@ -176,7 +210,7 @@ class SearchState:
         lead = goal_margin(output, goal) if lead is None else lead
         if isinstance(counted, Tensor):
             lead = torch.where(counted, lead, -torch.inf)
-        self.margin[rows] = torch.maximum(self.margin[rows], lead.to(self.margin))
+        self.put(self.margin, rows, torch.maximum(self.taken(self.margin, rows), lead.to(self.margin)))
         return reached
 
     def _keep(
@@ -184,15 +218,18 @@ class SearchState:
     ) -> None:
         """Keep some points as the best ones of their examples."""
         if self.masked:
-            best = torch.where(per_example(kept, theta), theta.to(self.theta.dtype), self.theta[rows])
-            self.theta[rows], self.broken[rows] = best, self.broken[rows] | reached
+            before, highest = self.taken(self.theta, rows), self.taken(self.highest, rows)
+            self.put(self.theta, rows, torch.where(per_example(kept, theta), theta.to(self.theta.dtype), before))
+            self.put(self.broken, rows, self.taken(self.broken, rows) | reached)
             if value is not None:
-                self.highest[rows] = torch.where(kept, value.to(self.highest.dtype), self.highest[rows])
+                self.put(self.highest, rows, torch.where(kept, value.to(self.highest.dtype), highest))
             return
-        place = kept.nonzero()[:, 0]  # few: most points of a search are not better than those before
+        place = kept.nonzero()[:, 0]
         if len(place):
             here = rows[place]
-            if best_one_by_one(theta):
+            if len(place) == len(rows):  # usual in the first steps
+                self.put(self.theta, rows, theta)
+            elif best_one_by_one(theta):
                 for to, at in zip(here.tolist(), place.tolist(), strict=True):
                     self.theta[to].copy_(theta[at])
             else:
@@ -228,7 +265,7 @@ class SearchState:
 
     def result(self) -> AttackResult:
         """Result of the search."""
-        everyone = torch.arange(len(self.x), device=self.x.device)
+        everyone = self._everyone
         inside, theta, beyond = self.broken, self.theta, None
         if self.nearest:
             found = self.distance.isfinite() & ~self.invalid

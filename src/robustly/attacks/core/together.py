@@ -47,7 +47,7 @@ def together(search: Search, rows: Rows, runs: int, run: Callable[[Search, Rows,
     for first in range(0, len(rows), group):
         place = torch.arange(first, min(first + group, len(rows)), device=rows.device)
         part = _repeated(search, rows[place], runs)
-        run(part, torch.arange(len(part.x), device=rows.device), place)
+        run(part, part.unbroken, place)
         _merge(search, rows[place], part)
 
 
