@@ -28,6 +28,8 @@ class RuntimeConfig:
             weights, gradients and optimiser state each, see `robustly.sharding`).
         graphs: whether the passes of the training attack are captured once and replayed (CUDA graphs), where a GPU
             is there and the network allows it. Not for modes that update statistics or draw dropout in the attack.
+        compile: whether passes of attacks, in training and in evaluation, are compiled by `torch.compile`, where a
+            compiler is there and the network allows it. Verdicts are those of the uncompiled network.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -36,6 +38,7 @@ class RuntimeConfig:
     nodes: int = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
     graphs: bool = False
+    compile: bool = False
 
     def check(self) -> None:
         """Reject settings that are not possible on this machine.
@@ -54,7 +57,8 @@ class RuntimeConfig:
         """Reject settings that are not possible for training on this machine.
 
         Raises:
-            ValueError: as `check`; "fsdp" with one process, or on a device other than the CPU and GPUs of CUDA.
+            ValueError: as `check`; "fsdp" with one process, or on a device other than the CPU and GPUs of CUDA; two
+                of graphs, compile and "fsdp".
         """
         self.check()
         if self.strategy == "fsdp" and self.processes * self.nodes == 1:
@@ -66,6 +70,12 @@ class RuntimeConfig:
             raise ValueError(
                 "runtime.graphs captures passes through weights that stay in their place, and with "
                 "runtime.strategy fsdp they are collected for each step: set graphs to false, or strategy to ddp"
+            )
+        if self.compile and (self.graphs or self.strategy == "fsdp"):
+            other = "graphs true" if self.graphs else "strategy fsdp"
+            raise ValueError(
+                f"runtime.compile does not go with runtime.{other}, as both rule the passes of the attack: set one "
+                "of them only"
             )
         if self.strategy == "fsdp" and device_of(self).type == "mps":
             raise ValueError("runtime.strategy fsdp needs the device cpu or cuda: set strategy to ddp")
@@ -189,6 +199,7 @@ class Runtime:
 
     Attributes:
         graphs: whether the passes of the training attack are captured.
+        compiles: whether they are compiled.
 
     Raises:
         ValueError: a device that is not available.
@@ -209,7 +220,7 @@ class Runtime:
             precision=config.precision,
         )
         self._fabric.launch()
-        self.graphs = config.graphs
+        self.graphs, self.compiles = config.graphs, config.compile
 
     @property
     def device(self) -> torch.device:

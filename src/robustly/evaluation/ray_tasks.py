@@ -161,6 +161,7 @@ def carry_out_whole(sent: Sent, settings: WholeEvaluation) -> Outcome:
             batch_size=settings.batch_size,
             curve_count=settings.curve_count,
             curve=subject.curve,
+            compiled=settings.runtime.compile,
         )
 
     return _outcome(sent, result)
