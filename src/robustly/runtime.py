@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from robustly.memory import is_out_of_memory
 from robustly.sharding import ShardedModule, check_shardable, shard, whole, whole_weights
 
 T = TypeVar("T")
@@ -192,6 +193,34 @@ def check_device(device: torch.device) -> None:
         raise DeviceError(f"the device {device} does not answer any more ({reason})") from error
     if answer != 4:
         raise DeviceError(f"the device {device} does not compute any more: 1 + 1 is {answer / 2:g}")
+
+
+def raise_if_lost(error: BaseException, device: torch.device | None = None) -> None:
+    """After an error of any work, raise that of a lost device if there is one.
+
+    An error of CUDA is one, unless a GPU is there that computes still: some errors are those of a single call.
+
+    Args:
+        error: the error.
+        device: the device of the work; None for the GPU, if there is one.
+
+    Raises:
+        DeviceError: the device does not answer any more.
+    """
+    if isinstance(error, DeviceError):
+        raise error
+    if device is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    if device is not None:
+        check_device(device)
+    if (device is None or device.type == "cpu") and _is_of_cuda(error):  # PyTorch does not see the GPU any more
+        reason = " ".join(str(error).split())[:120]
+        raise DeviceError(f"the GPU does not answer any more ({reason})") from error
+
+
+def _is_of_cuda(error: BaseException) -> bool:
+    named = type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error")
+    return isinstance(error, RuntimeError) and named and not is_out_of_memory(error)
 
 
 class Runtime:

@@ -21,7 +21,7 @@ from robustly.evaluation.evaluate import at_precision
 from robustly.evaluation.parts import Arrays, Task, Work
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
-from robustly.runtime import check_device
+from robustly.runtime import raise_if_lost
 from robustly.threats import Threat
 
 
@@ -76,8 +76,8 @@ def _watched(work: Work, device: torch.device) -> Work:
     def run(part: Arrays) -> Arrays:
         try:
             return work(part)
-        except Exception:
-            check_device(device)
+        except Exception as error:
+            raise_if_lost(error, device)
             raise
 
     return run
