@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from robustly.memory import is_out_of_memory
 from robustly.sharding import ShardedModule, check_shardable, shard, whole, whole_weights
 
 T = TypeVar("T")
@@ -28,6 +29,8 @@ class RuntimeConfig:
             gradients and optimiser state each, see `robustly.sharding`).
         graphs: whether the passes of the training attack are captured once and replayed (CUDA graphs), where a GPU
             is there and the network allows it. Not for modes that update statistics or draw dropout in the attack.
+        compile: whether passes of attacks, in training and in evaluation, are compiled by `torch.compile`, where a
+            compiler is there and the network allows it. Verdicts are those of the uncompiled network.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -36,6 +39,7 @@ class RuntimeConfig:
     nodes: int = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
     graphs: bool = False
+    compile: bool = False
 
     def check(self) -> None:
         """Reject settings that are not possible on this machine.
@@ -54,7 +58,8 @@ class RuntimeConfig:
         """Reject settings that are not possible for training on this machine.
 
         Raises:
-            ValueError: as `check`; "fsdp" with one process, or on a device other than the CPU and GPUs of CUDA.
+            ValueError: as `check`; "fsdp" with one process, or on a device other than the CPU and GPUs of CUDA; two
+                of graphs, compile and "fsdp".
         """
         self.check()
         if self.strategy == "fsdp":
@@ -63,6 +68,12 @@ class RuntimeConfig:
             raise ValueError(
                 "runtime.graphs captures passes through weights that stay in their place, and with "
                 "runtime.strategy fsdp they are collected for each step: set graphs to false, or strategy to ddp"
+            )
+        if self.compile and (self.graphs or self.strategy == "fsdp"):
+            other = "graphs true" if self.graphs else "strategy fsdp"
+            raise ValueError(
+                f"runtime.compile does not go with runtime.{other}, as both rule the passes of the attack: set one "
+                "of them only"
             )
 
     def check_shards(self, processes: int) -> None:
@@ -196,11 +207,40 @@ def check_device(device: torch.device) -> None:
         raise DeviceError(f"the device {device} does not compute any more: 1 + 1 is {answer / 2:g}")
 
 
+def raise_if_lost(error: BaseException, device: torch.device | None = None) -> None:
+    """After an error of any work, raise that of a lost device if there is one.
+
+    An error of CUDA is one, unless a GPU is there that computes still: some errors are those of a single call.
+
+    Args:
+        error: the error.
+        device: the device of the work; None for the GPU, if there is one.
+
+    Raises:
+        DeviceError: the device does not answer any more.
+    """
+    if isinstance(error, DeviceError):
+        raise error
+    if device is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    if device is not None:
+        check_device(device)
+    if (device is None or device.type == "cpu") and _is_of_cuda(error):  # PyTorch does not see the GPU any more
+        reason = " ".join(str(error).split())[:120]
+        raise DeviceError(f"the GPU does not answer any more ({reason})") from error
+
+
+def _is_of_cuda(error: BaseException) -> bool:
+    named = type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error")
+    return isinstance(error, RuntimeError) and named and not is_out_of_memory(error)
+
+
 class Runtime:
     """One process of a started group.
 
     Attributes:
         graphs: whether the passes of the training attack are captured.
+        compiles: whether they are compiled.
 
     Raises:
         ValueError: a device that is not available.
@@ -221,7 +261,7 @@ class Runtime:
             precision=config.precision,
         )
         self._fabric.launch()
-        self.graphs = config.graphs
+        self.graphs, self.compiles = config.graphs, config.compile
 
     @property
     def device(self) -> torch.device:

@@ -26,6 +26,14 @@ def test_settings_that_were_added_do_not_change_the_hash_of_a_run(recipe):
     assert len({one.digest() for one in (config, named, keyed, decayed)}) == 4
 
 
+def test_compiled_passes_round_otherwise_and_are_part_of_the_hash():
+    config = as_then("mnist5k/trades")
+    compiled, graphs = (
+        replace(config, runtime=replace(config.runtime, **{name: True})).digest() for name in ("compile", "graphs")
+    )
+    assert graphs == config.digest() != compiled
+
+
 def test_the_assignment_of_threats_to_domains_does_not_change_the_hash_of_earlier_runs():
     settings = read_recipe("mnist5k/tafd")
     assert build_config(settings).digest() == "5763230456e644b7"

@@ -62,6 +62,7 @@ def _exit_code(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("ROBUSTLY_TRACEBACK"):
             traceback.print_exc()
+        error = _of_device(error)
         is_fault = not (isinstance(error, ValueError | OSError | ImportError) or _is_out_of_memory(error))
         sentence = one_line(_report(error) if is_fault else _sentence(error))
         shown = sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]}..."
@@ -75,7 +76,21 @@ def _sentence(error: Exception) -> str:
         return f"{error.strerror}{where}; files written before are kept"
     if _is_out_of_memory(error):
         return f"there is not enough memory: use smaller batches, models or images ({str(error)[:120]})"
+    if type(error).__name__ == "DeviceError":
+        return f"{error}; files written before are kept, and the same command continues after them"
     return str(error).strip() or type(error).__name__
+
+
+def _of_device(error: Exception) -> Exception:
+    """The error, or that of a lost GPU in its place; without PyTorch, which loads slowly, there is none."""
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from robustly.runtime import DeviceError, raise_if_lost  # noqa: PLC0415 (slow to import)
+
+        try:
+            raise_if_lost(error)
+        except DeviceError as lost:
+            return lost
+    return error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

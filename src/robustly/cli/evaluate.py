@@ -268,5 +268,6 @@ def _evaluated(
             progress=progress,
             leader=leader,
             known_size=None if known is None else known.batch_size,
+            compiled=config.runtime.compile,
         )
     return written(replace(evidence, summary=named(evidence.summary)), target)

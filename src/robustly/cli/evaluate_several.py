@@ -225,7 +225,7 @@ def _begun(
     device = run.config.runtime.device
     needs_gpu = device == "cuda" or (device == "auto" and cluster.has_gpus)
     fitting = with_device(cluster, needs_gpu)
-    runtime = RuntimeConfig(device="cuda" if needs_gpu else "cpu")
+    runtime = RuntimeConfig(device="cuda" if needs_gpu else "cpu", compile=run.config.runtime.compile)
     here = replace(run, config=replace(run.config, runtime=RuntimeConfig(device="cpu")))
     subject = load_subject(here, options.trust_code, checkpoint=options.checkpoint, part=plans[0].part)
     suites = [suite_before_loading(plan.config, options.extended) for plan in plans]

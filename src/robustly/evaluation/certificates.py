@@ -22,7 +22,7 @@ from robustly.evidence import StoredImages, Verdict
 from robustly.evidence.certified_numbers import CertificateTerms
 from robustly.evidence.schema import CERTIFICATE, CertificateColumns, Whole
 from robustly.memory import in_halves, is_out_of_memory
-from robustly.runtime import check_device
+from robustly.runtime import raise_if_lost
 from robustly.threats import ThreatModel
 
 SCREEN = "certificate"
@@ -231,7 +231,7 @@ def _certified(target: EvaluationTarget, certificate: Certificate, name: str, ro
             return CertifiedPart.of(data.ids[some], found, time.perf_counter() - began)
         except Exception as error:
             if not is_out_of_memory(error):
-                check_device(data.device)
+                raise_if_lost(error, data.device)
                 raise EvaluationError(f"the certificate {name!r} failed: {_words(error)}") from error
             if len(some) > 1:
                 raise

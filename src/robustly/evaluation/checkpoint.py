@@ -3,10 +3,11 @@
 import json
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,15 +44,22 @@ class AttackEvidence:
 
 @dataclass(frozen=True)
 class Speed:
-    """The batch size and precision of an evaluation, measured once.
+    """The batch size and precision of an evaluation, measured once, and the form of its passes.
 
     Args:
         batch_size: images per batch.
         half_pays: whether searches in bfloat16 are faster.
+        compiled: whether searches run in compiled passes (`runtime.compile`).
     """
 
     batch_size: int
     half_pays: bool
+    compiled: bool = False
+
+    @staticmethod
+    def of(plain: Mapping[str, Any]) -> "Speed":
+        """The speed from plain values."""
+        return Speed(int(plain["batch_size"]), bool(plain["half_pays"]), bool(plain.get("compiled", False)))
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class EvaluationCheckpoint:
                 begun = read_json(path)
                 same_outputs = _agree(begun["outputs"], outputs)
                 if begun["identity"] == self.identity and same_outputs:
-                    return Speed(int(begun["batch_size"]), bool(begun["half_pays"]))
+                    return Speed.of(begun)
                 differ = differences(self.identity, begun["identity"]) + ([] if same_outputs else ["model"])
                 other = ", ".join(differ) or "something"
                 warnings.warn(

@@ -97,7 +97,7 @@ def untried(target: EvaluationTarget) -> Confirmed:
 def _attacked(target: EvaluationTarget, attack: Attack, rows: Tensor, name: str) -> AttackResult:
     data = target.data
     return attack(
-        target.model,
+        target.attacked,
         data.floats(rows),
         data.labels[rows],
         threat=target.threat,

@@ -138,7 +138,7 @@ def serve(group: Group, folder: Path, identity: str, work_of: Callable[[Speed, T
         differ = differences(identity, begun["identity"]) or ["version"]
         group.refuse(f"its {', '.join(differ)} differ from those of process 0")
         return
-    speed = Speed(int(begun["batch_size"]), bool(begun["half_pays"]))
+    speed = Speed.of(begun)
     tasks = 0
     while True:
         place = f"{number}/{tasks}"

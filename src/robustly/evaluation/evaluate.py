@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from robustly.attacks import Attack
+from robustly.attacks.core.compiled import CompiledNetwork
 from robustly.data import ImageData
 from robustly.evaluation.batch_size import measure
 from robustly.evaluation.certificates import Certified, check_certificates, run_certificates
@@ -67,6 +68,7 @@ def evaluate(
     progress: Progress | None = None,
     leader: Leads | None = None,
     known_size: int | None = None,
+    compiled: bool = False,
 ) -> Evidence:
     """Evaluate a model and return the evidence.
 
@@ -88,6 +90,7 @@ def evaluate(
         progress: callback with (name, done, total).
         leader: the processes that share the attacks; see `robustly.evaluation.crew`. It needs a checkpoint.
         known_size: the fastest batch size, if it was measured before; only the precision is timed then.
+        compiled: whether searches run in passes compiled by `torch.compile`; verdicts are those of the model.
 
     Raises:
         AdapterError: the model is not one, or fails on the images.
@@ -109,8 +112,10 @@ def evaluate(
     examples = _clean_columns(target, clean)
     overhead = Overhead()
     with overhead.measured("tuning"):
-        speed = _speed(target, batch_size, checkpoint, examples, known_size)
+        speed = _speed(target, batch_size, checkpoint, examples, known_size, compiled)
         target, tuned = replace(target, batch_size=speed.batch_size), at_precision(suite, speed)
+    if speed.compiled:
+        target = replace(target, compiled=CompiledNetwork(model, speed.batch_size))
     if leader is not None and checkpoint is not None:
         leader.begin(checkpoint.identity, speed)
         target = replace(target, crew=leader)
@@ -156,17 +161,18 @@ def _speed(
     checkpoint: EvaluationCheckpoint | None,
     examples: ExampleColumns,
     known_size: int | None,
+    compiled: bool,
 ) -> Speed:
     """The given batch size; without one, the size and the precision that are faster here.
 
-    An evaluation that continues keeps the size and precision with which it began.
+    An evaluation that continues keeps the size, the precision and the form of passes with which it began.
     """
 
     def speed() -> Speed:
         if batch_size:
-            return Speed(batch_size, half_pays=True)
+            return Speed(batch_size, half_pays=True, compiled=compiled)
         tuning = measure(target, known=known_size)
-        return Speed(tuning.batch_size, tuning.half_pays)
+        return Speed(tuning.batch_size, tuning.half_pays, compiled)
 
     return speed() if checkpoint is None else checkpoint.begin(speed, examples.clean_margin)
 

@@ -33,7 +33,7 @@ from robustly.evidence import Evidence
 from robustly.models.layout import in_fastest_layout
 from robustly.processes import code_digest
 from robustly.ray_cluster import Cluster
-from robustly.runtime import DeviceError, RuntimeConfig, device_of
+from robustly.runtime import DeviceError, RuntimeConfig, device_of, raise_if_lost
 from robustly.threats import Threat
 
 
@@ -161,6 +161,7 @@ def carry_out_whole(sent: Sent, settings: WholeEvaluation) -> Outcome:
             batch_size=settings.batch_size,
             curve_count=settings.curve_count,
             curve=subject.curve,
+            compiled=settings.runtime.compile,
         )
 
     return _outcome(sent, result)
@@ -175,9 +176,11 @@ def _outcome(sent: Sent, result: Callable[[Any], object]) -> Outcome:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return Outcome(result(importlib.import_module("ray")))
-    except DeviceError as error:
-        return Outcome(refusal=f"on the node {socket.gethostname()} {error}")
     except Exception as error:
+        try:
+            raise_if_lost(error)
+        except DeviceError as lost:
+            return Outcome(refusal=f"on the node {socket.gethostname()} {lost}")
         return Outcome(error=f"{type(error).__name__}: {error}", is_wrong_input=isinstance(error, ValueError))
 
 

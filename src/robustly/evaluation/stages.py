@@ -21,7 +21,7 @@ from robustly.evidence import EightBitImages, Finding, StoredImages
 from robustly.evidence.provenance import Plan
 from robustly.evidence.schema import AttackColumns, ExampleColumns, Flags, Single, WorstCaseColumns
 from robustly.processes import ProcessError
-from robustly.runtime import check_device
+from robustly.runtime import raise_if_lost
 
 
 class EvaluationError(ValueError):
@@ -136,7 +136,7 @@ def _finished(
     except ProcessError:
         raise
     except Exception as error:
-        check_device(target.data.device)
+        raise_if_lost(error, target.data.device)
         failures[name] = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
         found = untried(target)
         return AttackEvidence(found.columns, found.images, 0, time.perf_counter() - began, nothing_saved(target))

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from robustly.attacks.core.compiled import CompiledNetwork
 from robustly.attacks.core.contract import check_output, frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.data import ImageData
@@ -35,6 +36,7 @@ class EvaluationTarget:
         seed: seed of every random number.
         batch_size: images per batch.
         crew: the processes that carry out the batches.
+        compiled: the model with compiled passes for searches; None for none. Verdicts are those of the model.
     """
 
     model: nn.Module
@@ -43,6 +45,12 @@ class EvaluationTarget:
     seed: int = 0
     batch_size: int = 250
     crew: Crew = ALONE
+    compiled: CompiledNetwork | None = None
+
+    @property
+    def attacked(self) -> nn.Module:
+        """The model for searches."""
+        return self.model if self.compiled is None else self.compiled
 
     def chunks(self, rows: Rows) -> list[Rows]:
         """Rows, split into batches."""

@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import nn
 
+from robustly.attacks.core.compiled import CompiledNetwork
 from robustly.certification import Certificate
 from robustly.data import ImageData
 from robustly.evaluation.certificate_queue import FINISH
@@ -20,7 +21,7 @@ from robustly.evaluation.evaluate import at_precision
 from robustly.evaluation.parts import Arrays, Task, Work
 from robustly.evaluation.suites.suite import Suite
 from robustly.evaluation.target import EvaluationTarget
-from robustly.runtime import check_device
+from robustly.runtime import raise_if_lost
 from robustly.threats import Threat
 
 
@@ -38,9 +39,14 @@ def work_of_tasks(
         size: number of processes that share the evaluation.
     """
 
+    @cache
+    def compiled_once(size: int) -> CompiledNetwork:
+        return CompiledNetwork(model, size)
+
     def target_of(speed: Speed, extent: str) -> EvaluationTarget:
         at_extent = threat if extent == threat.extent_text else threat.with_extent(extent)
-        return EvaluationTarget(model, data, at_extent, seed, speed.batch_size)
+        compiled = compiled_once(speed.batch_size) if speed.compiled else None
+        return EvaluationTarget(model, data, at_extent, seed, speed.batch_size, compiled=compiled)
 
     @cache
     def certificate_of(name: str, speed: Speed, extent: str) -> Certificate:
@@ -70,8 +76,8 @@ def _watched(work: Work, device: torch.device) -> Work:
     def run(part: Arrays) -> Arrays:
         try:
             return work(part)
-        except Exception:
-            check_device(device)
+        except Exception as error:
+            raise_if_lost(error, device)
             raise
 
     return run

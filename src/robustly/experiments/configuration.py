@@ -174,6 +174,8 @@ class RunConfig:
         for name in ("checkpoint_every", "recompute_activations"):  # nor on the way of the computation
             del relevant["training"][name]
         relevant["precision"] = self.runtime.precision
+        if self.runtime.compile:  # rounds otherwise; earlier runs have no such key
+            relevant["compile"] = True
         texts = [str(threat) for threat in self.threats]  # a mask by its content
         relevant |= {"threat": texts[0]} if len(texts) == 1 else {"threats": texts}
         return f"{derive_seed(yaml.safe_dump(relevant, sort_keys=True)):016x}"

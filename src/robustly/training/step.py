@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustly.attacks import AttackResult
+from robustly.attacks.core.compiled import CompiledNetwork
 from robustly.attacks.core.contract import Images, ModelMode, frozen
 from robustly.attacks.core.graphs import PassGraphs
 from robustly.attacks.core.model_access import frozen_statistics, logits_of
@@ -116,9 +117,11 @@ class Step:
             `note`.
         others: this step with the adversarial examples of each further attack, once the outer loss has used them.
         graphs: captured passes of the attack; None for none.
+        compiled: the network in training with compiled passes for attacks; None for none.
     """
 
     graphs: PassGraphs | None = None
+    compiled: CompiledNetwork | None = None
 
     def __init__(
         self,
@@ -156,6 +159,11 @@ class Step:
     def model(self) -> nn.Module:
         """The network in training."""
         return self.networks.model
+
+    @property
+    def attacked(self) -> nn.Module:
+        """The network in training for the search of an attack, compiled where the run does that."""
+        return self.model if self.compiled is None else self.compiled
 
     @property
     def threat(self) -> Threat:

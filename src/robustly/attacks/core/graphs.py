@@ -102,7 +102,7 @@ class PassGraphs:
             objective: function to maximise.
             goal: its goal.
         """
-        if self._refusal or type(goal) is not ClassificationGoal or not _is_repeatable(model):
+        if self._refusal or type(goal) is not ClassificationGoal or not is_repeatable(model):
             return None
         given = tuple(value for value in (points, goal.y, goal.target, goal.reference) if value is not None)
         key = (id(model), id(objective), goal.target is None, *map(_form, given), *_state_of(model))
@@ -155,7 +155,7 @@ class PassGraphs:
             torch.set_autocast_cache_enabled(caches)
 
 
-def _is_repeatable(model: nn.Module) -> bool:
+def is_repeatable(model: nn.Module) -> bool:
     """Return True if a pass neither changes buffers nor draws random numbers: nothing is in training mode.
 
     Batch normalisations may be, if they do not update their statistics.
@@ -174,10 +174,14 @@ def _form(value: Tensor) -> tuple[object, ...]:
 def _state_of(model: nn.Module) -> tuple[object, ...]:
     """State that a captured pass depends on beside its inputs: modes, precision, and addresses of the weights."""
     device = next((p.device.type for p in model.parameters()), "cpu")
-    modes = tuple(
+    precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    places = tuple(value.data_ptr() for value in (*model.parameters(), *model.buffers()))
+    return modes_of(model), precision, places
+
+
+def modes_of(model: nn.Module) -> tuple[object, ...]:
+    """Modes of all modules of a network."""
+    return tuple(
         (module.training, module.track_running_stats) if isinstance(module, _BatchNorm) else module.training
         for module in model.modules()
     )
-    precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    places = tuple(value.data_ptr() for value in (*model.parameters(), *model.buffers()))
-    return modes, precision, places

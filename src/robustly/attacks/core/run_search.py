@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from robustly.attacks.core.compiled import CompiledNetwork
 from robustly.attacks.core.contract import (
     ANY_THREAT,
     AttackResult,
@@ -47,7 +48,8 @@ def run_search(
 
     Args:
         run: the search. It is called after the clean pass if unbroken examples are left.
-        model: as in `Attack`, like the four that follow.
+        model: as in `Attack`, like the four that follow. The search runs in the compiled passes of a
+            `CompiledNetwork`, verdicts are those of the network in it.
         x: the clean inputs.
         y: their labels, or a goal.
         threat: the allowed perturbations.
@@ -65,19 +67,29 @@ def run_search(
         AttackError: see `prepare`; a threat that the attack is not defined for; a model on another device.
     """
     check_needs(threat, needs)
+    compiled = model if isinstance(model, CompiledNetwork) else None
+    model = model if compiled is None else compiled.net
     if verdicts:  # training tries its networks once, before the first step
         model = as_classifier(model)
     x, goal = prepare(x, y, threat, check=verdicts or reads_are_free(x.device))
     check_ids(x, generator)
     check_device(model, x)
     with frozen(model, mode, precision != "ambient"):
-        half = half_precision_copy(model, x) if precision == "bfloat16" and len(x) else None
+        # other modes give outputs that depend on the whole batch, or change it: confirmed successes would be others
+        half: nn.Module | None = compiled if mode == "eval" or not verdicts else None
+        if precision == "bfloat16" and len(x):
+            if compiled is not None and mode == "eval":
+                half = compiled.half_precision(x)
+            else:
+                half = half_precision_copy(model, x)
         search = Search(model, x, goal, threat, nearest=nearest, by_margin=by_margin, half=half, verdicts=verdicts)
         search.graphs = graphs
         if precision == "bfloat16":
             search.forwards[:1] += 1  # the copy was tried on the first image
         if len(x) and verdicts:
             search.begin()
+        if search.model is not model and compiled is not None and half is compiled:
+            search.half = None  # the network changes its input in place
         if len(search.unbroken):
             run(search, generator)
             if verdicts:

@@ -32,7 +32,8 @@ class SearchState:
         nearest: for minimum-norm attacks.
         by_margin: True ranks failing points by the goal's margin instead of the objective, for searches whose
             objective changes.
-        half: a bfloat16 copy of the model to search with. Its successes count only if `model` confirms them.
+        half: a faster form of the model to search with, in bfloat16 or compiled. Its successes count only if
+            `model` confirms them.
         verdicts: False only moves the points and records nothing (the inner maximisation of training).
 
     Attributes:
@@ -190,6 +191,8 @@ class SearchState:
             True where the goal was reached, `(M,)`.
         """
         goal, finite = self.goal_of(rows), self.all_finite(output)
+        if finite is not None and not exact:
+            finite = finite | self._finite_in_full(theta, rows, ~finite)
         unbroken = ~self.taken(self.broken, rows)
         counted, reached = self.counted(rows), goal.reached(output) & unbroken
         if finite is not None:
@@ -262,6 +265,16 @@ class SearchState:
         finite = self.all_finite(output)
         holds[place] = self.goal.select(rows[place]).reached(output) & (True if finite is None else finite)
         return holds
+
+    def _finite_in_full(self, theta: Theta, rows: Rows, claimed: Bool[Tensor, " m"]) -> Bool[Tensor, " m"]:
+        """Mask of the points of `claimed` with finite outputs in full precision: one forward pass each."""
+        place, found = claimed.nonzero()[:, 0], torch.zeros_like(claimed)
+        if len(place):
+            with torch.no_grad():
+                output = logits_of(self.model, self.render(theta[place], rows[place]))
+            self.forwards[rows[place]] += 1
+            found[place] = output.flatten(1).isfinite().all(1)
+        return found
 
     def result(self) -> AttackResult:
         """Result of the search."""

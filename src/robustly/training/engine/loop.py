@@ -14,7 +14,7 @@ from torch import Tensor
 from robustly.files import whole_file, write_json, write_text
 from robustly.models import save_weights, weights_hash
 from robustly.processes import ProcessError, is_lost_process
-from robustly.runtime import Runtime
+from robustly.runtime import DeviceError, Runtime, raise_if_lost
 from robustly.sharding import shards_like
 from robustly.training.engine.checkpoint import (
     PRETRAINING,
@@ -94,9 +94,19 @@ def train(
         CheckpointError: `last.pt` is damaged or of another run.
         OSError: the folder is read-only or the disk is full; files written before are kept.
         ProcessError: another process has stopped.
+        DeviceError: the device does not answer any more.
     """
     with torch.random.fork_rng(devices=[runtime.device] if runtime.device.type == "cuda" else []):
         return _Run(job, runtime, folder, config_digest, observer or Observer()).go()
+
+
+def _of_device(error: Exception) -> Exception:
+    """The error, or that of a lost device in its place."""
+    try:
+        raise_if_lost(error)
+    except DeviceError as lost:
+        return lost
+    return error
 
 
 class _Run:
@@ -137,13 +147,14 @@ class _Run:
             reason = self._stopped_early() if len(self.rows) < self.job.training.epochs else ""
             self._finish(reason)
         except Exception as error:
+            error = _of_device(error)
             diverged = isinstance(error, DivergenceError | InstanceWeightsError)
             lost = self.runtime.world_size > 1 and is_lost_process(error)
             with suppress(OSError):  # a full disk, which is the error then
                 self._write_status("diverged" if diverged else "failed", _LOST if lost else str(error))
             if lost:
                 raise ProcessError(_LOST) from error
-            raise
+            raise error
         self.runtime.wait_for_all()
         collapsed = self.rows[self.best_epoch].get(COLLAPSED)
         return Outcome(

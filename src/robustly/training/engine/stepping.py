@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from robustly.attacks.core.compiled import CompiledNetwork
 from robustly.attacks.core.graphs import PassGraphs, cuda_capture
 from robustly.data import Batch, batches, mixed_batches
 from robustly.data.prefetching import prefetched
@@ -75,6 +76,7 @@ class Stepper:
         self.memory: Memory = {}
         self._averages = False
         self._graphs = _graphs_for(runtime) if runtime.graphs else None
+        self._compiled = CompiledNetwork(self.networks.model) if self._compiles() else None
         self._module = StepModule(job.method, self.networks)
         own = {name: network.optimizer for name, network in job.networks.items() if network.optimizer is not None}
         main = [network for name, network in self.networks.learning.items() if name not in own]
@@ -119,6 +121,18 @@ class Stepper:
     @property
     def _is_synchronised(self) -> bool:
         return self._job.training.sync_batch_norm and self._runtime.world_size > 1
+
+    def _compiles(self) -> bool:
+        """True if passes of attacks are compiled; a warning if the settings say so and it is not possible."""
+        if self._runtime.compiles and self._is_synchronised:
+            if self._runtime.rank == 0:
+                warnings.warn(
+                    "runtime.compile: with training.sync_batch_norm processes wait for each other within passes, "
+                    "which run uncompiled",
+                    stacklevel=3,
+                )
+            return False
+        return self._runtime.compiles
 
     def images(self, epoch: int) -> Iterator[Tensor]:
         """This process's images of an epoch, in batches; those of synchronised steps are never empty."""
@@ -296,7 +310,7 @@ class Stepper:
                 seed=job.seed,
                 whole_weights=partial(self._runtime.whole_weights, *self.networks.learning.values()),
             )
-            step.graphs = self._graphs
+            step.graphs, step.compiled = self._graphs, self._compiled
             self._module.step = step
             # the mean over processes weighs all shards equally, so losses of smaller shards are scaled
             share = len(part.y) * runtime.world_size / job.images_of_step(moment.index)

@@ -113,7 +113,7 @@ class CompositeInner(Part):
 
         return run_search(
             run,
-            step.model,
+            step.attacked,
             step.x,
             ClassificationGoal(step.labels_from(self.against)),
             threat=step.threat,

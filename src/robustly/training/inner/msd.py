@@ -95,7 +95,7 @@ class MsdInner(Part):
         low, high = step.threat.box
         found = run_search(
             run,
-            step.model,
+            step.attacked,
             step.x,
             ClassificationGoal(step.labels_from(self.against)),
             threat=ThreatModel("linf", high - low, (low, high)),  # the whole box: each ball has its own limits

@@ -40,7 +40,7 @@ def attack_step(
     goal = ClassificationGoal(step.labels_from(against), reference=reference)
     if step.graphs is not None and isinstance(attack, PGD) and attack == training_form(attack):
         return ascend(step, attack, goal, threat=threat)
-    return attack(step.model, step.x, goal, threat=threat or step.threat, generator=step.generator.fold("inner"))
+    return attack(step.attacked, step.x, goal, threat=threat or step.threat, generator=step.generator.fold("inner"))
 
 
 def ascend(
@@ -88,7 +88,7 @@ def ascend(
 
     return run_search(
         run,
-        step.model,
+        step.attacked,
         step.x,
         goal,
         threat=threat or step.threat,
