@@ -42,6 +42,7 @@ def run_search(
     precision: Precision = "full",
     verdicts: bool = True,
     graphs: PassGraphs | None = None,
+    condenses: bool = False,
 ) -> AttackResult:
     """Run an attack: check the arguments, freeze the model, skip misclassified examples, search.
 
@@ -60,6 +61,7 @@ def run_search(
             model, verdicts in full precision.
         verdicts: False runs the search alone, without clean pass and records; see `Search`.
         graphs: captured passes, for Lp balls; None runs every pass anew.
+        condenses: True leaves out parameters that change no input; see `Search`.
 
     Raises:
         AttackError: see `prepare`; a threat that the attack is not defined for; a model on another device.
@@ -72,7 +74,17 @@ def run_search(
     check_device(model, x)
     with frozen(model, mode, precision != "ambient"):
         half = half_precision_copy(model, x) if precision == "bfloat16" and len(x) else None
-        search = Search(model, x, goal, threat, nearest=nearest, by_margin=by_margin, half=half, verdicts=verdicts)
+        search = Search(
+            model,
+            x,
+            goal,
+            threat,
+            nearest=nearest,
+            by_margin=by_margin,
+            half=half,
+            verdicts=verdicts,
+            condenses=condenses,
+        )
         search.graphs = graphs
         if precision == "bfloat16":
             search.forwards[:1] += 1  # the copy was tried on the first image

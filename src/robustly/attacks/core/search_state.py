@@ -10,7 +10,7 @@ from robustly.attacks.core.contract import AttackError, AttackResult, Images, re
 from robustly.attacks.core.model_access import logits_of
 from robustly.objectives import ClassificationGoal, Goal
 from robustly.threats.balls import LpBall, laid_out_like
-from robustly.threats.contract import Theta, Threat, ThreatSet, per_example
+from robustly.threats.contract import Condensable, Condensed, Theta, Threat, ThreatSet, per_example
 from robustly.threats.offset_field import best_one_by_one
 
 Rows = Int64[Tensor, " m"]
@@ -34,6 +34,7 @@ class SearchState:
             objective changes.
         half: a bfloat16 copy of the model to search with. Its successes count only if `model` confirms them.
         verdicts: False only moves the points and records nothing (the inner maximisation of training).
+        condenses: True leaves out parameters that change no input, for searches whose steps do not depend on them.
 
     Attributes:
         masked: whether points are kept by masks over all rows, because reading which ones they are would wait for
@@ -53,10 +54,14 @@ class SearchState:
         by_margin: bool = False,
         half: nn.Module | None = None,
         verdicts: bool = True,
+        condenses: bool = False,
     ) -> None:
         self.model, self.x, self.goal, self.threat = model, x, goal, threat
         self.nearest, self.by_margin, self.half, self.verdicts = nearest, by_margin, half, verdicts
-        self.threat_set: ThreatSet = threat.around(x)
+        allowed = threat.around(x)
+        self.threat_set: ThreatSet = (
+            allowed.condensed() if condenses and isinstance(allowed, Condensable) else allowed
+        )
         self._is_direct = isinstance(self.threat_set, LpBall)
         self._selected: tuple[Rows, ThreatSet] | None = None
         self.runs, self.masked, self.keeps_invalid = 1, not reads_are_free(x.device), False
@@ -237,6 +242,7 @@ class SearchState:
             theta = torch.where(per_example(inside, theta), theta, self.threat_set.identity())
         elif self.verdicts:
             self.distance = torch.where(inside, self.threat_set.size(theta), torch.inf)
+        whole = self.threat_set.expanded(theta) if isinstance(self.threat_set, Condensed) else theta
         return AttackResult(
             laid_out_like(self.x, self.render(theta, everyone).detach()),
             inside,
@@ -248,7 +254,7 @@ class SearchState:
             beyond,
             self.margin if self.verdicts else None,
             self.zero_gradients if self.verdicts else None,
-            None if self._is_direct else theta,
+            None if self._is_direct else whole,
         )
 
 

@@ -189,4 +189,5 @@ def _white_chromaticity() -> tuple[float, float]:
 
 def _mixed(matrix: Float[Tensor, "m 3"], images: Images) -> Float[Tensor, "n m h w"]:
     with without_autocast(images):
-        return (matrix.to(images) @ images.flatten(2)).unflatten(2, images.shape[2:])
+        found = matrix.to(images) @ images.flatten(2)
+    return found.view(len(images), len(matrix), *images.shape[2:])
