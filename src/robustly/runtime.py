@@ -14,6 +14,9 @@ from robustly.memory import is_out_of_memory
 from robustly.sharding import ShardedModule, check_shardable, shard, whole, whole_weights
 
 T = TypeVar("T")
+_ONE_OF = (
+    "runtime.compile does not go with runtime.{other}, as both rule the passes of the attack: set one of them only"
+)
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,8 @@ class RuntimeConfig:
                 "runtime.graphs captures passes through weights that stay in their place, and with "
                 "runtime.strategy fsdp they are collected for each step: set graphs to false, or strategy to ddp"
             )
-        if self.compile and (self.graphs or self.strategy == "fsdp"):
-            other = "graphs true" if self.graphs else "strategy fsdp"
-            raise ValueError(
-                f"runtime.compile does not go with runtime.{other}, as both rule the passes of the attack: set one "
-                "of them only"
-            )
+        if self.compile and self.graphs:
+            raise ValueError(_ONE_OF.format(other="graphs true"))
 
     def check_shards(self, processes: int) -> None:
         """Refuse weights in shards where they are not possible.
@@ -83,8 +82,10 @@ class RuntimeConfig:
             processes: number of processes.
 
         Raises:
-            ValueError: one process, or a device other than the CPU and GPUs of CUDA.
+            ValueError: one process, a device other than the CPU and GPUs of CUDA, or compiled passes.
         """
+        if self.compile:
+            raise ValueError(_ONE_OF.format(other="strategy fsdp"))
         if processes == 1:
             raise ValueError(
                 "runtime.strategy fsdp divides weights, gradients and optimiser state among processes, and there "

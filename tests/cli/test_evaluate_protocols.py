@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ from cli_tools import refusal
 
 from robustly.cli import evaluate as evaluate_module
 from robustly.cli import main
-from robustly.cli.audit_protocol import protocol_checks
+from robustly.cli.audit_protocol import _absent, _threats_problem, protocol_checks
+from robustly.cli.protocol_choice import untrained
 from robustly.data import DataConfig, load_splits, make_planes
+from robustly.evaluation.suites.unforeseen import usual_threats
 from robustly.evidence import read_evidence, read_summary
-from robustly.evidence.protocol_result import protocol_file, read_protocol
+from robustly.evidence.protocol_result import ProtocolResult, protocol_file, read_protocol
+from robustly.experiments.run_folder import open_run
+from robustly.threats import parse_threat
 
 SMALL = [
     "--model.width", "0.25", "--training.epochs", "1", "--training.epsilon_ramp", "0", "--method.inner.steps", "1",
@@ -104,6 +109,29 @@ def test_unforeseen_threats_are_compared_with_those_of_the_training(
     assert "--as unforeseen" in page
     assert "All at once" not in page, "the threats of the suite count in its own union alone"
     assert main(["report", str(compared), "--as", "unforeseen"]) == 0
+
+
+@pytest.mark.slow
+def test_results_of_digits_without_mnist_c_are_those_of_an_earlier_version(compared: Path) -> None:
+    config = open_run(compared)
+    config = replace(config, data=replace(config.data, image_size=None))  # 28 x 28
+    stated = read_protocol(protocol_file(compared, "unforeseen"))
+    every = [parse_threat(text) for text in usual_threats((1, 28, 28))]
+    tested, left_out = untrained(every, ["linf:0.1"], (1, 28, 28))
+
+    def with_threats(texts: list[str]) -> ProtocolResult:
+        column = stated.tested[0]
+        columns = [replace(column, evaluation=f"evaluation_{n}", threat=text) for n, text in enumerate(texts)]
+        terms = replace(stated.terms, chosen=False, left_out=left_out)
+        return replace(stated, terms=terms, columns=(stated.columns[0], *columns), worst=texts[0])
+
+    whole = [str(threat) for threat in tested]
+    assert whole[-1] == "mnist_c:1"
+    assert (_threats_problem(config, with_threats(whole)), _absent(config, with_threats(whole))) == ("", ())
+    earlier = with_threats(whole[:-1])
+    assert (_threats_problem(config, earlier), _absent(config, earlier)) == ("", ("mnist_c:1",))
+    cut = with_threats(whole[:-2])
+    assert (_threats_problem(config, cut), _absent(config, cut)) == ("corruption:3, mnist_c:1 missing", ())
 
 
 @pytest.mark.slow

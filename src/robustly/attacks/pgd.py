@@ -105,7 +105,14 @@ class PGD:
             mode=self.mode,
             precision=self.precision,
             verdicts=self.keep == "best",
+            condenses=self._condenses,
         )
+
+    @property
+    def _condenses(self) -> bool:
+        """True if no start, gradient or step depends on parameters that change no input."""
+        # other starts and estimators draw random numbers for all parameters; a norm sums over all of them
+        return self.start in ("random", "none") and self.estimator is None and self.update != "normalised"
 
     def step_sizes(self, threat_set: ThreatSet) -> Float[Tensor, " n"]:
         """Size of a step, per example, in the threat's unit."""

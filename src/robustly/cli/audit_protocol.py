@@ -1,5 +1,6 @@
 """`robustly audit RUN --as LABEL` for the evaluations of a protocol."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from robustly.cli.terminal import PlainConsole
 from robustly.cli.together import leads
 from robustly.data import load_test
 from robustly.evaluation import PROTOCOLS, Check
+from robustly.evaluation.suites.protocol import ImageShape, Protocol
 from robustly.evidence.protocol_result import ProtocolResult, contradiction, protocol_file, read_protocol
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, open_run
@@ -56,6 +58,12 @@ def run_protocol_audit(folder: Path, options: AuditOptions, trust_code: bool) ->
         tail = f": {check.problem}" if check.problem else ""
         console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)
     console.print("stated, not checked: date of the suite; threats of the training that the user named")
+    if absent := _absent(open_run(folder), stated):
+        console.print(
+            f"the threats are those of an earlier version of {stated.terms.protocol}, without {', '.join(absent)}",
+            highlight=False,
+            soft_wrap=True,
+        )
     verdict = "[red]AUDIT FAILED" if failed else "[green]audit passed"
     console.print(f"{verdict}[/]: {len(stated.columns)} evaluations of {stated.terms.protocol}")
     return int(failed)
@@ -101,8 +109,35 @@ def _threats_problem(config: RunConfig, stated: ProtocolResult) -> str:
         return "threats left out of those that the user chose" if stated.left_out else ""
     if stated.terms.chosen:
         return f"the threats of {protocol.name} cannot be chosen"
+    return _problem_and_absent(config, stated, protocol)[0]
+
+
+def _problem_and_absent(
+    config: RunConfig, stated: ProtocolResult, protocol: Protocol
+) -> tuple[str, tuple[str, ...]]:
+    """The problem with the threats of a result, and the threats of today that its version of the protocol has not.
+
+    A result of an earlier version has no problem. If no version fits, the problem is that of today's.
+    """
     shape = load_test(evaluation_data(config)).shape
-    texts = protocol.threats(shape)
+    today = protocol.threats(shape)
+    for texts in (today, *protocol.earlier(shape)):
+        if not _version_problem(config, stated, protocol, texts, shape):
+            return "", tuple(text for text in today if text not in texts)
+    return _version_problem(config, stated, protocol, today, shape), ()
+
+
+def _absent(config: RunConfig, stated: ProtocolResult) -> tuple[str, ...]:
+    """The threats of today that the version of the result has not; none if no version fits."""
+    protocol = PROTOCOLS.get(stated.terms.protocol)
+    if protocol is None or stated.terms.chosen:
+        return ()
+    return _problem_and_absent(config, stated, protocol)[1]
+
+
+def _version_problem(
+    config: RunConfig, stated: ProtocolResult, protocol: Protocol, texts: Sequence[str], shape: ImageShape
+) -> str:
     wanted = [text.partition("@")[0] for text in texts]
     left_out: tuple[str, ...] = ()
     if protocol.compares:

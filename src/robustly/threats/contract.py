@@ -168,6 +168,27 @@ class StepsInPlace(Protocol):
 
 
 @runtime_checkable
+class Condensable(Protocol):
+    """Set with parameters that change no input, which a search need not move."""
+
+    def condensed(self) -> ThreatSet:
+        """Set of the same inputs without such parameters: a `Condensed` one, or the set itself.
+
+        Random starts, steps and inputs are the same.
+        """
+        ...
+
+
+@runtime_checkable
+class Condensed(Protocol):
+    """Set of which some parameters are left out."""
+
+    def expanded(self, theta: Theta) -> Theta:
+        """Parameters of the whole set, neutral where they are left out."""
+        ...
+
+
+@runtime_checkable
 class Smooth(Protocol):
     """A set that also measures how uneven its parameters are, for attacks that keep perturbations smooth."""
 

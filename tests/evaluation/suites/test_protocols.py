@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from robustly.attacks import APGD, PGD
+from robustly.cli.protocol_tables import protocol_costs
 from robustly.evaluation import PROTOCOLS, suite_named
 from robustly.evaluation.suites.cost import announced_cost, attack_cost
 from robustly.evaluation.suites.passes import passes_of
 from robustly.evaluation.suites.protocol import PLANES
-from robustly.evaluation.suites.unforeseen import kinds_in, usual_threats
+from robustly.evaluation.suites.unforeseen import earlier_threats, kinds_in, usual_threats
 from robustly.objectives import cross_entropy, margin
 from robustly.threats import Planes, Subspace, Threat, parse_threat
 
@@ -94,6 +95,18 @@ def test_every_usual_threat_can_be_searched_on_its_images(shape: tuple[int, int,
         assert set(suite.attacks) >= set(suite_named("standard", threat).attacks)
         assert suite.curve is None
         assert all(suite.title(attack) != attack for attack in suite.attacks), "every stage has a title"
+
+
+def test_digits_have_the_corruptions_of_mnist_c_too() -> None:
+    both = "corruption:3", "mnist_c:1"
+    assert usual_threats((1, 28, 28))[-2:] == both
+    assert earlier_threats((1, 28, 28)) == (usual_threats((1, 28, 28))[:-1],)
+    for shape in ((3, 28, 28), (1, 32, 32), (1, 28, 30), (3, 32, 32)):
+        assert usual_threats(shape)[-1] == both[0]
+        assert earlier_threats(shape) == ()
+    *_, (text, attacks, cost) = protocol_costs(PROTOCOLS["unforeseen"], (1, 28, 28), 10, 10)
+    assert (text, attacks) == (both[1], "Every corruption")
+    assert cost.per_image == 2 + 15  # the image before the search and in it, and each corruption
 
 
 def test_searches_without_gradients_suit_the_threat() -> None:

@@ -43,6 +43,7 @@ def run_search(
     precision: Precision = "full",
     verdicts: bool = True,
     graphs: PassGraphs | None = None,
+    condenses: bool = False,
 ) -> AttackResult:
     """Run an attack: check the arguments, freeze the model, skip misclassified examples, search.
 
@@ -62,6 +63,7 @@ def run_search(
             model, verdicts in full precision.
         verdicts: False runs the search alone, without clean pass and records; see `Search`.
         graphs: captured passes, for Lp balls; None runs every pass anew.
+        condenses: True leaves out parameters that change no input; see `Search`.
 
     Raises:
         AttackError: see `prepare`; a threat that the attack is not defined for; a model on another device.
@@ -82,7 +84,17 @@ def run_search(
                 half = compiled.half_precision(x)
             else:
                 half = half_precision_copy(model, x)
-        search = Search(model, x, goal, threat, nearest=nearest, by_margin=by_margin, half=half, verdicts=verdicts)
+        search = Search(
+            model,
+            x,
+            goal,
+            threat,
+            nearest=nearest,
+            by_margin=by_margin,
+            half=half,
+            verdicts=verdicts,
+            condenses=condenses,
+        )
         search.graphs = graphs
         if precision == "bfloat16":
             search.forwards[:1] += 1  # the copy was tried on the first image

@@ -10,7 +10,7 @@ from robustly.attacks.core.contract import AttackError, AttackResult, Images, re
 from robustly.attacks.core.model_access import logits_of
 from robustly.objectives import ClassificationGoal, Goal
 from robustly.threats.balls import LpBall, laid_out_like
-from robustly.threats.contract import Theta, Threat, ThreatSet, per_example
+from robustly.threats.contract import Condensable, Condensed, Theta, Threat, ThreatSet, per_example
 from robustly.threats.offset_field import best_one_by_one
 
 Rows = Int64[Tensor, " m"]
@@ -35,6 +35,7 @@ class SearchState:
         half: a faster form of the model to search with, in bfloat16 or compiled. Its successes count only if
             `model` confirms them.
         verdicts: False only moves the points and records nothing (the inner maximisation of training).
+        condenses: True leaves out parameters that change no input, for searches whose steps do not depend on them.
 
     Attributes:
         masked: whether points are kept by masks over all rows, because reading which ones they are would wait for
@@ -54,10 +55,14 @@ class SearchState:
         by_margin: bool = False,
         half: nn.Module | None = None,
         verdicts: bool = True,
+        condenses: bool = False,
     ) -> None:
         self.model, self.x, self.goal, self.threat = model, x, goal, threat
         self.nearest, self.by_margin, self.half, self.verdicts = nearest, by_margin, half, verdicts
-        self.threat_set: ThreatSet = threat.around(x)
+        allowed = threat.around(x)
+        self.threat_set: ThreatSet = (
+            allowed.condensed() if condenses and isinstance(allowed, Condensable) else allowed
+        )
         self._is_direct = isinstance(self.threat_set, LpBall)
         self._selected: tuple[Rows, ThreatSet] | None = None
         self._chosen: tuple[Rows, Goal] | None = None
@@ -287,6 +292,7 @@ class SearchState:
             theta = torch.where(per_example(inside, theta), theta, self.threat_set.identity())
         elif self.verdicts:
             self.distance = torch.where(inside, self.threat_set.size(theta), torch.inf)
+        whole = self.threat_set.expanded(theta) if isinstance(self.threat_set, Condensed) else theta
         return AttackResult(
             laid_out_like(self.x, self.render(theta, everyone).detach()),
             inside,
@@ -298,7 +304,7 @@ class SearchState:
             beyond,
             self.margin if self.verdicts else None,
             self.zero_gradients if self.verdicts else None,
-            None if self._is_direct else theta,
+            None if self._is_direct else whole,
         )
 
 

@@ -25,6 +25,7 @@ class Protocol:
         mean: the columns of the mean: accuracy without attack and under every threat, or under the threats alone.
         compares: whether the threats of training come first, and the others are compared with them.
         notes: sentences on the limits of the numbers.
+        earlier: the same for earlier versions, whose evidence an audit accepts.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Protocol:
     mean: Mean
     compares: bool
     notes: tuple[str, ...]
+    earlier: Callable[[ImageShape], tuple[tuple[str, ...], ...]] = lambda _: ()
 
 
 def undefined(name: str, threat: ThreatOrKind, kinds: Sequence[str]) -> ValueError:

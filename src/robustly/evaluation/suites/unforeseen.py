@@ -20,6 +20,9 @@ LARGE_SIDE = 64
 _DIGITS = ("linf:0.3", "l2:2", "l1:10")
 _CIFAR = ("linf:8/255", "l2:0.5", "l1:12")
 _IMAGENET = ("linf:4/255", "l2:2", "l1:255")
+DIGITS = (1, 28, 28)
+"""Shape of the images that MNIST-C is defined for."""
+_DIGIT_CORRUPTIONS = "mnist_c:1"
 _GREY = ("brightness:0.2+contrast:0.3", "lightness:16")
 _COLOUR = ("hue:3.14+saturation:0.3+brightness:0.2", "ace:16", "recolor:0.06")
 
@@ -49,7 +52,8 @@ def usual_threats(shape: ImageShape) -> tuple[str, ...]:
 
     Lp balls have the sizes of Maini et al. (ICML 2020) for digits, and of Croce and Hein (ICML 2022) for CIFAR-10
     and ImageNet. Rotations and shifts are those of Engstrom et al. (ICML 2019), hue, saturation and brightness
-    those of Hsiung et al. (CVPR 2023), flows those of StAdv's bounded form: 0.05 in coordinates of -1 to 1.
+    those of Hsiung et al. (CVPR 2023), flows those of StAdv's bounded form: 0.05 in coordinates of -1 to 1. Grey
+    images of 28 x 28 pixels have two columns of corruptions: those of ImageNet-C, as all images, and of MNIST-C.
 
     Args:
         shape: channels, height and width. Images of one channel count as digits.
@@ -66,7 +70,14 @@ def usual_threats(shape: ImageShape) -> tuple[str, ...]:
         f"flow:{side / 40:g}",
         f"patch:{patch}",
         "corruption:3",
+        *((_DIGIT_CORRUPTIONS,) if shape == DIGITS else ()),
     )
+
+
+def earlier_threats(shape: ImageShape) -> tuple[tuple[str, ...], ...]:
+    """Threats that earlier versions had for images of a shape: digits had no corruptions of MNIST-C."""
+    usual = usual_threats(shape)
+    return (tuple(text for text in usual if text != _DIGIT_CORRUPTIONS),) if _DIGIT_CORRUPTIONS in usual else ()
 
 
 def kinds_in(threat: Threat) -> frozenset[str]:
@@ -80,6 +91,7 @@ UNFORESEEN = Protocol(
     NAME,
     "Threats of all kinds that the network was not trained on, compared with those of its training.",
     threats=usual_threats,
+    earlier=earlier_threats,
     suite=unforeseen,
     mean="of_threats",
     compares=True,

@@ -8,25 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import product
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from jaxtyping import Float
 
-from robustly.threats.colour.cie import luv_of, rgb_of_luv
-from robustly.threats.colour.unit_range import from_unit, to_unit
+from robustly.threats.colour.cie import luv_of
+from robustly.threats.colour.grid import RESOLUTION, Cells, Offsets, cells_of, recoloured
+from robustly.threats.colour.unit_range import to_unit
+from robustly.threats.colour.used_points import UsedPointsSet, used_places
 from robustly.threats.contract import Box, Images, PerExample
-from robustly.threats.offset_field import OffsetField, unwritten
-from robustly.threats.parameter_box import all_zero, exact_at_neutral
+from robustly.threats.offset_field import OffsetField
 from robustly.threats.transformation import BoundedTransformation, check_channels
 
-RESOLUTION = (16, 32, 32)
-"""Grid points along L*, u* and v*."""
 _TINY = 1e-10  # added to squared differences, whose root would have no derivative at 0
-Offsets = Float[Tensor, "n 3 l u v"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +43,23 @@ class ColourMapSet(OffsetField):
     def apply(self, theta: Offsets) -> Images:
         """Images with changed colours, clipped to the gamut of sRGB; exactly the originals where theta is 0."""
         luv, cells = self._colours() if self.x.requires_grad else self._fixed_colours
-        changed = from_unit(rgb_of_luv(luv + cells.interpolated(theta)), self.box)
-        return exact_at_neutral(changed, self.x, all_zero(theta))
+        return recoloured(self.x, luv, cells, theta, self.box)
 
-    def _colours(self) -> tuple[Float[Tensor, "n 3 h w"], "Cells"]:
+    def condensed(self) -> "ColourMapSet | UsedPointsSet":
+        """The same images from the changes at the grid points that pixels use; on a CPU only."""
+        if self.x.device.type != "cpu" or self.x.requires_grad or len(self.x) == 0:
+            return self
+        luv, cells = self._fixed_colours
+        places = used_places(luv, cells)
+        return UsedPointsSet(self.x, self.radius, self.box, places, torch.arange(len(self.x)))
+
+    def _colours(self) -> tuple[Float[torch.Tensor, "n 3 h w"], Cells]:
         """Colours of the pixels in L*u*v*, and their places in the grid."""
         luv = luv_of(to_unit(self.x, self.box))
         return luv, cells_of(luv)
 
     @cached_property
-    def _fixed_colours(self) -> tuple[Float[Tensor, "n 3 h w"], "Cells"]:
+    def _fixed_colours(self) -> tuple[Float[torch.Tensor, "n 3 h w"], Cells]:
         """The same for images without gradients, which every step of an ascent needs."""
         return self._colours()
 
@@ -114,77 +115,3 @@ class ColourMaps:
 
 
 RECOLOR = ColourMaps()
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Places of pixels in the grid: the eight grid points around each, and their weights.
-
-    Args:
-        points: numbers of the grid points, `(N, 8 H W)`.
-        weights: `(N, 1, 8, H, W)`; those of a pixel sum to 1.
-    """
-
-    points: Int64[Tensor, "n p"]
-    weights: Float[Tensor, "n 1 8 h w"]
-
-    def interpolated(self, theta: Offsets) -> Float[Tensor, "n 3 h w"]:
-        """Changes of the colours of each pixel, interpolated trilinearly between the grid points."""
-        if theta.device.type == "cpu" and not self.weights.requires_grad:
-            changes: Tensor = _Trilinear.apply(theta, self.points, self.weights)  # type: ignore[no-untyped-call]
-            return changes
-        count, _, eight, height, width = self.weights.shape
-        found = theta.flatten(2).gather(2, self.points[:, None].expand(-1, 3, -1))
-        return (found.view(count, 3, eight, height, width) * self.weights).sum(2)
-
-
-class _Trilinear(torch.autograd.Function):
-    """The same interpolation image by image: what belongs to one image fits in the cache of a CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, theta: Offsets, points: Tensor, weights: Tensor) -> Tensor:
-        """Changes of the colours of each pixel, `(N, 3, H, W)`."""
-        ctx.save_for_backward(points, weights)
-        ctx.shape = theta.shape
-        count, _, eight, height, width = weights.shape
-        found = theta.new_empty(count, 3, height, width)
-        own = theta.new_empty(3, theta.shape[2:].numel())
-        near = theta.new_empty(3, eight, height, width)
-        for changes, grid, places, shares in zip(found, theta.flatten(2), points, weights, strict=True):
-            own.copy_(grid)  # read in order: places at random in memory take three times as long
-            torch.index_select(own, 1, places, out=near.flatten(1))
-            torch.sum(near.mul_(shares), 1, out=changes)
-        return found
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient with respect to the grid points."""
-        points, weights = ctx.saved_tensors
-        found = unwritten(gradient, *ctx.shape)
-        parts = gradient.new_empty(3, *weights.shape[2:])
-        for grid, changes, places, shares in zip(
-            found.flatten(2), gradient.unsqueeze(2), points, weights, strict=True
-        ):
-            torch.mul(changes, shares, out=parts)
-            grid.zero_().scatter_add_(1, places.expand(3, -1), parts.flatten(1))
-        return found, None, None
-
-
-def cells_of(luv: Float[Tensor, "n 3 h w"]) -> Cells:
-    """Places of colours in the grid; colours beyond it are at its nearest point. Weights are differentiable."""
-    near, far, shares = [], [], []
-    for channel, side in zip(luv.unbind(1), RESOLUTION, strict=True):
-        place = channel.clamp(0.0, 1.0) * (side - 1)
-        low = place.detach().floor()
-        share = place - low
-        near.append(low.long())
-        far.append((near[-1] + 1).clamp_max(side - 1))
-        shares.append((1 - share, share))
-    points, weights = [], []
-    for ends in product((0, 1), repeat=3):
-        l_point, u_point, v_point = (pair[end] for pair, end in zip(zip(near, far, strict=True), ends, strict=True))
-        points.append((l_point * RESOLUTION[1] + u_point) * RESOLUTION[2] + v_point)
-        l_share, u_share, v_share = (pair[end] for pair, end in zip(shares, ends, strict=True))
-        weights.append(l_share * u_share * v_share)
-    return Cells(torch.stack(points, 1).flatten(1), torch.stack(weights, 1)[:, None])
