@@ -194,7 +194,11 @@ def test_a_killed_process_and_ctrl_c_end_the_command_with_one_sentence(run: Path
         ("predict", ["--runtime.processes", "0"], "runtime.processes should be a whole number of at least 1"),
         ("predict", ["--runtime.processes", "-2"], "runtime.processes should be a whole number of at least 1"),
         ("audit", ["--runtime.processes=two"], "runtime.processes should be a whole number of at least 1"),
-        ("audit", ["--seed", "2"], "audit takes no settings but --runtime.processes, got --seed"),
+        (
+            "audit",
+            ["--seed", "2"],
+            "audit takes no settings but --runtime.processes and --runtime.strategy, got --seed",
+        ),
         ("diagnose", ["--runtime.processes", "0"], "processes and nodes must be at least 1"),
         ("analyse", ["--runtime.processes", "-1"], "processes and nodes must be at least 1"),
         ("certify", ["--runtime.processes", "0"], "processes and nodes must be at least 1"),
