@@ -237,9 +237,9 @@ def main() -> None:
             "The floor of PGD-20 is 20 forward and input-backward passes in float32 with frozen weights. That of a "
             "training step is the passes of PGD-AT with PGD-10, and the optimiser's step. An evaluation counts two "
             "forward passes more, of the clean images and of the last iterate. Evaluations attack test images that "
-            "a briefly trained network classifies correctly: MNIST at linf 0.3, CIFAR-10 at linf 2/255. A search in "
-            "bfloat16 counts a success only if float32 confirms it. In brackets: broken by the search in float32 "
-            "only / in bfloat16 only.",
+            "a briefly trained network classifies correctly: MNIST at linf 0.3, CIFAR-10 at linf 2/255. A search "
+            "in bfloat16 counts a success only if float32 confirms it. In brackets: broken by the search in "
+            "float32 only / in bfloat16 only.",
             "",
             f"| {' | '.join(columns)} |",
             f"| {' | '.join(['---'] * len(columns))} |",

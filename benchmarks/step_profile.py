@@ -208,7 +208,7 @@ def main() -> None:
         [
             "# Where the time of a training step goes",
             "",
-            f"PGD-AT with PGD-10 inside, float32, one thread, medians of {options.steps} profiled steps.",
+            f"PGD-AT with PGD-10 inside, float32, one thread, memory settings of the commands, medians of {options.steps} profiled steps.",
             "",
             f"| {' | '.join(columns)} |",
             f"| {' | '.join(['---'] * len(columns))} |",
