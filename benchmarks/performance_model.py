@@ -2,39 +2,45 @@
 
     python benchmarks/performance_model.py [--rounds 3] [--clock wall] [--seconds 45] [--out FOLDER]
 
-Two small networks are trained first. Then predictions and real runs take turns. A prediction never uses the run
-that it is compared with: its robust accuracy is that of PGD-20 or `quick` on other images of the test set. With
+Two small networks are trained first. Then predictions and real runs take turns, each in a process of its own as
+the commands are, because the first passes of a process compile code. A prediction never uses the run that it is
+compared with: its robust accuracy is that of PGD-20 or `quick` on other images of the test set. With
 `--clock cpu`, everything is processor time of one thread, for a machine that other programs use too. Writes
 `benchmarks/results/performance_model.md`.
 """
 
 import argparse
 import datetime
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ParamSpec, TypeVar
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from robustly.cli import main as robustly
+from robustly.cli.allocator import keep_compiled_code, keep_freed_memory
 from robustly.data import ImageData, load_test
 from robustly.evaluation import as_suite, evaluate, stages
 from robustly.evaluation.suites.suite import Suite
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import build_job, load_on_device, open_run
 from robustly.files import write_text
-from robustly.performance import Meter, Plan, Report, Survival, bench, machine, measure_step, survival_of
-from robustly.performance.timing import CLOCKS
+from robustly.performance import Meter, Plan, StepTime, Survival, bench, machine, measure_step, survival_of
+from robustly.performance.timing import CLOCKS, ClockName
 from robustly.runtime import Runtime
 from robustly.training import train
 
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 RESULTS = Path(__file__).parent / "results" / "performance_model.md"
 EARLIER = {"pgd_20": "pgd_20", "quick": "pgd_20", "standard": "quick", "aa_standard": "quick"}
 """Evaluation of other images from which each prediction takes its robust accuracy."""
@@ -78,15 +84,16 @@ CASES = (
 )
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A trained network with images for the real runs, and shares of other images for the predictions."""
+def alone(work: Callable[Given, Found], *given: Given.args, **named: Given.kwargs) -> Found:
+    """The result of a function that runs in a new process, with the settings of the commands."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_as_a_command) as pool:
+        return pool.submit(work, *given, **named).result()
 
-    case: Case
-    config: RunConfig
-    model: torch.nn.Module
-    data: ImageData
-    earlier: dict[str, Survival]
+
+def _as_a_command() -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    keep_compiled_code()
 
 
 def trained(case: Case, folder: Path) -> Path:
@@ -99,103 +106,114 @@ def trained(case: Case, folder: Path) -> Path:
     return run
 
 
-def ready(case: Case, folder: Path) -> Ready:
-    """Load a case. The second half of the first images is for the shares, the first half for the real runs."""
-    run = trained(case, folder)
+def loaded(case: Case, folder: Path) -> tuple[RunConfig, torch.nn.Module, ImageData]:
+    """The settings, the network and the test images of a case."""
+    run = folder / case.name
     config = open_run(run)
-    loaded = load_on_device(run, config, load_test(config.data), lambda name: False)
+    found = load_on_device(run, config, load_test(config.data), lambda name: False)
+    return config, found.model, found.data
+
+
+def earlier(case: Case, folder: Path) -> dict[str, Survival]:
+    """The shares of evaluations of images after those of the real runs."""
+    config, model, data = loaded(case, folder)
     most = max(case.counts.values())
-    other = loaded.data.select(torch.arange(most, min(2 * most, len(loaded.data))))
-    earlier = {}
+    other = data.select(torch.arange(most, min(2 * most, len(data))))
+    shares = {}
     for name in dict.fromkeys(EARLIER[name] for name in case.counts):
-        found = evaluate(loaded.model, other, config.threat, suite_of(name, config), batch_size=128, curve="off")
-        earlier[name] = survival_of(found, name)
-    return Ready(case, config, loaded.model, loaded.data.select(torch.arange(most)), earlier)
+        found = evaluate(model, other, config.threat, suite_of(name, config), batch_size=128, curve="off")
+        shares[name] = survival_of(found, name)
+    return shares
 
 
 def suite_of(name: str, config: RunConfig) -> Suite:
     return as_suite(name, config.threat)
 
 
-def images(data: ImageData, count: int) -> Tensor:
-    return data.floats(torch.arange(count) % len(data))
+@dataclass(frozen=True)
+class Guess:
+    """A prediction: seconds, counted passes, and the batch size that it found best."""
+
+    seconds: float
+    passes: int
+    batch_size: int
 
 
-def predicted(here: Ready, meter: Meter, seconds: float) -> dict[str, Report]:
+def predicted(
+    case: Case, folder: Path, shares: Mapping[str, Survival], clock: ClockName, seconds: float
+) -> dict[str, Guess]:
     """One measurement, and the predictions of each suite with the shares of its earlier evaluation."""
+    (config, model, data), meter = loaded(case, folder), Meter(clock)
 
-    def step(per_image: float, limit: float):
-        job = build_job(here.config, lambda name: False)
-        return measure_step(job, Runtime(here.config.runtime), meter, per_image=per_image, seconds=limit)
+    def step(per_image: float, limit: float) -> StepTime:
+        job = build_job(config, lambda name: False)
+        return measure_step(job, Runtime(config.runtime), meter, per_image=per_image, seconds=limit)
+
+    def images(count: int) -> Tensor:
+        return data.floats(torch.arange(count) % len(data))
 
     found = {}
-    parts = ["step", "attacks"]
-    for earlier in here.earlier:
-        names = [name for name in here.case.counts if EARLIER[name] == earlier]
+    groups = list(dict.fromkeys((EARLIER[name], count) for name, count in case.counts.items()))
+    for number, (source, count) in enumerate(groups):
+        names = [name for name in case.counts if (EARLIER[name], case.counts[name]) == (source, count)]
         plan = Plan(
-            seconds=seconds / 2,
+            seconds=seconds / len(groups),
             sizes=(1, 32, 128, 256),
-            suites=[suite_of(name, here.config) for name in names],
-            count=1000,
+            suites=[suite_of(name, config) for name in names],
+            count=count,
             devices=1,
-            parts=parts,
+            parts=["attacks"] if number else ["step", "attacks"],
         )
+        given = step if number == 0 else None
         report = bench(
-            here.model,
-            partial(images, here.data),
-            here.data.num_classes,
-            here.config.threat,
-            plan,
-            meter,
-            survival=here.earlier[earlier],
-            step=step,
+            model, images, data.num_classes, config.threat, plan, meter, survival=shares[source], step=given
         )
-        found |= dict.fromkeys(names, report)
-        if "step" in parts:
-            found["training"] = report
-        parts = ["attacks"]
+        size = report.choices.batch_size
+        for name, one in zip(names, report.suites, strict=True):
+            found[name] = Guess(one.expected.median, one.passes[1], size)
+        if report.step is not None:
+            found["training"] = Guess(report.step.epoch.median, 0, size)
     return found
 
 
-def real(here: Ready, name: str, known_size: int, clock: str) -> tuple[float, int]:
+def real(case: Case, folder: Path, name: str, known_size: int, clock: ClockName) -> tuple[float, int]:
     """Seconds of the attacks of an evaluation with their 8-bit images, and counted passes."""
-    data = here.data.select(torch.arange(here.case.counts[name]))
+    config, model, data = loaded(case, folder)
+    data = data.select(torch.arange(case.counts[name]))
     with patch.object(stages, "time", SimpleNamespace(perf_counter=CLOCKS[clock])):
-        found = evaluate(
-            here.model, data, here.config.threat, suite_of(name, here.config), known_size=known_size, curve="off"
-        )
+        found = evaluate(model, data, config.threat, suite_of(name, config), known_size=known_size, curve="off")
     seconds = sum(value or 0.0 for value in found.summary.seconds.values())
     columns = found.table.attacks.values()
     return seconds, len(data) + sum(int(one.forwards.sum() + one.backwards.sum()) for one in columns)
 
 
-def real_epoch(here: Ready, clock: str) -> float:
+def real_epoch(case: Case, folder: Path, clock: ClockName) -> float:
     """Seconds of one epoch of training, validation and checkpoint included."""
-    job = build_job(here.config, lambda name: False)
+    config = open_run(folder / case.name)
+    job = build_job(config, lambda name: False)
     job = replace(job, training=replace(job.training, epochs=1, epsilon_ramp=0.0))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
         began = CLOCKS[clock]()
-        train(job, Runtime(here.config.runtime), Path(folder), config_digest="benchmark")
+        train(job, Runtime(config.runtime), Path(scratch), config_digest="benchmark")
         return CLOCKS[clock]() - began
 
 
-def rows_of(case: Case, folder: Path, rounds: int, clock: str, seconds: float) -> list[str]:
+def rows_of(case: Case, folder: Path, rounds: int, clock: ClockName, seconds: float) -> list[str]:
     """Measure a case, predictions and real runs in turn."""
-    here, meter = ready(case, folder), Meter(clock)  # type: ignore[arg-type]
+    trained(case, folder)
+    shares = alone(earlier, case, folder)
     guesses: dict[str, list[float]] = {name: [] for name in (*case.counts, "training")}
     truths: dict[str, list[float]] = {name: [] for name in guesses}
     passes: dict[str, tuple[int, int]] = {}
     for _ in range(rounds):
-        reports = predicted(here, meter, seconds)
-        for name, count in case.counts.items():
-            one = next(suite for suite in reports[name].suites if suite.suite == suite_of(name, here.config).name)
-            scale = count / one.count
-            guesses[name].append(one.expected.median * scale)
-            taken, counted = real(here, name, reports[name].choices.batch_size, clock)
+        guessed = alone(predicted, case, folder, shares, clock, seconds)
+        for name, one in guessed.items():
+            guesses[name].append(one.seconds)
+        for name in case.counts:
+            taken, counted = alone(real, case, folder, name, guessed[name].batch_size, clock)
             truths[name].append(taken)
-            passes[name] = round(one.passes[1] * scale), counted
-        guesses["training"].append(reports["training"].step.epoch.median)
-        truths["training"].append(real_epoch(here, clock))
+            passes[name] = guessed[name].passes, counted
+        truths["training"].append(alone(real_epoch, case, folder, clock))
     rows = []
     for name, found in guesses.items():
         guess, truth = statistics.median(found), statistics.median(truths[name])
@@ -216,13 +234,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=45.0, help="time of the measurements of one prediction")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="printed, not written")
+    parser.add_argument("--works", nargs="+", choices=list(EARLIER), help="printed, not written")
     parser.add_argument("--out", type=Path, default=Path("runs/performance_model"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
+    chosen = [case for case in CASES if case.name in (options.cases or [case.name])]
+    if options.works:
+        counts = {case.name: {name: case.counts[name] for name in options.works} for case in chosen}
+        chosen = [replace(case, counts=counts[case.name]) for case in chosen]
     rows = [
-        row for case in CASES for row in rows_of(case, options.out, options.rounds, options.clock, options.seconds)
+        row for case in chosen for row in rows_of(case, options.out, options.rounds, options.clock, options.seconds)
     ]
+    if options.cases or options.works:
+        return
     columns = ["network", "work", "predicted, s", "real, s", "predicted / real", "of single rounds"]
     columns.append("passes, predicted / counted")
     clock = (
@@ -237,8 +263,9 @@ def main() -> None:
             "",
             "MNIST digits; networks trained for a few epochs of `mnist5k/pgd_at`.",
             "",
-            f"Medians of {options.rounds} rounds in which prediction and real run take turns, one thread, {clock}. "
-            f"A prediction measures for about {options.seconds:g} s. Its robust accuracy is that of PGD-20 (for "
+            f"Medians of {options.rounds} rounds in which predictions and real runs take turns, each in its own "
+            f"process, one thread, {clock}. A prediction measures for about {options.seconds:g} s. Its robust "
+            "accuracy is that of PGD-20 (for "
             "`pgd_20` and `quick`) or of `quick` (for the others) on as many other test images. The real time of "
             "an evaluation is that of its attacks, with the search for 8-bit images.",
             "",

@@ -13,7 +13,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
+from floor import bare_steps, searches
 from robustly import PGD, ThreatModel
 from robustly.cli import main as robustly
 from robustly.data import load_test
@@ -43,14 +43,6 @@ def victim(folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
     return model, data.floats(), data.labels
 
 
-def floor(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """The passes that every tool needs, with frozen parameters."""
-    for _ in range(STEPS):
-        point = x.detach().requires_grad_()
-        loss = nn.functional.cross_entropy(model(point), y, reduction="sum")
-        torch.autograd.grad(loss, point)
-
-
 def contestants(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Functions of all tools, each of which returns the adversarial images."""
     threat = ThreatModel("linf", EPSILON)
@@ -59,16 +51,12 @@ def contestants(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[]
     theirs = torchattacks.PGD(model, eps=EPSILON, alpha=alpha, steps=STEPS, random_start=True)
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     attack = foolbox.attacks.LinfPGD(abs_stepsize=alpha, steps=STEPS, random_start=True)
-    ours = PGD(steps=STEPS, relative_step_size=0.25)
-    everything = PGD(steps=STEPS, relative_step_size=0.25, early_stop=False)
-    fast, fast_everything = (replace(attack, precision="bfloat16") for attack in (ours, everything))
+
+    def searched(ours: PGD) -> Callable[[], Tensor]:
+        return lambda: ours(model, x, y, threat=threat, generator=generator).x_adv
+
     return {
-        "robustly, active set": lambda: ours(model, x, y, threat=threat, generator=generator).x_adv,
-        "robustly, every image kept": lambda: everything(model, x, y, threat=threat, generator=generator).x_adv,
-        "robustly, bfloat16, active set": lambda: fast(model, x, y, threat=threat, generator=generator).x_adv,
-        "robustly, bfloat16, every image kept": lambda: (
-            fast_everything(model, x, y, threat=threat, generator=generator).x_adv
-        ),
+        **{f"robustly, {name}": searched(ours) for name, ours in searches(STEPS).items()},
         "torchattacks": lambda: theirs(x, y),
         "foolbox": lambda: attack(wrapped, x, y, epsilons=EPSILON)[1],
     }
@@ -82,7 +70,10 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     images: dict[str, Tensor] = {}
     for turn in range(ROUNDS + 1):
-        for name, attack in {"bare passes": lambda: floor(model, x, y), **contestants(model, x, y)}.items():
+        for name, attack in {
+            "bare passes": lambda: bare_steps(model, x, y, STEPS),
+            **contestants(model, x, y),
+        }.items():
             # other tools get the model as their users have it: with parameters that require gradients
             for parameter in frozen:
                 parameter.requires_grad_(name != "bare passes")

@@ -1,9 +1,9 @@
 """Compare training steps with the bare passes of their method, and DYNAT's with the order of the released code.
 
-    python benchmarks/training_speed.py [--widths 0.25,1] [--batches 128,16] [--steps 3]
+    python benchmarks/training_speed.py [--networks small_cnn ...] [--steps 3] [--rounds 3] [--clock wall]
 
-CIFAR-shaped random images (speed does not depend on what they show), `resnet18`, PGD-10 inside, the real training
-loop timed from step to step. The floor does the method's passes by hand in float32 with frozen weights inside the
+Random images (speed does not depend on what they show), PGD-10 inside, the real training loop timed from step to
+step. The floor does the method's passes by hand in float32 with frozen weights inside the
 attack, and nothing else. Floor and loop take turns; medians. Writes `benchmarks/results/training_speed.md`.
 """
 
@@ -11,7 +11,6 @@ import argparse
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustly import ThreatModel
+from robustly.cli.allocator import keep_compiled_code, keep_freed_memory
 from robustly.data import Augmentation, ImageData
 from robustly.models import ModelConfig, build_model
+from robustly.performance.timing import CLOCKS
 from robustly.runtime import Runtime, RuntimeConfig
 from robustly.training import (
     AdversarialLoss,
@@ -49,6 +50,16 @@ METHODS = {
     "DYNAT-Inner": Method(labels=GuideLabels(), inner=CE, loss=DynatLoss()),
     "DYNAT": Method(labels=GuideLabels(), inner=KL, loss=DynatLoss()),
 }
+
+CASES = {
+    "small_cnn": (ModelConfig(channels=1, image_size=(28, 28), classes=10), 128),
+    "resnet18 width 16": (
+        ModelConfig(name="resnet18", channels=3, image_size=(32, 32), classes=10, width=0.25),
+        128,
+    ),
+    "resnet18 width 64": (ModelConfig(name="resnet18", channels=3, image_size=(32, 32), classes=10), 16),
+}
+"""Networks with the images of a step."""
 
 
 def kl(reference: Tensor, logits: Tensor) -> Tensor:
@@ -122,29 +133,29 @@ def reference_order(
 class Clock(Observer):
     """Record the seconds from step to step."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self.times: list[float] = []
-        self._last = 0.0
+        self._now, self._last = now, 0.0
 
     def started(self, job: Job, finished_epochs: int) -> None:
-        self._last = time.perf_counter()
+        self._last = self._now()
 
     def stepped(self, moment: Moment, loss: float, images: int) -> None:
-        now = time.perf_counter()
+        now = self._now()
         self.times.append(now - self._last)
         self._last = now
 
 
-def network(width: float, seed: int) -> nn.Module:
-    return build_model(ModelConfig(name="resnet18", classes=10, width=width), seed=seed).train()
+def network(config: ModelConfig, seed: int) -> nn.Module:
+    return build_model(config, seed=seed).train()
 
 
-def job_of(method: Method, width: float, data: ImageData, batch: int) -> Job:
+def job_of(method: Method, config: ModelConfig, data: ImageData, batch: int) -> Job:
     """One epoch of a method on random pixels."""
     return Job(
         method=method,
-        model=network(width, 0),
-        networks={name: AuxiliaryNetwork(network(width, 1)) for name in method.networks},
+        model=network(config, 0),
+        networks={name: AuxiliaryNetwork(network(config, 1)) for name in method.networks},
         train=data,
         validation=data.select(torch.arange(2)),
         threats=(ThreatModel("linf", EPSILON),),
@@ -155,82 +166,104 @@ def job_of(method: Method, width: float, data: ImageData, batch: int) -> Job:
     )
 
 
-def looped(method: Method, width: float, precision: str, data: ImageData, batch: int) -> float:
+def looped(
+    method: Method, config: ModelConfig, precision: str, data: ImageData, batch: int, now: Callable[[], float]
+) -> float:
     """Median seconds of a step of the training loop, without the first."""
-    clock = Clock()
+    clock = Clock(now)
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime(RuntimeConfig(device="cpu", precision=precision))
-        job = job_of(method, width, data, batch)
+        job = job_of(method, config, data, batch)
         train(job, runtime, Path(folder), config_digest="benchmark", observer=clock)
     return statistics.median(clock.times[1:])
 
 
-def bare(step: Callable[..., None], width: float, x: Tensor, y: Tensor, steps: int) -> float:
+def bare(
+    step: Callable[..., None], config: ModelConfig, x: Tensor, y: Tensor, steps: int, now: Callable[[], float]
+) -> float:
     """Median seconds of a step written by hand, without the first."""
-    model, guide = network(width, 0), network(width, 1)
+    model, guide = network(config, 0), network(config, 1)
     optimizer = torch.optim.SGD(
         [*model.parameters(), *guide.parameters()], lr=1e-3, momentum=0.9, weight_decay=5e-4
     )
     times = []
     for _ in range(steps + 1):
-        began = time.perf_counter()
+        began = now()
         step(model, guide, optimizer, x, y)
-        times.append(time.perf_counter() - began)
+        times.append(now() - began)
     return statistics.median(times[1:])
 
 
-def random_pixels(count: int) -> ImageData:
-    """CIFAR-shaped."""
-    pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
+def random_pixels(config: ModelConfig, count: int) -> ImageData:
+    """Images of the network's shape."""
+    assert config.image_size is not None
+    pixels = torch.randint(256, (count, config.channels or 3, *config.image_size), dtype=torch.uint8)
     names = tuple(str(k) for k in range(10))
     return ImageData(pixels, torch.randint(10, (count,)), torch.arange(count), names, "random pixels")
 
 
+def step_rounds(
+    name: str, method: Method, config: ModelConfig, batch: int, steps: int, rounds: int, now: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds of a step in each round: of the floor, of the loop in two precisions, of the reference's order.
+
+    Args:
+        name: a name of `METHODS`.
+        method: the method.
+        config: the network.
+        batch: images of a step.
+        steps: measured steps of a round.
+        rounds: number of rounds.
+        now: the clock.
+    """
+    data = random_pixels(config, batch * (steps + 1))
+    x, y = data.floats(torch.arange(batch)), data.labels[:batch]
+    found: dict[str, list[float]] = {"floor": [], "32-true": [], "bf16-mixed": [], "reference": []}
+    for _ in range(rounds):
+        found["floor"].append(bare(lambda *a: floor(name, *a), config, x, y, steps, now))
+        for precision in ("32-true", "bf16-mixed"):
+            found[precision].append(looped(method, config, precision, data, batch, now))
+        if name == "DYNAT-Inner":
+            found["reference"].append(bare(reference_order, config, x, y, steps, now))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--widths", default="0.25,1")
-    parser.add_argument("--batches", default="128,16", help="images per step, for each width")
+    parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    keep_freed_memory()
+    keep_compiled_code()
     lines = [
-        "| method | `resnet18` width | images | floor, s | float32 / floor | bf16-mixed / floor |",
+        "| method | network | images | floor, s | float32 / floor | bf16-mixed / floor |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     ratios = []
-    for width, batch in zip(
-        map(float, options.widths.split(",")), map(int, options.batches.split(",")), strict=True
-    ):
-        data = random_pixels(batch * (options.steps + 1))
-        x, y = data.floats(torch.arange(batch)), data.labels[:batch]
+    for title in options.networks:
+        config, batch = CASES[title]
         for name, method in METHODS.items():
-            rounds: dict[str, list[float]] = {"floor": [], "32-true": [], "bf16-mixed": [], "reference": []}
-            for _ in range(options.rounds):
-                rounds["floor"].append(bare(lambda *a, name=name: floor(name, *a), width, x, y, options.steps))
-                for precision in ("32-true", "bf16-mixed"):
-                    rounds[precision].append(looped(method, width, precision, data, batch))
-                if name == "DYNAT-Inner":
-                    rounds["reference"].append(bare(reference_order, width, x, y, options.steps))
-            median = {key: statistics.median(values) for key, values in rounds.items() if values}
+            found = step_rounds(name, method, config, batch, options.steps, options.rounds, CLOCKS[options.clock])
+            median = {key: statistics.median(values) for key, values in found.items() if values}
             full, half = median["32-true"] / median["floor"], median["bf16-mixed"] / median["floor"]
-            lines.append(
-                f"| {name} | {round(64 * width)} | {batch} | {median['floor']:.2f} | {full:.2f} | {half:.2f} |"
-            )
+            lines.append(f"| {name} | {title} | {batch} | {median['floor']:.2f} | {full:.2f} | {half:.2f} |")
             print(lines[-1], flush=True)
             if name == "DYNAT-Inner":
                 for precision in ("32-true", "bf16-mixed"):
-                    ratios.append(
-                        f"| {round(64 * width)} | {precision} | {median['reference'] / median[precision]:.2f}x |"
-                    )
+                    faster = median["reference"] / median[precision]
+                    ratios.append(f"| {title} | {precision} | {faster:.2f}x |")
                     print(ratios[-1], flush=True)
+    clock = "wall clock" if options.clock == "wall" else "processor time"
     RESULTS.write_text(
         "# A training step beside the bare passes that it needs\n\n" + "\n".join(lines) + "\n\n"
         "DYNAT-Inner's step: how many times faster than the reference's order of work in float32.\n\n"
-        "| width | precision | faster |\n| --- | --- | --- |\n" + "\n".join(ratios) + "\n\n"
-        f"Medians of {options.rounds} alternating rounds of {options.steps} steps, "
-        f"PGD-10, one thread, torch {torch.__version__}, {platform.machine()}.\n"
+        "| network | precision | faster |\n| --- | --- | --- |\n" + "\n".join(ratios) + "\n\n"
+        f"Medians of {options.rounds} alternating rounds of {options.steps} steps, PGD-10, one thread, {clock}, "
+        f"torch {torch.__version__}, {platform.machine()}.\n"
     )
 
 

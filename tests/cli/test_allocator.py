@@ -1,10 +1,13 @@
-"""Memory that glibc keeps between the passes of an attack."""
+"""Memory that glibc keeps between the passes of an attack, and compiled code that oneDNN keeps."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from robustly.cli.allocator import keep_compiled_code
 
 FAULTS = """
 import resource, sys, torch
@@ -39,3 +42,13 @@ def test_freed_memory_is_used_again_unless_the_environment_decides(monkeypatch: 
     assert faults("plain")[1] > 10_000, "every step maps the 96 MB anew, in pages of 4 KiB"
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
     assert faults("kept")[0] == "False"
+
+
+def test_compiled_code_is_kept_unless_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")  # so that it is as before after the test
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    keep_compiled_code()
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) > 50 * 256, "all sizes up to the largest batch"
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    keep_compiled_code()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"

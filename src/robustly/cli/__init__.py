@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import robustly
-from robustly.cli.allocator import keep_freed_memory
+from robustly.cli.allocator import keep_compiled_code, keep_freed_memory
 from robustly.cli.arguments import PROCESSES, STRATEGY, split_overrides
 from robustly.cli.commands import COMMANDS
 from robustly.cli.interruption import Stopped, lasting_output, stoppable
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     keep_freed_memory()
+    keep_compiled_code()
     with lasting_output():
         return _exit_code(list(sys.argv[1:] if arguments is None else arguments))
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from robustly.cli.allocator import keep_freed_memory
+from robustly.cli.allocator import keep_compiled_code, keep_freed_memory
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation.members import Member
 from robustly.evaluation.parts import ALONE
@@ -133,6 +133,7 @@ def take_part(place: Place, carry_out: Callable[[Group], None]) -> None:
         ProcessError: in a cluster, process 0 does not answer or has other code.
     """
     keep_freed_memory()
+    keep_compiled_code()
     try:
         use_own_gpu(place)
         group = join_group(place)

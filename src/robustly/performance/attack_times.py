@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from robustly.attacks import Attack, AttackResult
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import logits_of
-from robustly.performance.passes import Copies, bare_pass, own_precision
+from robustly.performance.new_sizes import seconds_of_new_size
+from robustly.performance.passes import Copies, Kind, bare_pass, own_precision
 from robustly.performance.timing import LEAST, Meter, Rounds, Spread, Work, alternating
 from robustly.randomness import KeyedGenerator
 from robustly.threats import Threat
@@ -24,6 +25,8 @@ FEW = 8
 SHORTER = {"queries": 4 * STEPS, "restarts": 5, "targets": 9, "search_steps": 1, "draws": STEPS}
 """Other settings of a shortened attack, where it has more. Several runs remain, because they are one batch."""
 THRIFTY = SHORTER | {"queries": 2 * FEWEST, "restarts": 1, "targets": 1, "draws": FEWEST, "odi_steps": 1}
+TIMED: tuple[Kind, ...] = ("forward", "input_backward")
+"""Bare passes beside the attacks."""
 _SLOPE = 1e-3
 TINY = 1e-3
 """Share of the threat's size at which attacks are timed, so that no image is broken and every pass is made."""
@@ -41,6 +44,8 @@ class AttackTime:
         backwards: counted backward passes per image.
         batch_size: images of the batch.
         fixed: time of a batch that does not depend on its images, in units of the time of one more image.
+        new_size: seconds that the first pass of a batch size takes longer, in the precision of the search; 0 for
+            attacks that keep broken images.
     """
 
     ratio: Spread
@@ -50,6 +55,7 @@ class AttackTime:
     backwards: float
     batch_size: int
     fixed: float = 0.0
+    new_size: float = 0.0
 
     def relative(self, images: float, batches: float) -> float:
         """Time of an image in batches of any size, relative to that in the measured batch.
@@ -190,11 +196,12 @@ def measure_attacks(
 
     copies = Copies(model, {})
     full, half = own_precision(model), "bfloat16"
-    works: dict[str, Work] = {
-        f"{kind} {precision}": bare_pass(copies, x, kind, precision, used)
-        for precision, used in ((full, layout), *(((half, "channels_last"),) if _converts(copies) else ()))
-        for kind in ("forward", "input_backward")
-    }
+    layouts = {full: layout} | ({half: "channels_last"} if _converts(copies) else {})
+
+    def pass_of(kind: Kind, precision: str, some: Tensor) -> Work:
+        return bare_pass(copies, some, kind, precision, layouts[precision])
+
+    works = {f"{kind} {precision}": pass_of(kind, precision, x) for precision in layouts for kind in TIMED}
     works |= {name: partial(run, name) for name in dict.fromkeys(alike.values())}
     works |= {_few(name): partial(run_few, name) for name in dict.fromkeys(alike.values())}
     rounds = alternating(works, meter, seconds, least=least)
@@ -206,6 +213,13 @@ def measure_attacks(
         one: _time(short[one], found[one], rounds, one, full, (few, len(x)))
         for one in found
         if one in rounds.seconds and _few(one) in rounds.seconds
+    }
+    new = {}
+    for precision in dict.fromkeys(time.precision for time in measured.values()):
+        new[precision] = seconds_of_new_size(partial(pass_of, "input_backward", precision), x, meter)
+    measured = {
+        one: replace(time, new_size=new[time.precision]) if _removes(short[one]) else time
+        for one, time in measured.items()
     }
     times = {name: measured[one] for name, one in alike.items() if one in measured}
     return AttackTimes(
@@ -242,6 +256,11 @@ def _time(
         count,
         _fixed(rounds.spread(_few(name)).median, few, rounds.spread(name).median, count),
     )
+
+
+def _removes(attack: Attack) -> bool:
+    """True if the attack removes broken images from its batch."""
+    return getattr(attack, "early_stop", not attack.minimum_norm)
 
 
 def _few(name: str) -> str:

@@ -12,10 +12,12 @@ from robustly.evaluation.suites.suite import Suite
 from robustly.evidence import Evidence
 from robustly.evidence.provenance import Mode
 from robustly.performance.attack_times import AttackTime, Floor
+from robustly.performance.new_sizes import expected_new_sizes
 from robustly.performance.timing import Spread
 from robustly.statistics import Proportion
 from robustly.threats import Threat
 
+ENDS = ("median", "low", "high")
 AT_ONCE = (3, 1)
 """Forward and backward passes of an attack on an image that its first step breaks: clean, broken, confirmed."""
 
@@ -149,6 +151,7 @@ def predict_suite(
         ends = (_expected(suite, threat, classes, size, count, end, worst, batch_size) for end in survival.ends)
         low, high = (_seconds(loads, count, floor, times) for loads in ends)
         more = count * (survival.correct - survival.robust) * survival.eight_bit / 2 * floor.both.median
+        more += _compiling(usual, survival, times, batch_size)
         middle = _seconds(usual, count, floor, times)
         expected = Spread(middle.median + more, low.low + more, high.high + more, middle.runs)
     suspicious = tuple(name for name in suite.attacks if suite.plan(name).on_suspicion)
@@ -159,6 +162,10 @@ def predict_suite(
         for one in most
     ]
     lower, upper = _seconds(fewest, count, floor, times), _seconds(most, count, floor, times)
+    whole = upper.median
+    if expected is not None:  # few images that are broken one by one can take longer than if none were
+        most_of = [max(getattr(one, end) for one in (expected, upper)) for end in ENDS]
+        upper = Spread(most_of[0], most_of[1], most_of[2], upper.runs)
     bare = count * floor.forward.median + sum(
         one.images * floor.seconds(one.forwards, one.backwards) for one in most if one.attack in times
     )
@@ -169,7 +176,7 @@ def predict_suite(
         lower=lower,
         expected=expected,
         upper=upper,
-        ratio=upper.median / max(bare, 1e-12),
+        ratio=whole / max(bare, 1e-12),
         curve=_seconds([one for one in curve if one.attack == suite.curve], 0, floor, times).median,
         on_suspicion=suspicious,
         unknown=tuple(name for name in suite.attacks if name not in times and name not in suspicious),
@@ -224,11 +231,25 @@ def _seconds(loads: list[Load], count: int, floor: Floor, times: Mapping[str, At
         for one in loads
         if (time := times.get(one.attack)) is not None
     ]
-    totals = [
-        clean + sum(bare * getattr(time.ratio, name) for bare, time in known) for name in ("median", "low", "high")
-    ]
+    totals = [clean + sum(bare * getattr(time.ratio, name) for bare, time in known) for name in ENDS]
     runs = min((time.ratio.runs for _, time in known), default=floor.forward.runs)
     return Spread(totals[0], totals[1], totals[2], runs)
+
+
+def _compiling(loads: list[Load], survival: Survival, times: Mapping[str, AttackTime], batch_size: int) -> float:
+    """Seconds of the first passes of new batch sizes. Compiled code is kept, so each size costs once at most."""
+    seconds, sizes = dict[str, float](), dict[str, float]()
+    batches = {one.attack: one.batches for one in loads if one.batches}
+    for one in loads:
+        time = times.get(one.attack)
+        if one.batches or time is None:  # images that are not broken
+            continue
+        share = max(survival.early, 1e-9)
+        steps = (one.backwards or one.forwards) / share
+        new = expected_new_sizes(steps, survival.early, one.images, batches.get(one.attack, 1.0))
+        sizes[time.precision] = min(sizes.get(time.precision, 0.0) + new, batch_size)
+        seconds[time.precision] = max(seconds.get(time.precision, 0.0), time.new_size)
+    return sum(sizes[precision] * each for precision, each in seconds.items())
 
 
 def duration_words(seconds: float) -> str:
