@@ -52,6 +52,7 @@ _MODULES = (
         "processes",
         "randomness",
         "ray_cluster",
+        "ray_connection",
         "reports",
         "runtime",
         "settings",
