@@ -23,6 +23,7 @@ from robustly.attacks import PGD
 from robustly.attacks.core.compiled import CompiledNetwork
 from robustly.data import Augmentation, ImageData
 from robustly.models import ModelConfig, build_model
+from robustly.models.layout import in_fastest_layout
 from robustly.performance.timing import CLOCKS, Meter, Rounds, alternating
 from robustly.randomness import KeyedGenerator
 from robustly.runtime import Runtime, RuntimeConfig
@@ -87,6 +88,25 @@ def attack_of(model: nn.Module, x: Tensor, y: Tensor) -> Work:
     return lambda: PGD(steps=20)(model, x, y, threat=TINY, generator=draws)
 
 
+def works_of(config: ModelConfig, data: ImageData) -> dict[str, tuple[Work, Callable[[], Work]]]:
+    """Works by name: the uncompiled one, and a function that makes the compiled one."""
+    count, few = len(data), 3 * len(data) // 4
+    x = data.floats(torch.arange(count))
+    model = in_fastest_layout(network(config).eval(), x)
+    y = model(x).argmax(1)
+    return {
+        f"PGD-10 step, {count} images": (step_of(config, data, False), lambda: step_of(config, data, True)),
+        f"PGD-20, {count} images": (
+            attack_of(model, x, y),
+            lambda: attack_of(CompiledNetwork(model, count), x, y),
+        ),
+        f"PGD-20, {few} images that are left": (
+            attack_of(model, x[:few], y[:few]),
+            lambda: attack_of(CompiledNetwork(model, count), x[:few], y[:few]),
+        ),
+    }
+
+
 def first_seconds(work: Work, clock: str) -> float:
     """Seconds by which the first run of a work is longer than the second."""
     times = []
@@ -123,21 +143,7 @@ def main() -> None:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, config in NETWORKS.items():
-        model = network(config).eval()
-        x = data.floats(torch.arange(count))
-        y, few = model(x).argmax(1), 3 * count // 4
-
-        def compiled(part: int, model: nn.Module = model, x: Tensor = x, y: Tensor = y) -> Work:
-            return attack_of(CompiledNetwork(model, count), x[:part], y[:part])
-
-        works: dict[str, tuple[Work, Callable[[], Work]]] = {
-            f"PGD-10 step, {count} images": (
-                step_of(config, data, False),
-                lambda config=config: step_of(config, data, True),  # type: ignore[misc]
-            ),
-            f"PGD-20, {count} images": (attack_of(model, x, y), lambda: compiled(count)),
-            f"PGD-20, {few} images that are left": (attack_of(model, x[:few], y[:few]), lambda: compiled(few)),
-        }
+        works = works_of(config, data)
         for work, (plain, make) in works.items():
             with tempfile.TemporaryDirectory() as cache:
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
@@ -146,12 +152,13 @@ def main() -> None:
                 lines.append(row(name, work, alternating(both, meter, options.seconds), cold, warm))
             print(lines[-1], flush=True)
     clock = "processor time" if options.clock == "cpu" else "time on the wall"
+    where = f"{platform.processor() or 'a CPU'} ({platform.machine()}), torch {torch.__version__}"
+    words = f"--images {count} --seconds {options.seconds:g} --clock {options.clock}"
     RESULTS.write_text(
         "# Compiled passes of attacks beside uncompiled ones\n\n" + "\n".join(lines) + "\n\n"
-        f"Ratio of compiled to uncompiled, in {clock}, medians with quartiles of works in turn; compilations in time "
-        f"on the wall of a machine that other programs use too. One thread of {platform.processor() or 'a CPU'} "
-        f"({platform.machine()}), torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; "
-        f"`python benchmarks/compiled.py --images {count} --seconds {options.seconds:g} --clock {options.clock}`.\n",
+        f"Ratio of compiled to uncompiled, in {clock}: medians with quartiles of works in turn. Compilations in "
+        "time on the wall, of a machine that other programs used at the same time. One thread of "
+        f"{where}, {time.strftime('%Y-%m-%d')}; `python benchmarks/compiled.py {words}`.\n",
         encoding="utf-8",
     )
 

@@ -46,8 +46,8 @@ _EXPORTS = {
 _MODULES = (
     *("analysis", "api", "array_files", "attacks", "certification", "compat", "corruptions", "cost_matrix"),
     *("data", "documents", "evaluation", "evidence", "experiments", "files", "memory", "model_names", "models"),
-    *("objectives", "output_text", "performance", "processes", "randomness", "ray_cluster", "reports", "runtime"),
-    *("settings", "sharding", "signals", "statistics", "testing", "threats", "training"),
+    *("objectives", "output_text", "performance", "processes", "randomness", "ray_cluster", "ray_connection"),
+    *("reports", "runtime", "settings", "sharding", "signals", "statistics", "testing", "threats", "training"),
 )
 """Modules and subpackages that are imported at their first use as attributes."""
 

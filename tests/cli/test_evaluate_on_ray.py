@@ -5,8 +5,12 @@ import os
 import shutil
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -14,6 +18,7 @@ import pytest
 from cli_tools import refusal
 from process_tools import start, wait_for
 
+from robustly import ray_connection
 from robustly.cli import main
 from robustly.evidence import read_summary
 
@@ -110,6 +115,39 @@ def test_several_runs_are_certified_and_a_broken_one_is_named(
     assert capsys.readouterr().out.count("is kept") == 2
 
 
+@needs_ray
+@pytest.mark.slow
+def test_costs_and_several_threats_of_several_runs_go_in_turn(
+    run: Path, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each run as alone; one that is refused does not stop the others."""
+    few = ["--evaluation.count", "6", "--evaluation.batch_size", "2"]
+    costs = [*few, "--suite", "fgsm", "--costs", "classes:3,5", "--as", "costs"]
+    several = [*few, "--suite", "tafd_v10", "--as", "several"]
+    assert main(["evaluate", str(run), *costs]) == 0
+    assert main(["evaluate", str(run), *several]) == 0
+    runs = [tmp_path / name for name in ("a", "broken", "b")]
+    for folder in runs:
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("evaluation*", "protocol*"))
+    (runs[1] / "model.safetensors").write_bytes(b"broken")
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    for words in (costs, several):
+        capsys.readouterr()
+        assert main(["evaluate", *map(str, runs), *words, "--on", "ray"]) == 2
+        shown = capsys.readouterr().out
+        assert "2 of 3 runs finished" in shown
+        assert f"! {runs[1]}: " in shown
+    made = [path for path in sorted(run.glob("evaluation_*")) if (path / "summary.json").is_file()]
+    compared = [path.name for path in made if path.name.startswith(("evaluation_costs", "evaluation_several"))]
+    assert len(compared) > 2
+    for folder in (runs[0], runs[2]):
+        for name in compared:
+            assert_same_evidence(run / name, folder / name)
+        assert (folder / "protocol_several.json").is_file()
+        costs_of = [one / "evaluation_costs" / "costs.parquet" for one in (run, folder)]
+        assert costs_of[0].read_bytes() == costs_of[1].read_bytes()
+
+
 def test_a_cluster_that_does_not_answer_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,9 +168,67 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(
         assert address == ("node", 10001), "the usual port of a client"
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr("robustly.ray_cluster.socket.create_connection", silent)
+    monkeypatch.setattr("robustly.ray_connection.socket.create_connection", silent)
     sentence = refusal(capsys, "evaluate", str(tmp_path), "--on", "ray://node")
     assert "no Ray cluster at ray://node: no answer within 10 s" in sentence
+
+
+@contextmanager
+def service(answer: bytes) -> Iterator[int]:
+    """Port of a service other than Ray: it answers each connection with the same bytes, and then with none."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        open_ones = []
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    open_ones.append(listening.accept()[0])
+                    open_ones[-1].sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listening.getsockname()[1]
+        for one in open_ones:
+            one.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "no answer within 0 s"),
+        (b"HTTP", "no answer within 0 s"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "another service answers there"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "another service answers there"),
+        (bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]), "a service answers there, but this machine cannot join within 0 s"),
+    ],
+)
+@pytest.mark.parametrize("by", ["variable", "address"])
+def test_another_service_is_one_sentence_within_seconds(
+    answer: bytes,
+    words: str,
+    by: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    never = threading.Event()
+    hanging = SimpleNamespace(init=lambda **settings: never.wait(), shutdown=never.set)
+    monkeypatch.setitem(sys.modules, "ray", hanging)
+    monkeypatch.setattr(ray_connection, "PATIENCE", 0.2)
+    monkeypatch.setattr(ray_connection, "JOIN", 0.2)
+    with service(answer) as port:
+        address = f"ray://127.0.0.1:{port}"
+        if by == "variable":
+            monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+            address = "ray"
+        began = time.monotonic()
+        with pytest.raises(ray_connection.ClusterError) as refused, ray_connection.connected(address, "--on"):
+            pass
+        assert time.monotonic() - began < 5
+    assert str(refused.value).startswith("no Ray cluster at ")
+    assert str(refused.value).endswith(words)
+    assert ("(the variable RAY_ADDRESS)" in str(refused.value)) == (by == "variable")
+    never.set()
 
 
 @pytest.mark.parametrize(
@@ -141,10 +237,11 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(
         (["--on", "spark"], "--on takes ray or ray://HOST:PORT, got 'spark'"),
         (["--on", "ray", "--runtime.processes", "2"], "leave out --runtime.processes"),
         (["--on", "ray://:1"], "ray://HOST:PORT or HOST:PORT, got ray://:1"),
+        (["--on", "ray://http://a:1"], "ray://HOST:PORT or HOST:PORT, got ray://http://a:1"),
         (["--on", "ray://a:b"], "ray://HOST:PORT or HOST:PORT, got ray://a:b"),
         (["more"], "2 runs at once need a Ray cluster: --on ray"),
-        (["more", "--on", "ray", "--costs", "all"], "--costs is for one run at a time"),
-        (["more", "--on", "ray", "--suite", "tafd_v10"], "tafd_v10 has several threats"),
+        (["none", "--on", "ray", "--costs", "all"], "none is named twice"),
+        (["more", "--on", "ray", "--suite", "tafd_v10", "--costs", "all"], "tafd_v10 has several"),
         (["more", "--on", "ray", "--dry-run"], "--dry-run is for suites of several threats"),
     ],
 )

@@ -17,7 +17,8 @@ from robustly.evaluation.checkpoint import Speed
 from robustly.evaluation.parts import ALONE, Arrays, Task, WorkError
 from robustly.evaluation.ray_crew import RayCrew
 from robustly.evaluation.ray_tasks import Outcome, Sent
-from robustly.ray_cluster import NO_NODE, RETRIES, Cluster, ClusterError, Room
+from robustly.ray_cluster import NO_NODE, RETRIES, Cluster, Room
+from robustly.ray_connection import ClusterError
 
 TASK = Task("attack", "pgd", "8/255")
 Answer = Callable[[Arrays], Outcome]
@@ -47,6 +48,9 @@ class Workers:
         self.cancelled = 0
         self.exceptions = SimpleNamespace(RayTaskError=TaskError, RayError=LookupError)
         self._pool = ThreadPoolExecutor(room)
+
+    def is_initialized(self) -> bool:
+        return True
 
     def nodes(self) -> list[dict[str, Any]]:
         return [{"Alive": True, "Resources": {"CPU": float(self.room)}}]
@@ -215,3 +219,24 @@ def test_slots_count_the_room_of_each_node() -> None:
     assert Cluster(ray, threads=1).slots() == 8
     assert Cluster(ray, threads=2).slots() == 3, "a task does not span nodes"
     assert Cluster(ray, threads=1, gpus=1).slots() == 2
+
+
+def test_a_lost_connection_is_one_sentence_and_finished_parts_are_kept(tmp_path: Path) -> None:
+    class Lost(Workers):
+        def wait(self, references: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], None]:
+            if len(self.begun) > 2:
+                raise ConnectionError("Failed to reconnect within\nthe grace period")
+            return super().wait(references, num_returns, timeout)
+
+        def cancel(self, reference: object, force: bool) -> None:
+            raise AssertionError("Ray would start a cluster here for it")
+
+        def is_initialized(self) -> bool:
+            return False
+
+    words = r"the connection to the Ray cluster is lost \(Failed to reconnect within the grace period\); the same"
+    with pytest.raises(ClusterError, match=words):
+        list(crew_of(Lost(lambda part: Outcome(squared(part)), room=1), tmp_path).share(TASK, inputs(5), here))
+    workers = Workers(lambda part: Outcome(squared(part)))
+    assert same(crew_of(workers, tmp_path).share(TASK, inputs(5), here), 5)
+    assert sorted(workers.begun) == [2, 3, 4]

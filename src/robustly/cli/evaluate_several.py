@@ -34,7 +34,8 @@ from robustly.experiments.locks import lock_evaluation
 from robustly.experiments.run_folder import Checkpoint, RunError, open_run
 from robustly.experiments.seen_attacks import seen_attacks
 from robustly.experiments.surrogates import load_surrogates
-from robustly.ray_cluster import RETRIES, Cluster, ClusterError, Room
+from robustly.ray_cluster import RETRIES, Cluster, Room
+from robustly.ray_connection import ClusterError
 from robustly.runtime import RuntimeConfig
 
 _POLL = 0.5

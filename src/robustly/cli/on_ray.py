@@ -18,7 +18,8 @@ from robustly.evaluation.ray_tasks import Sent, send, send_images
 from robustly.evaluation.ray_tasks import Subject as Evaluated
 from robustly.experiments.locks import partial_of
 from robustly.experiments.overrides import pairs_of
-from robustly.ray_cluster import Cluster, check_address, check_room, connected
+from robustly.ray_cluster import Cluster, check_room
+from robustly.ray_connection import check_address, connected
 from robustly.runtime import place_in_cluster
 
 OPTION = "--on"

@@ -1,9 +1,11 @@
 """Commands for one run, or for several on a Ray cluster."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustly.cli.runs import is_sweep, runs_in
+from robustly.cli.terminal import PlainConsole
 
 
 def one_run(places: Sequence[Path]) -> Path | None:
@@ -37,3 +39,31 @@ def all_runs(places: Sequence[Path]) -> list[Path]:
         ValueError: a sweep without runs.
     """
     return [run for place in places for run in runs_in(place)]
+
+
+def in_turn(places: Sequence[Path], carry_out: Callable[[Path], int]) -> int:
+    """Carry out a command for one run after the other; returns the exit code.
+
+    A run for which it is refused does not stop the others; it is named at the end, and the exit code is 2.
+
+    Args:
+        places: the runs.
+        carry_out: the command for one run, whose work the whole cluster shares; returns its exit code.
+
+    Raises:
+        ValueError: the same run twice; nothing was begun then.
+    """
+    twice = [place for place, count in Counter(place.resolve() for place in places).items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is named twice")
+    console, failures = PlainConsole(), dict[Path, str]()
+    for place in places:
+        console.print(f"run {place}", markup=False, highlight=False, soft_wrap=True)
+        try:
+            carry_out(place)
+        except (ValueError, FileNotFoundError) as error:
+            failures[place] = str(error)
+    for place, reason in failures.items():
+        console.print(f"! {place}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{len(places) - len(failures)} of {len(places)} runs finished", highlight=False)
+    return 2 if failures else 0

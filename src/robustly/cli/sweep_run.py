@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 
 from robustly.experiments.run_folder import open_run
 from robustly.experiments.sweeps import Cell
-from robustly.ray_cluster import RETRIES, check_room, connected
+from robustly.ray_cluster import RETRIES, check_room
+from robustly.ray_connection import connected
 
 LOG = "output.log"
 PATIENCE = 15.0

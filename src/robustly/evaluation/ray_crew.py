@@ -14,7 +14,8 @@ from robustly.evaluation.checkpoint import Speed
 from robustly.evaluation.part_files import all_results, digest_of, finished_parts, is_whole, part_file
 from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work, WorkError, no_report
 from robustly.evaluation.ray_tasks import Outcome, Sent, carry_out_part
-from robustly.ray_cluster import RETRIES, Cluster, ClusterError, Room
+from robustly.ray_cluster import RETRIES, Cluster, Room
+from robustly.ray_connection import ClusterError
 
 _POLL = 0.5  # seconds
 

@@ -62,8 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     """Evaluate; returns the exit code. See `run_evaluation`, and `run_protocol` for suites of several threats."""
-    from robustly.cli.evaluate import run_evaluation
-    from robustly.cli.evaluate_protocol import ProtocolOptions, protocol_of, run_protocol
     from robustly.cli.several_runs import are_several, one_run
 
     if options.suite is not None:
@@ -72,7 +70,13 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         overrides = ["--evaluation.curve", options.curve, *overrides]
     if are_several(options.runs, options.on):
         return _run_several(options, overrides)
-    place = one_run(options.runs)
+    return _run_one(one_run(options.runs), options, overrides)
+
+
+def _run_one(place: Path | None, options: argparse.Namespace, overrides: list[str]) -> int:
+    from robustly.cli.evaluate import run_evaluation
+    from robustly.cli.evaluate_protocol import ProtocolOptions, protocol_of, run_protocol
+
     protocol = protocol_of(place, overrides)
     if protocol is not None and options.costs is not None:
         raise ValueError(f"--costs is for evaluations under one threat, {protocol.name} has several")
@@ -114,14 +118,14 @@ def _refuse_options_of_protocols(options: argparse.Namespace) -> None:
 def _run_several(options: argparse.Namespace, overrides: list[str]) -> int:
     from robustly.cli.evaluate_protocol import protocol_of
     from robustly.cli.evaluate_several import SeveralOptions, evaluate_several
-    from robustly.cli.several_runs import all_runs
+    from robustly.cli.several_runs import all_runs, in_turn
 
     places = all_runs(options.runs)
     protocol = next(filter(None, (protocol_of(place, overrides) for place in places)), None)
-    if protocol is not None:
-        raise ValueError(f"{protocol.name} has several threats: evaluate one run after the other, each with --on")
-    if options.costs is not None:
-        raise ValueError("--costs is for one run at a time, also with --on")
+    if protocol is not None and options.costs is not None:
+        raise ValueError(f"--costs is for evaluations under one threat, {protocol.name} has several")
+    if protocol is not None or options.costs is not None:
+        return in_turn(places, lambda place: _run_one(place, options, list(overrides)))
     _refuse_options_of_protocols(options)
     several = SeveralOptions(
         tuple(overrides),
