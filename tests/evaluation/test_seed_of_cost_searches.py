@@ -48,22 +48,27 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     return seen
 
 
-def search_all(target: EvaluationTarget, drawn: Drawn) -> Drawn:
+def search_all(target: EvaluationTarget, drawn: Drawn, costs: str = "all") -> Drawn:
     """Numbers of all searches of an evaluation and its costs."""
     suite = Suite("test", {"pgd": PGD(steps=5)}, curve=None)
     evidence = evaluate(target.model, target.data, THREAT, suite, batch_size=target.batch_size)
     evidence = replace(evidence, images=replace(evidence.images, eight_bit={}))  # otherwise some are there already
     drawn.clear()
-    evaluate_costs(target, evidence, read_costs("all", 4), evaluation="0" * 64, attack=APGD(steps=5))
+    evaluate_costs(target, evidence, read_costs(costs, 4), evaluation="0" * 64, attack=APGD(steps=5))
     return dict(drawn)
 
 
 def test_numbers_differ_between_examples_and_classes(drawn: Drawn) -> None:
-    ids = torch.tensor([100, 7, 31, 8])
-    found = search_all(target_of(ids), drawn)
-    assert {identity for identity, _ in found} == set(ids.tolist())
-    assert len({other for _, other in found}) >= 3
-    assert len(set(found.values())) == len(found) > 4
+    target = target_of(torch.tensor([100, 7, 31, 8]))
+    found = search_all(target, drawn)
+    assert {identity for identity, _ in found} == set(target.data.ids.tolist())
+    assert len(set(found.values())) == len(found)
+    by_distance = [
+        search_all(target, drawn, f"0>{n},1>{(1 + n) % 4},2>{(2 + n) % 4},3>{(3 + n) % 4}") for n in (1, 2)
+    ]
+    assert [len(one) for one in by_distance] == [4, 4]
+    assert not by_distance[0].keys() & by_distance[1].keys(), "other classes of the same examples"
+    assert not set(by_distance[0].values()) & set(by_distance[1].values())
 
 
 def test_numbers_are_those_of_the_seed(drawn: Drawn) -> None:
