@@ -63,6 +63,7 @@ def test_other_arrays_are_refused(tmp_path: Path, matrix: np.ndarray, words: str
         ("1>7", "there is no class 7"),
         ("1>2:-3", "1>2 is -3.0"),
         ("1>2:nan", "1>2 is nan"),
+        ("1>2:1e308,2>1:1e308", r"costs are at most 1e\+100, 1>2 is 1e\+308"),
         ("1>2:much", "'much' is not a number"),
         ("1>1:3", "1>1 is 3.0"),
         ("1>2:0", "every cost is 0"),

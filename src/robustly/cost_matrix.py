@@ -18,6 +18,8 @@ FORMS = (
     "file of K rows of K numbers"
 )
 """The ways to write costs."""
+MOST = 1e100
+"""Largest cost: sums and squares of costs are finite."""
 _PAIR = re.compile(r"\s*(\d{1,6})\s*>\s*(\d{1,6})\s*(?::(.*))?", re.ASCII)
 
 
@@ -30,7 +32,7 @@ class CostMatrix:
     """Costs of confusions, true class by predicted class.
 
     Args:
-        rows: C_yj, K rows of K finite numbers of at least 0; 0 on the diagonal, at least one positive.
+        rows: C_yj, K rows of K numbers from 0 to 1e100; 0 on the diagonal, at least one positive.
         text: the costs as their user wrote them.
 
     Raises:
@@ -53,6 +55,8 @@ class CostMatrix:
             for predicted, cost in enumerate(row):
                 if not (math.isfinite(cost) and cost >= 0):
                     raise CostError(f"{where}: costs are finite and at least 0, {true}>{predicted} is {cost}")
+                if cost > MOST:
+                    raise CostError(f"{where}: costs are at most {MOST:g}, {true}>{predicted} is {cost:g}")
                 if true == predicted and cost:
                     raise CostError(f"{where}: a correct prediction costs 0, {true}>{predicted} is {cost}")
         if not any(map(any, self.rows)):
@@ -130,6 +134,15 @@ def check_costs(text: str) -> int:
         return _read(Path(text)).classes
     named = max((max(true, predicted) for true, predicted, _ in _confusions(text, 2)), default=1)
     return read_costs(text, max(named + 1, 2)).classes
+
+
+def costs_problem(text: str, classes: int) -> str | None:
+    """Error message if costs are not those of a number of classes, else None; see `read_costs`."""
+    try:
+        read_costs(text, classes)
+    except CostError as error:
+        return str(error)
+    return None
 
 
 def is_file(text: str) -> bool:

@@ -243,6 +243,17 @@ def test_a_dry_run_prints_parts_and_passes(here: Path, capsys: pytest.CaptureFix
     assert main(["train", "mnist5k/dynat", "--dry-run"]) == 0, "an existing run is not in the way"
 
 
+def test_a_dry_run_names_threats_that_allow_nothing_and_refuses_costs_of_other_classes(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "mnist5k/pgd_at", "--threat", "rotation:0", "--dry-run"]) == 0
+    assert "! rotation:0 allows no change: the training attack has nothing to search" in capsys.readouterr().out
+    assert main(["train", "mnist5k/standard", "--threat", "linf:0", "--dry-run"]) == 0
+    assert "allows no change" not in capsys.readouterr().out
+    words = ["train", "mnist5k/margin_cs", "--method.loss.costs", "classes:12", "--dry-run"]
+    assert "there is no class 12, the model has classes 0..9" in refusal(capsys, *words)
+
+
 def test_a_dry_run_shows_the_parts_before_it_looks_for_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "cifar10/trades", "--data.source", "nowhere", "--dry-run"]) == 2
     said = capsys.readouterr()

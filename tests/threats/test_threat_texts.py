@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustly.threats import Planes, ThreatError, parse_threat
+from robustly.threats import Planes, ThreatError, allows_nothing, parse_threat
 from robustly.threats.planes import write_planes
 
 
@@ -20,6 +20,27 @@ from robustly.threats.planes import write_planes
 )
 def test_spaces_and_capitals_do_not_matter(text: str, meaning: str) -> None:
     assert str(parse_threat(text)) == meaning
+
+
+@pytest.mark.parametrize(
+    ("text", "empty"),
+    [
+        ("rotation:0", True),
+        ("linf:0", True),
+        ("ace:1", True),
+        ("patch:0", True),
+        ("affine:rotation=0,shift=0", True),
+        ("rotation:0+linf:0", True),
+        ("rotation:0.001", False),
+        ("ace:1.01", False),
+        ("affine:rotation=0,shift=1", False),
+        ("rotation:0+linf:1/255", False),
+        ("corruption:1", False),
+        ("mnist_c:1", False),
+    ],
+)
+def test_threats_that_allow_no_change_are_known(text: str, empty: bool) -> None:
+    assert allows_nothing(parse_threat(text)) is empty
 
 
 def test_spaces_behind_the_name_of_a_file_do_not_belong_to_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from robustly.cli.progress import guide_words
 from robustly.experiments.configuration import RunConfig
 from robustly.statistics import Proportion
-from robustly.threats import Chain
+from robustly.threats import Chain, allows_nothing
 from robustly.training import Job, MaxInner, MethodError
 from robustly.training.cost import StepCost, step_cost
 from robustly.training.engine.guide_check import weak_words
@@ -74,7 +74,7 @@ def show_job(console: Console, config: RunConfig, job: Job, guide: Proportion | 
         f"{name} {sum(parameter.numel() for parameter in network.parameters()):,}"
         for name, network in networks.items()
     ]
-    before = "".join(f"{line}\n" for line in alone_lines(config, job))
+    before = "".join(f"{line}\n" for line in (*empty_lines(config), *alone_lines(config, job)))
     if guide is not None:
         before += f"{guide_words(guide)}\n"
         before += f"! {weak_words(guide.share)}\n" if weak_words(guide.share) else ""
@@ -88,6 +88,17 @@ def show_job(console: Console, config: RunConfig, job: Job, guide: Proportion | 
         markup=False,
         highlight=False,
     )
+
+
+def empty_lines(config: RunConfig) -> list[str]:
+    """A line about each threat of the training attack that allows no change."""
+    if config.method.inner is None:
+        return []
+    return [
+        f"! {threat} allows no change: the training attack has nothing to search"
+        for threat in config.threats
+        if allows_nothing(threat)
+    ]
 
 
 def alone_lines(config: RunConfig, job: Job) -> list[str]:

@@ -9,7 +9,7 @@ from shlex import quote
 import torch
 
 from robustly.cli.arguments import trust_in, trust_option
-from robustly.cli.dry_run import several_words, show_composition, show_job
+from robustly.cli.dry_run import empty_lines, several_words, show_composition, show_job
 from robustly.cli.progress import collapse_line, observer_for
 from robustly.cli.recipes import read_recipe
 from robustly.cli.terminal import PlainConsole, print_text
@@ -148,6 +148,8 @@ def train_run(
     print_text(console, f"{what} -> {folder}{note}")
     if passes := several_words(config):
         print_text(console, passes)
+    for line in empty_lines(config):
+        print_text(console, line)
     lock = lock_run(folder) if runtime.rank == 0 else nullcontext()
     subject = Subject(folder, folder.resolve().name, run_key(folder, config.digest()), config.as_plain())
     tracking = writers(observers if runtime.rank == 0 else (), subject)

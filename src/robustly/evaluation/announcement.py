@@ -8,7 +8,7 @@ from robustly.data import ImageData
 from robustly.evaluation.batch_size import FEW, pass_seconds
 from robustly.evaluation.suites.cost import announced_cost
 from robustly.evaluation.suites.suite import Suite
-from robustly.threats import Threat, ThreatModel
+from robustly.threats import Threat, ThreatModel, allows_nothing
 
 
 def announcement(model: nn.Module, data: ImageData, threat: Threat, suite: Suite) -> str:
@@ -29,7 +29,8 @@ def announcement(model: nn.Module, data: ImageData, threat: Threat, suite: Suite
         f"each, if no attack breaks any; about {_duration(cost.seconds(seconds))} here, less with each success"
     )
     proofs = [_proofs(model, data, threat, name, one) for name, one in suite.certificates.items()]
-    return "\n".join(filter(None, [attacks if suite.attacks else "", *proofs]))
+    empty = f"! {threat} allows no change: its accuracy is that without an attack" if allows_nothing(threat) else ""
+    return "\n".join(filter(None, [empty, attacks if suite.attacks else "", *proofs]))
 
 
 def _proofs(model: nn.Module, data: ImageData, threat: Threat, name: str, certificate: Certificate) -> str:

@@ -63,6 +63,11 @@ MOST_THREATS = 16
 """Most threats of one run or command."""
 
 
+def allows_nothing(threat: Threat) -> bool:
+    """Return True if a threat allows no change, such as "rotation:0" and "ace:1"."""
+    return str(threat.scaled(0.0)) == str(threat)
+
+
 def parse_threat(text: str, box: Box = (0.0, 1.0), arrays: Mapping[str, Tensor] | None = None) -> Threat:
     """Parse a threat from its text: KIND:SIZE.
 
@@ -210,6 +215,7 @@ __all__ = [
     "ThreatModel",
     "ThreatSet",
     "Transformation",
+    "allows_nothing",
     "fraction_text",
     "map_mask_files",
     "parse_epsilon",

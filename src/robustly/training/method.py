@@ -115,6 +115,17 @@ class Method:
             if reason is not None:
                 raise MethodError(f"{_key(slot, part)}: {reason}")
 
+    def check_classes(self, classes: int) -> None:
+        """Refuse a number of classes that a part is not defined for.
+
+        Raises:
+            MethodError: the message of the part's `check_classes`.
+        """
+        for slot, part in self.slots():
+            reason = part.check_classes(classes)
+            if reason is not None:
+                raise MethodError(f"{_key(slot, part)}: {reason}")
+
     def whole_batch_reason(self) -> str:
         """Reason why a batch cannot pass in several parts; empty without one.
 

@@ -171,6 +171,10 @@ class Part(Protocol):
         """Error message if a run of this length is too short for the part, else None."""
         return None
 
+    def check_classes(self, classes: int) -> str | None:
+        """Error message if the part is not defined for this number of classes, else None."""
+        return None
+
     def check_sharding(self) -> str | None:
         """Error message if the part needs weights that each process holds as a whole (no FSDP), else None.
 

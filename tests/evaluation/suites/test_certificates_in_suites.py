@@ -15,6 +15,7 @@ from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.suite import settings
 from robustly.evidence.provenance import SuiteCertificate
 from robustly.settings import SettingsError
+from robustly.threats import parse_threat
 
 PROOFS = {"method": "auto", "domains": 50, "alpha_iterations": 5, "seconds": 60, "halvings": 1}
 
@@ -66,6 +67,13 @@ def test_an_audit_takes_work_and_time_from_the_record() -> None:
     other = replace(record, settings={**record.settings, "method": "ibp"})
     named = as_suite(suite.name, "linf")
     assert as_recorded(named, [other]) == named, "a record of another method than the name states is not taken"
+
+
+def test_an_evaluation_of_no_change_is_announced_as_such() -> None:
+    model, data, suite = half_space(), images(), as_suite("pgd", THREAT)
+    lines = [announcement(model, data, parse_threat(text), suite) for text in ("linf:0", "linf:0.1")]
+    assert lines[0].startswith("! linf:0 allows no change: its accuracy is that without an attack\nsuite pgd")
+    assert lines[1].startswith("suite pgd")
 
 
 def test_the_time_of_proofs_is_announced() -> None:

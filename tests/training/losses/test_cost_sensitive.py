@@ -13,6 +13,8 @@ from robustly.cost_matrix import CostError
 from robustly.testing import check_part
 from robustly.training import Step
 from robustly.training.losses.cost_sensitive import CostSensitiveLoss
+from robustly.training.losses.smoothed_margin import MarginCsLoss
+from robustly.training.parts import Part
 
 Z_ADV = (0.0, 1.0, 3.0)
 
@@ -81,6 +83,19 @@ def test_a_file_is_read_once_and_kept_with_the_run(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused(costs: str, weight: float, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         CostSensitiveLoss(costs, weight)
+
+
+@pytest.mark.parametrize("loss", [CostSensitiveLoss, MarginCsLoss])
+def test_other_classes_than_those_of_the_data_are_refused_before_a_run(loss: type[Part], tmp_path: Path) -> None:
+    file = tmp_path / "costs.csv"
+    file.write_text("0,1,1\n1,0,1\n1,1,0\n")
+    for costs, classes, words in (
+        ("classes:5", 5, "there is no class 5, the model has classes 0..4"),
+        (str(file), 4, "the matrix is of 3 classes, the model has 4 classes"),
+    ):
+        assert words in (loss(costs).check_classes(classes) or "")  # type: ignore[call-arg]
+    assert loss("classes:5").check_classes(6) is None  # type: ignore[call-arg]
+    assert loss(str(file)).check_classes(3) is None  # type: ignore[call-arg]
 
 
 def test_other_classes_than_the_models_are_refused_in_the_first_step() -> None:

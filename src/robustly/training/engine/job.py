@@ -203,6 +203,7 @@ class Job:
             self.method.check_accumulation()
         self.method.check_epochs(self.training.epochs)
         self.method.check_threats(self.threats)
+        self.method.check_classes(self.train.num_classes)
         bare = unwrapped(self.model)
         self.method.check_model(bare if isinstance(bare, nn.Module) else self.model, self.threats)
         for name, network in self.networks.items():

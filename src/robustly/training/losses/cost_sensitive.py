@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from robustly.cost_matrix import check_costs, read_costs
+from robustly.cost_matrix import check_costs, costs_problem, read_costs
 from robustly.training.losses.terms import check_at_least_zero, label_loss
 from robustly.training.parts import Part, Terms
 from robustly.training.step import Step
@@ -37,6 +37,10 @@ class CostSensitiveLoss(Part):
     def classes(self) -> int:
         """Least number of classes of the cost matrix."""
         return check_costs(self.costs)
+
+    def check_classes(self, classes: int) -> str | None:
+        """Refuse costs of other classes."""
+        return costs_problem(self.costs, classes)
 
     def __call__(self, step: Step) -> Terms:
         """Return the terms "adversarial" and, if it has weight, "cost"."""

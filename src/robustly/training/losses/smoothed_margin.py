@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robustly.cost_matrix import check_costs, read_costs
+from robustly.cost_matrix import check_costs, costs_problem, read_costs
 from robustly.training.losses.terms import check_at_least_zero, check_positive, label_loss
 from robustly.training.noise import noisy_logits
 from robustly.training.parts import Part, Terms, begins_too_late
@@ -191,6 +191,10 @@ class MarginCsLoss(Part):
     def classes(self) -> int:
         """Least number of classes of the cost matrix."""
         return check_costs(self.costs)
+
+    def check_classes(self, classes: int) -> str | None:
+        """Refuse costs of other classes."""
+        return costs_problem(self.costs, classes)
 
     @property
     def own_quantities(self) -> Mapping[str, Callable[[Step], Tensor]]:
