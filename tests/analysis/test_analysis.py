@@ -13,6 +13,7 @@ from robustly.analysis.input_gradients import (
     summarised,
 )
 from robustly.analysis.landscapes import input_landscapes, weight_landscape
+from robustly.models.weight_directions import filter_normalised
 from robustly.randomness import KeyedGenerator
 from robustly.testing.networks import small_network
 from robustly.threats.lp import ThreatModel
@@ -228,13 +229,15 @@ def test_the_middle_of_the_weight_landscape_is_the_model_in_evaluation_mode() ->
 
 
 def test_weight_directions_are_as_long_as_each_filter_and_spare_biases_and_norms() -> None:
-    from robustly.analysis.landscapes import _filter_normalised
-
     net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(5, 3))
     own = {name: value.detach() for name, value in net.named_parameters()}
-    found = _filter_normalised(own, seed=1)
+    drawn = {name: filter_normalised(name, value, seed=1) for name, value in own.items()}
+    found = {name: direction for name, direction in drawn.items() if direction is not None}
     assert set(found) == {"0.weight", "3.weight"}
     for name, direction in found.items():
+        rows = filter_normalised(name, own[name][1:3], seed=1, first=1)
+        assert rows is not None
+        assert torch.equal(rows, direction[1:3]), "some filters have their share of the direction"
         torch.testing.assert_close(direction.flatten(1).norm(dim=1), own[name].flatten(1).norm(dim=1))
 
 

@@ -11,8 +11,9 @@ from robustly.cli.allocator import keep_compiled_code
 
 FAULTS = """
 import resource, sys, torch
-from robustly.cli.allocator import keep_freed_memory
-kept = sys.argv[1] == "kept" and keep_freed_memory()
+from robustly.cli.allocator import keep_freed_memory, return_freed_weights
+kept = sys.argv[1] != "plain" and keep_freed_memory()
+kept = return_freed_weights() if sys.argv[1] == "shards" else kept
 def step():
     parts = [torch.zeros(1_000_000) for _ in range(24)]  # 96 MB in blocks of 4 MB
 step()
@@ -40,6 +41,9 @@ def test_freed_memory_is_used_again_unless_the_environment_decides(monkeypatch: 
     assert kept == "True"
     assert few < 1000
     assert faults("plain")[1] > 10_000, "every step maps the 96 MB anew, in pages of 4 KiB"
+    kept, many = faults("shards")
+    assert kept == "True"
+    assert many > 10_000, "weights in shards return to the system once they are freed"
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
     assert faults("kept")[0] == "False"
 

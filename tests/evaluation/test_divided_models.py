@@ -16,7 +16,7 @@ from robustly.attacks import PGD
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import half_precision_copy
 from robustly.evaluation.shards import ServedError, ShardedCrew, check_divisible
-from robustly.models import as_classifier, tafd_small_cnn, weights_hash
+from robustly.models import ModelConfig, as_classifier, build_model, tafd_small_cnn, weights_hash
 from robustly.models.adapter import model_name
 from robustly.models.divided import DividedModel
 from robustly.models.layout import in_fastest_layout
@@ -296,6 +296,18 @@ def test_a_pass_that_fails_ends_the_work_with_its_reason() -> None:
     finally:
         crew.close()
         group.close()
+
+
+def forged() -> nn.Module:
+    class Passes:
+        forward = backward = move = half = None
+
+    return DividedModel(nn.Linear(2, 2), Passes(), "of another model")
+
+
+def test_a_model_of_ones_own_does_not_state_its_hash() -> None:
+    with pytest.raises(ValueError, match="the factory returned a DividedModel, which states its own hash"):
+        build_model(ModelConfig(f"{__name__}:forged"), 0, allow_code=True)
 
 
 def test_models_that_cannot_be_divided_are_refused() -> None:

@@ -16,6 +16,10 @@ _MANY = 1 << 14
 _OTHERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
+_LARGEST_OF_SHARDS = 1 << 20
+"""The same for weights in shards: 1 MiB."""
+
+
 def keep_compiled_code() -> None:
     """Let oneDNN keep its compiled operations for all batch sizes, unless the environment sets their number.
 
@@ -36,9 +40,23 @@ def keep_freed_memory() -> bool:
     functions of the package do not. It is not made where the environment has settings of its own
     (`MALLOC_TRIM_THRESHOLD_` and others), nor with other C libraries.
     """
+    return _set(_LARGEST_IN_HEAP)
+
+
+@cache
+def return_freed_weights() -> bool:
+    """Let glibc return each block of a MiB and more to the system once it is freed; returns whether it does.
+
+    With weights in shards, those of one block of the network after the other are collected and freed. In the heap,
+    which several threads divide, the freed ones would take more memory than the whole network.
+    """
+    return _set(_LARGEST_OF_SHARDS)
+
+
+def _set(largest_in_heap: int) -> bool:
     if sys.platform != "linux" or any(name in os.environ for name in _OTHERS):
         return False
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is None:
         return False
-    return bool(set_option(_MMAP_THRESHOLD, _LARGEST_IN_HEAP) and set_option(_TRIM_THRESHOLD, _KEPT))
+    return bool(set_option(_MMAP_THRESHOLD, largest_in_heap) and set_option(_TRIM_THRESHOLD, _KEPT))

@@ -11,11 +11,12 @@ from typing import Protocol
 from torch.distributed.distributed_c10d import PrefixStore
 
 from robustly.certification.certificates import BoundCertificate
+from robustly.cli.allocator import return_freed_weights
 from robustly.cli.arguments import READS_WEIGHTS
 from robustly.cli.evaluate_plan import PlannedEvaluation, planned_evaluations
 from robustly.cli.protocol_plan import protocol_plan
 from robustly.cli.subject import Subject, load_subject, run_of_command
-from robustly.cli.together import check_shards, say_crowding, take_part
+from robustly.cli.together import prepare_shards, say_crowding, take_part
 from robustly.evaluation import PROTOCOLS
 from robustly.evaluation.crew import Leader, Leads
 from robustly.evaluation.serving import serve_evaluation
@@ -139,7 +140,7 @@ class Together:
 
     def __init__(self, place: Place | None, config: RuntimeConfig, request: Request) -> None:
         if config.strategy == "fsdp":
-            check_shards(config, place)
+            prepare_shards(config, place)
         self._place, self._config, self._request = place, config, request
         self._group: Group | None = None
         self._crew: ShardedCrew | None = None
@@ -237,6 +238,7 @@ def _serve_rounds(request: Request, crew: ShardedCrew, group: Group) -> None:
         rounds += 1
         subject = load_subject(run, request.trust_code, checkpoint=request.checkpoint, part=wanted["part"])
         if run.config.runtime.strategy == "fsdp":
+            return_freed_weights()
             with suppress(ServedError):
                 crew.divided(subject.model, subject.device)
             continue

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from robustly.cli.allocator import keep_compiled_code, keep_freed_memory
+from robustly.cli.allocator import keep_compiled_code, keep_freed_memory, return_freed_weights
 from robustly.cli.terminal import PlainConsole
 from robustly.evaluation.members import Member
 from robustly.evaluation.parts import ALONE
@@ -47,7 +47,7 @@ def results_of_processes(
     config.check()
     place, is_divided = place_of_this_process(), config.strategy == "fsdp"
     if is_divided:
-        check_shards(config, place)
+        prepare_shards(config, place)
     if place is not None and place.rank:
         _take_part(place, work, arguments, is_divided)
         return
@@ -88,8 +88,8 @@ def leads() -> bool:
     return place is None or place.rank == 0
 
 
-def check_shards(config: RuntimeConfig, place: Place | None) -> None:
-    """Refuse weights in shards where they are not possible.
+def prepare_shards(config: RuntimeConfig, place: Place | None) -> None:
+    """Refuse weights in shards where they are not possible, and prepare the memory of this process for them.
 
     Args:
         config: settings.
@@ -105,6 +105,7 @@ def check_shards(config: RuntimeConfig, place: Place | None) -> None:
             f"runtime.strategy fsdp needs a GPU for each process, and here {config.processes} processes share "
             f"{count}: set runtime.processes to at most {count}, or runtime.device to cpu"
         )
+    return_freed_weights()
 
 
 def say_crowding(size: int) -> None:
@@ -161,6 +162,7 @@ def _take_part(
             for _ in work(*arguments, Member(group)):
                 pass
             return
+        return_freed_weights()
         crew = ShardedCrew(group, place)
         try:
             for _ in work(*arguments, crew):

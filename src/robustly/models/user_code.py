@@ -9,6 +9,7 @@ from torch import nn
 
 from robustly.memory import check_archive
 from robustly.model_names import TORCHSCRIPT
+from robustly.models.divided import DividedModel
 from robustly.output_text import first_line
 
 
@@ -48,6 +49,8 @@ def build_user_model(name: str, classes: int | None, allow_code: bool) -> nn.Mod
         raise ValueError(f"the model {name!r}: the factory failed with {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model {name!r}: the factory returned {type(model).__name__}, not a torch.nn.Module")
+    if isinstance(model, DividedModel):
+        raise ValueError(f"the model {name!r}: the factory returned a DividedModel, which states its own hash")
     return model
 
 
