@@ -65,7 +65,7 @@ def _cifar(width: float, images: int, epochs: int) -> tuple[str, ...]:
         *("cifar10/fast_at", "--threat", "linf:2/255", "--model.name", "resnet18", "--model.width", str(width)),
         *("--data.train_limit", str(images + 100), "--data.validation", "100", "--training.epochs", str(epochs)),
         *("--training.batch_size", "32", "--training.stop_after_drop", "null", "--training.validation_steps", "1"),
-        *("--optimizer.name", "adamw", "--optimizer.momentum", "null", "--optimizer.learning_rate", "0.003"),
+        *("--optimizer.name", "adamw", "--optimizer.learning_rate", "0.003"),
     )
 
 
