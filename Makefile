@@ -33,6 +33,7 @@ wheel: .venv/installed-dev
 	rm -rf .venv-wheel
 
 bench: .venv/installed-dev
+	$(BIN)/python benchmarks/floor.py
 	$(BIN)/python benchmarks/pgd_peers.py
 	$(BIN)/python benchmarks/suites.py
 	$(BIN)/python benchmarks/small_jobs.py

@@ -208,7 +208,8 @@ def main() -> None:
         [
             "# Where the time of a training step goes",
             "",
-            f"PGD-AT with PGD-10 inside, float32, one thread, memory settings of the commands, medians of {options.steps} profiled steps.",
+            "PGD-AT with PGD-10 inside, float32, one thread, memory settings of the commands, medians of "
+            f"{options.steps} profiled steps.",
             "",
             f"| {' | '.join(columns)} |",
             f"| {' | '.join(['---'] * len(columns))} |",
