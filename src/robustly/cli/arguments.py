@@ -179,7 +179,7 @@ def is_model_name(word: str) -> bool:
     return key in direct or re.fullmatch(r"--networks\.\w+\.name", key) is not None
 
 
-_FREE = ("threat", "threats", "seed", "runtime.device", "runtime.processes")
+_FREE = ("threat", "threats", "seed", "runtime.device", "runtime.processes", "runtime.compile")
 
 
 def refuse_shards(pairs: Sequence[tuple[str, str]]) -> None:
@@ -218,6 +218,6 @@ def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -
         if not free and not (is_model_name(word) and value in names):
             raise ValueError(
                 f"evaluate takes no --{key} for a run that exists: allowed are --threat, --threats, --seed, "
-                "--evaluation.*, --runtime.device and --runtime.processes; to test other weights or data, name a "
-                "new folder"
+                "--evaluation.*, --runtime.device, --runtime.processes and --runtime.compile; to test other weights "
+                "or data, name a new folder"
             )
