@@ -218,6 +218,6 @@ def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -
         if not free and not (is_model_name(word) and value in names):
             raise ValueError(
                 f"evaluate takes no --{key} for a run that exists: allowed are --threat, --threats, --seed, "
-                "--evaluation.*, --runtime.device, --runtime.processes and --runtime.compile; to test other weights "
-                "or data, name a new folder"
+                "--evaluation.*, --runtime.device, --runtime.processes and --runtime.compile; to test other "
+                "weights or data, name a new folder"
             )

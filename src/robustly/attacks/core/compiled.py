@@ -26,7 +26,7 @@ INDUCTOR = "inductor"
 MOST = 8
 """Compilations of a network; the number that PyTorch allows by itself."""
 _AGREES = {torch.float16: (0.1, 0.5), torch.bfloat16: (0.1, 0.5)}
-_USUAL = 0.01, 0.05
+_USUAL = 0.01, 0.1
 """Largest relative differences of logits and gradients, of compiled passes and others, in the Euclidean norm."""
 
 
