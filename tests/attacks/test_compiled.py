@@ -143,6 +143,22 @@ def test_a_network_that_cannot_be_compiled_is_said_once_and_attacked() -> None:
         attacked(PGD(steps=4), twin, x, y)
 
 
+class OneByOne(Branching):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.net(one[None]) for one in x])
+
+
+def test_a_network_that_depends_on_the_number_of_examples_is_compiled_for_the_usual_one() -> None:
+    model = OneByOne().eval()
+    twin = CompiledNetwork(model, 4, "aot_eager")
+    with frozen(model):
+        gradient(twin, images(4))
+        with pytest.warns(UserWarning, match=r"compile: the passes depend on the number of examples; such"):
+            assert all(map(torch.equal, gradient(twin, images(3)), gradient(model, images(3))))
+        with warnings.catch_warnings(action="error"):
+            assert all(map(torch.equal, gradient(twin, images(4)), gradient(model, images(4))))
+
+
 def test_a_network_that_changes_its_input_is_attacked_as_without() -> None:
     model, x = InPlace().eval(), images()
     y, twin = model(x.clone()).argmax(1), CompiledNetwork(model, 6, "aot_eager")
