@@ -1,10 +1,8 @@
 """Compiled passes: results, counts of compilations, and refusals, by backends that need no compiler."""
 
-import importlib
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +15,8 @@ from robustly.attacks.core import compiled as compiled_module
 from robustly.attacks.core.compiled import MOST, CompiledNetwork
 from robustly.attacks.core.contract import AttackResult, frozen
 from robustly.attacks.core.model_access import input_gradient, logits_of
-from robustly.data import Augmentation, ImageData
-from robustly.evaluation import evaluate
-from robustly.evaluation.checkpoint import EvaluationCheckpoint, Speed
 from robustly.randomness import KeyedGenerator
-from robustly.runtime import Runtime, RuntimeConfig
 from robustly.threats.lp import ThreatModel
-from robustly.training import (
-    AdversarialLoss,
-    Job,
-    Method,
-    OptimizerConfig,
-    PGDInner,
-    ScheduleConfig,
-    TradesLoss,
-    TrainingConfig,
-    WeightPerturbation,
-    train,
-)
-from robustly.training.engine import stepping
-from robustly.training.engine.loop import FINAL
-from trial_runs import digits as small_digits
 
 pytestmark = pytest.mark.slow
 THREAT = ThreatModel("linf", 0.03)
@@ -164,6 +143,22 @@ def test_a_network_that_cannot_be_compiled_is_said_once_and_attacked() -> None:
         attacked(PGD(steps=4), twin, x, y)
 
 
+class OneByOne(Branching):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.net(one[None]) for one in x])
+
+
+def test_a_network_that_depends_on_the_number_of_examples_is_compiled_for_the_usual_one() -> None:
+    model = OneByOne().eval()
+    twin = CompiledNetwork(model, 4, "aot_eager")
+    with frozen(model):
+        gradient(twin, images(4))
+        with pytest.warns(UserWarning, match=r"compile: the passes depend on the number of examples; such"):
+            assert all(map(torch.equal, gradient(twin, images(3)), gradient(model, images(3))))
+        with warnings.catch_warnings(action="error"):
+            assert all(map(torch.equal, gradient(twin, images(4)), gradient(model, images(4))))
+
+
 def test_a_network_that_changes_its_input_is_attacked_as_without() -> None:
     model, x = InPlace().eval(), images()
     y, twin = model(x.clone()).argmax(1), CompiledNetwork(model, 6, "aot_eager")
@@ -253,109 +248,6 @@ def test_few_examples_and_double_precision(shape: tuple[int, ...]) -> None:
     found, wanted = (attacked(PGD(steps=2), one, x, y) for one in (twin, model))
     assert found.x_adv.dtype == torch.float64
     assert torch.equal(found.x_adv, wanted.x_adv)
-
-
-# training
-
-METHODS = {
-    "pgd": Method(inner=PGDInner(steps=3), loss=AdversarialLoss()),
-    "trades": Method(inner=PGDInner(objective="kl", steps=2, start="gaussian"), loss=TradesLoss()),
-    "statistics of the batch": Method(inner=PGDInner(steps=2, mode="train_nostat"), loss=AdversarialLoss()),
-    "train mode": Method(inner=PGDInner(steps=2, mode="train"), loss=AdversarialLoss()),
-    "awp": Method(inner=PGDInner(steps=2), loss=AdversarialLoss(), parameters=(WeightPerturbation(gamma=0.05),)),
-}
-
-
-def run(method: Method, folder: Path, compiled: bool, precision: Any = "32-true") -> bytes:
-    splits = small_digits(72)  # in batches of 32: the last one has 8 images
-    folder.mkdir()
-    job = Job(
-        method=method,
-        model=net(1, 16),
-        train=splits.train,
-        validation=splits.validation,
-        threats=(ThreatModel("linf", 0.1),),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.05),
-        schedule=ScheduleConfig(),
-        training=TrainingConfig(epochs=2, batch_size=32, validation_steps=1, epsilon_ramp=1.0),
-        augmentation=Augmentation(pad_crop=2),
-    )
-    train(
-        job, Runtime(RuntimeConfig(device="cpu", compile=compiled, precision=precision)), folder, config_digest=""
-    )
-    return (folder / FINAL).read_bytes()
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_compiled_run_trains_the_same_weights(
-    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[CompiledNetwork] = []
-
-    def make(model: nn.Module) -> CompiledNetwork:
-        made.append(CompiledNetwork(model, backend="aot_eager" if precision == "32-true" else "eager"))
-        return made[0]
-
-    monkeypatch.setattr(stepping, "CompiledNetwork", make)
-    plain = run(METHODS[name], tmp_path / "plain", False, precision)
-    assert made == []
-    assert run(METHODS[name], tmp_path / "compiled", True, precision) == plain
-    assert made[0].compilations == (0 if name == "train mode" else 2)  # one for each size of a batch
-    assert made[0].refusal == ""
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [({"graphs": True}, "runtime.graphs true"), ({"strategy": "fsdp", "processes": 2}, "runtime.strategy fsdp")],
-)
-def test_other_forms_of_passes_are_refused_beside(settings: dict[str, Any], words: str) -> None:
-    config = replace(RuntimeConfig(device="cpu", compile=True), **settings)
-    with pytest.raises(ValueError, match=f"runtime.compile does not go with {words}"):
-        config.check_training()
-    config.check()  # an evaluation uses neither
-
-
-# evaluation
-
-
-def test_an_evaluation_has_the_evidence_of_an_uncompiled_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, made = net(1, 16), []
-    data = small_digits(72).validation.select(torch.arange(12))
-    assert isinstance(data, ImageData)
-    found = {}
-    for compiled in (False, True):
-        monkeypatch.setattr(
-            importlib.import_module("robustly.evaluation.evaluate"),
-            "CompiledNetwork",
-            lambda *given: made.append(CompiledNetwork(*given, backend="aot_eager")) or made[-1],
-        )
-        checkpoint = EvaluationCheckpoint(tmp_path / str(compiled), "identity")
-        found[compiled] = evaluate(
-            model,
-            data,
-            ThreatModel("linf", 0.1),
-            "fgsm,pgd_20",
-            batch_size=5,
-            checkpoint=checkpoint,
-            compiled=compiled,
-        )
-        kept = checkpoint.begin(lambda: Speed(1, True), found[compiled].table.examples.clean_margin)
-        assert kept == Speed(5, True, compiled), "an evaluation that continues keeps the form of its passes"
-    assert len(made) == 1
-    assert made[0].compilations >= 2
-    one, other = found[False].table, found[True].table
-    for name in one.attacks:
-        for column in ("broken", "broken_8bit", "distance", "prediction", "backwards"):
-            pair = (getattr(table.attacks[name], column).tolist() for table in (one, other))
-            assert str(next(pair)) == str(next(pair)), (name, column)
-    assert other.worst_case.broken.any()
-
-
-def test_the_speed_of_an_evaluation_that_an_earlier_version_began() -> None:
-    assert Speed.of({"batch_size": 4, "half_pays": True, "identity": ""}) == Speed(4, True, compiled=False)
 
 
 @needs_compiler

@@ -123,7 +123,7 @@ def test_costs_and_several_threats_of_several_runs_go_in_turn(
     """Each run as alone; one that is refused does not stop the others."""
     few = ["--evaluation.count", "6", "--evaluation.batch_size", "2"]
     costs = [*few, "--suite", "fgsm", "--costs", "classes:3,5", "--as", "costs"]
-    several = [*few, "--suite", "tafd_v10", "--as", "several"]
+    several = [*few, "--suite", "unforeseen", "--threats", "brightness:0.2", "shift:1", "--as", "several"]
     assert main(["evaluate", str(run), *costs]) == 0
     assert main(["evaluate", str(run), *several]) == 0
     runs = [tmp_path / name for name in ("a", "broken", "b")]

@@ -10,14 +10,12 @@ _KEPT = 1 << 28
 """Free bytes at the end of the heap from which they are returned: 256 MiB."""
 _LARGEST_IN_HEAP = 1 << 25
 """Bytes of a block from which it is mapped on its own: 32 MiB, the largest that glibc accepts."""
+_LARGEST_OF_SHARDS = 1 << 20
+"""The same for weights in shards: 1 MiB."""
 _COMPILED = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 _MANY = 1 << 14
 """Compiled operations that oneDNN keeps: a batch size of a ResNet-18 needs about fifty, of a few kilobytes each."""
 _OTHERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-
-
-_LARGEST_OF_SHARDS = 1 << 20
-"""The same for weights in shards: 1 MiB."""
 
 
 def keep_compiled_code() -> None:

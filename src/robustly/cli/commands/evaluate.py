@@ -143,7 +143,8 @@ def settings_help(words: list[str], overrides: list[str]) -> str:
     """The settings of an evaluation with their defaults; a run has values of its own in its `config.yaml`."""
     from robustly.experiments.settings_help import help_text, section_settings
 
-    runtime = [one for one in section_settings("runtime") if one.key in ("runtime.device", "runtime.processes")]
+    shown = ("runtime.device", "runtime.processes", "runtime.compile")
+    runtime = [one for one in section_settings("runtime") if one.key in shown]
     settings = [*section_settings("evaluation"), *runtime]
     return (
         "settings, beside --threat, --threats and --seed, with their defaults; a run has its own in config.yaml:\n"
