@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from robustly.randomness import KeyedGenerator
-from robustly.threats.chain_set import ChainSet, Flat, SmoothChainSet, described
+from robustly.threats.chain_set import ChainSet, Flat, SmoothChainSet, described, moves_alone
 from robustly.threats.contract import Images, Link, PerExample
 
 Order = Int64[Tensor, "n k"]
@@ -125,6 +125,14 @@ class AnyOrderSet:
         """Parameters that `parted` separates."""
         return torch.cat([self.chain.join(parts), order.to(self.x)], dim=1)
 
+    def _needed(self, order: Order, last: bool) -> Bool[Tensor, "n k"]:
+        """True for each slot whose inputs are returned, or moved by a later part in a way that depends on them."""
+        if last:
+            return torch.ones_like(order, dtype=torch.bool)
+        depends = torch.tensor([not moves_alone(link) for link in self.chain.links], device=order.device)[order]
+        later = depends.flip(1).cumsum(1).flip(1) - depends.long()
+        return later > 0
+
     def _walk(self, order: Order, moved: Moved, *, last: bool = False) -> tuple[Images, list[Tensor]]:
         """Apply the parts slot after slot; all examples whose part is the same in a slot are moved together.
 
@@ -136,7 +144,7 @@ class AnyOrderSet:
         Returns:
             The inputs, and the parameters of all parts.
         """
-        images = self.x
+        images, needed = self.x, self._needed(order, last)
         places: list[list[Tensor]] = [[] for _ in range(self.count)]
         values: list[list[Tensor]] = [[] for _ in range(self.count)]
         for slot in range(self.count):
@@ -149,15 +157,25 @@ class AnyOrderSet:
                 part = moved(number, rows, here)
                 places[number].append(rows)
                 values[number].append(part)
-                if last or slot + 1 < self.count:
+                seen = needed[rows, slot].nonzero()[:, 0]
+                if len(seen) < len(rows):
+                    here, part, rows = here.select(seen), part[seen], rows[seen]
+                if len(rows):
                     outputs.append(here.apply(part))
                     moved_rows.append(rows)
             if outputs:
-                images = torch.cat(outputs)[torch.cat(moved_rows).argsort()]
+                images = _replaced(images, torch.cat(moved_rows), torch.cat(outputs))
         if len(self.x) == 0:
             return images, self.chain.split(self.chain.identity())
         parts = [torch.cat(own)[torch.cat(rows).argsort()] for own, rows in zip(values, places, strict=True)]
         return images, parts
+
+
+def _replaced(images: Images, rows: Tensor, values: Images) -> Images:
+    """Images with some of them, or all, replaced by others."""
+    if len(rows) == len(images):
+        return values[rows.argsort()]
+    return images.index_copy(0, rows, values)
 
 
 @dataclass(frozen=True)

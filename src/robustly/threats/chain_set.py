@@ -11,6 +11,7 @@ from torch import Tensor
 from robustly.randomness import KeyedGenerator
 from robustly.threats.balls import L0Ball, LpBall
 from robustly.threats.contract import Described, Images, Link, PerExample, Smooth, Unequal, per_example
+from robustly.threats.offset_field import OffsetField
 from robustly.threats.parameter_box import ParameterBox
 
 Flat = Float[Tensor, "n p"]
@@ -173,8 +174,9 @@ class ChainSet:
         """Parameters of the parts in turn, each from its place and its set after the parts before it."""
         here = self.links[0]
         parts = [move(0, here)]
+        last = max(place for place, link in enumerate(self.links) if place == 0 or not moves_alone(link))
         for place, link in enumerate(self.links[1:], 1):
-            here = link.moved_to(here.apply(parts[-1]))
+            here = link if place > last else link.moved_to(here.apply(parts[-1]))
             parts.append(move(place, here))
         return self.join(parts)
 
@@ -205,6 +207,11 @@ class BoxChainSet(ChainSet):
         """Least and largest allowed value of each parameter, `(N, P)` each."""
         low, high = zip(*(link.bounds() for link in self.links if isinstance(link, ParameterBox)), strict=True)
         return self.join(low), self.join(high)
+
+
+def moves_alone(link: Link) -> bool:
+    """Return True if starts, steps and projections of a part are the same for all inputs of a shape."""
+    return isinstance(link, ParameterBox | OffsetField)
 
 
 def described(link: Link, theta: Tensor) -> list[str]:
