@@ -238,6 +238,6 @@ def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -
         if not free and not (is_model_name(word) and value in names):
             raise ValueError(
                 f"evaluate takes no --{key} for a run that exists: allowed are --threat, --threats, --seed, "
-                f"--evaluation.*, {', '.join(f'--{name}' for name in _RUNTIME[:-1])} and --{_RUNTIME[-1]}; to test other "
-                "weights or data, name a new folder"
+                f"--evaluation.*, {', '.join(f'--{name}' for name in _RUNTIME[:-1])} and --{_RUNTIME[-1]}; to test "
+                "other weights or data, name a new folder"
             )
