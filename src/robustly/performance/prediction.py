@@ -18,6 +18,8 @@ from robustly.statistics import Proportion
 from robustly.threats import Threat
 
 ENDS = ("median", "low", "high")
+FULL_AND_REST = 2
+"""Batch sizes that an attack begins with: the full one, and that of the last batch."""
 AT_ONCE = (3, 1)
 """Forward and backward passes of an attack on an image that its first step breaks: clean, broken, confirmed."""
 
@@ -239,14 +241,14 @@ def _seconds(loads: list[Load], count: int, floor: Floor, times: Mapping[str, At
 def _compiling(loads: list[Load], survival: Survival, times: Mapping[str, AttackTime], batch_size: int) -> float:
     """Seconds of the first passes of new batch sizes. Compiled code is kept, so each size costs once at most."""
     seconds, sizes = dict[str, float](), dict[str, float]()
-    batches = {one.attack: one.batches for one in loads if one.batches}
+    surviving = {one.attack: one.images for one in loads if one.batches}
     for one in loads:
         time = times.get(one.attack)
-        if one.batches or time is None:  # images that are not broken
+        if one.batches or not one.images or time is None:  # not the images that the attack breaks
             continue
-        share = max(survival.early, 1e-9)
-        steps = (one.backwards or one.forwards) / share
-        new = expected_new_sizes(steps, survival.early, one.images, batches.get(one.attack, 1.0))
+        batches = ceil((surviving.get(one.attack, 0.0) + one.images) / batch_size)
+        steps = (one.backwards or one.forwards) / max(survival.early, 1e-9)
+        new = expected_new_sizes(steps, survival.early, one.images, batches) + min(batches, FULL_AND_REST)
         sizes[time.precision] = min(sizes.get(time.precision, 0.0) + new, batch_size)
         seconds[time.precision] = max(seconds.get(time.precision, 0.0), time.new_size)
     return sum(sizes[precision] * each for precision, each in seconds.items())
