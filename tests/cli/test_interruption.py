@@ -224,7 +224,7 @@ def test_a_full_disk_keeps_the_old_evaluation(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for part in ("robustly.evidence.storage.save_file", "pyarrow.parquet.write_table", "os.fsync"):
+    for part in ("robustly.array_files.save_file", "pyarrow.parquet.write_table", "os.fsync"):
         with monkeypatch.context() as patched:
             patched.setattr(part, full)
             assert "No space left on device" in refusal(capsys, "evaluate", str(run), "--overwrite", "--seed=5")
