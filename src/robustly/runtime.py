@@ -231,6 +231,15 @@ def raise_if_lost(error: BaseException, device: torch.device | None = None) -> N
         raise DeviceError(f"the GPU does not answer any more ({reason})") from error
 
 
+def with_lost_device(error: Exception) -> Exception:
+    """The error, or that of a lost device in its place; see `raise_if_lost`."""
+    try:
+        raise_if_lost(error)
+    except DeviceError as lost:
+        return lost
+    return error
+
+
 def _is_of_cuda(error: BaseException) -> bool:
     named = type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error")
     return isinstance(error, RuntimeError) and named and not is_out_of_memory(error)

@@ -85,12 +85,9 @@ def _sentence(error: Exception) -> str:
 def _of_device(error: Exception) -> Exception:
     """The error, or that of a lost GPU in its place; without PyTorch, which loads slowly, there is none."""
     if isinstance(error, RuntimeError) and "torch" in sys.modules:
-        from robustly.runtime import DeviceError, raise_if_lost  # noqa: PLC0415 (slow to import)
+        from robustly.runtime import with_lost_device  # noqa: PLC0415 (slow to import)
 
-        try:
-            raise_if_lost(error)
-        except DeviceError as lost:
-            return lost
+        return with_lost_device(error)
     return error
 
 

@@ -194,8 +194,9 @@ def is_model_name(word: str) -> bool:
     return key in direct or re.fullmatch(r"--networks\.\w+\.name", key) is not None
 
 
-_RUNTIME = ("runtime.device", "runtime.processes", "runtime.strategy", "runtime.compile")
-_FREE = ("threat", "threats", "seed", *_RUNTIME)
+RUNTIME = ("runtime.device", "runtime.processes", "runtime.strategy", "runtime.compile")
+"""Settings of the runtime that an evaluation takes for a run that exists."""
+_FREE = ("threat", "threats", "seed", *RUNTIME)
 
 
 READS_WEIGHTS = "computes bounds, which read the weights of all layers at once"
@@ -238,6 +239,6 @@ def check_evaluation_overrides(overrides: Sequence[str], names: Sequence[str]) -
         if not free and not (is_model_name(word) and value in names):
             raise ValueError(
                 f"evaluate takes no --{key} for a run that exists: allowed are --threat, --threats, --seed, "
-                f"--evaluation.*, {', '.join(f'--{name}' for name in _RUNTIME[:-1])} and --{_RUNTIME[-1]}; to test "
+                f"--evaluation.*, {', '.join(f'--{name}' for name in RUNTIME[:-1])} and --{RUNTIME[-1]}; to test "
                 "other weights or data, name a new folder"
             )

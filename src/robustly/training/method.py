@@ -71,10 +71,7 @@ class Method:
                 "may perturb the weights in between (awp)"
             )
         self._check_reads()
-        for slot, part in self.slots():
-            reason = part.check(self)
-            if reason is not None:
-                raise MethodError(f"{_key(slot, part)}: {reason}")
+        self._refuse(lambda part: part.check(self))
 
     def _check_reads(self) -> None:
         """Refuse quantities that steps of the method do not have."""
@@ -93,16 +90,20 @@ class Method:
             if inputs == "adversarial" and self.inner is None:
                 raise MethodError(f"{_key(slot, part)}: reads {name!r}, the method has no inner maximisation")
 
+    def _refuse(self, reason_of: Callable[[Part], str | None]) -> None:
+        """Raise the first reason that a part has, with its place in the method."""
+        for slot, part in self.slots():
+            reason = reason_of(part)
+            if reason is not None:
+                raise MethodError(f"{_key(slot, part)}: {reason}")
+
     def check_epochs(self, epochs: int) -> None:
         """Refuse a run that is too short for a part.
 
         Raises:
             MethodError: the message of the part's `check_epochs`.
         """
-        for slot, part in self.slots():
-            reason = part.check_epochs(epochs)
-            if reason is not None:
-                raise MethodError(f"{_key(slot, part)}: {reason}")
+        self._refuse(lambda part: part.check_epochs(epochs))
 
     def check_threats(self, threats: tuple[Threat, ...]) -> None:
         """Refuse threats that a part is not defined for.
@@ -110,10 +111,7 @@ class Method:
         Raises:
             MethodError: the message of the part's `check_threats`.
         """
-        for slot, part in self.slots():
-            reason = part.check_threats(threats)
-            if reason is not None:
-                raise MethodError(f"{_key(slot, part)}: {reason}")
+        self._refuse(lambda part: part.check_threats(threats))
 
     def check_classes(self, classes: int) -> None:
         """Refuse a number of classes that a part is not defined for.
@@ -121,10 +119,7 @@ class Method:
         Raises:
             MethodError: the message of the part's `check_classes`.
         """
-        for slot, part in self.slots():
-            reason = part.check_classes(classes)
-            if reason is not None:
-                raise MethodError(f"{_key(slot, part)}: {reason}")
+        self._refuse(lambda part: part.check_classes(classes))
 
     def whole_batch_reason(self) -> str:
         """Reason why a batch cannot pass in several parts; empty without one.
@@ -180,10 +175,7 @@ class Method:
         Raises:
             MethodError: the message of the part's `check_model`.
         """
-        for slot, part in self.slots():
-            reason = part.check_model(model, threats)
-            if reason is not None:
-                raise MethodError(f"{_key(slot, part)}: {reason}")
+        self._refuse(lambda part: part.check_model(model, threats))
 
     def slots(self) -> Iterator[tuple[str, Part]]:
         """Yield (slot, part) pairs; a part in two slots is yielded once."""

@@ -4,7 +4,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from robustly.cli.arguments import add_model, add_trust
+from robustly.cli.arguments import RUNTIME, add_model, add_trust
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,8 +143,7 @@ def settings_help(words: list[str], overrides: list[str]) -> str:
     """The settings of an evaluation with their defaults; a run has values of its own in its `config.yaml`."""
     from robustly.experiments.settings_help import help_text, section_settings
 
-    shown = ("runtime.device", "runtime.processes", "runtime.compile")
-    runtime = [one for one in section_settings("runtime") if one.key in shown]
+    runtime = [one for one in section_settings("runtime") if one.key in RUNTIME]
     settings = [*section_settings("evaluation"), *runtime]
     return (
         "settings, beside --threat, --threats and --seed, with their defaults; a run has its own in config.yaml:\n"

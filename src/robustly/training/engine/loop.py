@@ -14,7 +14,7 @@ from torch import Tensor
 from robustly.files import whole_file, write_json, write_text
 from robustly.models import save_weights, weights_hash
 from robustly.processes import ProcessError, is_lost_process
-from robustly.runtime import DeviceError, Runtime, raise_if_lost
+from robustly.runtime import Runtime, with_lost_device
 from robustly.sharding import shards_like
 from robustly.training.engine.checkpoint import (
     PRETRAINING,
@@ -100,15 +100,6 @@ def train(
         return _Run(job, runtime, folder, config_digest, observer or Observer()).go()
 
 
-def _of_device(error: Exception) -> Exception:
-    """The error, or that of a lost device in its place."""
-    try:
-        raise_if_lost(error)
-    except DeviceError as lost:
-        return lost
-    return error
-
-
 class _Run:
     """State of a run between steps."""
 
@@ -147,7 +138,7 @@ class _Run:
             reason = self._stopped_early() if len(self.rows) < self.job.training.epochs else ""
             self._finish(reason)
         except Exception as error:
-            error = _of_device(error)
+            error = with_lost_device(error)
             diverged = isinstance(error, DivergenceError | InstanceWeightsError)
             lost = self.runtime.world_size > 1 and is_lost_process(error)
             with suppress(OSError):  # a full disk, which is the error then
