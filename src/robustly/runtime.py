@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from robustly.memory import is_out_of_memory
-from robustly.sharding import ShardedModule, check_shardable, shard, whole, whole_weights
+from robustly.sharding import (
+    ShardedModule,
+    check_shardable,
+    import_shards,
+    leave_groups,
+    shard,
+    whole,
+    whole_weights,
+)
 
 T = TypeVar("T")
 _ONE_OF = (
@@ -270,6 +278,8 @@ class Runtime:
             num_nodes=config.nodes,
             precision=config.precision,
         )
+        if self._is_sharded:
+            import_shards()
         self._fabric.launch()
         self.graphs, self.compiles = config.graphs, config.compile
 
@@ -394,4 +404,4 @@ class Runtime:
         """Leave the process group, whose running threads would otherwise abort the exit."""
         self.wait_for_all()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+            leave_groups()

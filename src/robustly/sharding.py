@@ -1,5 +1,8 @@
 """Networks in shards (FSDP): each process holds a share of weights, gradients and optimiser state."""
 
+import atexit
+import gc
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -79,6 +82,30 @@ def shard(
         if _owns_its_parameters(block, network):
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, reshard_after_forward=not root_stays)
+
+
+def import_shards() -> None:
+    """Import what `shard` needs, before this process joins a group.
+
+    Some functions of PyTorch have the group that there is at their import as a default, and would keep it until the
+    exit.
+    """
+    importlib.import_module("torch.distributed.fsdp")
+
+
+def leave_groups() -> None:
+    """Leave all process groups, and end their threads once the caller has dropped the networks in shards.
+
+    PyTorch keeps the meshes of shards in caches until the exit, and each mesh keeps its group. A thread of a group
+    that still runs while Python exits can abort the process.
+    """
+    from torch.distributed.device_mesh import DeviceMesh  # noqa: PLC0415 (slow to import)
+
+    torch.distributed.destroy_process_group()
+    for mesh in [found for found in gc.get_objects() if type(found) is DeviceMesh]:
+        getattr(mesh, "_pg_registry", {}).clear()
+    gc.collect()
+    atexit.register(gc.collect)  # what the caller still holds now, networks in cycles
 
 
 def _owns_its_parameters(block: nn.Module, network: nn.Module) -> bool:

@@ -118,12 +118,14 @@ class Shared:
     crew: ShardedCrew
     names: list[str]
 
-    def next(self) -> tuple[DividedModel, nn.Module]:
-        """The next network, divided and whole."""
-        name = self.names.pop(0)
-        found = self.crew.divided(MODELS[name](), CPU)
-        assert isinstance(found, DividedModel)
-        return found, MODELS[name]()
+    def network(self, name: str) -> tuple[DividedModel, nn.Module]:
+        """The network of this name, divided and whole; those before it are passed over, as tests are."""
+        for before in self.names.copy():
+            found = self.crew.divided(MODELS[self.names.pop(0)](), CPU)
+            if before == name:
+                assert isinstance(found, DividedModel)
+                return found, MODELS[name]()
+        raise AssertionError(f"{name} has been asked for before")
 
 
 @pytest.fixture(scope="class")
@@ -168,7 +170,7 @@ class TestPasses:
     """One group of processes for all networks, in their order."""
 
     def test_passes_and_gradients_are_those_of_a_whole_network(self, shared: Shared) -> None:
-        divided, whole = shared.next()
+        divided, whole = shared.network("plain")
         check_passes(divided, whole)
         assert weights_hash(divided) == weights_hash(whole)
         assert model_name(divided) == model_name(whole) == "Headed"
@@ -217,7 +219,7 @@ class TestPasses:
         divided.eval()
 
     def test_channels_last_networks_attack_alike(self, shared: Shared) -> None:
-        divided, whole = shared.next()
+        divided, whole = shared.network("last")
         assert not next(p for p in whole.parameters() if p.ndim == 4).is_contiguous()
         check_passes(divided, whole)
         threat, y = ThreatModel("linf", 0.1), torch.arange(7) % 5
@@ -233,17 +235,17 @@ class TestPasses:
             assert torch.allclose(divided(last), whole(last), atol=1e-6)
 
     def test_double_precision(self, shared: Shared) -> None:
-        check_passes(*shared.next(), dtype=torch.float64)
+        check_passes(*shared.network("double"), dtype=torch.float64)
 
     def test_outputs_without_gradient_have_none(self, shared: Shared) -> None:
-        divided, whole = shared.next()
+        divided, whole = shared.network("severed")
         x = images(2).requires_grad_()
         assert not divided(x).requires_grad
         assert not whole.requires_grad_(False)(x).requires_grad
 
     def test_weights_with_fewer_rows_than_processes(self, shared: Shared) -> None:
         """One process has no row of a weight with two; the network has no blocks."""
-        divided, whole = shared.next()
+        divided, whole = shared.network("rows")
         check_passes(divided, whole)
         y = torch.arange(6) % 2
         surfaces = [weight_landscape(model, images(6), y, points=3) for model in (divided, whole)]

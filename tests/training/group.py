@@ -1,8 +1,10 @@
 """Functions of tests in a group of processes, started by `spawn`."""
 
+import gc
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,3 +29,7 @@ def _joined(rank: int, port: int, function: Callable[..., None], arguments: tupl
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     function(rank, *arguments)
+    gc.collect()  # networks, which are cycles
+    threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    left = [name for name in threads if "gloo" in name or "tcpstore" in name]
+    assert not left, f"threads of a group that run while Python exits can abort the process: {left}"

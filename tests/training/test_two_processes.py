@@ -109,8 +109,10 @@ RUNS_OF_TWO = RUNS | {
     "parts": ("trades", (SGD, {"--training.accumulate": "3"})),  # the last batch: 7 and 6 images, in 3 parts each
 }
 SEVERAL = """
+import gc
 import json
 import sys
+from pathlib import Path
 import torch.distributed
 from robustly.cli import main
 
@@ -119,6 +121,9 @@ torch.distributed.destroy_process_group = lambda: None  # one group for all runs
 for words in json.loads(sys.argv[1]):
     assert main(words) == 0, words
 leave()
+gc.collect()
+left = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+assert not any("gloo" in name for name in left), left  # one that runs while Python exits can abort the process
 """
 
 

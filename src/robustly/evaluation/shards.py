@@ -26,7 +26,7 @@ from robustly.models.divided import DividedModel
 from robustly.output_text import first_line
 from robustly.processes import PATIENCE, Group, ProcessError, is_lost_process
 from robustly.runtime import Place
-from robustly.sharding import ShardingError, check_shardable
+from robustly.sharding import ShardingError, check_shardable, import_shards, leave_groups
 
 T = TypeVar("T")
 _END = "end"
@@ -95,7 +95,7 @@ class ShardedCrew:
         if not self._has_failed:
             self.release()
         if self._store is not None:
-            dist.destroy_process_group()
+            leave_groups()
             self._store = None
 
     def share(
@@ -139,6 +139,7 @@ class ShardedCrew:
             own = TCPStore(self._place.address, self._place.port, is_master=False, timeout=limit)
             store = PrefixStore("robustly", own)
         self._store = PrefixStore("passes", store)
+        import_shards()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=PrefixStore("group", store),

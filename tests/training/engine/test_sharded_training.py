@@ -23,7 +23,9 @@ from robustly.sharding import (
     ShardedModule,
     ShardingError,
     check_shardable,
+    import_shards,
     is_shard,
+    leave_groups,
     local,
     shard,
     shards_like,
@@ -242,6 +244,7 @@ def test_each_process_holds_a_share_and_one_process_goes_on_with_the_whole(train
 
 def _alone(rank: int, device: str) -> None:
     """Passes of a network in one shard, as of a plain one; on a GPU the same calls as in several processes."""
+    import_shards()
     torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=1)
     plain, divided = blocks_net().to(device), blocks_net().to(device)
     shard(divided, 1)
@@ -256,7 +259,7 @@ def _alone(rank: int, device: str) -> None:
         gradients = [whole(p.grad).cpu() for p in network.parameters()]
         found.append([moved.cpu(), *gradients, *(buffer.cpu() for buffer in network.buffers())])
     assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(*found, strict=True))
-    torch.distributed.destroy_process_group()
+    leave_groups()
 
 
 @pytest.mark.slow
