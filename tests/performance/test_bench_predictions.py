@@ -1,12 +1,13 @@
 """Attacks relative to their counted passes, and predicted times."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from robustly.attacks import (
     APGD,
@@ -15,6 +16,7 @@ from robustly.attacks import (
     FAB,
     PGD,
     Attack,
+    AttackResult,
     CarliniWagner,
     DeepFool,
     SparseRS,
@@ -35,8 +37,10 @@ from robustly.performance import (
     predict_suite,
     survival_of,
 )
-from robustly.performance.attack_times import Steady, _fixed, distinct, shortened, steady
+from robustly.performance.attack_times import _fixed, distinct, seconds_of_call
 from robustly.performance.choices import Choices
+from robustly.performance.shortened import lengthened, shortened
+from robustly.performance.steady import Steady, steady
 from robustly.performance.suite_times import Request, measure_suites
 from robustly.performance.timing import BenchError, Spread
 from robustly.randomness import KeyedGenerator
@@ -73,6 +77,85 @@ def test_a_short_attack_stays_as_it_is() -> None:
     assert shortened(PGD(0, restarts=50)) == PGD(0, restarts=8)
     assert shortened(FAB(targets=0, steps=100)) == FAB(targets=0, steps=8)
     assert shortened(TargetedAPGD(targets=9, steps=100)) == TargetedAPGD(targets=9, steps=3)
+
+
+def test_a_longer_attack_has_twice_the_steps_where_the_whole_one_has_as_many() -> None:
+    assert lengthened(PGD(steps=8), PGD(steps=20)) == PGD(steps=16)
+    assert lengthened(PGD(steps=8), PGD(steps=15)) is None
+    assert lengthened(Square(queries=32), Square(queries=100)) == Square(queries=64)
+    assert lengthened(FAB(steps=3, targets=2), FAB(steps=9, targets=2)) == FAB(steps=6, targets=2)
+    assert lengthened(PGD(0, restarts=8), PGD(0, restarts=50)) is None
+
+
+@pytest.mark.parametrize(
+    ("passes", "seconds", "call"),
+    [
+        ((10, 20), (1.2, 2.2), 0.2),
+        ((10, 20), (1.0, 2.0), 0.0),
+        ((10, 20), (1.0, 2.5), 0.0),  # a call of less than nothing
+        ((10, 20), (2.0, 1.0), 0.0),  # noise
+        ((10, 10), (2.0, 3.0), 0.0),
+    ],
+)
+def test_what_two_lengths_of_an_attack_share_is_the_time_of_a_call(
+    passes: tuple[float, float], seconds: tuple[float, float], call: float
+) -> None:
+    assert seconds_of_call(passes, seconds) == pytest.approx(call)
+
+
+class Counted(nn.Module):
+    """A network that counts a unit of time for each image of a forward pass."""
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__()
+        self.net, self.clock = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), clock
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.clock[0] += len(x)
+        return self.net(x)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Counted":
+        return self  # copies count on the same clock
+
+
+@dataclass(frozen=True)
+class CountedTime(Meter):
+    """A meter that reads such a clock."""
+
+    counts: list[float] = field(default_factory=list)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        before = self.counts[0]
+        work()
+        return self.counts[0] - before
+
+
+@dataclass(frozen=True)
+class SlowToBegin:
+    """PGD that takes some units of time before its first pass."""
+
+    steps: int
+    wait: float
+    clock: list[float] = field(compare=False)
+    minimum_norm = False
+    early_stop = False
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, generator: KeyedGenerator
+    ) -> AttackResult:
+        self.clock[0] += self.wait
+        return PGD(self.steps)(model, x, y, threat=threat, generator=generator)
+
+
+def test_the_time_of_a_call_is_no_part_of_the_time_of_a_pass(digits: Splits) -> None:
+    x, clock = digits.test.floats()[:16], [0.0]
+    attacks = {"plain": SlowToBegin(40, 0.0, clock), "slow": SlowToBegin(40, 50.0, clock)}
+    meter = CountedTime(counts=clock)
+    found = measure_attacks(Counted(clock), x, LINF, attacks, layout="contiguous", meter=meter, seconds=0.0).times
+    assert found["plain"].call == pytest.approx(0)
+    assert found["slow"].call == pytest.approx(50)
+    assert found["slow"].ratio.median == pytest.approx(found["plain"].ratio.median)
+    assert found["slow"].fixed == pytest.approx(found["plain"].fixed) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("attack", [PGD(steps=20), APGD(steps=30), Square(queries=100), FAB(targets=2, steps=9)])
@@ -175,6 +258,14 @@ def test_prediction_of_one_attack_in_closed_form() -> None:
     assert found.passes == (100 + 400, 100 + 50 * 10 + 75, 100 + 1000)
     assert found.ratio == pytest.approx((100 + 2800) / (100 + 1400))
     assert found.unknown == found.on_suspicion == ()
+
+
+def test_each_batch_adds_the_time_of_a_call() -> None:
+    one = Suite("one", {"pgd": PGD(steps=20)})
+    given = {"count": 100, "classes": 10, "size": 784, "floor": FLOOR, "survival": None, "batch_size": 30}
+    plain, slow = times(pgd=1.0), {"pgd": replace(times(pgd=1.0)["pgd"], call=7.0)}
+    found, other = (predict_suite(one, LINF, times=each, **given) for each in (plain, slow))
+    assert other.upper.median - found.upper.median == pytest.approx(4 * 7)
 
 
 def test_the_search_for_8_bit_images_is_part_of_the_expected_time() -> None:

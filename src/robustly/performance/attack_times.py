@@ -1,33 +1,25 @@
 """Time of attacks relative to the bare passes that they count."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustly.attacks import Attack, AttackResult
-from robustly.attacks.core.contract import frozen
-from robustly.attacks.core.model_access import logits_of
 from robustly.performance.new_sizes import seconds_of_new_size
 from robustly.performance.passes import Copies, Kind, bare_pass, own_precision
+from robustly.performance.shortened import lengthened, shortened
+from robustly.performance.steady import steady
 from robustly.performance.timing import LEAST, Meter, Rounds, Spread, Work, alternating
 from robustly.randomness import KeyedGenerator
 from robustly.threats import Threat
 
-STEPS = 8
-"""Steps of a shortened attack with one run; with more runs, down to `FEWEST`."""
-FEWEST = 3
 FEW = 8
 """Images of a second, small batch."""
-SHORTER = {"queries": 4 * STEPS, "restarts": 5, "targets": 9, "search_steps": 1, "draws": STEPS}
-"""Other settings of a shortened attack, where it has more. Several runs remain, because they are one batch."""
-THRIFTY = SHORTER | {"queries": 2 * FEWEST, "restarts": 1, "targets": 1, "draws": FEWEST, "odi_steps": 1}
 TIMED: tuple[Kind, ...] = ("forward", "input_backward")
 """Bare passes beside the attacks."""
-_SLOPE = 1e-3
 TINY = 1e-3
 """Share of the threat's size at which attacks are timed, so that no image is broken and every pass is made."""
 
@@ -37,7 +29,7 @@ class AttackTime:
     """Time of an attack, shortened to a few steps, on images that it does not break.
 
     Args:
-        ratio: its time, relative to the same passes in full precision, made one after the other by hand.
+        ratio: time of its passes, relative to the same passes in full precision, made one after the other by hand.
         own_ratio: the same, relative to passes in the precision of its search.
         precision: precision of the search.
         forwards: counted forward passes per image.
@@ -46,6 +38,7 @@ class AttackTime:
         fixed: time of a batch that does not depend on its images, in units of the time of one more image.
         new_size: seconds that the first pass of a batch size takes longer, in the precision of the search; 0 for
             attacks that keep broken images.
+        call: seconds of a batch before and after its passes, for example for a copy of the network; not in `ratio`.
     """
 
     ratio: Spread
@@ -56,6 +49,7 @@ class AttackTime:
     batch_size: int
     fixed: float = 0.0
     new_size: float = 0.0
+    call: float = 0.0
 
     def relative(self, images: float, batches: float) -> float:
         """Time of an image in batches of any size, relative to that in the measured batch.
@@ -100,59 +94,6 @@ class AttackTimes:
     failures: Mapping[str, str]
 
 
-def shortened(attack: Attack, thrift: bool = False) -> Attack:
-    """The attack with a few steps and queries; the time of a pass is that of the whole attack.
-
-    An attack without steps and without any of the settings in `SHORTER` stays as it is.
-
-    Args:
-        attack: the attack.
-        thrift: for slow networks: fewer steps, and one run.
-    """
-    if not is_dataclass(attack):
-        return attack
-    given: Any = attack
-    names = {item.name for item in fields(given) if item.init}
-    changes = {
-        name: most
-        for name, most in (THRIFTY if thrift else SHORTER).items()
-        if name in names and isinstance(getattr(given, name), int) and getattr(given, name) > most
-    }
-    steps = getattr(given, "steps", None)
-    if steps == 0 and "restarts" in names:  # random points
-        changes["restarts"] = min(given.restarts, STEPS)
-    elif isinstance(steps, int):
-        runs = [changes.get(name, getattr(given, name, 1)) or 1 for name in ("restarts", "targets")]
-        changes["steps"] = min(steps, FEWEST if thrift else max(2 * STEPS // (1 + runs[0] * runs[1]), FEWEST))
-    changed: Attack = replace(given, **changes) if changes else given
-    return changed
-
-
-class Steady(nn.Module):
-    """A network with a large constant added to its first logit, so that no attack breaks an image of class 0.
-
-    The mean of the image, with a small weight, is added to the logits too: the gradients of networks whose last
-    layer is still zero would end some searches at once.
-    """
-
-    def __init__(self, model: nn.Module, lead: float) -> None:
-        super().__init__()
-        self.model, self.lead = model, lead
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, `(N, K)`."""
-        logits = logits_of(self.model, x)
-        classes = torch.arange(logits.shape[1], dtype=logits.dtype, device=logits.device)
-        return logits + self.lead * (classes == 0) + _SLOPE * x.flatten(1).mean(1, keepdim=True) * classes
-
-
-def steady(model: nn.Module, x: Tensor) -> Steady:
-    """The network with a lead of class 0 that is larger than all differences between its logits on a few images."""
-    with frozen(model), torch.no_grad():
-        logits = logits_of(model, x).nan_to_num(0.0, 0.0, 0.0)
-    return Steady(model, 4 * float(logits.max() - logits.min()) + 1)
-
-
 def measure_attacks(
     model: nn.Module,
     x: Tensor,
@@ -190,9 +131,9 @@ def measure_attacks(
         draws = KeyedGenerator(0, torch.arange(len(x), device=x.device))
         found[name] = short[name](unbroken, x, y, threat=small, generator=draws)
 
-    def run_few(name: str) -> None:
+    def run_few(name: str, attack: Attack) -> None:
         draws = KeyedGenerator(0, torch.arange(few, device=x.device))
-        short[name](unbroken, x[:few], y[:few], threat=small, generator=draws)
+        found[name] = attack(unbroken, x[:few], y[:few], threat=small, generator=draws)
 
     copies = Copies(model, {})
     full, half = own_precision(model), "bfloat16"
@@ -203,15 +144,19 @@ def measure_attacks(
 
     works = {f"{kind} {precision}": pass_of(kind, precision, x) for precision in layouts for kind in TIMED}
     works |= {name: partial(run, name) for name in dict.fromkeys(alike.values())}
-    works |= {_few(name): partial(run_few, name) for name in dict.fromkeys(alike.values())}
+    for name in dict.fromkeys(alike.values()):
+        works[_few(name)] = partial(run_few, _few(name), short[name])
+        longer = lengthened(short[name], attacks[name])
+        if longer is not None:
+            works[_longer(name)] = partial(run_few, _longer(name), longer)
     rounds = alternating(works, meter, seconds, least=least)
     floor = Floor(
         rounds.spread(f"forward {full}").times(1 / len(x)),
         rounds.spread(f"input_backward {full}").times(1 / len(x)),
     )
     measured = {
-        one: _time(short[one], found[one], rounds, one, full, (few, len(x)))
-        for one in found
+        one: _time(short[one], found, rounds, one, full, (few, len(x)))
+        for one in short
         if one in rounds.seconds and _few(one) in rounds.seconds
     }
     new = {}
@@ -236,26 +181,56 @@ def timed_as(attacks: Mapping[str, Attack]) -> dict[str, str]:
 
 
 def _time(
-    attack: Attack, result: AttackResult, rounds: Rounds, name: str, full: str, counts: tuple[int, int]
+    attack: Attack,
+    found: Mapping[str, AttackResult],
+    rounds: Rounds,
+    name: str,
+    full: str,
+    counts: tuple[int, int],
 ) -> AttackTime:
     few, count = counts
-    forwards, backwards = (float(one.sum()) for one in (result.forwards, result.backwards))
+    forwards, backwards = _passes(found[name])
     wanted = getattr(attack, "precision", "full")
     own = "bfloat16" if wanted == "bfloat16" and "forward bfloat16" in rounds.seconds else full
 
-    def floor_in(precision: str) -> Callable[[Mapping[str, float]], float]:
+    def bare(one: Mapping[str, float], precision: str, result: AttackResult) -> float:
         keys = f"forward {precision}", f"input_backward {precision}"
-        return lambda one: _floor(forwards, backwards, one[keys[0]], one[keys[1]]) / count
+        return _floor(*_passes(result), one[keys[0]], one[keys[1]]) / count
 
+    medians = {work: rounds.spread(work).median for work in rounds.seconds}
+    few_seconds, seconds = medians[_few(name)], medians[name]
+    call = 0.0
+    if _longer(name) in medians:
+        lengths = _few(name), _longer(name)
+        short, long = (bare(medians, own, found[work]) for work in lengths)
+        call = seconds_of_call((short, long), (few_seconds, medians[_longer(name)]))
+    passes = 1 - min(call / max(seconds, 1e-12), 1.0)
     return AttackTime(
-        rounds.ratio(name, floor_in(full)),
-        rounds.ratio(name, floor_in(own)),
+        rounds.ratio(name, lambda one: bare(one, full, found[name])).times(passes),
+        rounds.ratio(name, lambda one: bare(one, own, found[name])).times(passes),
         own,
         forwards / count,
         backwards / count,
         count,
-        _fixed(rounds.spread(_few(name)).median, few, rounds.spread(name).median, count),
+        _fixed(few_seconds - call, few, seconds - call, count),
+        call=call,
     )
+
+
+def seconds_of_call(passes: tuple[float, float], seconds: tuple[float, float]) -> float:
+    """Seconds of an attack beside its passes, from two lengths of it on the same images; at least 0.
+
+    Args:
+        passes: passes of both, in any unit.
+        seconds: seconds of both.
+    """
+    more = passes[1] - passes[0]
+    each = max(seconds[1] - seconds[0], 0.0) / more if more > 0 else 0.0
+    return max(seconds[0] - each * passes[0], 0.0) if each else 0.0
+
+
+def _passes(result: AttackResult) -> tuple[float, float]:
+    return float(result.forwards.sum()), float(result.backwards.sum())
 
 
 def _removes(attack: Attack) -> bool:
@@ -265,6 +240,10 @@ def _removes(attack: Attack) -> bool:
 
 def _few(name: str) -> str:
     return f"{name}, few images"
+
+
+def _longer(name: str) -> str:
+    return f"{name}, few images, twice as long"
 
 
 def _fixed(few_seconds: float, few: int, seconds: float, count: int) -> float:

@@ -233,6 +233,7 @@ def _seconds(loads: list[Load], count: int, floor: Floor, times: Mapping[str, At
         for one in loads
         if (time := times.get(one.attack)) is not None
     ]
+    clean += sum(one.batches * times[one.attack].call for one in loads if one.attack in times)
     totals = [clean + sum(bare * getattr(time.ratio, name) for bare, time in known) for name in ENDS]
     runs = min((time.ratio.runs for _, time in known), default=floor.forward.runs)
     return Spread(totals[0], totals[1], totals[2], runs)

@@ -9,9 +9,10 @@ from robustly.attacks import Attack
 from robustly.evaluation.suites.cost import attack_cost
 from robustly.evaluation.suites.suite import Suite, in_full_precision
 from robustly.evidence.provenance import Mode
-from robustly.performance.attack_times import AttackTime, Floor, distinct, measure_attacks, shortened, timed_as
+from robustly.performance.attack_times import AttackTime, Floor, distinct, measure_attacks, timed_as
 from robustly.performance.choices import Choices
 from robustly.performance.prediction import SuitePrediction, Survival, duration_words, predict_suite
+from robustly.performance.shortened import shortened
 from robustly.performance.timing import LEAST, BenchError, Meter, affordable
 from robustly.threats import Threat
 
