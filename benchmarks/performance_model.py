@@ -266,10 +266,10 @@ def main() -> None:
             "MNIST digits; networks trained for a few epochs of `mnist5k/pgd_at`.",
             "",
             f"Medians of {options.rounds} rounds in which predictions and real runs take turns, each in its own "
-            f"process, one thread, {clock}. Predictions are made from two earlier evaluations, and measure for about "
-            f"{options.seconds / 2:g} s with each (the default of `bench` is 45 s). Their robust accuracy is that of "
-            "PGD-20 (for `pgd_20` and `quick`) or of `quick` (for the others) on as many other test images. The real time of "
-            "an evaluation is that of its attacks, with the search for 8-bit images.",
+            f"process, one thread, {clock}. Predictions are made from two earlier evaluations, and measure for "
+            f"about {options.seconds / 2:g} s with each (the default of `bench` is 45 s). Their robust accuracy is "
+            "that of PGD-20 (for `pgd_20` and `quick`) or of `quick` (for the others) on as many other test "
+            "images. The real time of an evaluation is that of its attacks, with the search for 8-bit images.",
             "",
             f"| {' | '.join(columns)} |",
             f"| {' | '.join(['---'] * len(columns))} |",
