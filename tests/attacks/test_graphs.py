@@ -2,36 +2,21 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from kinds_of_passes import METHODS, net, trained_weights
 from robustly.attacks.core import graphs as graphs_module
 from robustly.attacks.core.contract import ModelMode, frozen
 from robustly.attacks.core.graphs import Pass, PassGraphs, eager_capture
-from robustly.data import Augmentation
 from robustly.objectives import OBJECTIVES, ClassificationGoal, cross_entropy
-from robustly.runtime import Runtime, RuntimeConfig
-from robustly.threats.lp import ThreatModel
-from robustly.training import (
-    AdversarialLoss,
-    ExponentialAverage,
-    Job,
-    Method,
-    OptimizerConfig,
-    PGDInner,
-    ScheduleConfig,
-    TrainingConfig,
-    WeightPerturbation,
-    train,
-)
+from robustly.runtime import RuntimeConfig
 from robustly.training.engine import stepping
-from robustly.training.engine.loop import FINAL
-from robustly.training.losses.consistency import TradesLoss
-from trial_runs import digits as small_digits
 
 pytestmark = pytest.mark.slow
 
@@ -45,12 +30,6 @@ class Counting:
     def __call__(self, body: Callable[[], Pass]) -> tuple[Callable[[], None], Pass]:
         self.count += 1
         return eager_capture(body)
-
-
-def net(channels: int = 3, side: int = 8) -> nn.Module:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Dropout(0.2), nn.Linear(4 * (side - 2) ** 2, 10))
 
 
 def given(count: int = 5, seed: int = 0) -> tuple[Tensor, ClassificationGoal]:
@@ -174,46 +153,20 @@ def test_a_capture_without_memory_is_an_error_of_memory() -> None:
     assert passes.refusal == ""
 
 
-METHODS = {
-    "pgd": Method(inner=PGDInner(steps=3), loss=AdversarialLoss(), parameters=(ExponentialAverage(),)),
-    "trades": Method(inner=PGDInner(objective="kl", steps=2, start="gaussian"), loss=TradesLoss()),
-    "statistics of the batch": Method(inner=PGDInner(steps=2, mode="train_nostat"), loss=AdversarialLoss()),
-    "train mode": Method(inner=PGDInner(steps=2, mode="train"), loss=AdversarialLoss()),
-    "awp": Method(inner=PGDInner(steps=2), loss=AdversarialLoss(), parameters=(WeightPerturbation(gamma=0.05),)),
-}
-
-
-def run(method: Method, folder: Path, graphs: bool, precision: Any = "32-true") -> bytes:
-    splits = small_digits(72)  # in batches of 32: the last one has 8 images
-    folder.mkdir()
-    job = Job(
-        method=method,
-        model=net(1, 16),
-        train=splits.train,
-        validation=splits.validation,
-        threats=(ThreatModel("linf", 0.1),),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.05),
-        schedule=ScheduleConfig(),
-        training=TrainingConfig(epochs=2, batch_size=32, validation_steps=1, epsilon_ramp=1.0),
-        augmentation=Augmentation(pad_crop=2),
-    )
-    train(job, Runtime(RuntimeConfig(device="cpu", graphs=graphs, precision=precision)), folder, config_digest="")
-    return (folder / FINAL).read_bytes()
-
-
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_with_graphs_trains_the_same_weights(
-    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, precision: Literal["32-true", "bf16-mixed"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capture = Counting()
     monkeypatch.setattr(stepping, "_graphs_for", lambda runtime: PassGraphs(capture))
-    plain = run(METHODS[name], tmp_path / "plain", False, precision)
+    runtime = RuntimeConfig(device="cpu", precision=precision)
+    plain = trained_weights(METHODS[name], tmp_path / "plain", runtime)
     assert capture.count == 0
-    assert run(METHODS[name], tmp_path / "graphs", True, precision) == plain
+    assert trained_weights(METHODS[name], tmp_path / "graphs", replace(runtime, graphs=True)) == plain
     assert capture.count == (0 if name == "train mode" else 2)  # one for each size of a batch
 
 
 def test_a_cpu_without_graphs_is_said(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"runtime\.graphs: only a GPU has graphs; attacks on cpu run without"):
-        run(METHODS["pgd"], tmp_path / "run", True)
+        trained_weights(METHODS["pgd"], tmp_path / "run", RuntimeConfig(device="cpu", graphs=True))

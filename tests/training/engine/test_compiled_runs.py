@@ -5,76 +5,28 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
+from kinds_of_passes import METHODS, net, trained_weights
 from robustly.attacks.core.compiled import CompiledNetwork
-from robustly.data import Augmentation
 from robustly.evaluation import evaluate
 from robustly.evaluation.checkpoint import EvaluationCheckpoint, Speed
-from robustly.runtime import Runtime, RuntimeConfig
+from robustly.runtime import RuntimeConfig
 from robustly.threats.lp import ThreatModel
-from robustly.training import (
-    AdversarialLoss,
-    Job,
-    Method,
-    OptimizerConfig,
-    PGDInner,
-    ScheduleConfig,
-    TradesLoss,
-    TrainingConfig,
-    WeightPerturbation,
-    train,
-)
 from robustly.training.engine import stepping
-from robustly.training.engine.loop import FINAL
 from trial_runs import digits as small_digits
 
 pytestmark = pytest.mark.slow
 
 
-def net(channels: int = 3, side: int = 8) -> nn.Module:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Dropout(0.2), nn.Linear(4 * (side - 2) ** 2, 10))
-
-
-METHODS = {
-    "pgd": Method(inner=PGDInner(steps=3), loss=AdversarialLoss()),
-    "trades": Method(inner=PGDInner(objective="kl", steps=2, start="gaussian"), loss=TradesLoss()),
-    "statistics of the batch": Method(inner=PGDInner(steps=2, mode="train_nostat"), loss=AdversarialLoss()),
-    "train mode": Method(inner=PGDInner(steps=2, mode="train"), loss=AdversarialLoss()),
-    "awp": Method(inner=PGDInner(steps=2), loss=AdversarialLoss(), parameters=(WeightPerturbation(gamma=0.05),)),
-}
-
-
-def run(method: Method, folder: Path, compiled: bool, precision: Any = "32-true") -> bytes:
-    splits = small_digits(72)  # in batches of 32: the last one has 8 images
-    folder.mkdir()
-    job = Job(
-        method=method,
-        model=net(1, 16),
-        train=splits.train,
-        validation=splits.validation,
-        threats=(ThreatModel("linf", 0.1),),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.05),
-        schedule=ScheduleConfig(),
-        training=TrainingConfig(epochs=2, batch_size=32, validation_steps=1, epsilon_ramp=1.0),
-        augmentation=Augmentation(pad_crop=2),
-    )
-    train(
-        job, Runtime(RuntimeConfig(device="cpu", compile=compiled, precision=precision)), folder, config_digest=""
-    )
-    return (folder / FINAL).read_bytes()
-
-
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_compiled_run_trains_the_same_weights(
-    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, precision: Literal["32-true", "bf16-mixed"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[CompiledNetwork] = []
 
@@ -83,9 +35,10 @@ def test_a_compiled_run_trains_the_same_weights(
         return made[0]
 
     monkeypatch.setattr(stepping, "CompiledNetwork", make)
-    plain = run(METHODS[name], tmp_path / "plain", False, precision)
+    runtime = RuntimeConfig(device="cpu", precision=precision)
+    plain = trained_weights(METHODS[name], tmp_path / "plain", runtime)
     assert made == []
-    assert run(METHODS[name], tmp_path / "compiled", True, precision) == plain
+    assert trained_weights(METHODS[name], tmp_path / "compiled", replace(runtime, compile=True)) == plain
     assert made[0].compilations == (0 if name == "train mode" else 2)  # one for each size of a batch
     assert made[0].refusal == ""
 
