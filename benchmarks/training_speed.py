@@ -8,7 +8,7 @@ attack, and nothing else. Floor and loop take turns; medians. Writes `benchmarks
 """
 
 import argparse
-import platform
+import datetime
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from robustly import ThreatModel
 from robustly.cli.allocator import keep_compiled_code, keep_freed_memory
 from robustly.data import Augmentation, ImageData
 from robustly.models import ModelConfig, build_model
+from robustly.performance import machine
 from robustly.performance.timing import CLOCKS
 from robustly.runtime import Runtime, RuntimeConfig
 from robustly.training import (
@@ -263,7 +264,8 @@ def main() -> None:
         "DYNAT-Inner's step: how many times faster than the reference's order of work in float32.\n\n"
         "| network | precision | faster |\n| --- | --- | --- |\n" + "\n".join(ratios) + "\n\n"
         f"Medians of {options.rounds} alternating rounds of {options.steps} steps, PGD-10, one thread, {clock}, "
-        f"torch {torch.__version__}, {platform.machine()}.\n"
+        f"{datetime.date.today()}, torch {torch.__version__}, {machine()['processor']}. `python "
+        f"benchmarks/training_speed.py --clock {options.clock}`\n"
     )
 
 
