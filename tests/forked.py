@@ -1,7 +1,8 @@
-"""Commands in processes forked from a server that has imported everything: a start costs a tenth of a second, not four.
+"""Commands in processes forked from a server that has imported everything.
 
-A process that such a command starts by `spawn` is forked from the same server. What it is to do reaches it as with
-`spawn`: pickled. Tests of launchers and of Ctrl-C start Python anew, as users do; so does one test of each command.
+A start costs a tenth of a second, not four. A process that such a command starts by `spawn` is forked from the same
+server. What it is to do reaches it as with `spawn`: pickled. Tests of launchers, of kills and of Ctrl-C start Python
+anew, as users do.
 """
 
 import multiprocessing
@@ -19,7 +20,7 @@ from pathlib import Path
 IMPORTED = [
     "lightning_fabric.strategies.ddp", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.run",
     "pyarrow.dataset",
-    *(f"robustly.cli.{name}" for name in ("analyse", "audit", "certify", "diagnose", "evaluate", "predict", "train")),
+    *(f"robustly.cli.{name}" for name in "analyse audit certify diagnose evaluate predict train".split()),
 ]  # fmt: skip
 METHOD = "forkserver" if sys.platform == "linux" and sys.version_info < (3, 14) else "spawn"
 

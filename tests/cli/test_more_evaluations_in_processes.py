@@ -101,8 +101,8 @@ def test_a_killed_process_costs_no_finished_proof(tmp_path: Path) -> None:
 
 def test_a_protocol_has_the_evidence_of_one_process_also_under_torchrun(run: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "run"))
-    words = ["--suite", "unforeseen", "--threats", "brightness:0.2", "shift:1", "--evaluation.batch_size", "4"]
-    words += ["--trained-on", "none", "--evaluation.curve", "off"]
+    words = ["--suite", "unforeseen", "--threats", "brightness:0.2", "shift:1", "--evaluation.batch_size", "2"]
+    words += ["--evaluation.count", "8", "--trained-on", "none", "--evaluation.curve", "off"]
     assert main(["evaluate", str(run), *words]) == 0
     process = fork_by_torchrun(str(other), *words)
     shown, errors = process.communicate(timeout=400)
