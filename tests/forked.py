@@ -1,8 +1,8 @@
 """Commands in processes forked from a server that has imported everything.
 
 A start costs a tenth of a second, not four. A process that such a command starts by `spawn` is forked from the same
-server. What it is to do reaches it as with `spawn`: pickled. Tests of launchers, of kills and of Ctrl-C start Python
-anew, as users do.
+server. What it is to do reaches it as with `spawn`: pickled. For launchers, kills and Ctrl-C, tests start Python anew
+as well, as users do.
 """
 
 import multiprocessing
@@ -20,7 +20,8 @@ from pathlib import Path
 IMPORTED = [
     "lightning_fabric.strategies.ddp", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.run",
     "pyarrow.dataset",
-    *(f"robustly.cli.{name}" for name in "analyse audit certify diagnose evaluate predict train".split()),
+    *(f"robustly.cli.{name}" for name in ("analyse", "audit", "certify", "diagnose", "evaluate", "predict")),
+    "robustly.cli.train",
 ]  # fmt: skip
 METHOD = "forkserver" if sys.platform == "linux" and sys.version_info < (3, 14) else "spawn"
 
@@ -33,7 +34,16 @@ def context() -> BaseContext:
     return made
 
 
-@dataclass
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended: its exit code, output and errors."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
 class Command:
     """A command of robustly that runs in a forked process, in a session of its own.
 
@@ -57,6 +67,9 @@ class Command:
     def poll(self) -> int | None:
         return self.process.exitcode
 
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
     def communicate(self, timeout: float = 400) -> tuple[str, str]:
         """Wait until the command has ended; returns its output and its errors."""
         self.process.join(timeout)
@@ -64,6 +77,12 @@ class Command:
         output, errors = ((self.folder / name).read_text() for name in ("output", "errors"))
         shutil.rmtree(self.folder)
         return output, errors
+
+    def wait(self) -> Ended:
+        """Wait until the command has ended."""
+        output, errors = self.communicate()
+        assert self.returncode is not None
+        return Ended(self.returncode, output, errors)
 
 
 def fork(*words: str, command: str = "evaluate", variables: dict[str, str] | None = None) -> Command:
@@ -75,33 +94,47 @@ def fork(*words: str, command: str = "evaluate", variables: dict[str, str] | Non
     return Command(process, folder)
 
 
-def fork_by_torchrun(*words: str, command: str = "evaluate", count: int = 2) -> Command:
-    """Start a command in processes of torchrun's agent, which forks them; their outputs are mixed."""
+def fork_by_torchrun(
+    *words: str, command: str = "evaluate", variables: dict[str, str] | None = None, place: Path | None = None
+) -> Command:
+    """Start a command in two processes of torchrun's agent, which forks them; their outputs are mixed.
+
+    Args:
+        words: the words after the command.
+        command: the command.
+        variables: added to the environment.
+        place: the working folder, from which modules are imported too.
+    """
     folder = Path(tempfile.mkdtemp(prefix="command"))
-    process = context().Process(target=_launch, args=([command, *words], count, folder))  # type: ignore[attr-defined]
+    arguments = ([command, *words], os.environ | (variables or {}), folder, place)
+    process = context().Process(target=_launch, args=arguments)  # type: ignore[attr-defined]
     process.start()
     return Command(process, folder)
 
 
-def _launch(words: Sequence[str], count: int, folder: Path) -> None:
+def _launch(words: Sequence[str], variables: dict[str, str], folder: Path, place: Path | None) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.setsid()
+    if place is not None:
+        os.chdir(place)
+        sys.path.insert(0, str(place))
     _print_to(folder)
     _fork_for_spawn()
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=folder.name, rdzv_backend="c10d",
+        min_nodes=1, max_nodes=1, nproc_per_node=2, run_id=folder.name, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.02, start_method="spawn",
     )  # fmt: skip
-    elastic_launch(config, _carry_out)(words, None, folder)
+    elastic_launch(config, _carry_out)(words, variables, folder, True)
 
 
-def _carry_out(words: Sequence[str], variables: dict[str, str] | None, folder: Path) -> None:
+def _carry_out(words: Sequence[str], variables: dict[str, str], folder: Path, by_agent: bool = False) -> None:
     from robustly.cli import main
 
-    if variables is not None:
+    if not by_agent:
         os.setsid()
         os.environ.clear()
-        os.environ |= variables
+    os.environ |= variables
     _print_to(folder)
     _fork_for_spawn()
     sys.argv = ["robustly", *words]
