@@ -1,5 +1,6 @@
 """Shared fixtures: real digits, a network trained on them, and the folder of optional data."""
 
+import copy
 import functools
 import lzma
 import os
@@ -17,6 +18,11 @@ shape_checks.install()
 hypothesis.settings.register_profile("no time limits", deadline=None)
 hypothesis.settings.load_profile("no time limits")
 lzma.decompress = functools.lru_cache(maxsize=1)(lzma.decompress)  # most tests read the digits of the package
+
+from robustly import documents  # noqa: E402
+
+_parsed = functools.lru_cache(maxsize=1000)(documents.parse_yaml)  # most tests read the same few recipes
+documents.parse_yaml = functools.wraps(documents.parse_yaml)(lambda *words: copy.deepcopy(_parsed(*words)))
 
 from robustly.data import DataConfig, Splits, load_splits  # noqa: E402
 from robustly.models import ModelConfig, build_model  # noqa: E402
