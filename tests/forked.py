@@ -1,8 +1,8 @@
 """Commands in processes forked from a server that has imported everything.
 
 A start costs a tenth of a second, not four. A process that such a command starts by `spawn` is forked from the same
-server. What it is to do reaches it as with `spawn`: pickled. Tests of kills, of Ctrl-C and of launchers start Python
-anew as well.
+server. What it is to do reaches it as with `spawn`: pickled. Tests of kills, of Ctrl-C and of launchers start
+Python anew as well.
 """
 
 import multiprocessing
