@@ -9,12 +9,13 @@ demo: .venv/installed
 	$(BIN)/robustly demo --out $(DEMO)
 
 # One thread a worker: two workers share two cores, and resumed runs are compared bit by bit.
+# Without stored bytecode, both workers and each process of a test compile all of it anew, for 13 s in each worker.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The loop of whoever edits. Exhaustive sweeps, processes of their own and comparisons with peers are left to `test`.
 test-fast: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not peer"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not peer"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

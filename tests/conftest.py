@@ -1,6 +1,8 @@
 """Shared fixtures: real digits, a network trained on them, and the folder of optional data."""
 
+import copy
 import functools
+import gc
 import lzma
 import os
 import signal
@@ -16,7 +18,13 @@ import shape_checks
 shape_checks.install()
 hypothesis.settings.register_profile("no time limits", deadline=None)
 hypothesis.settings.load_profile("no time limits")
+os.fsync = lambda _: None  # it is for power cuts, and was a twentieth of the time of the fast tests
 lzma.decompress = functools.lru_cache(maxsize=1)(lzma.decompress)  # most tests read the digits of the package
+
+from robustly import documents  # noqa: E402
+
+_parsed = functools.lru_cache(maxsize=1000)(documents.parse_yaml)  # most tests read the same few recipes
+documents.parse_yaml = functools.wraps(documents.parse_yaml)(lambda *words: copy.deepcopy(_parsed(*words)))
 
 from robustly.data import DataConfig, Splits, load_splits  # noqa: E402
 from robustly.models import ModelConfig, build_model  # noqa: E402
@@ -25,6 +33,17 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # tests started in the background: their children shall hear it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if not torch.accelerator.is_available():
+    # `torch.manual_seed` would keep the call stack for each kind of device that might come, three times in a step
+    torch.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
+
+
+def pytest_collection_finish() -> None:
+    """Keep modules and tests, which stay to the end, out of all later collections of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

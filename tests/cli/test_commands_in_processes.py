@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from process_tools import children, start, wait_for
 
+from forked import fork, fork_by_torchrun
 from robustly.cli import main
 
 SMALL = [
@@ -21,7 +22,6 @@ SMALL = [
     "--training.validation_steps", "1", "--threat", "linf:0.05", "--runtime.device", "cpu",
 ]  # fmt: skip
 TWO = ["--runtime.processes", "2"]
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 pytestmark = pytest.mark.slow
 
 
@@ -74,7 +74,7 @@ def test_diagnostics_are_those_of_one_process_also_with_more_processes_than_imag
     alone = of_file(run / "diagnostics.json")
     for size in ("2", "3"):
         (run / "diagnostics.json").unlink()
-        process = start(*words, "--runtime.processes", size, command="diagnose")
+        process = fork(*words, "--runtime.processes", size, command="diagnose")
         shown, errors = process.communicate(timeout=400)
         assert process.returncode == code, errors
         assert shown.count("diagnostics:") == 1
@@ -86,7 +86,7 @@ def test_slurm_starts_the_processes_and_one_of_them_prints(run: Path) -> None:
     assert main(["analyse", *words]) == 0
     alone = of_file(run / "analysis.json")
     (run / "analysis.json").unlink()
-    processes = [start(*words, command="analyse", variables=slurm(rank, 2)) for rank in range(2)]
+    processes = [fork(*words, command="analyse", variables=slurm(rank, 2)) for rank in range(2)]
     outputs = [process.communicate(timeout=400) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "analysis:" in outputs[0][0]
@@ -98,7 +98,7 @@ def test_an_evaluation_under_slurm_has_the_evidence_of_one_process(run: Path) ->
     words = [str(run), "--suite", "fgsm,pgd_10", "--evaluation.batch_size", "4", "--evaluation.curve", "off"]
     words += ["--as", "slurm", "--keep"]
     for count in range(2):  # the second time there is nothing to do
-        processes = [start(*words, variables=slurm(rank, 2)) for rank in range(2)]
+        processes = [fork(*words, variables=slurm(rank, 2)) for rank in range(2)]
         outputs = [process.communicate(timeout=400) for process in processes]
         assert [process.returncode for process in processes] == [0, 0], outputs
         assert outputs[1] == ("", ""), count
@@ -118,7 +118,7 @@ def test_a_refusal_of_process_0_under_slurm_ends_the_others_at_once(
     run: Path, words: list[str], sentence: str
 ) -> None:
     began = time.monotonic()
-    processes = [start(str(run), *words, variables=slurm(rank, 3)) for rank in range(3)]
+    processes = [fork(str(run), *words, variables=slurm(rank, 3)) for rank in range(3)]
     outputs = [process.communicate(timeout=200) for process in processes]
     assert processes[0].returncode == 2
     assert sentence in outputs[0][1]
@@ -130,11 +130,11 @@ def test_an_audit_passes_or_fails_in_several_processes_as_in_one(run: Path) -> N
     for code in (0, 1):
         assert main(["audit", str(run), "--rerun", "all"]) == code
         alone = of_file(run / "evaluation" / "audit.json")
-        process = start(str(run), "--rerun", "all", *TWO, command="audit")
+        process = fork(str(run), "--rerun", "all", *TWO, command="audit")
         shown, errors = process.communicate(timeout=400)
         assert process.returncode == code, errors
         assert of_file(run / "evaluation" / "audit.json") == alone
-        process = start(str(run), launcher=TORCHRUN, command="audit")
+        process = fork_by_torchrun(str(run), command="audit")
         shown, _ = process.communicate(timeout=400)
         assert (process.returncode == 0) == (code == 0)
         assert shown.count("stated, not checked") == 1
@@ -152,7 +152,7 @@ def test_predictions_are_those_of_one_process(
     capsys.readouterr()
     assert main(["predict", *words]) == 0
     alone = capsys.readouterr().out
-    process = start(*words, "--runtime.processes", size, command="predict")
+    process = fork(*words, "--runtime.processes", size, command="predict")
     shown, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     assert shown == alone
@@ -160,7 +160,7 @@ def test_predictions_are_those_of_one_process(
     (pictures / "255.png").write_bytes(b"no image")
     assert main(["predict", *words]) == 2
     alone = capsys.readouterr().err
-    process = start(*words, "--runtime.processes", size, command="predict")
+    process = fork(*words, "--runtime.processes", size, command="predict")
     _, errors = process.communicate(timeout=400)
     assert process.returncode == 2
     assert errors.splitlines()[-1] == alone.strip()

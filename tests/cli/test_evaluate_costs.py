@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from cli_tools import refusal
-from process_tools import start
 
+from forked import fork
 from robustly.cli import main
 from robustly.evidence.audit_record import read_audit
 from robustly.evidence.costs import COSTS, read_cost_summary
@@ -64,7 +64,7 @@ def test_processes_share_the_images_of_costs(tmp_path: Path) -> None:
         if name == "later":
             shutil.copytree(run / "evaluation_alone", run / "evaluation_later")
             (run / "evaluation_later/costs.parquet").unlink()
-        process = start(*words[1:], "--as", name, *more, "--runtime.processes", "2")
+        process = fork(*words[1:], "--as", name, *more, "--runtime.processes", "2")
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         for file in ("costs.parquet", "costs.safetensors"):

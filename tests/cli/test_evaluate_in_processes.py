@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from process_tools import children, start, wait_for
 
+from forked import fork, fork_by_torchrun
 from robustly.cli import main
 from robustly.evidence import read_evidence, read_summary
 
@@ -44,7 +45,7 @@ def test_evidence_is_that_of_one_process_to_the_last_bit(run: Path, count: int, 
     words = [*QUICK[:3], batch]
     name = f"of_{count}_{batch}"
     assert main(["evaluate", str(run), *words, "--as", f"{name}_alone"]) == 0
-    process = start(str(run), *words, "--as", name, "--runtime.processes", str(count))
+    process = fork(str(run), *words, "--as", name, "--runtime.processes", str(count))
     shown, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     assert "worst case" in shown
@@ -53,15 +54,15 @@ def test_evidence_is_that_of_one_process_to_the_last_bit(run: Path, count: int, 
 
 
 def test_torchrun_starts_the_processes(run: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     words = (str(run), *QUICK, "--as", "cluster", "--keep")
     process = start(*words, launcher=launcher)
     shown, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     assert shown.count("next: robustly report") == 1, "one process prints"
-    process = start(*words, launcher=launcher)
-    shown, errors = process.communicate(timeout=400)
-    assert process.returncode == 0, errors
+    again = fork_by_torchrun(*words)
+    shown, errors = again.communicate()
+    assert again.returncode == 0, errors
     assert shown.count("is kept") == 1
     assert_same_evidence(run / "evaluation_one", run / "evaluation_cluster")
 
@@ -128,7 +129,7 @@ def test_more_processes_than_images_are_not_started(run: Path, capsys: pytest.Ca
 def test_several_threats_have_the_evidence_of_one_process(run: Path) -> None:
     words = [str(run), "--suite", "pgd_20", "--evaluation.batch_size", "4", "--threats", "l2:1", "linf:0.05"]
     assert main(["evaluate", *words, "--as", "each"]) == 0
-    process = start(*words, "--as", "both", "--runtime.processes", "2")
+    process = fork(*words, "--as", "both", "--runtime.processes", "2")
     _, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     for ending in ("_l2", ""):

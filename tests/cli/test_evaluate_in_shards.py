@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 from process_tools import children, start, wait_for
 
+from forked import Command, fork, fork_by_torchrun
 from robustly.cli import main
 from robustly.evidence import read_evidence
 from robustly.evidence.schema import column_fields
@@ -40,10 +42,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def in_shards(*words: str, count: int = 2, command: str = "evaluate", launcher: tuple[str, ...] = ()) -> str:
+def in_shards(*words: str, count: int = 2, command: str = "evaluate", by: Callable[..., Command] = fork) -> str:
     """Output of a command in several processes."""
-    process = start(*words, *SHARDS, str(count), command=command, launcher=launcher)
-    shown, errors = process.communicate(timeout=400)
+    process = by(*words, *SHARDS, str(count), command=command)
+    shown, errors = process.communicate()
     assert process.returncode == 0, errors
     return shown
 
@@ -85,10 +87,9 @@ def test_verdicts_are_those_of_one_process(trained: Path, count: int, batch: str
 
 @pytest.mark.slow
 def test_torchrun_starts_the_processes(trained: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     words = [str(trained), *QUICK, "--as", "cluster", "--keep"]
-    assert in_shards(*words, launcher=launcher).count("next: robustly report") == 1, "one process prints"
-    assert in_shards(*words, launcher=launcher).count("is kept") == 1
+    assert in_shards(*words, by=fork_by_torchrun).count("next: robustly report") == 1, "one process prints"
+    assert in_shards(*words, by=fork_by_torchrun).count("is kept") == 1
     assert_same_verdicts(trained / "evaluation", trained / "evaluation_cluster")
 
 

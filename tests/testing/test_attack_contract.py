@@ -27,11 +27,14 @@ THREATS = (ThreatModel("linf", 0.15), ThreatModel("l2", 0.5), ThreatModel("l1", 
 
 CLOCK = itertools.count()
 FULL_LENGTH = """
+from dataclasses import replace
 from robustly.attacks import ATTACKS
 from robustly.testing import check_attack
 from robustly.threats.lp import ThreatModel
 threats = (ThreatModel("linf", 0.15), ThreatModel("l2", 0.5), ThreatModel("l1", 1.2), ThreatModel("l0", 3))
-for attack in ATTACKS.values():
+for name, attack in ATTACKS.items():
+    if name in ("nes", "spsa"):  # their steps cost a hundred of the others'
+        attack = replace(attack, steps=3)
     check_attack(attack, threats, targeted=True)
 print(len(ATTACKS))
 """

@@ -1,4 +1,4 @@
-"""Functions of tests in a group of processes, started by `spawn`."""
+"""Functions of tests in a group of processes, in a group."""
 
 import gc
 import os
@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
+
+from forked import METHOD, context
 
 
 def in_group(function: Callable[..., None], *arguments: Any, count: int = 2) -> None:
@@ -22,7 +24,8 @@ def in_group(function: Callable[..., None], *arguments: Any, count: int = 2) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(_joined, args=(port, function, arguments), nprocs=count)  # type: ignore[no-untyped-call]
+    context()  # says what is imported before a process is forked
+    start_processes(_joined, (port, function, arguments), count, start_method=METHOD)  # type: ignore[no-untyped-call]
 
 
 def _joined(rank: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -8,6 +8,7 @@ another key, `Annotated[Proportion, ShareKeys("robust")]` writes a share into ke
 import math
 from collections.abc import Container, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -176,6 +177,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
+@cache
 def _fields(kind: Any) -> tuple[_Field, ...]:
     hints = get_type_hints(kind, include_extras=True)
     found = []

@@ -9,6 +9,8 @@ another goal has others in their place.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -268,16 +270,18 @@ class EvidenceTable:
             },
             curve=_record(CurveColumns, f"{CURVE}.", columns) if f"{CURVE}.distance" in columns else None,
         )
-        unknown = [name for name in columns if name not in table.columns()]
+        known = table.columns()
+        unknown = [name for name in columns if name not in known]
         if unknown:
             raise EvidenceError(f"the column {unknown[0][:80]!r} is not one of this schema")
         return table
 
 
-def column_fields(record: type) -> dict[str, Column]:
+@cache
+def column_fields(record: type) -> Mapping[str, Column]:
     """The columns of a record by the names of its fields."""
     hints = get_type_hints(record, include_extras=True)
-    return {item.name: get_args(hints[item.name])[1] for item in fields(record)}
+    return MappingProxyType({item.name: get_args(hints[item.name])[1] for item in fields(record)})
 
 
 def described_columns() -> list[tuple[str, Column]]:

@@ -30,10 +30,19 @@ SUITE = Suite(
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def evaluated(suite: Suite) -> Evidence:
     here = target()
-    write_evidence(evaluate(here.model, here.data, here.threat, SUITE, batch_size=7), tmp_path)
+    return evaluate(here.model, here.data, here.threat, suite, batch_size=7)
+
+
+@pytest.fixture(scope="module")
+def honest() -> Evidence:
+    return evaluated(SUITE)
+
+
+@pytest.fixture
+def folder(honest: Evidence, tmp_path: Path) -> Path:
+    write_evidence(honest, tmp_path)
     return tmp_path
 
 
@@ -229,8 +238,7 @@ STAGED = Suite("staged", {"across": StraightAcross()}, certificates={"staged": S
 
 
 def staged_folder(tmp_path: Path, suite: Suite = STAGED) -> Path:
-    here = target()
-    write_evidence(evaluate(here.model, here.data, here.threat, suite, batch_size=7), tmp_path)
+    write_evidence(evaluated(suite), tmp_path)
     return tmp_path
 
 

@@ -1,14 +1,13 @@
 """Two processes, one of which runs out of memory: both take the same number of parts."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from forked import Ended, fork_by_torchrun
 
 pytestmark = pytest.mark.slow
 NET = """
@@ -59,23 +58,13 @@ SETTINGS = {
 }
 
 
-def train(folder: Path, recipe: str = "mnist5k/pgd_at", **changes: str) -> subprocess.CompletedProcess[str]:
+def train(folder: Path, recipe: str = "mnist5k/pgd_at", **changes: str) -> Ended:
     """Train in two processes; arguments in capitals are variables of the network above."""
     (folder.parent / "short_net.py").write_text(NET)
     variables = {"SHORT": "-", "MOST": "99", "BEGIN": "0"} | {k: v for k, v in changes.items() if k.isupper()}
     settings = SETTINGS | {f"--{key}": value for key, value in changes.items() if not key.isupper()}
-    words = [word for pair in settings.items() for word in pair]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "robustly", "train"]
-    path = os.pathsep.join([str(folder.parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [*command, recipe, "--out", str(folder), *words],
-        env=os.environ | variables | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-        cwd=folder.parent,
-    )
+    words = [recipe, "--out", str(folder), *(word for pair in settings.items() for word in pair)]
+    return fork_by_torchrun(*words, command="train", variables=variables, place=folder.parent).wait()
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from training_tools import NormNet, Splits, Stop, final, last, make_job, run, same, small_digits, small_net
 
+from forked import fork, fork_by_torchrun
 from robustly.data import Augmentation, Extra
 from robustly.experiments.configuration import build_config
 from robustly.training import (
@@ -146,5 +147,6 @@ def test_a_run_killed_in_its_first_epoch_goes_on_from_there(processes: int, tmp_
     state = last(killed)
     assert (state["epoch"], state["within"]["step"] % 3) == (0, 0)
     for more in (["--resume", str(killed)], [*words, "--out", str(tmp_path / "whole")]):
-        subprocess.run([sys.executable, "-m", "robustly", "train", *more], env=environment, check=True)
+        done = (fork if processes == 1 else fork_by_torchrun)(*more, command="train").wait()
+        assert done.returncode == 0, done.stderr
     assert same(final(tmp_path / "whole"), final(killed))

@@ -1,11 +1,8 @@
 """Real runs, killed by SIGKILL at moments of chance and resumed, end with the very weights of an unbroken one."""
 
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import torch
 import yaml
 from training_tools import final, last, same
 
+from forked import Command, fork
 from robustly.cli import main
 
 SMALL = {
@@ -35,19 +33,13 @@ GUIDED = {
     "--guide.dropout": "0.3",
     "--method.parameters.ema.decay": "0.9",
 }
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def words(settings: dict[str, str]) -> list[str]:
     return [word for pair in settings.items() for word in pair]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "robustly", "train", *arguments]
-    return subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def kill_after(process: subprocess.Popen[str], file: Path, delay: float) -> bool:
+def kill_after(process: Command, file: Path, delay: float) -> bool:
     """Wait until a file is written (again), and a little longer, then kill; whether the process still ran."""
     before = file.stat().st_mtime_ns if file.exists() else 0
     while process.poll() is None and not (file.exists() and file.stat().st_mtime_ns > before):
@@ -64,9 +56,10 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path, capsys: pytest.Cap
     settings = words(SMALL | GUIDED)
     chance = random.Random(recipe)
     at_start = chance.uniform(0, 0.5)
-    assert kill_after(start(recipe, "--out", str(killed), *settings), killed / "config.yaml", at_start)
+    process = fork(recipe, "--out", str(killed), *settings, command="train")
+    assert kill_after(process, killed / "config.yaml", at_start)
     for _ in range(2):  # after a checkpoint, or while one is written
-        process = start("--resume", str(killed))
+        process = fork("--resume", str(killed), command="train")
         if not kill_after(process, killed / "checkpoints/last.pt", chance.uniform(0, 0.1)):
             break
     assert not (killed / "model.safetensors").exists()
