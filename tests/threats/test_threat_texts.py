@@ -89,7 +89,9 @@ def test_what_cannot_be_a_part_of_a_chain_is_refused_before_there_are_images() -
     ],
 )
 def test_a_part_of_an_affine_threat_may_not_be_a_part_of_the_chain_too(text: str, kind: str) -> None:
-    with pytest.raises(ThreatError, match=rf"both {kind}:\S+ and affine:\S+ allow a {kind}: put its limit into one"):
+    with pytest.raises(
+        ThreatError, match=rf"both {kind}:\S+ and affine:\S+ allow a {kind}: put its limit into one"
+    ):
         parse_threat(text)
 
 
