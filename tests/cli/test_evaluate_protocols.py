@@ -17,8 +17,11 @@ from robustly.data import DataConfig, load_splits, make_planes
 from robustly.evaluation.suites.unforeseen import usual_threats
 from robustly.evidence import read_evidence, read_summary
 from robustly.evidence.protocol_result import ProtocolResult, protocol_file, read_protocol
+from robustly.experiments.class_planes import planes_problem
+from robustly.experiments.configuration import build_config
 from robustly.experiments.run_folder import open_run
 from robustly.threats import parse_threat
+from robustly.threats.planes import read_planes
 
 SMALL = [
     "--model.width", "0.25", "--training.epochs", "1", "--training.epsilon_ramp", "0", "--method.inner.steps", "1",
@@ -244,8 +247,24 @@ def test_comparisons_and_dossiers_have_the_numbers_over_all_threats(
         (lambda content: content["terms"].update(stated=["rotation:30"]), "named by the user and not evaluated"),
         (lambda content: content["terms"].update(protocol="tafd_v10"), "cannot be chosen"),
         (lambda content: content["terms"].update(protocol="best"), "there is no protocol 'best'"),
+        (
+            lambda content: content["columns"][0].update(suite="pgd_10"),
+            "evaluation_unforeseen_linf is by the suite",
+        ),
     ],
-    ids=["union", "role", "chosen", "notes", "words", "left_out", "left_chosen", "stated", "protocol", "unknown"],
+    ids=[
+        "union",
+        "role",
+        "chosen",
+        "notes",
+        "words",
+        "left_out",
+        "left_chosen",
+        "stated",
+        "protocol",
+        "unknown",
+        "weak",
+    ],
 )
 def test_a_forged_file_fails_the_checks(compared: Path, tmp_path: Path, change, problem: str) -> None:
     run = Path(shutil.copytree(compared, tmp_path / "run"))
@@ -255,6 +274,40 @@ def test_a_forged_file_fails_the_checks(compared: Path, tmp_path: Path, change, 
     file.write_text(json.dumps(content))
     problems = [check.problem for check in protocol_checks(run, read_protocol(file)) if not check.passed]
     assert any(problem in one for one in problems), problems
+
+
+@pytest.mark.slow
+def test_a_masked_ball_is_not_the_ball_of_the_suite(compared: Path) -> None:
+    config = open_run(compared)
+    stated = read_protocol(protocol_file(compared, "unforeseen"))
+    every = usual_threats((1, 16, 16))
+    tested, left_out = untrained([parse_threat(text) for text in every], ["linf:0.1"], (1, 16, 16))
+    for mask, problem in (("", ""), ("@3f2a9c81d0e4", "l2:2 missing; l2:2@3f2a9c81d0e4 added")):
+        texts = [f"{threat}{mask}" if str(threat) == "l2:2" else str(threat) for threat in tested]
+        column = stated.tested[0]
+        columns = [replace(column, evaluation=f"evaluation_{n}", threat=text) for n, text in enumerate(texts)]
+        terms = replace(stated.terms, chosen=False, left_out=left_out)
+        result = replace(stated, terms=terms, columns=(stated.columns[0], *columns), worst=texts[0])
+        assert _threats_problem(config, result) == problem
+
+
+def test_directions_of_other_data_are_told_from_those_of_the_run(tmp_path: Path) -> None:
+    config = build_config({"data": {"source": "mnist5k", "image_size": 6, "train_limit": 200, "validation": 20}})
+    train = load_splits(config.data).train
+    for count, per_class in ((4, True), (3, False)):
+        file = make_planes(train, tmp_path / "own.safetensors", directions=count, per_class=per_class)
+        own = read_planes(file).values.numpy()
+        assert planes_problem(config, own) == ""
+        rounded = own + 1e-6 * np.sin(np.arange(own.size, dtype=np.float32)).reshape(own.shape)
+        assert planes_problem(config, rounded) == ""
+        turned = own.copy()
+        turned[0, 1:] = np.roll(own[0, 1:], 1, axis=1)  # orthonormal, and other pixels
+        assert planes_problem(config, turned) == f"1 of {len(own)} planes are others"
+        moved = own.copy()
+        moved[:, 0] += 0.1
+        assert planes_problem(config, moved) == f"{len(own)} of {len(own)} planes are others"
+        assert "shape" in planes_problem(config, own[:, :, 1:])
+    assert "fewer than 30" in planes_problem(config, np.zeros((10, 31, 36), np.float32))
 
 
 @pytest.mark.slow
@@ -301,6 +354,8 @@ def test_the_evaluation_of_tafd_has_its_mean_and_the_union(
         assert (run / "planes.safetensors").is_file()
         planes = stated.columns[3]
         assert planes.threat.startswith("subspace:2@")
+        checks = [check.name for check in protocol_checks(run, stated)]
+        assert f"the directions of {planes.threat} are the principal ones of the training images" in checks
         assert "principal directions of the class" in planes.words
 
 

@@ -73,9 +73,12 @@ LABEL_FORMS: dict[str, Callable[[Tensor], Any]] = {
 def test_arrays_and_tensors_of_any_type_and_layout(
     layout: str, values: str, form: str, integer: torch.dtype, pair: Callable[[Any], Any]
 ) -> None:
-    x = LAYOUTS[layout](VALUES[values](PIXELS))
-    data = as_image_data(pair([x, LABEL_FORMS[form](LABELS.to(integer))]))
+    given = VALUES[values](PIXELS.clone())
+    before, numbers = given.clone(), LABELS.to(integer)
+    data = as_image_data(pair([LAYOUTS[layout](given), LABEL_FORMS[form](numbers)]))
     check(data)
+    assert torch.equal(given, before)  # numbers of 64 bits need no conversion, so that a copy is easily forgotten
+    assert torch.equal(numbers, LABELS.to(integer))
     assert (data.classes, data.source, data.ids.tolist()) == (("0", "1", "2", "3"), "memory", list(range(COUNT)))
 
 

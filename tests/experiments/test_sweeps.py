@@ -112,6 +112,12 @@ def test_a_comma_in_brackets_belongs_to_its_value() -> None:
     axis = parse_over("schedule.milestones=[0.5, 0.75],[0.9]")
     assert axis == ("schedule.milestones", ("[0.5, 0.75]", "[0.9]"))
     assert parse_over("method.label-smoothing=1,2") == ("method.label_smoothing", ("1", "2"))
+    assert parse_over(
+        "threat=affine:rotation=9,shift=1, linf:0.1,rotation:3+patch:2,physical_patch:3,scale=0.1"
+    ) == (
+        "threat",
+        ("affine:rotation=9,shift=1", "linf:0.1", "rotation:3+patch:2", "physical_patch:3,scale=0.1"),
+    )
     assert parse_over("method.loss={a: 1, b: [2, 3]},x") == ("method.loss", ("{a: 1, b: [2, 3]}", "x"))
 
 

@@ -217,6 +217,12 @@ def test_weak_tests_are_called_weak(tmp_path):
     assert reasons(fgsm) == ("no attack took more than 14 gradient steps in all",)
     assert reasons(evaluation(attacks=(("PGD-7", {**PGD, "steps": 7, "restarts": 3}),))) == ()
     assert reasons(evaluation(attacks=(("Square", SQUARE),))) == ("no attack used gradients of the model",)
+    turned = dataclasses.replace(THREAT, text="rotation:30", kind="rotation", norm=None)
+    draws = ("Random draws", {"kind": "RandomDraws", "draws": 50})
+    (alone,) = reasons(evaluation(attacks=(("PGD", PGD),), threat=turned))
+    assert alone.startswith("no random draws ran")
+    assert reasons(evaluation(attacks=(("PGD", PGD), draws), threat=turned)) == ()
+    assert reasons(evaluation(attacks=(("PGD", PGD),))) == (), "balls need none"
     sampled = "no attack ran on more than 40 of the 980 correctly classified examples"
     assert reasons(evaluation(tried=40)) == (sampled,)
     assert verdict(evidence(tmp_path, evaluation(tried=40))).doubts[0] == f"The test is weak: {sampled}."

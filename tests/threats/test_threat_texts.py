@@ -77,3 +77,24 @@ def test_a_size_that_is_no_number_is_called_by_its_name(text: str, quantity: str
 def test_what_cannot_be_a_part_of_a_chain_is_refused_before_there_are_images() -> None:
     with pytest.raises(ThreatError, match="corruption:3 cannot be a part of a chain"):
         parse_threat("corruption:3+linf:0.1")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("rotation:10+affine:rotation=5,shift=1", "rotation"),
+        ("affine:rotation=5,shift=1&linf:0.1&shift:2", "shift"),
+        ("scale:0.1+hue:0.5+affine:scale=0.2", "scale"),
+        ("affine:rotation=5,shear=3+shear:1", "shear"),
+    ],
+)
+def test_a_part_of_an_affine_threat_may_not_be_a_part_of_the_chain_too(text: str, kind: str) -> None:
+    with pytest.raises(
+        ThreatError, match=rf"both {kind}:\S+ and affine:\S+ allow a {kind}: put its limit into one"
+    ):
+        parse_threat(text)
+
+
+def test_an_affine_threat_and_other_parts_make_a_chain() -> None:
+    text = "affine:rotation=5,shift=1+shear:3+scale:0.1+linf:0.1"
+    assert str(parse_threat(text)) == text

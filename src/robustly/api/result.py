@@ -14,6 +14,7 @@ from robustly.evaluation import Audit, EvaluationError, EvaluationTarget, Sampli
 from robustly.evaluation.recording import stored_threat, threat_or_kind
 from robustly.evaluation.suites.certified import as_recorded
 from robustly.evaluation.suites.composed import suite_from
+from robustly.evaluation.suites.suite import without_draws
 from robustly.evidence import Evidence, EvidenceError, Summary, read_evidence
 from robustly.evidence.audit_record import AuditRecord, read_audit, write_audit
 from robustly.evidence.certified_numbers import RobustInterval
@@ -196,6 +197,7 @@ def suite_of(summary: Summary) -> Suite | None:
     """The suite of an evaluation: a known one, or one of the stages in the evidence; None if there is neither."""
     try:
         suite = suite_from(summary.suite.name, summary.composed, threat_or_kind(summary.threat))
+        suite = without_draws(suite, summary.suite.names)
         return as_recorded(suite, summary.suite.certificates)
     except (ValueError, KeyError, TypeError):
         return None

@@ -1,5 +1,6 @@
 """`robustly audit`."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -189,6 +190,8 @@ def unlike_run(summary: Summary, config: RunConfig) -> list[str]:
     if curve is not None and curve.count < expected:
         pairs["evaluation.curve_count"] = (expected, curve.count)
     found = [f"this evaluation does not state the settings {', '.join(missing)} of its data"] if missing else []
+    if any(part.startswith("subspace:") for part in re.split("[+&]", summary.threat.text)):
+        found.append("whether the principal directions are those of the training images is stated, not checked")
     return found + [
         f"{key} is {_short(stated)} in this evaluation, {_short(own)} in the run's settings"
         for key, (own, stated) in sorted(pairs.items())

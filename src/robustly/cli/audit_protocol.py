@@ -8,12 +8,15 @@ from rich.markup import escape
 
 from robustly.cli.audit import AuditOptions, run_audits
 from robustly.cli.protocol_choice import untrained
+from robustly.cli.protocol_plan import AS_STRONG
 from robustly.cli.terminal import PlainConsole
 from robustly.cli.together import leads
 from robustly.data import load_test
 from robustly.evaluation import PROTOCOLS, Check
 from robustly.evaluation.suites.protocol import ImageShape, Protocol
+from robustly.evidence import EvidenceError, read_evidence, read_summary
 from robustly.evidence.protocol_result import ProtocolResult, contradiction, protocol_file, read_protocol
+from robustly.experiments.class_planes import planes_problem
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import EVALUATION, RunError, evaluation_data, open_run
 from robustly.experiments.trained_on import trained_on
@@ -57,7 +60,12 @@ def run_protocol_audit(folder: Path, options: AuditOptions, trust_code: bool) ->
         mark = "[green]ok    [/]" if check.passed else "[red]FAILED[/]"
         tail = f": {check.problem}" if check.problem else ""
         console.print(f"{mark} {escape(check.name + tail)}", highlight=False, soft_wrap=True)
-    console.print("stated, not checked: date of the suite; threats of the training that the user named")
+    console.print(
+        "stated, not checked: date of the suite; threats of the training that the user named; principal directions "
+        "for a model that was trained elsewhere",
+        highlight=False,
+        soft_wrap=True,
+    )
     if absent := _absent(open_run(folder), stated):
         console.print(
             f"the threats are those of an earlier version of {stated.terms.protocol}, without {', '.join(absent)}",
@@ -82,6 +90,8 @@ def protocol_checks(folder: Path, stated: ProtocolResult) -> list[Check]:
         Check("the description and the notes are those of the protocol", _text_problem(stated)),
         Check("the threats are those of the protocol", _threats_problem(config, stated)),
         Check("the threats of the training are those of the run", _training_problem(config, stated)),
+        Check("the attacks under the threats of the training are as strong as the suite's", _weak(folder, stated)),
+        *_planes_checks(folder, config, stated),
     ]
 
 
@@ -138,19 +148,54 @@ def _absent(config: RunConfig, stated: ProtocolResult) -> tuple[str, ...]:
 def _version_problem(
     config: RunConfig, stated: ProtocolResult, protocol: Protocol, texts: Sequence[str], shape: ImageShape
 ) -> str:
-    wanted = [text.partition("@")[0] for text in texts]
+    wanted = [_without_file(text) for text in texts]
     left_out: tuple[str, ...] = ()
     if protocol.compares:
         trained = [*map(str, trained_on(config) or ()), *stated.terms.stated]
         threats, left_out = untrained([parse_threat(text) for text in texts], trained, shape)
         wanted = list(map(str, threats))
-    tested = [one.threat.partition("@")[0] for one in stated.tested]
+    tested = [_without_file(one.threat) for one in stated.tested]
     missing = [text for text in wanted if text not in tested]
     added = [text for text in tested if text not in wanted]
     found = [f"{', '.join(missing)} missing"] if missing else []
     found += [f"{', '.join(added)} added"] if added else []
     found += ["other threats left out than stated"] if stated.left_out != left_out else []
     return "; ".join(found)
+
+
+def _weak(folder: Path, stated: ProtocolResult) -> str:
+    """The evaluations under threats of the training whose suite is not one of those that the protocol takes."""
+    found = []
+    for one in stated.columns:
+        suite = one.suite.partition("+")[0]
+        try:
+            composed = read_summary(folder / one.evaluation).composed is not None
+        except EvidenceError:
+            continue  # the numbers cannot be computed again, which is a check of its own
+        if one.role == "trained" and (composed or suite not in (*AS_STRONG, stated.terms.protocol)):
+            found.append(f"{one.evaluation} is by the suite {one.suite}")
+    return f"{', '.join(found)}: evaluate again" if found else ""
+
+
+def _planes_checks(folder: Path, config: RunConfig, stated: ProtocolResult) -> list[Check]:
+    """Check the principal directions of GPGD against the training images of the run."""
+    found = []
+    for one in stated.tested:
+        if one.threat.partition(":")[0] != "subspace":
+            continue
+        try:
+            arrays = read_evidence(folder / one.evaluation).images.threat
+        except EvidenceError:
+            continue  # as above
+        for values in arrays.values():
+            name = f"the directions of {one.threat} are the principal ones of the training images"
+            found.append(Check(name, planes_problem(config, values)))
+    return found
+
+
+def _without_file(text: str) -> str:
+    """Text of a threat without the file or the digest of its principal directions, which depend on the run."""
+    return text.partition("@")[0] if text.startswith("subspace:") else text
 
 
 def _training_problem(config: RunConfig, stated: ProtocolResult) -> str:

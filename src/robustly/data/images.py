@@ -226,7 +226,7 @@ def to_pixels(images: Float[Tensor, "n ..."], source: str, round_to_8_bits: bool
     pixels = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
     distance = 0.0
     for start in range(0, len(images), _CHUNK):  # a double of all images would take eight times their memory
-        levels = images[start : start + _CHUNK].detach().to(torch.float64).mul_(255)
+        levels = images[start : start + _CHUNK].detach().to(torch.float64, copy=True).mul_(255)
         rounded = levels.round()
         distance = max(distance, float(levels.sub_(rounded).abs_().max()))
         pixels[start : start + _CHUNK] = rounded.clamp_(0, 255)

@@ -1,10 +1,14 @@
 """Principal directions of a run's training images, for GPGD."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from robustly.data import ImageData, load_splits, make_planes
+from robustly.experiments.configuration import RunConfig
 from robustly.experiments.given_models import GivenRun
 from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.run_folder import RunError
@@ -15,6 +19,8 @@ PLANES_FILE = "planes.safetensors"
 """Name of the file in a run folder."""
 DIRECTIONS = 128
 """Most directions of a class, as in TaFD."""
+_OTHER_MEAN, _OTHER_SPACE = 1e-4, 1e-3
+"""Difference of means, and of the cosine of the largest angle between spaces, that rounding does not explain."""
 
 
 def planes_of_run(run: GivenRun, given: Path | None = None, *, make: bool = True) -> Planes:
@@ -48,6 +54,36 @@ def planes_of_run(run: GivenRun, given: Path | None = None, *, make: bool = True
     planes = read_planes(file)
     Subspace(1, planes).check_data(train.digest)
     return planes
+
+
+def planes_problem(config: RunConfig, values: NDArray[Any]) -> str:
+    """The difference of stored directions to those of a run's training images, in a sentence; empty without one.
+
+    The number of directions is that of the stored ones, and one plane may stand for all classes. Directions are
+    compared by the spaces that they span, which rounding on another machine hardly moves.
+
+    Args:
+        config: settings of the run.
+        values: means and directions, `(K, 1 + q, D)`.
+    """
+    if config.recipe == UNTRAINED:
+        return ""  # the training images are not known, and the audit states so
+    train, stored = load_splits(config.data).train, torch.from_numpy(values).double()
+    if stored.ndim != 3 or stored.shape[2] != train.images[0].numel():
+        return f"they have the shape {tuple(stored.shape)}"
+    try:
+        with TemporaryDirectory(prefix="robustly-") as folder:
+            file = Path(folder) / PLANES_FILE
+            make_planes(train, file, directions=stored.shape[1] - 1, per_class=len(stored) > 1)
+            own = read_planes(file).values.double()
+    except ValueError as error:
+        return str(error)
+    if own.shape != stored.shape:
+        return f"they are of {len(stored)} classes, the training images of {len(own)}"
+    off = (own[:, 0] - stored[:, 0]).abs().amax(1)
+    common = torch.linalg.matrix_norm(own[:, 1:] @ stored[:, 1:].mT, ord=-2)  # cosine of the largest angle
+    wrong = int(((off > _OTHER_MEAN) | (common < 1 - _OTHER_SPACE)).sum())
+    return f"{wrong} of {len(own)} planes are others" if wrong else ""
 
 
 def _make(train: ImageData, file: Path) -> None:

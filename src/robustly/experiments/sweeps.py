@@ -180,8 +180,10 @@ def cells_of(sweep: Sweep, folder: Path) -> list[Cell]:
 
 
 def parse_over(text: str) -> tuple[str, tuple[str, ...]]:
-    """Key and values from `KEY=VALUE,...`; a comma inside brackets does not separate values."""
+    """Key and values from `KEY=VALUE,...`; a comma inside brackets or inside a threat does not separate values."""
     key, _, rest = text.partition("=")
+    if plain_key(key) == "threat":  # "affine:rotation=10,shift=1" is one, and another begins with its KIND:
+        return "threat", tuple(value.strip() for value in re.split(r",(?=\s*(?:\w+\s*:|$))", rest))
     values, depth = [""], 0
     for letter in rest:
         depth += (letter in "[{(") - (letter in "]})")

@@ -156,6 +156,10 @@ def _weaknesses(
         found.append(f"no attack took more than {most} gradient step{'' if most == 1 else 's'} in all")
     if set(families) <= {BY_SCORES, BY_DECISIONS, TRANSFER, DRAWS}:
         found.append("no attack used gradients of the model")
+    if evaluation.threat.norm is None and set(families) == {ASCENT}:
+        found.append(
+            "no random draws ran, which often break more than gradients under threats that are not Lp balls"
+        )
     most = max(outcome.numbers.tried for outcome in ran)
     if most < evaluation.metrics.clean.hits:
         found.append(

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from robustly.threats.affine import Affine
 from robustly.threats.any_order import AnyOrderSet, SmoothAnyOrderSet
 from robustly.threats.chain_set import BoxChainSet, ChainSet, OffsetBall, SmoothChainSet
 from robustly.threats.contract import Images, Link, MadeFromData, Smooth, Threat, ThreatError, ThreatSet
@@ -32,7 +33,8 @@ class Chain:
 
     Raises:
         ThreatError: fewer than two parts; two parts of one kind; parts of different boxes; a chain inside a chain;
-            one epsilon per example; a part whose perturbations apply to one input only.
+            one epsilon per example; a part whose perturbations apply to one input only. The parts of an affine
+            threat count as kinds of their own.
     """
 
     parts: tuple[Threat, ...]
@@ -56,10 +58,7 @@ class Chain:
                 )
             if not (isinstance(part, ThreatModel) or hasattr(part.set_type, "moved_to")):
                 raise ThreatError(f"{part} cannot be a part of a chain: its perturbations apply to one input only")
-        kinds = [part.kind for part in parts]
-        twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
-        if twice is not None:
-            raise ThreatError(f"a chain names each kind of threat once, got {twice} {kinds.count(twice)} times")
+        _refuse_twice(parts)
         object.__setattr__(self, "parts", tuple(parts))
         object.__setattr__(self, "share", parse_epsilon(share, "the share of the parts' extents"))
         object.__setattr__(self, "any_order", any_order)
@@ -176,3 +175,23 @@ class Chain:
 
     def _exists(self, share: Fraction) -> bool:
         return all(part.extents_at([float(share)]) for part in self.parts if part.extent != 0)
+
+
+def _refuse_twice(parts: Sequence[Threat]) -> None:
+    """Refuse a kind of perturbation that two parts allow, so that the limit in the text is the whole limit.
+
+    Raises:
+        ThreatError: a kind twice, also inside an affine threat.
+    """
+    kinds = [part.kind for part in parts]
+    twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+    if twice is not None:
+        raise ThreatError(f"a chain names each kind of threat once, got {twice} {kinds.count(twice)} times")
+    for whole in parts:
+        inner = [one.kind for one in whole.parts] if isinstance(whole, Affine) else []
+        other = next((part for part in parts if part.kind in inner), None)
+        if other is not None:
+            raise ThreatError(
+                f"a chain names each kind of threat once, and both {other} and {whole} allow a {other.kind}: put "
+                "its limit into one of them"
+            )

@@ -14,7 +14,7 @@ from robustly.evaluation.recording import threat_or_kind, threat_record
 from robustly.evaluation.suites.composed import suite_from
 from robustly.evaluation.suites.cost import announced_cost
 from robustly.evaluation.suites.passes import passes_of
-from robustly.evaluation.suites.suite import in_full_precision
+from robustly.evaluation.suites.suite import in_full_precision, without_draws
 from robustly.testing import small_network
 from robustly.threats import TRANSFORMATIONS, parse_threat
 
@@ -43,6 +43,26 @@ def test_chains_of_few_parameters_have_a_grid(text: str, grid: bool) -> None:
     assert all(attack.needs.accept(threat) for attack in suite.attacks.values())
     assert suite_from("semantic", None, threat_or_kind(threat_record(threat))) == suite, "an audit rebuilds it"
     assert not grid or announced_cost(suite, threat, 1, 10).stages["grid"][0] > 600
+
+
+@pytest.mark.parametrize("name", ["dynat", "dynat_100", "single_step"])
+@pytest.mark.parametrize("text", ["rotation:30", "hue:1+linf:0.1", "flow:1&shift:2", "patch:3", "affine:scale=0.1"])
+def test_suites_of_presets_have_random_draws_beside_the_gradients(name: str, text: str) -> None:
+    threat = parse_threat(text)
+    suite = suite_named(name, threat)
+    assert suite.attacks["random_draws"] == RandomDraws(50)
+    assert suite_from(name, None, threat_or_kind(threat_record(threat))) == suite, "an audit rebuilds it"
+    earlier = [one for one in suite.attacks if one != "random_draws"]
+    assert list(without_draws(suite, earlier).attacks) == earlier
+    assert without_draws(suite, list(suite.attacks)) == suite
+    assert "random_draws" not in suite_named(name, "linf").attacks
+    assert "random_draws" not in suite_named(name, "corruption").attacks
+
+
+@pytest.mark.parametrize("name", ["semantic", "quick", "standard", "strong"])
+def test_draws_of_other_suites_cannot_be_left_out(name: str) -> None:
+    suite = suite_named(name, "rotation")
+    assert without_draws(suite, ["pgd"]) == suite
 
 
 def test_the_kind_of_a_chain_has_no_grid_and_balls_have_another_suite() -> None:

@@ -30,9 +30,9 @@ SUITES: dict[str, SuiteOf] = {
     "aa_standard": _by_kind(partial(autoattack, "standard")),
     "aa_plus": _by_kind(partial(autoattack, "plus")),
     "aa_rand": _by_kind(partial(autoattack, "rand")),
-    "dynat": lambda threat: presets("dynat", ("pgd_10", "pgd_20", "pgd_50", "cw_20"), "pgd_20"),
-    "dynat_100": lambda threat: presets("dynat_100", ("pgd_10", "pgd_20", "pgd_50", "pgd_100", "cw_20"), "pgd_20"),
-    "single_step": lambda threat: presets("single_step", ("fgsm", "r_fgsm", "pgd_20"), "pgd_20"),
+    "dynat": partial(presets, "dynat", ("pgd_10", "pgd_20", "pgd_50", "cw_20"), "pgd_20"),
+    "dynat_100": partial(presets, "dynat_100", ("pgd_10", "pgd_20", "pgd_50", "pgd_100", "cw_20"), "pgd_20"),
+    "single_step": partial(presets, "single_step", ("fgsm", "r_fgsm", "pgd_20"), "pgd_20"),
 }
 
 

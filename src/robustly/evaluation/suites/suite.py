@@ -1,24 +1,27 @@
 """A suite: attacks and certificates, and the examples that each attack is run on."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustly.attacks import ATTACKS, TITLES, Attack
+from robustly.attacks import ATTACKS, TITLES, Attack, RandomDraws
 from robustly.certification import Certificate
 from robustly.evidence.provenance import Plan
 from robustly.evidence.schema import RESERVED
 from robustly.models import weights_hash
 from robustly.randomness import KeyedGenerator, derive_seed
-from robustly.threats import Threat
+from robustly.threats import NORMS, Threat
+from robustly.threats.corruption import COLLECTIONS
 
 ThreatOrKind = Threat | str
 """A threat, or where it is not known its kind ("linf", "rotation", "chain")."""
 EVERYONE = Plan()
+DRAWS = "random_draws"
+"""Name of the random draws in suites of presets."""
 
 
 def kind_of(threat: ThreatOrKind) -> str:
@@ -122,9 +125,29 @@ def _full(attack: Attack) -> Attack:
     return changed
 
 
-def presets(name: str, attacks: tuple[str, ...], curve: str) -> Suite:
-    """A suite of attack presets, by their names."""
-    return Suite(name, {attack: ATTACKS[attack] for attack in attacks}, curve=curve)
+def presets(name: str, attacks: tuple[str, ...], curve: str, threat: ThreatOrKind) -> Suite:
+    """A suite of attack presets, by their names, with random draws where gradients alone say little.
+
+    Under threats that are not Lp balls the objective has many local maxima, and draws may break more than ascent
+    (Engstrom et al., ICML 2019), so that no table of such a threat is without them.
+
+    Args:
+        name: name of the suite.
+        attacks: names of presets.
+        curve: the preset of the security curve.
+        threat: the threat, or its kind.
+    """
+    found: dict[str, Attack] = {attack: ATTACKS[attack] for attack in attacks}
+    if kind_of(threat) not in (*NORMS, *COLLECTIONS):
+        found[DRAWS] = RandomDraws(50)
+    return Suite(name, found, curve=curve)
+
+
+def without_draws(suite: Suite, recorded: Collection[str]) -> Suite:
+    """A suite of presets as earlier versions had it, if the recorded attacks do not include the random draws."""
+    if suite.attacks.get(DRAWS) != RandomDraws(50) or DRAWS in recorded:
+        return suite
+    return replace(suite, attacks={name: attack for name, attack in suite.attacks.items() if name != DRAWS})
 
 
 def settings(part: object) -> dict[str, Any]:
