@@ -45,9 +45,10 @@ _EXPORTS = {
 """Module of each exported name. A new one also gets a line in `__all__` and above, for type checkers."""
 _MODULES = (
     *("analysis", "api", "array_files", "attacks", "certification", "compat", "corruptions", "cost_matrix"),
-    *("data", "documents", "evaluation", "evidence", "experiments", "files", "memory", "model_names", "models"),
-    *("objectives", "output_text", "performance", "processes", "randomness", "ray_cluster", "ray_connection"),
-    *("reports", "runtime", "settings", "sharding", "signals", "statistics", "testing", "threats", "training"),
+    *("data", "documents", "evaluation", "evidence", "experiments", "files", "launching", "memory"),
+    *("model_names", "models", "objectives", "output_text", "performance", "processes", "randomness"),
+    *("ray_cluster", "ray_connection", "reports", "runtime", "settings", "sharding", "signals", "statistics"),
+    *("testing", "threats", "training"),
 )
 """Modules and subpackages that are imported at their first use as attributes."""
 

@@ -1,9 +1,12 @@
-"""Ctrl-C while other processes begin."""
+"""Ctrl-C while other processes begin, and in processes that another one has started."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+STARTED_BY = "ROBUSTLY_STARTED_BY"
+"""Variable with the number of the process that has started this one for a training run, and that prints for it."""
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from robustly.cli.arguments import PROCESSES, STRATEGY, split_overrides
 from robustly.cli.commands import COMMANDS
 from robustly.cli.interruption import Stopped, lasting_output, stoppable
 from robustly.output_text import one_line
+from robustly.signals import STARTED_BY
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 3, 130
 LONGEST = 1000
@@ -55,10 +56,10 @@ def _exit_code(arguments: list[str]) -> int:
                 sys.stdout.flush()  # a full disk is an error, unlike a closed pipe
             return code
     except Stopped as stop:
-        print(f"robustly: {stop}", file=sys.stderr)  # noqa: T201
+        _say(f"robustly: {stop}", is_of_all=True)
         return stop.exit_code
     except KeyboardInterrupt:
-        print("robustly: interrupted", file=sys.stderr)  # noqa: T201
+        _say("robustly: interrupted", is_of_all=True)
         return INTERRUPTED
     except Exception as error:
         if os.environ.get("ROBUSTLY_TRACEBACK"):
@@ -67,8 +68,14 @@ def _exit_code(arguments: list[str]) -> int:
         is_fault = not (isinstance(error, ValueError | OSError | ImportError) or _is_out_of_memory(error))
         sentence = one_line(_report(error) if is_fault else _sentence(error))
         shown = sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]}..."
-        print(f"robustly: {shown}", file=sys.stderr)  # noqa: T201
+        _say(f"robustly: {shown}", is_of_all=isinstance(error, ConnectionError))
         return FAULT if is_fault else USER_ERROR
+
+
+def _say(sentence: str, is_of_all: bool) -> None:
+    """Print why a command ends, unless the process that has started this one prints it for all."""
+    if not (is_of_all and STARTED_BY in os.environ):
+        print(sentence, file=sys.stderr)  # noqa: T201
 
 
 def _sentence(error: Exception) -> str:

@@ -17,14 +17,17 @@ from robustly.experiments.configuration import RunConfig, build_config, with_abs
 from robustly.experiments.locks import lock_run
 from robustly.experiments.overrides import apply_overrides
 from robustly.experiments.run_data import (
+    RunData,
     data_of_job,
     refuse_other_training_rows,
     refuse_seen_target,
+    shared_by_processes,
     write_run_data,
 )
 from robustly.experiments.run_folder import Trusts, build_job_and_data, create_run, is_begun, open_run
+from robustly.launching import training_processes
 from robustly.runtime import Runtime
-from robustly.training import train
+from robustly.training import Job, train
 from robustly.training.engine.guide_check import (
     GUIDE,
     checked_images,
@@ -139,6 +142,24 @@ def train_run(
     rows = data_of_job(config, job, splits)
     if resumes:
         refuse_other_training_rows(folder, config.data.source, rows)
+    counts = config.runtime.processes, config.runtime.nodes
+    with training_processes(*counts, shared_by_processes(config, job, rows) if counts != (1, 1) else {}):
+        _train_together(config, folder, job, rows, resumes, note, begun, resumed_by, observers)
+    return 0
+
+
+def _train_together(
+    config: RunConfig,
+    folder: Path,
+    job: Job,
+    rows: RunData,
+    resumes: bool,
+    note: str,
+    begun: Callable[[], None],
+    resumed_by: str,
+    observers: Sequence[str],
+) -> None:
+    """Train as one of the processes of a run; see `train_run`."""
     runtime = Runtime(config.runtime)
     job.check_processes(runtime.world_size, runtime.is_sharded)
     console = PlainConsole(quiet=runtime.rank != 0)
@@ -179,7 +200,6 @@ def train_run(
         + (f"! in the last epoch, {weak}\n" if weak else "")
         + f"next: robustly evaluate {quote(str(folder))}{trust_option(config.model.name)}",
     )
-    return 0
 
 
 def is_first_process() -> bool:

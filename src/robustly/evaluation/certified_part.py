@@ -15,6 +15,7 @@ from torch import Tensor
 from robustly.array_files import read_arrays, write_arrays
 from robustly.certification import CertificateResult
 from robustly.documents import parse_json
+from robustly.evaluation.part_files import seal_of
 from robustly.evaluation.parts import Arrays, as_bytes, from_bytes
 from robustly.evaluation.recording import STAGE, as_array, certificate_columns
 from robustly.evidence.certified_numbers import CertificateTerms
@@ -188,6 +189,7 @@ class PartFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors, about = _plain(part)
         about = {"identity": self.identity, **about}
+        about["seal"] = seal_of(tensors, json.dumps(about))
         path = self.folder / f"{int(part.ids[0])}_{len(part.ids)}.safetensors"
         write_arrays(path, tensors, {"about": json.dumps(about)})
 
@@ -195,7 +197,8 @@ class PartFolder:
         try:
             stored = read_arrays(path)
             about = parse_json(stored.about.get("about", "{}"), str(path))
-            if about.get("identity") != self.identity:
+            seal = about.pop("seal", None)
+            if about.get("identity") != self.identity or seal != seal_of(stored.arrays, json.dumps(about)):
                 return None
             return _part_of(stored.arrays, about)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):

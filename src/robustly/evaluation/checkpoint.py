@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from robustly.array_files import map_arrays, write_arrays
 from robustly.documents import parse_json, read_json
 from robustly.evaluation.identity import differences
+from robustly.evaluation.part_files import seal_of
 from robustly.evidence.images import EightBitImages, StoredImages
 from robustly.evidence.schema import AttackColumns, column_fields
 from robustly.files import write_json
@@ -118,7 +119,8 @@ class EvaluationCheckpoint:
         try:
             stored = map_arrays(path)
             about, tensors = parse_json(stored.about.get("about", "{}"), str(path)), stored.arrays
-            if about.get("identity") != self.identity:
+            seal = about.pop("seal", None)
+            if about.get("identity") != self.identity or seal != seal_of(tensors, name, json.dumps(about)):
                 return None
             columns = AttackColumns(**{key: tensors[key] for key in column_fields(AttackColumns)})
             images = StoredImages(tensors["ids"], tensors["images"], tensors.get("theta"))
@@ -140,6 +142,7 @@ class EvaluationCheckpoint:
         tensors |= {"8bit.ids": found.eight_bit.ids, "8bit.images": found.eight_bit.levels}
         tensors |= {} if found.eight_bit.theta is None else {"8bit.theta": found.eight_bit.theta}
         about = {"identity": self.identity, "unconfirmed": found.unconfirmed, "seconds": found.seconds}
+        about["seal"] = seal_of(tensors, name, json.dumps(about))
         write_arrays(self.folder / f"{name}.safetensors", tensors, {"about": json.dumps(about)})
 
     def remove(self) -> None:

@@ -9,11 +9,10 @@ batch, so that the results are, too.
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from robustly.array_files import write_arrays
 from robustly.evaluation.checkpoint import Speed
 from robustly.evaluation.identity import differences
 from robustly.evaluation.part_files import (
@@ -23,6 +22,7 @@ from robustly.evaluation.part_files import (
     is_whole,
     load_part,
     part_file,
+    save_part,
 )
 from robustly.evaluation.parts import ALONE, Arrays, Crew, OnPart, Task, Work, WorkError, no_report
 from robustly.processes import Group, ProcessError
@@ -59,7 +59,7 @@ class Leader:
 
     def __init__(self, group: Group, folder: Path, number: int = 0) -> None:
         self._group, self._folder, self._number = group, folder, number
-        self._tasks = 0
+        self._tasks, self._identity = 0, ""
 
     @property
     def size(self) -> int:
@@ -68,6 +68,7 @@ class Leader:
 
     def begin(self, identity: str, speed: Speed) -> None:
         """Announce an evaluation to the other processes."""
+        self._identity = identity
         self._group.store.set(_begun(self._number), json.dumps({"identity": identity, **asdict(speed)}))
 
     def share(
@@ -81,12 +82,13 @@ class Leader:
         self._tasks += 1
         folder = self._folder / digest_of(task, parts)
         folder.mkdir(parents=True, exist_ok=True)
-        if not is_whole(folder / INPUTS):
+        if not is_whole(folder / INPUTS, self._identity):
             named = {f"{n}.{key}": value for n, part in enumerate(parts) for key, value in part.items()}
-            write_arrays(folder / INPUTS, named)
+            save_part(folder / INPUTS, named, self._identity)
         store.set(f"task/{place}", json.dumps({**asdict(task), "folder": folder.name, "count": len(parts)}))
         try:
-            _take_part(self._group, place, folder, len(parts), work, lambda number: parts[number], on_part)
+            own = _Shared(self._group, place, folder, self._identity)
+            _take_part(own, len(parts), work, lambda number: parts[number], on_part)
             done = f"done/{place}"
 
             def is_over() -> bool:
@@ -103,7 +105,7 @@ class Leader:
 
     def finished(self, task: Task, parts: Sequence[Arrays]) -> Iterator[Arrays]:
         """Results of those parts that an earlier start of the command has finished."""
-        return finished_parts(self._folder, task, parts)
+        return finished_parts(self._folder, task, parts, self._identity)
 
     def first(self, value: Callable[[], int]) -> int:
         """The number; the other processes do not need it."""
@@ -153,7 +155,7 @@ def serve(group: Group, folder: Path, identity: str, work_of: Callable[[Speed, T
 
         try:
             work = work_of(speed, task)
-            _take_part(group, place, here, int(about["count"]), work, part_of, no_report)
+            _take_part(_Shared(group, place, here, identity), int(about["count"]), work, part_of, no_report)
         except (ProcessError, DeviceError):
             raise
         except Exception as error:  # an attack that raises an error is a result, see `run_stages`
@@ -161,24 +163,33 @@ def serve(group: Group, folder: Path, identity: str, work_of: Callable[[Speed, T
         tasks += 1
 
 
-def _take_part(
-    group: Group,
-    place: str,
-    folder: Path,
-    count: int,
-    work: Work,
-    part_of: Callable[[int], Arrays],
-    on_part: OnPart,
-) -> None:
+@dataclass(frozen=True)
+class _Shared:
+    """A task that several processes carry out.
+
+    Args:
+        group: the processes.
+        place: its keys in their store.
+        folder: folder of its results.
+        identity: identity of the evaluation.
+    """
+
+    group: Group
+    place: str
+    folder: Path
+    identity: str
+
+
+def _take_part(task: _Shared, count: int, work: Work, part_of: Callable[[int], Arrays], on_part: OnPart) -> None:
     """Carry out parts of a task, as long as some are left that no process has begun."""
-    store = group.store
-    while (number := store.add(f"next/{place}", 1) - 1) < count:
-        if group.rank == 0:
-            group.check()
-        path = part_file(folder, number)
-        if not is_whole(path):
-            write_arrays(path, work(part_of(number)))
-        on_part(store.add(f"done/{place}", 1))
+    store = task.group.store
+    while (number := store.add(f"next/{task.place}", 1) - 1) < count:
+        if task.group.rank == 0:
+            task.group.check()
+        path = part_file(task.folder, number)
+        if not is_whole(path, task.identity):
+            save_part(path, work(part_of(number)), task.identity)
+        on_part(store.add(f"done/{task.place}", 1))
 
 
 def _begun(number: int) -> str:

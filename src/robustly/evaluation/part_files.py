@@ -1,4 +1,8 @@
-"""Files of the results of parts, from which a stopped evaluation continues."""
+"""Files of the results of parts, from which a stopped evaluation continues.
+
+Each file has a seal: a digest of its arrays, the evaluation, the task and the number of the part. If a file was changed
+or belongs elsewhere, its part is computed again.
+"""
 
 import hashlib
 import json
@@ -9,7 +13,10 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from robustly.array_files import write_arrays
 from robustly.evaluation.parts import Arrays, Task
+
+_SEAL = "seal"
 
 
 def digest_of(task: Task, parts: Sequence[Arrays]) -> str:
@@ -17,10 +24,21 @@ def digest_of(task: Task, parts: Sequence[Arrays]) -> str:
     about = {key: value for key, value in asdict(task).items() if key != "seconds"}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for part in parts:
-        for key in sorted(part):
-            digest.update(f"{key} {part[key].dtype} {part[key].shape}".encode())
-            digest.update(np.ascontiguousarray(part[key]).tobytes())
+        _add(digest, part)
     return digest.hexdigest()[:32]
+
+
+def seal_of(arrays: Arrays, *texts: str) -> str:
+    """Digest of arrays and texts, by which a file is known to be unchanged."""
+    digest = hashlib.sha256(json.dumps(texts).encode())
+    _add(digest, arrays)
+    return digest.hexdigest()[:32]
+
+
+def _add(digest: "hashlib._Hash", arrays: Arrays) -> None:
+    for key in sorted(arrays):
+        digest.update(f"{key} {arrays[key].dtype} {arrays[key].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[key]).reshape(-1).view(np.uint8).data)
 
 
 def part_file(folder: Path, number: int) -> Path:
@@ -28,17 +46,18 @@ def part_file(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.safetensors"
 
 
-def finished_parts(folder: Path, task: Task, parts: Sequence[Arrays]) -> Iterator[Arrays]:
+def finished_parts(folder: Path, task: Task, parts: Sequence[Arrays], identity: str) -> Iterator[Arrays]:
     """Results of the parts of a task that an earlier process has finished.
 
     Args:
         folder: folder of all tasks.
         task: the task.
         parts: its parts.
+        identity: identity of the evaluation.
     """
     here = folder / digest_of(task, parts)
     found = (part_file(here, number) for number in range(len(parts)))
-    return (load_part(path) for path in found if is_whole(path))
+    return (load_part(path) for path in found if is_whole(path, identity))
 
 
 def all_results(folder: Path, count: int) -> Iterator[Arrays]:
@@ -53,10 +72,24 @@ def load_part(path: Path, prefix: str = "") -> Arrays:
         return {name.removeprefix(prefix): stored.get_tensor(name) for name in names}
 
 
-def is_whole(path: Path) -> bool:
-    """Return True for a result that an earlier process has finished."""
+def save_part(path: Path, arrays: Arrays, identity: str) -> None:
+    """Write the inputs of a task or the result of a part, with a seal.
+
+    Raises:
+        OSError: the folder is read-only or the disk is full.
+    """
+    write_arrays(path, arrays, {_SEAL: _seal(path, arrays, identity)})
+
+
+def is_whole(path: Path, identity: str) -> bool:
+    """Return True for a file of `save_part` that is unchanged, in its place and of the same evaluation."""
     try:
         with safe_open(path, framework="np") as stored:
-            return len(list(stored.keys())) > 0
-    except (SafetensorError, OSError):
+            seal = (stored.metadata() or {}).get(_SEAL)
+        return seal is not None and seal == _seal(path, load_part(path), identity)
+    except (SafetensorError, OSError, TypeError):  # a TypeError for numbers that NumPy does not have
         return False
+
+
+def _seal(path: Path, arrays: Arrays, identity: str) -> str:
+    return seal_of(arrays, identity, path.parent.name, path.name)

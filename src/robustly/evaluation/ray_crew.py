@@ -9,9 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robustly.array_files import write_arrays
 from robustly.evaluation.checkpoint import Speed
-from robustly.evaluation.part_files import all_results, digest_of, finished_parts, is_whole, part_file
+from robustly.evaluation.part_files import (
+    all_results,
+    digest_of,
+    finished_parts,
+    is_whole,
+    part_file,
+    save_part,
+)
 from robustly.evaluation.parts import ALONE, Arrays, OnPart, Task, Work, WorkError, no_report
 from robustly.evaluation.ray_tasks import Outcome, Sent, carry_out_part
 from robustly.ray_cluster import RETRIES, Cluster, Room
@@ -36,7 +42,7 @@ class RayCrew:
     def __init__(self, cluster: Cluster, folder: Path, send: Callable[[], Sent], images: int) -> None:
         self._cluster, self._folder, self._send, self._images = cluster, folder, send, images
         self._sent: Sent | None = None
-        self._speed = Speed(1, half_pays=False)
+        self._speed, self._identity = Speed(1, half_pays=False), ""
 
     @property
     def size(self) -> int:
@@ -45,7 +51,7 @@ class RayCrew:
 
     def begin(self, identity: str, speed: Speed) -> None:
         """Set batch size and precision; warn if there are fewer batches than tasks at a time."""
-        self._speed = speed
+        self._speed, self._identity = speed, identity
         batches = -(-self._images // speed.batch_size)
         if batches < min(self.size, self._images):
             warnings.warn(
@@ -73,14 +79,15 @@ class RayCrew:
             return
         folder = self._folder / digest_of(task, parts)
         folder.mkdir(parents=True, exist_ok=True)
-        waiting = deque(number for number in range(len(parts)) if not is_whole(part_file(folder, number)))
+        files = [part_file(folder, number) for number in range(len(parts))]
+        waiting = deque(number for number, file in enumerate(files) if not is_whole(file, self._identity))
         if waiting:
             self._carry_out(task, parts, waiting, folder, on_part)
         yield from all_results(folder, len(parts))
 
     def finished(self, task: Task, parts: Sequence[Arrays]) -> Iterator[Arrays]:
         """Results of those parts that an earlier start of the command has finished."""
-        return finished_parts(self._folder, task, parts)
+        return finished_parts(self._folder, task, parts, self._identity)
 
     def first(self, value: Callable[[], int]) -> int:
         """The number; the tasks do not need it."""
@@ -122,7 +129,7 @@ class RayCrew:
                             raise ClusterError(f"a worker of the Ray cluster cannot take part: {found.refusal}")
                         waiting.appendleft(number)
                         continue
-                    write_arrays(part_file(folder, number), found.value)
+                    save_part(part_file(folder, number), found.value, self._identity)
                     done += 1
                     on_part(done)
         finally:

@@ -5,7 +5,8 @@ grown are split anew, so that training images may become test images. A run ther
 own, and every evaluation counts the test rows that were trained or selected on.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from robustly.evidence.domain_names import Part
 from robustly.experiments.configuration import RunConfig
 from robustly.experiments.run_folder import RunError
 from robustly.files import whole_file
+from robustly.models import weights_hash
 from robustly.randomness import derive_seed
 from robustly.training import Job
 from robustly.training.engine.loop import BEST, FINAL, LAST
@@ -77,6 +79,42 @@ def data_of_job(config: RunConfig, job: Job, splits: Splits) -> RunData:
         text = text.replace(added, "")
     settings = f"{derive_seed(text):016x}"
     return RunData({**parts, **earlier.parts}, earlier.complete, settings)
+
+
+def shared_by_processes(config: RunConfig, job: Job, data: RunData) -> dict[str, str]:
+    """Settings, images and networks that must be the same in all processes of a training run, by their names.
+
+    Files may have other places on another machine, so that the images and the frozen weights are compared instead.
+    """
+    plain = config.as_plain()
+    found = {
+        f"setting {name}": str(value)
+        for section, values in plain.items()
+        if section not in ("recipe", "evaluation")
+        for name, value in _flat(section, values)
+    }
+    for part, words in _FIXED.items():
+        if (rows := data.parts.get(part)) is not None:
+            content = rows.images.tobytes() + rows.labels.tobytes() + rows.ids.tobytes()
+            found[f"{words} images"] = hashlib.sha256(content).hexdigest()
+    networks = {"model": job.model, **{name: network.module for name, network in job.networks.items()}}
+    for name, network in networks.items():
+        is_frozen = name in job.networks and job.networks[name].frozen
+        shapes = [(key, tuple(value.shape), str(value.dtype)) for key, value in network.state_dict().items()]
+        found[f"network {name}"] = weights_hash(network) if is_frozen else f"{derive_seed(repr(shapes)):016x}"
+    return found
+
+
+def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """Settings with their whole names, without the places of files."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}", inner)
+    elif name not in _PLACES and not (name.endswith(".weights") and not name.startswith("method.")):
+        yield name, value
+
+
+_PLACES = "data.source", "data.extra_source"
 
 
 def data_of_weights(weights: str | None) -> RunData:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robustly.files import whole_file, write_json, write_text
+from robustly.launching import LOST
 from robustly.models import save_weights, weights_hash
 from robustly.processes import ProcessError, is_lost_process
 from robustly.runtime import Runtime, with_lost_device
@@ -41,7 +42,6 @@ from robustly.training.step import Moment
 LAST = "checkpoints/last.pt"
 BEST = "checkpoints/best.safetensors"
 FINAL = "model.safetensors"
-_LOST = "another process of this run has stopped; the same command continues after the last saved state"
 COLLAPSED = "validation_collapsed_class"
 """Column of `metrics.csv`: the class that every validation image is predicted as; empty if there are several."""
 
@@ -142,9 +142,9 @@ class _Run:
             diverged = isinstance(error, DivergenceError | InstanceWeightsError)
             lost = self.runtime.world_size > 1 and is_lost_process(error)
             with suppress(OSError):  # a full disk, which is the error then
-                self._write_status("diverged" if diverged else "failed", _LOST if lost else str(error))
+                self._write_status("diverged" if diverged else "failed", LOST if lost else str(error))
             if lost:
-                raise ProcessError(_LOST) from error
+                raise ProcessError(LOST) from error
             raise error
         self.runtime.wait_for_all()
         collapsed = self.rows[self.best_epoch].get(COLLAPSED)
