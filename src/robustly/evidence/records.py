@@ -177,8 +177,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-@cache
 def _fields(kind: Any) -> tuple[_Field, ...]:
+    return _kept_fields(kind)
+
+
+@cache
+def _kept_fields(kind: Any) -> tuple[_Field, ...]:
     hints = get_type_hints(kind, include_extras=True)
     found = []
     for item in fields(kind):

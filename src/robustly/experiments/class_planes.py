@@ -12,6 +12,7 @@ from robustly.experiments.configuration import RunConfig
 from robustly.experiments.given_models import GivenRun
 from robustly.experiments.keys import UNTRAINED
 from robustly.experiments.run_folder import RunError
+from robustly.output_text import first_line
 from robustly.threats import Planes, Subspace
 from robustly.threats.planes import read_planes
 
@@ -68,7 +69,11 @@ def planes_problem(config: RunConfig, values: NDArray[Any]) -> str:
     """
     if config.recipe == UNTRAINED:
         return ""  # the training images are not known, and the audit states so
-    train, stored = load_splits(config.data).train, torch.from_numpy(values).double()
+    stored = torch.from_numpy(values).double()
+    try:
+        train = load_splits(config.data).train
+    except (ValueError, OSError) as error:
+        return f"the training images cannot be read: {first_line(error)}"
     if stored.ndim != 3 or stored.shape[2] != train.images[0].numel():
         return f"they have the shape {tuple(stored.shape)}"
     try:
