@@ -177,8 +177,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-@cache
 def _fields(kind: Any) -> tuple[_Field, ...]:
+    return _fields_once(kind)
+
+
+@cache
+def _fields_once(kind: Any) -> tuple[_Field, ...]:
     hints = get_type_hints(kind, include_extras=True)
     found = []
     for item in fields(kind):

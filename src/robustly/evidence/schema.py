@@ -277,9 +277,13 @@ class EvidenceTable:
         return table
 
 
+def column_fields(record: Any) -> Mapping[str, Column]:
+    """The columns of a record type by the names of its fields."""
+    return _column_fields_once(record)
+
+
 @cache
-def column_fields(record: type) -> Mapping[str, Column]:
-    """The columns of a record by the names of its fields."""
+def _column_fields_once(record: Any) -> Mapping[str, Column]:
     hints = get_type_hints(record, include_extras=True)
     return MappingProxyType({item.name: get_args(hints[item.name])[1] for item in fields(record)})
 
