@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import forked
 import shape_checks
 
 shape_checks.install()
@@ -65,6 +66,12 @@ def digit_net(digits: Splits) -> nn.Module:
             nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
             optimizer.step()
     return net.eval()
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the contract of training parts fork its processes, which import nothing then."""
+    monkeypatch.setattr("robustly.testing.training_runs.spawn", forked.spawn)
 
 
 @pytest.fixture(scope="session")

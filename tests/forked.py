@@ -10,12 +10,15 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+from torch.multiprocessing.spawn import start_processes
 
 IMPORTED = [
     "lightning_fabric.strategies.ddp", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.run",
@@ -32,6 +35,12 @@ def context() -> BaseContext:
     if METHOD == "forkserver":
         made.set_forkserver_preload(IMPORTED)
     return made
+
+
+def spawn(function: Callable[..., None], args: tuple[Any, ...], nprocs: int) -> None:
+    """Stand in for `torch.multiprocessing.spawn`: call a function in several processes, which get their numbers."""
+    context()
+    start_processes(function, args, nprocs, start_method=METHOD)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

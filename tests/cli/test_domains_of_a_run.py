@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_tools import refusal
+from cli_tools import in_process, refusal
 from safetensors.torch import load_file
 
 from robustly.cli import main
@@ -197,8 +197,9 @@ def test_weights_that_have_seen_the_target_are_refused(
 
 @pytest.mark.slow
 def test_a_sweep_over_all_domains_prints_one_table(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("robustly.cli.sweep.carry_out", in_process)
     files = {name: made / "data" / f"{name}.npz" for name in CHANGES}
     out = tmp_path / "sweep"
     given = [*words(files), "--over", "data.leave_out=plain,turned", *SMALL, "--training.epochs", "1", "--evaluate"]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli_tools import refusal
+from cli_tools import in_process, refusal
 
 from robustly.cli import main
 from robustly.cli.reproduce import Request
@@ -59,14 +59,6 @@ OUTLINE = {
     },
 }
 Carried = Callable[[Cell, threading.Event, Mapping[str, str]], str]
-
-
-def in_process(cell: Cell, stop: threading.Event, environment: Mapping[str, str]) -> str:
-    """Carry out a cell in this process, without the start of others."""
-    for words in cell.commands:
-        if main(words) != 0:
-            return f"{words[0]} failed"
-    return ""
 
 
 @pytest.fixture(autouse=True)

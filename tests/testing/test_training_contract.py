@@ -82,6 +82,7 @@ def test_a_part_is_checked_in_the_method_that_it_needs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize(
     "method",
     [

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import start_processes
 
-from forked import METHOD, context
+from forked import spawn
 
 
 def in_group(function: Callable[..., None], *arguments: Any, count: int = 2) -> None:
@@ -24,8 +23,7 @@ def in_group(function: Callable[..., None], *arguments: Any, count: int = 2) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context()  # says what is imported before a process is forked
-    start_processes(_joined, (port, function, arguments), count, start_method=METHOD)  # type: ignore[no-untyped-call]
+    spawn(_joined, args=(port, function, arguments), nprocs=count)
 
 
 def _joined(rank: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:

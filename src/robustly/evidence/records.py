@@ -178,11 +178,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _fields(kind: Any) -> tuple[_Field, ...]:
-    return _kept_fields(kind)
+    return _fields_once(kind)
 
 
 @cache
-def _kept_fields(kind: Any) -> tuple[_Field, ...]:
+def _fields_once(kind: Any) -> tuple[_Field, ...]:
     hints = get_type_hints(kind, include_extras=True)
     found = []
     for item in fields(kind):

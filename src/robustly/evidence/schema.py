@@ -278,12 +278,12 @@ class EvidenceTable:
 
 
 def column_fields(record: Any) -> Mapping[str, Column]:
-    """The columns of a record's class by the names of its fields."""
-    return _kept_columns(record)
+    """The columns of a record type by the names of its fields."""
+    return _column_fields_once(record)
 
 
 @cache
-def _kept_columns(record: Any) -> Mapping[str, Column]:
+def _column_fields_once(record: Any) -> Mapping[str, Column]:
     hints = get_type_hints(record, include_extras=True)
     return MappingProxyType({item.name: get_args(hints[item.name])[1] for item in fields(record)})
 

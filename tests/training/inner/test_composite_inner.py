@@ -60,6 +60,7 @@ def test_the_contract_of_parts(order: Name) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_two_processes_draw_the_same_order_as_one() -> None:
     check_part(CompositeInner(steps=1), threats=(CHAIN,), processes=True)
 

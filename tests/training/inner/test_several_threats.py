@@ -85,6 +85,7 @@ def test_the_contract_of_parts(kind: Make) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_two_processes_choose_the_same_threats_as_one() -> None:
     check_part(EatInner(**SETTINGS), threats=THREATS, processes=True)
 
