@@ -107,3 +107,31 @@ def test_files_without_an_end_and_pipes_are_not_read(text: str, tmp_path: Path) 
     for file in ("/dev/zero", tmp_path / "pipe", tmp_path):
         with pytest.raises(ThreatError, match="not a regular file"):
             parse_threat(text.format(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("l_inf:0.1", "linf"),
+        ("L∞:0.1", "linf"),
+        ("translation:3", "shift"),
+        ("rotatoin:3", "rotation"),
+        ("StAdv:1", "flow"),
+        ("mnist-c:1", "mnist_c"),
+    ],
+)
+def test_other_names_of_a_kind_are_told(text: str, meant: str) -> None:
+    with pytest.raises(ThreatError, match=f"did you mean '{meant}'"):
+        parse_threat(text)
+
+
+def test_a_name_of_nothing_has_no_suggestion() -> None:
+    with pytest.raises(ThreatError, match="unknown threat 'qqqq': allowed are linf"):
+        parse_threat("qqqq:1")
+
+
+def test_pi_rounded_up_is_not_taken_for_degrees() -> None:
+    with pytest.raises(ThreatError, match="half a turn is 3.14159"):
+        parse_threat("hue:3.1416")
+    with pytest.raises(ThreatError, match="30 degrees are 0.5236 radians"):
+        parse_threat("hue:30")
