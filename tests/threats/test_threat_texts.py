@@ -131,7 +131,7 @@ def test_a_name_of_nothing_has_no_suggestion() -> None:
 
 
 def test_pi_rounded_up_is_not_taken_for_degrees() -> None:
-    with pytest.raises(ThreatError, match="half a turn is 3.14159"):
+    with pytest.raises(ThreatError, match=r"half a turn is 3\.14159"):
         parse_threat("hue:3.1416")
-    with pytest.raises(ThreatError, match="30 degrees are 0.5236 radians"):
+    with pytest.raises(ThreatError, match=r"30 degrees are 0\.5236 radians"):
         parse_threat("hue:30")

@@ -58,12 +58,12 @@ FILED: dict[str, tuple[Callable[[str, Box, str], Threat], Callable[[str, Box, Te
 }
 """Threats that need a file, "KIND:SIZE@FILE": from the file's name, and from the tensor that evidence keeps."""
 _OTHER_NAMES = {
-    **{name: "linf" for name in ("linf", "l", "linfinity", "inf")},
-    **{name: "shift" for name in ("translation", "translate")},
+    **dict.fromkeys(("linf", "l", "linfinity", "inf"), "linf"),
+    **dict.fromkeys(("translation", "translate"), "shift"),
     **{"rotate": "rotation", "zoom": "scale", "stadv": "flow", "recoloradv": "recolor", "gpgd": "subspace"},
     **{"hsvadv": "hsv_curve", "ala": "lightness", "advcf": "ace", "retouchuaa": "retouch", "mnistc": "mnist_c"},
 }
-"""Kinds by the names that papers and other libraries have for them, without signs: "l_inf" and "L\u221e" are linf."""
+"""Kinds by the names that papers and other libraries have for them, without signs: "l_inf" is linf."""
 KINDS: tuple[str, ...] = (*THREATS, *FILED, "chain", "any_order")
 LONGEST_CHAIN = 16
 """Most parts of a chain."""
