@@ -16,8 +16,10 @@ from robustly.api.gate import ANY, AT_LEAST, Condition, Limits, audit_condition,
 from robustly.attacks import PGD
 from robustly.cli import main
 from robustly.evaluation import SUITES, Suite
+from robustly.evaluation.recording import threat_record
 from robustly.evidence.audit_record import AuditRecord
 from robustly.evidence.summary import Summary
+from robustly.threats import parse_threat
 
 SHARE = standing(0.1) / 24
 
@@ -114,6 +116,26 @@ def test_a_masked_threat_is_smaller_than_any_other(result: Result, tmp_path: Pat
     masked = replace(result.summary.threat, text="linf:0.1@3f2a9c81d0e4")
     folder = saved(result, tmp_path / "kept", threat=masked)
     assert not conditions(folder, Limits(clean=0.5, threat="linf:0.001"))["threat"].passed
+
+
+@pytest.mark.parametrize(
+    ("own", "least", "passed"),
+    [
+        ("rotation:30", "rotation:10", True),
+        ("rotation:10", "rotation:30", False),
+        ("rotation:30", "shift:3", False),
+        ("patch:5", "patch:3", True),
+        ("corruption:3", "corruption:2", True),
+        ("physical_patch:8", "physical_patch:8,rotation=5", False),
+        ("affine:rotation=30,shift=3", "affine:rotation=10", False),
+        ("rotation:30+linf:0.1", "rotation:10", False),
+    ],
+)
+def test_a_larger_limit_of_the_same_kind_contains_a_smaller_one(
+    result: Result, tmp_path: Path, own: str, least: str, passed: bool
+) -> None:
+    folder = saved(result, tmp_path / "kept", threat=threat_record(parse_threat(own)))
+    assert conditions(folder, Limits(clean=0.5, threat=least))["threat"].passed is passed
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Texts of threats as people type them: spaces, empty parts, several threats in one word, files."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,39 @@ def test_a_part_of_an_affine_threat_may_not_be_a_part_of_the_chain_too(text: str
 def test_an_affine_threat_and_other_parts_make_a_chain() -> None:
     text = "affine:rotation=5,shift=1+shear:3+scale:0.1+linf:0.1"
     assert str(parse_threat(text)) == text
+
+
+@pytest.mark.parametrize("text", ["features:1@{}", "subspace:1@{}", "linf:0.1@{}"])
+def test_files_without_an_end_and_pipes_are_not_read(text: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in ("/dev/zero", tmp_path / "pipe", tmp_path):
+        with pytest.raises(ThreatError, match="not a regular file"):
+            parse_threat(text.format(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("l_inf:0.1", "linf"),
+        ("L∞:0.1", "linf"),
+        ("translation:3", "shift"),
+        ("rotatoin:3", "rotation"),
+        ("StAdv:1", "flow"),
+        ("mnist-c:1", "mnist_c"),
+    ],
+)
+def test_other_names_of_a_kind_are_told(text: str, meant: str) -> None:
+    with pytest.raises(ThreatError, match=f"did you mean '{meant}'"):
+        parse_threat(text)
+
+
+def test_a_name_of_nothing_has_no_suggestion() -> None:
+    with pytest.raises(ThreatError, match="unknown threat 'qqqq': allowed are linf"):
+        parse_threat("qqqq:1")
+
+
+def test_pi_rounded_up_is_not_taken_for_degrees() -> None:
+    with pytest.raises(ThreatError, match=r"half a turn is 3\.14159"):
+        parse_threat("hue:3.1416")
+    with pytest.raises(ThreatError, match=r"30 degrees are 0\.5236 radians"):
+        parse_threat("hue:30")

@@ -214,10 +214,18 @@ def _threat(summary: Summary, wanted: str) -> Condition:
 
 
 def _is_larger(summary: Summary, least: Threat) -> bool:
-    """Return True for an Lp ball of the same norm and box that is at least as large, and has no mask of pixels."""
+    """Return True for a threat of the same kind and box with one limit, at least as large, and no mask of pixels.
+
+    Threats whose text is KIND:SIZE contain all smaller ones of their kind; others have further limits.
+    """
     own = summary.threat
-    same = own.norm is not None and own.kind == least.kind and tuple(own.box) == tuple(least.box)
-    return same and own.text == f"{own.kind}:{own.limit_text}" and own.limit >= float(least.extent) * (1 - 1e-9)
+    same = own.kind == least.kind and str(least) == f"{least.kind}:{least.extent_text}"
+    return (
+        same
+        and tuple(own.box) == tuple(least.box)
+        and own.text == f"{own.kind}:{own.limit_text}"
+        and own.limit >= float(least.extent) * (1 - 1e-9)
+    )
 
 
 def _failed(summary: Summary, allowed: bool) -> Condition:

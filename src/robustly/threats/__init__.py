@@ -5,6 +5,7 @@ A threat is a value. It alone defines its geometry: projection, random start, st
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 
 from torch import Tensor
 
@@ -56,6 +57,13 @@ FILED: dict[str, tuple[Callable[[str, Box, str], Threat], Callable[[str, Box, Te
     "features": (Features.read, lambda size, box, values: Features(size, values, box)),
 }
 """Threats that need a file, "KIND:SIZE@FILE": from the file's name, and from the tensor that evidence keeps."""
+_OTHER_NAMES = {
+    **dict.fromkeys(("linf", "l", "linfinity", "inf"), "linf"),
+    **dict.fromkeys(("translation", "translate"), "shift"),
+    **{"rotate": "rotation", "zoom": "scale", "stadv": "flow", "recoloradv": "recolor", "gpgd": "subspace"},
+    **{"hsvadv": "hsv_curve", "ala": "lightness", "advcf": "ace", "retouchuaa": "retouch", "mnistc": "mnist_c"},
+}
+"""Kinds by the names that papers and other libraries have for them, without signs: "l_inf" is linf."""
 KINDS: tuple[str, ...] = (*THREATS, *FILED, "chain", "any_order")
 LONGEST_CHAIN = 16
 """Most parts of a chain."""
@@ -143,7 +151,7 @@ def _check_joints(text: str) -> None:
         raise ThreatError(f"the chain {text!r} has an empty part: it has the form KIND:SIZE+KIND:SIZE")
     found = re.search(r"[\s,;|]\s*(\w+)\s*:", re.sub(r"\s*([+&])\s*", r"\1", heads.strip()))
     if found is not None and found[1].lower() in KINDS:
-        first = text[: text.index(found[0])].strip()
+        first = re.sub(r"\s+(?:and|or|then)$", "", text[: text.index(found[0])].strip())
         raise ThreatError(
             f"{text!r} names several threats: join them by '+' to allow all of them at once, as in "
             f"'{first}+{found[1]}:...', or list them after --threats to evaluate each alone"
@@ -155,6 +163,13 @@ def _split(text: str, sign: str = "+") -> list[str]:
     return re.split(rf"{re.escape(sign)}(?=\s*\w+\s*:)", text)
 
 
+def _meant(kind: str) -> str:
+    """The kind that a misspelt one or a name of other libraries may have meant, as the end of a message."""
+    plain = re.sub(r"[\W_]", "", kind)
+    near = _OTHER_NAMES.get(plain) or next(iter(get_close_matches(plain, (*THREATS, *FILED), 1)), None)
+    return "" if near is None else f", did you mean {near!r}?"
+
+
 def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor] | None) -> Threat:
     kind, colon, rest = part.partition(":")
     kind = kind.strip().lower()
@@ -162,7 +177,7 @@ def _parse_part(part: str, text: str, box: Box, arrays: Mapping[str, Tensor] | N
         usual = "mnist_c:1" if kind == "mnist_c" else "linf:8/255 or rotation:30"
         raise ThreatError(f"threat {text!r} must have the form KIND:SIZE, such as {usual}")
     if kind not in THREATS and kind not in FILED:
-        raise ThreatError(f"unknown threat {kind!r}: allowed are {', '.join((*THREATS, *FILED))}")
+        raise ThreatError(f"unknown threat {kind!r}{_meant(kind)}: allowed are {', '.join((*THREATS, *FILED))}")
     size, at, mask = (piece.strip() for piece in rest.partition("@"))
     if at and arrays is not None and mask not in arrays:
         raise ThreatError(f"the array {mask!r} of the threat {text!r} is not among its stored arrays")

@@ -254,6 +254,8 @@ def read_mask(path: str) -> Tensor:
         ThreatError: a file that is missing or not a NumPy array of numbers.
     """
     try:
+        if not Path(path).is_file() and Path(path).exists():
+            raise ValueError("it is not a regular file")  # a pipe would be waited for
         check_npy(Path(path))
         values = np.load(path, allow_pickle=False)
         if np.iscomplexobj(values):

@@ -77,6 +77,8 @@ def read_planes(path: Path | str) -> Planes:
         ThreatError: a file that is missing or has other content.
     """
     try:
+        if not Path(path).is_file() and Path(path).exists():
+            raise OSError("it is not a regular file")  # a pipe would be waited for
         with safe_open(path, framework="pt") as file:
             return Planes(file.get_tensor(_NAME), str((file.metadata() or {}).get(_MADE_FROM, "")))
     except (OSError, SafetensorError) as error:

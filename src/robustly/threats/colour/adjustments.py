@@ -45,6 +45,8 @@ def degrees_in_radians(limit: Fraction) -> str:
     degrees = float(limit)
     if not 0 < degrees <= 180:
         return ""
+    if degrees < math.pi + 0.01:  # pi, rounded up
+        return "; half a turn is 3.14159"
     return f"; {fraction_text(limit)} degrees are {math.radians(degrees):.4g} radians"
 
 
