@@ -1,7 +1,7 @@
 """Files of the results of parts, from which a stopped evaluation continues.
 
-Each file has a seal: a digest of its arrays, the evaluation, the task and the number of the part. If a file was changed
-or belongs elsewhere, its part is computed again.
+Each file has a seal: a digest of its arrays, the evaluation, the task and the number of the part. If a file was
+changed or belongs elsewhere, its part is computed again.
 """
 
 import hashlib
