@@ -79,6 +79,17 @@ def test_a_process_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) 
         launching._meet(place, {}, ())
 
 
+@pytest.mark.parametrize("settings", [(1, 1), (3, 1), (2, 2)])
+def test_a_number_of_processes_that_a_launcher_did_not_start_is_refused(
+    settings: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(1, 1, 2, "127.0.0.1", 1, port_is_taken=False)
+    monkeypatch.setattr(launching, "place_in_cluster", lambda: place)
+    wanted = f"2 processes were started, and the settings are for {settings[0] * settings[1]}"
+    with pytest.raises(ValueError, match=wanted), training_processes(*settings, {}):
+        pass
+
+
 def test_a_lost_process_is_a_sentence_and_the_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the error comes from before or after the training itself."""
     for name in VARIABLES:

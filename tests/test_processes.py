@@ -58,6 +58,7 @@ def test_slurm_gives_each_process_its_place(variables: pytest.MonkeyPatch) -> No
     ("changed", "sentence"),
     [
         ({"SLURM_PROCID": "x"}, "SLURM_PROCID should be a whole number, but is 'x'"),
+        ({"SLURM_PROCID": "4"}, "SLURM_PROCID is 4, and SLURM_NTASKS is 4"),
         ({"SLURM_PROCID": None}, "SLURM_PROCID should be a whole number, but is None: start with srun"),
         ({"SLURM_NTASKS": "-1"}, "SLURM_NTASKS should be a whole number"),
     ],

@@ -43,13 +43,19 @@ def training_processes(processes: int, nodes: int, about: Mapping[str, str]) -> 
 
     Raises:
         ProcessError: a process has stopped, does not begin, or differs from process 0.
+        ValueError: torchrun or SLURM has started another number of processes.
     """
+    place = place_in_cluster()
+    if place is not None and place.size != processes * nodes:
+        raise ValueError(
+            f"{place.size} processes were started, and the settings are for {processes * nodes}: set "
+            "runtime.processes to the number on each machine, and runtime.nodes to the number of machines"
+        )
     if processes * nodes < 2:
         yield
         return
     before = dict(os.environ)
     started: list[subprocess.Popen[bytes]] = []
-    place = place_in_cluster()
     try:
         if place is None:
             place, started = _on_this_machine(processes, nodes)
@@ -164,10 +170,11 @@ def _wait(is_over: Callable[[], bool], sentence: str, seconds: float = 0.0, star
 
 def _wait_for_others(store: Store, place: Place, about: Mapping[str, str], started: Started) -> None:
     others = range(1, place.size)
+    srun = " (under SLURM, start the command with srun)" if "SLURM_NTASKS" in os.environ else ""
     for rank in others:
         _wait(
             lambda key=f"here/{rank}": store.check([key]),  # type: ignore[misc]
-            f"process {rank} of {place.size} does not begin",
+            f"process {rank} of {place.size} does not begin{srun}",
             started=started,
         )
     sentences = []

@@ -14,6 +14,8 @@ PATIENCE = 10.0
 """Seconds that a cluster may take to accept a connection."""
 JOIN = 60.0
 """Seconds that a cluster may take to let this machine join."""
+ATTEMPTS, PAUSE = 3, 2.0
+"""Attempts to connect to a cluster that aborts the connection, and the seconds between them."""
 _CLIENT_PORT, _CLIENT = 10001, "ray://"
 _FOUND_HERE = "ray", "auto", "local"
 _FRAME = 9
@@ -48,7 +50,7 @@ def connected(address: str, option: str) -> Iterator[Any]:
             if address in _FOUND_HERE:
                 _init(ray, address)
             else:
-                _within(JOIN, lambda: _init(ray, address))
+                _join(ray, address)
     except TimeoutError:
         raise ClusterError(
             f"no Ray cluster at {given}: a service answers there, but this machine cannot join within {JOIN:.0f} s"
@@ -109,6 +111,27 @@ def _within(seconds: float, work: Callable[[], None]) -> None:
         raise TimeoutError
     if errors[0] is not None:
         raise errors[0]
+
+
+def _join(ray: Any, address: str) -> None:
+    """Connect to a cluster, again if it aborts the connection.
+
+    The proxy of a cluster starts a process for each client, and aborts if that is not there soon enough, as on a
+    machine with much other work.
+
+    Raises:
+        TimeoutError: an attempt takes longer than `JOIN`.
+        Exception: an error of Ray.
+    """
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return _within(JOIN, lambda: _init(ray, address))
+        except ConnectionAbortedError:
+            if not left:
+                raise
+            with suppress(Exception):  # what is left of the attempt
+                ray.shutdown()
+            time.sleep(PAUSE)
 
 
 def _init(ray: Any, address: str) -> None:

@@ -128,7 +128,7 @@ def place_in_cluster() -> Place | None:
     """Place of this process if torchrun or SLURM started several; None otherwise.
 
     Raises:
-        ValueError: variables of SLURM that are not numbers.
+        ValueError: variables of SLURM that are not numbers, or contradict each other.
     """
     if not {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & set(os.environ):
         return None
@@ -147,6 +147,10 @@ def place_in_cluster() -> Place | None:
             nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
             address = os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
             place = Place(_slurm("PROCID"), _slurm("LOCALID", 0), size, address, _slurm_port(), False)
+            if place.rank >= size:
+                raise ValueError(
+                    f"the variable SLURM_PROCID is {place.rank}, and SLURM_NTASKS is {size}: start with srun"
+                )
     return place if place is not None and place.size > 1 else None
 
 

@@ -231,6 +231,46 @@ def test_another_service_is_one_sentence_within_seconds(
     never.set()
 
 
+@pytest.mark.parametrize("aborted", [1, 2, 3])
+def test_a_connection_that_the_cluster_aborts_is_tried_again(aborted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its proxy does so on a loaded machine, where the process of a client begins too slowly."""
+    calls: list[str] = []
+
+    def init(**settings: object) -> None:
+        calls.append("init")
+        if calls.count("init") <= aborted:
+            raise ConnectionAbortedError("Initialization failure from server:\nserver startup failed")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: calls.append("shutdown")))
+    monkeypatch.setattr(ray_connection, "PAUSE", 0.0)
+    monkeypatch.setattr(ray_connection, "_check_answers", lambda address, given: None)
+    if aborted < ray_connection.ATTEMPTS:
+        with ray_connection.connected("ray://127.0.0.1:1", "--on"):
+            assert calls == ["init", "shutdown"] * aborted + ["init"]
+        return
+    sentence = "no Ray cluster at ray://127.0.0.1:1: Initialization failure from server: server startup failed"
+    with (
+        pytest.raises(ray_connection.ClusterError, match=sentence),
+        ray_connection.connected("ray://127.0.0.1:1", "--on"),
+    ):
+        pass
+    assert calls.count("init") == ray_connection.ATTEMPTS
+
+
+def test_other_errors_of_a_connection_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def init(**settings: object) -> None:
+        calls.append(settings)
+        raise RuntimeError("Version mismatch")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: None))
+    monkeypatch.setattr(ray_connection, "_check_answers", lambda address, given: None)
+    with pytest.raises(ray_connection.ClusterError), ray_connection.connected("ray://127.0.0.1:1", "--on"):
+        pass
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
