@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from cli_tools import refusal
 
+from robustly.api.gate import Limits
+from robustly.api.gate_protocol import _is_strong, gate_protocol
 from robustly.cli import evaluate as evaluate_module
 from robustly.cli import main
 from robustly.cli.audit_protocol import _absent, _threats_problem, protocol_checks
@@ -274,6 +276,25 @@ def test_a_forged_file_fails_the_checks(compared: Path, tmp_path: Path, change, 
     file.write_text(json.dumps(content))
     problems = [check.problem for check in protocol_checks(run, read_protocol(file)) if not check.passed]
     assert any(problem in one for one in problems), problems
+
+
+@pytest.mark.slow
+def test_a_gate_refuses_threats_and_suites_that_are_not_those_of_the_protocol(
+    compared: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(compared, tmp_path / "run"))
+    file = protocol_file(run, "unforeseen")
+    content = json.loads(file.read_text())
+    content["terms"].update(chosen=False)
+    file.write_text(json.dumps(content))
+    found = {one.name: one for one in gate_protocol(run, "unforeseen", Limits(clean=0.0)).conditions}
+    assert not found["threats"].passed
+    assert found["threats"].words.startswith("not those of unforeseen: brightness:0.2")
+    summary = read_summary(run / "evaluation_unforeseen_linf")
+    assert _is_strong(summary)
+    for suite, composed in (("pgd_10", None), ("standard", {"one": {"attack": "fgsm"}})):
+        weak = replace(summary, suite=replace(summary.suite, name=suite), composed=composed)
+        assert not _is_strong(weak), suite
 
 
 @pytest.mark.slow

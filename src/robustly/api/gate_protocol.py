@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robustly.api.gate import ANY, Condition, Limits, mean_condition, share_condition, sound, suite_problem
-from robustly.evidence import Evidence, EvidenceError, read_evidence
+from robustly.evaluation import PROTOCOLS
+from robustly.evaluation.suites.protocol import AS_STRONG, without_file
+from robustly.evidence import Evidence, EvidenceError, Summary, read_evidence
 from robustly.evidence.protocol_result import (
     ProtocolColumn,
     ProtocolResult,
@@ -59,7 +61,7 @@ def gate_protocol(run: Path, label: str, limits: Limits) -> ProtocolGate:
     conditions = [
         _sound(run, stated, evidences),
         _suites(result.columns, evidences, limits),
-        _threats(result, limits),
+        _threats(result, evidences, limits),
         _attacks(result, limits),
         _masking(result, limits),
     ]
@@ -105,14 +107,34 @@ def _suites(columns: tuple[ProtocolColumn, ...], evidences: dict[str, Evidence],
         for one in columns
         if (problem := suite_problem(evidences[one.evaluation].summary))
     ]
+    wrong += [
+        f"{one.evaluation} under a threat of the training is by {one.suite}"
+        for one in columns
+        if one.role == "trained" and not _is_strong(evidences[one.evaluation].summary)
+    ]
     words = "; ".join(wrong) or f"the attacks are those of {', '.join(dict.fromkeys(one.suite for one in columns))}"
     return Condition("suite", not wrong, words)
 
 
-def _threats(result: ProtocolResult, limits: Limits) -> Condition:
+def _is_strong(summary: Summary) -> bool:
+    """Return True for a suite by which a protocol evaluates a threat of the training, or takes it over."""
+    return summary.composed is None and summary.suite.name.partition("+")[0] in AS_STRONG
+
+
+def _threats(result: ProtocolResult, evidences: dict[str, Evidence], limits: Limits) -> Condition:
     """Condition that the threats are those of the protocol, not chosen by the user, unless any are allowed."""
     tested = ", ".join(one.threat for one in result.tested)
     left_out = f"; left out: {'; '.join(result.left_out)}" if result.left_out else ""
+    protocol = PROTOCOLS.get(result.terms.protocol)
+    if not result.terms.chosen and protocol is not None:
+        channels, *sides = next(iter(evidences.values())).images.gallery.images.shape[1:]
+        versions = protocol.versions((channels, sides[0], sides[1]))
+        found = [without_file(one.threat) for one in result.tested]
+        known = {one.threat for one in result.columns} | {text.partition(": ")[0] for text in result.left_out}
+        if not any(
+            set(found) <= set(texts) and all(text in found or text in known for text in texts) for texts in versions
+        ):
+            return Condition("threats", False, f"not those of {protocol.name}: {tested}{left_out}")
     if not result.terms.chosen:
         return Condition("threats", True, f"those of {result.terms.protocol}: {tested}{left_out}")
     tail = "allowed" if limits.suite == ANY else "--suite any allows them"

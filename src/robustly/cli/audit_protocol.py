@@ -8,12 +8,11 @@ from rich.markup import escape
 
 from robustly.cli.audit import AuditOptions, run_audits
 from robustly.cli.protocol_choice import untrained
-from robustly.cli.protocol_plan import AS_STRONG
 from robustly.cli.terminal import PlainConsole
 from robustly.cli.together import leads
 from robustly.data import load_test
 from robustly.evaluation import PROTOCOLS, Check
-from robustly.evaluation.suites.protocol import ImageShape, Protocol
+from robustly.evaluation.suites.protocol import AS_STRONG, ImageShape, Protocol, without_file
 from robustly.evidence import EvidenceError, read_evidence, read_summary
 from robustly.evidence.protocol_result import ProtocolResult, contradiction, protocol_file, read_protocol
 from robustly.experiments.class_planes import planes_problem
@@ -148,13 +147,13 @@ def _absent(config: RunConfig, stated: ProtocolResult) -> tuple[str, ...]:
 def _version_problem(
     config: RunConfig, stated: ProtocolResult, protocol: Protocol, texts: Sequence[str], shape: ImageShape
 ) -> str:
-    wanted = [_without_file(text) for text in texts]
+    wanted = [without_file(text) for text in texts]
     left_out: tuple[str, ...] = ()
     if protocol.compares:
         trained = [*map(str, trained_on(config) or ()), *stated.terms.stated]
         threats, left_out = untrained([parse_threat(text) for text in texts], trained, shape)
         wanted = list(map(str, threats))
-    tested = [_without_file(one.threat) for one in stated.tested]
+    tested = [without_file(one.threat) for one in stated.tested]
     missing = [text for text in wanted if text not in tested]
     added = [text for text in tested if text not in wanted]
     found = [f"{', '.join(missing)} missing"] if missing else []
@@ -191,11 +190,6 @@ def _planes_checks(folder: Path, config: RunConfig, stated: ProtocolResult) -> l
             name = f"the directions of {one.threat} are the principal ones of the training images"
             found.append(Check(name, planes_problem(config, values)))
     return found
-
-
-def _without_file(text: str) -> str:
-    """Text of a threat without the file or the digest of its principal directions, which depend on the run."""
-    return text.partition("@")[0] if text.startswith("subspace:") else text
 
 
 def _training_problem(config: RunConfig, stated: ProtocolResult) -> str:

@@ -8,7 +8,7 @@ from robustly.cli.evaluate_plan import PlannedEvaluation
 from robustly.cli.protocol_choice import undefined_problem, untrained
 from robustly.cli.subject import Subject
 from robustly.evaluation import Protocol
-from robustly.evaluation.suites.protocol import PLANES
+from robustly.evaluation.suites.protocol import AS_STRONG, PLANES
 from robustly.evidence import EvidenceError, read_summary
 from robustly.evidence.protocol_result import ProtocolTerms
 from robustly.evidence.schema import SUMMARY
@@ -21,8 +21,6 @@ from robustly.threats import Subspace, Threat, parse_threat, parse_threats, shor
 
 NOTHING = "none"
 """Word for a training without an attack."""
-AS_STRONG = ("standard", "strong", "unforeseen", "semantic", "aa_standard", "aa_plus")
-"""Suites whose evaluations under a threat of the training are used again."""
 
 
 @dataclass(frozen=True)

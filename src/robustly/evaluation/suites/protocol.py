@@ -10,6 +10,8 @@ ImageShape = tuple[int, int, int]
 """Channels, height and width."""
 PLANES = "planes"
 """Stands in a text of a threat for the file of principal directions, as in "subspace:2@planes"."""
+AS_STRONG = ("standard", "strong", "unforeseen", "semantic", "aa_standard", "aa_plus")
+"""Suites whose evaluations under a threat of the training a protocol takes over."""
 Mean = Literal["with_clean", "of_threats"]
 
 
@@ -36,6 +38,15 @@ class Protocol:
     compares: bool
     notes: tuple[str, ...]
     earlier: Callable[[ImageShape], tuple[tuple[str, ...], ...]] = lambda _: ()
+
+    def versions(self, shape: ImageShape) -> tuple[tuple[str, ...], ...]:
+        """Threats of today's and of each earlier version, without the files of principal directions."""
+        return tuple(tuple(map(without_file, texts)) for texts in (self.threats(shape), *self.earlier(shape)))
+
+
+def without_file(text: str) -> str:
+    """Text of a threat without the file or the digest of its principal directions, which depend on the run."""
+    return text.partition("@")[0] if text.startswith("subspace:") else text
 
 
 def undefined(name: str, threat: ThreatOrKind, kinds: Sequence[str]) -> ValueError:
