@@ -45,7 +45,7 @@ if not torch.accelerator.is_available():
 def pytest_collection_finish() -> None:
     """Keep modules and tests, which stay to the end, out of all later collections of garbage.
 
-    Store no more bytecode: that of a module which a test writes twice within a second would be taken for the second.
+    Store no more bytecode: that of a module which a test writes twice within a second is taken for both.
     """
     gc.collect()
     gc.freeze()
