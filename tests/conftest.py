@@ -6,6 +6,7 @@ import gc
 import lzma
 import os
 import signal
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -42,9 +43,13 @@ if not torch.accelerator.is_available():
 
 
 def pytest_collection_finish() -> None:
-    """Keep modules and tests, which stay to the end, out of all later collections of garbage."""
+    """Keep modules and tests, which stay to the end, out of all later collections of garbage.
+
+    Store no more bytecode: that of a module which a test writes twice within a second is taken for both.
+    """
     gc.collect()
     gc.freeze()
+    sys.dont_write_bytecode = True
 
 
 @pytest.fixture(scope="session")
