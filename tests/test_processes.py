@@ -13,6 +13,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from robustly import processes, runtime
 from robustly.cli import together
+from robustly.cli.interruption import Stopped
 from robustly.processes import Group, ProcessError, code_digest, join_group
 from robustly.runtime import DeviceError, Place, check_device, place_in_cluster
 
@@ -191,3 +192,18 @@ def test_process_0_waits_for_no_process_that_has_left_before_its_first_sign_of_l
     began = time.monotonic()
     Group(0, 2, store).close()
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Stopped(15), 143)])
+def test_another_process_of_a_cluster_ends_with_the_code_of_its_signal(
+    stop: KeyboardInterrupt, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(group: Group) -> None:
+        raise stop
+
+    monkeypatch.setattr(together, "join_group", lambda place: Group(1, 2, HashStore()))
+    monkeypatch.setattr(together, "use_own_gpu", lambda place: None)
+    with pytest.raises(SystemExit) as ended:
+        together.take_part(Place(1, 1, 2, "127.0.0.1", 1), stopped)
+    assert ended.value.code == code
+    assert capsys.readouterr() == ("", "")

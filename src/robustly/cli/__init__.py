@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # frames of C++ beside the sentence on a lost process
     keep_freed_memory()
     keep_compiled_code()
     with lasting_output():

@@ -132,6 +132,7 @@ def take_part(place: Place, carry_out: Callable[[Group], None]) -> None:
 
     Raises:
         ProcessError: in a cluster, process 0 does not answer or has other code.
+        SystemExit: in a cluster, a signal has ended this process; its exit code is that of the signal.
     """
     keep_freed_memory()
     keep_compiled_code()
@@ -142,7 +143,7 @@ def take_part(place: Place, carry_out: Callable[[Group], None]) -> None:
         if parent_process() is None:
             raise
         return  # process 0 has ended in the meantime
-    with suppress(RuntimeError, KeyboardInterrupt):  # process 0 has ended, and its store with it
+    with suppress(RuntimeError):  # process 0 has ended, and its store with it
         try:
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -150,6 +151,9 @@ def take_part(place: Place, carry_out: Callable[[Group], None]) -> None:
             group.leave()
         except (ValueError, OSError) as error:
             group.refuse(str(error))
+        except KeyboardInterrupt as stop:
+            if parent_process() is None:
+                raise SystemExit(getattr(stop, "exit_code", 130)) from None
 
 
 def _take_part(
