@@ -23,7 +23,7 @@ from robustly.data.decoding import IMAGE_SUFFIXES, Decoding, EncodedImage, decod
 from robustly.data.images import class_numbers
 from robustly.data.rows import MISSING, Rows
 from robustly.data.stored import cache_folder, files_digest
-from robustly.data.table_files import has_folders
+from robustly.data.table_files import check_numbers, has_folders
 from robustly.documents import parse_json
 from robustly.files import whole_file
 
@@ -41,6 +41,9 @@ def tar_files(path: Path) -> dict[str, list[Path]]:
     A file is one part, "all". A folder, or its subfolder `data`, may hold `train-000000.tar`,
     `imagenet-validation-01.tar`, ..., or folders `train`, `test`, ... of tar files. Other names are one
     part, "all". Tar files beside folders are not read, because those may be their content.
+
+    Raises:
+        ValueError: a numbered file (`train-000000-of-000002.tar`) is missing.
     """
     if path.is_file():
         return {"all": [path]} if path.suffix == ".tar" else {}
@@ -53,9 +56,11 @@ def tar_files(path: Path) -> dict[str, list[Path]]:
         for file, match in zip(files, matches, strict=True):
             parts.setdefault(match[1] if match is not None and all(matches) else "all", []).append(file)
         if parts:
+            check_numbers(files)
             return parts
         deeper = {part: sorted((folder / part).glob("*.tar")) for part in _PARTS}
         if any(deeper.values()):
+            check_numbers([file for group in deeper.values() for file in group])
             return {part: group for part, group in deeper.items() if group}
     return {}
 
