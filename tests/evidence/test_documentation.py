@@ -18,7 +18,7 @@ def test_the_page_lists_every_column_with_its_meaning() -> None:
         assert column.meaning in row
         assert row.count("|") == 5, "a meaning may not break the table"
     assert f"version {SCHEMA};" in page
-    assert "<!--" not in page
+    assert "of the evidence -->" not in page
 
 
 def test_a_page_without_a_mark_is_left_alone() -> None:

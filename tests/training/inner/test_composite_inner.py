@@ -170,7 +170,7 @@ def test_bad_input_is_refused() -> None:
     method = Method(inner=CompositeInner(), loss=AdversarialLoss())
     with pytest.raises(MethodError, match=r"inner: composite is for chains in any order, rotation:10\+linf:0.1"):
         method.check_threats((parse_threat("rotation:10+linf:0.1"),))
-    longer = parse_threat("&".join((*CHAINED, "affine:rotation=3,shift=1")))
+    longer = parse_threat("&".join((*CHAINED, "ace:2")))
     with pytest.raises(MethodError, match="chains of at most 12 parts, 13 are given"):
         method.check_threats((longer,))
     scheduled = Method(inner=CompositeInner(order="scheduled"), loss=AdversarialLoss())
