@@ -39,8 +39,9 @@ def test_freed_memory_is_used_again_unless_the_environment_decides(monkeypatch: 
         monkeypatch.delenv(name, raising=False)
     kept, few = faults("kept")
     assert kept == "True"
-    assert few < 1000
-    assert faults("plain")[1] > 10_000, "every step maps the 96 MB anew, in pages of 4 KiB"
+    plain = faults("plain")[1]
+    assert plain > 50_000, "every step maps the 96 MB anew, in pages of 4 KiB"
+    assert few < plain / 10, "none of the blocks is mapped anew, but for a few that the addresses decide on"
     kept, many = faults("shards")
     assert kept == "True"
     assert many > 10_000, "weights in shards return to the system once they are freed"
