@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from robustly.evaluation.diagnostics import (
 )
 from robustly.evidence import Finding
 from robustly.randomness import KeyedGenerator
+from robustly.threats import parse_threat
 from robustly.threats.lp import ThreatModel
 
 GREY = 128 / 255  # the 8-bit value next to the centre of the box, on which the closed forms are moved
@@ -283,6 +285,16 @@ def test_blocked_gradients_are_seen(answer: Callable[[Tensor], Tensor]) -> None:
     found = cheap_findings(subject_of(answer))
     assert {"blocked_gradient", "zero_gradient", "quantised_input", "D6"} <= fired(found)
     assert masking_suspected(found)
+
+
+@pytest.mark.parametrize(
+    ("threat", "search"),
+    [("linf:0.1", "run Square."), ("l0:1", "run sparse-RS."), ("contrast:0.2", "(parameter_search).")],
+)
+def test_the_advice_names_a_search_that_the_threat_has(threat: str, search: str) -> None:
+    subject = replace(subject_of(without_graph), threat=parse_threat(threat))
+    (found,) = diagnose(subject, tests=("blocked_gradient",))
+    assert found.words.endswith(search)
 
 
 def test_a_backward_pass_that_lies_fires_d7() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustly.attacks.core.contract import frozen
 from robustly.attacks.core.model_access import logits_of
 from robustly.evaluation.diagnostics.probe import VARIES, Probe, spread_of_outputs
+from robustly.evaluation.diagnostics.reference import search_by_queries
 from robustly.evaluation.diagnostics.significance import TOLERATED, Excess
 from robustly.evidence import Finding
 from robustly.objectives import difference_of_logits_ratio, margin
@@ -158,10 +159,11 @@ def blocked_gradient(probe: Probe) -> Finding:
         return Finding("blocked_gradient", title, None, None, threshold, NO_IMAGE)
     through = probe.gradients(probe.x[:1], probe.correct[:1], margin)[2]
     words = "Logits are connected to the image."
+    search = search_by_queries(probe.target.threat.kind)
     if not through:
         words = (
             "Logits have no gradient to the image (detach, no_grad, or NumPy in the model?), so that gradient "
-            "attacks cannot work: replace the stage by BPDA(stage), and run Square."
+            f"attacks cannot work: replace the stage by BPDA(stage), and run {search}."
         )
     return Finding("blocked_gradient", title, through, None, threshold, words)
 
@@ -184,7 +186,8 @@ def zero_gradient(probe: Probe) -> Finding:
     words = f"{flat} of {len(start)} images have exactly zero gradient at a random point of the threat set "
     words += f"{found.words}."
     if not found.passed:
-        words += " Gradient attacks do not move: use BPDA, many random starts and Square."
+        search = search_by_queries(probe.target.threat.kind)
+        words += f" Gradient attacks do not move: use BPDA, many random starts and {search}."
     return Finding("zero_gradient", title, found.passed, found.share, found.threshold, words)
 
 
@@ -229,8 +232,9 @@ def vanishing_gradients(probe: Probe) -> Finding:
         f"(exactly zero for {int(flat.sum())}); a probability is 1 in float32 for {ones} {found.words}."
     )
     if not found.passed:
+        search = search_by_queries(probe.target.threat.kind)
         words += (
-            " No objective has a gradient there: use BPDA, random starts and Square."
+            f" No objective has a gradient there: use BPDA, random starts and {search}."
             if bool((by_margin | ~useless).all())
             else " Use margin, DLR or scaled_cross_entropy, which do not saturate."
         )
@@ -280,7 +284,8 @@ def linearity(probe: Probe) -> Finding:
     )
     words += f"is outside [0.1, 10] for {found.hits} of {found.count} {found.words}."
     if not found.passed:
-        words += " Gradients are poor predictions at this scale: use smaller steps, restarts, and Square."
+        words += " Gradients are poor predictions at this scale: use smaller steps, restarts, and "
+        words += f"{search_by_queries(threat.kind)}."
     return Finding("D12", title, found.passed, ratio, threshold, words)
 
 

@@ -6,6 +6,7 @@ from robustly.attacks.sparse_rs import SparseRS
 from robustly.attacks.square import Square
 from robustly.evaluation.suites.builtin import standard
 from robustly.evaluation.suites.suite import in_full_precision
+from robustly.threats import NORMS
 
 
 def reference_attacks(kind: str) -> dict[str, Attack]:
@@ -24,6 +25,13 @@ def reference_attacks(kind: str) -> dict[str, Attack]:
         for name, attack in suite.attacks.items()
         if not (plans[name].sentinel or plans[name].on_suspicion or _without_gradients(attack))
     }
+
+
+def search_by_queries(kind: str) -> str:
+    """Name of the attack that needs no gradients under threats of a kind, in words for advice."""
+    if kind == "l0":
+        return "sparse-RS"
+    return "Square" if kind in NORMS else "random draws and the search by queries (parameter_search)"
 
 
 def _without_gradients(attack: Attack) -> bool:
