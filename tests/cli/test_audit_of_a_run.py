@@ -131,6 +131,10 @@ def test_settings_that_are_not_those_of_the_run_are_shown(run: Path, capsys: pyt
     said = capsys.readouterr().out
     assert "threat is linf:0.05 in this evaluation, linf:0.1 in the run's settings" in said
     assert "data.test_limit is 20 in this evaluation" in said
+    assert "not audited" not in said
+    (run / "evaluation_stopped.partial").mkdir()
+    assert main(["audit", str(run), "--share", "0.5", "--confidence", "0.5"]) == 0
+    assert "not audited: the other evaluations of the run: other (--as NAME)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("key", "value"), [("split_seed", 9), ("test", 60), ("source", "elsewhere.npz")])

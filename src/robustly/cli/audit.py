@@ -27,6 +27,7 @@ from robustly.experiments.domains_audit import domain_checks
 from robustly.experiments.locks import repair_evaluations
 from robustly.experiments.rows_audit import rows_checks
 from robustly.experiments.run_folder import (
+    EVALUATION,
     Checkpoint,
     RunError,
     evaluation_data,
@@ -68,7 +69,17 @@ def run_audit(folder: Path, options: AuditOptions, trust_code: bool) -> int:
         ValueError: the folder has no run, weights or data cannot be read, or a key is not one.
         OSError: a key cannot be read.
     """
-    return max(run_audits(folder, [options], trust_code), default=0)
+    code = max(run_audits(folder, [options], trust_code), default=0)
+    others = [file.parent.name.removeprefix(f"{EVALUATION}_") for file in folder.glob(f"{EVALUATION}_*/{SUMMARY}")]
+    labels = sorted(label for label in others if "." not in label)  # not parts of an evaluation that was stopped
+    if options.label is None and labels and leads():
+        PlainConsole().print(
+            f"not audited: the other evaluations of the run: {', '.join(labels)} (--as NAME)",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    return code
 
 
 def run_audits(folder: Path, options: Sequence[AuditOptions], trust_code: bool) -> Iterator[int]:
