@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -295,6 +295,7 @@ def test_every_mode_attacks_broken_images_again() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.sampled_from(["quick", "standard", "aa_standard"]))
+@example(0.10603388262191007, 0.004966038565719534, 1.0, "quick")
 def test_the_expected_time_is_between_the_limits(correct: float, share: float, early: float, name: str) -> None:
     suite = as_suite(name, LINF)
     found = predicted(suite, Survival(correct, correct * share, early, "", 50))

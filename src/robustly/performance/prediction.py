@@ -155,7 +155,8 @@ def predict_suite(
         more = count * (survival.correct - survival.robust) * survival.eight_bit / 2 * floor.both.median
         more += _compiling(usual, survival, times, batch_size)
         middle = _seconds(usual, count, floor, times)
-        expected = Spread(middle.median + more, low.low + more, high.high + more, middle.runs)
+        least, greatest = min(low.low, middle.median), max(high.high, middle.median)  # but for rounding
+        expected = Spread(middle.median + more, least + more, greatest + more, middle.runs)
     suspicious = tuple(name for name in suite.attacks if suite.plan(name).on_suspicion)
     radii = [radius for radius in curve_radii(threat, suite) if radius]
     drawn = min(count, curve_count or count)
