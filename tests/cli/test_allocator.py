@@ -43,11 +43,13 @@ def test_freed_memory_is_used_again_unless_the_environment_decides(monkeypatch: 
         monkeypatch.delenv(name, raising=False)
     kept, few = faults("kept")
     assert kept == "True"
-    assert min(few) < 333, "of the 24,000 pages of 4 KiB in a step; the system adds faults of its own to some steps"
-    assert sum(faults("plain")[1]) > 10_000, "steps map the 96 MB anew, unless a block above is in use"
+    assert few[-1] < 333, "of the 24,000 pages of 4 KiB in a step"
+    plain = faults("plain")[1]
+    assert plain[0] > 10_000, "the second step maps the 96 MB anew; later ones may find a block above it in use"
+    assert sum(few) < sum(plain) / 2
     kept, many = faults("shards")
     assert kept == "True"
-    assert sum(many) > 10_000, "weights in shards return to the system once they are freed"
+    assert min(many) > 10_000, "weights in shards return to the system once they are freed"
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
     assert faults("kept")[0] == "False"
 
