@@ -115,6 +115,11 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def is_irregular(path: Path | str) -> bool:
+    """Return True for what is there but no regular file: a pipe would be waited for, and a device may never end."""
+    return not Path(path).is_file() and Path(path).exists()
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as content:

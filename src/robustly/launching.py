@@ -81,12 +81,12 @@ def _on_this_machine(processes: int, nodes: int) -> tuple[Place, list["subproces
     """The place of this process, and the processes that it has started, if it is the first one here."""
     is_first = "LOCAL_RANK" not in os.environ
     if is_first:
-        given = os.environ
-        own = {"MASTER_ADDR": "127.0.0.1", "NODE_RANK": given.get("GROUP_RANK", "0"), "LOCAL_RANK": "0"}
-        if "MASTER_PORT" not in given:
-            own["MASTER_PORT"] = str(_two_free_ports())
-        os.environ |= {**{name: given.get(name, value) for name, value in own.items()}}
+        os.environ["LOCAL_RANK"] = "0"
         os.environ["WORLD_SIZE"] = str(processes * nodes)
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+        if "MASTER_PORT" not in os.environ:
+            os.environ["MASTER_PORT"] = str(_two_free_ports())
     local, node = int(os.environ["LOCAL_RANK"]), int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
     address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
     place = Place(node * processes + local, local, processes * nodes, address, port, port_is_taken=False)

@@ -57,7 +57,7 @@ def finished_parts(folder: Path, task: Task, parts: Sequence[Arrays], identity: 
     """
     here = folder / digest_of(task, parts)
     found = (part_file(here, number) for number in range(len(parts)))
-    return (load_part(path) for path in found if is_whole(path, identity))
+    return (part for path in found if (part := _whole_part(path, identity)) is not None)
 
 
 def all_results(folder: Path, count: int) -> Iterator[Arrays]:
@@ -83,12 +83,18 @@ def save_part(path: Path, arrays: Arrays, identity: str) -> None:
 
 def is_whole(path: Path, identity: str) -> bool:
     """Return True for a file of `save_part` that is unchanged, in its place and of the same evaluation."""
+    return _whole_part(path, identity) is not None
+
+
+def _whole_part(path: Path, identity: str) -> Arrays | None:
+    """The arrays of such a file, None for any other."""
     try:
         with safe_open(path, framework="np") as stored:
             seal = (stored.metadata() or {}).get(_SEAL)
-        return seal is not None and seal == _seal(path, load_part(path), identity)
+        arrays = load_part(path) if seal is not None else {}
+        return arrays if seal == _seal(path, arrays, identity) else None
     except (SafetensorError, OSError, TypeError):  # a TypeError for numbers that NumPy does not have
-        return False
+        return None
 
 
 def _seal(path: Path, arrays: Arrays, identity: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from robustly.files import is_irregular
 from robustly.randomness import KeyedGenerator
 from robustly.threats.array_digest import array_digest
 from robustly.threats.contract import Box, Images, PerExample, ThreatError, checked_box, per_example
@@ -230,8 +231,8 @@ def read_limits(path: Path | str) -> Limits:
         ThreatError: a file that is missing, too large, or has other columns or values.
     """
     try:
-        if not Path(path).is_file() and Path(path).exists():
-            raise ThreatError(f"{str(path)!r} is not a regular file, which a file of limits is")  # it may never end
+        if is_irregular(path):
+            raise ThreatError(f"{str(path)!r} is not a regular file, which a file of limits is")
         if Path(path).stat().st_size > MOST_BYTES:
             raise ThreatError(f"{str(path)!r} is larger than {MOST_BYTES} bytes, which no file of limits is")
         with Path(path).open(encoding="utf-8-sig", newline="") as file:

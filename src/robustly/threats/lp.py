@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from robustly.files import is_irregular
 from robustly.memory import check_npy
 from robustly.threats.array_digest import array_digest
 from robustly.threats.balls import L0Ball, L1Ball, L2Ball, LinfBall, LpBall, Mask
@@ -254,8 +255,8 @@ def read_mask(path: str) -> Tensor:
         ThreatError: a file that is missing or not a NumPy array of numbers.
     """
     try:
-        if not Path(path).is_file() and Path(path).exists():
-            raise ValueError("it is not a regular file")  # a pipe would be waited for
+        if is_irregular(path):
+            raise ValueError("it is not a regular file")
         check_npy(Path(path))
         values = np.load(path, allow_pickle=False)
         if np.iscomplexobj(values):

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustly.files import whole_file
+from robustly.files import is_irregular, whole_file
 from robustly.threats.array_digest import array_digest
 from robustly.threats.contract import Images, ThreatError
 
@@ -77,8 +77,8 @@ def read_planes(path: Path | str) -> Planes:
         ThreatError: a file that is missing or has other content.
     """
     try:
-        if not Path(path).is_file() and Path(path).exists():
-            raise OSError("it is not a regular file")  # a pipe would be waited for
+        if is_irregular(path):
+            raise OSError("it is not a regular file")
         with safe_open(path, framework="pt") as file:
             return Planes(file.get_tensor(_NAME), str((file.metadata() or {}).get(_MADE_FROM, "")))
     except (OSError, SafetensorError) as error:

@@ -159,8 +159,8 @@ def blocked_gradient(probe: Probe) -> Finding:
         return Finding("blocked_gradient", title, None, None, threshold, NO_IMAGE)
     through = probe.gradients(probe.x[:1], probe.correct[:1], margin)[2]
     words = "Logits are connected to the image."
-    search = search_by_queries(probe.target.threat.kind)
     if not through:
+        search = search_by_queries(probe.target.threat.kind)
         words = (
             "Logits have no gradient to the image (detach, no_grad, or NumPy in the model?), so that gradient "
             f"attacks cannot work: replace the stage by BPDA(stage), and run {search}."
